@@ -1,0 +1,73 @@
+"""Search millions of dense embeddings from sparse dictionary codes.
+
+index = CompressedIndex.build(embeddings)
+scores, ids = index.search(queries, k=10)
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+try:
+    from compressae_index import _engine as _engine
+except ImportError as error:
+    error.add_note(
+        "The C++ engine is not built here. In a source checkout, install the package (pip install .) and run "
+        "Python outside of the checkout or with -P, so that the sources do not hide the installed package."
+    )
+    raise
+
+from compressae_index.codes import SparseCodes
+from compressae_index.errors import (
+    CompressaeError,
+    DimensionError,
+    FormatError,
+    InputError,
+    MissingExtraError,
+    NewerFormatError,
+    TrainingError,
+    UnknownIdError,
+)
+from compressae_index.index import CompressedIndex, Explanation, IndexStats, SearchResult
+from compressae_index.model import CompresSAE
+
+if TYPE_CHECKING:
+    from compressae_index.training import TrainConfig, TrainResult, train
+
+__all__ = [
+    "CompresSAE",
+    "CompressaeError",
+    "CompressedIndex",
+    "DimensionError",
+    "Explanation",
+    "FormatError",
+    "IndexStats",
+    "InputError",
+    "MissingExtraError",
+    "NewerFormatError",
+    "SearchResult",
+    "SparseCodes",
+    "TrainConfig",
+    "TrainResult",
+    "TrainingError",
+    "UnknownIdError",
+    "__version__",
+    "train",
+]
+
+__version__ = version("compressae-index")
+
+
+def __getattr__(name: str) -> Any:
+    """Training is imported, with torch, when it is first asked for."""
+    if name in ("TrainConfig", "TrainResult", "train"):
+        from compressae_index import training
+
+        return getattr(training, name)
+    msg = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(msg)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,111 @@
+"""The search engine: posting lists, forward codes, re-scoring, pursuit."""
+
+from typing import Annotated, Any
+
+import numpy
+from numpy.typing import NDArray
+
+def simd() -> str:
+    """
+    Instruction set in use: avx512, avx2 or plain (COMPRESSAE_SIMD forces one).
+    """
+
+def pursuit(
+    correlations: Annotated[
+        NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)
+    ],
+    gram: Annotated[
+        NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)
+    ],
+    k: int,
+    solve_every: int,
+    num_threads: int,
+) -> tuple[NDArray[numpy.uint16], NDArray[numpy.float32]]:
+    """
+    Orthogonal matching pursuit from correlations (n, h) and the Gram matrix (h, h): (latents, values), (n, k).
+    """
+
+def top_k_codes(
+    activations: Annotated[
+        NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)
+    ],
+    k: int,
+    num_threads: int,
+) -> tuple[NDArray[numpy.uint16], NDArray[numpy.float32]]:
+    """
+    The k largest absolute entries of each row, signed, sorted by latent: (latents, values), (n, k).
+    """
+
+class InvertedLists:
+    """The inverted part: posting lists by window and latent."""
+
+    def __init__(self, arrays: dict[str, Any], n_documents: int, n_latents: int) -> None: ...
+    @staticmethod
+    def build(
+        latents: Annotated[
+            NDArray[numpy.uint16], dict(shape=(None, None), order="C", device="cpu", writable=False)
+        ],
+        values: Annotated[
+            NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)
+        ],
+        n_latents: int,
+        num_threads: int,
+    ) -> InvertedLists: ...
+    def search(
+        self,
+        projections: Annotated[
+            NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)
+        ],
+        query_nnz: int,
+        top: int,
+        allowed: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order="C", device="cpu", writable=False)]
+        | None,
+        num_threads: int,
+    ) -> tuple[NDArray[numpy.float32], NDArray[numpy.int64]]:
+        """
+        Best documents by the query_nnz largest entries of each projection: (scores, rows), (n_queries, top).
+        """
+
+    def list_lengths(self) -> NDArray[numpy.int64]: ...
+    def arrays(self) -> dict[str, Any]: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def n_documents(self) -> int: ...
+
+class ForwardCodes:
+    """The forward part: k latents and values a row."""
+
+    def __init__(self, arrays: dict[str, Any], n_latents: int) -> None: ...
+    def search(
+        self,
+        projections: Annotated[
+            NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)
+        ],
+        top: int,
+        allowed: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order="C", device="cpu", writable=False)]
+        | None,
+        num_threads: int,
+    ) -> tuple[NDArray[numpy.float32], NDArray[numpy.int64]]:
+        """Best documents by whole projections: (scores, rows), (n_queries, top)."""
+
+    def rescore(
+        self,
+        projections: Annotated[
+            NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)
+        ],
+        candidates: Annotated[
+            NDArray[numpy.int64], dict(shape=(None, None), order="C", device="cpu", writable=False)
+        ],
+        top: int,
+        num_threads: int,
+    ) -> tuple[NDArray[numpy.float32], NDArray[numpy.int64]]:
+        """
+        Best of the candidate rows (-1: none): (scores, rows), (n_queries, top).
+        """
+
+    def arrays(self) -> dict[str, Any]: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def n_documents(self) -> int: ...

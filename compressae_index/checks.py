@@ -1,0 +1,119 @@
+"""Checks of what callers pass in; each raises InputError before anything is changed."""
+
+from __future__ import annotations
+
+import operator
+import os
+from typing import Any, TypeAlias, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from compressae_index.errors import DimensionError, InputError
+
+FloatArray: TypeAlias = npt.NDArray[np.float32]
+T = TypeVar("T", bound=str)
+
+
+def check_vectors(
+    vectors: npt.ArrayLike, *, dim: int | None = None, name: str = "embeddings", first_row: int = 0
+) -> FloatArray:
+    """Vectors as a C-contiguous float32 array (n, d) of finite, nonzero rows.
+
+    Args:
+        vectors: (n, d), or (d,) for a single vector; any real floating dtype.
+        dim: the d that is expected, where one is.
+        name: what to call the argument in messages.
+        first_row: number of the first row in messages, for callers that check batch by batch.
+
+    Raises:
+        DimensionError: the array is not (n, d), or d is not `dim`.
+        InputError: not a real floating dtype, no rows, NaN, infinite values or zero rows.
+    """
+    try:
+        array = np.asarray(vectors)
+    except (TypeError, ValueError) as error:
+        msg = f"{name} cannot be read as an array: {error}"
+        raise InputError(msg) from error
+    if array.ndim == 1 and array.dtype.kind == "f":
+        array = array[None, :]
+    if array.ndim != 2:
+        msg = f"{name} must have shape (n, d), got shape {array.shape}"
+        raise DimensionError(msg)
+    if array.dtype.kind != "f":
+        msg = f"{name} must be floating point (float16, float32 or float64), got dtype {array.dtype}"
+        raise InputError(msg)
+    if array.shape[0] == 0 or array.shape[1] == 0:
+        msg = f"{name} must not be empty, got shape {array.shape}"
+        raise InputError(msg)
+    if dim is not None and array.shape[1] != dim:
+        msg = f"{name} have dimension {array.shape[1]}, expected {dim}"
+        raise DimensionError(msg)
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is named below
+        array = np.ascontiguousarray(array, dtype=np.float32)
+    _check_rows(array, name, first_row)
+    return array
+
+
+def _check_rows(array: FloatArray, name: str, first_row: int) -> None:
+    largest = np.abs(array).max(axis=1)  # NaN where a row holds NaN
+    bad = np.flatnonzero(~np.isfinite(largest))
+    if bad.size:
+        what = "NaN" if np.isnan(array[bad[0]]).any() else "values infinite in float32"
+        msg = f"{name} row {first_row + bad[0]} holds {what} ({bad.size} such rows)"
+        raise InputError(msg)
+    # A row whose squares all underflow has no direction that float32 can tell.
+    zero = np.flatnonzero(largest < 1e-18)
+    if zero.size:
+        msg = f"{name} row {first_row + zero[0]} is zero, so it has no direction ({zero.size} such rows)"
+        raise InputError(msg)
+
+
+def normalize_rows(vectors: FloatArray) -> FloatArray:
+    """Rows divided by their Euclidean norm; the rows must not be zero."""
+    # Scaling by the largest entry first keeps tiny and huge rows from under- and overflowing.
+    scaled: FloatArray = vectors / np.abs(vectors).max(axis=1, keepdims=True)
+    scaled /= np.linalg.norm(scaled, axis=1, keepdims=True)
+    return scaled
+
+
+def check_int(value: Any, name: str, low: int, high: int | None = None, high_name: str = "") -> int:
+    """An integer in [low, high]; bool is not one.
+
+    Raises:
+        InputError: with the value and the bound it breaks.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        msg = f"{name} must be an integer, got {value!r}"
+        raise InputError(msg) from None
+    if isinstance(value, bool):
+        msg = f"{name} must be an integer, got {value!r}"
+        raise InputError(msg)
+    if number < low:
+        msg = f"{name} must be at least {low}, got {number}"
+        raise InputError(msg)
+    if high is not None and number > high:
+        msg = f"{name} must be at most {high_name + ' = ' if high_name else ''}{high}, got {number}"
+        raise InputError(msg)
+    return number
+
+
+def check_choice(value: T, name: str, choices: tuple[T, ...]) -> T:
+    """One of the choices.
+
+    Raises:
+        InputError: with the value and the choices.
+    """
+    if value not in choices:
+        msg = f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}"
+        raise InputError(msg)
+    return value
+
+
+def check_threads(num_threads: int | None) -> int:
+    """A number of threads; None means every processor that this process may use."""
+    if num_threads is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return check_int(num_threads, "num_threads", 1)

@@ -1,0 +1,315 @@
+// The only file that knows Python: it checks shapes and bounds, keeps borrowed arrays alive, drops the GIL
+// around the work, and hands results over without copies.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "cpu.hpp"
+#include "forward.hpp"
+#include "inverted.hpp"
+#include "pursuit.hpp"
+#include "thread_pool.hpp"
+#include "top_k.hpp"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace compressae {
+namespace {
+
+template <typename T, std::size_t Rank>
+using Input = nb::ndarray<const T, nb::ndim<Rank>, nb::c_contig, nb::device::cpu>;
+template <typename T>
+using Output = nb::ndarray<nb::numpy, T>;
+using Hits = std::pair<Output<float>, Output<std::int64_t>>;
+using Codes = std::pair<Output<std::uint16_t>, Output<float>>;
+using Arrays = nb::typed<nb::dict, nb::str, nb::any>;
+
+// Longest projection a gather may read: any 16-bit latent.
+constexpr std::size_t kMaxLatents = 65536;
+
+template <typename T>
+Output<T> to_numpy(std::vector<T>&& data, std::initializer_list<std::size_t> shape) {
+  auto* owned = new std::vector<T>(std::move(data));
+  nb::capsule owner(owned, [](void* p) noexcept { delete static_cast<std::vector<T>*>(p); });
+  return Output<T>(owned->data(), shape, owner);
+}
+
+void require(bool holds, const std::string& message) {
+  if (!holds) throw std::invalid_argument(message);
+}
+
+void require_equal(std::size_t got, std::size_t expected, const std::string& what) {
+  require(got == expected, what + " is " + std::to_string(got) + ", expected " + std::to_string(expected));
+}
+
+void require_latents(std::size_t n_latents) {
+  require(n_latents >= 1 && n_latents <= kMaxLatents,
+          "n_latents is " + std::to_string(n_latents) + ", expected 1 to " + std::to_string(kMaxLatents));
+}
+
+using Bitmap = std::optional<Input<std::uint8_t, 1>>;
+
+Allowed to_allowed(const Bitmap& bitmap, std::size_t n_documents) {
+  if (!bitmap) return {};
+  require_equal(bitmap->shape(0), (n_documents + 7) / 8, "bytes of the allowed bitmap");
+  return {bitmap->data()};
+}
+
+// One array out of a dict, typed; nanobind refuses a wrong dtype, rank or layout.
+template <typename T, std::size_t Rank>
+Input<T, Rank> take(const nb::dict& arrays, const char* name) {
+  require(arrays.contains(name), std::string("the array '") + name + "' is missing");
+  Input<T, Rank> array;
+  if (!nb::try_cast(arrays[name], array, false))
+    throw std::invalid_argument(std::string("the array '") + name + "' has another dtype, rank or layout");
+  return array;
+}
+
+// Runs one query a task and returns (scores, rows), both (n_queries, top).
+template <typename Search>
+Hits search_batch(std::size_t n_queries, std::size_t top, std::size_t num_threads, const Search& search) {
+  require(top >= 1, "top is 0, expected at least 1");
+  std::vector<float> scores(n_queries * top);
+  std::vector<std::int64_t> rows(n_queries * top);
+  {
+    nb::gil_scoped_release release;
+    ThreadPool::instance().parallel_for(n_queries, num_threads, [&](std::size_t q) {
+      TopK top_k(top);
+      search(q, top_k);
+      top_k.write(scores.data() + q * top, rows.data() + q * top);
+    });
+  }
+  return {to_numpy(std::move(scores), {n_queries, top}), to_numpy(std::move(rows), {n_queries, top})};
+}
+
+class InvertedLists {
+ public:
+  static InvertedLists build(const Input<std::uint16_t, 2>& latents, const Input<float, 2>& values,
+                             std::size_t n_latents, std::size_t num_threads) {
+    require_latents(n_latents);
+    require_equal(values.shape(0), latents.shape(0), "rows of values");
+    require_equal(values.shape(1), latents.shape(1), "columns of values");
+    for (std::size_t i = 0; i < latents.size(); ++i)
+      require(latents.data()[i] < n_latents, "latent " + std::to_string(latents.data()[i]) +
+                                                 " is outside of n_latents " + std::to_string(n_latents));
+    InvertedArrays built;
+    {
+      nb::gil_scoped_release release;
+      built = build_inverted(latents.data(), values.data(), latents.shape(0), latents.shape(1), n_latents,
+                             num_threads);
+    }
+    const std::size_t n_windows = built.starts.size() - 1, n_postings = built.ids.size();
+    Arrays arrays;
+    arrays["starts"] = to_numpy(std::move(built.starts), {n_windows + 1});
+    arrays["offsets"] = to_numpy(std::move(built.offsets), {n_windows, n_latents + 1});
+    arrays["scales"] = to_numpy(std::move(built.scales), {n_windows, n_latents});
+    arrays["ids"] = to_numpy(std::move(built.ids), {n_postings});
+    arrays["values"] = to_numpy(std::move(built.values), {n_postings});
+    return InvertedLists(std::move(arrays), latents.shape(0), n_latents);
+  }
+
+  InvertedLists(Arrays arrays, std::size_t n_documents, std::size_t n_latents) : arrays_(std::move(arrays)) {
+    require_latents(n_latents);
+    const auto starts = take<std::uint64_t, 1>(arrays_, "starts");
+    const auto offsets = take<std::uint32_t, 2>(arrays_, "offsets");
+    const auto scales = take<float, 2>(arrays_, "scales");
+    const auto ids = take<std::uint16_t, 1>(arrays_, "ids");
+    const auto values = take<std::int8_t, 1>(arrays_, "values");
+    lists_ = {n_documents,    n_latents,     ids.shape(0), starts.data(), offsets.data(),
+              scales.data(), ids.data(), values.data()};
+    require_equal(starts.shape(0), lists_.n_windows() + 1, "length of 'starts'");
+    require_equal(offsets.shape(0), lists_.n_windows(), "rows of 'offsets'");
+    require_equal(offsets.shape(1), n_latents + 1, "columns of 'offsets'");
+    require_equal(scales.shape(0), lists_.n_windows(), "rows of 'scales'");
+    require_equal(scales.shape(1), n_latents, "columns of 'scales'");
+    require_equal(values.shape(0), ids.shape(0), "length of 'values'");
+    lists_.validate();
+    nbytes_ = starts.nbytes() + offsets.nbytes() + scales.nbytes() + ids.nbytes() + values.nbytes();
+  }
+
+  Hits search(const Input<float, 2>& projections, std::size_t query_nnz, std::size_t top,
+                   const Bitmap& bitmap, std::size_t num_threads) const {
+    require_equal(projections.shape(1), lists_.n_latents, "columns of projections");
+    require(query_nnz >= 1, "query_nnz is 0, expected at least 1");
+    const Allowed allowed = to_allowed(bitmap, lists_.n_documents);
+    return search_batch(projections.shape(0), top, num_threads, [&](std::size_t q, TopK& top_k) {
+      thread_local std::vector<float> accumulators;
+      accumulators.resize(kAccumulators);
+      const auto terms = largest_terms(projections.data() + q * lists_.n_latents, lists_.n_latents, query_nnz);
+      search_inverted(lists_, terms, allowed, accumulators.data(), top_k);
+    });
+  }
+
+  Output<std::int64_t> list_lengths() const {
+    std::vector<std::int64_t> lengths(lists_.n_latents);
+    for (std::size_t w = 0; w < lists_.n_windows(); ++w) {
+      const std::uint32_t* offset = lists_.offsets + w * (lists_.n_latents + 1);
+      for (std::size_t j = 0; j < lists_.n_latents; ++j) lengths[j] += offset[j + 1] - offset[j];
+    }
+    return to_numpy(std::move(lengths), {lists_.n_latents});
+  }
+
+  Arrays arrays() const { return arrays_; }
+  std::size_t nbytes() const { return nbytes_; }
+  std::size_t n_documents() const { return lists_.n_documents; }
+
+ private:
+  Arrays arrays_;
+  InvertedView lists_;
+  std::size_t nbytes_ = 0;
+};
+
+class ForwardCodes {
+ public:
+  ForwardCodes(Arrays arrays, std::size_t n_latents) : arrays_(std::move(arrays)), n_latents_(n_latents) {
+    require_latents(n_latents);
+    const auto latents = take<std::uint16_t, 2>(arrays_, "latents");
+    const auto values = take<std::int8_t, 2>(arrays_, "values");
+    const auto scales = take<std::uint16_t, 1>(arrays_, "scales");
+    codes_ = {latents.shape(0), latents.shape(1), latents.data(), values.data(), scales.data()};
+    require(codes_.k >= 1, "codes have 0 nonzeros");
+    require_equal(values.shape(0), codes_.n_documents, "rows of 'values'");
+    require_equal(values.shape(1), codes_.k, "columns of 'values'");
+    require_equal(scales.shape(0), codes_.n_documents, "length of 'scales'");
+    nbytes_ = latents.nbytes() + values.nbytes() + scales.nbytes();
+  }
+
+  Hits search(const Input<float, 2>& projections, std::size_t top, const Bitmap& bitmap,
+                   std::size_t num_threads) const {
+    require_equal(projections.shape(1), n_latents_, "columns of projections");
+    const Allowed allowed = to_allowed(bitmap, codes_.n_documents);
+    return search_batch(projections.shape(0), top, num_threads, [&](std::size_t q, TopK& top_k) {
+      search_forward(codes_, padded(projections, q), allowed, top_k);
+    });
+  }
+
+  Hits rescore(const Input<float, 2>& projections, const Input<std::int64_t, 2>& candidates, std::size_t top,
+                    std::size_t num_threads) const {
+    require_equal(projections.shape(1), n_latents_, "columns of projections");
+    require_equal(candidates.shape(0), projections.shape(0), "rows of candidates");
+    const auto n = static_cast<std::int64_t>(codes_.n_documents);
+    for (std::size_t i = 0; i < candidates.size(); ++i)
+      require(candidates.data()[i] < n, "candidate " + std::to_string(candidates.data()[i]) +
+                                            " is outside of " + std::to_string(n) + " documents");
+    const std::size_t width = candidates.shape(1);
+    return search_batch(projections.shape(0), top, num_threads, [&](std::size_t q, TopK& top_k) {
+      const std::int64_t* row = candidates.data() + q * width;
+      rescore_forward(codes_, padded(projections, q), {row, row + width}, top_k);
+    });
+  }
+
+  Arrays arrays() const { return arrays_; }
+  std::size_t nbytes() const { return nbytes_; }
+  std::size_t n_documents() const { return codes_.n_documents; }
+
+ private:
+  // The projection in a buffer that any 16-bit latent may index.
+  const float* padded(const Input<float, 2>& projections, std::size_t q) const {
+    thread_local std::vector<float> u;
+    u.assign(kMaxLatents, 0.0f);
+    std::copy_n(projections.data() + q * n_latents_, n_latents_, u.begin());
+    return u.data();
+  }
+
+  Arrays arrays_;
+  std::size_t n_latents_;
+  ForwardView codes_;
+  std::size_t nbytes_ = 0;
+};
+
+// Rows a task of an encoder takes.
+constexpr std::size_t kEncodeRows = 16;
+
+template <typename EncodeRow>
+Codes encode_batch(std::size_t rows, std::size_t k, std::size_t num_threads, const EncodeRow& encode_rows) {
+  std::vector<std::uint16_t> latents(rows * k);
+  std::vector<float> values(rows * k);
+  {
+    nb::gil_scoped_release release;
+    ThreadPool::instance().parallel_for((rows + kEncodeRows - 1) / kEncodeRows, num_threads, [&](std::size_t task) {
+      const std::size_t begin = task * kEncodeRows;
+      encode_rows(begin, std::min(begin + kEncodeRows, rows), latents.data(), values.data());
+    });
+  }
+  return {to_numpy(std::move(latents), {rows, k}), to_numpy(std::move(values), {rows, k})};
+}
+
+void require_nonzeros(std::size_t k, std::size_t n_latents) {
+  require_latents(n_latents);
+  require(k >= 1 && k <= n_latents,
+          "k is " + std::to_string(k) + ", expected 1 to n_latents " + std::to_string(n_latents));
+}
+
+Codes pursuit(const Input<float, 2>& correlations, const Input<float, 2>& gram, std::size_t k,
+                  std::size_t solve_every, std::size_t num_threads) {
+  const std::size_t n_latents = correlations.shape(1);
+  require_nonzeros(k, n_latents);
+  require(solve_every >= 1, "solve_every is 0, expected at least 1");
+  require_equal(gram.shape(0), n_latents, "rows of the Gram matrix");
+  require_equal(gram.shape(1), n_latents, "columns of the Gram matrix");
+  return encode_batch(correlations.shape(0), k, num_threads,
+                      [&](std::size_t begin, std::size_t end, std::uint16_t* latents, float* values) {
+                        Pursuit encoder(gram.data(), n_latents, k, solve_every);
+                        for (std::size_t row = begin; row < end; ++row)
+                          encoder.encode(correlations.data() + row * n_latents, latents + row * k, values + row * k);
+                      });
+}
+
+Codes top_k_codes(const Input<float, 2>& activations, std::size_t k, std::size_t num_threads) {
+  const std::size_t n_latents = activations.shape(1);
+  require_nonzeros(k, n_latents);
+  return encode_batch(activations.shape(0), k, num_threads,
+                      [&](std::size_t begin, std::size_t end, std::uint16_t* latents, float* values) {
+                        std::vector<std::uint16_t> order;
+                        for (std::size_t row = begin; row < end; ++row)
+                          top_k_abs(activations.data() + row * n_latents, n_latents, k, order, latents + row * k,
+                                    values + row * k);
+                      });
+}
+
+}  // namespace
+}  // namespace compressae
+
+NB_MODULE(_engine, m) {
+  using namespace compressae;
+  m.doc() = "The search engine: posting lists, forward codes, re-scoring, pursuit.";
+
+  m.def("simd", &simd_name, "Instruction set in use: avx512, avx2 or plain (COMPRESSAE_SIMD forces one).");
+  m.def("pursuit", &pursuit, "correlations"_a.noconvert(), "gram"_a.noconvert(), "k"_a, "solve_every"_a,
+        "num_threads"_a,
+        "Orthogonal matching pursuit from correlations (n, h) and the Gram matrix (h, h): (latents, values).");
+  m.def("top_k_codes", &top_k_codes, "activations"_a.noconvert(), "k"_a, "num_threads"_a,
+        "The k largest absolute entries of each row, signed, sorted by latent: (latents, values), (n, k).");
+
+  nb::class_<InvertedLists>(m, "InvertedLists", "The inverted part: posting lists by window and latent.")
+      .def(nb::init<Arrays, std::size_t, std::size_t>(), "arrays"_a, "n_documents"_a, "n_latents"_a)
+      .def_static("build", &InvertedLists::build, "latents"_a.noconvert(), "values"_a.noconvert(), "n_latents"_a,
+                  "num_threads"_a)
+      .def("search", &InvertedLists::search, "projections"_a.noconvert(), "query_nnz"_a, "top"_a,
+           "allowed"_a.noconvert().none(), "num_threads"_a,
+           "Best documents by the query_nnz largest entries of each projection: (scores, rows), (n_queries, top).")
+      .def("list_lengths", &InvertedLists::list_lengths)
+      .def("arrays", &InvertedLists::arrays)
+      .def_prop_ro("nbytes", &InvertedLists::nbytes)
+      .def_prop_ro("n_documents", &InvertedLists::n_documents);
+
+  nb::class_<ForwardCodes>(m, "ForwardCodes", "The forward part: k latents and values a row.")
+      .def(nb::init<Arrays, std::size_t>(), "arrays"_a, "n_latents"_a)
+      .def("search", &ForwardCodes::search, "projections"_a.noconvert(), "top"_a, "allowed"_a.noconvert().none(),
+           "num_threads"_a, "Best documents by whole projections: (scores, rows), (n_queries, top).")
+      .def("rescore", &ForwardCodes::rescore, "projections"_a.noconvert(), "candidates"_a.noconvert(), "top"_a,
+           "num_threads"_a, "Best of the candidate rows (-1: none): (scores, rows), (n_queries, top).")
+      .def("arrays", &ForwardCodes::arrays)
+      .def_prop_ro("nbytes", &ForwardCodes::nbytes)
+      .def_prop_ro("n_documents", &ForwardCodes::n_documents);
+}

@@ -1,0 +1,252 @@
+"""The embedded back end: codes in this process, searched by the engine. Rows inside, no ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from compressae_index._engine import ForwardCodes, InvertedLists
+from compressae_index.checks import FloatArray
+from compressae_index.codes import SparseCodes
+from compressae_index.errors import DimensionError
+from compressae_index.ids import RowArray
+
+# Documents a window of the inverted part; must be the engine's kWindow.
+WINDOW = 32768
+
+Bitmap: TypeAlias = npt.NDArray[np.uint8]
+Hits: TypeAlias = tuple[FloatArray, RowArray]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A run of documents in both forms; immutable, so that a search may go on while documents are added."""
+
+    forward: ForwardCodes
+    inverted: InvertedLists
+
+    def __len__(self) -> int:
+        return self.forward.n_documents
+
+    @classmethod
+    def build(cls, codes: SparseCodes, num_threads: int) -> Part:
+        """Packs codes and inverts them as packed, so that both forms round the same values."""
+        arrays = pack(codes)
+        forward = ForwardCodes(arrays, codes.n_latents)
+        packed = unpack(arrays, codes.n_latents)
+        inverted = InvertedLists.build(packed.latents, packed.values, codes.n_latents, num_threads)
+        return cls(forward, inverted)
+
+    def codes(self, n_latents: int, rows: slice | RowArray = slice(None)) -> SparseCodes:
+        """The stored codes of some rows."""
+        return unpack(self.forward.arrays(), n_latents, rows)
+
+
+class EmbeddedBackend:
+    """Codes of rows 0 .. n-1, searchable by posting lists and row by row.
+
+    Every method that changes documents returns a new back end, which shares what did not change.
+    """
+
+    def __init__(self, n_latents: int, k: int, parts: Sequence[Part] = ()) -> None:
+        self.n_latents = n_latents
+        self.k = k
+        self._parts = tuple(parts)
+        self._starts = np.cumsum([0, *map(len, self._parts)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def added(self, codes: SparseCodes, num_threads: int) -> EmbeddedBackend:
+        """With documents appended.
+
+        All parts but the last hold whole windows, so that adding ends in the same windows as building at
+        once; parts of similar size are joined, so that their number stays logarithmic.
+        """
+        parts = list(self._parts)
+        if parts and (tail := len(parts[-1]) % WINDOW):
+            last = parts.pop()
+            if whole := len(last) - tail:
+                parts.append(_cut(last, slice(0, whole), self.n_latents))
+            codes = SparseCodes.concatenate([last.codes(self.n_latents, slice(whole, None)), codes])
+        parts.append(Part.build(codes, num_threads))
+        while len(parts) > 1 and len(parts[-2]) < 2 * len(parts[-1]):
+            parts[-2:] = [_joined(parts[-2:], self.n_latents)]
+        return EmbeddedBackend(self.n_latents, self.k, parts)
+
+    def subset(self, rows: RowArray, num_threads: int) -> EmbeddedBackend:
+        """With only some documents, in the order of `rows`."""
+        return EmbeddedBackend(self.n_latents, self.k).added(self.codes(rows), num_threads)
+
+    def codes(self, rows: RowArray) -> SparseCodes:
+        """The stored codes of rows: folded, and rounded to the stored precision."""
+        latents = np.empty((len(rows), self.k), dtype=np.uint16)
+        values = np.empty((len(rows), self.k), dtype=np.float32)
+        for part, start, inside in self._by_part(rows):
+            found = part.codes(self.n_latents, rows[inside] - start)
+            latents[inside], values[inside] = found.latents, found.values
+        return SparseCodes(latents, values, self.n_latents)
+
+    def sparse(
+        self, projections: FloatArray, query_nnz: int, top: int, allowed: Bitmap | None, num_threads: int
+    ) -> Hits:
+        """Best rows by the query_nnz largest entries of each projection."""
+        return self._merged(
+            [
+                part.inverted.search(
+                    projections, query_nnz, top, _slice(allowed, start, len(part)), num_threads
+                )
+                for part, start in zip(self._parts, self._starts, strict=False)
+            ],
+            top,
+        )
+
+    def dense(self, projections: FloatArray, top: int, allowed: Bitmap | None, num_threads: int) -> Hits:
+        """Best rows by whole projections."""
+        return self._merged(
+            [
+                part.forward.search(projections, top, _slice(allowed, start, len(part)), num_threads)
+                for part, start in zip(self._parts, self._starts, strict=False)
+            ],
+            top,
+        )
+
+    def rescore(self, projections: FloatArray, candidates: RowArray, top: int, num_threads: int) -> Hits:
+        """Best of the candidate rows (n_queries, c), -1 for none, by whole projections."""
+        hits = []
+        for part, start, inside in self._by_part(candidates):
+            local = np.where(inside, candidates - start, -1)
+            hits.append(part.forward.rescore(projections, local, top, num_threads))
+        return self._merged(hits, top)
+
+    def list_lengths(self) -> npt.NDArray[np.int64]:
+        """Postings of each latent, (n_latents,)."""
+        return sum(
+            (part.inverted.list_lengths() for part in self._parts),
+            start=np.zeros(self.n_latents, dtype=np.int64),
+        )
+
+    @cached_property
+    def nbytes(self) -> dict[str, int]:
+        """Bytes of the forward and the inverted part."""
+        return {
+            "forward": sum(part.forward.nbytes for part in self._parts),
+            "inverted": sum(part.inverted.nbytes for part in self._parts),
+        }
+
+    def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """The arrays to store, parts joined."""
+        part = self._parts[0] if len(self._parts) == 1 else _joined(self._parts, self.n_latents)
+        return {f"forward_{name}": array for name, array in part.forward.arrays().items()} | {
+            f"inverted_{name}": array for name, array in part.inverted.arrays().items()
+        }
+
+    @classmethod
+    def from_arrays(
+        cls, arrays: dict[str, npt.NDArray[Any]], n: int, n_latents: int, k: int
+    ) -> EmbeddedBackend:
+        """From what `to_arrays` gave; the arrays are borrowed, so they may be memory-mapped.
+
+        Raises:
+            ValueError: the arrays do not fit together.
+        """
+        if n == 0:
+            return cls(n_latents, k)
+        taken = {
+            kind: {name.removeprefix(kind): array for name, array in arrays.items() if name.startswith(kind)}
+            for kind in ("forward_", "inverted_")
+        }
+        forward = ForwardCodes(taken["forward_"], n_latents)
+        if forward.n_documents != n or taken["forward_"]["latents"].shape[1] != k:
+            msg = f"expected {n} codes of {k} nonzeros, got an array {taken['forward_']['latents'].shape}"
+            raise DimensionError(msg)
+        inverted = InvertedLists(taken["inverted_"], n, n_latents)
+        return cls(n_latents, k, [Part(forward, inverted)])
+
+    def _by_part(self, rows: RowArray) -> list[tuple[Part, int, npt.NDArray[np.bool_]]]:
+        return [
+            (part, int(start), (rows >= start) & (rows < start + len(part)))
+            for part, start in zip(self._parts, self._starts, strict=False)
+        ]
+
+    def _merged(self, hits: list[Hits], top: int) -> Hits:
+        if len(hits) == 1:
+            return hits[0]
+        scores = np.concatenate([score for score, _ in hits], axis=1)
+        rows = np.concatenate(
+            [
+                np.where(row < 0, row, row + start)
+                for (_, row), start in zip(hits, self._starts, strict=False)
+            ],
+            axis=1,
+        )
+        # A missing row sorts behind every real one of the same score.
+        ties = np.where(rows < 0, np.iinfo(np.int64).max, rows)
+        order = np.lexsort((ties, -scores), axis=1)[:, :top]
+        return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
+
+
+def pack(codes: SparseCodes) -> dict[str, npt.NDArray[Any]]:
+    """The forward form: 16-bit latents, 8-bit values, and a half-precision scale a row.
+
+    A value is rounded by at most half of the row's scale, which is the row's largest magnitude / 127.
+    """
+    # Rounded up, so that the largest value still fits 127 steps.
+    scales = (np.abs(codes.values).max(axis=1) / 127 * 1.001).astype(np.float16)
+    steps = codes.values / np.maximum(scales.astype(np.float32), 1e-12)[:, None]
+    return {
+        "latents": codes.latents,
+        "values": np.clip(np.rint(steps), -127, 127).astype(np.int8),
+        "scales": scales.view(np.uint16),
+    }
+
+
+def unpack(
+    arrays: dict[str, npt.NDArray[Any]], n_latents: int, rows: slice | RowArray = slice(None)
+) -> SparseCodes:
+    """The codes of some rows of the forward form."""
+    scales = arrays["scales"][rows].view(np.float16).astype(np.float32)
+    values = arrays["values"][rows].astype(np.float32) * scales[:, None]
+    return SparseCodes(np.ascontiguousarray(arrays["latents"][rows]), values, n_latents)
+
+
+def _joined(parts: Sequence[Part], n_latents: int) -> Part:
+    """Parts one below the other; all but the last hold whole windows."""
+    forwards = [part.forward.arrays() for part in parts]
+    inverteds = [part.inverted.arrays() for part in parts]
+    forward = {name: np.concatenate([arrays[name] for arrays in forwards]) for name in forwards[0]}
+    inverted = {
+        name: np.concatenate([arrays[name] for arrays in inverteds])
+        for name in inverteds[0]
+        if name != "starts"
+    }
+    lengths = np.concatenate([np.diff(arrays["starts"]) for arrays in inverteds])
+    inverted["starts"] = np.concatenate([[0], np.cumsum(lengths)]).astype(np.uint64)
+    return Part(ForwardCodes(forward, n_latents), InvertedLists(inverted, sum(map(len, parts)), n_latents))
+
+
+def _cut(part: Part, rows: slice, n_latents: int) -> Part:
+    """A view of a run of whole windows."""
+    windows = slice(rows.start // WINDOW, rows.stop // WINDOW)
+    forward = {name: array[rows] for name, array in part.forward.arrays().items()}
+    whole = part.inverted.arrays()
+    starts = whole["starts"][windows.start : windows.stop + 1]
+    postings = slice(int(starts[0]), int(starts[-1]))
+    inverted = {
+        "starts": starts - starts[0],
+        "offsets": whole["offsets"][windows],
+        "scales": whole["scales"][windows],
+        "ids": whole["ids"][postings],
+        "values": whole["values"][postings],
+    }
+    return Part(ForwardCodes(forward, n_latents), InvertedLists(inverted, rows.stop - rows.start, n_latents))
+
+
+def _slice(allowed: Bitmap | None, start: int, length: int) -> Bitmap | None:
+    """The bitmap of a part; parts start at whole windows, so at whole bytes."""
+    return None if allowed is None else allowed[start // 8 : (start + length + 7) // 8]

@@ -1,0 +1,66 @@
+"""Everything this package raises on purpose.
+
+CompressaeError
+├── InputError           an argument is wrong; also a ValueError
+│   ├── DimensionError       two sizes that must agree do not
+│   └── UnknownIdError       an id that the index does not hold; also a KeyError
+├── FormatError          a file or directory is not what it should be
+│   └── NewerFormatError     written by a newer version of this package
+├── TrainingError        training cannot go on
+└── MissingExtraError    an optional dependency is not installed; also an ImportError
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CompressaeError",
+    "DimensionError",
+    "FormatError",
+    "InputError",
+    "MissingExtraError",
+    "NewerFormatError",
+    "TrainingError",
+    "UnknownIdError",
+]
+
+
+class CompressaeError(Exception):
+    """Base of all errors of this package."""
+
+
+class InputError(CompressaeError, ValueError):
+    """An argument is wrong; nothing was changed."""
+
+
+class DimensionError(InputError):
+    """Two sizes that must agree do not; the message holds both."""
+
+
+class UnknownIdError(InputError, KeyError):
+    """An id that the index does not hold."""
+
+    # KeyError would print the message's repr.
+    __str__ = Exception.__str__
+
+
+class FormatError(CompressaeError):
+    """A file or directory is foreign, truncated, tampered with or otherwise unreadable."""
+
+
+class NewerFormatError(FormatError):
+    """Written by a newer version of this package."""
+
+
+class TrainingError(CompressaeError):
+    """Training cannot go on, for the reason that the message gives."""
+
+
+class MissingExtraError(CompressaeError, ImportError):
+    """An optional dependency is not installed; the message holds the command that installs it."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs {package}, which is not installed; run: pip install 'compressae-index[{extra}]'"
+        )
+        self.package = package
+        self.extra = extra

@@ -1,0 +1,188 @@
+"""User ids outside, row numbers inside."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from compressae_index.errors import DimensionError, InputError, UnknownIdError
+
+IdArray: TypeAlias = npt.NDArray[np.int64] | npt.NDArray[np.object_]
+RowArray: TypeAlias = npt.NDArray[np.int64]
+
+
+class Ids:
+    """The ids of rows 0 .. n-1: int64 or strings, no two the same; immutable.
+
+    Ids that count up from 0 take no memory. Strings are kept as one UTF-8 buffer with offsets.
+    """
+
+    def __init__(self, n: int, arrays: dict[str, npt.NDArray[Any]]) -> None:
+        """From `arrays` as `to_arrays` gives them; none where the ids are 0 .. n-1."""
+        self._n = n
+        self._arrays = arrays
+        lengths = [array.shape[0] for name, array in arrays.items() if name != "id_text"]
+        if lengths not in ([], [n], [n + 1]):
+            msg = f"{n} rows, but ids for {lengths[0]}"
+            raise InputError(msg)
+
+    @classmethod
+    def from_user(cls, ids: Any, n: int) -> Ids:
+        """From what a caller passes: None, a sequence of integers, or one of strings.
+
+        Raises:
+            InputError: a number that differs from n, duplicates, negative numbers, mixed or other types.
+        """
+        if ids is None:
+            return cls(n, {})
+        array = as_id_array(ids)
+        if len(array) != n:
+            msg = f"{len(array)} ids for {n} vectors"
+            raise DimensionError(msg)
+        if array.dtype == object:
+            _refuse_duplicates(np.array(array, dtype=str))
+            return cls(n, _pack_strings(array))
+        _refuse_duplicates(array)
+        if array.min(initial=0) < 0:
+            msg = f"ids must not be negative (-1 marks a missing result), got {array.min()}"
+            raise InputError(msg)
+        if np.array_equal(array, np.arange(n)):
+            return cls(n, {})
+        return cls(n, {"ids": array})
+
+    def __len__(self) -> int:
+        return self._n
+
+    @property
+    def are_strings(self) -> bool:
+        """Whether the ids are strings."""
+        return "id_text" in self._arrays
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the ids take."""
+        return sum(array.nbytes for array in self._arrays.values())
+
+    def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """The arrays to store."""
+        return self._arrays
+
+    def all(self) -> IdArray:
+        """Every id, by row."""
+        return self.of(np.arange(self._n))
+
+    def of(self, rows: RowArray) -> IdArray:
+        """Ids of rows of any shape; row -1 gives -1, or None where ids are strings."""
+        if self.are_strings:
+            text, ends = self._arrays["id_text"], self._arrays["id_ends"]
+            found = [
+                None if row < 0 else bytes(text[ends[row] : ends[row + 1]]).decode() for row in rows.ravel()
+            ]
+            result = np.empty(rows.size, dtype=object)
+            result[:] = found
+            return result.reshape(rows.shape)
+        if "ids" not in self._arrays:
+            return rows.astype(np.int64)
+        if self._n == 0:
+            return np.full(rows.shape, -1, dtype=np.int64)
+        return np.where(rows < 0, -1, self._arrays["ids"][rows])
+
+    def rows_of(self, ids: Any) -> RowArray:
+        """Row of each id.
+
+        Raises:
+            UnknownIdError: an id is not held, or is of the other kind.
+        """
+        array = as_id_array(ids)
+        rows = self.find(array)
+        missing = np.flatnonzero(rows < 0)
+        if missing.size:
+            msg = f"unknown id {array[missing[0]]!r} ({missing.size} of {len(array)} ids are unknown)"
+            raise UnknownIdError(msg)
+        return rows
+
+    def find(self, array: IdArray) -> RowArray:
+        """Row of each id, or -1."""
+        if not len(array):
+            return np.empty(0, dtype=np.int64)
+        if (array.dtype == object) != self.are_strings:
+            return np.full(len(array), -1, dtype=np.int64)
+        if self.are_strings:
+            return np.array([self._row_of_string.get(name, -1) for name in array], dtype=np.int64)
+        if "ids" not in self._arrays:
+            return np.where((array >= 0) & (array < self._n), array, -1).astype(np.int64)
+        order, in_order = self._sorted
+        place = np.minimum(np.searchsorted(in_order, array), self._n - 1)
+        return np.where(in_order[place] == array, order[place], -1)
+
+    def extended(self, more: Ids) -> Ids:
+        """These ids followed by others, which must be new and of the same kind."""
+        if self.are_strings and more.are_strings:
+            ends = self._arrays["id_ends"]
+            return Ids(
+                len(self) + len(more),
+                {
+                    "id_text": np.concatenate([self._arrays["id_text"], more._arrays["id_text"]]),
+                    "id_ends": np.concatenate([ends, more._arrays["id_ends"][1:] + ends[-1]]),
+                },
+            )
+        return Ids(len(self) + len(more), {"ids": np.concatenate([self.all(), more.all()])})
+
+    def subset(self, rows: RowArray) -> Ids:
+        """The ids of some rows, in their order."""
+        if self.are_strings:
+            return Ids(len(rows), _pack_strings(self.of(rows)))
+        return Ids(len(rows), {"ids": self.of(rows)})
+
+    @cached_property
+    def _sorted(self) -> tuple[RowArray, RowArray]:
+        order = np.argsort(self._arrays["ids"], kind="stable")
+        return order, self._arrays["ids"][order]
+
+    @cached_property
+    def _row_of_string(self) -> dict[str, int]:
+        return {name: row for row, name in enumerate(self.all())}
+
+
+def as_id_array(ids: Any) -> IdArray:
+    """A caller's ids as an array of int64, or of str objects.
+
+    Raises:
+        InputError: not one-dimensional, or neither integers nor strings.
+    """
+    array = np.asarray(ids)
+    if array.ndim != 1:
+        msg = f"ids must be one-dimensional, got shape {array.shape}"
+        raise InputError(msg)
+    if array.size == 0:
+        return np.empty(0, dtype=np.int64)
+    if array.dtype.kind in "iu":
+        if array.dtype.kind == "u" and array.max() > np.iinfo(np.int64).max:
+            msg = f"ids must fit int64, got {array.max()}"
+            raise InputError(msg)
+        return array.astype(np.int64)
+    # A list that mixes numbers and strings becomes an array of strings: look at what was passed.
+    if array.dtype.kind in "OU" and all(isinstance(name, str) for name in ids):
+        strings = np.empty(array.size, dtype=object)
+        strings[:] = [str(name) for name in ids]
+        return strings
+    kind = "a mix of types" if array.dtype.kind in "OU" else array.dtype
+    msg = f"ids must be integers or strings, got {kind}"
+    raise InputError(msg)
+
+
+def _refuse_duplicates(array: npt.NDArray[Any]) -> None:
+    values, counts = np.unique(array, return_counts=True)
+    if len(values) < len(array):
+        twice = counts > 1
+        msg = f"duplicate id {values[twice][0].item()!r} ({int(twice.sum())} ids stand more than once)"
+        raise InputError(msg)
+
+
+def _pack_strings(array: IdArray) -> dict[str, npt.NDArray[Any]]:
+    encoded = [name.encode() for name in array]
+    ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+    return {"id_text": np.frombuffer(b"".join(encoded), dtype=np.uint8), "id_ends": ends}

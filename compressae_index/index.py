@@ -1,0 +1,504 @@
+"""The index: build, search, change, explain, save and load."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from compressae_index import persistence
+from compressae_index._engine import simd
+from compressae_index.checks import (
+    FloatArray,
+    check_choice,
+    check_int,
+    check_threads,
+    check_vectors,
+)
+from compressae_index.codes import SparseCodes
+from compressae_index.embedded import Bitmap, EmbeddedBackend
+from compressae_index.errors import DimensionError, InputError
+from compressae_index.ids import IdArray, Ids
+from compressae_index.model import ENCODERS, CompresSAE, Encoder
+from compressae_index.progress import track
+from compressae_index.sources import Vectors, open_vectors
+
+if TYPE_CHECKING:
+    from compressae_index.training import TrainConfig
+
+Mode: TypeAlias = Literal["sparse", "dense", "two_stage"]
+MODES: tuple[Mode, ...] = ("sparse", "dense", "two_stage")
+Scoring: TypeAlias = Literal["asymmetric", "symmetric"]
+SCORINGS: tuple[Scoring, ...] = ("asymmetric", "symmetric")
+
+# Rows read, checked and encoded at a time.
+CHUNK_ROWS = 16384
+
+
+class SearchResult(NamedTuple):
+    """Neighbours of a batch of queries, best first."""
+
+    scores: FloatArray
+    """(n_queries, k) float32; -inf where fewer than k documents match."""
+    ids: IdArray
+    """(n_queries, k) int64, or str objects; -1, or None, where fewer than k documents match."""
+
+
+class Explanation(NamedTuple):
+    """How the parts of a document's code add up to its `dense` score, largest contribution first."""
+
+    score: float
+    """Cosine of the query and the document's reconstruction."""
+    latents: npt.NDArray[np.int64]
+    """(k,) the document's latents."""
+    contributions: FloatArray
+    """(k,) projection[latent] * value; they add up to the score."""
+    projections: FloatArray
+    """(k,) the query's projection on each latent."""
+    values: FloatArray
+    """(k,) the document's folded values."""
+
+
+class IndexStats(NamedTuple):
+    """What an index holds and what it costs."""
+
+    vectors: int
+    removed: int
+    """Vectors that were removed and still take memory; `compact` reclaims it."""
+    dim: int
+    n_latents: int
+    k: int
+    encoder: str
+    bytes_per_vector: dict[str, float]
+    """Resident bytes a vector by part: forward, inverted, ids, and the sum of those."""
+    bytes_by_mode: dict[str, float]
+    """Bytes a vector of the parts that each mode reads."""
+    model_bytes: int
+    dead_latents: int
+    """Latents that no code uses with a value other than zero."""
+    list_skew: float
+    """Longest posting list over the mean list."""
+    simd: str
+    """The engine's instruction set."""
+
+
+class CompressedIndex:
+    """Vectors stored as k signed (latent, value) pairs each, and searched from these codes.
+
+    Similarity is cosine: neither vectors nor queries need unit norm. `build` makes an index, `load` reads
+    one. Searches may run in several threads, also while one of them adds or removes: each sees the index as
+    it was when it began.
+    """
+
+    def __init__(
+        self,
+        model: CompresSAE,
+        *,
+        k: int | None = None,
+        encoder: Encoder = "pursuit",
+        backend: EmbeddedBackend | None = None,
+        ids: Ids | None = None,
+        alive: npt.NDArray[np.bool_] | None = None,
+    ) -> None:
+        """An empty index, unless parts that fit together are given."""
+        self.model = model
+        self.k = model.k if k is None else check_int(k, "k", 1, model.n_latents, "n_latents")
+        self.encoder: Encoder = check_choice(encoder, "encoder", ENCODERS)
+        backend = EmbeddedBackend(model.n_latents, self.k) if backend is None else backend
+        self._state = _State(backend, ids or Ids(len(backend), {}), alive)
+        self._writer = threading.Lock()
+
+    @classmethod
+    def build(
+        cls,
+        embeddings: Vectors | str | Path,
+        ids: Any = None,
+        *,
+        k: int = 32,
+        n_latents: int | None = None,
+        model: CompresSAE | None = None,
+        encoder: Encoder = "pursuit",
+        config: TrainConfig | None = None,
+        num_threads: int | None = None,
+        progress: bool = True,
+    ) -> CompressedIndex:
+        """Trains a model on the embeddings, unless one is given, and encodes them.
+
+        Args:
+            embeddings: (n, d) floating point array, memory map or file path (.npy, .fvecs, .hdf5, .parquet).
+                It is read in batches; rows must be finite and not zero.
+            ids: one int64 (not negative) or string a row; 0 .. n-1 by default.
+            k: nonzeros a code.
+            n_latents: size of the dictionary; 4096 by default, less for fewer than 8,192 rows.
+            model: a trained model to use as it is. Needs no torch.
+            encoder: how vectors become codes: "pursuit" (best), or "topk" (the paper's single pass).
+            config: training settings; k and n_latents are taken from here.
+            num_threads: threads to encode with; all by default.
+            progress: show a progress bar.
+
+        Raises:
+            InputError: bad rows, duplicate ids, k or n_latents out of range.
+            MissingExtraError: there is a model to train and torch is not installed.
+        """
+        vectors = open_vectors(embeddings)
+        row_ids = Ids.from_user(ids, vectors.shape[0])
+        if model is None:
+            from compressae_index.training import TrainConfig, train
+
+            settings = (
+                TrainConfig(k=k, n_latents=n_latents) if config is None else config.with_codes(k, n_latents)
+            )
+            model = train(vectors, settings, progress=progress).model
+        elif n_latents not in (None, model.n_latents):
+            msg = f"n_latents is {n_latents}, but the model has {model.n_latents}"
+            raise DimensionError(msg)
+        elif config is not None:
+            msg = "config has no use where a model is given"
+            raise InputError(msg)
+        index = cls(model, k=k, encoder=encoder)
+        index._append(vectors, row_ids, num_threads, progress)
+        return index
+
+    def __len__(self) -> int:
+        """Vectors that a search can find."""
+        return self._state.n_alive
+
+    def search(
+        self,
+        queries: npt.ArrayLike,
+        k: int = 10,
+        *,
+        mode: Mode = "two_stage",
+        candidates: int = 1000,
+        query_nnz: int = 64,
+        scoring: Scoring = "asymmetric",
+        filter: npt.ArrayLike | None = None,  # noqa: A002
+        num_threads: int | None = None,
+    ) -> SearchResult:
+        """The k nearest documents of each query.
+
+        Args:
+            queries: (n_queries, d), or (d,) for one.
+            k: neighbours of each query.
+            mode: "sparse" scores by the posting lists of the query's query_nnz strongest latents; "dense"
+                scores every document by the cosine with its reconstruction; "two_stage" takes the best
+                `candidates` of the first and scores them as the second.
+            candidates: documents that stage one hands to stage two; at least k are.
+            query_nnz: latents of the query that stage one keeps, of largest magnitude.
+            scoring: "asymmetric" compares the query itself with the codes; "symmetric" encodes the query
+                first, as the paper does: s_q with s in "sparse", x_hat_q with x_hat in "dense".
+            filter: ids to search among, or a boolean mask with one entry a vector in the order of adding.
+                It is applied inside scoring, so k results come back where k are allowed.
+            num_threads: threads to share the queries; all by default.
+
+        Returns:
+            scores and ids, each (n_queries, k); ties go to the document that was added first. Where fewer
+            than k documents match: id -1 (None for string ids) and score -inf.
+
+        Raises:
+            InputError: bad queries, another dimension, k, candidates or query_nnz below 1, a filter of
+                another length, unknown ids.
+        """
+        k = check_int(k, "k", 1)
+        check_choice(mode, "mode", MODES)
+        check_choice(scoring, "scoring", SCORINGS)
+        candidates = max(check_int(candidates, "candidates", 1), k)
+        query_nnz = check_int(query_nnz, "query_nnz", 1)
+        threads = check_threads(num_threads)
+        rows = check_vectors(queries, dim=self.model.dim, name="queries")
+        state = self._state
+        allowed, n_allowed = state.allowed(filter)
+        width = min(k, n_allowed)
+        if width == 0:
+            return _padded(
+                np.empty((len(rows), 0), np.float32), np.empty((len(rows), 0), np.int64), k, state.ids
+            )
+        # Beyond what is allowed there is nothing to select, so a huge k or candidates costs no memory.
+        candidates = min(candidates, n_allowed)
+        backend, (sparse_u, dense_u) = state.backend, self._projections(rows, mode, scoring, threads)
+        if mode == "sparse":
+            scores, found = backend.sparse(sparse_u, query_nnz, width, allowed, threads)
+        elif mode == "dense" or candidates == n_allowed:
+            scores, found = backend.dense(dense_u, width, allowed, threads)
+        else:
+            _, chosen = backend.sparse(sparse_u, query_nnz, candidates, allowed, threads)
+            scores, found = backend.rescore(dense_u, chosen, width, threads)
+        return _padded(scores, found, k, state.ids)
+
+    def _projections(
+        self, queries: FloatArray, mode: Mode, scoring: Scoring, threads: int
+    ) -> tuple[FloatArray, FloatArray]:
+        """What stage one and stage two score with."""
+        if scoring == "asymmetric":
+            u = self.model.project(queries)
+            return u, u
+        codes = self.model.fold(self.model.encode(queries, self.k, encoder=self.encoder, num_threads=threads))
+        sparse_u = codes.to_dense()
+        return sparse_u, sparse_u if mode == "sparse" else self.model.decode(codes) @ self.model.decoder_w.T
+
+    def add(
+        self,
+        embeddings: Vectors | str | Path,
+        ids: Any = None,
+        *,
+        num_threads: int | None = None,
+        progress: bool = False,
+    ) -> None:
+        """Appends vectors; the model stays as it is.
+
+        Args:
+            embeddings: (n, d) floating point array or file path, as for `build`.
+            ids: new ids of the kind the index has; by default integers above the largest one.
+            num_threads: threads to encode with; all by default.
+            progress: show a progress bar.
+
+        Raises:
+            InputError: bad rows, another dimension, ids that repeat or that the index already holds.
+                Nothing was added.
+        """
+        vectors = open_vectors(embeddings)
+        state = self._state
+        if ids is None and len(state.ids):
+            if state.ids.are_strings:
+                msg = "this index has string ids, so new vectors need ids"
+                raise InputError(msg)
+            first = int(state.ids.all().max()) + 1
+            ids = np.arange(first, first + vectors.shape[0])
+        self._append(vectors, Ids.from_user(ids, vectors.shape[0]), num_threads, progress)
+
+    def _append(self, vectors: Vectors, ids: Ids, num_threads: int | None, progress: bool) -> None:
+        threads = check_threads(num_threads)
+        with self._writer:
+            state = self._state
+            _check_new_ids(state, ids)
+            parts = []
+            with track(vectors.shape[0], "encoding", enabled=progress) as advance:
+                for begin in range(0, vectors.shape[0], CHUNK_ROWS):
+                    chunk = check_vectors(
+                        vectors[begin : begin + CHUNK_ROWS], dim=self.model.dim, first_row=begin
+                    )
+                    codes = self.model.encode(chunk, self.k, encoder=self.encoder, num_threads=threads)
+                    parts.append(self.model.fold(codes))
+                    advance(len(chunk))
+            self._state = state.added(SparseCodes.concatenate(parts), ids, threads)
+
+    def remove(self, ids: Any) -> None:
+        """Removes vectors; their memory stays in use until `compact`.
+
+        Raises:
+            UnknownIdError: an id is not in the index. Nothing was removed.
+            InputError: an id stands twice.
+        """
+        with self._writer:
+            self._state = self._state.removed(ids)
+
+    def compact(self, *, num_threads: int | None = None) -> None:
+        """Reclaims the memory of removed vectors."""
+        with self._writer:
+            self._state = self._state.compacted(check_threads(num_threads))
+
+    @property
+    def ids(self) -> IdArray:
+        """The ids in the order of adding, removed ones left out."""
+        state = self._state
+        return state.ids.of(state.alive_rows())
+
+    def codes(self, ids: Any) -> SparseCodes:
+        """The stored codes of ids: folded, and rounded to the stored precision.
+
+        Raises:
+            UnknownIdError: an id is not in the index.
+        """
+        state = self._state
+        return state.backend.codes(state.rows_of(ids))
+
+    def reconstruct(self, ids: Any) -> FloatArray:
+        """Reconstructed vectors of ids, (n, d) float32, of unit norm up to the rounding of the codes.
+
+        Raises:
+            UnknownIdError: an id is not in the index.
+        """
+        return self.model.decode(self.codes(ids))
+
+    def explain(self, query: npt.ArrayLike, id: int | str) -> Explanation:  # noqa: A002
+        """How a document's code adds up to its `dense` score.
+
+        Raises:
+            UnknownIdError: the id is not in the index.
+            InputError: not one query of the index's dimension.
+        """
+        projection = self.model.project(query)
+        if len(projection) != 1:
+            msg = f"explain takes one query, got {len(projection)}"
+            raise DimensionError(msg)
+        code = self.codes([id])
+        latents, values = code.latents[0].astype(np.int64), code.values[0]
+        projections = projection[0, latents]
+        contributions = projections * values
+        order = np.argsort(-np.abs(contributions), kind="stable")
+        score = float(contributions.sum(dtype=np.float64))
+        return Explanation(score, latents[order], contributions[order], projections[order], values[order])
+
+    def stats(self) -> IndexStats:
+        """What the index holds and what it costs."""
+        state = self._state
+        n, lengths = len(state.ids), state.backend.list_lengths()
+        parts = state.backend.nbytes | {"ids": state.ids.nbytes + state.mark_bytes}
+        parts["total"] = sum(parts.values())
+        per_vector = {name: size / max(n, 1) for name, size in parts.items()}
+        return IndexStats(
+            vectors=len(self),
+            removed=n - len(self),
+            dim=self.model.dim,
+            n_latents=self.model.n_latents,
+            k=self.k,
+            encoder=self.encoder,
+            bytes_per_vector=per_vector,
+            bytes_by_mode={
+                "sparse": per_vector["inverted"] + per_vector["ids"],
+                "dense": per_vector["forward"] + per_vector["ids"],
+                "two_stage": per_vector["total"],
+            },
+            model_bytes=sum(tensor.nbytes for tensor in self.model.tensors().values()),
+            dead_latents=int((lengths == 0).sum()),
+            list_skew=float(lengths.max() / max(lengths.mean(), 1e-12)),
+            simd=simd(),
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Writes a directory, in one step: a crash leaves what was there before, or all of this index.
+
+        Raises:
+            FormatError: something that this package did not write is at `path`.
+        """
+        state = self._state
+        arrays = {} if len(state.ids) == 0 else state.backend.to_arrays() | state.ids.to_arrays()
+        if state.alive is not None:
+            arrays["alive"] = np.packbits(state.alive, bitorder="little")
+        meta = {"n": len(state.ids), "k": self.k, "encoder": self.encoder, "model": self.model.manifest()}
+        persistence.write(path, "index", meta, arrays=arrays, tensors=self.model.tensors())
+
+    @classmethod
+    def load(cls, path: str | Path, *, mmap: bool = False) -> CompressedIndex:
+        """Reads what `save` wrote, and checks all of it.
+
+        Args:
+            path: the directory.
+            mmap: map the codes instead of reading them, so that only what searches touch takes memory.
+
+        Raises:
+            FormatError: the directory is missing, foreign, truncated, tampered with or of a newer format;
+                the message says which file and why.
+        """
+        stored = persistence.read(path, "index", mmap=mmap)
+        with persistence.reading(str(path)):
+            return cls._from_stored(
+                stored.meta, stored.arrays, CompresSAE.from_stored(stored.meta["model"], stored.tensors)
+            )
+
+    @classmethod
+    def _from_stored(
+        cls, meta: Mapping[str, Any], arrays: dict[str, npt.NDArray[Any]], model: CompresSAE
+    ) -> CompressedIndex:
+        n, k = meta["n"], meta["k"]
+        backend = EmbeddedBackend.from_arrays(arrays, n, model.n_latents, k)
+        ids = Ids(n, {name: array for name, array in arrays.items() if name in ("ids", "id_text", "id_ends")})
+        marks = arrays.get("alive")
+        alive = None if marks is None else np.unpackbits(marks, count=n, bitorder="little").astype(bool)
+        return cls(model, k=k, encoder=meta["encoder"], backend=backend, ids=ids, alive=alive)
+
+
+class _State:
+    """Documents as one search sees them: immutable, replaced as a whole by each change."""
+
+    def __init__(self, backend: EmbeddedBackend, ids: Ids, alive: npt.NDArray[np.bool_] | None) -> None:
+        if len(backend) != len(ids) or (alive is not None and len(alive) != len(ids)):
+            msg = f"{len(backend)} codes, but {len(ids)} ids"
+            raise DimensionError(msg)
+        self.backend = backend
+        self.ids = ids
+        self.alive = alive  # None: all are
+        self.n_alive = len(ids) if alive is None else int(alive.sum())
+        self._bitmap: Bitmap | None = None if alive is None else np.packbits(alive, bitorder="little")
+        self.mark_bytes = 0 if alive is None or self._bitmap is None else alive.nbytes + self._bitmap.nbytes
+
+    def alive_rows(self) -> npt.NDArray[np.int64]:
+        return np.arange(len(self.ids)) if self.alive is None else np.flatnonzero(self.alive)
+
+    def rows_of(self, ids: Any) -> npt.NDArray[np.int64]:
+        """Rows of ids that are held and not removed."""
+        return self.alive_rows()[self._live_ids.rows_of(ids)]
+
+    @cached_property
+    def _live_ids(self) -> Ids:
+        # An id may have been removed and added again: only the living one counts.
+        return self.ids if self.alive is None else self.ids.subset(self.alive_rows())
+
+    def allowed(self, wanted: npt.ArrayLike | None) -> tuple[Bitmap | None, int]:
+        """The bitmap that the engine filters by, and how many documents it allows."""
+        if wanted is None:
+            return self._bitmap, self.n_alive
+        array = np.asarray(wanted)
+        mask = np.zeros(len(self.ids), dtype=bool)
+        if array.dtype == bool:
+            if array.shape != (self.n_alive,):
+                msg = f"a boolean filter must have shape ({self.n_alive},), got {array.shape}"
+                raise DimensionError(msg)
+            mask[self.alive_rows()] = array
+        else:
+            mask[self.rows_of(wanted)] = True
+        return np.packbits(mask, bitorder="little"), int(mask.sum())
+
+    def holds(self, ids: Ids) -> npt.NDArray[np.bool_]:
+        return self._live_ids.find(ids.all()) >= 0
+
+    def added(self, codes: SparseCodes, ids: Ids, num_threads: int) -> _State:
+        if not self.n_alive:
+            return _State(self.compacted(num_threads).backend.added(codes, num_threads), ids, None)
+        backend = self.backend.added(codes, num_threads)
+        alive = None if self.alive is None else np.concatenate([self.alive, np.ones(len(codes), dtype=bool)])
+        return _State(backend, self.ids.extended(ids), alive)
+
+    def removed(self, ids: Any) -> _State:
+        rows = self.rows_of(ids)
+        if len(np.unique(rows)) < len(rows):
+            msg = f"{len(rows) - len(np.unique(rows))} of {len(rows)} ids to remove stand more than once"
+            raise InputError(msg)
+        if not len(rows):
+            return self
+        alive = np.ones(len(self.ids), dtype=bool) if self.alive is None else self.alive.copy()
+        alive[rows] = False
+        return _State(self.backend, self.ids, alive)
+
+    def compacted(self, num_threads: int) -> _State:
+        if self.alive is None:
+            return self
+        rows = self.alive_rows()
+        if not len(rows):
+            return _State(EmbeddedBackend(self.backend.n_latents, self.backend.k), Ids(0, {}), None)
+        return _State(self.backend.subset(rows, num_threads), self.ids.subset(rows), None)
+
+
+def _check_new_ids(state: _State, ids: Ids) -> None:
+    if state.n_alive and state.ids.are_strings != ids.are_strings:
+        kinds = ("strings", "integers") if state.ids.are_strings else ("integers", "strings")
+        msg = f"the ids of this index are {kinds[0]}, the new ones are {kinds[1]}"
+        raise InputError(msg)
+    held = np.flatnonzero(state.holds(ids))
+    if held.size:
+        first = ids.of(held[:1])[0]
+        msg = f"id {first!r} is already in the index ({held.size} such ids); remove it first"
+        raise InputError(msg)
+
+
+def _padded(scores: FloatArray, rows: npt.NDArray[np.int64], k: int, ids: Ids) -> SearchResult:
+    missing = k - rows.shape[1]
+    if missing:
+        scores = np.pad(scores, ((0, 0), (0, missing)), constant_values=-np.inf)
+        rows = np.pad(rows, ((0, 0), (0, missing)), constant_values=-1)
+    return SearchResult(scores, ids.of(rows))

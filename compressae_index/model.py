@@ -1,0 +1,238 @@
+"""The trained model as plain arrays: encoding, decoding, projecting queries. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from compressae_index import persistence
+from compressae_index._engine import pursuit, top_k_codes
+from compressae_index.checks import (
+    FloatArray,
+    check_choice,
+    check_int,
+    check_threads,
+    check_vectors,
+    normalize_rows,
+)
+from compressae_index.codes import MAX_LATENTS, SparseCodes
+from compressae_index.errors import DimensionError, InputError
+
+Encoder: TypeAlias = Literal["pursuit", "topk"]
+ENCODERS: tuple[Encoder, ...] = ("pursuit", "topk")
+
+# Rows encoded at a time: their dense activations (rows x n_latents float32) must stay small.
+BATCH_ROWS = 2048
+# Atoms between two least-squares solves of the pursuit; 4 costs 0.001 of recall@100 against 1.
+SOLVE_EVERY = 4
+
+_TENSORS = ("encoder_w", "encoder_b", "decoder_w")
+
+
+@dataclass(frozen=True, eq=False)
+class CompresSAE:
+    """A sparse autoencoder for embeddings (Kasalicky et al., RecSys 2025, arXiv 2505.11388).
+
+    With x of unit norm, `topk` codes are s = phi(x W_enc + b_enc), where phi keeps the k entries of largest
+    magnitude with their signs, and the reconstruction is x_hat = s W_dec. `pursuit` codes choose the support
+    by orthogonal matching pursuit against the rows of W_dec, with least-squares values.
+
+    Attributes:
+        encoder_w: W_enc, (dim, n_latents) float32.
+        encoder_b: b_enc, (n_latents,) float32.
+        decoder_w: W_dec, the dictionary, (n_latents, dim) float32, unit rows.
+        k: nonzeros a code, where a call names none.
+
+    Raises:
+        DimensionError: shapes do not fit together.
+        InputError: values are not finite, decoder rows are not of unit norm, or k is out of range.
+    """
+
+    encoder_w: FloatArray
+    encoder_b: FloatArray
+    decoder_w: FloatArray
+    k: int
+
+    def __post_init__(self) -> None:
+        if self.decoder_w.ndim != 2:
+            msg = f"decoder_w must have shape (n_latents, dim), got {self.decoder_w.shape}"
+            raise DimensionError(msg)
+        h, d = self.decoder_w.shape
+        if self.encoder_w.shape != (d, h) or self.encoder_b.shape != (h,):
+            msg = (
+                f"decoder_w is {self.decoder_w.shape}, so encoder_w must be {(d, h)} and encoder_b {(h,)}, "
+                f"got {self.encoder_w.shape} and {self.encoder_b.shape}"
+            )
+            raise DimensionError(msg)
+        check_int(h, "n_latents", 1, MAX_LATENTS)
+        check_int(self.k, "k", 1, h, "n_latents")
+        for name in _TENSORS:
+            array = getattr(self, name)
+            if array.dtype != np.float32 or not array.flags.c_contiguous or not np.isfinite(array).all():
+                msg = f"{name} must be C-contiguous, finite float32"
+                raise InputError(msg)
+        norms = np.linalg.norm(self.decoder_w, axis=1)
+        off = int(np.abs(norms - 1).argmax())
+        if abs(norms[off] - 1) > 1e-3:
+            msg = f"decoder_w rows must have unit norm, row {off} has {norms[off]:.6g}"
+            raise InputError(msg)
+
+    @property
+    def dim(self) -> int:
+        """Size d of the embeddings."""
+        return int(self.decoder_w.shape[1])
+
+    @property
+    def n_latents(self) -> int:
+        """Size h of the dictionary."""
+        return int(self.decoder_w.shape[0])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of the parameters: codes fit a model exactly when the fingerprints agree."""
+        digest = hashlib.sha256(f"{self.dim} {self.n_latents}".encode())
+        for name in _TENSORS:
+            digest.update(getattr(self, name).tobytes())
+        return digest.hexdigest()[:32]
+
+    @cached_property
+    def _gram(self) -> FloatArray:
+        return self.decoder_w @ self.decoder_w.T
+
+    def encode(
+        self,
+        vectors: Any,
+        k: int | None = None,
+        *,
+        encoder: Encoder = "pursuit",
+        num_threads: int | None = None,
+    ) -> SparseCodes:
+        """Codes of vectors, which need not have unit norm.
+
+        Args:
+            vectors: (n, dim) floating point.
+            k: nonzeros a code; the model's own by default.
+            encoder: "pursuit", or "topk" for the paper's single pass.
+            num_threads: threads of the engine; all by default.
+
+        Returns:
+            n codes of unfolded values: `decode` of them approximates the normalised vectors.
+
+        Raises:
+            InputError: NaN, infinite values, zero rows, a wrong shape or dtype, k above n_latents.
+        """
+        k = self.k if k is None else check_int(k, "k", 1, self.n_latents, "n_latents")
+        check_choice(encoder, "encoder", ENCODERS)
+        threads = check_threads(num_threads)
+        unit = normalize_rows(check_vectors(vectors, dim=self.dim))
+        parts = []
+        for begin in range(0, len(unit), BATCH_ROWS):
+            batch = unit[begin : begin + BATCH_ROWS]
+            if encoder == "topk":
+                latents, values = top_k_codes(batch @ self.encoder_w + self.encoder_b, k, threads)
+            else:
+                latents, values = pursuit(batch @ self.decoder_w.T, self._gram, k, SOLVE_EVERY, threads)
+            parts.append(SparseCodes(latents, values, self.n_latents))
+        return SparseCodes.concatenate(parts)
+
+    def decode(self, codes: SparseCodes) -> FloatArray:
+        """Reconstructions x_hat = s W_dec, (n, dim) float32.
+
+        Raises:
+            DimensionError: the codes are over another number of latents.
+        """
+        if codes.n_latents != self.n_latents:
+            msg = f"codes are over {codes.n_latents} latents, the model has {self.n_latents}"
+            raise DimensionError(msg)
+        reconstructions: FloatArray = codes.to_csr() @ self.decoder_w
+        return reconstructions
+
+    def fold(self, codes: SparseCodes) -> SparseCodes:
+        """Codes divided by the norm of their reconstruction.
+
+        With them, the cosine of a unit query q and x_hat is the plain sum <W_dec q, s>, at no extra byte. A
+        code whose reconstruction is zero stays as it is.
+        """
+        norms = np.concatenate(
+            [
+                np.linalg.norm(self.decode(codes[begin : begin + BATCH_ROWS]), axis=1)
+                for begin in range(0, len(codes), BATCH_ROWS)
+            ]
+        ).astype(np.float32)
+        norms[norms < 1e-12] = 1
+        return SparseCodes(codes.latents, codes.values / norms[:, None], codes.n_latents)
+
+    def project(self, queries: Any) -> FloatArray:
+        """Queries seen by the dictionary, u = W_dec q for the normalised q: (n, n_latents) float32."""
+        return normalize_rows(check_vectors(queries, dim=self.dim, name="queries")) @ self.decoder_w.T
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any], k: int) -> CompresSAE:
+        """From the state_dict of the paper's own implementation (recombee/CompresSAE), or of our trainer.
+
+        Args:
+            state: encoder_w (dim, n_latents), encoder_b (n_latents,), decoder_w (n_latents, dim): torch
+                tensors or arrays. Decoder rows are normalised.
+            k: nonzeros a code; a state_dict does not hold it.
+
+        Raises:
+            InputError: a parameter is missing, unexpected, or not finite, or a decoder row is zero.
+        """
+        if set(state) != set(_TENSORS):
+            msg = f"expected the parameters {', '.join(_TENSORS)}, got {', '.join(sorted(state)) or 'none'}"
+            raise InputError(msg)
+        arrays = {}
+        for name in _TENSORS:
+            value = state[name]
+            tensor = value.detach().cpu().float().numpy() if hasattr(value, "detach") else value
+            arrays[name] = np.array(tensor, dtype=np.float32, order="C")
+        arrays["decoder_w"] = normalize_rows(check_vectors(arrays["decoder_w"], name="decoder_w"))
+        return cls(**arrays, k=k)
+
+    def save(self, path: str | Path) -> None:
+        """Writes a directory: model.safetensors and manifest.json. An older model there is replaced.
+
+        Raises:
+            FormatError: something else is at `path`.
+        """
+        persistence.write(path, "model", self.manifest(), tensors=self.tensors())
+
+    @classmethod
+    def load(cls, path: str | Path) -> CompresSAE:
+        """Reads what `save` wrote.
+
+        Raises:
+            FormatError: the directory is missing, foreign, truncated or tampered with.
+        """
+        stored = persistence.read(path, "model")
+        return cls.from_stored(stored.meta, stored.tensors)
+
+    def tensors(self) -> dict[str, FloatArray]:
+        """The parameters by name, as they are stored."""
+        return {name: getattr(self, name) for name in _TENSORS}
+
+    def manifest(self) -> dict[str, Any]:
+        """What is stored of the model beside its parameters."""
+        return {"dim": self.dim, "n_latents": self.n_latents, "k": self.k, "fingerprint": self.fingerprint}
+
+    @classmethod
+    def from_stored(cls, meta: Mapping[str, Any], tensors: Mapping[str, FloatArray]) -> CompresSAE:
+        """The model of a manifest's entry and its tensors.
+
+        Raises:
+            FormatError: they do not belong together.
+        """
+        with persistence.reading("the model"):
+            model = cls(**{name: tensors[name] for name in _TENSORS}, k=meta["k"])
+            if model.fingerprint != meta["fingerprint"]:
+                msg = (
+                    f"the model's fingerprint is {model.fingerprint}, the manifest says {meta['fingerprint']}"
+                )
+                raise InputError(msg)
+        return model

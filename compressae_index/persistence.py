@@ -1,0 +1,215 @@
+"""Directories on disk: a manifest, arrays that can be memory-mapped, and a model's tensors.
+
+    path/
+      manifest.json          format version, shapes, checksums; replaced in one step
+      data-<token>/          the files that the manifest names
+        model.safetensors
+        <array>.npy
+
+New data are written beside the old ones, then the manifest is replaced atomically, then the old data are
+removed: a crash at any point leaves the old directory or the new one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from compressae_index.errors import CompressaeError, FormatError, NewerFormatError
+
+FORMAT = "compressae-index"
+FORMAT_VERSION = 1
+
+_MANIFEST = "manifest.json"
+_TENSOR_FILE = "model.safetensors"
+
+
+class Stored(NamedTuple):
+    """What a directory holds."""
+
+    meta: dict[str, Any]
+    """The caller's own entry of the manifest."""
+    arrays: dict[str, npt.NDArray[Any]]
+    """Arrays by name."""
+    tensors: dict[str, npt.NDArray[np.float32]]
+    """The model's parameters by name."""
+
+
+def write(
+    path: str | Path,
+    kind: str,
+    meta: Mapping[str, Any],
+    *,
+    arrays: Mapping[str, npt.NDArray[Any]] | None = None,
+    tensors: Mapping[str, npt.NDArray[np.float32]],
+) -> None:
+    """Writes a directory of the given kind, replacing an older one of ours.
+
+    Raises:
+        FormatError: something that this package did not write is at `path`.
+        OSError: the disk is full or refuses; what was there before is untouched.
+    """
+    path = Path(path)
+    existed = path.exists()
+    previous = _previous_data(path)
+    data = f"data-{secrets.token_hex(4)}"
+    try:
+        (path / data).mkdir(parents=True)
+        _write_files(path / data, arrays or {}, tensors)
+        manifest = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "kind": kind,
+            "meta": dict(meta),
+            "data": data,
+            "files": {file.name: _describe(file) for file in sorted((path / data).iterdir())},
+        }
+        manifest["checksum"] = _manifest_checksum(manifest)
+        _write_durably(path / data / _MANIFEST, json.dumps(manifest, indent=1).encode())
+        os.replace(path / data / _MANIFEST, path / _MANIFEST)
+    except BaseException:
+        shutil.rmtree(path / data if existed else path, ignore_errors=True)
+        raise
+    if previous is not None:
+        shutil.rmtree(path / previous, ignore_errors=True)
+
+
+def read(path: str | Path, kind: str, *, mmap: bool = False) -> Stored:
+    """Reads a directory of the given kind and checks all of it.
+
+    Args:
+        path: the directory.
+        kind: what it must hold: "index" or "model".
+        mmap: map the arrays instead of reading them into memory. Their checksums are still verified, by
+            reading the files once; the pages stay the operating system's.
+
+    Raises:
+        FormatError: with the file that is missing, truncated, foreign or tampered with.
+        NewerFormatError: a newer version of this package wrote it.
+    """
+    path = Path(path)
+    manifest = _read_manifest(path, kind)
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    tensors: dict[str, npt.NDArray[np.float32]] = {}
+    with reading(str(path)):
+        for name, expected in manifest["files"].items():
+            file = path / manifest["data"] / Path(name).name
+            _verify(file, expected)
+            if name == _TENSOR_FILE:
+                from safetensors.numpy import load_file
+
+                tensors = load_file(file)
+            else:
+                arrays[file.stem] = np.load(file, mmap_mode="r" if mmap else None, allow_pickle=False)
+        return Stored(manifest["meta"], arrays, tensors)
+
+
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Turns whatever damaged content makes the code inside raise into a FormatError about `what`."""
+    try:
+        yield
+    except FormatError:
+        raise
+    except (CompressaeError, KeyError, TypeError, ValueError, AttributeError, EOFError) as error:
+        msg = f"{what} is damaged: {type(error).__name__}: {error}"
+        raise FormatError(msg) from error
+
+
+def _write_files(
+    folder: Path, arrays: Mapping[str, npt.NDArray[Any]], tensors: Mapping[str, npt.NDArray[np.float32]]
+) -> None:
+    from safetensors.numpy import save_file
+
+    save_file(dict(tensors), folder / _TENSOR_FILE)
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array, allow_pickle=False)
+    for file in folder.iterdir():
+        with file.open("rb+") as handle:
+            os.fsync(handle.fileno())
+
+
+def _write_durably(file: Path, content: bytes) -> None:
+    with file.open("wb") as handle:
+        handle.write(content)
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def _describe(file: Path) -> dict[str, Any]:
+    with file.open("rb") as handle:
+        return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(handle, "sha256").hexdigest()}
+
+
+def _verify(file: Path, expected: Mapping[str, Any]) -> None:
+    if not file.is_file():
+        msg = f"{file} is missing"
+        raise FormatError(msg)
+    size = file.stat().st_size
+    if size != expected["bytes"]:
+        msg = f"{file} holds {size} bytes, its manifest says {expected['bytes']}"
+        raise FormatError(msg)
+    if _describe(file)["sha256"] != expected["sha256"]:
+        msg = f"{file} does not match its checksum"
+        raise FormatError(msg)
+
+
+def _manifest_checksum(manifest: Mapping[str, Any]) -> str:
+    content = {key: value for key, value in manifest.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _read_manifest(path: Path, kind: str) -> dict[str, Any]:
+    if not path.is_dir():
+        msg = f"{path} is not a directory" if path.exists() else f"{path} does not exist"
+        raise FormatError(msg)
+    try:
+        manifest = json.loads((path / _MANIFEST).read_bytes())
+    except FileNotFoundError:
+        msg = f"{path} holds no {_MANIFEST}, so it is not a compressae-index directory"
+        raise FormatError(msg) from None
+    except ValueError as error:
+        msg = f"{path / _MANIFEST} is truncated or not JSON: {error}"
+        raise FormatError(msg) from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        msg = f"{path / _MANIFEST} was not written by compressae-index"
+        raise FormatError(msg)
+    version = manifest.get("format_version")
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        msg = f"{path} has format version {version}, but this compressae-index reads up to {FORMAT_VERSION}"
+        raise NewerFormatError(msg)
+    if manifest.get("checksum") != _manifest_checksum(manifest):
+        msg = f"{path / _MANIFEST} does not match its own checksum: it was changed after it was written"
+        raise FormatError(msg)
+    if manifest["kind"] != kind:
+        msg = f"{path} holds: {manifest['kind']}; expected: {kind}"
+        raise FormatError(msg)
+    return manifest
+
+
+def _previous_data(path: Path) -> str | None:
+    """The data folder that a write to `path` replaces, or None where there is nothing yet."""
+    if not path.exists():
+        return None
+    if path.is_dir() and not any(path.iterdir()):
+        return None
+    try:
+        manifest = json.loads((path / _MANIFEST).read_bytes())
+        ours = manifest["format"] == FORMAT
+        data = Path(manifest["data"]).name
+    except (OSError, ValueError, KeyError, TypeError):
+        ours = False
+    if not ours:
+        msg = f"{path} exists and was not written by compressae-index; it is left as it is"
+        raise FormatError(msg)
+    return data
