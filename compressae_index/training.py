@@ -27,6 +27,8 @@ except ImportError as error:
 DEFAULT_LATENTS = 4096
 # Weight of the loss at 4k nonzeros, as in the released code of the paper.
 LOSS_4K_WEIGHT = 1 / 8
+# Times 1 / sqrt(d), the default peak of the learning rate; twice as much leaves latents dead.
+LEARNING_RATE = 0.08
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,13 @@ class TrainConfig:
     """Size of the dictionary; 4096 by default, less for fewer than 8,192 rows."""
     initialization: str = "data"
     """"data": dictionary rows are training vectors, less their mean; "random": as in the paper's code."""
-    steps: int = 600
+    steps: int = 300
     """Optimiser steps."""
     batch_size: int = 1024
     """Rows a step."""
-    learning_rate: float = 5e-4
-    """Peak of Adam's rate, which warms up over the first twentieth and then falls as a cosine to a tenth."""
+    learning_rate: float | None = None
+    """Peak of Adam's rate, which warms up over the first twentieth and then falls as a cosine to a tenth; by
+    default 0.08 / sqrt(d): an entry of a unit vector is about 1 / sqrt(d), and Adam's step does not scale."""
     max_rows: int = 262_144
     """Rows to train on; of more, a random sample is drawn."""
     seed: int = 0
@@ -65,8 +68,9 @@ class TrainConfig:
         if self.initialization not in ("data", "random"):
             msg = f"initialization must be 'data' or 'random', got {self.initialization!r}"
             raise InputError(msg)
-        if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
-            msg = f"learning_rate must be positive and finite, got {self.learning_rate}"
+        rate = self.learning_rate
+        if rate is not None and not (rate > 0 and math.isfinite(rate)):
+            msg = f"learning_rate must be positive and finite, got {rate}"
             raise InputError(msg)
 
     def with_codes(self, k: int, n_latents: int | None) -> TrainConfig:
@@ -232,7 +236,8 @@ def _run(
     rng: np.random.Generator,
     progress: bool,
 ) -> FloatArray:
-    optimizer = torch.optim.Adam(module.parameters(), lr=config.learning_rate)
+    rate = LEARNING_RATE / math.sqrt(rows.shape[1]) if config.learning_rate is None else config.learning_rate
+    optimizer = torch.optim.Adam(module.parameters(), lr=rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, config.steps))
     history = np.empty(config.steps, dtype=np.float32)
     batch_size = min(config.batch_size, len(rows))

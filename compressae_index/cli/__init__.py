@@ -1,0 +1,57 @@
+"""The command line, `compressae-index`: thin over the library."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from compressae_index.cli.data import build, encode, info, train
+from compressae_index.cli.search import demo, evaluate, search
+from compressae_index.errors import CompressaeError
+
+
+class _OneLineErrors(click.Group):
+    """User errors end as one line on standard error and exit code 2, never as a traceback."""
+
+    def main(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> Any:
+        options["standalone_mode"] = False
+        try:
+            result = super().main(args, *more, **options)
+        except click.exceptions.NoArgsIsHelpError as error:
+            click.echo(error.format_message(), err=True)
+            sys.exit(2)
+        except click.Abort:
+            click.echo("Aborted.", err=True)
+            sys.exit(130)
+        except click.ClickException as error:
+            _fail(error.format_message())
+        except (CompressaeError, OSError) as error:
+            _fail(str(error))
+        sys.exit(result if isinstance(result, int) else 0)
+
+
+def _fail(message: str) -> None:
+    click.echo("Error: " + " ".join(message.split()), err=True)
+    sys.exit(2)
+
+
+@click.group(cls=_OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="compressae-index")
+def main() -> None:
+    r"""Search dense embeddings from sparse dictionary codes.
+
+    FILES are .npy (memory-mapped), .fvecs, .hdf5 in the ann-benchmarks layout, or .parquet with a list
+    column.
+
+    \b
+    Example:
+      compressae-index build embeddings.npy -o items.index
+      compressae-index search items.index queries.npy -k 10
+    """
+
+
+for command in (train, encode, build, search, evaluate, info, demo):
+    main.add_command(command)

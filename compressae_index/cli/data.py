@@ -1,0 +1,213 @@
+"""Commands that make models, codes and indexes, and describe them."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import numpy as np
+
+from compressae_index.cli.options import (
+    PATH,
+    dataset_option,
+    encoder_option,
+    json_option,
+    report,
+    threads_option,
+    training_options,
+    written_aside,
+)
+from compressae_index.errors import FormatError
+from compressae_index.index import CHUNK_ROWS, CompressedIndex
+from compressae_index.model import CompresSAE, Encoder
+from compressae_index.progress import track
+from compressae_index.sources import open_vectors
+
+if TYPE_CHECKING:
+    from compressae_index.training import TrainConfig
+
+
+@click.command()
+@click.argument("embeddings", type=PATH)
+@click.option("--output", "-o", type=PATH, required=True, help="Directory to write the model to.")
+@training_options
+@dataset_option
+@json_option
+def train(
+    embeddings: Path,
+    output: Path,
+    k: int,
+    n_latents: int | None,
+    steps: int | None,
+    seed: int,
+    dataset: str,
+    as_json: bool,
+) -> None:
+    r"""Train a model on EMBEDDINGS.
+
+    \b
+    Example:
+      compressae-index train embeddings.npy -o items.model --k 32
+    """
+    from compressae_index.training import train as train_model
+
+    vectors = open_vectors(embeddings, dataset=dataset)
+    result = train_model(vectors, _train_config(k, n_latents, steps, seed), progress=True)
+    result.model.save(output)
+    report(
+        {
+            "model": str(output),
+            **result.model.manifest(),
+            "loss": float(result.losses[-1]) if len(result.losses) else None,
+            "seconds": result.seconds,
+        },
+        as_json,
+    )
+
+
+def _train_config(k: int, n_latents: int | None, steps: int | None, seed: int) -> TrainConfig:
+    from compressae_index.training import TrainConfig
+
+    config = TrainConfig(k=k, n_latents=n_latents, seed=seed)
+    return config if steps is None else replace(config, steps=steps)
+
+
+@click.command()
+@click.argument("embeddings", type=PATH)
+@click.option("--model", type=PATH, required=True, help="Directory that `train` wrote.")
+@click.option("--output", "-o", type=PATH, required=True, help="File to write, a scipy CSR matrix (.npz).")
+@click.option("--k", type=int, help="Nonzeros a code.  [default: the model's]")
+@encoder_option
+@dataset_option
+@threads_option
+@json_option
+def encode(
+    embeddings: Path,
+    model: Path,
+    output: Path,
+    k: int | None,
+    encoder: Encoder,
+    dataset: str,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    r"""Encode EMBEDDINGS into a scipy CSR matrix of folded codes.
+
+    \b
+    Example:
+      compressae-index encode embeddings.npy --model items.model -o codes.npz
+    """
+    import scipy.sparse as sp
+
+    if output.suffix != ".npz":
+        msg = f"{output}: codes are written as .npz"
+        raise FormatError(msg)
+    trained, vectors = CompresSAE.load(model), open_vectors(embeddings, dataset=dataset)
+    started = time.perf_counter()
+    parts = []
+    with track(vectors.shape[0], "encoding", enabled=True) as advance:
+        for begin in range(0, vectors.shape[0], CHUNK_ROWS):
+            chunk = vectors[begin : begin + CHUNK_ROWS]
+            codes = trained.encode(chunk, k, encoder=encoder, num_threads=threads)
+            parts.append(trained.fold(codes).to_csr())
+            advance(len(chunk))
+    seconds = time.perf_counter() - started
+    with written_aside(output) as aside:
+        sp.save_npz(aside, sp.vstack(parts, format="csr"))
+    report(
+        {
+            "codes": str(output),
+            "rows": vectors.shape[0],
+            "seconds": seconds,
+            "fingerprint": trained.fingerprint,
+        },
+        as_json,
+    )
+
+
+@click.command()
+@click.argument("embeddings", type=PATH)
+@click.option("--output", "-o", type=PATH, required=True, help="Directory to write the index to.")
+@click.option("--model", type=PATH, help="Directory that `train` wrote; without it, a model is trained.")
+@click.option("--ids", type=PATH, help="One id a row: .npy, or a text file with one id a line.")
+@training_options
+@encoder_option
+@dataset_option
+@threads_option
+@json_option
+def build(
+    embeddings: Path,
+    output: Path,
+    model: Path | None,
+    ids: Path | None,
+    k: int,
+    n_latents: int | None,
+    steps: int | None,
+    seed: int,
+    encoder: Encoder,
+    dataset: str,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    r"""Build an index of EMBEDDINGS.
+
+    \b
+    Example:
+      compressae-index build embeddings.npy -o items.index --ids ids.txt
+    """
+    vectors = open_vectors(embeddings, dataset=dataset)
+    started = time.perf_counter()
+    index = CompressedIndex.build(
+        vectors,
+        None if ids is None else _read_ids(ids),
+        k=k,
+        n_latents=n_latents,
+        model=None if model is None else CompresSAE.load(model),
+        encoder=encoder,
+        config=None if model is not None else _train_config(k, n_latents, steps, seed),
+        num_threads=threads,
+    )
+    index.save(output)
+    report(
+        {"index": str(output), "seconds": time.perf_counter() - started, **index.stats()._asdict()}, as_json
+    )
+
+
+def _read_ids(path: Path) -> object:
+    try:
+        if path.suffix == ".npy":
+            return np.load(path, allow_pickle=False)
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError, EOFError) as error:
+        msg = f"{path} cannot be read: {error}"
+        raise FormatError(msg) from error
+    try:
+        return [int(line) for line in lines]
+    except ValueError:
+        return lines
+
+
+@click.command()
+@click.argument("path", type=PATH)
+@json_option
+def info(path: Path, as_json: bool) -> None:
+    r"""Describe the index or the model at PATH.
+
+    \b
+    Example:
+      compressae-index info items.index
+    """
+    try:
+        model = CompresSAE.load(path)
+    except FormatError as error:
+        if "expected: model" not in str(error):
+            raise
+        index = CompressedIndex.load(path, mmap=True)
+        report(
+            {"index": str(path), "fingerprint": index.model.fingerprint, **index.stats()._asdict()}, as_json
+        )
+    else:
+        report({"model": str(path), **model.manifest()}, as_json)

@@ -1,0 +1,108 @@
+"""Options and output that several commands share."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from compressae_index.index import MODES, SCORINGS
+from compressae_index.model import ENCODERS
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+PATH = click.Path(path_type=Path)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+threads_option = click.option("--threads", type=int, help="Threads of the engine.  [default: all]")
+encoder_option = click.option(
+    "--encoder",
+    type=click.Choice(ENCODERS),
+    default="pursuit",
+    show_default=True,
+    help="How vectors become codes.",
+)
+dataset_option = click.option(
+    "--dataset",
+    default="train",
+    show_default=True,
+    help="Data set of an HDF5 file, or column of a Parquet file.",
+)
+query_dataset_option = click.option(
+    "--query-dataset", default="test", show_default=True, help="The same for the queries."
+)
+
+
+def training_options(function: F) -> F:
+    """What `train` and `build` let one set of training."""
+    options = (
+        click.option("--k", type=int, default=32, show_default=True, help="Nonzeros a code."),
+        click.option(
+            "--n-latents", type=int, help="Size of the dictionary.  [default: 4096, less for few rows]"
+        ),
+        click.option("--steps", type=int, help="Training steps."),
+        click.option("--seed", type=int, default=0, show_default=True, help="Of all that is random."),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def search_options(function: F) -> F:
+    """How `search` and `eval` search."""
+    options = (
+        click.option(
+            "--candidates", type=int, default=1000, show_default=True, help="Stage one hands to stage two."
+        ),
+        click.option(
+            "--query-nnz", type=int, default=64, show_default=True, help="Latents of a query in stage one."
+        ),
+        click.option(
+            "--scoring",
+            type=click.Choice(SCORINGS),
+            default="asymmetric",
+            show_default=True,
+            help="See the README.",
+        ),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+mode_option = click.option("--mode", type=click.Choice(MODES), default="two_stage", show_default=True)
+
+
+def report(content: Mapping[str, Any], as_json: bool) -> None:
+    """Prints names and values, as text or JSON."""
+    if as_json:
+        click.echo(json.dumps(content))
+        return
+    width = max(map(len, content))
+    for name, value in content.items():
+        if isinstance(value, Mapping):
+            value = ", ".join(f"{part} {_readable(size)}" for part, size in value.items())
+        click.echo(f"{name.replace('_', ' '):<{width}}  {_readable(value)}")
+
+
+def _readable(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write to, which takes its place when all went well."""
+    aside = path.with_name(f".{secrets.token_hex(4)}-{path.name}")
+    try:
+        yield aside
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)

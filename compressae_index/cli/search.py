@@ -1,0 +1,201 @@
+"""Commands that search and measure."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from compressae_index.checks import check_vectors
+from compressae_index.cli.options import (
+    PATH,
+    dataset_option,
+    json_option,
+    mode_option,
+    query_dataset_option,
+    search_options,
+    threads_option,
+    written_aside,
+)
+from compressae_index.errors import DimensionError, FormatError, InputError
+from compressae_index.evaluation import (
+    as_table,
+    evaluate_exact,
+    evaluate_pq,
+    exact_neighbours,
+)
+from compressae_index.evaluation import evaluate as evaluate_index
+from compressae_index.index import CompressedIndex, Mode, Scoring
+from compressae_index.sources import open_vectors
+
+
+@click.command()
+@click.argument("index", type=PATH)
+@click.argument("queries", type=PATH)
+@click.option("-k", "k", type=int, default=10, show_default=True, help="Neighbours of each query.")
+@mode_option
+@search_options
+@click.option(
+    "--output", "-o", type=PATH, help="Write scores and ids to this .npz file instead of printing them."
+)
+@query_dataset_option
+@threads_option
+@json_option
+def search(
+    index: Path,
+    queries: Path,
+    k: int,
+    mode: Mode,
+    candidates: int,
+    query_nnz: int,
+    scoring: Scoring,
+    output: Path | None,
+    query_dataset: str,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    r"""Search INDEX for the neighbours of QUERIES.
+
+    Prints a line a query: its number, then id:score pairs.
+
+    \b
+    Example:
+      compressae-index search items.index queries.npy -k 10 --mode two_stage
+    """
+    if output is not None and output.suffix != ".npz":
+        msg = f"{output}: results are written as .npz"
+        raise FormatError(msg)
+    loaded = CompressedIndex.load(index, mmap=True)
+    vectors = open_vectors(queries, dataset=query_dataset)
+    scores, ids = loaded.search(
+        vectors[0 : vectors.shape[0]],
+        k,
+        mode=mode,
+        candidates=candidates,
+        query_nnz=query_nnz,
+        scoring=scoring,
+        num_threads=threads,
+    )
+    if output is not None:
+        # Strings as fixed-width text: an array of objects would have to be pickled.
+        plain = np.where(ids == None, "", ids).astype(str) if ids.dtype == object else ids  # noqa: E711
+        with written_aside(output) as aside:
+            np.savez(aside, scores=scores, ids=plain)
+        click.echo(
+            json.dumps({"results": str(output)}) if as_json else f"{len(ids)} x {k} results in {output}"
+        )
+    elif as_json:
+        click.echo(
+            json.dumps(
+                {"ids": ids.tolist(), "scores": [[_finite(s) for s in row] for row in scores.tolist()]}
+            )
+        )
+    else:
+        for number, (row_ids, row_scores) in enumerate(zip(ids, scores, strict=True)):
+            found = (
+                f"{name}:{score:.4f}"
+                for name, score in zip(row_ids, row_scores, strict=True)
+                if score > -np.inf
+            )
+            click.echo(f"{number}\t" + " ".join(found))
+
+
+def _finite(score: float) -> float | None:
+    """JSON knows no -inf; a missing result has score null."""
+    return score if np.isfinite(score) else None
+
+
+@click.command("eval")
+@click.argument("index", type=PATH)
+@click.argument("embeddings", type=PATH)
+@click.argument("queries", type=PATH, required=False)
+@search_options
+@click.option("--max-queries", type=int, default=1000, show_default=True, help="Queries to measure with.")
+@click.option("--pq/--no-pq", default=True, help="Compare with Faiss PQ at the same bytes (needs faiss).")
+@dataset_option
+@query_dataset_option
+@json_option
+def evaluate(
+    index: Path,
+    embeddings: Path,
+    queries: Path | None,
+    candidates: int,
+    query_nnz: int,
+    scoring: Scoring,
+    max_queries: int,
+    pq: bool,
+    dataset: str,
+    query_dataset: str,
+    as_json: bool,
+) -> None:
+    r"""Measure INDEX against exact search over the EMBEDDINGS it was built from.
+
+    QUERIES may be left out where EMBEDDINGS is an HDF5 file that holds them. They should be vectors that are
+    not in the index.
+
+    \b
+    Example:
+      compressae-index eval items.index embeddings.npy queries.npy
+    """
+    loaded, vectors = CompressedIndex.load(index, mmap=True), open_vectors(embeddings, dataset=dataset)
+    if vectors.shape[0] != len(loaded):
+        msg = f"{embeddings} holds {vectors.shape[0]} vectors, the index {len(loaded)}"
+        raise DimensionError(msg)
+    if queries is None and embeddings.suffix.lower() not in (".hdf5", ".h5"):
+        msg = "QUERIES is needed, unless EMBEDDINGS is an HDF5 file"
+        raise InputError(msg)
+    asked = open_vectors(embeddings if queries is None else queries, dataset=query_dataset)
+    rows = check_vectors(asked[0:max_queries], dim=loaded.model.dim, name="queries")
+    ks = [k for k in (10, 100) if k <= len(loaded)] or [len(loaded)]
+    truth = exact_neighbours(vectors, rows, ks[-1], progress=True)
+    measurements = [
+        evaluate_exact(vectors, rows, truth, ks=ks),
+        *evaluate_index(
+            loaded,
+            rows,
+            loaded.ids[truth],
+            ks=ks,
+            scoring=scoring,
+            candidates=candidates,
+            query_nnz=query_nnz,
+        ),
+    ]
+    if pq:
+        by_mode = loaded.stats().bytes_by_mode
+        measurements += [
+            evaluate_pq(vectors, rows, truth, by_mode[mode], ks=ks) for mode in ("dense", "two_stage")
+        ]
+    content: list[dict[str, Any]] = [measurement._asdict() for measurement in measurements]
+    click.echo(
+        json.dumps({"queries": len(rows), "measurements": content}) if as_json else as_table(measurements)
+    )
+
+
+@click.command()
+@click.option(
+    "--output", "-o", type=PATH, help="Directory to keep the index in.  [default: none, it is temporary]"
+)
+@json_option
+def demo(output: Path | None, as_json: bool) -> None:
+    r"""Run the main job on data that are shipped: train, build, save, load, search, measure.
+
+    \b
+    Example:
+      compressae-index demo
+    """
+    from compressae_index.demo import run
+
+    result = run(output, (lambda _: None) if as_json else click.echo)
+    if as_json:
+        click.echo(
+            json.dumps(
+                {
+                    "stats": result.stats._asdict(),
+                    "measurements": [measurement._asdict() for measurement in result.measurements],
+                    "seconds": result.seconds,
+                }
+            )
+        )

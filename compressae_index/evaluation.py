@@ -1,0 +1,192 @@
+"""Recall, bytes and latency, measured against exact search and against product quantisation."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from threadpoolctl import threadpool_limits
+
+from compressae_index.checks import FloatArray, check_int, check_vectors, normalize_rows
+from compressae_index.errors import DimensionError, MissingExtraError
+from compressae_index.index import CHUNK_ROWS, MODES, CompressedIndex, Mode, Scoring
+from compressae_index.progress import track
+from compressae_index.sources import Vectors
+
+# Latency is the median over this many queries, asked one by one.
+TIMED_QUERIES = 200
+
+
+class Measurement(NamedTuple):
+    """One way to search, measured."""
+
+    name: str
+    bytes_per_vector: float
+    """Of all that must be resident to serve it, ids included; the model or codebook is not."""
+    recall: dict[int, float]
+    """recall@k by k."""
+    ms_per_query: float
+    """Median of queries asked one by one with one thread, encoding of the query included."""
+
+
+def exact_neighbours(
+    vectors: Vectors, queries: npt.ArrayLike, k: int, *, progress: bool = False
+) -> npt.NDArray[Any]:
+    """Rows of the k most similar vectors by cosine, best first, ties to the lower row: (n_queries, k).
+
+    Vectors are read in batches and compared in float32.
+    """
+    unit = normalize_rows(check_vectors(queries, name="queries"))
+    k = check_int(k, "k", 1, vectors.shape[0], "vectors")
+    scores = np.empty((len(unit), 0), dtype=np.float32)
+    rows = np.empty((len(unit), 0), dtype=np.int64)
+    with track(vectors.shape[0], "exact search", enabled=progress) as advance:
+        for begin in range(0, vectors.shape[0], CHUNK_ROWS):
+            chunk = normalize_rows(
+                check_vectors(vectors[begin : begin + CHUNK_ROWS], dim=unit.shape[1], first_row=begin)
+            )
+            scores = np.concatenate([scores, unit @ chunk.T], axis=1)
+            here = np.broadcast_to(np.arange(begin, begin + len(chunk)), (len(unit), len(chunk)))
+            rows = np.concatenate([rows, here], axis=1)
+            if scores.shape[1] > k:
+                # Stable, so that of equal scores the lower row stays.
+                best = np.sort(np.argpartition(-scores, k - 1, axis=1)[:, :k], axis=1)
+                scores, rows = (
+                    np.take_along_axis(scores, best, axis=1),
+                    np.take_along_axis(rows, best, axis=1),
+                )
+            advance(len(chunk))
+    order = np.argsort(-scores, axis=1, kind="stable")
+    return np.take_along_axis(rows, order, axis=1)
+
+
+def recall(found: npt.NDArray[Any], truth: npt.NDArray[Any], k: int) -> float:
+    """recall@k: the share of the k true neighbours that stand among the first k found, over all queries.
+
+    Raises:
+        DimensionError: fewer than k columns, or another number of queries.
+    """
+    if len(found) != len(truth) or min(found.shape[1], truth.shape[1]) < k:
+        msg = f"recall@{k} needs the same queries and k columns, got {found.shape} and {truth.shape}"
+        raise DimensionError(msg)
+    shared = sum(len(np.intersect1d(a[:k], b[:k])) for a, b in zip(found, truth, strict=True))
+    return shared / (len(truth) * k)
+
+
+def evaluate(
+    index: CompressedIndex,
+    queries: FloatArray,
+    truth: npt.NDArray[Any],
+    *,
+    ks: Iterable[int] = (10, 100),
+    scoring: Scoring = "asymmetric",
+    **options: Any,
+) -> list[Measurement]:
+    """Every mode of an index.
+
+    Args:
+        index: what to measure; its ids must be what `truth` holds.
+        queries: (n_queries, d).
+        truth: ids of the true neighbours, best first, (n_queries, at least max(ks)).
+        ks: the k of each recall@k.
+        scoring: as for `CompressedIndex.search`.
+        options: candidates, query_nnz as for `CompressedIndex.search`.
+    """
+    by_mode = index.stats().bytes_by_mode
+
+    def searcher(mode: Mode) -> Callable[[FloatArray, int], npt.NDArray[Any]]:
+        return lambda rows, k: index.search(rows, k, mode=mode, scoring=scoring, num_threads=1, **options).ids
+
+    suffix = "" if scoring == "asymmetric" else f" ({scoring})"
+    return [measure(mode + suffix, by_mode[mode], searcher(mode), queries, truth, ks) for mode in MODES]
+
+
+def evaluate_exact(
+    vectors: Vectors, queries: FloatArray, truth: npt.NDArray[Any], *, ks: Iterable[int] = (10, 100)
+) -> Measurement:
+    """Exact search over the float32 vectors, by numpy."""
+    unit = normalize_rows(check_vectors(vectors[0 : vectors.shape[0]]))
+
+    def search(query: FloatArray, k: int) -> npt.NDArray[Any]:
+        scores = normalize_rows(query) @ unit.T
+        best = np.argpartition(-scores, min(k, len(unit)) - 1, axis=1)[:, :k]
+        order = np.argsort(-np.take_along_axis(scores, best, axis=1), axis=1, kind="stable")
+        return np.take_along_axis(best, order, axis=1)
+
+    return measure("exact float32", unit.shape[1] * 4.0, search, queries, truth, ks)
+
+
+def evaluate_pq(
+    vectors: Vectors,
+    queries: FloatArray,
+    truth: npt.NDArray[Any],
+    bytes_per_vector: float,
+    *,
+    ks: Iterable[int] = (10, 100),
+) -> Measurement:
+    """Faiss product quantisation (8 bits a sub-vector) at the most bytes that do not exceed the given ones.
+
+    Raises:
+        MissingExtraError: Faiss is not installed.
+    """
+    try:
+        import faiss
+    except ImportError as error:
+        raise MissingExtraError("faiss-cpu", "faiss", "comparing with product quantisation") from error
+    unit = normalize_rows(check_vectors(vectors[0 : vectors.shape[0]]))
+    dim = unit.shape[1]
+    parts = max(m for m in range(1, dim + 1) if dim % m == 0 and m <= max(bytes_per_vector, 1))
+    index = faiss.IndexPQ(dim, parts, 8, faiss.METRIC_INNER_PRODUCT)
+    index.train(unit)
+    index.add(unit)
+    return measure(
+        f"Faiss PQ{parts}x8",
+        float(parts),
+        lambda q, k: index.search(normalize_rows(q), k)[1],
+        queries,
+        truth,
+        ks,
+    )
+
+
+def measure(
+    name: str,
+    bytes_per_vector: float,
+    search: Callable[[FloatArray, int], npt.NDArray[Any]],
+    queries: FloatArray,
+    truth: npt.NDArray[Any],
+    ks: Iterable[int],
+) -> Measurement:
+    """Recall of the batch, and the median time of single queries with one thread."""
+    ks = sorted(ks)
+    found = search(queries, ks[-1])
+    seconds = []
+    with threadpool_limits(1):
+        for query in queries[:TIMED_QUERIES]:
+            started = time.perf_counter()
+            search(query[None], ks[-1])
+            seconds.append(time.perf_counter() - started)
+    return Measurement(
+        name, bytes_per_vector, {k: recall(found, truth, k) for k in ks}, 1000 * statistics.median(seconds)
+    )
+
+
+def as_table(measurements: Iterable[Measurement]) -> str:
+    """A Markdown table, columns aligned for a terminal."""
+    measurements = list(measurements)
+    ks = list(measurements[0].recall)
+    rows = [["", *(f"recall@{k}" for k in ks), "bytes/vector", "ms/query"]]
+    rows += [
+        [m.name, *(f"{m.recall[k]:.3f}" for k in ks), f"{m.bytes_per_vector:.0f}", f"{m.ms_per_query:.2f}"]
+        for m in measurements
+    ]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    rows.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+    return "\n".join(
+        "| " + " | ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) + " |"
+        for row in rows
+    )

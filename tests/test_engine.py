@@ -1,0 +1,283 @@
+"""The engine against float64 brute force over the values it stores."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from compressae_index import CompressedIndex, SparseCodes
+from compressae_index._engine import ForwardCodes, InvertedLists, pursuit, simd, top_k_codes
+from compressae_index.checks import FloatArray
+from compressae_index.embedded import WINDOW, EmbeddedBackend, pack, unpack
+
+Float64 = npt.NDArray[np.float64]
+
+
+def random_codes(n: int, n_latents: int, k: int, seed: int) -> SparseCodes:
+    rng = np.random.default_rng(seed)
+    latents = np.argsort(rng.random((n, n_latents)), axis=1)[:, :k]
+    values = rng.standard_normal((n, k)).astype(np.float32)
+    return SparseCodes(np.sort(latents, axis=1).astype(np.uint16), values, n_latents)
+
+
+def stored_in_lists(lists: InvertedLists, n_latents: int) -> Float64:
+    """Every value as the posting lists hold it: (n, n_latents)."""
+    arrays, dense = lists.arrays(), np.zeros((lists.n_documents, n_latents))
+    for w, start in enumerate(arrays["starts"][:-1]):
+        for j in range(n_latents):
+            begin, end = int(start) + arrays["offsets"][w, j], int(start) + arrays["offsets"][w, j + 1]
+            rows = w * WINDOW + arrays["ids"][begin:end].astype(np.int64)
+            dense[rows, j] = arrays["values"][begin:end] * arrays["scales"][w, j].astype(np.float64)
+    return dense
+
+
+def cut_query(u: FloatArray, query_nnz: int) -> Float64:
+    """The query_nnz entries of largest magnitude of each row, ties to the lower latent."""
+    cut = np.zeros(u.shape)
+    order = np.argsort(-np.abs(u), axis=1, kind="stable")[:, :query_nnz]
+    np.put_along_axis(cut, order, np.take_along_axis(u, order, axis=1).astype(np.float64), axis=1)
+    return cut
+
+
+def assert_best(
+    scores: FloatArray,
+    rows: npt.NDArray[np.int64],
+    exact: Float64,
+    top: int,
+    allowed: npt.NDArray[np.bool_] | None = None,
+) -> None:
+    """The rows are the best of `exact` (n_queries, n), up to rounding; ranks are by score, then row."""
+    exact = exact if allowed is None else np.where(allowed, exact, -np.inf)
+    tolerance = 1e-5 * max(1.0, float(np.abs(exact[np.isfinite(exact)]).max(initial=0)))
+    best = -np.sort(-exact, axis=1)[:, :top]
+    missing = max(top - exact.shape[1], 0)
+    best = np.pad(best, ((0, 0), (0, missing)), constant_values=-np.inf)
+    found = np.isfinite(best)
+    np.testing.assert_array_equal(rows >= 0, found)
+    assert (scores[~found] == -np.inf).all()
+    np.testing.assert_allclose(scores[found], best[found], atol=tolerance, rtol=0)
+    for q in range(len(rows)):
+        real = rows[q][found[q]]
+        assert len(set(real.tolist())) == len(real)
+        np.testing.assert_allclose(exact[q, real], scores[q][found[q]], atol=tolerance, rtol=0)
+        keys = list(zip(-scores[q][found[q]], real, strict=True))
+        assert keys == sorted(keys)
+
+
+def bitmap(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
+    return np.packbits(mask, bitorder="little")
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    n=st.integers(1, 400),
+    n_latents=st.integers(1, 90),
+    k=st.integers(1, 90),
+    query_nnz=st.integers(1, 100),
+    top=st.integers(1, 500),
+    share=st.sampled_from([None, 0.0, 0.02, 0.6]),
+    seed=st.integers(0, 2**31),
+)
+def test_every_search_equals_brute_force(
+    n: int, n_latents: int, k: int, query_nnz: int, top: int, share: float | None, seed: int
+) -> None:
+    codes = random_codes(n, n_latents, min(k, n_latents), seed)
+    rng = np.random.default_rng(seed)
+    u = rng.standard_normal((3, n_latents)).astype(np.float32)
+    allowed = None if share is None else rng.random(n) < share
+    marks = None if allowed is None else bitmap(allowed)
+
+    lists = InvertedLists.build(codes.latents, codes.values, n_latents, 1)
+    exact = cut_query(u, query_nnz) @ stored_in_lists(lists, n_latents).T
+    assert_best(*lists.search(u, query_nnz, top, marks, 1), exact, top, allowed)
+
+    arrays = pack(codes)
+    forward = ForwardCodes(arrays, n_latents)
+    exact = u.astype(np.float64) @ unpack(arrays, n_latents).to_dense().astype(np.float64).T
+    assert_best(*forward.search(u, top, marks, 1), exact, top, allowed)
+
+    candidates = np.stack([rng.permutation(n) for _ in u])
+    candidates[rng.random(candidates.shape) < 0.3] = -1
+    chosen = np.full(exact.shape, -np.inf)
+    for q, row in enumerate(candidates):
+        chosen[q, row[row >= 0]] = exact[q, row[row >= 0]]
+    assert_best(*forward.rescore(u, candidates, top, 1), chosen, top)
+
+
+def test_real_codes_over_several_windows(built: CompressedIndex, queries: FloatArray) -> None:
+    real = built.codes(built.ids)
+    tiled = SparseCodes.concatenate([real] * (2 * WINDOW // len(real) + 2))
+    assert len(tiled) > 2 * WINDOW
+    lists = InvertedLists.build(tiled.latents, tiled.values, tiled.n_latents, 2)
+    u = built.model.project(queries[:5])
+    scores, rows = lists.search(u, 32, 100, None, 1)
+    assert_best(scores, rows, cut_query(u, 32) @ stored_in_lists(lists, tiled.n_latents).T, 100)
+    # The copies of a document tie to the last bit only where their windows round alike, as full windows of
+    # the same documents do not; the forward part has no windows.
+    forward_scores, forward_rows = ForwardCodes(pack(tiled), tiled.n_latents).search(u, 100, None, 1)
+    copies = forward_rows % len(real)
+    for q in range(len(u)):
+        for i in range(99):
+            if copies[q, i] == copies[q, i + 1]:
+                assert forward_scores[q, i] == forward_scores[q, i + 1]
+                assert forward_rows[q, i + 1] == forward_rows[q, i] + len(real)
+
+
+def test_threads_do_not_change_results(built: CompressedIndex, queries: FloatArray) -> None:
+    for mode in ("sparse", "dense", "two_stage"):
+        one = built.search(queries, 20, mode=mode, num_threads=1)  # type: ignore[arg-type]
+        for num_threads in (2, 5):
+            many = built.search(queries, 20, mode=mode, num_threads=num_threads)  # type: ignore[arg-type]
+            np.testing.assert_array_equal(one.ids, many.ids)
+            np.testing.assert_array_equal(one.scores, many.scores)
+
+
+def test_ties_go_to_the_lower_row() -> None:
+    codes = SparseCodes(np.zeros((5000, 1), dtype=np.uint16), np.ones((5000, 1), dtype=np.float32), 3)
+    u = np.array([[1.0, 0.0, 0.0]], dtype=np.float32)
+    expected = np.arange(1500)[None]
+    lists = InvertedLists.build(codes.latents, codes.values, 3, 1)
+    np.testing.assert_array_equal(lists.search(u, 1, 1500, None, 1)[1], expected)
+    forward = ForwardCodes(pack(codes), 3)
+    np.testing.assert_array_equal(forward.search(u, 1500, None, 1)[1], expected)
+    backwards = np.arange(5000)[None, ::-1].copy()
+    np.testing.assert_array_equal(forward.rescore(u, backwards, 1500, 1)[1], expected)
+
+
+def test_documents_without_a_shared_latent_score_zero() -> None:
+    codes = SparseCodes.from_dense(np.diag([1.0, -1.0, 1.0]))
+    lists = InvertedLists.build(codes.latents, codes.values, 3, 1)
+    scores, rows = lists.search(np.array([[1.0, 1.0, 0.0]], dtype=np.float32), 3, 3, None, 1)
+    assert rows.tolist() == [[0, 2, 1]]
+    np.testing.assert_allclose(scores, [[1.0, 0.0, -1.0]], atol=1e-6)
+
+
+@pytest.mark.parametrize("path", ["avx512", "avx2", "plain"])
+def test_every_instruction_set(path: str) -> None:
+    """Runs the searches again in a process that is forced to one instruction set."""
+    environment = {**os.environ, "COMPRESSAE_SIMD": path}
+    probe = "from compressae_index._engine import simd; print(simd())"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", probe], env=environment, capture_output=True, text=True, check=False
+    )
+    if "this processor supports" in done.stderr:
+        pytest.skip(f"this processor has no {path}")
+    assert done.stdout.strip() == path, done.stderr
+    tests = [f"{__file__}::{name}" for name in SEARCH_TESTS]
+    command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+SEARCH_TESTS = ("test_every_search_equals_brute_force", "test_ties_go_to_the_lower_row", "test_top_k_codes")
+
+
+def test_an_unknown_instruction_set_is_refused() -> None:
+    code = "import compressae_index._engine as e\ntry: e.simd()\nexcept ValueError as error: print(error)"
+    environment = {**os.environ, "COMPRESSAE_SIMD": "abacus"}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert "COMPRESSAE_SIMD is 'abacus', but this processor supports:" in done.stdout
+    assert simd() in done.stdout
+
+
+@settings(deadline=None)
+@given(n_latents=st.integers(1, 60), k=st.integers(1, 60), seed=st.integers(0, 2**31))
+def test_top_k_codes(n_latents: int, k: int, seed: int) -> None:
+    k = min(k, n_latents)
+    # Few distinct magnitudes, so that there are ties.
+    x = np.random.default_rng(seed).integers(-4, 5, (5, n_latents)).astype(np.float32)
+    latents, values = top_k_codes(x, k, 1)
+    expected = np.sort(np.argsort(-np.abs(x), axis=1, kind="stable")[:, :k], axis=1)
+    np.testing.assert_array_equal(latents, expected)
+    np.testing.assert_array_equal(values, np.take_along_axis(x, expected, axis=1))
+
+
+def lists_of(codes: SparseCodes) -> dict[str, Any]:
+    lists = InvertedLists.build(codes.latents, codes.values, codes.n_latents, 1)
+    return {name: array.copy() for name, array in lists.arrays().items()}
+
+
+def test_corrupt_posting_lists_are_refused_or_harmless() -> None:
+    codes = random_codes(500, 40, 6, 3)
+    rng = np.random.default_rng(0)
+    u = rng.standard_normal((2, 40)).astype(np.float32)
+    refused = 0
+    for _ in range(300):
+        arrays = lists_of(codes)
+        name = rng.choice(["starts", "offsets", "ids", "values", "scales"])
+        raw = arrays[name].view(np.uint8).reshape(-1)
+        raw[rng.integers(raw.size, size=4)] = rng.integers(256, size=4)
+        try:
+            lists = InvertedLists(arrays, 500, 40)
+        except ValueError:
+            refused += 1
+            continue
+        lists.search(u, 40, 10, None, 1)
+    assert refused > 0
+    for name in ("starts", "offsets", "ids", "values", "scales"):
+        arrays = lists_of(codes)
+        arrays[name] = arrays[name][:-1]
+        with pytest.raises(ValueError, match=r"expected|hold"):
+            InvertedLists(arrays, 500, 40)
+        del arrays[name]
+        with pytest.raises(ValueError, match=f"'{name}' is missing"):
+            InvertedLists(arrays, 500, 40)
+
+
+def test_corrupt_forward_codes_stay_in_bounds() -> None:
+    arrays = pack(random_codes(50, 40, 6, 3))
+    arrays["latents"] = np.full_like(arrays["latents"], 65535)
+    scores, _ = ForwardCodes(arrays, 40).search(np.ones((1, 40), dtype=np.float32), 5, None, 1)
+    assert (scores == 0).all()
+
+
+def test_wrong_arguments_are_refused() -> None:
+    codes = random_codes(20, 8, 2, 0)
+    lists = InvertedLists.build(codes.latents, codes.values, 8, 1)
+    forward = ForwardCodes(pack(codes), 8)
+    u = np.ones((1, 8), dtype=np.float32)
+    with pytest.raises(ValueError, match="columns of projections is 7, expected 8"):
+        lists.search(u[:, :7].copy(), 2, 2, None, 1)
+    with pytest.raises(ValueError, match="bitmap is 1, expected 3"):
+        forward.search(u, 2, np.zeros(1, dtype=np.uint8), 1)
+    with pytest.raises(ValueError, match="candidate 20 is outside of 20 documents"):
+        forward.rescore(u, np.array([[20]]), 2, 1)
+    with pytest.raises(ValueError, match="top is 0"):
+        forward.search(u, 0, None, 1)
+    with pytest.raises(ValueError, match="latent 7 is outside of n_latents 7"):
+        InvertedLists.build(np.full((1, 1), 7, dtype=np.uint16), np.ones((1, 1), dtype=np.float32), 7, 1)
+    with pytest.raises(TypeError):
+        lists.search(u.astype(np.float64), 2, 2, None, 1)  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        lists.search(np.ones((8, 1), dtype=np.float32).T[:, ::-1], 2, 2, None, 1)
+    with pytest.raises(ValueError, match="k is 9, expected 1 to n_latents 8"):
+        pursuit(u, np.eye(8, dtype=np.float32), 9, 1, 1)
+
+
+def test_added_documents_end_up_as_if_built_at_once() -> None:
+    codes = random_codes(2 * WINDOW + 700, 64, 4, 5)
+    at_once = EmbeddedBackend(64, 4).added(codes, 2)
+    grown = EmbeddedBackend(64, 4)
+    for begin, end in [(0, 10), (10, 500), (500, WINDOW + 3), (WINDOW + 3, 2 * WINDOW + 9), (2 * WINDOW + 9, len(codes))]:
+        grown = grown.added(codes[begin:end], 1)
+    assert len(grown) == len(at_once)
+    stored, expected = grown.to_arrays(), at_once.to_arrays()
+    assert set(stored) == set(expected)
+    u = np.random.default_rng(1).standard_normal((3, 64)).astype(np.float32)
+    for hits, other in (
+        (grown.sparse(u, 20, 50, None, 1), at_once.sparse(u, 20, 50, None, 1)),
+        (grown.dense(u, 50, None, 1), at_once.dense(u, 50, None, 1)),
+    ):
+        np.testing.assert_allclose(hits[0], other[0], atol=2e-2)
+    for name in ("forward_latents", "inverted_offsets", "inverted_ids"):
+        np.testing.assert_array_equal(stored[name], expected[name])

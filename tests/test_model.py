@@ -1,0 +1,162 @@
+"""The model as arrays: encoders against float64 oracles, folding, files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from compressae_index import CompresSAE, DimensionError, FormatError, InputError
+from compressae_index.checks import FloatArray, normalize_rows
+from compressae_index.model import SOLVE_EVERY
+
+Float64 = npt.NDArray[np.float64]
+
+
+def textbook_pursuit(x: Float64, dictionary: Float64, k: int, solve_every: int) -> Float64:
+    """Orthogonal matching pursuit of one vector, by numpy's least squares; a dense code.
+
+    Every `solve_every` atoms the residual is that of the least-squares values; in between, an atom takes its
+    correlation as its value.
+    """
+    support: list[int] = []
+    residual = x
+    while len(support) < k:
+        correlations = np.abs(dictionary @ residual)
+        correlations[support] = -1
+        support.append(int(correlations.argmax()))
+        if len(support) % solve_every == 0 or len(support) == k:
+            values = np.linalg.lstsq(dictionary[support].T, x, rcond=None)[0]
+            residual = x - values @ dictionary[support]
+        else:
+            atom = dictionary[support[-1]]
+            residual = residual - (atom @ residual) * atom
+    code = np.zeros(len(dictionary))
+    code[support] = values
+    return code
+
+
+def random_model(dim: int, n_latents: int, k: int, seed: int) -> CompresSAE:
+    rng = np.random.default_rng(seed)
+    decoder = normalize_rows(rng.standard_normal((n_latents, dim)).astype(np.float32))
+    return CompresSAE(np.ascontiguousarray(decoder.T), np.zeros(n_latents, dtype=np.float32), decoder, k)
+
+
+def test_pursuit_equals_the_textbook_on_real_data(model: CompresSAE, queries: FloatArray) -> None:
+    codes = model.encode(queries, 16)
+    unit, dictionary = normalize_rows(queries).astype(np.float64), model.decoder_w.astype(np.float64)
+    expected = np.stack([textbook_pursuit(x, dictionary, 16, SOLVE_EVERY) for x in unit])
+    # Two atoms may correlate alike to the last bits of float32, so a rare row may differ in its support.
+    same = (codes.to_dense() != 0) == (expected != 0)
+    agree = same.all(axis=1)
+    assert agree.mean() > 0.95
+    np.testing.assert_allclose(codes.to_dense()[agree], expected[agree], atol=2e-4)
+
+
+def test_solving_every_few_atoms_costs_little(model: CompresSAE, queries: FloatArray) -> None:
+    unit, dictionary = normalize_rows(queries).astype(np.float64), model.decoder_w.astype(np.float64)
+    exact = np.stack([textbook_pursuit(x, dictionary, 16, 1) for x in unit]) @ dictionary
+    fast = model.decode(model.encode(queries, 16))
+    residuals = [np.linalg.norm(unit - approximation, axis=1).mean() for approximation in (exact, fast)]
+    assert residuals[1] < 1.02 * residuals[0]
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    dim=st.integers(1, 40), n_latents=st.integers(1, 60), k=st.integers(1, 60), seed=st.integers(0, 2**31)
+)
+def test_pursuit_values_solve_least_squares(dim: int, n_latents: int, k: int, seed: int) -> None:
+    """Whatever the support, also where k exceeds the dimension: the residual is orthogonal to it."""
+    model = random_model(dim, n_latents, min(k, n_latents), seed)
+    x = np.random.default_rng(seed).standard_normal((4, dim)).astype(np.float32)
+    codes = model.encode(x)
+    assert codes.latents.shape == (4, model.k)
+    residual = normalize_rows(x) - model.decode(codes)
+    correlations = residual @ model.decoder_w.T
+    used = codes.to_dense() != 0
+    assert np.abs(correlations[used]).max(initial=0) < 2e-3
+
+
+def test_pursuit_survives_duplicate_atoms() -> None:
+    rng = np.random.default_rng(0)
+    atoms = normalize_rows(rng.standard_normal((5, 8)).astype(np.float32))
+    decoder = np.repeat(atoms, 4, axis=0)
+    model = CompresSAE(np.ascontiguousarray(decoder.T), np.zeros(20, dtype=np.float32), decoder, 12)
+    codes = model.encode(rng.standard_normal((50, 8)).astype(np.float32))
+    assert np.isfinite(codes.values).all()
+    assert np.abs(codes.values).max() < 10
+    assert ((codes.values != 0).sum(axis=1) <= 5).all()
+
+
+def test_pursuit_stops_when_nothing_is_left() -> None:
+    model = random_model(16, 64, 8, 1)
+    codes = model.encode(model.decoder_w[[3, 60]])
+    assert codes.to_dense()[0, 3] == pytest.approx(1, abs=1e-5)
+    assert codes.to_dense()[1, 60] == pytest.approx(1, abs=1e-5)
+    np.testing.assert_allclose(np.abs(codes.to_dense()).sum(axis=1), 1, atol=1e-4)
+
+
+def test_a_code_does_not_depend_on_its_batch(model: CompresSAE, vectors: FloatArray) -> None:
+    together = model.encode(vectors[:100], num_threads=2)
+    apart = model.encode(vectors[37:38], num_threads=1)
+    np.testing.assert_array_equal(together.latents[37], apart.latents[0])
+    np.testing.assert_allclose(together.values[37], apart.values[0], atol=1e-5)
+
+
+def test_topk_equals_the_paper_in_float64(model: CompresSAE, queries: FloatArray) -> None:
+    unit = normalize_rows(queries).astype(np.float64)
+    activations = unit @ model.encoder_w.astype(np.float64) + model.encoder_b
+    kth = np.sort(np.abs(activations), axis=1)[:, -16]
+    expected = np.where(np.abs(activations) >= kth[:, None], activations, 0)
+    np.testing.assert_allclose(model.encode(queries, encoder="topk").to_dense(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("encoder", ["topk", "pursuit"])
+def test_folded_codes_score_the_cosine_with_the_reconstruction(
+    model: CompresSAE, vectors: FloatArray, queries: FloatArray, encoder: str
+) -> None:
+    codes = model.encode(vectors[:200], encoder=encoder)  # type: ignore[arg-type]
+    reconstruction = codes.to_dense().astype(np.float64) @ model.decoder_w.astype(np.float64)
+    unit = queries.astype(np.float64)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    cosines = unit @ reconstruction.T / np.linalg.norm(reconstruction, axis=1)
+    scores = model.project(queries) @ model.fold(codes).to_dense().T
+    np.testing.assert_allclose(scores, cosines, atol=1e-5)
+
+
+def test_encoding_ignores_the_norm(model: CompresSAE, queries: FloatArray) -> None:
+    for scale in (1e-10, 1e10):
+        np.testing.assert_array_equal(model.encode(queries * np.float32(scale)).latents, model.encode(queries).latents)
+
+
+def test_saved_and_loaded(model: CompresSAE, tmp_path: Path) -> None:
+    model.save(tmp_path / "model")
+    again = CompresSAE.load(tmp_path / "model")
+    assert again.fingerprint == model.fingerprint
+    assert again.k == model.k
+    with pytest.raises(FormatError, match=r"holds: model; expected: index"):
+        from compressae_index import CompressedIndex
+
+        CompressedIndex.load(tmp_path / "model")
+
+
+def test_wrong_parameters() -> None:
+    good = random_model(4, 8, 2, 0)
+    with pytest.raises(DimensionError, match=r"\(8, 4\).*\(5, 8\)"):
+        CompresSAE(np.zeros((5, 8), dtype=np.float32), good.encoder_b, good.decoder_w, 2)
+    with pytest.raises(InputError, match="k must be at most n_latents = 8, got 9"):
+        CompresSAE(good.encoder_w, good.encoder_b, good.decoder_w, 9)
+    with pytest.raises(InputError, match=r"row \d has 2"):
+        CompresSAE(good.encoder_w, good.encoder_b, 2 * good.decoder_w, 2)
+    with pytest.raises(InputError, match="expected the parameters"):
+        CompresSAE.from_state_dict({"encoder_w": good.encoder_w}, 2)
+    with pytest.raises(InputError, match="k must be at most n_latents = 8, got 9"):
+        good.encode(np.ones((1, 4), dtype=np.float32), 9)
+    with pytest.raises(DimensionError, match="dimension 5, expected 4"):
+        good.encode(np.ones((1, 5), dtype=np.float32))
+    with pytest.raises(DimensionError, match="over 9 latents, the model has 8"):
+        good.decode(random_model(4, 9, 2, 0).encode(np.ones((1, 4), dtype=np.float32)))

@@ -1,0 +1,54 @@
+"""What is visible, and what importing costs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import compressae_index
+from compressae_index import CompressedIndex
+
+
+def run_python(code: str, *arguments: str) -> str:
+    """Output of a fresh process, which must succeed."""
+    done = subprocess.run([sys.executable, "-P", "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_all_is_sorted_and_every_name_exists() -> None:
+    names = compressae_index.__all__
+    assert names == sorted(names, key=lambda name: (name.startswith("__"), name))
+    assert dir(compressae_index) == sorted(names)
+    for name in names:
+        assert getattr(compressae_index, name) is not None
+
+
+def test_version_has_an_entry_in_the_changelog() -> None:
+    changelog = Path(__file__).parent.parent / "CHANGELOG.md"
+    assert f"## {compressae_index.__version__}" in changelog.read_text()
+
+
+def test_importing_is_quick() -> None:
+    code = "import time; t = time.perf_counter(); import compressae_index; print(time.perf_counter() - t)"
+    # The first run also compiles; what counts is what a user waits for afterwards, undisturbed.
+    assert min(float(run_python(code)) for _ in range(4)) < 0.3
+
+
+def test_import_load_and_search_need_no_heavy_library(built: CompressedIndex, tmp_path: Path) -> None:
+    built.save(tmp_path / "index")
+    code = """
+import json, sys
+import numpy as np
+import compressae_index
+index = compressae_index.CompressedIndex.load(sys.argv[1], mmap=True)
+query = np.ones((1, index.model.dim), dtype=np.float32)
+for mode in ("sparse", "dense", "two_stage"):
+    for scoring in ("asymmetric", "symmetric"):
+        index.search(query, 5, mode=mode, scoring=scoring)
+print(json.dumps(sorted(sys.modules)))
+"""
+    loaded = set(json.loads(run_python(code, str(tmp_path / "index"))))
+    assert not loaded & {"torch", "faiss", "pymilvus", "h5py", "pyarrow", "matplotlib"}
