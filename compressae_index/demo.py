@@ -26,6 +26,9 @@ from compressae_index.index import CompressedIndex, IndexStats
 
 HELD_OUT = 1000
 SHOWN = 3
+FOOTNOTE = """
+Recall against exact search of the float32 vectors. Bytes: all that must be resident to serve the mode,
+without the model. Milliseconds: median of single queries, one thread, encoding of the query included."""
 
 Say = Callable[[str], Any]
 
@@ -81,7 +84,8 @@ def _run(path: Path, say: Say) -> DemoResult:
     seconds["save and load"] = time.perf_counter() - started
     stats = index.stats()
     say(f"trained {stats.n_latents:,} latents, {stats.dead_latents} of them dead, and encoded all vectors")
-    say(f"in {seconds['train and build']:.0f} s; saved to {path} and mapped in {seconds['save and load']:.2f} s\n")
+    say(f"in {seconds['train and build']:.0f} s; saved to {path}")
+    say(f"and mapped in {seconds['save and load']:.2f} s\n")
 
     for query, text in zip(data.queries[:SHOWN], data.query_texts[:SHOWN], strict=True):
         _show_neighbours(index, query, text, data.texts, say)
@@ -99,12 +103,7 @@ def _run(path: Path, say: Say) -> DemoResult:
         say(f"(no comparison with Faiss: {error})")
     seconds["measure"] = time.perf_counter() - started
     say(as_table(measurements))
-    say(
-        "\nRecall against exact search of the float32 vectors. Bytes: all that must be resident to serve the mode,"
-    )
-    say(
-        "without the model. Milliseconds: median of single queries, one thread, encoding of the query included."
-    )
+    say(FOOTNOTE)
     return DemoResult(stats, measurements, seconds)
 
 

@@ -84,7 +84,7 @@ def test_bad_codes(latents: object, values: object, n_latents: int, message: str
 
 def test_wrong_dtypes() -> None:
     with pytest.raises(InputError, match="uint16 latents"):
-        SparseCodes(np.array([[1]], dtype=np.int64), np.array([[1]], dtype=np.float32), 4)  # type: ignore[arg-type]
+        SparseCodes(np.array([[1]], dtype=np.int64), np.array([[1]], dtype=np.float32), 4)
 
 
 def test_bad_csr() -> None:

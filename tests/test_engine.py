@@ -133,9 +133,9 @@ def test_real_codes_over_several_windows(built: CompressedIndex, queries: FloatA
 
 def test_threads_do_not_change_results(built: CompressedIndex, queries: FloatArray) -> None:
     for mode in ("sparse", "dense", "two_stage"):
-        one = built.search(queries, 20, mode=mode, num_threads=1)  # type: ignore[arg-type]
+        one = built.search(queries, 20, mode=mode, num_threads=1)
         for num_threads in (2, 5):
-            many = built.search(queries, 20, mode=mode, num_threads=num_threads)  # type: ignore[arg-type]
+            many = built.search(queries, 20, mode=mode, num_threads=num_threads)
             np.testing.assert_array_equal(one.ids, many.ids)
             np.testing.assert_array_equal(one.scores, many.scores)
 
@@ -257,7 +257,7 @@ def test_wrong_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="latent 7 is outside of n_latents 7"):
         InvertedLists.build(np.full((1, 1), 7, dtype=np.uint16), np.ones((1, 1), dtype=np.float32), 7, 1)
     with pytest.raises(TypeError):
-        lists.search(u.astype(np.float64), 2, 2, None, 1)  # type: ignore[arg-type]
+        lists.search(u.astype(np.float64), 2, 2, None, 1)
     with pytest.raises(TypeError):
         lists.search(np.ones((8, 1), dtype=np.float32).T[:, ::-1], 2, 2, None, 1)
     with pytest.raises(ValueError, match="k is 9, expected 1 to n_latents 8"):
@@ -268,7 +268,13 @@ def test_added_documents_end_up_as_if_built_at_once() -> None:
     codes = random_codes(2 * WINDOW + 700, 64, 4, 5)
     at_once = EmbeddedBackend(64, 4).added(codes, 2)
     grown = EmbeddedBackend(64, 4)
-    for begin, end in [(0, 10), (10, 500), (500, WINDOW + 3), (WINDOW + 3, 2 * WINDOW + 9), (2 * WINDOW + 9, len(codes))]:
+    for begin, end in [
+        (0, 10),
+        (10, 500),
+        (500, WINDOW + 3),
+        (WINDOW + 3, 2 * WINDOW + 9),
+        (2 * WINDOW + 9, len(codes)),
+    ]:
         grown = grown.added(codes[begin:end], 1)
     assert len(grown) == len(at_once)
     stored, expected = grown.to_arrays(), at_once.to_arrays()

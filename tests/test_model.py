@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compressae_index import CompresSAE, DimensionError, FormatError, InputError
+from compressae_index import CompresSAE, CompressedIndex, DimensionError, FormatError, InputError
 from compressae_index.checks import FloatArray, normalize_rows
 from compressae_index.model import SOLVE_EVERY
 
@@ -66,9 +66,7 @@ def test_solving_every_few_atoms_costs_little(model: CompresSAE, queries: FloatA
 
 
 @settings(deadline=None, max_examples=40)
-@given(
-    dim=st.integers(1, 40), n_latents=st.integers(1, 60), k=st.integers(1, 60), seed=st.integers(0, 2**31)
-)
+@given(dim=st.integers(1, 40), n_latents=st.integers(1, 60), k=st.integers(1, 60), seed=st.integers(0, 2**31))
 def test_pursuit_values_solve_least_squares(dim: int, n_latents: int, k: int, seed: int) -> None:
     """Whatever the support, also where k exceeds the dimension: the residual is orthogonal to it."""
     model = random_model(dim, n_latents, min(k, n_latents), seed)
@@ -130,7 +128,9 @@ def test_folded_codes_score_the_cosine_with_the_reconstruction(
 
 def test_encoding_ignores_the_norm(model: CompresSAE, queries: FloatArray) -> None:
     for scale in (1e-10, 1e10):
-        np.testing.assert_array_equal(model.encode(queries * np.float32(scale)).latents, model.encode(queries).latents)
+        np.testing.assert_array_equal(
+            model.encode(queries * np.float32(scale)).latents, model.encode(queries).latents
+        )
 
 
 def test_saved_and_loaded(model: CompresSAE, tmp_path: Path) -> None:
@@ -139,8 +139,6 @@ def test_saved_and_loaded(model: CompresSAE, tmp_path: Path) -> None:
     assert again.fingerprint == model.fingerprint
     assert again.k == model.k
     with pytest.raises(FormatError, match=r"holds: model; expected: index"):
-        from compressae_index import CompressedIndex
-
         CompressedIndex.load(tmp_path / "model")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -21,9 +23,11 @@ RATE = 1e-3
 
 def upstream_encode(x: Float64, state: State, k: int) -> Float64:
     """recombee/CompresSAE: the k largest |x/|x| W + b| with their signs."""
-    activations = x / np.linalg.norm(x, axis=1, keepdims=True) @ state["encoder_w"] + state["encoder_b"]
+    activations: Float64 = (
+        x / np.linalg.norm(x, axis=1, keepdims=True) @ state["encoder_w"] + state["encoder_b"]
+    )
     kept = np.argsort(-np.abs(activations), axis=1)[:, :k]
-    codes = np.zeros_like(activations)
+    codes: Float64 = np.zeros_like(activations)
     np.put_along_axis(codes, kept, np.take_along_axis(activations, kept, axis=1), axis=1)
     return codes
 
@@ -91,7 +95,9 @@ def test_parity_of_encode_decode_and_loss(module: CompresSAEModule, batch: Float
     np.put_along_axis(dense, latents.numpy(), values.detach().numpy(), axis=1)
     expected = upstream_encode(batch, state, K)
     np.testing.assert_allclose(dense, expected, atol=1e-12)
-    np.testing.assert_allclose(module.decode(latents, values).detach(), expected @ state["decoder_w"], atol=1e-12)
+    np.testing.assert_allclose(
+        module.decode(latents, values).detach(), expected @ state["decoder_w"], atol=1e-12
+    )
     assert module.losses(x).total.item() == pytest.approx(upstream_loss(batch, state), abs=1e-12)
 
 
@@ -122,15 +128,15 @@ def test_a_dictionary_from_the_data_stays_alive(demo_data: DemoData) -> None:
         for start in ("data", "random")
     }
     assert dead["data"] == 0
-    assert dead["random"] > 400
+    assert dead["random"] > 100
 
 
 def test_training_lowers_the_loss_and_repeats_itself(vectors: FloatArray) -> None:
-    config = TrainConfig(k=8, n_latents=256, steps=25, batch_size=128, seed=7)
+    config = TrainConfig(k=8, n_latents=256, steps=25, batch_size=128, seed=7, initialization="random")
     first, second = train(vectors, config), train(vectors, config)
     assert first.losses[-5:].mean() < 0.8 * first.losses[:5].mean()
     assert first.model.fingerprint == second.model.fingerprint
-    assert first.model.fingerprint != train(vectors, TrainConfig(k=8, n_latents=256, steps=25, batch_size=128)).model.fingerprint
+    assert first.model.fingerprint != train(vectors, replace(config, seed=8)).model.fingerprint
 
 
 def test_the_callers_random_state_is_left_alone(vectors: FloatArray) -> None:
@@ -171,5 +177,7 @@ def test_bad_rows(vectors: FloatArray) -> None:
     bad[17] = 0
     with pytest.raises(InputError, match="row 17 is zero"):
         train(bad, config)
-    with pytest.raises(InputError, match="n_latents = 64 needs at least as many vectors to start from, got 63"):
+    with pytest.raises(
+        InputError, match="n_latents = 64 needs at least as many vectors to start from, got 63"
+    ):
         train(vectors[:63], config)
