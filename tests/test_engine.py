@@ -261,7 +261,7 @@ def test_wrong_arguments_are_refused() -> None:
     with pytest.raises(TypeError):
         lists.search(np.ones((8, 1), dtype=np.float32).T[:, ::-1], 2, 2, None, 1)
     with pytest.raises(ValueError, match="k is 9, expected 1 to n_latents 8"):
-        pursuit(u, np.eye(8, dtype=np.float32), 9, 1, 1)
+        pursuit(u, np.zeros((8, 64), dtype=np.uint16), 9, 1, 1)
 
 
 def test_added_documents_end_up_as_if_built_at_once() -> None:

@@ -20,16 +20,17 @@ Float64 = npt.NDArray[np.float64]
 def textbook_pursuit(x: Float64, dictionary: Float64, k: int, solve_every: int) -> Float64:
     """Orthogonal matching pursuit of one vector, by numpy's least squares; a dense code.
 
-    Every `solve_every` atoms the residual is that of the least-squares values; in between, an atom takes its
-    correlation as its value.
+    Every `solve_every` atoms (or a quarter of the support, where that is more) the residual is that of the
+    least-squares values; in between, an atom takes its correlation as its value.
     """
     support: list[int] = []
-    residual = x
+    residual, next_solve = x, solve_every
     while len(support) < k:
         correlations = np.abs(dictionary @ residual)
         correlations[support] = -1
         support.append(int(correlations.argmax()))
-        if len(support) % solve_every == 0 or len(support) == k:
+        if len(support) in (next_solve, k):
+            next_solve += max(solve_every, next_solve // 4)
             values = np.linalg.lstsq(dictionary[support].T, x, rcond=None)[0]
             residual = x - values @ dictionary[support]
         else:

@@ -250,16 +250,16 @@ void require_nonzeros(std::size_t k, std::size_t n_latents) {
           "k is " + std::to_string(k) + ", expected 1 to n_latents " + std::to_string(n_latents));
 }
 
-Codes pursuit(const Input<float, 2>& correlations, const Input<float, 2>& gram, std::size_t k,
-                  std::size_t solve_every, std::size_t num_threads) {
-  const std::size_t n_latents = correlations.shape(1);
+Codes pursuit(const Input<float, 2>& correlations, const Input<std::uint16_t, 2>& gram, std::size_t k,
+              std::size_t solve_every, std::size_t num_threads) {
+  const std::size_t n_latents = correlations.shape(1), stride = gram.shape(1);
   require_nonzeros(k, n_latents);
   require(solve_every >= 1, "solve_every is 0, expected at least 1");
   require_equal(gram.shape(0), n_latents, "rows of the Gram matrix");
-  require_equal(gram.shape(1), n_latents, "columns of the Gram matrix");
+  require_equal(stride, (n_latents + kBlock - 1) / kBlock * kBlock, "columns of the Gram matrix");
   return encode_batch(correlations.shape(0), k, num_threads,
                       [&](std::size_t begin, std::size_t end, std::uint16_t* latents, float* values) {
-                        Pursuit encoder(gram.data(), n_latents, k, solve_every);
+                        Pursuit encoder(gram.data(), n_latents, stride, k, solve_every);
                         for (std::size_t row = begin; row < end; ++row)
                           encoder.encode(correlations.data() + row * n_latents, latents + row * k, values + row * k);
                       });
@@ -287,7 +287,8 @@ NB_MODULE(_engine, m) {
   m.def("simd", &simd_name, "Instruction set in use: avx512, avx2 or plain (COMPRESSAE_SIMD forces one).");
   m.def("pursuit", &pursuit, "correlations"_a.noconvert(), "gram"_a.noconvert(), "k"_a, "solve_every"_a,
         "num_threads"_a,
-        "Orthogonal matching pursuit from correlations (n, h) and the Gram matrix (h, h): (latents, values).");
+        "Orthogonal matching pursuit from correlations (n, h) and the Gram matrix, half precision as uint16, rows\n"
+        "padded with zeros to a multiple of 64: (latents, values), (n, k).");
   m.def("top_k_codes", &top_k_codes, "activations"_a.noconvert(), "k"_a, "num_threads"_a,
         "The k largest absolute entries of each row, signed, sorted by latent: (latents, values), (n, k).");
 

@@ -18,7 +18,7 @@ std::vector<Path> supported_paths() {
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
     paths.push_back({"avx512", &kernels_avx512});
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
     paths.push_back({"avx2", &kernels_avx2});
 #endif
   paths.push_back({"plain", &kernels_plain});

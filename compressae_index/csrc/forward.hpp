@@ -2,23 +2,15 @@
 #pragma once
 
 #include <algorithm>
-#include <bit>
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
 
 #include "cpu.hpp"
+#include "half.hpp"
 #include "top_k.hpp"
 
 namespace compressae {
-
-// A half-precision number as a float; scales are finite and not negative.
-inline float from_half(std::uint16_t half) {
-  const std::uint32_t exponent = half >> 10 & 0x1f, mantissa = half & 0x3ff;
-  if (exponent == 0) return std::ldexp(static_cast<float>(mantissa), -24);
-  return std::bit_cast<float>((exponent + 112) << 23 | mantissa << 13);
-}
 
 // Arrays of the forward part, borrowed: value i of row r is values[r][i] * scales[r].
 struct ForwardView {

@@ -2,6 +2,12 @@
 // compiled with wider instructions could be the copy that the linker keeps for the whole module.
 #include "kernels.hpp"
 
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+#include "half.hpp"
+
 namespace compressae {
 namespace {
 
@@ -31,7 +37,33 @@ void block_max(const float* x, std::size_t count, float* maxima) {
   }
 }
 
-void block_max_abs(const float* x, std::size_t count, float* maxima) {
+std::size_t arg_max_abs(const float* x, std::size_t count) {
+#if defined(__AVX512F__)
+  // Two candidates a lane: enough to hide the latency of the comparison.
+  __m512 best[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+  __m512i where[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+  __m512i index = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  const __m512i step = _mm512_set1_epi32(16);
+  for (std::size_t begin = 0; begin < count; begin += 32) {
+    for (std::size_t i = 0; i < 2; ++i) {
+      const __m512 magnitude = _mm512_abs_ps(_mm512_loadu_ps(x + begin + 16 * i));
+      const __mmask16 larger = _mm512_cmp_ps_mask(magnitude, best[i], _CMP_GT_OQ);
+      best[i] = _mm512_mask_mov_ps(best[i], larger, magnitude);
+      where[i] = _mm512_mask_mov_epi32(where[i], larger, index);
+      index = _mm512_add_epi32(index, step);
+    }
+  }
+  const float largest = _mm512_reduce_max_ps(_mm512_max_ps(best[0], best[1]));
+  const __m512 wanted = _mm512_set1_ps(largest);
+  const __m512i none = _mm512_set1_epi32(0x7fffffff);
+  __m512i lowest = none;
+  for (std::size_t i = 0; i < 2; ++i)
+    lowest = _mm512_min_epi32(
+        lowest, _mm512_mask_mov_epi32(none, _mm512_cmp_ps_mask(best[i], wanted, _CMP_EQ_OQ), where[i]));
+  return static_cast<std::size_t>(_mm512_reduce_min_epi32(lowest));
+#else
+  float maxima[65536 / kBlock];
+  std::size_t block = 0;
   for (std::size_t begin = 0; begin < count; begin += kBlock) {
     float largest = 0.0f;
 #pragma omp simd reduction(max : largest)
@@ -40,7 +72,12 @@ void block_max_abs(const float* x, std::size_t count, float* maxima) {
       largest = magnitude > largest ? magnitude : largest;
     }
     maxima[begin / kBlock] = largest;
+    if (largest > maxima[block]) block = begin / kBlock;
   }
+  std::size_t i = block * kBlock;
+  while (__builtin_fabsf(x[i]) != maxima[block]) ++i;
+  return i;
+#endif
 }
 
 float gather_dot(const std::uint16_t* latents, const std::int8_t* values, std::size_t k, const float* u) {
@@ -50,13 +87,63 @@ float gather_dot(const std::uint16_t* latents, const std::int8_t* values, std::s
   return sum;
 }
 
-void add_scaled(std::size_t count, float a, const float* x, float* y) {
+// Blocks between the one in use and the one to fetch: many rows at once are more streams than the hardware follows.
+constexpr std::size_t kBlocksAhead = 4;
+
+// A block of y stays in registers while all rows pass by.
+void add_half_rows(const std::uint16_t* const* rows, const float* weights, std::size_t n_rows, std::size_t count,
+                   float* y) {
+  for (std::size_t begin = 0; begin < count; begin += kBlock) {
+#if defined(__AVX512F__)
+    __m512 sums[4];
+    for (std::size_t i = 0; i < 4; ++i) sums[i] = _mm512_loadu_ps(y + begin + 16 * i);
+    for (std::size_t r = 0; r < n_rows; ++r) {
+      const auto* row = reinterpret_cast<const __m256i*>(rows[r] + begin);
+      __builtin_prefetch(row + 4 * kBlocksAhead);
+      __builtin_prefetch(row + 4 * kBlocksAhead + 2);
+      const __m512 weight = _mm512_set1_ps(weights[r]);
+      for (std::size_t i = 0; i < 4; ++i)
+        sums[i] = _mm512_fmadd_ps(weight, _mm512_cvtph_ps(_mm256_loadu_si256(row + i)), sums[i]);
+    }
+    for (std::size_t i = 0; i < 4; ++i) _mm512_storeu_ps(y + begin + 16 * i, sums[i]);
+#elif defined(__F16C__) && defined(__FMA__)
+    __m256 sums[8];
+    for (std::size_t i = 0; i < 8; ++i) sums[i] = _mm256_loadu_ps(y + begin + 8 * i);
+    for (std::size_t r = 0; r < n_rows; ++r) {
+      const auto* row = reinterpret_cast<const __m128i*>(rows[r] + begin);
+      const __m256 weight = _mm256_set1_ps(weights[r]);
+      for (std::size_t i = 0; i < 8; ++i)
+        sums[i] = _mm256_fmadd_ps(weight, _mm256_cvtph_ps(_mm_loadu_si128(row + i)), sums[i]);
+    }
+    for (std::size_t i = 0; i < 8; ++i) _mm256_storeu_ps(y + begin + 8 * i, sums[i]);
+#else
+    for (std::size_t r = 0; r < n_rows; ++r) {
 #pragma omp simd
-  for (std::size_t i = 0; i < count; ++i) y[i] += a * x[i];
+      for (std::size_t i = 0; i < kBlock; ++i) y[begin + i] += weights[r] * from_half(rows[r][begin + i]);
+    }
+#endif
+  }
+}
+
+float dot(const float* x, const float* y, std::size_t count) {
+#if defined(__AVX512F__)
+  __m512 sums = _mm512_setzero_ps();
+  std::size_t i = 0;
+  for (; i + 16 <= count; i += 16) sums = _mm512_fmadd_ps(_mm512_loadu_ps(x + i), _mm512_loadu_ps(y + i), sums);
+  const auto rest = static_cast<__mmask16>((1u << (count - i)) - 1);
+  sums = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(rest, x + i), _mm512_maskz_loadu_ps(rest, y + i), sums);
+  return _mm512_reduce_add_ps(sums);
+#else
+  float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+  for (std::size_t i = 0; i < count; ++i) sum += x[i] * y[i];
+  return sum;
+#endif
 }
 
 }  // namespace
 
-extern const Kernels COMPRESSAE_KERNELS{accumulate, block_max, block_max_abs, gather_dot, add_scaled};
+extern const Kernels COMPRESSAE_KERNELS{accumulate, block_max, arg_max_abs, gather_dot,
+                                         add_half_rows, dot};
 
 }  // namespace compressae

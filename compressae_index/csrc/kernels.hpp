@@ -15,12 +15,15 @@ struct Kernels {
                      float* scores);
   // maxima[b] = the largest entry of block b; count is a multiple of kBlock.
   void (*block_max)(const float* x, std::size_t count, float* maxima);
-  // maxima[b] = the largest absolute entry of block b; count is a multiple of kBlock.
-  void (*block_max_abs)(const float* x, std::size_t count, float* maxima);
+  // Index of the largest absolute entry, the lowest of equal ones; count is a multiple of kBlock, at most 65,536.
+  std::size_t (*arg_max_abs)(const float* x, std::size_t count);
   // sum of u[latents[i]] * values[i]; u must hold 65,536 entries.
   float (*gather_dot)(const std::uint16_t* latents, const std::int8_t* values, std::size_t k, const float* u);
-  // y += a * x
-  void (*add_scaled)(std::size_t count, float a, const float* x, float* y);
+  // y += the sum of weights[r] * rows[r], rows of half precision; count is a multiple of kBlock.
+  void (*add_half_rows)(const std::uint16_t* const* rows, const float* weights, std::size_t n_rows,
+                        std::size_t count, float* y);
+  // sum of x[i] * y[i]
+  float (*dot)(const float* x, const float* y, std::size_t count);
 };
 
 extern const Kernels kernels_plain;

@@ -10,21 +10,26 @@
 #include <vector>
 
 #include "cpu.hpp"
+#include "half.hpp"
 
 namespace compressae {
 
 class Pursuit {
  public:
-  // gram: (n_latents, n_latents), borrowed. Correlations are recomputed from the least-squares values every
-  // solve_every atoms; in between each atom takes its correlation as its value (matching pursuit).
-  Pursuit(const float* gram, std::size_t n_latents, std::size_t k, std::size_t solve_every)
+  // gram: (n_latents, stride) in half precision, borrowed; a row is padded with zeros to whole blocks. The
+  // residual's correlations are recomputed from least-squares values whenever the support has grown by
+  // solve_every atoms, or by a quarter where that is more; in between each atom takes its correlation as its
+  // value (matching pursuit).
+  Pursuit(const std::uint16_t* gram, std::size_t n_latents, std::size_t stride, std::size_t k,
+          std::size_t solve_every)
       : gram_(gram),
         n_latents_(n_latents),
+        stride_(stride),
         k_(k),
         solve_every_(solve_every),
-        residual_((n_latents + kBlock - 1) / kBlock * kBlock),
-        maxima_(residual_.size() / kBlock),
+        residual_(stride),
         cholesky_(k * k),
+        inverse_(k),
         forward_(k),
         solution_(k) {}
 
@@ -34,23 +39,30 @@ class Pursuit {
     std::memcpy(residual_.data(), correlations, n_latents_ * sizeof(float));
     std::fill(residual_.begin() + static_cast<std::ptrdiff_t>(n_latents_), residual_.end(), 0.0f);
     support_.clear();
+    rows_.clear();
     unusable_.clear();
+    std::size_t next_solve = solve_every_;
+    float negligible = 0.0f;
     while (support_.size() < k_) {
-      const std::size_t latent = strongest();
-      if (residual_[latent] == 0.0f) break;  // nothing is left to explain
+      const std::size_t latent = kernel_.arg_max_abs(residual_.data(), stride_);
+      const float correlation = residual_[latent];
+      if (support_.empty()) negligible = kNegligible * std::fabs(correlation);
+      if (std::fabs(correlation) <= negligible) break;  // nothing is left to explain
       if (!extend_cholesky(latent, correlations[latent])) {
         unusable_.push_back(latent);  // it depends on the atoms already chosen
         residual_[latent] = 0.0f;
         continue;
       }
       support_.push_back(latent);
+      rows_.push_back(gram_row(latent));
       if (support_.size() == k_) break;
-      if (support_.size() % solve_every_ == 0) {
+      if (support_.size() == next_solve) {
+        next_solve += std::max(solve_every_, next_solve / 4);
         solve();
         std::memcpy(residual_.data(), correlations, n_latents_ * sizeof(float));
-        for (std::size_t i = 0; i < support_.size(); ++i) subtract(support_[i], solution_[i]);
+        subtract(rows_.data(), solution_.data(), rows_.size());
       } else {
-        subtract(latent, residual_[latent]);
+        subtract(&rows_.back(), &correlation, 1);
       }
       for (const std::size_t chosen : support_) residual_[chosen] = 0.0f;
       for (const std::size_t skipped : unusable_) residual_[skipped] = 0.0f;
@@ -60,48 +72,37 @@ class Pursuit {
   }
 
  private:
-  const float* gram_row(std::size_t latent) const { return gram_ + latent * n_latents_; }
+  const std::uint16_t* gram_row(std::size_t latent) const { return gram_ + latent * stride_; }
 
-  void subtract(std::size_t latent, float value) {
-    kernels().add_scaled(n_latents_, -value, gram_row(latent), residual_.data());
-  }
-
-  // The latent of the largest absolute residual correlation; a tie goes to the lower one.
-  std::size_t strongest() {
-    kernels().block_max_abs(residual_.data(), residual_.size(), maxima_.data());
-    const auto block = std::max_element(maxima_.begin(), maxima_.end());
-    const std::size_t begin = static_cast<std::size_t>(block - maxima_.begin()) * kBlock;
-    const std::size_t end = std::min(begin + kBlock, n_latents_);
-    for (std::size_t latent = begin; latent < end; ++latent)
-      if (std::fabs(residual_[latent]) == *block) return latent;
-    return begin;
+  void subtract(const std::uint16_t* const* rows, const float* values, std::size_t n_rows) {
+    weights_.assign(values, values + n_rows);
+    for (float& weight : weights_) weight = -weight;
+    kernel_.add_half_rows(rows, weights_.data(), n_rows, stride_, residual_.data());
   }
 
   // Adds a row to the Cholesky factor of the support's Gram matrix and to the forward substitution.
   bool extend_cholesky(std::size_t latent, float correlation) {
     const std::size_t size = support_.size();
     float* row = cholesky_.data() + size * k_;
-    const float* gram = gram_row(latent);
-    float pivot = gram[latent], target = correlation;
     for (std::size_t i = 0; i < size; ++i) {
       const float* other = cholesky_.data() + i * k_;
-      float entry = gram[support_[i]];
-      for (std::size_t j = 0; j < i; ++j) entry -= row[j] * other[j];
-      row[i] = entry / other[i];
-      pivot -= row[i] * row[i];
-      target -= row[i] * forward_[i];
+      row[i] = (from_half(rows_[i][latent]) - kernel_.dot(row, other, i)) * inverse_[i];
     }
+    const float pivot = 1.0f - kernel_.dot(row, row, size);
     if (!(pivot > kSmallestPivot)) return false;
-    row[size] = std::sqrt(pivot);
-    forward_[size] = target / row[size];
+    inverse_[size] = 1.0f / std::sqrt(pivot);
+    forward_[size] = (correlation - kernel_.dot(row, forward_.data(), size)) * inverse_[size];
     return true;
   }
 
+  // Back substitution, a row of the factor at a time.
   void solve() {
-    for (std::size_t i = support_.size(); i-- > 0;) {
-      float value = forward_[i];
-      for (std::size_t j = i + 1; j < support_.size(); ++j) value -= cholesky_[j * k_ + i] * solution_[j];
-      solution_[i] = value / cholesky_[i * k_ + i];
+    const std::size_t size = support_.size();
+    std::copy_n(forward_.begin(), size, solution_.begin());
+    for (std::size_t i = size; i-- > 0;) {
+      const float* row = cholesky_.data() + i * k_;
+      solution_[i] *= inverse_[i];
+      for (std::size_t j = 0; j < i; ++j) solution_[j] -= solution_[i] * row[j];
     }
   }
 
@@ -125,18 +126,24 @@ class Pursuit {
   };
 
   // Of a unit atom, the share outside of the span of the chosen ones; below this, float32 solves nothing.
-  static constexpr float kSmallestPivot = 1e-4f;
+  static constexpr float kSmallestPivot = 1e-3f;
+  // Of the first correlation: what the Gram matrix's half precision leaves of a residual of zero.
+  static constexpr float kNegligible = 1e-3f;
 
-  const float* gram_;
+  const Kernels& kernel_ = kernels();
+  const std::uint16_t* gram_;
   std::size_t n_latents_;
+  std::size_t stride_;
   std::size_t k_;
   std::size_t solve_every_;
   std::vector<float> residual_;  // correlations of the residual, padded with zeros to whole blocks
-  std::vector<float> maxima_;
-  std::vector<float> cholesky_;  // (k, k), lower triangle
+  std::vector<float> cholesky_;  // (k, k), below the diagonal
+  std::vector<float> inverse_;   // 1 / the diagonal
   std::vector<float> forward_;
   std::vector<float> solution_;
+  std::vector<float> weights_;
   std::vector<std::size_t> support_;
+  std::vector<const std::uint16_t*> rows_;  // Gram rows of the support
   std::vector<std::size_t> unusable_;
   std::vector<Pair> pairs_;
 };
