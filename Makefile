@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test lint types stub golden clean
+.PHONY: demo test lint types stub clean
 
 # Installed again whenever a source is newer. -P keeps the sources from hiding the installed package.
 SOURCES := pyproject.toml constraints.txt README.md $(shell find compressae_index connectors -name '*.py' -o -name '*.?pp' -o -name 'CMakeLists.txt' -o -name '*.pyi')
@@ -29,8 +29,9 @@ types: .venv/installed
 	$(BIN)/mypy
 
 # The committed picture of the engine for type checkers; a test compares it with the built module.
+# Made from a folder without sources, which stubgen would import instead of the built package.
 stub: .venv/installed
-	$(BIN)/python -P -m nanobind.stubgen -m compressae_index._engine -o compressae_index/_engine.pyi
+	cd .venv && bin/python -P -m nanobind.stubgen -m compressae_index._engine -o ../compressae_index/_engine.pyi
 	$(BIN)/ruff format --quiet compressae_index/_engine.pyi
 
 clean:

@@ -14,15 +14,14 @@ def pursuit(
     correlations: Annotated[
         NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)
     ],
-    gram: Annotated[
-        NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)
-    ],
+    gram: Annotated[NDArray[numpy.uint16], dict(shape=(None, None), order="C", device="cpu", writable=False)],
     k: int,
     solve_every: int,
     num_threads: int,
 ) -> tuple[NDArray[numpy.uint16], NDArray[numpy.float32]]:
     """
-    Orthogonal matching pursuit from correlations (n, h) and the Gram matrix (h, h): (latents, values), (n, k).
+    Orthogonal matching pursuit from correlations (n, h) and the Gram matrix, half precision as uint16, rows
+    padded with zeros to a multiple of 64: (latents, values), (n, k).
     """
 
 def top_k_codes(
