@@ -14,6 +14,21 @@ from compressae_index.errors import DimensionError, InputError
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 T = TypeVar("T", bound=str)
 
+MAX_THREADS = 4096
+
+
+def as_array(values: Any, name: str) -> npt.NDArray[Any]:
+    """Values as an array.
+
+    Raises:
+        InputError: they are ragged, or otherwise no array.
+    """
+    try:
+        return np.asarray(values)
+    except (TypeError, ValueError) as error:
+        msg = f"{name} cannot be read as an array: {error}"
+        raise InputError(msg) from error
+
 
 def check_vectors(
     vectors: npt.ArrayLike, *, dim: int | None = None, name: str = "embeddings", first_row: int = 0
@@ -30,11 +45,7 @@ def check_vectors(
         DimensionError: the array is not (n, d), or d is not `dim`.
         InputError: not a real floating dtype, no rows, NaN, infinite values or zero rows.
     """
-    try:
-        array = np.asarray(vectors)
-    except (TypeError, ValueError) as error:
-        msg = f"{name} cannot be read as an array: {error}"
-        raise InputError(msg) from error
+    array = as_array(vectors, name)
     if array.ndim == 1 and array.dtype.kind == "f":
         array = array[None, :]
     if array.ndim != 2:
@@ -116,4 +127,4 @@ def check_threads(num_threads: int | None) -> int:
     """A number of threads; None means every processor that this process may use."""
     if num_threads is None:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return check_int(num_threads, "num_threads", 1)
+    return check_int(num_threads, "num_threads", 1, MAX_THREADS)

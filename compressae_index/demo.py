@@ -23,6 +23,7 @@ from compressae_index.evaluation import (
     exact_neighbours,
 )
 from compressae_index.index import CompressedIndex, IndexStats
+from compressae_index.persistence import check_target
 
 HELD_OUT = 1000
 SHOWN = 3
@@ -71,6 +72,7 @@ def run(output: Path | None, say: Say) -> DemoResult:
 
 
 def _run(path: Path, say: Say) -> DemoResult:
+    check_target(path)
     data, seconds = load_data(), {}
     n, dim = data.embeddings.shape
     say(f"{n:,} embeddings of {dim} dimensions (WordNet glosses, all-MiniLM-L6-v2), {HELD_OUT:,} held out")

@@ -34,17 +34,11 @@ class Part:
         return self.forward.n_documents
 
     @classmethod
-    def build(cls, codes: SparseCodes, num_threads: int) -> Part:
-        """Packs codes and inverts them as packed, so that both forms round the same values."""
-        arrays = pack(codes)
-        forward = ForwardCodes(arrays, codes.n_latents)
-        packed = unpack(arrays, codes.n_latents)
-        inverted = InvertedLists.build(packed.latents, packed.values, codes.n_latents, num_threads)
-        return cls(forward, inverted)
-
-    def codes(self, n_latents: int, rows: slice | RowArray = slice(None)) -> SparseCodes:
-        """The stored codes of some rows."""
-        return unpack(self.forward.arrays(), n_latents, rows)
+    def build(cls, arrays: dict[str, npt.NDArray[Any]], n_latents: int, num_threads: int) -> Part:
+        """Inverts packed codes, so that both forms round the same values."""
+        codes = unpack(arrays, n_latents)
+        inverted = InvertedLists.build(codes.latents, codes.values, n_latents, num_threads)
+        return cls(ForwardCodes(arrays, n_latents), inverted)
 
 
 class EmbeddedBackend:
@@ -68,29 +62,42 @@ class EmbeddedBackend:
         All parts but the last hold whole windows, so that adding ends in the same windows as building at
         once; parts of similar size are joined, so that their number stays logarithmic.
         """
+        return self._extended(pack(codes), num_threads)
+
+    def _extended(self, packed: dict[str, npt.NDArray[Any]], num_threads: int) -> EmbeddedBackend:
+        """With packed codes appended. Stored codes stay packed, or each change would round them again."""
         parts = list(self._parts)
         if parts and (tail := len(parts[-1]) % WINDOW):
             last = parts.pop()
             if whole := len(last) - tail:
                 parts.append(_cut(last, slice(0, whole), self.n_latents))
-            codes = SparseCodes.concatenate([last.codes(self.n_latents, slice(whole, None)), codes])
-        parts.append(Part.build(codes, num_threads))
+            packed = {
+                name: np.concatenate([array[whole:], packed[name]])
+                for name, array in last.forward.arrays().items()
+            }
+        parts.append(Part.build(packed, self.n_latents, num_threads))
         while len(parts) > 1 and len(parts[-2]) < 2 * len(parts[-1]):
             parts[-2:] = [_joined(parts[-2:], self.n_latents)]
         return EmbeddedBackend(self.n_latents, self.k, parts)
 
     def subset(self, rows: RowArray, num_threads: int) -> EmbeddedBackend:
         """With only some documents, in the order of `rows`."""
-        return EmbeddedBackend(self.n_latents, self.k).added(self.codes(rows), num_threads)
+        return EmbeddedBackend(self.n_latents, self.k)._extended(self._packed(rows), num_threads)
 
     def codes(self, rows: RowArray) -> SparseCodes:
         """The stored codes of rows: folded, and rounded to the stored precision."""
-        latents = np.empty((len(rows), self.k), dtype=np.uint16)
-        values = np.empty((len(rows), self.k), dtype=np.float32)
+        return unpack(self._packed(rows), self.n_latents)
+
+    def _packed(self, rows: RowArray) -> dict[str, npt.NDArray[Any]]:
+        packed: dict[str, npt.NDArray[Any]] = {
+            "latents": np.empty((len(rows), self.k), dtype=np.uint16),
+            "values": np.empty((len(rows), self.k), dtype=np.int8),
+            "scales": np.empty(len(rows), dtype=np.uint16),
+        }
         for part, start, inside in self._by_part(rows):
-            found = part.codes(self.n_latents, rows[inside] - start)
-            latents[inside], values[inside] = found.latents, found.values
-        return SparseCodes(latents, values, self.n_latents)
+            for name, array in part.forward.arrays().items():
+                packed[name][inside] = array[rows[inside] - start]
+        return packed
 
     def sparse(
         self, projections: FloatArray, query_nnz: int, top: int, allowed: Bitmap | None, num_threads: int

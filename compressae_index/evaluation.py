@@ -12,13 +12,15 @@ import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
 from compressae_index.checks import FloatArray, check_int, check_vectors, normalize_rows
-from compressae_index.errors import DimensionError, MissingExtraError
+from compressae_index.errors import DimensionError, InputError, MissingExtraError
 from compressae_index.index import CHUNK_ROWS, MODES, CompressedIndex, Mode, Scoring
 from compressae_index.progress import track
 from compressae_index.sources import Vectors
 
 # Latency is the median over this many queries, asked one by one.
 TIMED_QUERIES = 200
+# Of each sub-vector in product quantisation: 8 bits.
+PQ_CENTROIDS = 256
 
 
 class Measurement(NamedTuple):
@@ -53,8 +55,7 @@ def exact_neighbours(
             here = np.broadcast_to(np.arange(begin, begin + len(chunk)), (len(unit), len(chunk)))
             rows = np.concatenate([rows, here], axis=1)
             if scores.shape[1] > k:
-                # Stable, so that of equal scores the lower row stays.
-                best = np.sort(np.argpartition(-scores, k - 1, axis=1)[:, :k], axis=1)
+                best = _best(scores, k)
                 scores, rows = (
                     np.take_along_axis(scores, best, axis=1),
                     np.take_along_axis(rows, best, axis=1),
@@ -62,6 +63,16 @@ def exact_neighbours(
             advance(len(chunk))
     order = np.argsort(-scores, axis=1, kind="stable")
     return np.take_along_axis(rows, order, axis=1)
+
+
+def _best(scores: FloatArray, k: int) -> npt.NDArray[np.int64]:
+    """Columns of the k largest of each row, ascending; of equal ones the lower columns."""
+    least = -np.partition(-scores, k - 1, axis=1)[:, k - 1 : k]
+    chosen = scores >= least
+    for row in np.flatnonzero(chosen.sum(axis=1) > k):
+        ties = np.flatnonzero(scores[row] == least[row])
+        chosen[row, ties[k - chosen[row].sum() :]] = False
+    return np.nonzero(chosen)[1].reshape(len(scores), k)
 
 
 def recall(found: npt.NDArray[Any], truth: npt.NDArray[Any], k: int) -> float:
@@ -132,11 +143,15 @@ def evaluate_pq(
 
     Raises:
         MissingExtraError: Faiss is not installed.
+        InputError: fewer vectors than a sub-vector has centroids.
     """
     try:
         import faiss
     except ImportError as error:
         raise MissingExtraError("faiss-cpu", "faiss", "comparing with product quantisation") from error
+    if vectors.shape[0] < PQ_CENTROIDS:
+        msg = f"product quantisation needs at least {PQ_CENTROIDS} vectors, got {vectors.shape[0]}"
+        raise InputError(msg)
     unit = normalize_rows(check_vectors(vectors[0 : vectors.shape[0]]))
     dim = unit.shape[1]
     parts = max(m for m in range(1, dim + 1) if dim % m == 0 and m <= max(bytes_per_vector, 1))

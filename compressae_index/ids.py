@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from compressae_index.checks import as_array
 from compressae_index.errors import DimensionError, InputError, UnknownIdError
 
 IdArray: TypeAlias = npt.NDArray[np.int64] | npt.NDArray[np.object_]
@@ -24,10 +25,10 @@ class Ids:
         """From `arrays` as `to_arrays` gives them; none where the ids are 0 .. n-1."""
         self._n = n
         self._arrays = arrays
-        lengths = [array.shape[0] for name, array in arrays.items() if name != "id_text"]
-        if lengths not in ([], [n], [n + 1]):
-            msg = f"{n} rows, but ids for {lengths[0]}"
-            raise InputError(msg)
+        for name, expected in (("ids", n), ("id_ends", n + 1)):
+            if name in arrays and len(arrays[name]) != expected:
+                msg = f"{n} rows need {expected} entries of {name}, got {len(arrays[name])}"
+                raise DimensionError(msg)
 
     @classmethod
     def from_user(cls, ids: Any, n: int) -> Ids:
@@ -42,16 +43,18 @@ class Ids:
         if len(array) != n:
             msg = f"{len(array)} ids for {n} vectors"
             raise DimensionError(msg)
-        if array.dtype == object:
-            _refuse_duplicates(np.array(array, dtype=str))
-            return cls(n, _pack_strings(array))
         _refuse_duplicates(array)
+        if array.dtype == object:
+            return cls(n, _pack_strings(array))
         if array.min(initial=0) < 0:
             msg = f"ids must not be negative (-1 marks a missing result), got {array.min()}"
             raise InputError(msg)
-        if np.array_equal(array, np.arange(n)):
-            return cls(n, {})
-        return cls(n, {"ids": array})
+        return cls._of_integers(array)
+
+    @classmethod
+    def _of_integers(cls, array: IdArray) -> Ids:
+        counted = np.array_equal(array, np.arange(len(array)))
+        return cls(len(array), {} if counted else {"ids": array})
 
     def __len__(self) -> int:
         return self._n
@@ -100,15 +103,14 @@ class Ids:
         rows = self.find(array)
         missing = np.flatnonzero(rows < 0)
         if missing.size:
-            msg = f"unknown id {array[missing[0]]!r} ({missing.size} of {len(array)} ids are unknown)"
+            first = array[missing].tolist()[0]
+            msg = f"unknown id {first!r} ({missing.size} of {len(array)} ids are unknown)"
             raise UnknownIdError(msg)
         return rows
 
     def find(self, array: IdArray) -> RowArray:
         """Row of each id, or -1."""
-        if not len(array):
-            return np.empty(0, dtype=np.int64)
-        if (array.dtype == object) != self.are_strings:
+        if not len(array) or not self._n or (array.dtype == object) != self.are_strings:
             return np.full(len(array), -1, dtype=np.int64)
         if self.are_strings:
             return np.array([self._row_of_string.get(name, -1) for name in array], dtype=np.int64)
@@ -129,13 +131,13 @@ class Ids:
                     "id_ends": np.concatenate([ends, more._arrays["id_ends"][1:] + ends[-1]]),
                 },
             )
-        return Ids(len(self) + len(more), {"ids": np.concatenate([self.all(), more.all()])})
+        return self._of_integers(np.concatenate([self.all(), more.all()]))
 
     def subset(self, rows: RowArray) -> Ids:
         """The ids of some rows, in their order."""
         if self.are_strings:
             return Ids(len(rows), _pack_strings(self.of(rows)))
-        return Ids(len(rows), {"ids": self.of(rows)})
+        return self._of_integers(self.of(rows))
 
     @cached_property
     def _sorted(self) -> tuple[RowArray, RowArray]:
@@ -153,7 +155,7 @@ def as_id_array(ids: Any) -> IdArray:
     Raises:
         InputError: not one-dimensional, or neither integers nor strings.
     """
-    array = np.asarray(ids)
+    array = as_array(ids, "ids")
     if array.ndim != 1:
         msg = f"ids must be one-dimensional, got shape {array.shape}"
         raise InputError(msg)
@@ -178,11 +180,15 @@ def _refuse_duplicates(array: npt.NDArray[Any]) -> None:
     values, counts = np.unique(array, return_counts=True)
     if len(values) < len(array):
         twice = counts > 1
-        msg = f"duplicate id {values[twice][0].item()!r} ({int(twice.sum())} ids stand more than once)"
+        msg = f"duplicate id {values[twice].tolist()[0]!r} ({int(twice.sum())} ids stand more than once)"
         raise InputError(msg)
 
 
 def _pack_strings(array: IdArray) -> dict[str, npt.NDArray[Any]]:
-    encoded = [name.encode() for name in array]
+    try:
+        encoded = [name.encode() for name in array]
+    except UnicodeEncodeError as error:
+        msg = f"id {error.object!r} holds a lone surrogate, which UTF-8 cannot store"
+        raise InputError(msg) from error
     ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
     return {"id_text": np.frombuffer(b"".join(encoded), dtype=np.uint8), "id_ends": ends}

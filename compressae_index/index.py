@@ -15,6 +15,7 @@ from compressae_index import persistence
 from compressae_index._engine import simd
 from compressae_index.checks import (
     FloatArray,
+    as_array,
     check_choice,
     check_int,
     check_threads,
@@ -38,6 +39,8 @@ SCORINGS: tuple[Scoring, ...] = ("asymmetric", "symmetric")
 
 # Rows read, checked and encoded at a time.
 CHUNK_ROWS = 16384
+# Neighbours that one may ask for.
+MAX_K = 2**31 - 1
 
 
 class SearchResult(NamedTuple):
@@ -147,6 +150,9 @@ class CompressedIndex:
         """
         vectors = open_vectors(embeddings)
         row_ids = Ids.from_user(ids, vectors.shape[0])
+        # Before training, which takes a while.
+        check_choice(encoder, "encoder", ENCODERS)
+        check_threads(num_threads)
         if model is None:
             from compressae_index.training import TrainConfig, train
 
@@ -204,11 +210,11 @@ class CompressedIndex:
             InputError: bad queries, another dimension, k, candidates or query_nnz below 1, a filter of
                 another length, unknown ids.
         """
-        k = check_int(k, "k", 1)
+        k = check_int(k, "k", 1, MAX_K)
         check_choice(mode, "mode", MODES)
         check_choice(scoring, "scoring", SCORINGS)
         candidates = max(check_int(candidates, "candidates", 1), k)
-        query_nnz = check_int(query_nnz, "query_nnz", 1)
+        query_nnz = min(check_int(query_nnz, "query_nnz", 1), self.model.n_latents)
         threads = check_threads(num_threads)
         rows = check_vectors(queries, dim=self.model.dim, name="queries")
         state = self._state
@@ -262,30 +268,26 @@ class CompressedIndex:
                 Nothing was added.
         """
         vectors = open_vectors(embeddings)
-        state = self._state
-        if ids is None and len(state.ids):
-            if state.ids.are_strings:
-                msg = "this index has string ids, so new vectors need ids"
-                raise InputError(msg)
-            first = int(state.ids.all().max()) + 1
-            ids = np.arange(first, first + vectors.shape[0])
-        self._append(vectors, Ids.from_user(ids, vectors.shape[0]), num_threads, progress)
+        with self._writer:
+            if ids is None and len(self._state.ids):
+                ids = self._state.next_ids(vectors.shape[0])
+            self._append(vectors, Ids.from_user(ids, vectors.shape[0]), num_threads, progress)
 
     def _append(self, vectors: Vectors, ids: Ids, num_threads: int | None, progress: bool) -> None:
+        """Adds while nobody else writes."""
         threads = check_threads(num_threads)
-        with self._writer:
-            state = self._state
-            _check_new_ids(state, ids)
-            parts = []
-            with track(vectors.shape[0], "encoding", enabled=progress) as advance:
-                for begin in range(0, vectors.shape[0], CHUNK_ROWS):
-                    chunk = check_vectors(
-                        vectors[begin : begin + CHUNK_ROWS], dim=self.model.dim, first_row=begin
-                    )
-                    codes = self.model.encode(chunk, self.k, encoder=self.encoder, num_threads=threads)
-                    parts.append(self.model.fold(codes))
-                    advance(len(chunk))
-            self._state = state.added(SparseCodes.concatenate(parts), ids, threads)
+        state = self._state
+        _check_new_ids(state, ids)
+        parts = []
+        with track(vectors.shape[0], "encoding", enabled=progress) as advance:
+            for begin in range(0, vectors.shape[0], CHUNK_ROWS):
+                chunk = check_vectors(
+                    vectors[begin : begin + CHUNK_ROWS], dim=self.model.dim, first_row=begin
+                )
+                codes = self.model.encode(chunk, self.k, encoder=self.encoder, num_threads=threads)
+                parts.append(self.model.fold(codes))
+                advance(len(chunk))
+        self._state = state.added(SparseCodes.concatenate(parts), ids, threads)
 
     def remove(self, ids: Any) -> None:
         """Removes vectors; their memory stays in use until `compact`.
@@ -352,8 +354,8 @@ class CompressedIndex:
         parts["total"] = sum(parts.values())
         per_vector = {name: size / max(n, 1) for name, size in parts.items()}
         return IndexStats(
-            vectors=len(self),
-            removed=n - len(self),
+            vectors=state.n_alive,
+            removed=n - state.n_alive,
             dim=self.model.dim,
             n_latents=self.model.n_latents,
             k=self.k,
@@ -443,7 +445,7 @@ class _State:
         """The bitmap that the engine filters by, and how many documents it allows."""
         if wanted is None:
             return self._bitmap, self.n_alive
-        array = np.asarray(wanted)
+        array = as_array(wanted, "filter")
         mask = np.zeros(len(self.ids), dtype=bool)
         if array.dtype == bool:
             if array.shape != (self.n_alive,):
@@ -453,6 +455,17 @@ class _State:
         else:
             mask[self.rows_of(wanted)] = True
         return np.packbits(mask, bitorder="little"), int(mask.sum())
+
+    def next_ids(self, n: int) -> npt.NDArray[np.int64]:
+        """Integers above the largest id so far, removed ones included."""
+        if self.ids.are_strings:
+            msg = "this index has string ids, so new vectors need ids"
+            raise InputError(msg)
+        largest = int(self.ids.all().max())
+        if largest + n > np.iinfo(np.int64).max:
+            msg = f"no {n} integers are left above the largest id {largest}, so new vectors need ids"
+            raise InputError(msg)
+        return np.arange(largest + 1, largest + 1 + n)
 
     def holds(self, ids: Ids) -> npt.NDArray[np.bool_]:
         return self._live_ids.find(ids.all()) >= 0
@@ -491,7 +504,7 @@ def _check_new_ids(state: _State, ids: Ids) -> None:
         raise InputError(msg)
     held = np.flatnonzero(state.holds(ids))
     if held.size:
-        first = ids.of(held[:1])[0]
+        first = ids.of(held[:1]).tolist()[0]
         msg = f"id {first!r} is already in the index ({held.size} such ids); remove it first"
         raise InputError(msg)
 

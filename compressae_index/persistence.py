@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
@@ -25,13 +26,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from compressae_index.errors import CompressaeError, FormatError, NewerFormatError
+from compressae_index.errors import FormatError, NewerFormatError
 
 FORMAT = "compressae-index"
 FORMAT_VERSION = 1
 
 _MANIFEST = "manifest.json"
 _TENSOR_FILE = "model.safetensors"
+_DATA = re.compile(r"data-[0-9a-f]{8}")
 
 
 class Stored(NamedTuple):
@@ -84,6 +86,15 @@ def write(
         shutil.rmtree(path / previous, ignore_errors=True)
 
 
+def check_target(path: str | Path) -> None:
+    """Refuses what `write` would refuse, for callers whose work before it takes a while.
+
+    Raises:
+        FormatError: something that this package did not write is at `path`.
+    """
+    _previous_data(Path(path))
+
+
 def read(path: str | Path, kind: str, *, mmap: bool = False) -> Stored:
     """Reads a directory of the given kind and checks all of it.
 
@@ -110,8 +121,17 @@ def read(path: str | Path, kind: str, *, mmap: bool = False) -> Stored:
 
                 tensors = load_file(file)
             else:
-                arrays[file.stem] = np.load(file, mmap_mode="r" if mmap else None, allow_pickle=False)
+                arrays[file.stem] = _read_array(file, mmap)
         return Stored(manifest["meta"], arrays, tensors)
+
+
+def _read_array(file: Path, mmap: bool) -> npt.NDArray[Any]:
+    """Not by np.load, which would also take archives."""
+    if mmap:
+        return np.lib.format.open_memmap(file, mode="r")
+    with file.open("rb") as handle:
+        array: npt.NDArray[Any] = np.lib.format.read_array(handle, allow_pickle=False)
+        return array
 
 
 @contextmanager
@@ -119,9 +139,9 @@ def reading(what: str) -> Iterator[None]:
     """Turns whatever damaged content makes the code inside raise into a FormatError about `what`."""
     try:
         yield
-    except FormatError:
+    except (FormatError, OSError, MemoryError):
         raise
-    except (CompressaeError, KeyError, TypeError, ValueError, AttributeError, EOFError) as error:
+    except Exception as error:
         msg = f"{what} is damaged: {type(error).__name__}: {error}"
         raise FormatError(msg) from error
 
@@ -175,10 +195,10 @@ def _read_manifest(path: Path, kind: str) -> dict[str, Any]:
         raise FormatError(msg)
     try:
         manifest = json.loads((path / _MANIFEST).read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         msg = f"{path} holds no {_MANIFEST}, so it is not a compressae-index directory"
         raise FormatError(msg) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         msg = f"{path / _MANIFEST} is truncated or not JSON: {error}"
         raise FormatError(msg) from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
@@ -191,22 +211,28 @@ def _read_manifest(path: Path, kind: str) -> dict[str, Any]:
     if manifest.get("checksum") != _manifest_checksum(manifest):
         msg = f"{path / _MANIFEST} does not match its own checksum: it was changed after it was written"
         raise FormatError(msg)
-    if manifest["kind"] != kind:
-        msg = f"{path} holds: {manifest['kind']}; expected: {kind}"
+    if manifest.get("kind") != kind:
+        msg = f"{path} holds: {manifest.get('kind')}; expected: {kind}"
         raise FormatError(msg)
     return manifest
 
 
 def _previous_data(path: Path) -> str | None:
     """The data folder that a write to `path` replaces, or None where there is nothing yet."""
+    for parent in path.parents:
+        if parent.exists() and not parent.is_dir():
+            msg = f"{path} cannot be written, as {parent} is not a directory"
+            raise FormatError(msg)
     if not path.exists():
         return None
-    if path.is_dir() and not any(path.iterdir()):
+    # Empty, or left by a first write that was killed.
+    if path.is_dir() and all(_DATA.fullmatch(entry.name) for entry in path.iterdir()):
         return None
     try:
         manifest = json.loads((path / _MANIFEST).read_bytes())
-        ours = manifest["format"] == FORMAT
-        data = Path(manifest["data"]).name
+        data: str = manifest["data"]
+        # The name decides what is deleted, so it must be one that this module gives.
+        ours = manifest["format"] == FORMAT and _DATA.fullmatch(data) is not None
     except (OSError, ValueError, KeyError, TypeError):
         ours = False
     if not ours:

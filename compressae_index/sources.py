@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from compressae_index.checks import as_array
 from compressae_index.errors import FormatError, InputError, MissingExtraError
 
 
@@ -38,25 +39,21 @@ def open_vectors(source: Vectors | str | Path | Any, *, dataset: str = "train") 
 
     Raises:
         FormatError: the file is missing, truncated or of another format.
-        InputError: not two-dimensional, or empty.
+        InputError: not two-dimensional, empty, or a file of numbers that are not floating point.
         MissingExtraError: reading the format needs an extra.
     """
     if isinstance(source, (str, Path)):
         vectors = _open_file(Path(source), dataset)
     else:
-        vectors = source if isinstance(source, Vectors) else _as_array(source)
-    if len(vectors.shape) != 2 or 0 in vectors.shape:
-        msg = f"embeddings must have shape (n, d) and not be empty, got shape {tuple(vectors.shape)}"
-        raise InputError(msg)
+        vectors = source if isinstance(source, Vectors) else as_array(source, "embeddings")
+        _check_shape(vectors, "embeddings")
     return vectors
 
 
-def _as_array(source: Any) -> Vectors:
-    try:
-        return np.asarray(source)
-    except (TypeError, ValueError) as error:
-        msg = f"embeddings cannot be read as an array: {error}"
-        raise InputError(msg) from error
+def _check_shape(vectors: Vectors, name: str) -> None:
+    if len(vectors.shape) != 2 or 0 in vectors.shape:
+        msg = f"{name} must have shape (n, d) and not be empty, got shape {tuple(vectors.shape)}"
+        raise InputError(msg)
 
 
 def _open_file(path: Path, dataset: str) -> Vectors:
@@ -75,16 +72,22 @@ def _open_file(path: Path, dataset: str) -> Vectors:
         msg = f"{path} does not exist" if not path.exists() else f"{path} is not a file"
         raise FormatError(msg)
     try:
-        return reader(path, dataset)
+        vectors = reader(path, dataset)
+        _check_shape(vectors, f"{path}: embeddings")
+        dtype = vectors[0:1].dtype
     except (OSError, ValueError, EOFError) as error:
         if isinstance(error, (FormatError, InputError)):
             raise
         msg = f"{path} cannot be read: {error}"
         raise FormatError(msg) from error
+    if dtype.kind != "f":
+        msg = f"{path}: embeddings must be floating point (float16, float32 or float64), got dtype {dtype}"
+        raise InputError(msg)
+    return vectors
 
 
 def _open_npy(path: Path, _dataset: str) -> Vectors:
-    return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+    return np.lib.format.open_memmap(path, mode="r")
 
 
 def _open_fvecs(path: Path, _dataset: str) -> Vectors:
@@ -110,7 +113,11 @@ def _open_hdf5(path: Path, dataset: str) -> Vectors:
     if dataset not in file:
         msg = f"{path} holds no data set {dataset!r}, only: {', '.join(file) or 'none'}"
         raise FormatError(msg)
-    return file[dataset]  # type: ignore[no-any-return]
+    vectors = file[dataset]
+    if not isinstance(vectors, h5py.Dataset) or vectors.shape is None:
+        msg = f"{path}: {dataset!r} is not a data set of embeddings"
+        raise FormatError(msg)
+    return vectors  # type: ignore[no-any-return]
 
 
 def _open_parquet(path: Path, dataset: str) -> Vectors:
@@ -145,24 +152,34 @@ class ParquetVectors:
         self._starts = [0, *itertools.accumulate(sizes)]
         self._loaded = -1
         self._group: npt.NDArray[Any] = np.empty((0, 0), dtype=np.float32)
-        dim = self._read_group(0).shape[1] if self._starts[-1] else 0
-        self.shape: tuple[int, ...] = (self._starts[-1], dim)
+        self._dim: int | None = None
+        if self._starts[-1]:
+            self._dim = self._read_group(self._group_of(0)).shape[1]
+        self.shape: tuple[int, ...] = (self._starts[-1], self._dim or 0)
 
     def __getitem__(self, rows: slice) -> npt.NDArray[Any]:
         start, stop, _ = rows.indices(self.shape[0])
         pieces = []
         while start < stop:
-            group = bisect.bisect_right(self._starts, start) - 1
+            group = self._group_of(start)
             first, end = self._starts[group], min(stop, self._starts[group + 1])
             pieces.append(self._read_group(group)[start - first : end - first])
             start = end
         return np.concatenate(pieces) if pieces else np.empty((0, self.shape[1]), dtype=np.float32)
 
+    def _group_of(self, row: int) -> int:
+        return bisect.bisect_right(self._starts, row) - 1
+
     def _read_group(self, group: int) -> npt.NDArray[Any]:
         if group != self._loaded:
-            column = self._file.read_row_group(group, columns=[self._column]).column(0).combine_chunks()
+            try:
+                column = self._file.read_row_group(group, columns=[self._column]).column(0).combine_chunks()
+            except (OSError, ValueError) as error:
+                msg = f"{self._path} cannot be read: {error}"
+                raise FormatError(msg) from error
             n, values = len(column), column.flatten().to_numpy(zero_copy_only=False)
-            if n == 0 or column.null_count or len(values) % n or not _all_as_long(column, len(values) // n):
+            dim = len(values) // n if self._dim is None else self._dim
+            if column.null_count or not _all_as_long(column, dim):
                 msg = f"{self._path}: rows of column {self._column!r} differ in length or are null"
                 raise FormatError(msg)
             self._group, self._loaded = values.reshape(n, -1), group

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from compressae_index import CompressedIndex, CompresSAE
+from compressae_index import CompresSAE, CompressedIndex
 from compressae_index.demo import DemoData, load_data
 
 if TYPE_CHECKING:

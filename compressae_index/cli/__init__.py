@@ -28,7 +28,7 @@ class _OneLineErrors(click.Group):
             sys.exit(130)
         except click.ClickException as error:
             _fail(error.format_message())
-        except (CompressaeError, OSError) as error:
+        except (CompressaeError, OSError, MemoryError) as error:
             _fail(str(error))
         sys.exit(result if isinstance(result, int) else 0)
 
@@ -41,7 +41,7 @@ def _fail(message: str) -> None:
 @click.group(cls=_OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="compressae-index")
 def main() -> None:
-    r"""Search dense embeddings from sparse dictionary codes.
+    """Search dense embeddings from sparse dictionary codes.
 
     FILES are .npy (memory-mapped), .fvecs, .hdf5 in the ann-benchmarks layout, or .parquet with a list
     column.
@@ -50,7 +50,7 @@ def main() -> None:
     Example:
       compressae-index build embeddings.npy -o items.index
       compressae-index search items.index queries.npy -k 10
-    """
+    """  # noqa: D301
 
 
 for command in (train, encode, build, search, evaluate, info, demo):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 import numpy as np
 
+from compressae_index.checks import check_vectors
 from compressae_index.cli.options import (
     PATH,
     dataset_option,
@@ -23,6 +25,7 @@ from compressae_index.cli.options import (
 from compressae_index.errors import FormatError
 from compressae_index.index import CHUNK_ROWS, CompressedIndex
 from compressae_index.model import CompresSAE, Encoder
+from compressae_index.persistence import check_target
 from compressae_index.progress import track
 from compressae_index.sources import open_vectors
 
@@ -46,14 +49,15 @@ def train(
     dataset: str,
     as_json: bool,
 ) -> None:
-    r"""Train a model on EMBEDDINGS.
+    """Train a model on EMBEDDINGS.
 
     \b
     Example:
       compressae-index train embeddings.npy -o items.model --k 32
-    """
+    """  # noqa: D301
     from compressae_index.training import train as train_model
 
+    check_target(output)
     vectors = open_vectors(embeddings, dataset=dataset)
     result = train_model(vectors, _train_config(k, n_latents, steps, seed), progress=True)
     result.model.save(output)
@@ -94,12 +98,12 @@ def encode(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    r"""Encode EMBEDDINGS into a scipy CSR matrix of folded codes.
+    """Encode EMBEDDINGS into a scipy CSR matrix of folded codes.
 
     \b
     Example:
       compressae-index encode embeddings.npy --model items.model -o codes.npz
-    """
+    """  # noqa: D301
     import scipy.sparse as sp
 
     if output.suffix != ".npz":
@@ -110,7 +114,7 @@ def encode(
     parts = []
     with track(vectors.shape[0], "encoding", enabled=True) as advance:
         for begin in range(0, vectors.shape[0], CHUNK_ROWS):
-            chunk = vectors[begin : begin + CHUNK_ROWS]
+            chunk = check_vectors(vectors[begin : begin + CHUNK_ROWS], dim=trained.dim, first_row=begin)
             codes = trained.encode(chunk, k, encoder=encoder, num_threads=threads)
             parts.append(trained.fold(codes).to_csr())
             advance(len(chunk))
@@ -152,12 +156,13 @@ def build(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    r"""Build an index of EMBEDDINGS.
+    """Build an index of EMBEDDINGS.
 
     \b
     Example:
       compressae-index build embeddings.npy -o items.index --ids ids.txt
-    """
+    """  # noqa: D301
+    check_target(output)
     vectors = open_vectors(embeddings, dataset=dataset)
     started = time.perf_counter()
     index = CompressedIndex.build(
@@ -180,26 +185,26 @@ def _read_ids(path: Path) -> object:
     try:
         if path.suffix == ".npy":
             return np.load(path, allow_pickle=False)
-        lines = path.read_text(encoding="utf-8").splitlines()
+        with path.open(encoding="utf-8") as file:
+            lines = [line.rstrip("\n") for line in file]
     except (OSError, ValueError, EOFError) as error:
         msg = f"{path} cannot be read: {error}"
         raise FormatError(msg) from error
-    try:
-        return [int(line) for line in lines]
-    except ValueError:
-        return lines
+    # Only what stays the same: "007" is a string, or it would come back as 7.
+    numbers = all(re.fullmatch(r"0|-?[1-9][0-9]{0,18}", line) for line in lines)
+    return [int(line) for line in lines] if numbers else lines
 
 
 @click.command()
 @click.argument("path", type=PATH)
 @json_option
 def info(path: Path, as_json: bool) -> None:
-    r"""Describe the index or the model at PATH.
+    """Describe the index or the model at PATH.
 
     \b
     Example:
       compressae-index info items.index
-    """
+    """  # noqa: D301
     try:
         model = CompresSAE.load(path)
     except FormatError as error:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 import numpy as np
 
-from compressae_index.checks import check_vectors
+from compressae_index.checks import check_int, check_vectors
 from compressae_index.cli.options import (
     PATH,
     dataset_option,
@@ -57,14 +57,14 @@ def search(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    r"""Search INDEX for the neighbours of QUERIES.
+    """Search INDEX for the neighbours of QUERIES.
 
     Prints a line a query: its number, then id:score pairs.
 
     \b
     Example:
       compressae-index search items.index queries.npy -k 10 --mode two_stage
-    """
+    """  # noqa: D301
     if output is not None and output.suffix != ".npz":
         msg = f"{output}: results are written as .npz"
         raise FormatError(msg)
@@ -131,7 +131,7 @@ def evaluate(
     query_dataset: str,
     as_json: bool,
 ) -> None:
-    r"""Measure INDEX against exact search over the EMBEDDINGS it was built from.
+    """Measure INDEX against exact search over the EMBEDDINGS it was built from.
 
     QUERIES may be left out where EMBEDDINGS is an HDF5 file that holds them. They should be vectors that are
     not in the index.
@@ -139,7 +139,8 @@ def evaluate(
     \b
     Example:
       compressae-index eval items.index embeddings.npy queries.npy
-    """
+    """  # noqa: D301
+    check_int(max_queries, "max-queries", 1)
     loaded, vectors = CompressedIndex.load(index, mmap=True), open_vectors(embeddings, dataset=dataset)
     if vectors.shape[0] != len(loaded):
         msg = f"{embeddings} holds {vectors.shape[0]} vectors, the index {len(loaded)}"
@@ -180,12 +181,12 @@ def evaluate(
 )
 @json_option
 def demo(output: Path | None, as_json: bool) -> None:
-    r"""Run the main job on data that are shipped: train, build, save, load, search, measure.
+    """Run the main job on data that are shipped: train, build, save, load, search, measure.
 
     \b
     Example:
       compressae-index demo
-    """
+    """  # noqa: D301
     from compressae_index.demo import run
 
     result = run(output, (lambda _: None) if as_json else click.echo)

@@ -1,0 +1,420 @@
+"""The command line: results are the library's, mistakes are one line and leave nothing behind."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import sysconfig
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import h5py
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from click.testing import CliRunner, Result
+
+from compressae_index import CompresSAE, CompressedIndex, SparseCodes, TrainConfig, train
+from compressae_index.checks import FloatArray
+from compressae_index.cli import main
+from compressae_index.demo import DemoData
+
+COMMANDS = ["build", "demo", "encode", "eval", "info", "search", "train"]
+SIZES = ["--k", 8, "--n-latents", 64]
+
+needs_place = pytest.mark.usefixtures("place")
+
+
+def run(*arguments: object) -> Result:
+    """A command that must succeed."""
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def run_json(*arguments: object) -> Any:
+    return json.loads(run(*arguments, "--json").stdout)
+
+
+def fail(*arguments: object) -> str:
+    """The message of a command that must end in one line on standard error and exit code 2."""
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == 2, result.output
+    assert isinstance(result.exception, SystemExit)
+    assert result.stdout == ""
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.count("\n") == 1
+    return result.stderr
+
+
+@pytest.fixture
+def place(
+    tmp_path: Path,
+    model: CompresSAE,
+    vectors: FloatArray,
+    queries: FloatArray,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:
+    """A working directory with embeddings, queries, a model and an index."""
+    monkeypatch.chdir(tmp_path)
+    np.save("e.npy", vectors[:300])
+    np.save("q.npy", queries[:6])
+    model.save("m")
+    CompressedIndex.build(vectors[:300], model=model, k=8, progress=False).save("i")
+    return tmp_path
+
+
+def test_help_of_every_command() -> None:
+    assert isinstance(main, click.Group)
+    assert sorted(main.commands) == COMMANDS
+    for command in ([], *([name] for name in COMMANDS)):
+        for option in ("--help", "-h"):
+            lines = run(*command, option).stdout.splitlines()
+            example = lines.index("  Example:")
+            assert lines[example + 1].startswith("    compressae-index " + " ".join(command))
+
+
+def test_the_installed_script(place: Path) -> None:
+    script = Path(sysconfig.get_path("scripts")) / "compressae-index"
+
+    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([script, *arguments], cwd=place, capture_output=True, text=True, check=False)
+
+    version = call("--version")
+    assert version.stdout.startswith("compressae-index, version ")
+    searched = call("search", "i", "q.npy", "-k", "2")
+    assert (searched.returncode, searched.stderr) == (0, "")
+    assert searched.stdout == run("search", "i", "q.npy", "-k", 2).stdout
+    failed = call("search", "nowhere", "q.npy")
+    assert (failed.returncode, failed.stdout) == (2, "")
+    assert failed.stderr == "Error: nowhere does not exist\n"
+    bare = call()
+    assert (bare.returncode, bare.stdout) == (2, "")
+    assert "Commands:" in bare.stderr
+
+
+@needs_place
+def test_train(vectors: FloatArray) -> None:
+    content = run_json("train", "e.npy", "-o", "new", *SIZES, "--steps", 3, "--seed", 5)
+    expected = train(vectors[:300], TrainConfig(k=8, n_latents=64, steps=3, seed=5))
+    assert content["fingerprint"] == expected.model.fingerprint == CompresSAE.load("new").fingerprint
+    assert content["loss"] == pytest.approx(expected.losses[-1], abs=1e-5)
+    assert {name: content[name] for name in ("model", "dim", "n_latents", "k")} == {
+        "model": "new",
+        "dim": 384,
+        "n_latents": 64,
+        "k": 8,
+    }
+    assert content["seconds"] > 0
+    assert "fingerprint  " + content["fingerprint"] in run("info", "new").stdout
+    no_steps = run_json("train", "e.npy", "-o", "new", *SIZES, "--steps", 0)
+    assert no_steps["loss"] is None
+
+
+@pytest.mark.parametrize("encoder", ["pursuit", "topk"])
+def test_encode(place: Path, model: CompresSAE, vectors: FloatArray, encoder: Any) -> None:
+    content = run_json("encode", "e.npy", "--model", "m", "-o", "c.npz", "--k", 5, "--encoder", encoder)
+    assert content.pop("seconds") > 0
+    assert content == {"codes": "c.npz", "rows": 300, "fingerprint": model.fingerprint}
+    codes, expected = (
+        SparseCodes.from_csr(sp.csr_array(sp.load_npz("c.npz"))),
+        model.fold(model.encode(vectors[:300], 5, encoder=encoder)),
+    )
+    np.testing.assert_array_equal(codes.latents, expected.latents)
+    np.testing.assert_array_equal(codes.values, expected.values)
+    assert sorted(path.name for path in place.iterdir()) == ["c.npz", "e.npy", "i", "m", "q.npy"]
+
+
+@needs_place
+def test_build_from_a_model(queries: FloatArray) -> None:
+    content = run_json("build", "e.npy", "-o", "new", "--model", "m", "--k", 8, "--threads", 1)
+    built, expected = CompressedIndex.load("new"), CompressedIndex.load("i")
+    assert content.pop("index") == "new"
+    assert content.pop("seconds") > 0
+    assert content == json.loads(json.dumps(expected.stats()._asdict()))
+    np.testing.assert_array_equal(built.search(queries, 5).ids, expected.search(queries, 5).ids)
+
+
+@needs_place
+def test_build_trains(vectors: FloatArray) -> None:
+    run("build", "e.npy", "-o", "new", *SIZES, "--steps", 3, "--seed", 5, "--encoder", "topk")
+    built = CompressedIndex.load("new")
+    expected = train(vectors[:300], TrainConfig(k=8, n_latents=64, steps=3, seed=5)).model
+    assert (built.model.fingerprint, built.k, built.encoder) == (expected.fingerprint, 8, "topk")
+
+
+@pytest.mark.parametrize(
+    ("text", "ids"),
+    [
+        ("\n".join(map(str, range(7, 307))), list(range(7, 307))),
+        ("".join(f"id {i}\r\n" for i in range(300)), [f"id {i}" for i in range(300)]),
+        # Numbers that would not come back as they are.
+        ("".join(f"{i:03}\n" for i in range(300)), [f"{i:03}" for i in range(300)]),
+        ("".join(f"a\u2028\x0b{i}\n" for i in range(300)), [f"a\u2028\x0b{i}" for i in range(300)]),
+        ("".join(f"{i}\n" for i in [2**63 - 1, *range(299)]), [2**63 - 1, *range(299)]),
+        ("".join(f"{10**20 + i}\n" for i in range(300)), [f"{10**20 + i}" for i in range(300)]),
+    ],
+)
+def test_ids_from_text(place: Path, text: str, ids: list[object]) -> None:
+    (place / "ids.txt").write_bytes(text.encode())
+    run("build", "e.npy", "-o", "new", "--model", "m", "--k", 8, "--ids", "ids.txt")
+    assert CompressedIndex.load("new").ids.tolist() == ids
+
+
+@needs_place
+def test_ids_from_an_array() -> None:
+    for ids in (np.arange(300) * 5, np.array([f"ü{i}" for i in range(300)])):
+        np.save("ids.npy", ids)
+        run("build", "e.npy", "-o", "new", "--model", "m", "--k", 8, "--ids", "ids.npy")
+        assert CompressedIndex.load("new").ids.tolist() == ids.tolist()
+
+
+@pytest.mark.parametrize("mode", ["sparse", "dense", "two_stage"])
+@pytest.mark.parametrize("scoring", ["asymmetric", "symmetric"])
+@needs_place
+def test_search(queries: FloatArray, mode: Any, scoring: Any) -> None:
+    options = {"candidates": 9, "query_nnz": 5, "scoring": scoring, "mode": mode}
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    scores, ids = CompressedIndex.load("i").search(queries[:6], 4, **options)
+    content = run_json("search", "i", "q.npy", "-k", 4, *flags)
+    assert content == {"ids": ids.tolist(), "scores": scores.tolist()}
+    lines = run("search", "i", "q.npy", "-k", 4, *flags).stdout.splitlines()
+    assert lines == [
+        f"{q}\t" + " ".join(f"{id_}:{score:.4f}" for id_, score in zip(ids[q], scores[q], strict=True))
+        for q in range(6)
+    ]
+    run("search", "i", "q.npy", "-k", 4, *flags, "-o", "r.npz")
+    with np.load("r.npz") as stored:
+        np.testing.assert_array_equal(stored["ids"], ids)
+        np.testing.assert_array_equal(stored["scores"], scores)
+
+
+@needs_place
+def test_missing_results(model: CompresSAE, vectors: FloatArray) -> None:
+    for ids, missing in ((["a", "b"], None), ([7, 8], -1)):
+        CompressedIndex.build(vectors[:2], ids, model=model, k=8, progress=False).save("two")
+        content = run_json("search", "two", "q.npy", "-k", 3)
+        assert {row[2] for row in content["ids"]} == {missing}
+        assert {row[2] for row in content["scores"]} == {None}
+        assert all(line.count(":") == 2 for line in run("search", "two", "q.npy").stdout.splitlines())
+        assert run_json("search", "two", "q.npy", "-k", 3, "-o", "r.npz") == {"results": "r.npz"}
+        with np.load("r.npz") as stored:
+            assert set(stored["ids"][:, 2].tolist()) == {"" if missing is None else -1}
+            assert (stored["scores"][:, 2] == -np.inf).all()
+
+
+@needs_place
+def test_eval(model: CompresSAE, vectors: FloatArray) -> None:
+    CompressedIndex.build(vectors[:300], model=model, k=3, progress=False).save("i")
+    content = run_json("eval", "i", "e.npy", "q.npy", "--max-queries", 4)
+    assert content["queries"] == 4
+    measured = {each["name"]: each for each in content["measurements"]}
+    assert list(measured)[:4] == ["exact float32", "sparse", "dense", "two_stage"]
+    product = [each for name, each in measured.items() if name.startswith("Faiss PQ")]
+    assert product[0]["bytes_per_vector"] <= measured["dense"]["bytes_per_vector"]
+    assert product[-1]["bytes_per_vector"] <= measured["two_stage"]["bytes_per_vector"]
+    assert measured["exact float32"]["recall"] == {"10": 1, "100": 1}
+    assert all(0 < each["recall"]["100"] <= 1 and each["ms_per_query"] > 0 for each in measured.values())
+    lines = run("eval", "i", "e.npy", "q.npy", "--no-pq", "--scoring", "symmetric").stdout.splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:]] == [
+        "exact float32",
+        "sparse (symmetric)",
+        "dense (symmetric)",
+        "two_stage (symmetric)",
+    ]
+
+
+@needs_place
+def test_eval_of_one_hdf5_file_and_string_ids(
+    model: CompresSAE, vectors: FloatArray, queries: FloatArray
+) -> None:
+    with h5py.File("e.hdf5", "w") as file:
+        file["train"], file["test"], file["more"] = vectors[:60], queries[:6], queries[:7]
+    ids = [f"id {i}" for i in range(60)]
+    CompressedIndex.build(vectors[:60], ids, model=model, k=8, progress=False).save("s")
+    content = run_json("eval", "s", "e.hdf5", "--no-pq")
+    assert content["queries"] == 6
+    assert content["measurements"][2]["recall"].keys() == {"10"}
+    assert 0.2 < content["measurements"][2]["recall"]["10"] <= 1
+    assert run_json("eval", "s", "e.hdf5", "--no-pq", "--query-dataset", "more")["queries"] == 7
+
+
+@needs_place
+def test_info(model: CompresSAE) -> None:
+    index = CompressedIndex.load("i")
+    expected = {"index": "i", "fingerprint": model.fingerprint, **index.stats()._asdict()}
+    assert run_json("info", "i") == json.loads(json.dumps(expected))
+    assert run_json("info", "m") == {"model": "m", **model.manifest()}
+    text = run("info", "i").stdout
+    assert "vectors           300\n" in text
+    assert "bytes per vector  forward 26, inverted " in text
+
+
+def test_demo(
+    tmp_path: Path, demo_data: DemoData, monkeypatch: pytest.MonkeyPatch, vectors: FloatArray
+) -> None:
+    few = DemoData(vectors[:400], demo_data.queries[:20], demo_data.texts[:400], demo_data.query_texts[:20])
+    small: dict[str, Any] = {"k": 4, "n_latents": 64, "config": TrainConfig(steps=5)}
+    monkeypatch.setattr("compressae_index.demo.load_data", lambda: few)
+    monkeypatch.setattr(CompressedIndex, "build", partial(CompressedIndex.build, **small))
+
+    content = run_json("demo", "-o", tmp_path / "out")
+    index = CompressedIndex.load(tmp_path / "out" / "index")
+    assert content["stats"] == json.loads(json.dumps(index.stats()._asdict()))
+    assert content["stats"]["vectors"] == 400
+    names = [each["name"] for each in content["measurements"]]
+    assert names[:4] == ["exact float32", "sparse", "dense", "two_stage"]
+    assert [name[:8] for name in names[4:]] == ["Faiss PQ"] * 2
+    assert set(content["seconds"]) == {"train and build", "save and load", "measure"}
+
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    said = run("demo").stdout
+    assert said.startswith("400 embeddings of 384 dimensions")
+    for text in few.query_texts[:3]:
+        assert f"? {text[:90]}" in said
+    assert "(no comparison with Faiss: comparing with product quantisation needs faiss-cpu" in said
+    assert sum(line.startswith("| ") for line in said.splitlines()) == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("bogus", "No such command 'bogus'"),
+        ("search i", "Missing argument 'QUERIES'"),
+        ("train e.npy", "Missing option '--output'"),
+        ("search i q.npy --magic", "No such option"),
+        ("search i nowhere.npy", "nowhere.npy does not exist"),
+        ("search nowhere q.npy", "nowhere does not exist"),
+        ("search foreign q.npy", "foreign holds no manifest.json"),
+        ("search m q.npy", "m holds: model; expected: index"),
+        ("search i q.npy -k 0", "k must be at least 1, got 0"),
+        ("search i q.npy -k ten", "'ten' is not a valid integer"),
+        ("search i q.npy --candidates 0", "candidates must be at least 1"),
+        ("search i q.npy --query-nnz -1", "query_nnz must be at least 1"),
+        ("search i q.npy --threads 0", "num_threads must be at least 1"),
+        ("search i q.npy --mode magic", "'magic' is not one of 'sparse', 'dense', 'two_stage'"),
+        ("search i q.npy --scoring magic", "'magic' is not one of"),
+        ("search i narrow.npy", "queries have dimension 9, expected 384"),
+        ("search i integers.npy", "integers.npy: embeddings must be floating point"),
+        ("search i bad.npy", "queries row 2 holds NaN"),
+        ("search i q.npy -o r.txt", "r.txt: results are written as .npz"),
+        ("search i q.npy -o nowhere/r.npz", "No such file or directory"),
+        ("search i foreign/notes.txt", "unknown kind of file"),
+        ("train e.npy -o new --k 0", "k must be at least 1, got 0"),
+        ("train e.npy -o new --k 100 --n-latents 64", "k must be at most n_latents = 64, got 100"),
+        ("train bad.npy -o new --k 1 --n-latents 4", "row 2 holds NaN"),
+        ("train e.npy -o foreign", "foreign exists and was not written by compressae-index"),
+        ("train e.npy -o new --steps -1", "steps must be at least 0"),
+        ("encode e.npy --model i -o c.npz", "i holds: index; expected: model"),
+        ("encode e.npy --model m -o c.npy", "codes are written as .npz"),
+        ("encode bad.npy --model m -o c.npz", "row 2 holds NaN"),
+        ("encode narrow.npy --model m -o c.npz", "dimension 9, expected 384"),
+        ("encode e.npy --model m -o c.npz --k 999", "k must be at most n_latents = 512, got 999"),
+        ("build e.npy -o foreign --model m", "foreign exists and was not written by compressae-index"),
+        ("train e.npy -o e.npy/new", "e.npy is not a directory"),
+        ("build e.npy -o e.npy --model m", "e.npy exists and was not written by compressae-index"),
+        ("build bad.npy -o new --model m", "row 2 holds NaN"),
+        ("build e.npy -o new --model m --n-latents 9", "n_latents is 9, but the model has 512"),
+        ("build e.npy -o new --model m --ids nowhere.txt", "nowhere.txt cannot be read"),
+        ("build e.npy -o new --model m --ids ids.txt", "3 ids for 300 vectors"),
+        ("build e.npy -o new --model m --ids e.npy", "one-dimensional"),
+        ("build e.hdf5 -o new --model m --dataset valid", "e.hdf5 holds no data set 'valid', only: train"),
+        ("build e.npy -o new --encoder magic", "'magic' is not one of"),
+        ("eval i q.npy q.npy", "q.npy holds 6 vectors, the index 300"),
+        ("eval i e.npy", "QUERIES is needed"),
+        ("eval i e.npy q.npy --max-queries 0", "max-queries must be at least 1"),
+        ("eval i e.npy narrow.npy", "queries have dimension 9, expected 384"),
+        ("eval small q.npy q.npy", "product quantisation needs at least 256 vectors, got 6"),
+        ("info foreign", "foreign holds no manifest.json"),
+        ("info e.npy", "e.npy is not a directory"),
+        ("demo -o e.npy", "e.npy is not a directory"),
+        ("demo -o foreign", "index exists and was not written by compressae-index"),
+    ],
+)
+def test_mistakes(place: Path, model: CompresSAE, queries: FloatArray, arguments: str, message: str) -> None:
+    (place / "foreign" / "index").mkdir(parents=True)
+    (place / "foreign" / "notes.txt").write_text("dear diary")
+    (place / "foreign" / "index" / "notes.txt").write_text("dear diary")
+    (place / "ids.txt").write_text("1\n2\n3")
+    bad = queries[:6].copy()
+    bad[2, 5] = np.nan
+    np.save("bad.npy", bad)
+    np.save("narrow.npy", queries[:6, :9])
+    np.save("integers.npy", queries[:6].astype(np.int64))
+    with h5py.File("e.hdf5", "w") as file:
+        file["train"] = queries
+    CompressedIndex.build(queries[:6], model=model, k=8, progress=False).save("small")
+    before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
+    assert message in fail(*arguments.split())
+    assert {path: path.read_bytes() for path in place.rglob("*") if path.is_file()} == before
+
+
+def test_a_failed_write_leaves_the_old_output(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("encode", "e.npy", "--model", "m", "-o", "c.npz")
+    run("search", "i", "q.npy", "-o", "r.npz")
+    before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
+
+    def full(*_arguments: object) -> None:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr("os.replace", full)
+    for command in (
+        "encode q.npy --model m -o c.npz",
+        "search i q.npy -k 3 -o r.npz",
+        "build q.npy --model m -o i",
+        "train e.npy -o m --k 2 --n-latents 16 --steps 1",
+    ):
+        assert fail(*command.split()) == "Error: the disk is full\n"
+    assert {path: path.read_bytes() for path in place.rglob("*") if path.is_file()} == before
+
+
+@needs_place
+def test_an_interrupt_ends_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_arguments: object, **_options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("compressae_index.index.CompressedIndex.search", interrupt)
+    result = CliRunner().invoke(main, ["search", "i", "q.npy"])
+    assert (result.exit_code, result.stderr.strip()) == (130, "Aborted.")
+
+
+@needs_place
+def test_a_row_is_numbered_across_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compressae_index.cli.data.CHUNK_ROWS", 100)
+    rows = np.load("e.npy")
+    rows[217] = 0
+    np.save("e.npy", rows)
+    assert "row 217 is zero" in fail("encode", "e.npy", "--model", "m", "-o", "c.npz")
+
+
+def call_main(*arguments: str, before: str = "") -> list[str]:
+    return [sys.executable, "-P", "-c", before + "from compressae_index.cli import main; main()", *arguments]
+
+
+@needs_place
+def test_results_beyond_memory() -> None:
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30));"
+    command = call_main("search", "i", "q.npy", "-k", "2000000000", before=limit)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("Error: Unable to allocate ")
+    assert done.stderr.count("\n") == 1
+
+
+@needs_place
+def test_a_closed_pipe_is_no_error() -> None:
+    np.save("many.npy", np.tile(np.load("q.npy"), (200, 1)))
+    with subprocess.Popen(
+        call_main("search", "i", "many.npy", "-k", "100"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline().startswith("0\t")
+        process.stdout.close()
+        assert process.stderr.read() == ""

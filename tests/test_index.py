@@ -1,0 +1,623 @@
+"""CompressedIndex against float64 brute force over its own codes, through every change and mistake."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import compressae_index.index as index_module
+from compressae_index import (
+    CompresSAE,
+    CompressedIndex,
+    DimensionError,
+    InputError,
+    SearchResult,
+    TrainConfig,
+    UnknownIdError,
+)
+from compressae_index.checks import FloatArray, normalize_rows
+from compressae_index.index import MODES, SCORINGS, Mode, Scoring
+
+Float64 = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+
+each_mode = pytest.mark.parametrize("mode", MODES)
+each_scoring = pytest.mark.parametrize("scoring", SCORINGS)
+
+
+def dense_codes(index: CompressedIndex) -> Float64:
+    codes: Float64 = index.codes(index.ids).to_dense().astype(np.float64)
+    return codes
+
+
+def dense_scores(index: CompressedIndex, queries: FloatArray, scoring: Scoring = "asymmetric") -> Float64:
+    """Score of every document by the cosine with its reconstruction: (n_queries, n)."""
+    dictionary = index.model.decoder_w.astype(np.float64)
+    if scoring == "asymmetric":
+        u = queries / np.linalg.norm(queries, axis=1, keepdims=True).astype(np.float64) @ dictionary.T
+    else:
+        u = query_codes(index, queries) @ dictionary @ dictionary.T
+    scores: Float64 = u @ dense_codes(index).T
+    return scores
+
+
+def query_codes(index: CompressedIndex, queries: FloatArray) -> Float64:
+    model = index.model
+    codes = model.fold(model.encode(queries, index.k, encoder=index.encoder))
+    return codes.to_dense().astype(np.float64)
+
+
+def sparse_scores(
+    index: CompressedIndex, queries: FloatArray, scoring: Scoring, query_nnz: int
+) -> tuple[Float64, Float64]:
+    """Scores by the strongest entries of u, and how far rounding in the posting lists may move each."""
+    u = index.model.project(queries) if scoring == "asymmetric" else query_codes(index, queries)
+    kept = np.argsort(-np.abs(u), axis=1, kind="stable")[:, :query_nnz]
+    cut = np.zeros(u.shape)
+    np.put_along_axis(cut, kept, np.take_along_axis(u, kept, axis=1), axis=1)
+    codes = dense_codes(index)
+    # A list's values are rounded to half a step of its largest magnitude / 127.
+    step = np.abs(codes).max(axis=0) / 127 * 1.01
+    return cut @ codes.T, np.abs(cut) @ (step / 2 * (codes != 0)).T + 1e-5
+
+
+def assert_best(
+    result: SearchResult, index: CompressedIndex, exact: Float64, tolerance: float | Float64 = 1e-5
+) -> None:
+    """The result holds the best of `exact` (n_queries, n), best first, up to the tolerance."""
+    tolerance = np.broadcast_to(tolerance, exact.shape)
+    row_of = {id_: row for row, id_ in enumerate(index.ids.tolist())}
+    k = result.ids.shape[1]
+    for scores, ids, wanted, within in zip(result.scores, result.ids, exact, tolerance, strict=True):
+        n_found = min(k, int(np.isfinite(wanted).sum()))
+        assert (scores[n_found:] == -np.inf).all()
+        assert set(ids[n_found:].tolist()) <= {-1, None}
+        rows = [row_of[id_] for id_ in ids[:n_found].tolist()]
+        assert len(set(rows)) == n_found
+        assert (np.diff(scores[:n_found]) <= 0).all()
+        assert (np.abs(scores[:n_found] - wanted[rows]) <= within[rows]).all()
+        assert (np.abs(scores[:n_found] - -np.sort(-wanted)[:n_found]) <= within.max()).all()
+
+
+def assert_same(a: SearchResult, b: SearchResult) -> None:
+    np.testing.assert_array_equal(a.ids, b.ids)
+    np.testing.assert_array_equal(a.scores, b.scores)
+
+
+@each_scoring
+def test_dense_equals_brute_force(built: CompressedIndex, queries: FloatArray, scoring: Scoring) -> None:
+    exact = dense_scores(built, queries, scoring)
+    for k in (1, 10, 500):
+        assert_best(built.search(queries, k, mode="dense", scoring=scoring), built, exact)
+
+
+@each_scoring
+@pytest.mark.parametrize("query_nnz", [1, 8, 64, 10**20])
+def test_sparse_equals_brute_force(
+    built: CompressedIndex, queries: FloatArray, scoring: Scoring, query_nnz: int
+) -> None:
+    exact, tolerance = sparse_scores(built, queries, scoring, query_nnz)
+    result = built.search(queries, 30, mode="sparse", scoring=scoring, query_nnz=query_nnz)
+    assert_best(result, built, exact, tolerance)
+
+
+@each_scoring
+def test_two_stage_rescores_what_sparse_finds(
+    built: CompressedIndex, queries: FloatArray, scoring: Scoring
+) -> None:
+    chosen = built.search(queries, 40, mode="sparse", scoring=scoring, query_nnz=12).ids
+    is_chosen = np.stack([np.isin(built.ids, row) for row in chosen])
+    exact = np.where(is_chosen, dense_scores(built, queries, scoring), -np.inf)
+    result = built.search(queries, 10, candidates=40, query_nnz=12, scoring=scoring)
+    assert_best(result, built, exact)
+    # Fewer candidates than results are as many as results.
+    fewer = built.search(queries, 40, candidates=1, query_nnz=12, scoring=scoring)
+    np.testing.assert_array_equal(np.sort(fewer.ids), np.sort(chosen))
+
+
+@each_scoring
+def test_two_stage_over_everything_is_dense(
+    built: CompressedIndex, queries: FloatArray, scoring: Scoring
+) -> None:
+    dense = built.search(queries, 20, mode="dense", scoring=scoring)
+    assert_same(built.search(queries, 20, candidates=len(built), scoring=scoring), dense)
+
+
+def test_topk_codes_are_searched_alike(model: CompresSAE, vectors: FloatArray, queries: FloatArray) -> None:
+    index = CompressedIndex.build(vectors[:500], model=model, k=8, encoder="topk", progress=False)
+    assert index.codes([0]).k == 8
+    for scoring in SCORINGS:
+        result = index.search(queries, 10, mode="dense", scoring=scoring)
+        assert_best(result, index, dense_scores(index, queries, scoring))
+
+
+def test_a_single_query_of_any_length(built: CompressedIndex, queries: FloatArray) -> None:
+    expected = built.search(queries[:1], 5)
+    assert_same(built.search(queries[0], 5), expected)
+    np.testing.assert_array_equal(built.search(1000.0 * queries[0].astype(np.float64), 5).ids, expected.ids)
+    np.testing.assert_array_equal(built.search(queries[0].tolist(), 5).ids, expected.ids)
+
+
+@pytest.mark.parametrize(
+    ("ids", "missing"),
+    [
+        (None, -1),
+        (range(100), -1),
+        (np.arange(100)[::-1] * 7, -1),
+        (np.arange(100, dtype=np.uint8), -1),
+        ([f"item {i}" for i in range(100)], None),
+        (np.array([f"ü{i}" for i in range(100)]), None),
+    ],
+)
+def test_ids_come_back(
+    model: CompresSAE, vectors: FloatArray, queries: FloatArray, ids: Any, missing: object
+) -> None:
+    index = CompressedIndex.build(vectors[:100], ids, model=model, k=16, progress=False)
+    expected = list(range(100) if ids is None else ids)
+    assert index.ids.tolist() == expected
+    found = index.search(queries[:1], 120, mode="dense").ids[0]
+    assert found.dtype == (np.int64 if missing == -1 else object)
+    assert found[:100].tolist() == [expected[i] for i in np.argsort(-dense_scores(index, queries[:1])[0])]
+    assert found[100:].tolist() == [missing] * 20
+    assert_best(index.search(queries, 100, mode="dense"), index, dense_scores(index, queries))
+
+
+@each_mode
+@pytest.mark.parametrize("share", [0.02, 0.5])
+def test_filters(built: CompressedIndex, queries: FloatArray, mode: Mode, share: float) -> None:
+    mask = np.random.default_rng(5).random(len(built)) < share
+    by_mask = built.search(queries, 30, mode=mode, query_nnz=12, filter=mask)
+    assert_same(built.search(queries, 30, mode=mode, query_nnz=12, filter=mask.tolist()), by_mask)
+    assert_same(built.search(queries, 30, mode=mode, query_nnz=12, filter=built.ids[mask][::-1]), by_mask)
+    assert (by_mask.scores > -np.inf).all()
+    if mode == "sparse":
+        exact, tolerance = sparse_scores(built, queries, "asymmetric", 12)
+        assert_best(by_mask, built, np.where(mask, exact, -np.inf), tolerance)
+    elif mode == "dense" or mask.sum() < 1000:
+        assert_best(by_mask, built, np.where(mask, dense_scores(built, queries), -np.inf))
+    else:
+        assert mask[by_mask.ids].all()
+
+
+@each_mode
+def test_few_allowed_and_none_allowed(index: CompressedIndex, queries: FloatArray, mode: Mode) -> None:
+    result = index.search(queries, 5, mode=mode, filter=[1200, 1007, 1200])
+    assert {tuple(sorted(row)) for row in result.ids[:, :2].tolist()} == {(1007, 1200)}
+    assert (result.ids[:, 2:] == -1).all()
+    assert (result.scores[:, 2:] == -np.inf).all()
+    nothing: npt.ArrayLike
+    for nothing in ([], np.zeros(300, dtype=bool)):
+        result = index.search(queries, 5, mode=mode, filter=nothing)
+        assert (result.ids == -1).all()
+        assert (result.scores == -np.inf).all()
+
+
+@each_mode
+def test_filters_after_removing(index: CompressedIndex, queries: FloatArray, mode: Mode) -> None:
+    index.remove(np.arange(1000, 1299, 2))
+    mask = np.arange(150) % 10 == 3
+    result = index.search(queries, 15, mode=mode, filter=mask)
+    assert {tuple(sorted(row)) for row in result.ids.tolist()} == {tuple(index.ids[mask])}
+    assert_same(index.search(queries, 15, mode=mode, filter=index.ids[mask]), result)
+
+
+def test_string_ids_are_padded_with_none(model: CompresSAE, vectors: FloatArray, queries: FloatArray) -> None:
+    index = CompressedIndex.build(vectors[:3], ["a", "", "c"], model=model, k=16, progress=False)
+    assert index.search(queries[:1], 3, filter=[""]).ids.tolist() == [["", None, None]]
+    assert index.search(queries[:1], 2, filter=[]).ids.tolist() == [[None, None]]
+
+
+def test_an_empty_index(model: CompresSAE, vectors: FloatArray, queries: FloatArray) -> None:
+    index = CompressedIndex(model, k=16)
+    assert (len(index), index.ids.tolist(), index.stats().vectors) == (0, [], 0)
+    for mode in MODES:
+        result = index.search(queries, 2, mode=mode)
+        assert (result.ids == -1).all()
+        assert (result.scores == -np.inf).all()
+    index.compact()
+    index.add(vectors[:10], list("abcdefghij"))
+    whole = CompressedIndex.build(vectors[:10], list("abcdefghij"), model=model, k=16, progress=False)
+    assert_same(index.search(queries, 10), whole.search(queries, 10))
+
+
+def test_generated_ids_go_on_above_the_largest(index: CompressedIndex, vectors: FloatArray) -> None:
+    index.add(vectors[300:302], [5000, 17])
+    index.add(vectors[302:304])
+    assert index.ids[-4:].tolist() == [5000, 17, 5001, 5002]
+    index.remove([5002])
+    index.add(vectors[304:305])
+    assert index.ids[-1] == 5003
+    index.add(vectors[305:306], [2**63 - 1])
+    with pytest.raises(InputError, match="no 1 integers are left above the largest id 9223372036854775807"):
+        index.add(vectors[306:307])
+
+
+def test_a_removed_id_comes_back_with_its_new_vector(
+    index: CompressedIndex, vectors: FloatArray, queries: FloatArray
+) -> None:
+    index.remove([1005, 1001])
+    assert len(index) == 298
+    assert not {1005, 1001} & set(index.search(queries, 300).ids.ravel().tolist())
+    index.add(vectors[400:401], [1005])
+    assert index.ids[-1] == 1005
+    expected = CompressedIndex.build(vectors[400:401], model=index.model, k=16, progress=False)
+    np.testing.assert_allclose(index.reconstruct([1005]), expected.reconstruct([0]), atol=1e-3)
+    found = index.search(queries[:1], 300, mode="dense").ids[0]
+    assert (found == 1005).sum() == 1
+    index.remove([1005])
+    assert len(index) == 298
+
+
+@pytest.mark.parametrize("ids", [np.arange(1000, 1300), [f"{i}" for i in range(300)]])
+def test_everything_removed_then_added(
+    model: CompresSAE, vectors: FloatArray, queries: FloatArray, ids: Any
+) -> None:
+    for compacted in (False, True):
+        index = CompressedIndex.build(vectors[:300], ids, model=model, k=16, progress=False)
+        index.remove(ids)
+        if compacted:
+            index.compact()
+        assert len(index) == 0
+        assert (index.search(queries, 3).scores == -np.inf).all()
+        with pytest.raises(UnknownIdError):
+            index.codes(ids[:1])
+        index.add(vectors[:5], [7, 8, 9, 10, 11])
+        assert index.ids.tolist() == [7, 8, 9, 10, 11]
+        assert index.stats().removed == 0
+        assert_best(index.search(queries, 5, mode="dense"), index, dense_scores(index, queries))
+
+
+POOL = 24
+
+
+@st.composite
+def operations(draw: st.DrawFn) -> list[tuple[str, list[int]]]:
+    """Adds of ids that are out, removals of ids that are in, compactions."""
+    steps: list[tuple[str, list[int]]] = []
+    alive: set[int] = set()
+    for kind in draw(st.lists(st.sampled_from(["add", "add", "remove", "compact"]), min_size=2, max_size=8)):
+        pool = sorted(set(range(POOL)) - alive if kind == "add" else alive)
+        if kind == "compact" or not pool:
+            steps.append(("compact", []))
+            continue
+        ids = draw(st.lists(st.sampled_from(pool), unique=True, min_size=1, max_size=10))
+        alive ^= set(ids)
+        steps.append((kind, ids))
+    return steps
+
+
+@settings(deadline=None, max_examples=30)
+@given(steps=operations(), strings=st.booleans())
+def test_changes_end_in_what_a_fresh_build_gives(
+    model: CompresSAE,
+    vectors: FloatArray,
+    queries: FloatArray,
+    steps: list[tuple[str, list[int]]],
+    strings: bool,
+) -> None:
+    def named(rows: list[int]) -> list[Any]:
+        return [f"id {row}" for row in rows] if strings else rows
+
+    index, alive = CompressedIndex(model, k=16), list[int]()
+    for kind, rows in steps:
+        if kind == "add":
+            index.add(vectors[rows], named(rows))
+            alive += rows
+        elif kind == "remove":
+            index.remove(named(rows))
+            alive = [row for row in alive if row not in rows]
+        else:
+            index.compact()
+            assert index.stats().removed == 0
+        assert index.ids.tolist() == named(alive)
+    if not alive:
+        assert (index.search(queries, 1).scores == -np.inf).all()
+        return
+    fresh = CompressedIndex.build(vectors[alive], named(alive), model=model, k=16, progress=False)
+    tolerances: dict[Mode, float] = {"dense": 0.005, "sparse": 0.03}
+    for mode, tolerance in tolerances.items():
+        ours, theirs = (which.search(queries[:5], len(alive), mode=mode) for which in (index, fresh))
+        for q in range(5):
+            by_id = dict(zip(theirs.ids[q].tolist(), theirs.scores[q].tolist(), strict=True))
+            assert sorted(ours.ids[q].tolist()) == sorted(by_id)
+            expected = [by_id[id_] for id_ in ours.ids[q].tolist()]
+            np.testing.assert_allclose(ours.scores[q], expected, atol=tolerance)
+
+
+def test_adding_one_by_one_does_not_change_older_codes(index: CompressedIndex, vectors: FloatArray) -> None:
+    """Nor does compacting: values are rounded once."""
+    before, ids = index.codes(index.ids), index.ids
+    for row in range(300, 340):
+        index.add(vectors[row : row + 1])
+    index.compact()
+    np.testing.assert_array_equal(index.codes(ids).latents, before.latents)
+    np.testing.assert_array_equal(index.codes(ids).values, before.values)
+
+
+def test_explanations_add_up_to_the_dense_score(built: CompressedIndex, queries: FloatArray) -> None:
+    scores, ids = built.search(queries[:5], 3, mode="dense")
+    for query, score, id_ in zip(queries[:5], scores[:, 2], ids[:, 2], strict=True):
+        parts = built.explain(query, int(id_))
+        assert parts.score == pytest.approx(score, abs=1e-5)
+        assert parts.contributions.sum() == pytest.approx(parts.score, abs=1e-6)
+        np.testing.assert_array_equal(parts.contributions, parts.projections * parts.values)
+        assert (np.diff(np.abs(parts.contributions)) <= 0).all()
+        code = built.codes([id_])
+        order = np.argsort(parts.latents)
+        np.testing.assert_array_equal(parts.latents[order], code.latents[0])
+        np.testing.assert_array_equal(parts.values[order], code.values[0])
+        np.testing.assert_allclose(parts.projections, built.model.project(query)[0, parts.latents], atol=1e-6)
+
+
+def test_reconstructions(built: CompressedIndex, vectors: FloatArray, queries: FloatArray) -> None:
+    reconstructed = built.reconstruct(built.ids[::-1])
+    np.testing.assert_allclose(np.linalg.norm(reconstructed, axis=1), 1, atol=0.01)
+    scores = normalize_rows(queries).astype(np.float64) @ reconstructed[::-1].T
+    np.testing.assert_allclose(scores, dense_scores(built, queries), atol=1e-5)
+    cosines = (normalize_rows(vectors[::-1]) * reconstructed).sum(axis=1)
+    assert cosines.mean() > 0.6
+
+
+def stored_bytes(path: Path, prefix: str) -> int:
+    return sum(np.load(file).nbytes for file in path.glob(f"data-*/{prefix}*.npy"))
+
+
+def test_stats(index: CompressedIndex, tmp_path: Path) -> None:
+    index.remove([1003, 1004, 1290])
+    index.save(tmp_path / "index")
+    stats, size = index.stats(), index.stats().bytes_per_vector
+    assert (stats.vectors, stats.removed, stats.k, stats.encoder) == (297, 3, 16, "pursuit")
+    assert (stats.dim, stats.n_latents) == (index.model.dim, index.model.n_latents)
+    assert size["total"] == pytest.approx(size["forward"] + size["inverted"] + size["ids"])
+    assert round(300 * size["forward"]) == stored_bytes(tmp_path / "index", "forward_") == 300 * (16 * 3 + 2)
+    assert round(300 * size["inverted"]) == stored_bytes(tmp_path / "index", "inverted_")
+    # Which are alive is kept as bytes and as bits.
+    assert round(300 * size["ids"]) == stored_bytes(tmp_path / "index", "ids") + 300 + 38
+    assert stats.bytes_by_mode["sparse"] == pytest.approx(size["inverted"] + size["ids"])
+    assert stats.bytes_by_mode["dense"] == pytest.approx(size["forward"] + size["ids"])
+    assert stats.bytes_by_mode["two_stage"] == size["total"]
+    assert stats.model_bytes == 4 * (2 * 384 + 1) * 512
+    index.compact()
+    used = (dense_codes(index) != 0).sum(axis=0)
+    assert index.stats().dead_latents == (used == 0).sum()
+    assert index.stats().list_skew == pytest.approx(used.max() / used.mean())
+    assert index.stats().removed == 0
+
+
+def test_searches_see_one_state_while_another_thread_writes(
+    index: CompressedIndex, vectors: FloatArray, queries: FloatArray
+) -> None:
+    first, second = set(range(1000, 1300)), set(range(5000, 5050))
+    stop, failures, searches = threading.Event(), list[BaseException](), [0, 0, 0]
+
+    def search(mode: Mode, number: int) -> None:
+        try:
+            while not stop.is_set():
+                row = index.search(queries[:2], 400, mode=mode, num_threads=1).ids[1]
+                found = row[row >= 0].tolist()
+                assert len(set(found)) == len(found)
+                # All of a change is seen, or nothing of it.
+                assert set(found) in (first, first | second)
+                assert len(index.ids) in (300, 350)
+                stats = index.stats()
+                assert stats.vectors in (300, 350)
+                assert stats.removed in (0, 50)
+                searches[number] += 1
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=search, args=(mode, i)) for i, mode in enumerate(get_args(Mode))]
+    for thread in threads:
+        thread.start()
+    rounds = 0
+    while not failures and (rounds < 15 or min(searches) < 15):
+        index.add(vectors[400:450], np.arange(5000, 5050), num_threads=1)
+        index.remove(np.arange(5000, 5050))
+        index.compact(num_threads=1)
+        rounds += 1
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not failures, failures[0]
+
+
+def test_writers_wait_for_each_other(index: CompressedIndex, vectors: FloatArray) -> None:
+    threads = [
+        threading.Thread(target=index.add, args=(vectors[400 + 20 * i : 420 + 20 * i],)) for i in range(6)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert index.ids.tolist() == list(range(1000, 1420))
+
+
+@contextmanager
+def unchanged(index: CompressedIndex, queries: FloatArray) -> Iterator[None]:
+    ids, results = index.ids, [index.search(queries[:3], 20, mode=mode) for mode in MODES]
+    yield
+    assert len(index) == len(ids)
+    np.testing.assert_array_equal(index.ids, ids)
+    for mode, result in zip(MODES, results, strict=True):
+        assert_same(index.search(queries[:3], 20, mode=mode), result)
+
+
+def broken(rows: FloatArray, value: float) -> FloatArray:
+    """The rows, where row 3 holds the value (or, for 0, nothing else)."""
+    rows = rows[:5].copy()
+    rows[3] = np.where(np.arange(rows.shape[1]) == 7, value, rows[3] if value else 0)
+    return rows
+
+
+Act = Callable[[CompressedIndex, FloatArray], object]
+
+# Of any vectors that go in: what is done to five good rows, the error, and what it says.
+BAD_ROWS: list[tuple[Callable[[FloatArray], Any], type[Exception], str]] = [
+    (lambda rows: rows[None], InputError, r"must have shape \(n, d\).*got shape \(1, "),
+    (lambda _: np.float32(1), InputError, r"must have shape \(n, d\).*got shape \(\)"),
+    (lambda rows: rows[:, :-1], DimensionError, "have dimension 383, expected 384"),
+    (lambda rows: rows.astype(np.int64), InputError, "must be floating point.*got dtype int64"),
+    (lambda rows: rows.astype(np.complex64), InputError, "must be floating point.*got dtype complex64"),
+    (lambda rows: rows > 0, InputError, "must be floating point.*got dtype bool"),
+    (lambda rows: broken(rows, np.nan), InputError, r"row 3 holds NaN \(1 such rows\)"),
+    (lambda rows: broken(rows, -np.inf), InputError, r"row 3 holds values infinite in float32"),
+    (lambda rows: broken(rows.astype(np.float64), 1e300), InputError, "row 3 holds values infinite in"),
+    (lambda rows: broken(rows, 0.0), InputError, r"row 3 is zero, so it has no direction \(1 such rows\)"),
+    (lambda rows: rows[:0], InputError, "not be empty"),
+    (lambda rows: rows[:, :0], InputError, "not be empty"),
+    (lambda _: [[1.0], [1.0, 2.0]], InputError, "cannot be read as an array"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("spoil", "error", "message"), BAD_ROWS)
+def test_bad_rows(
+    index: CompressedIndex,
+    vectors: FloatArray,
+    queries: FloatArray,
+    spoil: Callable[[FloatArray], Any],
+    error: type[Exception],
+    message: str,
+) -> None:
+    bad = spoil(vectors[300:305])
+    with unchanged(index, queries):
+        for act in (index.search, index.add, lambda rows: index.explain(rows, 1000)):
+            with pytest.raises(error, match=message):
+                act(bad)
+    with pytest.raises(error, match=message):
+        CompressedIndex.build(bad, model=index.model, progress=False)
+
+
+def test_a_bad_row_is_numbered_across_batches_and_nothing_is_added(
+    index: CompressedIndex, vectors: FloatArray, queries: FloatArray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_module, "CHUNK_ROWS", 50)
+    bad = vectors[300:500].copy()
+    bad[[173, 190]] = 0
+    with unchanged(index, queries), pytest.raises(InputError, match=r"row 173 is zero.*\(2 such"):
+        index.add(bad)
+
+
+BAD_CALLS: list[tuple[Act, type[Exception], str]] = [
+    (lambda i, q: i.search(q, 0), InputError, "k must be at least 1, got 0"),
+    (lambda i, q: i.search(q, -1), InputError, "k must be at least 1, got -1"),
+    (lambda i, q: i.search(q, True), InputError, "k must be an integer, got True"),
+    (lambda i, q: i.search(q, 2.0), InputError, "k must be an integer, got 2.0"),  # type: ignore[arg-type]
+    (lambda i, q: i.search(q, 10**20), InputError, "k must be at most 2147483647, got 1000"),
+    (lambda i, q: i.search(q, candidates=0), InputError, "candidates must be at least 1, got 0"),
+    (lambda i, q: i.search(q, query_nnz=0), InputError, "query_nnz must be at least 1, got 0"),
+    (lambda i, q: i.search(q, num_threads=0), InputError, "num_threads must be at least 1, got 0"),
+    (lambda i, q: i.search(q, mode="magic"), InputError, "mode must be one of 'sparse', .* got 'magic'"),  # type: ignore[arg-type]
+    (lambda i, q: i.search(q, scoring="magic"), InputError, "scoring must be one of .* got 'magic'"),  # type: ignore[arg-type]
+    (lambda i, q: i.search(q, filter=[1000, 7]), UnknownIdError, r"unknown id 7 \(1 of 2 ids"),
+    (lambda i, q: i.search(q, filter=["1000"]), UnknownIdError, "unknown id '1000'"),
+    (lambda i, q: i.search(q, filter=[1000.0]), InputError, "integers or strings, got float64"),
+    (lambda i, q: i.search(q, filter=1000), InputError, r"one-dimensional, got shape \(\)"),
+    (lambda i, q: i.search(q, filter=[[1000], [1, 2]]), InputError, "filter cannot be read as an array"),
+    (lambda i, q: i.search(q, filter=[True] * 299), DimensionError, r"shape \(300,\), got \(299,\)"),
+    (lambda i, q: i.search(q, filter=[[True] * 300]), DimensionError, r"shape \(300,\), got \(1, 300\)"),
+    (lambda i, q: i.add(q[:2], [1, 1]), InputError, r"duplicate id 1 \(1 ids stand more than once\)"),
+    (lambda i, q: i.add(q[:2], [1, -2]), InputError, "must not be negative .* got -2"),
+    (lambda i, q: i.add(q[:2], [1, "a"]), InputError, "integers or strings, got a mix of types"),
+    (lambda i, q: i.add(q[:2], [1.0, 2.0]), InputError, "integers or strings, got float64"),
+    (lambda i, q: i.add(q[:2], [True, False]), InputError, "integers or strings, got bool"),
+    (lambda i, q: i.add(q[:2], [1, 2, 3]), DimensionError, "3 ids for 2 vectors"),
+    (lambda i, q: i.add(q[:2], [[1, 2]]), InputError, r"one-dimensional, got shape \(1, 2\)"),
+    (lambda i, q: i.add(q[:2], [[1], [2, 3]]), InputError, "ids cannot be read as an array"),
+    (lambda i, q: i.add(q[:2], [1, 2**63]), InputError, "ids must"),
+    (lambda i, q: i.add(q[:2], [1, 1250]), InputError, r"id 1250 is already in the index \(1 such"),
+    (lambda i, q: i.add(q[:2], ["a", "b"]), InputError, "of this index are integers, the new ones are str"),
+    (lambda i, q: i.add(q[:2], num_threads=True), InputError, "num_threads must be an integer, got True"),
+    (lambda i, _: i.remove([1000, 7, 8]), UnknownIdError, r"unknown id 7 \(2 of 3 ids are unknown\)"),
+    (lambda i, _: i.remove([1000, 1000]), InputError, "1 of 2 ids to remove stand more than once"),
+    (lambda i, _: i.remove(["1000"]), UnknownIdError, "unknown id '1000'"),
+    (lambda i, _: i.remove("1000"), InputError, r"one-dimensional, got shape \(\)"),
+    (lambda i, _: i.remove([-1]), UnknownIdError, "unknown id -1"),
+    (lambda i, _: i.compact(num_threads=0), InputError, "num_threads must be at least 1, got 0"),
+    (lambda i, _: i.codes([999]), UnknownIdError, "unknown id 999"),
+    (lambda i, _: i.codes(1000), InputError, r"one-dimensional, got shape \(\)"),
+    (lambda i, _: i.reconstruct(["a"]), UnknownIdError, "unknown id 'a'"),
+    (lambda i, q: i.explain(q[0], 999), UnknownIdError, "unknown id 999"),
+    (lambda i, q: i.explain(q[0], "a"), UnknownIdError, "unknown id 'a'"),
+    (lambda i, q: i.explain(q[:2], 1000), DimensionError, "one query, got 2"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("act", "error", "message"), BAD_CALLS)
+def test_bad_calls_change_nothing(
+    index: CompressedIndex, queries: FloatArray, act: Act, error: type[Exception], message: str
+) -> None:
+    with unchanged(index, queries), pytest.raises(error, match=message) as caught:
+        act(index, queries)
+    assert type(caught.value) is error
+
+
+def test_removing_twice(index: CompressedIndex, queries: FloatArray) -> None:
+    index.remove([1000])
+    with unchanged(index, queries):
+        for act in (index.remove, index.codes, lambda ids: index.search(queries, filter=ids)):
+            with pytest.raises(UnknownIdError, match=r"unknown id 1000 \(1 of 2 ids"):
+                act([1001, 1000])
+        with pytest.raises(DimensionError, match=r"shape \(299,\), got \(300,\)"):
+            index.search(queries, filter=np.ones(300, dtype=bool))
+    index.remove([])
+    assert len(index) == 299
+
+
+def test_integers_are_unknown_to_string_ids(
+    model: CompresSAE, vectors: FloatArray, queries: FloatArray
+) -> None:
+    index = CompressedIndex.build(vectors[:3], ["0", "1", "2"], model=model, k=16, progress=False)
+    with unchanged(index, queries):
+        with pytest.raises(UnknownIdError, match="unknown id 0"):
+            index.remove([0])
+        with pytest.raises(InputError, match="of this index are strings, the new ones are integers"):
+            index.add(vectors[3:4], [3])
+        with pytest.raises(InputError, match="this index has string ids, so new vectors need ids"):
+            index.add(vectors[3:4])
+        with pytest.raises(InputError, match=r"id '2' is already in the index"):
+            index.add(vectors[3:5], ["3", "2"])
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"k": 0}, InputError, "k must be at least 1, got 0"),
+        ({"k": True}, InputError, "k must be an integer, got True"),
+        ({"k": 8.0}, InputError, "k must be an integer, got 8.0"),
+        ({"k": 513}, InputError, "k must be at most n_latents = 512, got 513"),
+        ({"encoder": "magic"}, InputError, "encoder must be one of 'pursuit', 'topk', got 'magic'"),
+        ({"n_latents": 99}, DimensionError, "n_latents is 99, but the model has 512"),
+        ({"config": TrainConfig()}, InputError, "config has no use where a model is given"),
+        ({"num_threads": 0}, InputError, "num_threads must be at least 1, got 0"),
+        ({"ids": [0, 0, 1, 2, 3]}, InputError, "duplicate id 0"),
+        ({"ids": ["a"] * 5}, InputError, "duplicate id 'a'"),
+        ({"ids": [0, 1]}, DimensionError, "2 ids for 5 vectors"),
+        ({"ids": [0, 1, 2, 3, -4]}, InputError, "must not be negative"),
+        ({"ids": [0, 1, "b", 3, 4]}, InputError, "a mix of types"),
+        ({"ids": ["\ud800", "a", "b", "c", "d"]}, InputError, "lone surrogate"),
+        ({"ids": []}, DimensionError, "0 ids for 5 vectors"),
+    ],
+)
+def test_bad_builds(
+    model: CompresSAE, vectors: FloatArray, options: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        CompressedIndex.build(vectors[:5], **{"model": model, "progress": False, **options})
+
+
+def test_building_trains_where_no_model_is_given(vectors: FloatArray) -> None:
+    config = TrainConfig(steps=2, batch_size=64)
+    index = CompressedIndex.build(vectors[:200], k=4, n_latents=64, config=config, progress=False)
+    assert (index.k, index.model.k, index.model.n_latents, len(index)) == (4, 4, 64, 200)
+    for k, n_latents, message in ((4, 300, "n_latents = 300 needs at least"), (9, 8, "k must be at most")):
+        with pytest.raises(InputError, match=message):
+            CompressedIndex.build(vectors[:200], k=k, n_latents=n_latents, config=config, progress=False)
