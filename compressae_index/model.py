@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -106,13 +106,7 @@ class CompresSAE:
 
     @cached_property
     def _gram(self) -> npt.NDArray[np.uint16]:
-        """W_dec W_dec^T as the engine takes it: half precision, rows padded to whole blocks."""
-        width = -(-self.n_latents // GRAM_BLOCK) * GRAM_BLOCK
-        gram = np.zeros((self.n_latents, width), dtype=np.float16)
-        for begin in range(0, self.n_latents, BATCH_ROWS):
-            rows = slice(begin, begin + BATCH_ROWS)
-            gram[rows, : self.n_latents] = self.decoder_w[rows] @ self.decoder_w.T
-        return gram.view(np.uint16)
+        return gram_of(self.decoder_w)
 
     def encode(
         self,
@@ -140,15 +134,12 @@ class CompresSAE:
         check_choice(encoder, "encoder", ENCODERS)
         threads = check_threads(num_threads)
         unit = normalize_rows(check_vectors(vectors, dim=self.dim))
-        parts = []
-        for begin in range(0, len(unit), BATCH_ROWS):
-            batch = unit[begin : begin + BATCH_ROWS]
-            if encoder == "topk":
-                latents, values = top_k_codes(batch @ self.encoder_w + self.encoder_b, k, threads)
-            else:
-                latents, values = pursuit(batch @ self.decoder_w.T, self._gram, k, SOLVE_EVERY, threads)
-            parts.append(SparseCodes(latents, values, self.n_latents))
-        return SparseCodes.concatenate(parts)
+        if encoder == "pursuit":
+            return pursue(unit, self.decoder_w, self._gram, k, threads)
+        return SparseCodes.concatenate(
+            SparseCodes(*top_k_codes(batch @ self.encoder_w + self.encoder_b, k, threads), self.n_latents)
+            for batch in _batches(unit)
+        )
 
     def decode(self, codes: SparseCodes) -> FloatArray:
         """Reconstructions x_hat = s W_dec, (n, dim) float32.
@@ -245,3 +236,28 @@ class CompresSAE:
                 )
                 raise InputError(msg)
         return model
+
+
+def gram_of(dictionary: FloatArray) -> npt.NDArray[np.uint16]:
+    """W_dec W_dec^T as the engine takes it: half precision, rows padded to whole blocks."""
+    n_latents = len(dictionary)
+    gram = np.zeros((n_latents, -(-n_latents // GRAM_BLOCK) * GRAM_BLOCK), dtype=np.float16)
+    for begin in range(0, n_latents, BATCH_ROWS):
+        rows = slice(begin, begin + BATCH_ROWS)
+        gram[rows, :n_latents] = dictionary[rows] @ dictionary.T
+    return gram.view(np.uint16)
+
+
+def pursue(
+    unit: FloatArray, dictionary: FloatArray, gram: npt.NDArray[np.uint16], k: int, num_threads: int
+) -> SparseCodes:
+    """Pursuit codes of unit rows (n, dim) over a dictionary (n_latents, dim) and its `gram_of`."""
+    return SparseCodes.concatenate(
+        SparseCodes(*pursuit(batch @ dictionary.T, gram, k, SOLVE_EVERY, num_threads), len(dictionary))
+        for batch in _batches(unit)
+    )
+
+
+def _batches(rows: FloatArray) -> Iterator[FloatArray]:
+    for begin in range(0, len(rows), BATCH_ROWS):
+        yield rows[begin : begin + BATCH_ROWS]

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from threadpoolctl import threadpool_limits
 
-from compressae_index import CompresSAE, InputError, TrainConfig, train
-from compressae_index.checks import FloatArray
+from compressae_index import CompresSAE, FormatError, InputError, TrainConfig, TrainingError, train
+from compressae_index.checks import FloatArray, normalize_rows
 from compressae_index.demo import DemoData
 from compressae_index.training import CompresSAEModule
+from compressae_index.training.checkpoint import Checkpoint
 
 Float64 = npt.NDArray[np.float64]
 State = dict[str, Float64]
@@ -122,7 +126,12 @@ def dead_latents(model: CompresSAE, vectors: FloatArray) -> int:
 def test_a_dictionary_from_the_data_stays_alive(demo_data: DemoData) -> None:
     dead = {
         start: dead_latents(
-            train(demo_data.embeddings, TrainConfig(initialization=start, steps=50, batch_size=512)).model,
+            train(
+                demo_data.embeddings,
+                TrainConfig(
+                    initialization=start, refine_rounds=0, steps=50, batch_size=512, precision="float32"
+                ),
+            ).model,
             demo_data.embeddings,
         )
         for start in ("data", "random")
@@ -131,12 +140,183 @@ def test_a_dictionary_from_the_data_stays_alive(demo_data: DemoData) -> None:
     assert dead["random"] > 100
 
 
+def test_no_latent_is_dead_after_refinement(demo_data: DemoData) -> None:
+    model = train(demo_data.embeddings, TrainConfig(refine_rounds=20, steps=0)).model
+    codes = model.encode(demo_data.embeddings)
+    assert len(np.unique(codes.latents[codes.values != 0])) == model.n_latents
+
+
 def test_training_lowers_the_loss_and_repeats_itself(vectors: FloatArray) -> None:
-    config = TrainConfig(k=8, n_latents=256, steps=25, batch_size=128, seed=7, initialization="random")
+    config = TrainConfig(
+        k=8, n_latents=256, refine_rounds=0, steps=25, batch_size=128, seed=7, initialization="random"
+    )
     first, second = train(vectors, config), train(vectors, config)
     assert first.losses[-5:].mean() < 0.8 * first.losses[:5].mean()
+    assert first.checks[-1].loss < first.checks[0].loss
     assert first.model.fingerprint == second.model.fingerprint
     assert first.model.fingerprint != train(vectors, replace(config, seed=8)).model.fingerprint
+
+
+def error_of(model: CompresSAE, rows: FloatArray) -> float:
+    """Mean squared error of pursuit codes of unit rows."""
+    unit = normalize_rows(rows)
+    return float(np.square(unit - model.decode(model.encode(rows))).sum() / len(rows))
+
+
+def test_refinement_beats_the_papers_loss_for_pursuit(vectors: FloatArray, queries: FloatArray) -> None:
+    """And growing nonzeros is why: rounds lower the error of rows that were never seen."""
+    settings = TrainConfig(k=16, n_latents=512, round_rows=1024, batch_size=512)
+    start, refined, paper = (
+        train(vectors, replace(settings, refine_rounds=rounds, steps=steps))
+        for rounds, steps in ((0, 0), (40, 0), (0, 80))
+    )
+    assert error_of(refined.model, queries) < 0.95 * error_of(paper.model, queries)
+    assert error_of(refined.model, queries) < 0.85 * error_of(start.model, queries)
+    nonzeros = [entry.nonzeros for entry in refined.rounds]
+    assert nonzeros == sorted(nonzeros)
+    assert (nonzeros[0], nonzeros[-1]) == (4, 16)
+
+
+def test_the_encoder_learns_while_the_refined_decoder_stays(vectors: FloatArray) -> None:
+    config = TrainConfig(k=8, n_latents=256, refine_rounds=5, steps=0, round_rows=512)
+    refined, trained = train(vectors, config), train(vectors, replace(config, steps=20, batch_size=256))
+    np.testing.assert_allclose(trained.model.decoder_w, refined.model.decoder_w, atol=1e-6)
+    assert not np.allclose(trained.model.encoder_w, refined.model.encoder_w, atol=1e-3)
+    assert trained.checks[-1].loss < trained.checks[-11].loss
+
+
+class InterruptionError(Exception):
+    """What a test stops training with."""
+
+
+@pytest.mark.parametrize("saves", [3, 10, 14, 20])
+def test_a_resumed_run_ends_bit_for_bit_as_an_unbroken_one(
+    saves: int, vectors: FloatArray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = TrainConfig(k=4, n_latents=128, refine_rounds=10, steps=20, round_rows=512, batch_size=128)
+    save, left = Checkpoint.save, [saves]
+
+    def save_and_stop(self: Checkpoint, *arguments: Any) -> None:
+        save(self, *arguments)
+        left[0] -= 1
+        if left[0] == 0:
+            raise InterruptionError
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            expected = train(vectors[:2000], config)
+            monkeypatch.setattr(Checkpoint, "save", save_and_stop)
+            with pytest.raises(InterruptionError):
+                train(vectors[:2000], config, checkpoint=tmp_path / "run")
+            resumed = train(vectors[:2000], config, checkpoint=tmp_path / "run")
+    finally:
+        torch.set_num_threads(threads)
+    assert resumed.model.fingerprint == expected.model.fingerprint
+    assert resumed.rounds == expected.rounds
+    assert resumed.checks == expected.checks
+    np.testing.assert_array_equal(resumed.losses, expected.losses)
+
+
+def test_a_checkpoint_of_something_else_is_refused(vectors: FloatArray, tmp_path: Path) -> None:
+    config = TrainConfig(k=2, n_latents=32, refine_rounds=2, steps=2, batch_size=64)
+    train(vectors[:300], config, checkpoint=tmp_path / "run")
+    with pytest.raises(InputError, match="seed = 0, not 1"):
+        train(vectors[:300], replace(config, seed=1), checkpoint=tmp_path / "run")
+    with pytest.raises(InputError, match="other rows"):
+        train(vectors[1:301], config, checkpoint=tmp_path / "run")
+    train(vectors[:300], config).model.save(tmp_path / "model")
+    with pytest.raises(FormatError, match="holds: model; expected: checkpoint"):
+        train(vectors[:300], config, checkpoint=tmp_path / "model")
+
+
+def test_steps_stop_when_held_out_rows_gain_no_more(vectors: FloatArray) -> None:
+    config = TrainConfig(k=4, n_latents=64, refine_rounds=0, steps=400, batch_size=16, patience=1)
+    rows = vectors[:250]
+    result = train(rows, config)
+    losses = [check.loss for check in result.checks]
+    assert len(result.losses) < 400
+    assert losses[-1] > min(losses)
+    # The best weights are kept, not the last ones.
+    module = CompresSAEModule(rows.shape[1], 64, 4)
+    module.load_state_dict({name: torch.from_numpy(w) for name, w in result.model.tensors().items()})
+    everything = module.held_out_loss(torch.from_numpy(rows))
+    assert np.isfinite(everything)
+
+
+def test_training_that_diverges_stops_with_a_reason(vectors: FloatArray) -> None:
+    config = TrainConfig(k=4, n_latents=64, refine_rounds=0, steps=60, batch_size=64, learning_rate=1e6)
+    with pytest.raises(TrainingError, match="learning_rate"):
+        train(vectors[:1000], config)
+
+
+def gaussians(kind: str, n: int, dim: int, seed: int = 0) -> FloatArray:
+    """Vectors as other models and recommenders make them."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((n, dim))
+    if kind == "anisotropic":
+        x *= 1 / np.sqrt(1 + np.arange(dim))
+    elif kind == "uncentred":
+        x += 2 * np.sqrt(dim) * normalize_rows(rng.standard_normal((1, dim)).astype(np.float32))
+    elif kind == "clustered":
+        x = rng.standard_normal((20, dim))[rng.integers(20, size=n)] + 0.05 * x
+    elif kind == "low rank":
+        x = rng.standard_normal((n, 6)) @ rng.standard_normal((6, dim))
+    elif kind == "long rows":
+        x *= rng.lognormal(3, 2, size=(n, 1))
+    return x.astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "kind", ["isotropic", "anisotropic", "uncentred", "clustered", "low rank", "long rows"]
+)
+def test_any_shape_of_data_trains(kind: str) -> None:
+    rows = gaussians(kind, 3000, 48)
+    model = train(
+        rows[:2800], TrainConfig(k=8, n_latents=256, refine_rounds=20, round_rows=1024, steps=10)
+    ).model
+    random = train(rows[:2800], TrainConfig(k=8, n_latents=256, refine_rounds=0, steps=0)).model
+    assert error_of(model, rows[2800:]) < min(error_of(random, rows[2800:]) + 1e-4, 0.55)
+    assert np.isfinite(model.encode(rows, encoder="topk").values).all()
+
+
+@pytest.mark.parametrize("dim", [1, 2, 32, 4096])
+def test_any_dimension_trains(dim: int) -> None:
+    rows = gaussians("anisotropic", 400, dim)
+    model = train(rows, TrainConfig(k=4, n_latents=64, refine_rounds=3, round_rows=256, steps=3)).model
+    assert model.dim == dim
+    assert np.isfinite(model.encode(rows).values).all()
+
+
+def test_the_mean_of_uncentred_rows_is_an_atom() -> None:
+    rows = normalize_rows(gaussians("uncentred", 1000, 32))
+    model = train(rows, TrainConfig(k=4, n_latents=64, refine_rounds=0, steps=0)).model
+    mean = rows.mean(axis=0) / np.linalg.norm(rows.mean(axis=0))
+    assert (model.decoder_w @ mean).max() > 0.999
+
+
+def test_bfloat16_trains_as_well_as_float32(vectors: FloatArray) -> None:
+    config = TrainConfig(k=8, n_latents=256, refine_rounds=0, steps=30, batch_size=256)
+    losses = [train(vectors, replace(config, precision=p)).checks[-1].loss for p in ("float32", "bfloat16")]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
+def test_presets() -> None:
+    for name in ("fast", "default", "best"):
+        assert TrainConfig.preset(name, k=16).k == 16
+    assert TrainConfig.preset("default") == TrainConfig()
+    assert TrainConfig.preset("fast").steps < TrainConfig.preset("best").steps
+    with pytest.raises(InputError, match="preset must be one of 'fast', 'default', 'best', got 'slow'"):
+        TrainConfig.preset("slow")  # type: ignore[arg-type]
+
+
+def test_a_device_that_is_not_there_is_refused(vectors: FloatArray) -> None:
+    with pytest.raises(InputError, match="device 'abacus' cannot be used"):
+        train(vectors[:300], TrainConfig(k=2, n_latents=32, device="abacus"))
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="device 'cuda' cannot be used"):
+            train(vectors[:300], TrainConfig(k=2, n_latents=32, device="cuda"))
 
 
 def test_the_callers_random_state_is_left_alone(vectors: FloatArray) -> None:

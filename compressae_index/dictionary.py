@@ -1,0 +1,133 @@
+"""Dictionary learning against pursuit codes, with nonzeros that grow from few to k.
+
+Each round encodes a batch of rows by orthogonal matching pursuit and moves every atom towards the rows that
+use it: a step down the gradient of the squared error, scaled by how much the atom is used (the diagonal of
+the matrix that the method of optimal directions, Engan et al. 1999, inverts as a whole), with momentum. Few
+nonzeros at first spread the atoms over the data as k-means would; starting at k ends at a larger error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from compressae_index.checks import FloatArray, normalize_rows
+from compressae_index.codes import SparseCodes
+from compressae_index.errors import TrainingError
+from compressae_index.model import gram_of, pursue
+
+FIRST_NONZEROS = 4
+# Codes of more nonzeros gain little from a dictionary that was learned with them, and rounds would slow down.
+MOST_NONZEROS = 64
+FIRST_STEP, LAST_STEP = 1.0, 0.1
+MOMENTUM = 0.8
+# Of the mean use: keeps atoms that few rows use from jumping to these rows.
+DAMPING = 0.05
+# Rounds between two looks at the atoms that nothing uses; none after this share of the rounds.
+REVIVE_EVERY, REVIVE_UNTIL = 5, 0.8
+
+
+class Round(NamedTuple):
+    """How one round of refinement went."""
+
+    nonzeros: int
+    """Nonzeros a code in this round."""
+    error: float
+    """Squared error of the batch over its squared norm, before the round's step."""
+    revived: int
+    """Atoms that nothing used and that were set to badly reconstructed rows."""
+
+
+class DictionaryLearner:
+    """A dictionary (n_latents, dim) of unit rows, improved round by round; its state can be saved."""
+
+    def __init__(self, dictionary: FloatArray, *, k: int, rounds: int, num_threads: int) -> None:
+        self.dictionary = dictionary
+        self.k = k
+        self.rounds = rounds
+        self.num_threads = num_threads
+        self.round = 0
+        self._gradient = np.zeros_like(dictionary)
+        self._use = np.zeros(len(dictionary), dtype=np.float32)
+        self._recent = np.zeros(len(dictionary), dtype=np.float32)
+
+    def learn(self, rows: FloatArray) -> Round:
+        """One round with a batch of unit rows (n, dim).
+
+        Raises:
+            TrainingError: the error is not finite any more, or grows beyond what no code at all would give.
+        """
+        nonzeros = self._nonzeros()
+        codes = self.encode(rows, nonzeros).to_csr()
+        residual = rows - codes @ self.dictionary
+        energies = np.einsum("nd,nd->n", residual, residual)
+        error = float(energies.mean())
+        if not error < 1.5:  # the squared norm of a row is 1
+            msg = f"the dictionary diverged: in round {self.round} the error is {error} of the squared norm"
+            raise TrainingError(msg)
+        transposed = codes.T.tocsr()
+        self._gradient = MOMENTUM * self._gradient + transposed @ residual
+        self._use = MOMENTUM * self._use + transposed.power(2).sum(axis=1)
+        self._recent += np.bincount(codes.indices[codes.data != 0], minlength=len(self.dictionary))
+        step = FIRST_STEP * (LAST_STEP / FIRST_STEP) ** (self.round / self.rounds)
+        damped = self._use + DAMPING * self._use.mean() + np.finfo(np.float32).tiny
+        self.dictionary = normalize_rows(self.dictionary + step * self._gradient / damped[:, None])
+        revived = self._revive(residual, energies)
+        self.round += 1
+        return Round(nonzeros, error, revived)
+
+    def encode(self, rows: FloatArray, nonzeros: int) -> SparseCodes:
+        """Pursuit codes of unit rows, by the dictionary as it is now."""
+        return pursue(rows, self.dictionary, gram_of(self.dictionary), nonzeros, self.num_threads)
+
+    def error(self, rows: FloatArray) -> float:
+        """Mean squared error of unit rows at the last round's nonzeros."""
+        codes = self.encode(rows, min(self.k, MOST_NONZEROS))
+        return float(np.square(rows - codes.to_csr() @ self.dictionary).sum() / len(rows))
+
+    def state(self) -> dict[str, npt.NDArray[Any]]:
+        """All that the next round depends on, beside its rows."""
+        return {
+            "dictionary": self.dictionary,
+            "gradient": self._gradient,
+            "use": self._use,
+            "recent": self._recent,
+            "round": np.array(self.round),
+        }
+
+    def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Goes on where `state` was taken."""
+        self.dictionary, self._gradient = state["dictionary"], state["gradient"]
+        self._use, self._recent = state["use"], state["recent"]
+        self.round = int(state["round"])
+
+    @property
+    def at_full_k(self) -> bool:
+        """Whether the next round uses as many nonzeros as `error` does."""
+        return self.round >= self.rounds or self._nonzeros() == min(self.k, MOST_NONZEROS)
+
+    def _nonzeros(self) -> int:
+        """Doubles from FIRST_NONZEROS to k over the rounds, each level for as many rounds."""
+        last = min(self.k, MOST_NONZEROS)
+        levels = [last]
+        while levels[0] > FIRST_NONZEROS:
+            levels.insert(0, max(levels[0] // 2, FIRST_NONZEROS))
+        return levels[self.round * len(levels) // self.rounds]
+
+    def _revive(self, residual: FloatArray, energies: FloatArray) -> int:
+        if self.round % REVIVE_EVERY != REVIVE_EVERY - 1:
+            return 0
+        unused = np.flatnonzero(self._recent == 0)
+        self._recent[:] = 0
+        if self.round > REVIVE_UNTIL * self.rounds or not unused.size:
+            return 0
+        worst = np.argsort(-energies, kind="stable")[: unused.size]
+        worst = worst[energies[worst] > np.finfo(np.float32).eps]
+        revived = unused[: len(worst)]
+        self.dictionary[revived] = normalize_rows(residual[worst])
+        self._gradient[revived] = 0
+        self._use[revived] = 0
+        return len(revived)

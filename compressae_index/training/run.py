@@ -1,0 +1,374 @@
+"""Training runs: the dictionary against pursuit codes, then the encoder by the paper's loss."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from compressae_index.checks import FloatArray, check_vectors, normalize_rows
+from compressae_index.dictionary import DictionaryLearner, Round
+from compressae_index.errors import InputError, TrainingError
+from compressae_index.model import CompresSAE
+from compressae_index.persistence import Stored
+from compressae_index.progress import track
+from compressae_index.sources import Vectors, open_vectors
+from compressae_index.training.checkpoint import Checkpoint, ModuleState
+from compressae_index.training.config import TrainConfig
+from compressae_index.training.module import CompresSAEModule
+
+DEFAULT_LATENTS = 4096
+# Times 1 / sqrt(d), the default peak of the learning rate; twice as much leaves latents dead.
+LEARNING_RATE = 0.08
+# The same where the decoder stays as it is and only the encoder learns.
+ENCODER_LEARNING_RATE = 0.16
+# Looks at the held-out rows, in each stage.
+CHECKS = 10
+# Held-out loss, relative to the first one, at which training has diverged beyond a slack.
+DIVERGED, SLACK = 1.25, 0.1
+# A loss below this may well be as good as it gets from the start.
+GOOD_LOSS = 0.05
+# Uses a latent must have had the chance of before it counts as dead; and the share of steps, after which none
+# is revived.
+REVIVE_AFTER, REVIVE_UNTIL = 100, 0.8
+
+
+class Check(NamedTuple):
+    """One look at the held-out rows."""
+
+    stage: str
+    """"refine" or "steps"."""
+    after: int
+    """Rounds or steps done."""
+    loss: float
+    """Squared error of pursuit codes after rounds, the paper's loss after steps."""
+
+
+class TrainResult(NamedTuple):
+    """A trained model and how training went."""
+
+    model: CompresSAE
+    rounds: list[Round]
+    """Rounds of dictionary learning."""
+    losses: FloatArray
+    """(steps done,) total loss of each step's batch."""
+    checks: list[Check]
+    """Losses of the held-out rows."""
+    seconds: float
+
+
+def train(
+    embeddings: Vectors | Any,
+    config: TrainConfig | None = None,
+    *,
+    checkpoint: str | Path | None = None,
+    progress: bool = False,
+) -> TrainResult:
+    """Trains a model on embeddings.
+
+    Args:
+        embeddings: (n, d) floating point, array or file path; rows finite and not zero.
+        config: settings.
+        checkpoint: directory that training saves its state to, ten times in each stage. Where it holds one of
+            the same settings and rows, training goes on from there; on one thread it ends bit for bit where
+            an unbroken run does. It is left in place when training is done.
+        progress: show progress bars.
+
+    Raises:
+        InputError: bad rows, more latents than rows to initialise them from, a checkpoint of other settings.
+        FormatError: the checkpoint is damaged.
+        TrainingError: training diverged or collapsed; the message says how.
+    """
+    config = TrainConfig() if config is None else config
+    started = time.perf_counter()
+    vectors = open_vectors(embeddings)
+    n_latents = _choose_latents(vectors.shape[0], config)
+    rows = _sample(vectors, config.max_rows, np.random.default_rng(config.seed))
+    rows, held_out = _hold_out(rows, config, n_latents)
+    run = _Run(config, rows, held_out, n_latents, None if checkpoint is None else Path(checkpoint), progress)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        module = run.fit()
+    model = module.to_model()
+    if config.refine_rounds or config.steps:
+        _check_alive(model, held_out if len(held_out) else rows[:1024])
+    return TrainResult(
+        model, run.rounds, np.array(run.losses, np.float32), run.checks, time.perf_counter() - started
+    )
+
+
+def _choose_latents(n: int, config: TrainConfig) -> int:
+    if config.n_latents is None:
+        n_latents = min(DEFAULT_LATENTS, n // 2)
+        if 4 * config.k > n_latents:
+            msg = (
+                f"{n} vectors are too few to learn a dictionary for k = {config.k}: "
+                f"at least {8 * config.k} are needed, or a smaller k"
+            )
+            raise InputError(msg)
+        return n_latents
+    if config.initialization == "data" and config.n_latents > min(n, config.max_rows):
+        msg = f"n_latents = {config.n_latents} needs at least as many vectors to start from, got {n}"
+        raise InputError(msg)
+    return config.n_latents
+
+
+def _sample(vectors: Vectors, max_rows: int, rng: np.random.Generator) -> FloatArray:
+    """Normalised float32 rows; of more than max_rows, blocks of rows spread at random over all."""
+    n, block = vectors.shape[0], 4096
+    starts: npt.NDArray[np.int64] = np.arange(0, n, block)
+    if n > max_rows:
+        starts = np.sort(rng.permutation(starts)[: max(max_rows // block, 1)])
+    batches = [
+        normalize_rows(check_vectors(vectors[int(start) : int(start) + block], first_row=int(start)))
+        for start in starts
+    ]
+    return np.concatenate(batches)[:max_rows]
+
+
+def _hold_out(rows: FloatArray, config: TrainConfig, n_latents: int) -> tuple[FloatArray, FloatArray]:
+    """Rows to train on and rows to look at; few rows, which the dictionary needs, are not held out."""
+    n = min(config.validation_rows, len(rows) // 10)
+    if len(rows) - n < 2 * n_latents:
+        n = 0
+    held = np.zeros(len(rows), dtype=bool)
+    held[np.random.default_rng([config.seed, 1]).permutation(len(rows))[:n]] = True
+    return rows[~held], rows[held]
+
+
+def _check_alive(model: CompresSAE, rows: FloatArray) -> None:
+    values = model.encode(rows).values
+    if not np.abs(values).max(axis=1).all():
+        msg = "training collapsed: some rows have no code at all; try a smaller learning_rate, or more rows"
+        raise TrainingError(msg)
+
+
+class _Batches:
+    """Batches of rows, each row once an epoch; batch i depends on nothing but the seed and i."""
+
+    def __init__(self, rows: FloatArray, size: int, seed: tuple[int, ...]) -> None:
+        self.rows, self.size, self.seed = rows, min(size, len(rows)), seed
+        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+
+    def __getitem__(self, number: int) -> FloatArray:
+        epoch, position = divmod(number, len(self.rows) // self.size)
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._order = np.random.default_rng([*self.seed, epoch]).permutation(len(self.rows))
+        batch = self._order[position * self.size : (position + 1) * self.size]
+        return self.rows[batch]
+
+
+class _Run:
+    """One training run: its settings, its rows and how far it is."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        rows: FloatArray,
+        held_out: FloatArray,
+        n_latents: int,
+        checkpoint: Path | None,
+        progress: bool,
+    ) -> None:
+        self.config, self.rows, self.held_out = config, rows, held_out
+        self.n_latents, self.progress = n_latents, progress
+        self.rounds: list[Round] = []
+        self.losses: list[float] = []
+        self.checks: list[Check] = []
+        self.best: dict[str, npt.NDArray[Any]] = {}
+        self.device = _device(config.device)
+        self._checkpoint = None if checkpoint is None else Checkpoint(checkpoint, self._identity())
+
+    def fit(self) -> CompresSAEModule:
+        """Both stages."""
+        saved = self._checkpoint.load() if self._checkpoint else None
+        if saved is not None:
+            self.rounds = [Round(*entry) for entry in saved.meta["rounds"]]
+            self.losses = list(saved.meta["losses"])
+            self.checks = [Check(*entry) for entry in saved.meta["checks"]]
+            self.best = {
+                name.removeprefix("best."): array
+                for name, array in saved.arrays.items()
+                if name.startswith("best.")
+            }
+        module = CompresSAEModule(self.rows.shape[1], self.n_latents, self.config.k)
+        module.use_bfloat16 = _bfloat16(self.config.precision, self.device)
+        if self.config.initialization == "data":
+            chosen = np.random.default_rng([self.config.seed, 2]).permutation(len(self.rows))[
+                : self.n_latents
+            ]
+            module.initialize_from(
+                torch.from_numpy(self.rows[chosen]), torch.from_numpy(self.rows.mean(axis=0))
+            )
+        if self.config.refine_rounds:
+            self._refine(module, saved)
+        if self.config.steps:
+            self._fit_module(module.to(self.device), saved)
+        return module.cpu()
+
+    def _refine(self, module: CompresSAEModule, saved: Stored | None) -> None:
+        config, total = self.config, self.config.refine_rounds
+        learner = DictionaryLearner(
+            module.decoder_w.detach().numpy().copy(),
+            k=config.k,
+            rounds=total,
+            num_threads=torch.get_num_threads(),
+        )
+        if saved is not None and saved.meta["stage"] == "refine":
+            learner.restore(saved.arrays)
+        done = total if saved is not None and saved.meta["stage"] == "steps" else learner.round
+        batches = _Batches(self.rows, config.round_rows, (config.seed, 3))
+        with track(total, "learning the dictionary", enabled=self.progress, unit="rounds") as advance:
+            advance(done)
+            for number in range(done, total):
+                self.rounds.append(learner.learn(batches[number]))
+                advance(1)
+                if _is_check(number + 1, total):
+                    # Only the last rounds have the nonzeros that the held-out rows are measured with.
+                    if learner.at_full_k and len(self.held_out):
+                        self._look(
+                            "refine", number + 1, learner.error(self.held_out), dictionary=learner.dictionary
+                        )
+                    self._save("refine", learner.state())
+        if saved is None or saved.meta["stage"] == "refine":
+            module.set_dictionary(torch.from_numpy(self.best.get("dictionary", learner.dictionary)))
+
+    def _fit_module(self, module: CompresSAEModule, saved: Stored | None) -> None:
+        config, total = self.config, self.config.steps
+        frozen = config.refine_rounds > 0
+        module.decoder_w.requires_grad_(not frozen)
+        rate = (ENCODER_LEARNING_RATE if frozen else LEARNING_RATE) / math.sqrt(self.rows.shape[1])
+        optimizer = torch.optim.Adam(
+            [p for p in module.parameters() if p.requires_grad],
+            lr=rate if config.learning_rate is None else config.learning_rate,
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, total))
+        state = ModuleState(module, optimizer, schedule)
+        fired = torch.zeros(self.n_latents, device=self.device)
+        if saved is not None and saved.meta["stage"] == "steps":
+            state.restore(saved.arrays)
+            fired += torch.from_numpy(saved.arrays["fired"]).to(self.device)
+        batches = _Batches(self.rows, config.batch_size, (config.seed, 4))
+        start = len(self.losses)
+        if start == 0:
+            self._look_at(module, 0)
+        with track(total, "training", enabled=self.progress, unit="steps") as advance:
+            advance(start)
+            for step in range(start, total):
+                if self._out_of_patience():
+                    break
+                batch = torch.from_numpy(batches[step]).to(self.device)
+                losses = module.train_step(optimizer, batch, fired)
+                self.losses.append(float(losses.total.detach()))
+                if not math.isfinite(self.losses[-1]):
+                    msg = f"the loss is {self.losses[-1]} at step {step}; try a smaller learning_rate"
+                    raise TrainingError(msg)
+                schedule.step()
+                advance(1)
+                if (
+                    not frozen
+                    and step < REVIVE_UNTIL * total
+                    and fired.sum() >= REVIVE_AFTER * self.n_latents
+                ):
+                    module.revive(optimizer, batch, fired)
+                    fired.zero_()
+                if _is_check(step + 1, total):
+                    self._look_at(module, step + 1)
+                    self._save("steps", state.arrays() | {"fired": fired.cpu().numpy()})
+        if not frozen:
+            self._check_progress()
+        if "encoder_w" in self.best:
+            module.load_state_dict({name: torch.from_numpy(self.best[name]) for name in module.state_dict()})
+
+    def _check_progress(self) -> None:
+        held_out = [check.loss for check in self.checks if check.stage == "steps"]
+        if len(held_out) > self.config.patience and min(held_out) == held_out[0] > GOOD_LOSS:
+            msg = (
+                f"training got nowhere: the held-out loss was {held_out[0]:.4g} at first and "
+                f"{held_out[-1]:.4g} after {len(self.losses)} steps; try a smaller learning_rate"
+            )
+            raise TrainingError(msg)
+
+    def _look_at(self, module: CompresSAEModule, after: int) -> None:
+        if len(self.held_out):
+            loss = module.held_out_loss(torch.from_numpy(self.held_out).to(self.device))
+            self._look("steps", after, loss, **module.arrays())
+
+    def _look(self, stage: str, after: int, loss: float, **weights: FloatArray) -> None:
+        """Notes the loss of the held-out rows and keeps the weights if they are the best of their stage."""
+        earlier = [check.loss for check in self.checks if check.stage == stage]
+        self.checks.append(Check(stage, after, loss))
+        if not math.isfinite(loss) or (earlier and loss > DIVERGED * earlier[0] + SLACK):
+            msg = (
+                f"training diverged: the held-out loss is {loss:.4g} after {after} {stage}, and was "
+                f"{earlier[0] if earlier else math.nan:.4g} at first; try a smaller learning_rate"
+            )
+            raise TrainingError(msg)
+        if not earlier or loss < min(earlier):
+            self.best = {name: array.copy() for name, array in weights.items()}
+
+    def _out_of_patience(self) -> bool:
+        losses = [check.loss for check in self.checks if check.stage == "steps"]
+        return bool(losses) and len(losses) - 1 - int(np.argmin(losses)) >= self.config.patience
+
+    def _identity(self) -> dict[str, Any]:
+        """What a checkpoint must agree in."""
+        digest = hashlib.sha256(self.rows.tobytes()).hexdigest()[:32]
+        return {**asdict(self.config), "n_latents": self.n_latents, "rows": digest}
+
+    def _save(self, stage: str, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        if self._checkpoint is None:
+            return
+        meta = {"stage": stage, "rounds": self.rounds, "losses": self.losses, "checks": self.checks}
+        best = {f"best.{name}": array for name, array in self.best.items()}
+        self._checkpoint.save(meta, {**arrays, **best})
+
+
+def _is_check(done: int, total: int) -> bool:
+    """Whether one of the CHECKS looks falls after `done` of `total`."""
+    return done * CHECKS // total > (done - 1) * CHECKS // total
+
+
+def _device(name: str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        InputError: it is unknown, or not there.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        msg = f"device {name!r} cannot be used: {str(error).splitlines()[0]}"
+        raise InputError(msg) from error
+    return device
+
+
+def _bfloat16(precision: str, device: torch.device) -> bool:
+    if precision != "auto":
+        return precision == "bfloat16"
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+
+
+def _rate(step: int, steps: int) -> float:
+    """Factor of the learning rate: linear warm-up, then a cosine down to a tenth."""
+    warm_up = max(steps // 20, 1)
+    if step < warm_up:
+        return (step + 1) / warm_up
+    return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - warm_up) / max(steps - warm_up, 1)))
