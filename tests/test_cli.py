@@ -309,7 +309,8 @@ def test_demo(
         ("train e.npy -o foreign", "foreign exists and was not written by compressae-index"),
         ("train e.npy -o new --steps -1", "steps must be at least 0"),
         ("encode e.npy --model i -o c.npz", "i holds: index; expected: model"),
-        ("encode e.npy --model m -o c.npy", "codes are written as .npz"),
+        ("encode e.npy --model m -o e.npy", "e.npy is not a directory"),
+        ("encode e.npy --model m -o i", "i holds: index; expected: codes"),
         ("encode bad.npy --model m -o c.npz", "row 2 holds NaN"),
         ("encode narrow.npy --model m -o c.npz", "dimension 9, expected 384"),
         ("encode e.npy --model m -o c.npz --k 999", "k must be at most n_latents = 512, got 999"),
@@ -383,7 +384,7 @@ def test_an_interrupt_ends_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @needs_place
 def test_a_row_is_numbered_across_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("compressae_index.cli.data.CHUNK_ROWS", 100)
+    monkeypatch.setattr("compressae_index.encoding.CHUNK_ROWS", 100)
     rows = np.load("e.npy")
     rows[217] = 0
     np.save("e.npy", rows)
