@@ -57,6 +57,7 @@ class CodeStore:
         """From a complete directory, whose files are not checked here; see `load`."""
         meta = manifest["meta"]
         self.path = path
+        self._meta: dict[str, Any] = meta
         self.n_latents: int = meta["n_latents"]
         self.k: int = meta["k"]
         self.encoder: Encoder = meta["encoder"]
@@ -93,6 +94,10 @@ class CodeStore:
 
     def __len__(self) -> int:
         return self._n
+
+    def manifest(self) -> dict[str, Any]:
+        """What the codes are, as it is stored beside them."""
+        return self._meta
 
     def __getitem__(self, rows: slice) -> SparseCodes:
         """Codes of a slice of rows, of step 1.

@@ -515,6 +515,9 @@ class _State:
         for codes in runs:
             backend = backend.added(codes, num_threads)
         if not self.n_alive:
+            # Runs may be left in several parts, and one is searched faster.
+            arrays = backend.to_arrays()
+            backend = EmbeddedBackend.from_arrays(arrays, len(backend), backend.n_latents, backend.k)
             return _State(backend, ids, None)
         alive = None if self.alive is None else np.concatenate([self.alive, np.ones(len(ids), dtype=bool)])
         return _State(backend, self.ids.extended(ids), alive)

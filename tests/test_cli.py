@@ -142,6 +142,8 @@ def test_encode_to_a_directory_and_build_of_it(model: CompresSAE, queries: Float
     found = built.search(queries, 5)
     np.testing.assert_array_equal(found.scores, expected.scores)
     assert found.ids.tolist() == [[f"item {row}" for row in rows] for rows in expected.ids]
+    described = run_json("info", "codes")
+    assert (described["n"], described["k"], described["fingerprint"]) == (300, 8, model.fingerprint)
     assert "k = 8, now it is 9" in fail(*command[:-1], 9)
     assert "4 ids for 300 vectors" in fail(
         "build", "--codes", "codes", "--model", "m", "-o", "x", "--ids", ids_file(4)

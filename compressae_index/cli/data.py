@@ -22,7 +22,7 @@ from compressae_index.cli.options import (
     training_options,
     written_aside,
 )
-from compressae_index.encoding import encode_to_directory, encoded_chunks
+from compressae_index.encoding import CodeStore, encode_to_directory, encoded_chunks
 from compressae_index.errors import FormatError
 from compressae_index.index import CompressedIndex
 from compressae_index.model import CompresSAE, Encoder
@@ -238,7 +238,7 @@ def _read_ids(path: Path) -> object:
 @click.argument("path", type=PATH)
 @json_option
 def info(path: Path, as_json: bool) -> None:
-    """Describe the index or the model at PATH.
+    """Describe the index, the model or the codes at PATH.
 
     \b
     Example:
@@ -249,6 +249,9 @@ def info(path: Path, as_json: bool) -> None:
     except FormatError as error:
         if "expected: model" not in str(error):
             raise
+        if "holds: codes" in str(error):
+            report({"codes": str(path), **CodeStore.load(path).manifest()}, as_json)
+            return
         index = CompressedIndex.load(path, mmap=True)
         report(
             {"index": str(path), "fingerprint": index.model.fingerprint, **index.stats()._asdict()}, as_json
