@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
@@ -23,11 +23,12 @@ from compressae_index.checks import (
 )
 from compressae_index.codes import SparseCodes
 from compressae_index.embedded import Bitmap, EmbeddedBackend
-from compressae_index.errors import DimensionError, InputError
+from compressae_index.encoding import CodeStore, encoded_chunks
+from compressae_index.errors import DimensionError, FormatError, InputError
 from compressae_index.ids import IdArray, Ids
 from compressae_index.model import ENCODERS, CompresSAE, Encoder
 from compressae_index.progress import track
-from compressae_index.sources import Vectors, open_vectors
+from compressae_index.sources import CHUNK_ROWS, VectorSource, open_vectors
 
 if TYPE_CHECKING:
     from compressae_index.training import TrainConfig
@@ -37,8 +38,8 @@ MODES: tuple[Mode, ...] = ("sparse", "dense", "two_stage")
 Scoring: TypeAlias = Literal["asymmetric", "symmetric"]
 SCORINGS: tuple[Scoring, ...] = ("asymmetric", "symmetric")
 
-# Rows read, checked and encoded at a time.
-CHUNK_ROWS = 16384
+# Rows whose codes are collected before they become part of an index; whole windows of the back end.
+APPEND_ROWS = 262_144
 # Neighbours that one may ask for.
 MAX_K = 2**31 - 1
 
@@ -119,7 +120,7 @@ class CompressedIndex:
     @classmethod
     def build(
         cls,
-        embeddings: Vectors | str | Path,
+        embeddings: VectorSource,
         ids: Any = None,
         *,
         k: int = 32,
@@ -133,8 +134,9 @@ class CompressedIndex:
         """Trains a model on the embeddings, unless one is given, and encodes them.
 
         Args:
-            embeddings: (n, d) floating point array, memory map or file path (.npy, .fvecs, .hdf5, .parquet).
-                It is read in batches; rows must be finite and not zero.
+            embeddings: (n, d) floating point: an array, memory map, file, folder of shards or iterator of
+                batches, as `sources.open_vectors` takes them. They are read in batches; rows must be finite
+                and not zero.
             ids: one int64 (not negative) or string a row; 0 .. n-1 by default.
             k: nonzeros a code.
             n_latents: size of the dictionary; 4096 by default, less for fewer than 8,192 rows.
@@ -167,7 +169,43 @@ class CompressedIndex:
             msg = "config has no use where a model is given"
             raise InputError(msg)
         index = cls(model, k=k, encoder=encoder)
-        index._append(vectors, row_ids, num_threads, progress)
+        chunks = encoded_chunks(model, vectors, k, encoder, check_threads(num_threads))
+        index._append(chunks, row_ids, num_threads, progress)
+        return index
+
+    @classmethod
+    def from_codes(
+        cls,
+        codes: CodeStore | str | Path,
+        model: CompresSAE,
+        ids: Any = None,
+        *,
+        num_threads: int | None = None,
+        progress: bool = True,
+    ) -> CompressedIndex:
+        """An index of codes that `encoding.encode_to_directory` wrote; nothing is encoded again.
+
+        Args:
+            codes: what that function gave, or its directory. k and the encoder are those of the codes.
+            model: the model that encoded.
+            ids: one id a row, as for `build`.
+            num_threads: threads to build with; all by default.
+            progress: show a progress bar.
+
+        Raises:
+            FormatError: the directory is unfinished or damaged, or another model encoded.
+            InputError: duplicate ids, or another number of them.
+        """
+        store = codes if isinstance(codes, CodeStore) else CodeStore.load(codes)
+        if store.fingerprint != model.fingerprint:
+            msg = (
+                f"{store.path} was encoded by a model of fingerprint {store.fingerprint}, "
+                f"the model given has {model.fingerprint}"
+            )
+            raise FormatError(msg)
+        index = cls(model, k=store.k, encoder=store.encoder)
+        chunks = (store[first : first + CHUNK_ROWS] for first in range(0, len(store), CHUNK_ROWS))
+        index._append(chunks, Ids.from_user(ids, len(store)), num_threads, progress, label="indexing")
         return index
 
     def __len__(self) -> int:
@@ -249,7 +287,7 @@ class CompressedIndex:
 
     def add(
         self,
-        embeddings: Vectors | str | Path,
+        embeddings: VectorSource,
         ids: Any = None,
         *,
         num_threads: int | None = None,
@@ -258,7 +296,7 @@ class CompressedIndex:
         """Appends vectors; the model stays as it is.
 
         Args:
-            embeddings: (n, d) floating point array or file path, as for `build`.
+            embeddings: (n, d) floating point, as for `build`.
             ids: new ids of the kind the index has; by default integers above the largest one.
             num_threads: threads to encode with; all by default.
             progress: show a progress bar.
@@ -271,23 +309,24 @@ class CompressedIndex:
         with self._writer:
             if ids is None and len(self._state.ids):
                 ids = self._state.next_ids(vectors.shape[0])
-            self._append(vectors, Ids.from_user(ids, vectors.shape[0]), num_threads, progress)
+            threads = check_threads(num_threads)
+            chunks = encoded_chunks(self.model, vectors, self.k, self.encoder, threads)
+            self._append(chunks, Ids.from_user(ids, vectors.shape[0]), threads, progress)
 
-    def _append(self, vectors: Vectors, ids: Ids, num_threads: int | None, progress: bool) -> None:
-        """Adds while nobody else writes."""
-        threads = check_threads(num_threads)
-        state = self._state
+    def _append(
+        self,
+        chunks: Iterable[SparseCodes],
+        ids: Ids,
+        num_threads: int | None,
+        progress: bool,
+        *,
+        label: str = "encoding",
+    ) -> None:
+        """Adds folded codes, one of `ids` a row, while nobody else writes."""
+        threads, state = check_threads(num_threads), self._state
         _check_new_ids(state, ids)
-        parts = []
-        with track(vectors.shape[0], "encoding", enabled=progress) as advance:
-            for begin in range(0, vectors.shape[0], CHUNK_ROWS):
-                chunk = check_vectors(
-                    vectors[begin : begin + CHUNK_ROWS], dim=self.model.dim, first_row=begin
-                )
-                codes = self.model.encode(chunk, self.k, encoder=self.encoder, num_threads=threads)
-                parts.append(self.model.fold(codes))
-                advance(len(chunk))
-        self._state = state.added(SparseCodes.concatenate(parts), ids, threads)
+        with track(len(ids), label, enabled=progress) as advance:
+            self._state = state.added(_collected(chunks, advance), ids, threads)
 
     def remove(self, ids: Any) -> None:
         """Removes vectors; their memory stays in use until `compact`.
@@ -470,11 +509,17 @@ class _State:
     def holds(self, ids: Ids) -> npt.NDArray[np.bool_]:
         return self._live_ids.find(ids.all()) >= 0
 
-    def added(self, codes: SparseCodes, ids: Ids, num_threads: int) -> _State:
+    def added(self, runs: Iterable[SparseCodes], ids: Ids, num_threads: int) -> _State:
+        """With documents appended, run after run, so that only one run is held as it came."""
+        backend = self.backend if self.n_alive else self.compacted(num_threads).backend
+        for codes in runs:
+            backend = backend.added(codes, num_threads)
         if not self.n_alive:
-            return _State(self.compacted(num_threads).backend.added(codes, num_threads), ids, None)
-        backend = self.backend.added(codes, num_threads)
-        alive = None if self.alive is None else np.concatenate([self.alive, np.ones(len(codes), dtype=bool)])
+            # Runs may be left in several parts, and one is searched faster.
+            arrays = backend.to_arrays()
+            backend = EmbeddedBackend.from_arrays(arrays, len(backend), backend.n_latents, backend.k)
+            return _State(backend, ids, None)
+        alive = None if self.alive is None else np.concatenate([self.alive, np.ones(len(ids), dtype=bool)])
         return _State(backend, self.ids.extended(ids), alive)
 
     def removed(self, ids: Any) -> _State:
@@ -495,6 +540,19 @@ class _State:
         if not len(rows):
             return _State(EmbeddedBackend(self.backend.n_latents, self.backend.k), Ids(0, {}), None)
         return _State(self.backend.subset(rows, num_threads), self.ids.subset(rows), None)
+
+
+def _collected(chunks: Iterable[SparseCodes], advance: Callable[[int], object]) -> Iterator[SparseCodes]:
+    """Chunks joined to runs of APPEND_ROWS rows, the last of fewer."""
+    held: list[SparseCodes] = []
+    for codes in chunks:
+        held.append(codes)
+        advance(len(codes))
+        if sum(map(len, held)) >= APPEND_ROWS:
+            yield SparseCodes.concatenate(held)
+            held = []
+    if held:
+        yield SparseCodes.concatenate(held)
 
 
 def _check_new_ids(state: _State, ids: Ids) -> None:

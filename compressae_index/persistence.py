@@ -68,22 +68,22 @@ def write(
     try:
         (path / data).mkdir(parents=True)
         _write_files(path / data, arrays or {}, tensors)
-        manifest = {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "kind": kind,
-            "meta": dict(meta),
-            "data": data,
-            "files": {file.name: _describe(file) for file in sorted((path / data).iterdir())},
-        }
-        manifest["checksum"] = _manifest_checksum(manifest)
-        _write_durably(path / data / _MANIFEST, json.dumps(manifest, indent=1).encode())
-        os.replace(path / data / _MANIFEST, path / _MANIFEST)
+        files = {file.name: describe(file) for file in sorted((path / data).iterdir())}
+        content = {"meta": dict(meta), "data": data, "files": files}
+        write_manifest(path, kind, content, aside=path / data / _MANIFEST)
     except BaseException:
         shutil.rmtree(path / data if existed else path, ignore_errors=True)
         raise
     if previous is not None:
         shutil.rmtree(path / previous, ignore_errors=True)
+
+
+def write_manifest(path: Path, kind: str, content: Mapping[str, Any], *, aside: Path) -> None:
+    """Replaces the manifest of a directory in one step, by way of a file `aside` on the same disk."""
+    manifest = {"format": FORMAT, "format_version": FORMAT_VERSION, "kind": kind, **content}
+    manifest["checksum"] = _manifest_checksum(manifest)
+    _write_durably(aside, json.dumps(manifest, indent=1).encode())
+    os.replace(aside, path / _MANIFEST)
 
 
 def check_target(path: str | Path) -> None:
@@ -93,6 +93,18 @@ def check_target(path: str | Path) -> None:
         FormatError: something that this package did not write is at `path`.
     """
     _previous_data(Path(path))
+
+
+def check_parents(path: Path) -> None:
+    """Refuses a path that lies below a file.
+
+    Raises:
+        FormatError: with the parent that is not a directory.
+    """
+    for parent in path.parents:
+        if parent.exists() and not parent.is_dir():
+            msg = f"{path} cannot be written, as {parent} is not a directory"
+            raise FormatError(msg)
 
 
 def read(path: str | Path, kind: str, *, mmap: bool = False) -> Stored:
@@ -109,13 +121,13 @@ def read(path: str | Path, kind: str, *, mmap: bool = False) -> Stored:
         NewerFormatError: a newer version of this package wrote it.
     """
     path = Path(path)
-    manifest = _read_manifest(path, kind)
+    manifest = read_manifest(path, kind)
     arrays: dict[str, npt.NDArray[Any]] = {}
     tensors: dict[str, npt.NDArray[np.float32]] = {}
     with reading(str(path)):
         for name, expected in manifest["files"].items():
             file = path / manifest["data"] / Path(name).name
-            _verify(file, expected)
+            verify(file, expected)
             if name == _TENSOR_FILE:
                 from safetensors.numpy import load_file
 
@@ -166,12 +178,18 @@ def _write_durably(file: Path, content: bytes) -> None:
         os.fsync(handle.fileno())
 
 
-def _describe(file: Path) -> dict[str, Any]:
+def describe(file: Path) -> dict[str, Any]:
+    """What a manifest holds of a file: its size and checksum."""
     with file.open("rb") as handle:
         return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(handle, "sha256").hexdigest()}
 
 
-def _verify(file: Path, expected: Mapping[str, Any]) -> None:
+def verify(file: Path, expected: Mapping[str, Any]) -> None:
+    """Compares a file with what `describe` gave.
+
+    Raises:
+        FormatError: it is missing, of another size or does not match its checksum.
+    """
     if not file.is_file():
         msg = f"{file} is missing"
         raise FormatError(msg)
@@ -179,7 +197,7 @@ def _verify(file: Path, expected: Mapping[str, Any]) -> None:
     if size != expected["bytes"]:
         msg = f"{file} holds {size} bytes, its manifest says {expected['bytes']}"
         raise FormatError(msg)
-    if _describe(file)["sha256"] != expected["sha256"]:
+    if describe(file)["sha256"] != expected["sha256"]:
         msg = f"{file} does not match its checksum"
         raise FormatError(msg)
 
@@ -189,7 +207,13 @@ def _manifest_checksum(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _read_manifest(path: Path, kind: str) -> dict[str, Any]:
+def read_manifest(path: Path, kind: str) -> dict[str, Any]:
+    """The manifest of a directory of the given kind, its own checksum verified.
+
+    Raises:
+        FormatError: there is none, or it is foreign, damaged, or of another kind.
+        NewerFormatError: a newer version of this package wrote it.
+    """
     if not path.is_dir():
         msg = f"{path} is not a directory" if path.exists() else f"{path} does not exist"
         raise FormatError(msg)
@@ -219,10 +243,7 @@ def _read_manifest(path: Path, kind: str) -> dict[str, Any]:
 
 def _previous_data(path: Path) -> str | None:
     """The data folder that a write to `path` replaces, or None where there is nothing yet."""
-    for parent in path.parents:
-        if parent.exists() and not parent.is_dir():
-            msg = f"{path} cannot be written, as {parent} is not a directory"
-            raise FormatError(msg)
+    check_parents(path)
     if not path.exists():
         return None
     # Empty, or left by a first write that was killed.

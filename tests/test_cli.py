@@ -129,6 +129,53 @@ def test_encode(place: Path, model: CompresSAE, vectors: FloatArray, encoder: An
 
 
 @needs_place
+def test_encode_to_a_directory_and_build_of_it(model: CompresSAE, queries: FloatArray) -> None:
+    command = ("encode", "e.npy", "--model", "m", "-o", "codes", "--k", 8)
+    for _ in range(2):  # the second time, all is there
+        content = run_json(*command)
+        assert content.pop("seconds") > 0
+        assert content == {"codes": "codes", "rows": 300, "fingerprint": model.fingerprint}
+    Path("ids.txt").write_text("\n".join(f"item {row}" for row in range(300)))
+    run("build", "--codes", "codes", "--model", "m", "--ids", "ids.txt", "-o", "new", "--threads", 1)
+    built, expected = CompressedIndex.load("new"), CompressedIndex.load("i").search(queries, 5)
+    assert (built.k, built.encoder, built.model.fingerprint) == (8, "pursuit", model.fingerprint)
+    found = built.search(queries, 5)
+    np.testing.assert_array_equal(found.scores, expected.scores)
+    assert found.ids.tolist() == [[f"item {row}" for row in rows] for rows in expected.ids]
+    described = run_json("info", "codes")
+    assert (described["n"], described["k"], described["fingerprint"]) == (300, 8, model.fingerprint)
+    assert "k = 8, now it is 9" in fail(*command[:-1], 9)
+    assert "4 ids for 300 vectors" in fail(
+        "build", "--codes", "codes", "--model", "m", "-o", "x", "--ids", ids_file(4)
+    )
+    for option in (["--k", 8], ["--encoder", "topk"], ["--n-latents", 512], ["--dataset", "x"]):
+        message = fail("build", "--codes", "codes", "--model", "m", "-o", "x", *option)
+        assert f"{option[0]} has no use with --codes" in message
+    CompresSAE(2 * model.encoder_w, model.encoder_b, model.decoder_w, model.k).save("other")
+    assert "encoded by a model of fingerprint" in fail(
+        "build", "--codes", "codes", "--model", "other", "-o", "x"
+    )
+    assert not Path("x").exists()
+
+
+def ids_file(n: int) -> str:
+    Path("some.txt").write_text("\n".join(map(str, range(n))))
+    return "some.txt"
+
+
+@needs_place
+def test_build_of_a_folder(vectors: FloatArray) -> None:
+    Path("shards").mkdir()
+    for number in range(12):
+        np.save(f"shards/{number}.npy", vectors[25 * number : 25 * number + 25])
+    run("build", "shards", "-o", "new", "--model", "m", "--k", 8)
+    np.testing.assert_array_equal(
+        CompressedIndex.load("new").codes(range(300)).latents,
+        CompressedIndex.load("i").codes(range(300)).latents,
+    )
+
+
+@needs_place
 def test_build_from_a_model(queries: FloatArray) -> None:
     content = run_json("build", "e.npy", "-o", "new", "--model", "m", "--k", 8, "--threads", 1)
     built, expected = CompressedIndex.load("new"), CompressedIndex.load("i")
@@ -309,7 +356,8 @@ def test_demo(
         ("train e.npy -o foreign", "foreign exists and was not written by compressae-index"),
         ("train e.npy -o new --steps -1", "steps must be at least 0"),
         ("encode e.npy --model i -o c.npz", "i holds: index; expected: model"),
-        ("encode e.npy --model m -o c.npy", "codes are written as .npz"),
+        ("encode e.npy --model m -o e.npy", "e.npy is not a directory"),
+        ("encode e.npy --model m -o i", "i holds: index; expected: codes"),
         ("encode bad.npy --model m -o c.npz", "row 2 holds NaN"),
         ("encode narrow.npy --model m -o c.npz", "dimension 9, expected 384"),
         ("encode e.npy --model m -o c.npz --k 999", "k must be at most n_latents = 512, got 999"),
@@ -322,6 +370,10 @@ def test_demo(
         ("build e.npy -o new --model m --ids ids.txt", "3 ids for 300 vectors"),
         ("build e.npy -o new --model m --ids e.npy", "one-dimensional"),
         ("build e.hdf5 -o new --model m --dataset valid", "e.hdf5 holds no data set 'valid', only: train"),
+        ("build -o new --model m", "Give either EMBEDDINGS or --codes"),
+        ("build e.npy --codes e.npy -o new --model m", "Give either EMBEDDINGS or --codes"),
+        ("build --codes i -o new", "--codes needs the --model that encoded"),
+        ("build --codes i -o new --model m", "i holds: index; expected: codes"),
         ("build e.npy -o new --encoder magic", "'magic' is not one of"),
         ("eval i q.npy q.npy", "q.npy holds 6 vectors, the index 300"),
         ("eval i e.npy", "QUERIES is needed"),
@@ -383,7 +435,7 @@ def test_an_interrupt_ends_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @needs_place
 def test_a_row_is_numbered_across_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("compressae_index.cli.data.CHUNK_ROWS", 100)
+    monkeypatch.setattr("compressae_index.encoding.CHUNK_ROWS", 100)
     rows = np.load("e.npy")
     rows[217] = 0
     np.save("e.npy", rows)

@@ -17,7 +17,7 @@ import pytest
 from compressae_index import CompresSAE, CompressedIndex, FormatError, NewerFormatError
 from compressae_index.checks import FloatArray
 from compressae_index.index import MODES
-from compressae_index.persistence import _describe, _manifest_checksum
+from compressae_index.persistence import _manifest_checksum, describe
 
 
 def assert_same(a: CompressedIndex, b: CompressedIndex, queries: FloatArray) -> None:
@@ -226,7 +226,7 @@ def replace_file(saved: Path, name: str, content: bytes) -> None:
     """Another file in the place of one of the index, with checksums that fit."""
     file = data_of(saved) / name
     file.write_bytes(content)
-    rewrite(saved, lambda manifest: manifest["files"].update({name: _describe(file)}))
+    rewrite(saved, lambda manifest: manifest["files"].update({name: describe(file)}))
 
 
 @pytest.mark.parametrize(

@@ -43,8 +43,8 @@ def _fail(message: str) -> None:
 def main() -> None:
     """Search dense embeddings from sparse dictionary codes.
 
-    FILES are .npy (memory-mapped), .fvecs, .hdf5 in the ann-benchmarks layout, or .parquet with a list
-    column.
+    EMBEDDINGS are .npy, .fvecs, .bvecs, .hdf5 in the ann-benchmarks layout, .parquet with a list column, or
+    a folder of such files, which are read in pieces.
 
     \b
     Example:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 import numpy as np
+from click.core import ParameterSource
 
-from compressae_index.checks import check_vectors
 from compressae_index.cli.options import (
     PATH,
     dataset_option,
@@ -22,12 +22,13 @@ from compressae_index.cli.options import (
     training_options,
     written_aside,
 )
+from compressae_index.encoding import CodeStore, encode_to_directory, encoded_chunks
 from compressae_index.errors import FormatError
-from compressae_index.index import CHUNK_ROWS, CompressedIndex
+from compressae_index.index import CompressedIndex
 from compressae_index.model import CompresSAE, Encoder
 from compressae_index.persistence import check_target
 from compressae_index.progress import track
-from compressae_index.sources import open_vectors
+from compressae_index.sources import Vectors, open_vectors
 
 if TYPE_CHECKING:
     from compressae_index.training import TrainConfig
@@ -82,7 +83,13 @@ def _train_config(k: int, n_latents: int | None, steps: int | None, seed: int) -
 @click.command()
 @click.argument("embeddings", type=PATH)
 @click.option("--model", type=PATH, required=True, help="Directory that `train` wrote.")
-@click.option("--output", "-o", type=PATH, required=True, help="File to write, a scipy CSR matrix (.npz).")
+@click.option(
+    "--output",
+    "-o",
+    type=PATH,
+    required=True,
+    help="A .npz file, for a scipy CSR matrix, or else a directory, for any number of rows.",
+)
 @click.option("--k", type=int, help="Nonzeros a code.  [default: the model's]")
 @encoder_option
 @dataset_option
@@ -98,29 +105,25 @@ def encode(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Encode EMBEDDINGS into a scipy CSR matrix of folded codes.
+    """Encode EMBEDDINGS into folded codes.
+
+    A directory is written shard by shard, and memory does not grow with the number of rows. The same command
+    goes on where it was stopped. `build --codes` makes an index of it.
 
     \b
     Example:
+      compressae-index encode embeddings.npy --model items.model -o codes
       compressae-index encode embeddings.npy --model items.model -o codes.npz
     """  # noqa: D301
-    import scipy.sparse as sp
-
-    if output.suffix != ".npz":
-        msg = f"{output}: codes are written as .npz"
-        raise FormatError(msg)
     trained, vectors = CompresSAE.load(model), open_vectors(embeddings, dataset=dataset)
     started = time.perf_counter()
-    parts = []
-    with track(vectors.shape[0], "encoding", enabled=True) as advance:
-        for begin in range(0, vectors.shape[0], CHUNK_ROWS):
-            chunk = check_vectors(vectors[begin : begin + CHUNK_ROWS], dim=trained.dim, first_row=begin)
-            codes = trained.encode(chunk, k, encoder=encoder, num_threads=threads)
-            parts.append(trained.fold(codes).to_csr())
-            advance(len(chunk))
+    if output.suffix == ".npz":
+        _encode_to_matrix(trained, vectors, output, k, encoder, threads)
+    else:
+        encode_to_directory(
+            trained, vectors, output, k=k, encoder=encoder, num_threads=threads, progress=True
+        )
     seconds = time.perf_counter() - started
-    with written_aside(output) as aside:
-        sp.save_npz(aside, sp.vstack(parts, format="csr"))
     report(
         {
             "codes": str(output),
@@ -132,20 +135,38 @@ def encode(
     )
 
 
+def _encode_to_matrix(
+    model: CompresSAE, vectors: Vectors, output: Path, k: int | None, encoder: Encoder, threads: int | None
+) -> None:
+    import scipy.sparse as sp
+
+    parts = []
+    with track(vectors.shape[0], "encoding", enabled=True) as advance:
+        for codes in encoded_chunks(model, vectors, model.k if k is None else k, encoder, threads):
+            parts.append(codes.to_csr())
+            advance(len(codes))
+    with written_aside(output) as aside:
+        sp.save_npz(aside, sp.vstack(parts, format="csr"))
+
+
 @click.command()
-@click.argument("embeddings", type=PATH)
+@click.argument("embeddings", type=PATH, required=False)
 @click.option("--output", "-o", type=PATH, required=True, help="Directory to write the index to.")
 @click.option("--model", type=PATH, help="Directory that `train` wrote; without it, a model is trained.")
+@click.option("--codes", type=PATH, help="Directory that `encode` wrote, in place of EMBEDDINGS.")
 @click.option("--ids", type=PATH, help="One id a row: .npy, or a text file with one id a line.")
 @training_options
 @encoder_option
 @dataset_option
 @threads_option
 @json_option
+@click.pass_context
 def build(
-    embeddings: Path,
+    context: click.Context,
+    embeddings: Path | None,
     output: Path,
     model: Path | None,
+    codes: Path | None,
     ids: Path | None,
     k: int,
     n_latents: int | None,
@@ -156,29 +177,47 @@ def build(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Build an index of EMBEDDINGS.
+    """Build an index of EMBEDDINGS, or of codes that `encode` wrote.
 
     \b
     Example:
       compressae-index build embeddings.npy -o items.index --ids ids.txt
+      compressae-index build --codes codes --model items.model -o items.index
     """  # noqa: D301
+    if (embeddings is None) == (codes is None):
+        raise click.UsageError("Give either EMBEDDINGS or --codes.")
     check_target(output)
-    vectors = open_vectors(embeddings, dataset=dataset)
+    row_ids = None if ids is None else _read_ids(ids)
+    trained = None if model is None else CompresSAE.load(model)
     started = time.perf_counter()
-    index = CompressedIndex.build(
-        vectors,
-        None if ids is None else _read_ids(ids),
-        k=k,
-        n_latents=n_latents,
-        model=None if model is None else CompresSAE.load(model),
-        encoder=encoder,
-        config=None if model is not None else _train_config(k, n_latents, steps, seed),
-        num_threads=threads,
-    )
+    if codes is not None:
+        if trained is None:
+            raise click.UsageError("--codes needs the --model that encoded.")
+        _refuse_with_codes(context)
+        index = CompressedIndex.from_codes(codes, trained, row_ids, num_threads=threads)
+    else:
+        index = CompressedIndex.build(
+            open_vectors(embeddings, dataset=dataset),
+            row_ids,
+            k=k,
+            n_latents=n_latents,
+            model=trained,
+            encoder=encoder,
+            config=None if trained is not None else _train_config(k, n_latents, steps, seed),
+            num_threads=threads,
+        )
     index.save(output)
     report(
         {"index": str(output), "seconds": time.perf_counter() - started, **index.stats()._asdict()}, as_json
     )
+
+
+def _refuse_with_codes(context: click.Context) -> None:
+    """Refuses options that codes have decided, where they were given."""
+    for name in ("k", "n_latents", "steps", "seed", "encoder", "dataset"):
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            msg = f"--{name.replace('_', '-')} has no use with --codes."
+            raise click.UsageError(msg)
 
 
 def _read_ids(path: Path) -> object:
@@ -199,7 +238,7 @@ def _read_ids(path: Path) -> object:
 @click.argument("path", type=PATH)
 @json_option
 def info(path: Path, as_json: bool) -> None:
-    """Describe the index or the model at PATH.
+    """Describe the index, the model or the codes at PATH.
 
     \b
     Example:
@@ -210,6 +249,9 @@ def info(path: Path, as_json: bool) -> None:
     except FormatError as error:
         if "expected: model" not in str(error):
             raise
+        if "holds: codes" in str(error):
+            report({"codes": str(path), **CodeStore.load(path).manifest()}, as_json)
+            return
         index = CompressedIndex.load(path, mmap=True)
         report(
             {"index": str(path), "fingerprint": index.model.fingerprint, **index.stats()._asdict()}, as_json

@@ -1,0 +1,89 @@
+"""What all sources share: the protocol, slices, dtypes, and pieces one below the other."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from compressae_index.errors import InputError
+
+# Rows read, checked and encoded at a time.
+CHUNK_ROWS = 16384
+
+
+@runtime_checkable
+class Vectors(Protocol):
+    """What embeddings are read from: an array, a memory map, or anything that slices like one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, d)."""
+        ...
+
+    def __getitem__(self, rows: slice, /) -> Any:
+        """Rows as an array (m, d)."""
+        ...
+
+
+class TypedVectors(Vectors, Protocol):
+    """Vectors that know what their file holds."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """As in the file: slices of uint8 are float32."""
+        ...
+
+
+class Concatenated:
+    """Pieces of one width, one below the other, of which only the last one used is kept open."""
+
+    def __init__(self, lengths: Sequence[int], dim: int, open_piece: Callable[[int], Vectors]) -> None:
+        """From the rows of each piece, and a function that opens piece i when rows of it are wanted."""
+        self._starts = [0, *itertools.accumulate(lengths)]
+        self._open_piece = open_piece
+        # One attribute, so that threads that read at the same time never see a piece under another number.
+        self._last: tuple[int, Vectors] | None = None
+        self.shape: tuple[int, ...] = (self._starts[-1], dim)
+
+    def __getitem__(self, rows: slice) -> npt.NDArray[Any]:
+        """Rows (m, d), of the dtype of their pieces."""
+        start, stop = bounds(rows, self.shape[0])
+        parts = []
+        while start < stop:
+            number = bisect.bisect_right(self._starts, start) - 1
+            first, end = self._starts[number], min(stop, self._starts[number + 1])
+            parts.append(np.asarray(self._piece(number)[start - first : end - first]))
+            start = end
+        if not parts:
+            return np.empty((0, self.shape[1]), dtype=np.float32)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _piece(self, number: int) -> Vectors:
+        last = self._last
+        if last is None or last[0] != number:
+            self._last = last = None  # closed before the next one is opened
+            self._last = last = (number, self._open_piece(number))
+        return last[1]
+
+
+def bounds(rows: slice, n: int) -> tuple[int, int]:
+    """First row and end of a slice of n rows; the end is never before the first.
+
+    Raises:
+        InputError: the slice has a step.
+    """
+    if rows.step not in (None, 1):
+        msg = f"embeddings are read by slices of step 1, got {rows!r}"
+        raise InputError(msg)
+    start, stop, _ = rows.indices(n)
+    return start, max(start, stop)
+
+
+def floating(rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Rows of uint8 as float32; of another dtype, as they are."""
+    return rows.astype(np.float32) if rows.dtype == np.uint8 else rows
