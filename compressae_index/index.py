@@ -25,6 +25,7 @@ from compressae_index.embedded import Bitmap, EmbeddedBackend
 from compressae_index.errors import DimensionError, InputError
 from compressae_index.ids import IdArray, Ids
 from compressae_index.model import ENCODERS, CompresSAE, Encoder
+from compressae_index.packing import Form, packing_of
 from compressae_index.progress import track
 from compressae_index.sources import Vectors, open_vectors
 
@@ -124,6 +125,8 @@ class CompressedIndex:
         model: CompresSAE | None = None,
         encoder: Encoder = "pursuit",
         config: TrainConfig | None = None,
+        forward: Form = "packed",
+        value_bits: int = 6,
         num_threads: int | None = None,
         progress: bool = True,
     ) -> CompressedIndex:
@@ -138,13 +141,17 @@ class CompressedIndex:
             model: a trained model to use as it is. Needs no torch.
             encoder: how vectors become codes: "pursuit" (best), or "topk" (the paper's single pass).
             config: training settings; k and n_latents are taken from here.
+            forward: how codes are stored for `dense` and `two_stage`: "packed" takes the fewest bytes,
+                "aligned" is the fastest.
+            value_bits: bits of a packed value, 4 to 8; the aligned form always has 8.
             num_threads: threads to encode with; all by default.
             progress: show a progress bar.
 
         Raises:
-            InputError: bad rows, duplicate ids, k or n_latents out of range.
+            InputError: bad rows, duplicate ids, k, n_latents or value_bits out of range.
             MissingExtraError: there is a model to train and torch is not installed.
         """
+        packing = packing_of(forward, value_bits)
         vectors = open_vectors(embeddings)
         row_ids = Ids.from_user(ids, vectors.shape[0])
         if model is None:
@@ -160,7 +167,7 @@ class CompressedIndex:
         elif config is not None:
             msg = "config has no use where a model is given"
             raise InputError(msg)
-        index = cls(model, k=k, encoder=encoder)
+        index = cls(model, k=k, encoder=encoder, backend=EmbeddedBackend(model.n_latents, k, packing))
         index._append(vectors, row_ids, num_threads, progress)
         return index
 
@@ -381,6 +388,7 @@ class CompressedIndex:
         if state.alive is not None:
             arrays["alive"] = np.packbits(state.alive, bitorder="little")
         meta = {"n": len(state.ids), "k": self.k, "encoder": self.encoder, "model": self.model.manifest()}
+        meta["packing"] = state.backend.packing.manifest()
         persistence.write(path, "index", meta, arrays=arrays, tensors=self.model.tensors())
 
     @classmethod
@@ -406,7 +414,7 @@ class CompressedIndex:
         cls, meta: Mapping[str, Any], arrays: dict[str, npt.NDArray[Any]], model: CompresSAE
     ) -> CompressedIndex:
         n, k = meta["n"], meta["k"]
-        backend = EmbeddedBackend.from_arrays(arrays, n, model.n_latents, k)
+        backend = EmbeddedBackend.from_arrays(arrays, n, model.n_latents, k, meta["packing"])
         ids = Ids(n, {name: array for name, array in arrays.items() if name in ("ids", "id_text", "id_ends")})
         marks = arrays.get("alive")
         alive = None if marks is None else np.unpackbits(marks, count=n, bitorder="little").astype(bool)
@@ -480,7 +488,7 @@ class _State:
             return self
         rows = self.alive_rows()
         if not len(rows):
-            return _State(EmbeddedBackend(self.backend.n_latents, self.backend.k), Ids(0, {}), None)
+            return _State(self.backend.subset(rows, num_threads), Ids(0, {}), None)
         return _State(self.backend.subset(rows, num_threads), self.ids.subset(rows), None)
 
 

@@ -87,6 +87,50 @@ float gather_dot(const std::uint16_t* latents, const std::int8_t* values, std::s
   return sum;
 }
 
+template <typename T>
+T load(const std::uint8_t* bytes) {
+  T value;
+  __builtin_memcpy(&value, bytes, sizeof value);
+  return value;
+}
+
+std::uint32_t number(const PackedField& field, const std::uint8_t* row, std::size_t i) {
+  const std::size_t bit = field.start + i * field.width;
+  return load<std::uint32_t>(row + bit / 8) >> bit % 8 & ((1u << field.width) - 1);
+}
+
+// Word w of the high parts, without what stands behind them.
+std::uint64_t high_word(const PackedLayout& layout, const std::uint8_t* row, std::size_t w) {
+  const std::uint64_t word = load<std::uint64_t>(row + 2 + 8 * w);
+  const std::size_t bits = layout.high_bits - 64 * w;
+  return bits < 64 ? word & ((std::uint64_t{1} << bits) - 1) : word;
+}
+
+// One pair after the other: for instruction sets without a kernel of their own, for short rows and huge k.
+float packed_dot(const PackedLayout& layout, const std::uint8_t* row, const float* u) {
+  const std::uint16_t scale = load<std::uint16_t>(row);
+  const std::uint32_t index_mask = (1u << (layout.value.width - 1)) - 1;
+  const bool is_short = scale & 0x8000;
+  float sum = 0.0f;
+  std::size_t i = 0;
+  for (std::size_t w = 0; 64 * w < layout.high_bits; ++w) {
+    for (std::uint64_t word = high_word(layout, row, w); word != 0; word &= word - 1, ++i) {
+      if (i == layout.k) return 0.0f;
+      const std::size_t high = 64 * w + static_cast<std::size_t>(__builtin_ctzll(word)) - i;
+      const std::size_t latent = (high << layout.low.width) + number(layout.low, row, i);
+      const std::uint32_t code = number(layout.value, row, i);
+      if (is_short && (code & index_mask) == 0) continue;
+      sum += u[latent & 0xffff] * layout.levels[code];
+    }
+  }
+  return i == layout.k ? sum * from_half(scale & 0x7fff) : 0.0f;
+}
+
+void packed_dots(const PackedLayout& layout, const std::uint8_t* rows, std::size_t n_rows, const float* u,
+                 float* scores) {
+  for (std::size_t r = 0; r < n_rows; ++r) scores[r] = packed_dot(layout, rows + r * layout.row_bytes, u);
+}
+
 // Blocks between the one in use and the one to fetch: many rows at once are more streams than the hardware follows.
 constexpr std::size_t kBlocksAhead = 4;
 
@@ -144,6 +188,6 @@ float dot(const float* x, const float* y, std::size_t count) {
 }  // namespace
 
 extern const Kernels COMPRESSAE_KERNELS{accumulate, block_max, arg_max_abs, gather_dot,
-                                         add_half_rows, dot};
+                                         packed_dots, add_half_rows, dot};
 
 }  // namespace compressae
