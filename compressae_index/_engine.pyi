@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 def simd() -> str:
     """
-    Instruction set in use: avx512, avx2 or plain (COMPRESSAE_SIMD forces one).
+    Instruction set in use: avx512vbmi, avx512, avx2 or plain (COMPRESSAE_SIMD forces one).
     """
 
 def pursuit(

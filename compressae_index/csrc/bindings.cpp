@@ -395,7 +395,7 @@ NB_MODULE(_engine, m) {
   using namespace compressae;
   m.doc() = "The search engine: posting lists, forward codes, re-scoring, pursuit.";
 
-  m.def("simd", &simd_name, "Instruction set in use: avx512, avx2 or plain (COMPRESSAE_SIMD forces one).");
+  m.def("simd", &simd_name, "Instruction set in use: avx512vbmi, avx512, avx2 or plain (COMPRESSAE_SIMD forces one).");
   m.def("pursuit", &pursuit, "correlations"_a.noconvert(), "gram"_a.noconvert(), "k"_a, "solve_every"_a,
         "num_threads"_a,
         "Orthogonal matching pursuit from correlations (n, h) and the Gram matrix, half precision as uint16, rows\n"

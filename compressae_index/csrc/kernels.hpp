@@ -55,6 +55,7 @@ extern const Kernels kernels_plain;
 #if defined(__x86_64__)
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
+extern const Kernels kernels_avx512vbmi;
 #endif
 
 }  // namespace compressae
