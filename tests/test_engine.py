@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -189,13 +190,22 @@ def test_every_instruction_set(path: str) -> None:
     if "this processor supports" in done.stderr:
         pytest.skip(f"this processor has no {path}")
     assert done.stdout.strip() == path, done.stderr
-    tests = [f"{__file__}::{name}" for name in SEARCH_TESTS]
+    tests = [f"{Path(__file__).parent / file}::{name}" for file, name in SEARCH_TESTS]
     command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
 
-SEARCH_TESTS = ("test_every_search_equals_brute_force", "test_ties_go_to_the_lower_row", "test_top_k_codes")
+SEARCH_TESTS = (
+    ("test_engine.py", "test_every_search_equals_brute_force"),
+    ("test_engine.py", "test_ties_go_to_the_lower_row"),
+    ("test_engine.py", "test_top_k_codes"),
+    ("test_packing.py", "test_scores_of_every_shape"),
+    ("test_packing.py", "test_rows_end_within_a_file"),
+    ("test_packing.py", "test_zeros_stay_zeros"),
+    ("test_packing.py", "test_damaged_rows_never_leave_the_buffers"),
+    ("test_packing.py", "test_a_row_without_k_latents_scores_zero"),
+)
 
 
 def test_an_unknown_instruction_set_is_refused() -> None:

@@ -181,6 +181,23 @@ def test_learned_levels_beat_even_ones() -> None:
     assert error(learn_levels(sample, 5)) < 0.7 * error(np.linspace(0.03, 1, 16, dtype=np.float32))
 
 
+# One and several words of high parts, low parts of 0 to 16 bits, and rows too long for the vector kernels.
+@pytest.mark.parametrize("value_bits", range(4, 9))
+@pytest.mark.parametrize(
+    ("n_latents", "k"),
+    [(1, 1), (65536, 1), (64, 64), (63, 40), (4096, 32), (4096, 33), (5000, 127), (65536, 300), (30000, 700)],
+)
+def test_scores_of_every_shape(n_latents: int, k: int, value_bits: int) -> None:
+    codes = some_codes(80, n_latents, k)
+    packing = Packed(value_bits).fitted(codes)
+    arrays = packing.pack(codes)
+    stored = packing.unpack(arrays, n_latents, k)
+    u = np.random.default_rng(1).standard_normal((1, n_latents)).astype(np.float32)
+    exact = (u[0, stored.latents].astype(np.float64) * stored.values).sum(axis=1)
+    scores, rows = packing.engine(arrays, n_latents, k).search(u, len(codes), None, 1)
+    np.testing.assert_allclose(scores[0], exact[rows[0]], rtol=0, atol=1e-4)
+
+
 # Small, wide, of several words of high parts, and too long for the kernels' buffers.
 @pytest.mark.parametrize(("n_latents", "k"), [(40, 6), (4096, 32), (1000, 200), (65536, 700), (1, 1)])
 def test_damaged_rows_never_leave_the_buffers(n_latents: int, k: int) -> None:
