@@ -315,11 +315,13 @@ Output<std::uint8_t> pack_rows(const Input<std::uint16_t, 2>& latents, const Inp
     const std::uint16_t* latent = latents.data() + row * k;
     const std::uint8_t* code = codes.data() + row * k;
     for (std::size_t i = 0; i < k; ++i) {
-      require(latent[i] < n_latents && (i == 0 || latent[i] > latent[i - 1]),
-              "latents of row " + std::to_string(row) + " do not ascend below n_latents " +
-                  std::to_string(n_latents));
-      require(code[i] >> value_bits == 0, "a code of row " + std::to_string(row) + " is " +
-                                              std::to_string(code[i]) + ", more than value_bits hold");
+      // Messages are put together only where one is needed: this is the innermost loop.
+      if (latent[i] >= n_latents || (i > 0 && latent[i] <= latent[i - 1]))
+        throw std::invalid_argument("latents of row " + std::to_string(row) + " do not ascend below n_latents " +
+                                    std::to_string(n_latents));
+      if (code[i] >> value_bits != 0)
+        throw std::invalid_argument("a code of row " + std::to_string(row) + " is " + std::to_string(code[i]) +
+                                    ", more than value_bits hold");
     }
     pack_row(layout, latent, code, scales.data()[row], rows.data() + row * layout.row_bytes);
   });
@@ -336,9 +338,9 @@ std::tuple<Output<std::uint16_t>, Output<std::uint8_t>, Output<std::uint16_t>> u
   std::vector<std::uint16_t> latents(n * k), scales(n);
   std::vector<std::uint8_t> codes(n * k);
   for_each_row(n, num_threads, [&](std::size_t row) {
-    require(unpack_row(layout, n_latents, packed.row(row), latents.data() + row * k, codes.data() + row * k,
-                       scales[row]),
-            "row " + std::to_string(row) + " of the packed codes is damaged");
+    if (!unpack_row(layout, n_latents, packed.row(row), latents.data() + row * k, codes.data() + row * k,
+                    scales[row]))
+      throw std::invalid_argument("row " + std::to_string(row) + " of the packed codes is damaged");
   });
   return {to_numpy(std::move(latents), {n, k}), to_numpy(std::move(codes), {n, k}),
           to_numpy(std::move(scales), {n})};
