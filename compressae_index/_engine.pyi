@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 def simd() -> str:
     """
-    Instruction set in use: avx512, avx2 or plain (COMPRESSAE_SIMD forces one).
+    Instruction set in use: avx512vbmi, avx512, avx2 or plain (COMPRESSAE_SIMD forces one).
     """
 
 def pursuit(
@@ -72,8 +72,44 @@ class InvertedLists:
     @property
     def n_documents(self) -> int: ...
 
+def quantize(
+    values: Annotated[
+        NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)
+    ],
+    scales: Annotated[NDArray[numpy.uint16], dict(shape=(None,), order="C", device="cpu", writable=False)],
+    levels: Annotated[NDArray[numpy.float32], dict(shape=(None,), order="C", device="cpu", writable=False)],
+    num_threads: int,
+) -> NDArray[numpy.uint8]:
+    """
+    Codes of values (n, k) relative to the half-precision scales (n,), whose sign bit marks short rows: a sign
+    bit above the index of the nearest level.
+    """
+
+def pack_rows(
+    latents: Annotated[
+        NDArray[numpy.uint16], dict(shape=(None, None), order="C", device="cpu", writable=False)
+    ],
+    codes: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order="C", device="cpu", writable=False)],
+    scales: Annotated[NDArray[numpy.uint16], dict(shape=(None,), order="C", device="cpu", writable=False)],
+    n_latents: int,
+    value_bits: int,
+    num_threads: int,
+) -> NDArray[numpy.uint8]:
+    """
+    Latents and codes (n, k) and scales (n,) as packed rows (n, row_bytes).
+    """
+
+def unpack_rows(
+    rows: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order="C", device="cpu", writable=False)],
+    n_latents: int,
+    k: int,
+    value_bits: int,
+    num_threads: int,
+) -> tuple[NDArray[numpy.uint16], NDArray[numpy.uint8], NDArray[numpy.uint16]]:
+    """What was given to pack_rows: (latents, codes, scales)."""
+
 class ForwardCodes:
-    """The forward part: k latents and values a row."""
+    """The aligned forward part: k latents and values a row."""
 
     def __init__(self, arrays: dict[str, Any], n_latents: int) -> None: ...
     def search(
@@ -108,3 +144,52 @@ class ForwardCodes:
     def nbytes(self) -> int: ...
     @property
     def n_documents(self) -> int: ...
+    @property
+    def k(self) -> int: ...
+
+class PackedCodes:
+    """The packed forward part: row_bytes bytes a row."""
+
+    def __init__(
+        self,
+        arrays: dict[str, Any],
+        levels: Annotated[
+            NDArray[numpy.float32], dict(shape=(None,), order="C", device="cpu", writable=False)
+        ],
+        n_latents: int,
+        k: int,
+    ) -> None: ...
+    def search(
+        self,
+        projections: Annotated[
+            NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)
+        ],
+        top: int,
+        allowed: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order="C", device="cpu", writable=False)]
+        | None,
+        num_threads: int,
+    ) -> tuple[NDArray[numpy.float32], NDArray[numpy.int64]]:
+        """Best documents by whole projections: (scores, rows), (n_queries, top)."""
+
+    def rescore(
+        self,
+        projections: Annotated[
+            NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)
+        ],
+        candidates: Annotated[
+            NDArray[numpy.int64], dict(shape=(None, None), order="C", device="cpu", writable=False)
+        ],
+        top: int,
+        num_threads: int,
+    ) -> tuple[NDArray[numpy.float32], NDArray[numpy.int64]]:
+        """
+        Best of the candidate rows (-1: none): (scores, rows), (n_queries, top).
+        """
+
+    def arrays(self) -> dict[str, Any]: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def n_documents(self) -> int: ...
+    @property
+    def k(self) -> int: ...

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -10,11 +10,12 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from compressae_index._engine import ForwardCodes, InvertedLists
+from compressae_index._engine import ForwardCodes, InvertedLists, PackedCodes
 from compressae_index.checks import FloatArray
 from compressae_index.codes import SparseCodes
 from compressae_index.errors import DimensionError
 from compressae_index.ids import RowArray
+from compressae_index.packing import Arrays, Packed, Packing, packing_of
 
 # Documents a window of the inverted part; must be the engine's kWindow.
 WINDOW = 32768
@@ -27,18 +28,11 @@ Hits: TypeAlias = tuple[FloatArray, RowArray]
 class Part:
     """A run of documents in both forms; immutable, so that a search may go on while documents are added."""
 
-    forward: ForwardCodes
+    forward: ForwardCodes | PackedCodes
     inverted: InvertedLists
 
     def __len__(self) -> int:
         return self.forward.n_documents
-
-    @classmethod
-    def build(cls, arrays: dict[str, npt.NDArray[Any]], n_latents: int, num_threads: int) -> Part:
-        """Inverts packed codes, so that both forms round the same values."""
-        codes = unpack(arrays, n_latents)
-        inverted = InvertedLists.build(codes.latents, codes.values, n_latents, num_threads)
-        return cls(ForwardCodes(arrays, n_latents), inverted)
 
 
 class EmbeddedBackend:
@@ -47,9 +41,16 @@ class EmbeddedBackend:
     Every method that changes documents returns a new back end, which shares what did not change.
     """
 
-    def __init__(self, n_latents: int, k: int, parts: Sequence[Part] = ()) -> None:
+    def __init__(
+        self, n_latents: int, k: int, packing: Packing | None = None, parts: Sequence[Part] = ()
+    ) -> None:
+        """Without documents, unless parts are given; `packing` says how the forward part is stored.
+
+        A packing that is not fitted is fitted to the first codes that are added, and stays as it is then.
+        """
         self.n_latents = n_latents
         self.k = k
+        self.packing = Packed() if packing is None else packing
         self._parts = tuple(parts)
         self._starts = np.cumsum([0, *map(len, self._parts)])
 
@@ -62,42 +63,45 @@ class EmbeddedBackend:
         All parts but the last hold whole windows, so that adding ends in the same windows as building at
         once; parts of similar size are joined, so that their number stays logarithmic.
         """
-        return self._extended(pack(codes), num_threads)
+        packing = self.packing.fitted(codes)
+        # Stored rows are moved as they are: rounding them again would change them.
+        return self._with(packing, packing.pack(codes, num_threads), num_threads)
 
-    def _extended(self, packed: dict[str, npt.NDArray[Any]], num_threads: int) -> EmbeddedBackend:
-        """With packed codes appended. Stored codes stay packed, or each change would round them again."""
+    def subset(self, rows: RowArray, num_threads: int) -> EmbeddedBackend:
+        """With only some documents, in the order of `rows`."""
+        empty = EmbeddedBackend(self.n_latents, self.k, self.packing)
+        return empty._with(self.packing, self._rows(rows), num_threads) if len(rows) else empty
+
+    def _with(self, packing: Packing, arrays: Arrays, num_threads: int) -> EmbeddedBackend:
         parts = list(self._parts)
         if parts and (tail := len(parts[-1]) % WINDOW):
             last = parts.pop()
             if whole := len(last) - tail:
-                parts.append(_cut(last, slice(0, whole), self.n_latents))
-            packed = {
-                name: np.concatenate([array[whole:], packed[name]])
+                parts.append(self._cut(last, slice(0, whole)))
+            arrays = {
+                name: np.concatenate([array[whole:], arrays[name]])
                 for name, array in last.forward.arrays().items()
             }
-        parts.append(Part.build(packed, self.n_latents, num_threads))
+        # Inverted as packed, so that both forms round the same values.
+        codes = packing.unpack(arrays, self.n_latents, self.k, num_threads)
+        inverted = InvertedLists.build(codes.latents, codes.values, self.n_latents, num_threads)
+        parts.append(Part(packing.engine(arrays, self.n_latents, self.k), inverted))
         while len(parts) > 1 and len(parts[-2]) < 2 * len(parts[-1]):
-            parts[-2:] = [_joined(parts[-2:], self.n_latents)]
-        return EmbeddedBackend(self.n_latents, self.k, parts)
-
-    def subset(self, rows: RowArray, num_threads: int) -> EmbeddedBackend:
-        """With only some documents, in the order of `rows`."""
-        return EmbeddedBackend(self.n_latents, self.k)._extended(self._packed(rows), num_threads)
+            parts[-2:] = [self._joined(parts[-2:], packing)]
+        return EmbeddedBackend(self.n_latents, self.k, packing, parts)
 
     def codes(self, rows: RowArray) -> SparseCodes:
         """The stored codes of rows: folded, and rounded to the stored precision."""
-        return unpack(self._packed(rows), self.n_latents)
+        return self.packing.unpack(self._rows(rows), self.n_latents, self.k)
 
-    def _packed(self, rows: RowArray) -> dict[str, npt.NDArray[Any]]:
-        packed: dict[str, npt.NDArray[Any]] = {
-            "latents": np.empty((len(rows), self.k), dtype=np.uint16),
-            "values": np.empty((len(rows), self.k), dtype=np.int8),
-            "scales": np.empty(len(rows), dtype=np.uint16),
-        }
+    def _rows(self, rows: RowArray) -> Arrays:
+        """The forward arrays of rows; there must be documents."""
+        taken: Arrays = {}
         for part, start, inside in self._by_part(rows):
             for name, array in part.forward.arrays().items():
-                packed[name][inside] = array[rows[inside] - start]
-        return packed
+                whole = taken.setdefault(name, np.empty((len(rows), *array.shape[1:]), dtype=array.dtype))
+                whole[inside] = array[rows[inside] - start]
+        return taken
 
     def sparse(
         self, projections: FloatArray, query_nnz: int, top: int, allowed: Bitmap | None, num_threads: int
@@ -146,34 +150,57 @@ class EmbeddedBackend:
             "inverted": sum(part.inverted.nbytes for part in self._parts),
         }
 
+    def joined(self) -> EmbeddedBackend:
+        """The same documents in one part, which is searched faster than several."""
+        if len(self._parts) <= 1:
+            return self
+        parts = [self._joined(self._parts, self.packing)]
+        return EmbeddedBackend(self.n_latents, self.k, self.packing, parts)
+
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """The arrays to store, parts joined."""
-        part = self._parts[0] if len(self._parts) == 1 else _joined(self._parts, self.n_latents)
-        return {f"forward_{name}": array for name, array in part.forward.arrays().items()} | {
+        """The arrays to store, parts joined; there must be documents."""
+        part = self.joined()._parts[0]
+        arrays = {f"forward_{name}": array for name, array in part.forward.arrays().items()} | {
             f"inverted_{name}": array for name, array in part.inverted.arrays().items()
         }
+        if isinstance(self.packing, Packed) and self.packing.levels is not None:
+            arrays["forward_levels"] = self.packing.levels
+        return arrays
 
     @classmethod
     def from_arrays(
-        cls, arrays: dict[str, npt.NDArray[Any]], n: int, n_latents: int, k: int
+        cls,
+        arrays: dict[str, npt.NDArray[Any]],
+        n: int,
+        n_latents: int,
+        k: int,
+        packing: Mapping[str, Any],
     ) -> EmbeddedBackend:
         """From what `to_arrays` gave; the arrays are borrowed, so they may be memory-mapped.
+
+        Args:
+            arrays: the stored arrays.
+            n: documents.
+            n_latents: size of the dictionary.
+            k: nonzeros a code.
+            packing: the manifest of the packing.
 
         Raises:
             ValueError: the arrays do not fit together.
         """
         if n == 0:
-            return cls(n_latents, k)
+            return cls(n_latents, k, packing_of(**packing))
         taken = {
             kind: {name.removeprefix(kind): array for name, array in arrays.items() if name.startswith(kind)}
             for kind in ("forward_", "inverted_")
         }
-        forward = ForwardCodes(taken["forward_"], n_latents)
-        if forward.n_documents != n or taken["forward_"]["latents"].shape[1] != k:
-            msg = f"expected {n} codes of {k} nonzeros, got an array {taken['forward_']['latents'].shape}"
+        chosen = packing_of(**packing, levels=taken["forward_"].pop("levels", None))
+        forward = chosen.engine(taken["forward_"], n_latents, k)
+        if forward.n_documents != n:
+            msg = f"expected {n} codes, got {forward.n_documents}"
             raise DimensionError(msg)
         inverted = InvertedLists(taken["inverted_"], n, n_latents)
-        return cls(n_latents, k, [Part(forward, inverted)])
+        return cls(n_latents, k, chosen, [Part(forward, inverted)])
 
     def _by_part(self, rows: RowArray) -> list[tuple[Part, int, npt.NDArray[np.bool_]]]:
         return [
@@ -197,61 +224,37 @@ class EmbeddedBackend:
         order = np.lexsort((ties, -scores), axis=1)[:, :top]
         return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
 
+    def _joined(self, parts: Sequence[Part], packing: Packing) -> Part:
+        """Parts one below the other; all but the last hold whole windows."""
+        forwards = [part.forward.arrays() for part in parts]
+        inverteds = [part.inverted.arrays() for part in parts]
+        forward = {name: np.concatenate([arrays[name] for arrays in forwards]) for name in forwards[0]}
+        inverted = {
+            name: np.concatenate([arrays[name] for arrays in inverteds])
+            for name in inverteds[0]
+            if name != "starts"
+        }
+        lengths = np.concatenate([np.diff(arrays["starts"]) for arrays in inverteds])
+        inverted["starts"] = np.concatenate([[0], np.cumsum(lengths)]).astype(np.uint64)
+        lists = InvertedLists(inverted, sum(map(len, parts)), self.n_latents)
+        return Part(packing.engine(forward, self.n_latents, self.k), lists)
 
-def pack(codes: SparseCodes) -> dict[str, npt.NDArray[Any]]:
-    """The forward form: 16-bit latents, 8-bit values, and a half-precision scale a row.
-
-    A value is rounded by at most half of the row's scale, which is the row's largest magnitude / 127.
-    """
-    # Rounded up, so that the largest value still fits 127 steps.
-    scales = (np.abs(codes.values).max(axis=1) / 127 * 1.001).astype(np.float16)
-    steps = codes.values / np.maximum(scales.astype(np.float32), 1e-12)[:, None]
-    return {
-        "latents": codes.latents,
-        "values": np.clip(np.rint(steps), -127, 127).astype(np.int8),
-        "scales": scales.view(np.uint16),
-    }
-
-
-def unpack(
-    arrays: dict[str, npt.NDArray[Any]], n_latents: int, rows: slice | RowArray = slice(None)
-) -> SparseCodes:
-    """The codes of some rows of the forward form."""
-    scales = arrays["scales"][rows].view(np.float16).astype(np.float32)
-    values = arrays["values"][rows].astype(np.float32) * scales[:, None]
-    return SparseCodes(np.ascontiguousarray(arrays["latents"][rows]), values, n_latents)
-
-
-def _joined(parts: Sequence[Part], n_latents: int) -> Part:
-    """Parts one below the other; all but the last hold whole windows."""
-    forwards = [part.forward.arrays() for part in parts]
-    inverteds = [part.inverted.arrays() for part in parts]
-    forward = {name: np.concatenate([arrays[name] for arrays in forwards]) for name in forwards[0]}
-    inverted = {
-        name: np.concatenate([arrays[name] for arrays in inverteds])
-        for name in inverteds[0]
-        if name != "starts"
-    }
-    lengths = np.concatenate([np.diff(arrays["starts"]) for arrays in inverteds])
-    inverted["starts"] = np.concatenate([[0], np.cumsum(lengths)]).astype(np.uint64)
-    return Part(ForwardCodes(forward, n_latents), InvertedLists(inverted, sum(map(len, parts)), n_latents))
-
-
-def _cut(part: Part, rows: slice, n_latents: int) -> Part:
-    """A view of a run of whole windows."""
-    windows = slice(rows.start // WINDOW, rows.stop // WINDOW)
-    forward = {name: array[rows] for name, array in part.forward.arrays().items()}
-    whole = part.inverted.arrays()
-    starts = whole["starts"][windows.start : windows.stop + 1]
-    postings = slice(int(starts[0]), int(starts[-1]))
-    inverted = {
-        "starts": starts - starts[0],
-        "offsets": whole["offsets"][windows],
-        "scales": whole["scales"][windows],
-        "ids": whole["ids"][postings],
-        "values": whole["values"][postings],
-    }
-    return Part(ForwardCodes(forward, n_latents), InvertedLists(inverted, rows.stop - rows.start, n_latents))
+    def _cut(self, part: Part, rows: slice) -> Part:
+        """A view of a run of whole windows."""
+        windows = slice(rows.start // WINDOW, rows.stop // WINDOW)
+        forward = {name: array[rows] for name, array in part.forward.arrays().items()}
+        whole = part.inverted.arrays()
+        starts = whole["starts"][windows.start : windows.stop + 1]
+        postings = slice(int(starts[0]), int(starts[-1]))
+        inverted = {
+            "starts": starts - starts[0],
+            "offsets": whole["offsets"][windows],
+            "scales": whole["scales"][windows],
+            "ids": whole["ids"][postings],
+            "values": whole["values"][postings],
+        }
+        lists = InvertedLists(inverted, rows.stop - rows.start, self.n_latents)
+        return Part(self.packing.engine(forward, self.n_latents, self.k), lists)
 
 
 def _slice(allowed: Bitmap | None, start: int, length: int) -> Bitmap | None:

@@ -27,6 +27,7 @@ from compressae_index.encoding import CodeStore, encoded_chunks
 from compressae_index.errors import DimensionError, FormatError, InputError
 from compressae_index.ids import IdArray, Ids
 from compressae_index.model import ENCODERS, CompresSAE, Encoder
+from compressae_index.packing import VALUE_BITS, Form, packing_of
 from compressae_index.progress import track
 from compressae_index.sources import CHUNK_ROWS, VectorSource, open_vectors
 
@@ -128,6 +129,8 @@ class CompressedIndex:
         model: CompresSAE | None = None,
         encoder: Encoder = "pursuit",
         config: TrainConfig | None = None,
+        forward: Form = "packed",
+        value_bits: int = VALUE_BITS,
         num_threads: int | None = None,
         progress: bool = True,
     ) -> CompressedIndex:
@@ -143,13 +146,17 @@ class CompressedIndex:
             model: a trained model to use as it is. Needs no torch.
             encoder: how vectors become codes: "pursuit" (best), or "topk" (the paper's single pass).
             config: training settings; k and n_latents are taken from here.
+            forward: how codes are stored for `dense` and `two_stage`: "packed" takes the fewest bytes,
+                "aligned" is the fastest.
+            value_bits: bits of a packed value, 4 to 8; the aligned form always has 8.
             num_threads: threads to encode with; all by default.
             progress: show a progress bar.
 
         Raises:
-            InputError: bad rows, duplicate ids, k or n_latents out of range.
+            InputError: bad rows, duplicate ids, k, n_latents or value_bits out of range.
             MissingExtraError: there is a model to train and torch is not installed.
         """
+        packing = packing_of(forward, value_bits)
         vectors = open_vectors(embeddings)
         row_ids = Ids.from_user(ids, vectors.shape[0])
         # Before training, which takes a while.
@@ -168,7 +175,7 @@ class CompressedIndex:
         elif config is not None:
             msg = "config has no use where a model is given"
             raise InputError(msg)
-        index = cls(model, k=k, encoder=encoder)
+        index = cls(model, k=k, encoder=encoder, backend=EmbeddedBackend(model.n_latents, k, packing))
         chunks = encoded_chunks(model, vectors, k, encoder, check_threads(num_threads))
         index._append(chunks, row_ids, num_threads, progress)
         return index
@@ -180,6 +187,8 @@ class CompressedIndex:
         model: CompresSAE,
         ids: Any = None,
         *,
+        forward: Form = "packed",
+        value_bits: int = VALUE_BITS,
         num_threads: int | None = None,
         progress: bool = True,
     ) -> CompressedIndex:
@@ -189,6 +198,8 @@ class CompressedIndex:
             codes: what that function gave, or its directory. k and the encoder are those of the codes.
             model: the model that encoded.
             ids: one id a row, as for `build`.
+            forward: as for `build`.
+            value_bits: as for `build`.
             num_threads: threads to build with; all by default.
             progress: show a progress bar.
 
@@ -203,7 +214,8 @@ class CompressedIndex:
                 f"the model given has {model.fingerprint}"
             )
             raise FormatError(msg)
-        index = cls(model, k=store.k, encoder=store.encoder)
+        backend = EmbeddedBackend(model.n_latents, store.k, packing_of(forward, value_bits))
+        index = cls(model, k=store.k, encoder=store.encoder, backend=backend)
         chunks = (store[first : first + CHUNK_ROWS] for first in range(0, len(store), CHUNK_ROWS))
         index._append(chunks, Ids.from_user(ids, len(store)), num_threads, progress, label="indexing")
         return index
@@ -422,6 +434,7 @@ class CompressedIndex:
         if state.alive is not None:
             arrays["alive"] = np.packbits(state.alive, bitorder="little")
         meta = {"n": len(state.ids), "k": self.k, "encoder": self.encoder, "model": self.model.manifest()}
+        meta["packing"] = state.backend.packing.manifest()
         persistence.write(path, "index", meta, arrays=arrays, tensors=self.model.tensors())
 
     @classmethod
@@ -447,7 +460,7 @@ class CompressedIndex:
         cls, meta: Mapping[str, Any], arrays: dict[str, npt.NDArray[Any]], model: CompresSAE
     ) -> CompressedIndex:
         n, k = meta["n"], meta["k"]
-        backend = EmbeddedBackend.from_arrays(arrays, n, model.n_latents, k)
+        backend = EmbeddedBackend.from_arrays(arrays, n, model.n_latents, k, meta["packing"])
         ids = Ids(n, {name: array for name, array in arrays.items() if name in ("ids", "id_text", "id_ends")})
         marks = arrays.get("alive")
         alive = None if marks is None else np.unpackbits(marks, count=n, bitorder="little").astype(bool)
@@ -515,10 +528,7 @@ class _State:
         for codes in runs:
             backend = backend.added(codes, num_threads)
         if not self.n_alive:
-            # Runs may be left in several parts, and one is searched faster.
-            arrays = backend.to_arrays()
-            backend = EmbeddedBackend.from_arrays(arrays, len(backend), backend.n_latents, backend.k)
-            return _State(backend, ids, None)
+            return _State(backend.joined(), ids, None)
         alive = None if self.alive is None else np.concatenate([self.alive, np.ones(len(ids), dtype=bool)])
         return _State(backend, self.ids.extended(ids), alive)
 
@@ -538,7 +548,7 @@ class _State:
             return self
         rows = self.alive_rows()
         if not len(rows):
-            return _State(EmbeddedBackend(self.backend.n_latents, self.backend.k), Ids(0, {}), None)
+            return _State(self.backend.subset(rows, num_threads), Ids(0, {}), None)
         return _State(self.backend.subset(rows, num_threads), self.ids.subset(rows), None)
 
 

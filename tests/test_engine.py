@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ from hypothesis import strategies as st
 from compressae_index import CompressedIndex, SparseCodes
 from compressae_index._engine import ForwardCodes, InvertedLists, pursuit, simd, top_k_codes
 from compressae_index.checks import FloatArray
-from compressae_index.embedded import WINDOW, EmbeddedBackend, pack, unpack
+from compressae_index.embedded import WINDOW, EmbeddedBackend
+from compressae_index.packing import Aligned, Packed, Packing
 
 Float64 = npt.NDArray[np.float64]
 
@@ -76,20 +78,32 @@ def bitmap(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
     return np.packbits(mask, bitorder="little")
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=150)
 @given(
     n=st.integers(1, 400),
-    n_latents=st.integers(1, 90),
+    n_latents=st.integers(1, 90) | st.integers(500, 5000),
     k=st.integers(1, 90),
     query_nnz=st.integers(1, 100),
     top=st.integers(1, 500),
     share=st.sampled_from([None, 0.0, 0.02, 0.6]),
+    packing=st.sampled_from([Aligned(), *map(Packed, range(4, 9))]),
+    short=st.booleans(),
     seed=st.integers(0, 2**31),
 )
 def test_every_search_equals_brute_force(
-    n: int, n_latents: int, k: int, query_nnz: int, top: int, share: float | None, seed: int
+    n: int,
+    n_latents: int,
+    k: int,
+    query_nnz: int,
+    top: int,
+    share: float | None,
+    packing: Packing,
+    short: bool,
+    seed: int,
 ) -> None:
     codes = random_codes(n, n_latents, min(k, n_latents), seed)
+    if short:
+        codes.values[np.random.default_rng(seed).random(codes.values.shape) < 0.1] = 0
     rng = np.random.default_rng(seed)
     u = rng.standard_normal((3, n_latents)).astype(np.float32)
     allowed = None if share is None else rng.random(n) < share
@@ -99,9 +113,11 @@ def test_every_search_equals_brute_force(
     exact = cut_query(u, query_nnz) @ stored_in_lists(lists, n_latents).T
     assert_best(*lists.search(u, query_nnz, top, marks, 1), exact, top, allowed)
 
-    arrays = pack(codes)
-    forward = ForwardCodes(arrays, n_latents)
-    exact = u.astype(np.float64) @ unpack(arrays, n_latents).to_dense().astype(np.float64).T
+    packing = packing.fitted(codes)
+    arrays = packing.pack(codes)
+    forward = packing.engine(arrays, n_latents, codes.k)
+    stored = packing.unpack(arrays, n_latents, codes.k)
+    exact = u.astype(np.float64) @ stored.to_dense().astype(np.float64).T
     assert_best(*forward.search(u, top, marks, 1), exact, top, allowed)
 
     candidates = np.stack([rng.permutation(n) for _ in u])
@@ -122,7 +138,9 @@ def test_real_codes_over_several_windows(built: CompressedIndex, queries: FloatA
     assert_best(scores, rows, cut_query(u, 32) @ stored_in_lists(lists, tiled.n_latents).T, 100)
     # The copies of a document tie to the last bit only where their windows round alike, as full windows of
     # the same documents do not; the forward part has no windows.
-    forward_scores, forward_rows = ForwardCodes(pack(tiled), tiled.n_latents).search(u, 100, None, 1)
+    forward_scores, forward_rows = ForwardCodes(Aligned().pack(tiled), tiled.n_latents).search(
+        u, 100, None, 1
+    )
     copies = forward_rows % len(real)
     for q in range(len(u)):
         for i in range(99):
@@ -146,10 +164,11 @@ def test_ties_go_to_the_lower_row() -> None:
     expected = np.arange(1500)[None]
     lists = InvertedLists.build(codes.latents, codes.values, 3, 1)
     np.testing.assert_array_equal(lists.search(u, 1, 1500, None, 1)[1], expected)
-    forward = ForwardCodes(pack(codes), 3)
-    np.testing.assert_array_equal(forward.search(u, 1500, None, 1)[1], expected)
     backwards = np.arange(5000)[None, ::-1].copy()
-    np.testing.assert_array_equal(forward.rescore(u, backwards, 1500, 1)[1], expected)
+    for packing in (Aligned(), Packed().fitted(codes)):
+        forward = packing.engine(packing.pack(codes), 3, 1)
+        np.testing.assert_array_equal(forward.search(u, 1500, None, 1)[1], expected)
+        np.testing.assert_array_equal(forward.rescore(u, backwards, 1500, 1)[1], expected)
 
 
 def test_documents_without_a_shared_latent_score_zero() -> None:
@@ -160,7 +179,7 @@ def test_documents_without_a_shared_latent_score_zero() -> None:
     np.testing.assert_allclose(scores, [[1.0, 0.0, -1.0]], atol=1e-6)
 
 
-@pytest.mark.parametrize("path", ["avx512", "avx2", "plain"])
+@pytest.mark.parametrize("path", ["avx512vbmi", "avx512", "avx2", "plain"])
 def test_every_instruction_set(path: str) -> None:
     """Runs the searches again in a process that is forced to one instruction set."""
     environment = {**os.environ, "COMPRESSAE_SIMD": path}
@@ -171,13 +190,22 @@ def test_every_instruction_set(path: str) -> None:
     if "this processor supports" in done.stderr:
         pytest.skip(f"this processor has no {path}")
     assert done.stdout.strip() == path, done.stderr
-    tests = [f"{__file__}::{name}" for name in SEARCH_TESTS]
+    tests = [f"{Path(__file__).parent / file}::{name}" for file, name in SEARCH_TESTS]
     command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
 
-SEARCH_TESTS = ("test_every_search_equals_brute_force", "test_ties_go_to_the_lower_row", "test_top_k_codes")
+SEARCH_TESTS = (
+    ("test_engine.py", "test_every_search_equals_brute_force"),
+    ("test_engine.py", "test_ties_go_to_the_lower_row"),
+    ("test_engine.py", "test_top_k_codes"),
+    ("test_packing.py", "test_scores_of_every_shape"),
+    ("test_packing.py", "test_rows_end_within_a_file"),
+    ("test_packing.py", "test_zeros_stay_zeros"),
+    ("test_packing.py", "test_damaged_rows_never_leave_the_buffers"),
+    ("test_packing.py", "test_a_row_without_k_latents_scores_zero"),
+)
 
 
 def test_an_unknown_instruction_set_is_refused() -> None:
@@ -235,7 +263,7 @@ def test_corrupt_posting_lists_are_refused_or_harmless() -> None:
 
 
 def test_corrupt_forward_codes_stay_in_bounds() -> None:
-    arrays = pack(random_codes(50, 40, 6, 3))
+    arrays = Aligned().pack(random_codes(50, 40, 6, 3))
     arrays["latents"] = np.full_like(arrays["latents"], 65535)
     scores, _ = ForwardCodes(arrays, 40).search(np.ones((1, 40), dtype=np.float32), 5, None, 1)
     assert (scores == 0).all()
@@ -244,7 +272,7 @@ def test_corrupt_forward_codes_stay_in_bounds() -> None:
 def test_wrong_arguments_are_refused() -> None:
     codes = random_codes(20, 8, 2, 0)
     lists = InvertedLists.build(codes.latents, codes.values, 8, 1)
-    forward = ForwardCodes(pack(codes), 8)
+    forward = ForwardCodes(Aligned().pack(codes), 8)
     u = np.ones((1, 8), dtype=np.float32)
     with pytest.raises(ValueError, match="columns of projections is 7, expected 8"):
         lists.search(u[:, :7].copy(), 2, 2, None, 1)
@@ -264,10 +292,11 @@ def test_wrong_arguments_are_refused() -> None:
         pursuit(u, np.zeros((8, 64), dtype=np.uint16), 9, 1, 1)
 
 
-def test_added_documents_end_up_as_if_built_at_once() -> None:
+@pytest.mark.parametrize("packing", [Aligned(), Packed(levels=np.linspace(0.03, 1, 32, dtype=np.float32))])
+def test_added_documents_end_up_as_if_built_at_once(packing: Packing) -> None:
     codes = random_codes(2 * WINDOW + 700, 64, 4, 5)
-    at_once = EmbeddedBackend(64, 4).added(codes, 2)
-    grown = EmbeddedBackend(64, 4)
+    at_once = EmbeddedBackend(64, 4, packing).added(codes, 2)
+    grown = EmbeddedBackend(64, 4, packing)
     for begin, end in [
         (0, 10),
         (10, 500),
@@ -285,5 +314,5 @@ def test_added_documents_end_up_as_if_built_at_once() -> None:
         (grown.dense(u, 50, None, 1), at_once.dense(u, 50, None, 1)),
     ):
         np.testing.assert_allclose(hits[0], other[0], atol=2e-2)
-    for name in ("forward_latents", "inverted_offsets", "inverted_ids"):
-        np.testing.assert_array_equal(stored[name], expected[name])
+    for name, array in expected.items():
+        np.testing.assert_array_equal(stored[name], array)

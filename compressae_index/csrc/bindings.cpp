@@ -5,17 +5,20 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 
 #include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "cpu.hpp"
 #include "forward.hpp"
 #include "inverted.hpp"
+#include "packed.hpp"
 #include "pursuit.hpp"
 #include "thread_pool.hpp"
 #include "top_k.hpp"
@@ -169,23 +172,12 @@ class InvertedLists {
   std::size_t nbytes_ = 0;
 };
 
-class ForwardCodes {
+// Search and re-scoring of the forward part, in either form.
+template <typename Codes>
+class ForwardSearch {
  public:
-  ForwardCodes(Arrays arrays, std::size_t n_latents) : arrays_(std::move(arrays)), n_latents_(n_latents) {
-    require_latents(n_latents);
-    const auto latents = take<std::uint16_t, 2>(arrays_, "latents");
-    const auto values = take<std::int8_t, 2>(arrays_, "values");
-    const auto scales = take<std::uint16_t, 1>(arrays_, "scales");
-    codes_ = {latents.shape(0), latents.shape(1), latents.data(), values.data(), scales.data()};
-    require(codes_.k >= 1, "codes have 0 nonzeros");
-    require_equal(values.shape(0), codes_.n_documents, "rows of 'values'");
-    require_equal(values.shape(1), codes_.k, "columns of 'values'");
-    require_equal(scales.shape(0), codes_.n_documents, "length of 'scales'");
-    nbytes_ = latents.nbytes() + values.nbytes() + scales.nbytes();
-  }
-
   Hits search(const Input<float, 2>& projections, std::size_t top, const Bitmap& bitmap,
-                   std::size_t num_threads) const {
+              std::size_t num_threads) const {
     require_equal(projections.shape(1), n_latents_, "columns of projections");
     const Allowed allowed = to_allowed(bitmap, codes_.n_documents);
     return search_batch(projections.shape(0), top, num_threads, [&](std::size_t q, TopK& top_k) {
@@ -194,7 +186,7 @@ class ForwardCodes {
   }
 
   Hits rescore(const Input<float, 2>& projections, const Input<std::int64_t, 2>& candidates, std::size_t top,
-                    std::size_t num_threads) const {
+               std::size_t num_threads) const {
     require_equal(projections.shape(1), n_latents_, "columns of projections");
     require_equal(candidates.shape(0), projections.shape(0), "rows of candidates");
     const auto n = static_cast<std::int64_t>(codes_.n_documents);
@@ -211,6 +203,17 @@ class ForwardCodes {
   Arrays arrays() const { return arrays_; }
   std::size_t nbytes() const { return nbytes_; }
   std::size_t n_documents() const { return codes_.n_documents; }
+  std::size_t k() const { return codes_.k; }
+
+ protected:
+  ForwardSearch(Arrays arrays, std::size_t n_latents) : arrays_(std::move(arrays)), n_latents_(n_latents) {
+    require_latents(n_latents);
+  }
+
+  Arrays arrays_;
+  std::size_t n_latents_;
+  Codes codes_;
+  std::size_t nbytes_ = 0;
 
  private:
   // The projection in a buffer that any 16-bit latent may index.
@@ -220,12 +223,128 @@ class ForwardCodes {
     std::copy_n(projections.data() + q * n_latents_, n_latents_, u.begin());
     return u.data();
   }
-
-  Arrays arrays_;
-  std::size_t n_latents_;
-  ForwardView codes_;
-  std::size_t nbytes_ = 0;
 };
+
+class ForwardCodes : public ForwardSearch<ForwardView> {
+ public:
+  ForwardCodes(Arrays arrays, std::size_t n_latents) : ForwardSearch(std::move(arrays), n_latents) {
+    const auto latents = take<std::uint16_t, 2>(arrays_, "latents");
+    const auto values = take<std::int8_t, 2>(arrays_, "values");
+    const auto scales = take<std::uint16_t, 1>(arrays_, "scales");
+    codes_ = {latents.shape(0), latents.shape(1), latents.data(), values.data(), scales.data()};
+    require(codes_.k >= 1, "codes have 0 nonzeros");
+    require_equal(values.shape(0), codes_.n_documents, "rows of 'values'");
+    require_equal(values.shape(1), codes_.k, "columns of 'values'");
+    require_equal(scales.shape(0), codes_.n_documents, "length of 'scales'");
+    nbytes_ = latents.nbytes() + values.nbytes() + scales.nbytes();
+  }
+};
+
+void require_nonzeros(std::size_t k, std::size_t n_latents) {
+  require_latents(n_latents);
+  require(k >= 1 && k <= n_latents,
+          "k is " + std::to_string(k) + ", expected 1 to n_latents " + std::to_string(n_latents));
+}
+
+PackedLayout checked_layout(std::size_t n_latents, std::size_t k, std::size_t value_bits) {
+  require_nonzeros(k, n_latents);
+  require(value_bits >= 4 && value_bits <= 8,
+          "value_bits is " + std::to_string(value_bits) + ", expected 4 to 8");
+  return packed_layout(n_latents, k, value_bits);
+}
+
+// Value bits that levels, ascending within [0, 1], are the codebook of.
+std::size_t value_bits_of(const Input<float, 1>& levels) {
+  std::size_t value_bits = 4;
+  while (value_bits < 8 && levels.shape(0) > std::size_t{1} << (value_bits - 1)) ++value_bits;
+  require(levels.shape(0) == std::size_t{1} << (value_bits - 1),
+          "length of levels is " + std::to_string(levels.shape(0)) + ", expected 8, 16, 32, 64 or 128");
+  float previous = 0.0f;
+  for (std::size_t i = 0; i < levels.shape(0); previous = levels.data()[i++])
+    require(levels.data()[i] >= previous && levels.data()[i] <= 1.0f, "levels must ascend within [0, 1]");
+  return value_bits;
+}
+
+class PackedCodes : public ForwardSearch<PackedView> {
+ public:
+  PackedCodes(Arrays arrays, const Input<float, 1>& levels, std::size_t n_latents, std::size_t k)
+      : ForwardSearch(std::move(arrays), n_latents) {
+    PackedLayout layout = checked_layout(n_latents, k, value_bits_of(levels));
+    set_levels(layout, levels.data());
+    const auto rows = take<std::uint8_t, 2>(arrays_, "rows");
+    require_equal(rows.shape(1), layout.row_bytes, "columns of 'rows'");
+    codes_ = PackedView(layout, rows.data(), rows.shape(0));
+    nbytes_ = rows.nbytes() + levels.nbytes();
+  }
+};
+
+// Rows a task of packing takes.
+constexpr std::size_t kPackRows = 4096;
+
+template <typename PackRow>
+void for_each_row(std::size_t n, std::size_t num_threads, const PackRow& pack_row) {
+  nb::gil_scoped_release release;
+  ThreadPool::instance().parallel_for((n + kPackRows - 1) / kPackRows, num_threads, [&](std::size_t task) {
+    for (std::size_t row = task * kPackRows; row < std::min((task + 1) * kPackRows, n); ++row) pack_row(row);
+  });
+}
+
+Output<std::uint8_t> quantize(const Input<float, 2>& values, const Input<std::uint16_t, 1>& scales,
+                              const Input<float, 1>& levels, std::size_t num_threads) {
+  const std::size_t n = values.shape(0), k = values.shape(1);
+  require_equal(scales.shape(0), n, "length of scales");
+  value_bits_of(levels);
+  const Quantizer quantizer(levels.data(), levels.shape(0));
+  std::vector<std::uint8_t> codes(n * k);
+  for_each_row(n, num_threads, [&](std::size_t row) {
+    quantizer.quantize(values.data() + row * k, k, scales.data()[row], codes.data() + row * k);
+  });
+  return to_numpy(std::move(codes), {n, k});
+}
+
+Output<std::uint8_t> pack_rows(const Input<std::uint16_t, 2>& latents, const Input<std::uint8_t, 2>& codes,
+                               const Input<std::uint16_t, 1>& scales, std::size_t n_latents,
+                               std::size_t value_bits, std::size_t num_threads) {
+  const std::size_t n = latents.shape(0), k = latents.shape(1);
+  const PackedLayout layout = checked_layout(n_latents, k, value_bits);
+  require_equal(codes.shape(0), n, "rows of codes");
+  require_equal(codes.shape(1), k, "columns of codes");
+  require_equal(scales.shape(0), n, "length of scales");
+  std::vector<std::uint8_t> rows(n * layout.row_bytes);
+  for_each_row(n, num_threads, [&](std::size_t row) {
+    const std::uint16_t* latent = latents.data() + row * k;
+    const std::uint8_t* code = codes.data() + row * k;
+    for (std::size_t i = 0; i < k; ++i) {
+      // Messages are put together only where one is needed: this is the innermost loop.
+      if (latent[i] >= n_latents || (i > 0 && latent[i] <= latent[i - 1]))
+        throw std::invalid_argument("latents of row " + std::to_string(row) + " do not ascend below n_latents " +
+                                    std::to_string(n_latents));
+      if (code[i] >> value_bits != 0)
+        throw std::invalid_argument("a code of row " + std::to_string(row) + " is " + std::to_string(code[i]) +
+                                    ", more than value_bits hold");
+    }
+    pack_row(layout, latent, code, scales.data()[row], rows.data() + row * layout.row_bytes);
+  });
+  return to_numpy(std::move(rows), {n, layout.row_bytes});
+}
+
+std::tuple<Output<std::uint16_t>, Output<std::uint8_t>, Output<std::uint16_t>> unpack_rows(
+    const Input<std::uint8_t, 2>& rows, std::size_t n_latents, std::size_t k, std::size_t value_bits,
+    std::size_t num_threads) {
+  const std::size_t n = rows.shape(0);
+  const PackedLayout layout = checked_layout(n_latents, k, value_bits);
+  require_equal(rows.shape(1), layout.row_bytes, "columns of rows");
+  const PackedView packed(layout, rows.data(), n);
+  std::vector<std::uint16_t> latents(n * k), scales(n);
+  std::vector<std::uint8_t> codes(n * k);
+  for_each_row(n, num_threads, [&](std::size_t row) {
+    if (!unpack_row(layout, n_latents, packed.row(row), latents.data() + row * k, codes.data() + row * k,
+                    scales[row]))
+      throw std::invalid_argument("row " + std::to_string(row) + " of the packed codes is damaged");
+  });
+  return {to_numpy(std::move(latents), {n, k}), to_numpy(std::move(codes), {n, k}),
+          to_numpy(std::move(scales), {n})};
+}
 
 // Rows a task of an encoder takes.
 constexpr std::size_t kEncodeRows = 16;
@@ -242,12 +361,6 @@ Codes encode_batch(std::size_t rows, std::size_t k, std::size_t num_threads, con
     });
   }
   return {to_numpy(std::move(latents), {rows, k}), to_numpy(std::move(values), {rows, k})};
-}
-
-void require_nonzeros(std::size_t k, std::size_t n_latents) {
-  require_latents(n_latents);
-  require(k >= 1 && k <= n_latents,
-          "k is " + std::to_string(k) + ", expected 1 to n_latents " + std::to_string(n_latents));
 }
 
 Codes pursuit(const Input<float, 2>& correlations, const Input<std::uint16_t, 2>& gram, std::size_t k,
@@ -284,7 +397,7 @@ NB_MODULE(_engine, m) {
   using namespace compressae;
   m.doc() = "The search engine: posting lists, forward codes, re-scoring, pursuit.";
 
-  m.def("simd", &simd_name, "Instruction set in use: avx512, avx2 or plain (COMPRESSAE_SIMD forces one).");
+  m.def("simd", &simd_name, "Instruction set in use: avx512vbmi, avx512, avx2 or plain (COMPRESSAE_SIMD forces one).");
   m.def("pursuit", &pursuit, "correlations"_a.noconvert(), "gram"_a.noconvert(), "k"_a, "solve_every"_a,
         "num_threads"_a,
         "Orthogonal matching pursuit from correlations (n, h) and the Gram matrix, half precision as uint16, rows\n"
@@ -304,13 +417,30 @@ NB_MODULE(_engine, m) {
       .def_prop_ro("nbytes", &InvertedLists::nbytes)
       .def_prop_ro("n_documents", &InvertedLists::n_documents);
 
-  nb::class_<ForwardCodes>(m, "ForwardCodes", "The forward part: k latents and values a row.")
-      .def(nb::init<Arrays, std::size_t>(), "arrays"_a, "n_latents"_a)
-      .def("search", &ForwardCodes::search, "projections"_a.noconvert(), "top"_a, "allowed"_a.noconvert().none(),
-           "num_threads"_a, "Best documents by whole projections: (scores, rows), (n_queries, top).")
-      .def("rescore", &ForwardCodes::rescore, "projections"_a.noconvert(), "candidates"_a.noconvert(), "top"_a,
-           "num_threads"_a, "Best of the candidate rows (-1: none): (scores, rows), (n_queries, top).")
-      .def("arrays", &ForwardCodes::arrays)
-      .def_prop_ro("nbytes", &ForwardCodes::nbytes)
-      .def_prop_ro("n_documents", &ForwardCodes::n_documents);
+  m.def("quantize", &quantize, "values"_a.noconvert(), "scales"_a.noconvert(), "levels"_a.noconvert(),
+        "num_threads"_a,
+        "Codes of values (n, k) relative to the half-precision scales (n,), whose sign bit marks short rows: a sign\n"
+        "bit above the index of the nearest level.");
+  m.def("pack_rows", &pack_rows, "latents"_a.noconvert(), "codes"_a.noconvert(), "scales"_a.noconvert(),
+        "n_latents"_a, "value_bits"_a, "num_threads"_a,
+        "Latents and codes (n, k) and scales (n,) as packed rows (n, row_bytes).");
+  m.def("unpack_rows", &unpack_rows, "rows"_a.noconvert(), "n_latents"_a, "k"_a, "value_bits"_a, "num_threads"_a,
+        "What was given to pack_rows: (latents, codes, scales).");
+
+  const auto forward_class = [&m]<typename Codes>(const char* name, const char* doc) {
+    return nb::class_<Codes>(m, name, doc)
+        .def("search", &Codes::search, "projections"_a.noconvert(), "top"_a, "allowed"_a.noconvert().none(),
+             "num_threads"_a, "Best documents by whole projections: (scores, rows), (n_queries, top).")
+        .def("rescore", &Codes::rescore, "projections"_a.noconvert(), "candidates"_a.noconvert(), "top"_a,
+             "num_threads"_a, "Best of the candidate rows (-1: none): (scores, rows), (n_queries, top).")
+        .def("arrays", &Codes::arrays)
+        .def_prop_ro("nbytes", &Codes::nbytes)
+        .def_prop_ro("n_documents", &Codes::n_documents)
+        .def_prop_ro("k", &Codes::k);
+  };
+  forward_class.operator()<ForwardCodes>("ForwardCodes", "The aligned forward part: k latents and values a row.")
+      .def(nb::init<Arrays, std::size_t>(), "arrays"_a, "n_latents"_a);
+  forward_class.operator()<PackedCodes>("PackedCodes", "The packed forward part: row_bytes bytes a row.")
+      .def(nb::init<Arrays, const Input<float, 1>&, std::size_t, std::size_t>(), "arrays"_a,
+           "levels"_a.noconvert(), "n_latents"_a, "k"_a);
 }

@@ -16,8 +16,11 @@ std::vector<Path> supported_paths() {
   std::vector<Path> paths;
 #if defined(__x86_64__)
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+    if (__builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2"))
+      paths.push_back({"avx512vbmi", &kernels_avx512vbmi});
     paths.push_back({"avx512", &kernels_avx512});
+  }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
     paths.push_back({"avx2", &kernels_avx2});
 #endif

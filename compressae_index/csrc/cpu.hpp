@@ -8,7 +8,7 @@
 namespace compressae {
 
 // The best table this processor runs, or the one that the environment variable COMPRESSAE_SIMD names
-// (avx512, avx2, plain). Throws std::invalid_argument where that name is unknown or unsupported.
+// (avx512vbmi, avx512, avx2, plain). Throws std::invalid_argument where that name is unknown or unsupported.
 const Kernels& kernels();
 
 // The name of the table in use.

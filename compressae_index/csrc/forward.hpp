@@ -1,4 +1,4 @@
-// The forward part: a document's code, row by row.
+// The forward part: a document's code, row by row, in this aligned form or in the packed one of packed.hpp.
 #pragma once
 
 #include <algorithm>
@@ -25,6 +25,11 @@ struct ForwardView {
     return from_half(scales[row]) * kernel.gather_dot(latents + row * k, values + row * k, k, u);
   }
 
+  // Scores of consecutive rows.
+  void scores(std::size_t first, std::size_t count, const float* u, const Kernels& kernel, float* results) const {
+    for (std::size_t i = 0; i < count; ++i) results[i] = score(first + i, u, kernel);
+  }
+
   void prefetch(std::size_t row) const {
     const char* latent = reinterpret_cast<const char*>(latents + row * k);
     const char* value = reinterpret_cast<const char*>(values + row * k);
@@ -34,18 +39,30 @@ struct ForwardView {
   }
 };
 
-inline void search_forward(const ForwardView& codes, const float* u, const Allowed& allowed, TopK& top_k) {
+// Codes is ForwardView or PackedView.
+template <typename Codes>
+void search_forward(const Codes& codes, const float* u, const Allowed& allowed, TopK& top_k) {
   const Kernels& kernel = kernels();
-  for (std::size_t row = 0; row < codes.n_documents; ++row) {
-    if (!allowed(row)) continue;
-    const float score = codes.score(row, u, kernel);
+  const auto offer = [&](float score, std::size_t row) {
     if (score > top_k.threshold()) top_k.push(score, static_cast<std::int64_t>(row));
+  };
+  if (!allowed.all()) {
+    for (std::size_t row = 0; row < codes.n_documents; ++row)
+      if (allowed(row)) offer(codes.score(row, u, kernel), row);
+    return;
+  }
+  constexpr std::size_t kRows = 64;
+  float scores[kRows];
+  for (std::size_t begin = 0; begin < codes.n_documents; begin += kRows) {
+    const std::size_t count = std::min(kRows, codes.n_documents - begin);
+    codes.scores(begin, count, u, kernel, scores);
+    for (std::size_t i = 0; i < count; ++i) offer(scores[i], begin + i);
   }
 }
 
 // Scores the candidate rows; they must be distinct. A negative candidate is an empty place.
-inline void rescore_forward(const ForwardView& codes, const float* u, std::vector<std::int64_t> candidates,
-                            TopK& top_k) {
+template <typename Codes>
+void rescore_forward(const Codes& codes, const float* u, std::vector<std::int64_t> candidates, TopK& top_k) {
   const Kernels& kernel = kernels();
   // Ascending rows read memory forwards, and are what TopK's threshold asks for.
   std::sort(candidates.begin(), candidates.end());

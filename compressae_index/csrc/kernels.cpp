@@ -80,11 +80,242 @@ std::size_t arg_max_abs(const float* x, std::size_t count) {
 #endif
 }
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+float horizontal_sum(__m256 x) {
+  __m128 sum = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+  sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+  return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
+}
+#endif
+
 float gather_dot(const std::uint16_t* latents, const std::int8_t* values, std::size_t k, const float* u) {
+#if defined(__AVX512F__)
+  __m512 sums = _mm512_setzero_ps();
+  for (std::size_t i = 0; i < k; i += 16) {
+    const auto some = static_cast<__mmask16>(k - i < 16 ? (1u << (k - i)) - 1 : 0xffff);
+    const __m512i index = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(some, latents + i));
+    const __m512i value = _mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(some, values + i));
+    // A lane left out reads u[0] and counts it 0 times, which is cheaper than not to read it.
+    sums = _mm512_fmadd_ps(_mm512_i32gather_ps(index, u, 4), _mm512_cvtepi32_ps(value), sums);
+  }
+  return _mm512_reduce_add_ps(sums);
+#elif defined(__AVX2__)
+  __m256 sums = _mm256_setzero_ps();
+  std::size_t i = 0;
+  for (; i + 8 <= k; i += 8) {
+    const __m256i index = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(latents + i)));
+    const __m256i value = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(values + i)));
+    sums = _mm256_fmadd_ps(_mm256_i32gather_ps(u, index, 4), _mm256_cvtepi32_ps(value), sums);
+  }
+  float sum = horizontal_sum(sums);
+  for (; i < k; ++i) sum += u[latents[i]] * static_cast<float>(values[i]);
+  return sum;
+#else
   float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
   for (std::size_t i = 0; i < k; ++i) sum += u[latents[i]] * static_cast<float>(values[i]);
   return sum;
+#endif
+}
+
+template <typename T>
+T load(const std::uint8_t* bytes) {
+  T value;
+  __builtin_memcpy(&value, bytes, sizeof value);
+  return value;
+}
+
+std::uint32_t number(const PackedField& field, const std::uint8_t* row, std::size_t i) {
+  const std::size_t bit = field.start + i * field.width;
+  return load<std::uint32_t>(row + bit / 8) >> bit % 8 & ((1u << field.width) - 1);
+}
+
+// Word w of the high parts, without what stands behind them.
+std::uint64_t high_word(const PackedLayout& layout, const std::uint8_t* row, std::size_t w) {
+  const std::uint64_t word = load<std::uint64_t>(row + 2 + 8 * w);
+  const std::size_t bits = layout.high_bits - 64 * w;
+  return bits < 64 ? word & ((std::uint64_t{1} << bits) - 1) : word;
+}
+
+// One pair after the other: for instruction sets without a kernel of their own, for short rows and long ones.
+float packed_dot(const PackedLayout& layout, const std::uint8_t* row, const float* u) {
+  const std::uint16_t scale = load<std::uint16_t>(row);
+  const std::uint32_t index_mask = (1u << (layout.value.width - 1)) - 1;
+  const bool is_short = scale & 0x8000;
+  float sum = 0.0f;
+  std::size_t i = 0;
+  for (std::size_t w = 0; 64 * w < layout.high_bits; ++w) {
+    for (std::uint64_t word = high_word(layout, row, w); word != 0; word &= word - 1, ++i) {
+      if (i == layout.k) return 0.0f;
+      const std::size_t high = 64 * w + static_cast<std::size_t>(__builtin_ctzll(word)) - i;
+      const std::size_t latent = (high << layout.low.width) + number(layout.low, row, i);
+      const std::uint32_t code = number(layout.value, row, i);
+      if (is_short && (code & index_mask) == 0) continue;
+      sum += u[latent & 0xffff] * layout.levels[code];
+    }
+  }
+  return i == layout.k ? sum * from_half(scale & 0x7fff) : 0.0f;
+}
+
+// The kernels below take up to this many bits of high parts; rows of more go one pair after the other.
+constexpr std::size_t kMaxHighBits = 1024;
+
+#if defined(__AVX512F__)
+
+// 16 numbers from the byte on where the first one begins.
+__m512i sixteen(const PackedField& field, const std::uint8_t* bytes) {
+#if defined(__AVX512VBMI__)
+  const __m512i words = _mm512_permutexvar_epi8(_mm512_loadu_si512(field.permute), _mm512_loadu_si512(bytes));
+#else
+  const auto quarter = [&](std::size_t i) {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes + field.quarter_byte[i]));
+  };
+  __m512i quarters = _mm512_castsi128_si512(quarter(0));
+  quarters = _mm512_inserti32x4(quarters, quarter(1), 1);
+  quarters = _mm512_inserti32x4(quarters, quarter(2), 2);
+  quarters = _mm512_inserti32x4(quarters, quarter(3), 3);
+  const __m512i words = _mm512_shuffle_epi8(quarters, _mm512_loadu_si512(field.shuffle));
+#endif
+  const __m512i mask = _mm512_set1_epi32(static_cast<int>((1u << field.width) - 1));
+  return _mm512_and_si512(_mm512_srlv_epi32(words, _mm512_loadu_si512(field.shift)), mask);
+}
+
+__m512i zero_to_fifteen() { return _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0); }
+
+// Writes the positions of the set bits of the high parts and returns their number.
+std::size_t set_bits(const PackedLayout& layout, const std::uint8_t* row, std::uint32_t* positions) {
+  std::size_t count = 0;
+  __m512i position = zero_to_fifteen();
+  for (std::size_t w = 0; 64 * w < layout.high_bits; ++w) {
+    std::uint64_t word = high_word(layout, row, w);
+    for (std::size_t part = 0; part < 4; ++part, word >>= 16) {
+      const auto some = static_cast<__mmask16>(word);
+      _mm512_storeu_si512(positions + count, _mm512_maskz_compress_epi32(some, position));
+      count += static_cast<std::size_t>(__builtin_popcount(some));
+      position = _mm512_add_epi32(position, _mm512_set1_epi32(16));
+    }
+  }
+  return count;
+}
+
+// Sum of u[latent] * level over a row's groups of 16; next_positions() gives those of each group's high bits.
+template <typename NextPositions>
+float sum_groups(const PackedLayout& layout, const std::uint8_t* row, const float* u,
+                 const NextPositions& next_positions) {
+  const std::uint8_t* low = row + layout.low.start / 8;
+  const std::uint8_t* value = row + layout.value.start / 8;
+  const __m128i low_width = _mm_cvtsi32_si128(static_cast<int>(layout.low.width));
+  // Up to 6 bits, the levels fit two registers: of both signs, or for 6 bits the first half.
+  const bool in_registers = layout.value.width <= 6;
+  const __m512 first_levels = _mm512_loadu_ps(layout.levels), next_levels = _mm512_loadu_ps(layout.levels + 16);
+  const __m512i sign = _mm512_set1_epi32(layout.value.width == 6 ? 1 << 5 : 0);
+  const __m512i sixteen_bits = _mm512_set1_epi32(0xffff);
+  __m512i number = zero_to_fifteen();
+  __m512 sums = _mm512_setzero_ps();
+  for (std::size_t i = 0; i < layout.k; i += 16) {
+    const __m512i high = _mm512_sll_epi32(_mm512_sub_epi32(next_positions(i), number), low_width);
+    // A damaged row's latent may be anything.
+    const __m512i latent = _mm512_and_si512(_mm512_add_epi32(high, sixteen(layout.low, low)), sixteen_bits);
+    const __m512i code = sixteen(layout.value, value);
+    __m512 level;
+    if (in_registers) {
+      const __m512i flip = _mm512_slli_epi32(_mm512_and_si512(code, sign), 26);
+      level = _mm512_castsi512_ps(_mm512_xor_si512(
+          _mm512_castps_si512(_mm512_permutex2var_ps(first_levels, code, next_levels)), flip));
+    } else {
+      level = _mm512_i32gather_ps(code, layout.levels, 4);
+    }
+    if (layout.k - i < 16) level = _mm512_maskz_mov_ps(static_cast<__mmask16>((1u << (layout.k - i)) - 1), level);
+    sums = _mm512_fmadd_ps(_mm512_i32gather_ps(latent, u, 4), level, sums);
+    number = _mm512_add_epi32(number, _mm512_set1_epi32(16));
+    low += 2 * layout.low.width;
+    value += 2 * layout.value.width;
+  }
+  return _mm512_reduce_add_ps(sums);
+}
+
+float packed_dot_fast(const PackedLayout& layout, const std::uint8_t* row, const float* u) {
+#if defined(__AVX512VBMI2__)
+  if (layout.high_bits <= 64) {
+    const std::uint64_t word = high_word(layout, row, 0);
+    if (static_cast<std::size_t>(__builtin_popcountll(word)) != layout.k) return 0.0f;
+    alignas(64) static constexpr std::uint8_t kBytes[64] = {
+        0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21,
+        22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43,
+        44, 45, 46, 47, 48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63};
+    __m512i positions = _mm512_maskz_compress_epi8(word, _mm512_load_si512(kBytes));
+    return sum_groups(layout, row, u, [&](std::size_t) {
+      const __m512i group = _mm512_cvtepu8_epi32(_mm512_castsi512_si128(positions));
+      positions = _mm512_alignr_epi64(positions, positions, 2);
+      return group;
+    });
+  }
+#endif
+  std::uint32_t positions[kMaxHighBits + 16];
+  if (set_bits(layout, row, positions) != layout.k) return 0.0f;
+  return sum_groups(layout, row, u, [&](std::size_t i) { return _mm512_loadu_si512(positions + i); });
+}
+
+#elif defined(__AVX2__)
+
+// 8 numbers from the byte on where the first one begins.
+__m256i eight(const PackedField& field, const std::uint8_t* bytes) {
+  const auto* first = reinterpret_cast<const __m128i*>(bytes + field.quarter_byte[0]);
+  const auto* second = reinterpret_cast<const __m128i*>(bytes + field.quarter_byte[1]);
+  const __m256i quarters = _mm256_set_m128i(_mm_loadu_si128(second), _mm_loadu_si128(first));
+  const __m256i words =
+      _mm256_shuffle_epi8(quarters, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(field.shuffle)));
+  const __m256i shift = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(field.shift));
+  const __m256i mask = _mm256_set1_epi32(static_cast<int>((1u << field.width) - 1));
+  return _mm256_and_si256(_mm256_srlv_epi32(words, shift), mask);
+}
+
+float packed_dot_fast(const PackedLayout& layout, const std::uint8_t* row, const float* u) {
+  std::uint32_t positions[kMaxHighBits + 8];
+  std::size_t count = 0;
+  for (std::size_t w = 0; 64 * w < layout.high_bits; ++w)
+    for (std::uint64_t word = high_word(layout, row, w); word != 0; word &= word - 1)
+      positions[count++] = static_cast<std::uint32_t>(64 * w) + static_cast<std::uint32_t>(__builtin_ctzll(word));
+  if (count != layout.k) return 0.0f;
+  const std::uint8_t* low = row + layout.low.start / 8;
+  const std::uint8_t* value = row + layout.value.start / 8;
+  const __m128i low_width = _mm_cvtsi32_si128(static_cast<int>(layout.low.width));
+  const __m256i sixteen_bits = _mm256_set1_epi32(0xffff), lane = _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0);
+  __m256i number = lane;
+  __m256 sums = _mm256_setzero_ps();
+  for (std::size_t i = 0; i < layout.k; i += 8) {
+    const __m256i position = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(positions + i));
+    const __m256i high = _mm256_sll_epi32(_mm256_sub_epi32(position, number), low_width);
+    // A damaged row's latent may be anything.
+    const __m256i latent = _mm256_and_si256(_mm256_add_epi32(high, eight(layout.low, low)), sixteen_bits);
+    __m256 level = _mm256_i32gather_ps(layout.levels, eight(layout.value, value), 4);
+    if (layout.k - i < 8) {
+      const __m256i some = _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(layout.k - i)), lane);
+      level = _mm256_and_ps(level, _mm256_castsi256_ps(some));
+    }
+    sums = _mm256_fmadd_ps(_mm256_i32gather_ps(u, latent, 4), level, sums);
+    number = _mm256_add_epi32(number, _mm256_set1_epi32(8));
+    low += layout.low.width;
+    value += layout.value.width;
+  }
+  return horizontal_sum(sums);
+}
+
+#endif
+
+void packed_dots(const PackedLayout& layout, const std::uint8_t* rows, std::size_t n_rows, const float* u,
+                 float* scores) {
+  for (std::size_t r = 0; r < n_rows; ++r) {
+    const std::uint8_t* row = rows + r * layout.row_bytes;
+#if defined(__AVX2__)
+    const std::uint16_t scale = load<std::uint16_t>(row);
+    if (!(scale & 0x8000) && layout.high_bits <= kMaxHighBits) {
+      scores[r] = from_half(scale) * packed_dot_fast(layout, row, u);
+      continue;
+    }
+#endif
+    scores[r] = packed_dot(layout, row, u);
+  }
 }
 
 // Blocks between the one in use and the one to fetch: many rows at once are more streams than the hardware follows.
@@ -144,6 +375,6 @@ float dot(const float* x, const float* y, std::size_t count) {
 }  // namespace
 
 extern const Kernels COMPRESSAE_KERNELS{accumulate, block_max, arg_max_abs, gather_dot,
-                                         add_half_rows, dot};
+                                         packed_dots, add_half_rows, dot};
 
 }  // namespace compressae

@@ -9,6 +9,27 @@ namespace compressae {
 // Entries a block of the block-wise maxima covers.
 inline constexpr std::size_t kBlock = 64;
 
+// Equally wide numbers one behind the other in a packed row. 16 of them take 2 * width bytes, so that every group of
+// 16, and of 8, begins at the same bit of a byte: what picks a group's bytes is computed once.
+struct PackedField {
+  std::size_t start;             // first bit within the row
+  std::size_t width;             // bits of a number, at most 16
+  std::size_t quarter_byte[4];   // byte where numbers 0, 4, 8 and 12 begin, counted from byte start / 8
+  std::uint8_t shuffle[64];      // the four bytes that hold number i, counted from its quarter's byte
+  std::uint8_t permute[64];      // the same, counted from byte start / 8
+  std::uint32_t shift[16];       // bits below number i in these four bytes
+};
+
+// Rows of packed codes; packed.hpp describes them.
+struct PackedLayout {
+  std::size_t k;
+  std::size_t high_bits;
+  PackedField low;
+  PackedField value;
+  std::size_t row_bytes;
+  float levels[256];  // value of each code relative to the row's scale
+};
+
 struct Kernels {
   // scores[ids[i]] += weight * values[i]; a document stands at most once in a posting list.
   void (*accumulate)(const std::uint16_t* ids, const std::int8_t* values, std::size_t count, float weight,
@@ -19,6 +40,10 @@ struct Kernels {
   std::size_t (*arg_max_abs)(const float* x, std::size_t count);
   // sum of u[latents[i]] * values[i]; u must hold 65,536 entries.
   float (*gather_dot)(const std::uint16_t* latents, const std::int8_t* values, std::size_t k, const float* u);
+  // <u, code> of consecutive packed rows, 0 for a damaged row that does not hold k latents. u must hold 65,536
+  // entries; up to 64 bytes from inside a row on are read.
+  void (*packed_dots)(const PackedLayout& layout, const std::uint8_t* rows, std::size_t n_rows, const float* u,
+                      float* scores);
   // y += the sum of weights[r] * rows[r], rows of half precision; count is a multiple of kBlock.
   void (*add_half_rows)(const std::uint16_t* const* rows, const float* weights, std::size_t n_rows,
                         std::size_t count, float* y);
@@ -30,6 +55,7 @@ extern const Kernels kernels_plain;
 #if defined(__x86_64__)
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
+extern const Kernels kernels_avx512vbmi;
 #endif
 
 }  // namespace compressae

@@ -64,6 +64,7 @@ class TopK {
 struct Allowed {
   const std::uint8_t* bitmap = nullptr;
 
+  bool all() const { return bitmap == nullptr; }
   bool operator()(std::size_t row) const { return bitmap == nullptr || (bitmap[row >> 3] >> (row & 7) & 1); }
 };
 

@@ -1,0 +1,106 @@
+"""A full scan of the forward part, aligned and packed, against Faiss's exact index, on one thread.
+
+python -P benchmarks/forward.py
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import faiss
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from compressae_index import SparseCodes
+from compressae_index._engine import simd
+from compressae_index.packing import Aligned, Packed, Packing
+
+
+def random_codes(n: int, n_latents: int, k: int) -> SparseCodes:
+    """Latents drawn from each k-th of the dictionary, so that they ascend, and Laplacian values."""
+    rng = np.random.default_rng(0)
+    edges = np.linspace(0, n_latents, k + 1).astype(np.int64)
+    latents = rng.integers(edges[:-1], edges[1:], size=(n, k)).astype(np.uint16)
+    return SparseCodes(latents, rng.laplace(size=(n, k)).astype(np.float32), n_latents)
+
+
+def milliseconds(call: Callable[[], Any]) -> float:
+    """Duration of one call."""
+    started = time.perf_counter()
+    call()
+    return 1000 * (time.perf_counter() - started)
+
+
+@click.command()
+@click.option("--documents", default=1_000_000, show_default=True, help="Documents to scan.")
+@click.option("--n-latents", default=4096, show_default=True, help="Size of the dictionary.")
+@click.option("--k", default=32, show_default=True, help="Nonzeros a code.")
+@click.option("--dim", default=384, show_default=True, help="Dimension of Faiss's vectors.")
+@click.option("--top", default=100, show_default=True, help="Results of a query.")
+@click.option("--queries", default=3, show_default=True, help="Queries a round, one at a time.")
+@click.option("--rounds", default=5, show_default=True, help="Interleaved rounds, whose medians are printed.")
+@click.option("--output", type=click.Path(path_type=Path), help="JSON file to write.")
+def main(
+    documents: int,
+    n_latents: int,
+    k: int,
+    dim: int,
+    top: int,
+    queries: int,
+    rounds: int,
+    output: Path | None,
+) -> None:
+    """Milliseconds a query of `dense` search over all documents, and bytes a row."""
+    rng = np.random.default_rng(1)
+    codes = random_codes(documents, n_latents, k)
+    u = rng.standard_normal((queries, n_latents)).astype(np.float32)
+    packings: dict[str, Packing] = {"aligned": Aligned()}
+    packings |= {f"packed, {value_bits} bits": Packed(value_bits) for value_bits in (4, 5, 6, 8)}
+    contenders: dict[str, Callable[[int], Any]] = {}
+    row_bytes: dict[str, float] = {}
+
+    def scan(engine: Any, query: int) -> None:
+        engine.search(u[query : query + 1], top, None, 1)
+
+    for name, packing in packings.items():
+        fitted = packing.fitted(codes)
+        arrays = fitted.pack(codes, 2)
+        contenders[name] = partial(scan, fitted.engine(arrays, n_latents, k))
+        row_bytes[name] = sum(array.nbytes for array in arrays.values()) / documents
+    exact = faiss.IndexFlatIP(dim)
+    for begin in range(0, documents, 100_000):
+        exact.add(rng.standard_normal((min(100_000, documents - begin), dim), dtype=np.float32))
+    asked = rng.standard_normal((queries, dim), dtype=np.float32)
+    contenders["faiss.IndexFlatIP"] = lambda query: exact.search(asked[query : query + 1], top)
+    row_bytes["faiss.IndexFlatIP"] = 4 * dim
+    faiss.omp_set_num_threads(1)
+
+    def round_of(call: Callable[[int], Any]) -> None:
+        for query in range(queries):
+            call(query)
+
+    taken: dict[str, list[float]] = {name: [] for name in contenders}
+    with threadpool_limits(1):
+        for _ in range(rounds):
+            for name, call in contenders.items():
+                taken[name].append(milliseconds(partial(round_of, call)) / queries)
+    medians = {name: statistics.median(times) for name, times in taken.items()}
+    click.echo(f"{documents:,} rows, h={n_latents}, k={k}, d={dim}, top {top}, one thread, {simd()}")
+    for name, median in medians.items():
+        click.echo(
+            f"{name:20} {row_bytes[name]:7.0f} bytes {median:9.2f} ms   {median / medians['aligned']:6.2f} x"
+        )
+    if output is not None:
+        report = {"documents": documents, "simd": simd(), "ms": medians, "row_bytes": row_bytes}
+        output.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

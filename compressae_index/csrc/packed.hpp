@@ -1,0 +1,195 @@
+// The packed forward part: every row the same number of bytes, so that a row is found by multiplication.
+//
+// The bits of a row, the lowest of a byte first, one field behind the other:
+//   16               the scale in half precision, whose sign bit marks a short row: one that holds values of 0
+//   k + (h-1 >> l)   high parts of the ascending latents (Elias-Fano): bit (latent[i] >> l) + i is set
+//   k * l            low parts: the lower l bits of each latent
+//   k * value_bits   value codes: a sign bit above the index of a level
+// Value i is sign * levels[index] * scale. In a short row index 0 means exactly 0 in place of levels[0].
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "cpu.hpp"
+#include "half.hpp"
+#include "thread_pool.hpp"
+
+namespace compressae {
+
+static_assert(std::endian::native == std::endian::little, "rows are read as little-endian words");
+
+inline PackedField packed_field(std::size_t start, std::size_t width) {
+  PackedField field{};
+  field.start = start;
+  field.width = width;
+  for (std::size_t quarter = 0; quarter < 4; ++quarter) {
+    field.quarter_byte[quarter] = (start % 8 + 4 * quarter * width) / 8;
+    for (std::size_t i = 4 * quarter; i < 4 * quarter + 4; ++i) {
+      const std::size_t bit = start % 8 + i * width;
+      field.shift[i] = static_cast<std::uint32_t>(bit % 8);
+      for (std::size_t byte = 0; byte < 4; ++byte) {
+        field.permute[4 * i + byte] = static_cast<std::uint8_t>(bit / 8 + byte);
+        field.shuffle[4 * i + byte] = static_cast<std::uint8_t>(bit / 8 + byte - field.quarter_byte[quarter]);
+      }
+    }
+  }
+  return field;
+}
+
+// Where everything of a row stands; l takes the fewest bits, the larger of equally good ones.
+inline PackedLayout packed_layout(std::size_t n_latents, std::size_t k, std::size_t value_bits) {
+  std::size_t low_bits = 0;
+  const auto size = [&](std::size_t l) { return k * l + k + ((n_latents - 1) >> l); };
+  for (std::size_t l = 1; l <= 16; ++l)
+    if (size(l) <= size(low_bits)) low_bits = l;
+  PackedLayout layout{};
+  layout.k = k;
+  layout.high_bits = k + ((n_latents - 1) >> low_bits);
+  layout.low = packed_field(16 + layout.high_bits, low_bits);
+  layout.value = packed_field(16 + layout.high_bits + k * low_bits, value_bits);
+  layout.row_bytes = (layout.value.start + k * value_bits + 7) / 8;
+  return layout;
+}
+
+// levels of both signs, so that a whole code is an index.
+inline void set_levels(PackedLayout& layout, const float* levels) {
+  const std::size_t n_levels = std::size_t{1} << (layout.value.width - 1);
+  for (std::size_t i = 0; i < n_levels; ++i) {
+    layout.levels[i] = levels[i];
+    layout.levels[n_levels + i] = -levels[i];
+  }
+}
+
+// Packed rows, borrowed. Kernels read up to kSlack bytes from inside a row on, which would leave the array, maybe a
+// mapped file, behind the last rows: these are read from a copy.
+class PackedView {
+ public:
+  PackedView() = default;
+  PackedView(PackedLayout row_layout, const std::uint8_t* rows, std::size_t n)
+      : n_documents(n), k(row_layout.k), layout(row_layout), rows_(rows) {
+    const std::size_t copied = std::min(n, kSlack / layout.row_bytes + 1);
+    first_copied_ = n - copied;
+    if (n > 0) copy_.assign(rows + first_copied_ * layout.row_bytes, rows + n * layout.row_bytes);
+    copy_.resize(copy_.size() + kSlack);
+  }
+
+  const std::uint8_t* row(std::size_t i) const {
+    return i < first_copied_ ? rows_ + i * layout.row_bytes : copy_.data() + (i - first_copied_) * layout.row_bytes;
+  }
+
+  // <u, code of row>, as ForwardView::score.
+  float score(std::size_t i, const float* u, const Kernels& kernel) const {
+    float result;
+    kernel.packed_dots(layout, row(i), 1, u, &result);
+    return result;
+  }
+
+  void scores(std::size_t first, std::size_t count, const float* u, const Kernels& kernel, float* results) const {
+    const std::size_t in_place = first < first_copied_ ? std::min(count, first_copied_ - first) : 0;
+    kernel.packed_dots(layout, row(first), in_place, u, results);
+    if (in_place < count)
+      kernel.packed_dots(layout, row(first + in_place), count - in_place, u, results + in_place);
+  }
+
+  void prefetch(std::size_t i) const {
+    const std::uint8_t* begin = row(i);
+    for (std::size_t byte = 0; byte < layout.row_bytes; byte += 64) __builtin_prefetch(begin + byte);
+    __builtin_prefetch(begin + layout.row_bytes - 1);
+  }
+
+  std::size_t n_documents = 0;
+  std::size_t k = 0;
+  PackedLayout layout{};
+
+ private:
+  static constexpr std::size_t kSlack = 64;
+
+  const std::uint8_t* rows_ = nullptr;
+  std::size_t first_copied_ = 0;
+  std::vector<std::uint8_t> copy_;
+};
+
+// Nearest level of each |value| / scale, a sign bit above its index; scales carry the mark of short rows.
+class Quantizer {
+ public:
+  Quantizer(const float* levels, std::size_t n_levels) : second_(levels[1]), n_levels_(n_levels) {
+    for (std::size_t i = 0; i + 1 < n_levels; ++i) middles_.push_back((levels[i] + levels[i + 1]) / 2);
+  }
+
+  void quantize(const float* values, std::size_t k, std::uint16_t scale, std::uint8_t* codes) const {
+    const bool is_short = scale & 0x8000;
+    const float size = from_half(scale & 0x7fff);
+    const float inverse = size > 0.0f ? 1.0f / size : 0.0f;
+    for (std::size_t i = 0; i < k; ++i) {
+      const float magnitude = std::fabs(values[i]) * inverse;
+      std::size_t level = static_cast<std::size_t>(
+          std::upper_bound(middles_.begin(), middles_.end(), magnitude) - middles_.begin());
+      // A short row has 0 in place of the first level.
+      if (is_short && level <= 1) level = magnitude > second_ / 2 ? 1 : 0;
+      const bool negative = std::signbit(values[i]) && !(is_short && level == 0);
+      codes[i] = static_cast<std::uint8_t>(level + (negative ? n_levels_ : 0));
+    }
+  }
+
+ private:
+  float second_;
+  std::size_t n_levels_;
+  std::vector<float> middles_;
+};
+
+// Sets `width` <= 16 bits of a row of zeros.
+inline void put_bits(std::uint8_t* row, std::size_t bit, std::size_t width, std::uint32_t bits) {
+  bits <<= bit % 8;
+  for (std::size_t byte = bit / 8; byte <= (bit + width - 1) / 8 && width > 0; ++byte, bits >>= 8)
+    row[byte] = static_cast<std::uint8_t>(row[byte] | bits);
+}
+
+inline std::uint32_t get_bits(const std::uint8_t* row, std::size_t bit, std::size_t width) {
+  std::uint32_t bits;
+  std::memcpy(&bits, row + bit / 8, sizeof bits);
+  return bits >> bit % 8 & ((1u << width) - 1);
+}
+
+// row: layout.row_bytes zeros. latents ascend and codes fit value_bits.
+inline void pack_row(const PackedLayout& layout, const std::uint16_t* latents, const std::uint8_t* codes,
+                     std::uint16_t scale, std::uint8_t* row) {
+  std::memcpy(row, &scale, sizeof scale);
+  for (std::size_t i = 0; i < layout.k; ++i) {
+    const std::uint32_t latent = latents[i];
+    put_bits(row, 16 + (latent >> layout.low.width) + i, 1, 1);
+    put_bits(row, layout.low.start + i * layout.low.width, layout.low.width,
+             latent & ((1u << layout.low.width) - 1));
+    put_bits(row, layout.value.start + i * layout.value.width, layout.value.width, codes[i]);
+  }
+}
+
+// False where the row is damaged: not k ascending latents below n_latents.
+inline bool unpack_row(const PackedLayout& layout, std::size_t n_latents, const std::uint8_t* row,
+                       std::uint16_t* latents, std::uint8_t* codes, std::uint16_t& scale) {
+  std::memcpy(&scale, row, sizeof scale);
+  std::size_t i = 0;
+  std::int64_t previous = -1;
+  for (std::size_t bit = 0; bit < layout.high_bits; ++bit) {
+    if (get_bits(row, 16 + bit, 1) == 0) continue;
+    if (i == layout.k) return false;
+    const std::size_t low = get_bits(row, layout.low.start + i * layout.low.width, layout.low.width);
+    const std::size_t latent = ((bit - i) << layout.low.width) + low;
+    if (latent >= n_latents || static_cast<std::int64_t>(latent) <= previous) return false;
+    previous = static_cast<std::int64_t>(latent);
+    latents[i] = static_cast<std::uint16_t>(latent);
+    codes[i] = static_cast<std::uint8_t>(
+        get_bits(row, layout.value.start + i * layout.value.width, layout.value.width));
+    ++i;
+  }
+  return i == layout.k;
+}
+
+}  // namespace compressae
