@@ -72,6 +72,22 @@ class InvertedLists:
     @property
     def n_documents(self) -> int: ...
 
+def code_norms(
+    latents: Annotated[
+        NDArray[numpy.uint16], dict(shape=(None, None), order="C", device="cpu", writable=False)
+    ],
+    values: Annotated[
+        NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)
+    ],
+    dictionary: Annotated[
+        NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)
+    ],
+    num_threads: int,
+) -> NDArray[numpy.float32]:
+    """
+    Norms of the reconstructions of codes (n, k) over a dictionary (n_latents, dim): (n,).
+    """
+
 def quantize(
     values: Annotated[
         NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)

@@ -27,7 +27,7 @@ from compressae_index.encoding import CodeStore, encoded_chunks
 from compressae_index.errors import DimensionError, FormatError, InputError
 from compressae_index.ids import IdArray, Ids
 from compressae_index.model import ENCODERS, CompresSAE, Encoder
-from compressae_index.packing import VALUE_BITS, Form, packing_of
+from compressae_index.packing import VALUE_BITS, Form, Norms, packing_of
 from compressae_index.progress import track
 from compressae_index.sources import CHUNK_ROWS, VectorSource, open_vectors
 
@@ -338,7 +338,7 @@ class CompressedIndex:
         threads, state = check_threads(num_threads), self._state
         _check_new_ids(state, ids)
         with track(len(ids), label, enabled=progress) as advance:
-            self._state = state.added(_collected(chunks, advance), ids, threads)
+            self._state = state.added(_collected(chunks, advance), ids, threads, self.model.norms)
 
     def remove(self, ids: Any) -> None:
         """Removes vectors; their memory stays in use until `compact`.
@@ -522,11 +522,11 @@ class _State:
     def holds(self, ids: Ids) -> npt.NDArray[np.bool_]:
         return self._live_ids.find(ids.all()) >= 0
 
-    def added(self, runs: Iterable[SparseCodes], ids: Ids, num_threads: int) -> _State:
+    def added(self, runs: Iterable[SparseCodes], ids: Ids, num_threads: int, norms: Norms) -> _State:
         """With documents appended, run after run, so that only one run is held as it came."""
         backend = self.backend if self.n_alive else self.compacted(num_threads).backend
         for codes in runs:
-            backend = backend.added(codes, num_threads)
+            backend = backend.added(codes, num_threads, norms)
         if not self.n_alive:
             return _State(backend.joined(), ids, None)
         alive = None if self.alive is None else np.concatenate([self.alive, np.ones(len(ids), dtype=bool)])

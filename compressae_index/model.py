@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compressae_index import persistence
-from compressae_index._engine import pursuit, top_k_codes
+from compressae_index._engine import code_norms, pursuit, top_k_codes
 from compressae_index.checks import (
     FloatArray,
     check_choice,
@@ -147,9 +147,7 @@ class CompresSAE:
         Raises:
             DimensionError: the codes are over another number of latents.
         """
-        if codes.n_latents != self.n_latents:
-            msg = f"codes are over {codes.n_latents} latents, the model has {self.n_latents}"
-            raise DimensionError(msg)
+        self._check_codes(codes)
         reconstructions: FloatArray = codes.to_csr() @ self.decoder_w
         return reconstructions
 
@@ -159,14 +157,23 @@ class CompresSAE:
         With them, the cosine of a unit query q and x_hat is the plain sum <W_dec q, s>, at no extra byte. A
         code whose reconstruction is zero stays as it is.
         """
-        norms = np.concatenate(
-            [
-                np.linalg.norm(self.decode(codes[begin : begin + BATCH_ROWS]), axis=1)
-                for begin in range(0, len(codes), BATCH_ROWS)
-            ]
-        ).astype(np.float32)
+        norms = self.norms(codes)
         norms[norms < 1e-12] = 1
         return SparseCodes(codes.latents, codes.values / norms[:, None], codes.n_latents)
+
+    def norms(self, codes: SparseCodes) -> FloatArray:
+        """Norms of the reconstructions, (n,) float32.
+
+        Raises:
+            DimensionError: the codes are over another number of latents.
+        """
+        self._check_codes(codes)
+        return code_norms(codes.latents, codes.values, self.decoder_w, check_threads(None))
+
+    def _check_codes(self, codes: SparseCodes) -> None:
+        if codes.n_latents != self.n_latents:
+            msg = f"codes are over {codes.n_latents} latents, the model has {self.n_latents}"
+            raise DimensionError(msg)
 
     def project(self, queries: Any) -> FloatArray:
         """Queries seen by the dictionary, u = W_dec q for the normalised q: (n, n_latents) float32."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
@@ -14,6 +15,8 @@ from compressae_index.codes import SparseCodes
 
 Form: TypeAlias = Literal["packed", "aligned"]
 FORMS: tuple[Form, ...] = ("packed", "aligned")
+# Norms of the reconstructions of codes, (n,) float32.
+Norms: TypeAlias = Callable[[SparseCodes], FloatArray]
 # Arrays of the forward part by name; each has one row a document.
 Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
 
@@ -21,6 +24,7 @@ Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
 VALUE_BITS = 6
 # Pairs that a codebook is learned from.
 SAMPLE = 1 << 20
+SMALLEST_SAMPLE = 1 << 13
 ITERATIONS = 100
 
 
@@ -35,16 +39,19 @@ class Aligned:
         """This packing, which learns nothing from codes."""
         return self
 
-    def pack(self, codes: SparseCodes, num_threads: int = 1) -> Arrays:  # noqa: ARG002
-        """Arrays: latents (n, k) uint16, values (n, k) int8, scales (n,) half precision as uint16."""
+    def pack(self, codes: SparseCodes, num_threads: int = 1, norms: Norms | None = None) -> Arrays:  # noqa: ARG002
+        """Arrays: latents (n, k) uint16, values (n, k) int8, scales (n,) half precision as uint16.
+
+        With `norms`, scales are set so that the rounded codes' reconstructions keep their norms.
+        """
         # Rounded up, so that the largest value still fits 127 steps.
         scales = (np.abs(codes.values).max(axis=1) / 127 * 1.001).astype(np.float16)
         steps = codes.values / np.maximum(scales.astype(np.float32), 1e-12)[:, None]
-        return {
-            "latents": codes.latents,
-            "values": np.clip(np.rint(steps), -127, 127).astype(np.int8),
-            "scales": scales.view(np.uint16),
-        }
+        values = np.clip(np.rint(steps), -127, 127).astype(np.int8)
+        if norms is not None:
+            rounded = values * scales.astype(np.float32)[:, None]
+            scales = _rescaled(scales, codes, rounded, norms)
+        return {"latents": codes.latents, "values": values, "scales": scales.view(np.uint16)}
 
     def unpack(self, arrays: Arrays, n_latents: int, k: int, num_threads: int = 1) -> SparseCodes:  # noqa: ARG002
         """The codes that `pack` stored, rounded."""
@@ -98,14 +105,24 @@ class Packed:
         values = np.abs(codes.values[::step])
         scales = _largest(values).astype(np.float32)[:, None]
         sample = np.divide(values, scales, out=np.zeros_like(values), where=scales > 0)[values > 0]
+        if len(sample) < SMALLEST_SAMPLE:
+            # The levels stay as they are when more codes come, so a few odd ones must not make them.
+            return replace(self, levels=usual_levels(self.value_bits))
         return replace(self, levels=learn_levels(sample, self.value_bits))
 
-    def pack(self, codes: SparseCodes, num_threads: int = 1) -> Arrays:
-        """Arrays: rows (n, row_bytes) uint8. The packing must be fitted."""
+    def pack(self, codes: SparseCodes, num_threads: int = 1, norms: Norms | None = None) -> Arrays:
+        """Arrays: rows (n, row_bytes) uint8. The packing must be fitted.
+
+        With `norms`, scales are set so that the rounded codes' reconstructions keep their norms, which costs
+        no byte and wins back more than half of what rounding loses.
+        """
         short = (codes.values == 0).any(axis=1).astype(np.uint16) << 15
         scales = _largest(np.abs(codes.values)).view(np.uint16) | short
-        values = quantize(codes.values, scales, self._levels, num_threads)
-        rows = pack_rows(codes.latents, values, scales, codes.n_latents, self.value_bits, num_threads)
+        indices = quantize(codes.values, scales, self._levels, num_threads)
+        if norms is not None:
+            rescaled = _rescaled(_magnitudes(scales), codes, self._values(indices, scales), norms)
+            scales = rescaled.view(np.uint16) | short
+        rows = pack_rows(codes.latents, indices, scales, codes.n_latents, self.value_bits, num_threads)
         return {"rows": rows}
 
     def unpack(self, arrays: Arrays, n_latents: int, k: int, num_threads: int = 1) -> SparseCodes:
@@ -116,12 +133,14 @@ class Packed:
         """
         rows = np.ascontiguousarray(arrays["rows"])
         latents, indices, scales = unpack_rows(rows, n_latents, k, self.value_bits, num_threads)
-        signed = np.concatenate([self._levels, -self._levels])
-        values = signed[indices]
+        return SparseCodes(latents, self._values(indices, scales), n_latents)
+
+    def _values(self, indices: npt.NDArray[np.uint8], scales: npt.NDArray[np.uint16]) -> FloatArray:
+        values = np.concatenate([self._levels, -self._levels])[indices]
         short = np.flatnonzero(scales >> 15)
         values[short] *= indices[short] % len(self._levels) > 0
-        values *= (scales & 0x7FFF).view(np.float16).astype(np.float32)[:, None]
-        return SparseCodes(latents, values, n_latents)
+        values *= _magnitudes(scales).astype(np.float32)[:, None]
+        return values
 
     def engine(self, arrays: Arrays, n_latents: int, k: int) -> PackedCodes:
         """The engine's view of the arrays, which it borrows.
@@ -168,15 +187,21 @@ def packing_of(
     return Packed(value_bits, levels)
 
 
+def usual_levels(value_bits: int) -> FloatArray:
+    """Levels that fit pursuit codes of most data roughly, (2 ** (value_bits - 1),) float32."""
+    n_levels = 1 << (value_bits - 1)
+    levels: FloatArray = (((np.arange(n_levels) + 0.5) / n_levels) ** 1.5).astype(np.float32)
+    return levels
+
+
 def learn_levels(sample: FloatArray, value_bits: int) -> FloatArray:
-    """Levels of least squared error (Lloyd, 1982; Max, 1960), ascending.
+    """Levels of least squared error, started from the usual ones (Lloyd, 1982; Max, 1960), ascending.
 
     Args:
         sample: magnitudes in (0, 1].
         value_bits: bits of a value, sign included.
     """
-    n_levels = 1 << (value_bits - 1)
-    levels = ((np.arange(n_levels) + 0.5) / n_levels) ** 1.5
+    levels = usual_levels(value_bits).astype(np.float64)
     ordered = np.sort(sample.astype(np.float64))
     sums = np.concatenate([[0.0], np.cumsum(ordered)])
     for _ in range(ITERATIONS):
@@ -198,3 +223,18 @@ def _largest(magnitudes: FloatArray) -> npt.NDArray[np.float16]:
     rounded: npt.NDArray[np.float16] = largest.astype(np.float16)
     np.nextafter(rounded, np.float16(np.inf), out=rounded, where=rounded < largest)
     return rounded
+
+
+def _magnitudes(scales: npt.NDArray[np.uint16]) -> npt.NDArray[np.float16]:
+    """Scales without the mark of short rows."""
+    return (scales & 0x7FFF).view(np.float16)
+
+
+def _rescaled(
+    scales: npt.NDArray[np.float16], codes: SparseCodes, rounded: FloatArray, norms: Norms
+) -> npt.NDArray[np.float16]:
+    """Scales with which reconstructions of the rounded values have the norms of those of the codes."""
+    wanted, given = norms(codes), norms(SparseCodes(codes.latents, rounded, codes.n_latents))
+    factors = np.divide(wanted, given, out=np.ones_like(given), where=given > 0)
+    largest = float(np.finfo(np.float16).max)
+    return np.minimum(scales.astype(np.float32) * factors, largest).astype(np.float16)

@@ -338,3 +338,23 @@ def test_an_emptied_index_keeps_its_form(model: CompresSAE, vectors: FloatArray,
     for emptied in (index, CompressedIndex.load(tmp_path / "index")):
         emptied.add(vectors[:50])
         assert emptied.stats().bytes_per_vector["forward"] == 3 * 16 + 2
+
+
+@pytest.mark.parametrize("packing", [Aligned(), Packed(4), Packed(6)])
+def test_reconstructions_keep_their_norms(
+    packing: Packing, model: CompresSAE, vectors: FloatArray, queries: FloatArray
+) -> None:
+    """Setting scales by the reconstructions' norms also brings scores closer to those of the codes."""
+    codes = model.fold(model.encode(vectors))
+    packing, exact = packing.fitted(codes), model.project(queries) @ codes.to_dense().T
+    errors = {}
+    for norms in (None, model.norms):
+        stored = packing.unpack(packing.pack(codes, 1, norms), codes.n_latents, codes.k)
+        errors[norms] = np.abs(model.project(queries) @ stored.to_dense().T - exact).mean()
+    np.testing.assert_allclose(model.norms(stored), 1, atol=1e-3)
+    assert errors[model.norms] < 1.02 * errors[None]
+
+
+def test_norms_equal_those_of_reconstructions(model: CompresSAE, vectors: FloatArray) -> None:
+    codes = model.encode(vectors[:200])
+    np.testing.assert_allclose(model.norms(codes), np.linalg.norm(model.decode(codes), axis=1), rtol=1e-5)

@@ -287,10 +287,12 @@ def test_training_on_shards_is_training_on_the_array(tmp_path: Path, vectors: Fl
 def test_adding_in_runs_is_adding_at_once(
     vectors: FloatArray, model: CompresSAE, queries: FloatArray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = CompressedIndex.build(vectors, model=model, k=16, encoder="topk", progress=False)
+    # Packed, values would be rounded to levels that the first run alone decides.
+    settings: dict[str, Any] = {"k": 16, "encoder": "topk", "forward": "aligned", "progress": False}
+    expected = CompressedIndex.build(vectors, model=model, **settings)
     monkeypatch.setattr("compressae_index.index.APPEND_ROWS", 1000)
     monkeypatch.setattr("compressae_index.encoding.CHUNK_ROWS", 700)
-    index = CompressedIndex.build(vectors, model=model, k=16, encoder="topk", progress=False)
+    index = CompressedIndex.build(vectors, model=model, **settings)
     assert_same_codes(index.codes(index.ids), expected.codes(expected.ids))
     for mode in ("sparse", "dense", "two_stage"):
         found, wanted = (i.search(queries, 10, mode=mode) for i in (index, expected))

@@ -7,6 +7,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 
+#include <cmath>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -289,6 +290,29 @@ void for_each_row(std::size_t n, std::size_t num_threads, const PackRow& pack_ro
   });
 }
 
+// Norms of the reconstructions, the sums of values times rows of the dictionary.
+Output<float> code_norms(const Input<std::uint16_t, 2>& latents, const Input<float, 2>& values,
+                         const Input<float, 2>& dictionary, std::size_t num_threads) {
+  const std::size_t n = latents.shape(0), k = latents.shape(1), n_latents = dictionary.shape(0), dim = dictionary.shape(1);
+  require_equal(values.shape(0), n, "rows of values");
+  require_equal(values.shape(1), k, "columns of values");
+  std::vector<float> norms(n);
+  for_each_row(n, num_threads, [&](std::size_t row) {
+    thread_local std::vector<float> sum;
+    sum.assign(dim, 0.0f);
+    for (std::size_t i = row * k; i < (row + 1) * k; ++i) {
+      if (latents.data()[i] >= n_latents)
+        throw std::invalid_argument("latent " + std::to_string(latents.data()[i]) + " is outside of n_latents " +
+                                    std::to_string(n_latents));
+      const float* atom = dictionary.data() + latents.data()[i] * dim;
+      const float value = values.data()[i];
+      for (std::size_t d = 0; d < dim; ++d) sum[d] += value * atom[d];
+    }
+    norms[row] = std::sqrt(kernels().dot(sum.data(), sum.data(), dim));
+  });
+  return to_numpy(std::move(norms), {n});
+}
+
 Output<std::uint8_t> quantize(const Input<float, 2>& values, const Input<std::uint16_t, 1>& scales,
                               const Input<float, 1>& levels, std::size_t num_threads) {
   const std::size_t n = values.shape(0), k = values.shape(1);
@@ -417,6 +441,8 @@ NB_MODULE(_engine, m) {
       .def_prop_ro("nbytes", &InvertedLists::nbytes)
       .def_prop_ro("n_documents", &InvertedLists::n_documents);
 
+  m.def("code_norms", &code_norms, "latents"_a.noconvert(), "values"_a.noconvert(), "dictionary"_a.noconvert(),
+        "num_threads"_a, "Norms of the reconstructions of codes (n, k) over a dictionary (n_latents, dim): (n,).");
   m.def("quantize", &quantize, "values"_a.noconvert(), "scales"_a.noconvert(), "levels"_a.noconvert(),
         "num_threads"_a,
         "Codes of values (n, k) relative to the half-precision scales (n,), whose sign bit marks short rows: a sign\n"
