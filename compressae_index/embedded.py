@@ -20,6 +20,9 @@ from compressae_index.packing import Arrays, Norms, Packed, Packing, packing_of
 # Documents a window of the inverted part; must be the engine's kWindow.
 WINDOW = 32768
 
+# Latents of a query that `sparse` search keeps where the posting lists hold all nonzeros.
+QUERY_NNZ = 64
+
 Bitmap: TypeAlias = npt.NDArray[np.uint8]
 Hits: TypeAlias = tuple[FloatArray, RowArray]
 
@@ -42,20 +45,33 @@ class EmbeddedBackend:
     """
 
     def __init__(
-        self, n_latents: int, k: int, packing: Packing | None = None, parts: Sequence[Part] = ()
+        self,
+        n_latents: int,
+        k: int,
+        packing: Packing | None = None,
+        parts: Sequence[Part] = (),
+        *,
+        postings: int | None = None,
     ) -> None:
         """Without documents, unless parts are given; `packing` says how the forward part is stored.
 
         A packing that is not fitted is fitted to the first codes that are added, and stays as it is then.
+        The inverted part holds the `postings` strongest nonzeros of each code, all k by default.
         """
         self.n_latents = n_latents
         self.k = k
+        self.postings = k if postings is None else postings
         self.packing = Packed() if packing is None else packing
         self._parts = tuple(parts)
         self._starts = np.cumsum([0, *map(len, self._parts)])
 
     def __len__(self) -> int:
         return int(self._starts[-1])
+
+    @property
+    def query_nnz(self) -> int:
+        """Latents of a query that touch about as many postings as QUERY_NNZ do where lists hold all."""
+        return min(QUERY_NNZ * self.k // self.postings, self.n_latents)
 
     def added(self, codes: SparseCodes, num_threads: int, norms: Norms | None = None) -> EmbeddedBackend:
         """With documents appended; `norms` as for `Packed.pack`.
@@ -69,7 +85,7 @@ class EmbeddedBackend:
 
     def subset(self, rows: RowArray, num_threads: int) -> EmbeddedBackend:
         """With only some documents, in the order of `rows`."""
-        empty = EmbeddedBackend(self.n_latents, self.k, self.packing)
+        empty = self._of(self.packing, ())
         return empty._with(self.packing, self._rows(rows), num_threads) if len(rows) else empty
 
     def _with(self, packing: Packing, arrays: Arrays, num_threads: int) -> EmbeddedBackend:
@@ -84,11 +100,15 @@ class EmbeddedBackend:
             }
         # Inverted as packed, so that both forms round the same values.
         codes = packing.unpack(arrays, self.n_latents, self.k, num_threads)
-        inverted = InvertedLists.build(codes.latents, codes.values, self.n_latents, num_threads)
+        kept = strongest(codes, self.postings)
+        inverted = InvertedLists.build(kept.latents, kept.values, self.n_latents, num_threads)
         parts.append(Part(packing.engine(arrays, self.n_latents, self.k), inverted))
         while len(parts) > 1 and len(parts[-2]) < 2 * len(parts[-1]):
             parts[-2:] = [self._joined(parts[-2:], packing)]
-        return EmbeddedBackend(self.n_latents, self.k, packing, parts)
+        return self._of(packing, parts)
+
+    def _of(self, packing: Packing, parts: Sequence[Part]) -> EmbeddedBackend:
+        return EmbeddedBackend(self.n_latents, self.k, packing, parts, postings=self.postings)
 
     def codes(self, rows: RowArray) -> SparseCodes:
         """The stored codes of rows: folded, and rounded to the stored precision."""
@@ -155,7 +175,7 @@ class EmbeddedBackend:
         if len(self._parts) <= 1:
             return self
         parts = [self._joined(self._parts, self.packing)]
-        return EmbeddedBackend(self.n_latents, self.k, self.packing, parts)
+        return self._of(self.packing, parts)
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """The arrays to store, parts joined; there must be documents."""
@@ -175,6 +195,7 @@ class EmbeddedBackend:
         n_latents: int,
         k: int,
         packing: Mapping[str, Any],
+        postings: int,
     ) -> EmbeddedBackend:
         """From what `to_arrays` gave; the arrays are borrowed, so they may be memory-mapped.
 
@@ -184,12 +205,13 @@ class EmbeddedBackend:
             n_latents: size of the dictionary.
             k: nonzeros a code.
             packing: the manifest of the packing.
+            postings: nonzeros of a code in the inverted part.
 
         Raises:
             ValueError: the arrays do not fit together.
         """
         if n == 0:
-            return cls(n_latents, k, packing_of(**packing))
+            return cls(n_latents, k, packing_of(**packing), postings=postings)
         taken = {
             kind: {name.removeprefix(kind): array for name, array in arrays.items() if name.startswith(kind)}
             for kind in ("forward_", "inverted_")
@@ -200,7 +222,7 @@ class EmbeddedBackend:
             msg = f"expected {n} codes, got {forward.n_documents}"
             raise DimensionError(msg)
         inverted = InvertedLists(taken["inverted_"], n, n_latents)
-        return cls(n_latents, k, chosen, [Part(forward, inverted)])
+        return cls(n_latents, k, chosen, [Part(forward, inverted)], postings=postings)
 
     def _by_part(self, rows: RowArray) -> list[tuple[Part, int, npt.NDArray[np.bool_]]]:
         return [
@@ -260,3 +282,23 @@ class EmbeddedBackend:
 def _slice(allowed: Bitmap | None, start: int, length: int) -> Bitmap | None:
     """The bitmap of a part; parts start at whole windows, so at whole bytes."""
     return None if allowed is None else allowed[start // 8 : (start + length + 7) // 8]
+
+
+def strongest(codes: SparseCodes, nonzeros: int) -> SparseCodes:
+    """Each code's `nonzeros` pairs of largest magnitude; of equal ones, those of the lower latents."""
+    if nonzeros >= codes.k:
+        return codes
+    order = np.argsort(-np.abs(codes.values), axis=1, kind="stable")[:, :nonzeros]
+    order.sort(axis=1)
+    latents = np.take_along_axis(codes.latents, order, axis=1)
+    return SparseCodes(latents, np.take_along_axis(codes.values, order, axis=1), codes.n_latents)
+
+
+def list_overhead(n_latents: int, n: int) -> float:
+    """Bytes a document that the inverted part takes beside its postings: offsets and scales of the lists."""
+    windows = -(-n // WINDOW)
+    return (windows * (8 * n_latents + 12) + 8) / n
+
+
+# Bytes of a posting: a 16-bit document and an 8-bit value.
+POSTING_BYTES = 3

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from compressae_index import persistence
+from compressae_index import persistence, planning
 from compressae_index._engine import simd
 from compressae_index.checks import (
     FloatArray,
@@ -28,8 +28,9 @@ from compressae_index.errors import DimensionError, FormatError, InputError
 from compressae_index.ids import IdArray, Ids
 from compressae_index.model import ENCODERS, CompresSAE, Encoder
 from compressae_index.packing import VALUE_BITS, Form, Norms, packing_of
+from compressae_index.planning import Plan
 from compressae_index.progress import track
-from compressae_index.sources import CHUNK_ROWS, VectorSource, open_vectors
+from compressae_index.sources import CHUNK_ROWS, Vectors, VectorSource, open_vectors
 
 if TYPE_CHECKING:
     from compressae_index.training import TrainConfig
@@ -41,6 +42,7 @@ SCORINGS: tuple[Scoring, ...] = ("asymmetric", "symmetric")
 
 # Rows whose codes are collected before they become part of an index; whole windows of the back end.
 APPEND_ROWS = 262_144
+DEFAULT_K = 32
 # Neighbours that one may ask for.
 MAX_K = 2**31 - 1
 
@@ -78,6 +80,8 @@ class IndexStats(NamedTuple):
     dim: int
     n_latents: int
     k: int
+    postings: int
+    """Nonzeros of a code that the posting lists keep."""
     encoder: str
     bytes_per_vector: dict[str, float]
     """Resident bytes a vector by part: forward, inverted, ids, and the sum of those."""
@@ -85,7 +89,7 @@ class IndexStats(NamedTuple):
     """Bytes a vector of the parts that each mode reads."""
     model_bytes: int
     dead_latents: int
-    """Latents that no code uses with a value other than zero."""
+    """Latents without a posting."""
     list_skew: float
     """Longest posting list over the mean list."""
     simd: str
@@ -115,6 +119,8 @@ class CompressedIndex:
         self.k = model.k if k is None else check_int(k, "k", 1, model.n_latents, "n_latents")
         self.encoder: Encoder = check_choice(encoder, "encoder", ENCODERS)
         backend = EmbeddedBackend(model.n_latents, self.k) if backend is None else backend
+        self.plan: Plan | None = None
+        """What `build` chose for its budget and what it expects, where there was one. It is not saved."""
         self._state = _State(backend, ids or Ids(len(backend), {}), alive)
         self._writer = threading.Lock()
 
@@ -124,13 +130,16 @@ class CompressedIndex:
         embeddings: VectorSource,
         ids: Any = None,
         *,
-        k: int = 32,
+        k: int | None = None,
         n_latents: int | None = None,
         model: CompresSAE | None = None,
         encoder: Encoder = "pursuit",
         config: TrainConfig | None = None,
         forward: Form = "packed",
-        value_bits: int = VALUE_BITS,
+        value_bits: int | None = None,
+        postings: int | None = None,
+        bytes_per_vector: float | None = None,
+        target_recall: float | None = None,
         num_threads: int | None = None,
         progress: bool = True,
     ) -> CompressedIndex:
@@ -141,14 +150,20 @@ class CompressedIndex:
                 batches, as `sources.open_vectors` takes them. They are read in batches; rows must be finite
                 and not zero.
             ids: one int64 (not negative) or string a row; 0 .. n-1 by default.
-            k: nonzeros a code.
+            k: nonzeros a code; the model's, or 32, by default.
             n_latents: size of the dictionary; 4096 by default, less for fewer than 8,192 rows.
             model: a trained model to use as it is. Needs no torch.
             encoder: how vectors become codes: "pursuit" (best), or "topk" (the paper's single pass).
             config: training settings; k and n_latents are taken from here.
             forward: how codes are stored for `dense` and `two_stage`: "packed" takes the fewest bytes,
                 "aligned" is the fastest.
-            value_bits: bits of a packed value, 4 to 8; the aligned form always has 8.
+            value_bits: bits of a packed value, 4 to 8, 6 by default; the aligned form always has 8.
+            postings: nonzeros of a code that the posting lists keep, the strongest; all by default. Each left
+                out saves 3 bytes, and makes `sparse` and the first stage of `two_stage` approximate.
+            bytes_per_vector: a budget for all that `two_stage` keeps resident, ids and all, at n vectors. k,
+                value_bits and postings are chosen to fit it by measuring recall of held-out rows; `plan` then
+                says what was chosen and what to expect.
+            target_recall: the same, for the smallest budget whose expected recall@100 is at least this.
             num_threads: threads to encode with; all by default.
             progress: show a progress bar.
 
@@ -156,28 +171,44 @@ class CompressedIndex:
             InputError: bad rows, duplicate ids, k, n_latents or value_bits out of range.
             MissingExtraError: there is a model to train and torch is not installed.
         """
-        packing = packing_of(forward, value_bits)
+        planned = bytes_per_vector is not None or target_recall is not None
+        if planned:
+            planning.check_budget(bytes_per_vector, target_recall, k, value_bits, postings, forward)
+        packing = packing_of(forward, VALUE_BITS if value_bits is None else value_bits)
         vectors = open_vectors(embeddings)
         row_ids = Ids.from_user(ids, vectors.shape[0])
         # Before training, which takes a while.
         check_choice(encoder, "encoder", ENCODERS)
-        check_threads(num_threads)
+        threads = check_threads(num_threads)
         if model is None:
-            from compressae_index.training import TrainConfig, train
-
-            settings = (
-                TrainConfig(k=k, n_latents=n_latents) if config is None else config.with_codes(k, n_latents)
-            )
-            model = train(vectors, settings, progress=progress).model
+            trained_k = planning.training_k(bytes_per_vector, vectors.shape[0]) if planned else k or DEFAULT_K
+            model = _trained(vectors, trained_k, n_latents, config, progress)
         elif n_latents not in (None, model.n_latents):
             msg = f"n_latents is {n_latents}, but the model has {model.n_latents}"
             raise DimensionError(msg)
         elif config is not None:
             msg = "config has no use where a model is given"
             raise InputError(msg)
-        index = cls(model, k=k, encoder=encoder, backend=EmbeddedBackend(model.n_latents, k, packing))
-        chunks = encoded_chunks(model, vectors, k, encoder, check_threads(num_threads))
-        index._append(chunks, row_ids, num_threads, progress)
+        plan = None
+        if planned:
+            plan = planning.choose(
+                model,
+                vectors,
+                bytes_per_vector=bytes_per_vector,
+                target_recall=target_recall,
+                id_bytes=row_ids.nbytes / len(row_ids),
+                encoder=encoder,
+                num_threads=threads,
+                progress=progress,
+            )
+            k, postings, packing = plan.k, plan.postings, packing_of("packed", plan.value_bits)
+        k = model.k if k is None else check_int(k, "k", 1, model.n_latents, "n_latents")
+        if postings is not None:
+            check_int(postings, "postings", 1, k, "k")
+        backend = EmbeddedBackend(model.n_latents, k, packing, postings=postings)
+        index = cls(model, k=k, encoder=encoder, backend=backend)
+        index.plan = plan
+        index._append(encoded_chunks(model, vectors, k, encoder, threads), row_ids, threads, progress)
         return index
 
     @classmethod
@@ -189,6 +220,7 @@ class CompressedIndex:
         *,
         forward: Form = "packed",
         value_bits: int = VALUE_BITS,
+        postings: int | None = None,
         num_threads: int | None = None,
         progress: bool = True,
     ) -> CompressedIndex:
@@ -200,6 +232,7 @@ class CompressedIndex:
             ids: one id a row, as for `build`.
             forward: as for `build`.
             value_bits: as for `build`.
+            postings: as for `build`.
             num_threads: threads to build with; all by default.
             progress: show a progress bar.
 
@@ -214,7 +247,10 @@ class CompressedIndex:
                 f"the model given has {model.fingerprint}"
             )
             raise FormatError(msg)
-        backend = EmbeddedBackend(model.n_latents, store.k, packing_of(forward, value_bits))
+        if postings is not None:
+            check_int(postings, "postings", 1, store.k, "k")
+        packing = packing_of(forward, value_bits)
+        backend = EmbeddedBackend(model.n_latents, store.k, packing, postings=postings)
         index = cls(model, k=store.k, encoder=store.encoder, backend=backend)
         chunks = (store[first : first + CHUNK_ROWS] for first in range(0, len(store), CHUNK_ROWS))
         index._append(chunks, Ids.from_user(ids, len(store)), num_threads, progress, label="indexing")
@@ -231,7 +267,7 @@ class CompressedIndex:
         *,
         mode: Mode = "two_stage",
         candidates: int = 1000,
-        query_nnz: int = 64,
+        query_nnz: int | None = None,
         scoring: Scoring = "asymmetric",
         filter: npt.ArrayLike | None = None,  # noqa: A002
         num_threads: int | None = None,
@@ -245,7 +281,8 @@ class CompressedIndex:
                 scores every document by the cosine with its reconstruction; "two_stage" takes the best
                 `candidates` of the first and scores them as the second.
             candidates: documents that stage one hands to stage two; at least k are.
-            query_nnz: latents of the query that stage one keeps, of largest magnitude.
+            query_nnz: latents of the query that stage one keeps, of largest magnitude; by default 64, and
+                64 k / postings where the posting lists keep fewer than k nonzeros, which is as fast.
             scoring: "asymmetric" compares the query itself with the codes; "symmetric" encodes the query
                 first, as the paper does: s_q with s in "sparse", x_hat_q with x_hat in "dense".
             filter: ids to search among, or a boolean mask with one entry a vector in the order of adding.
@@ -264,7 +301,8 @@ class CompressedIndex:
         check_choice(mode, "mode", MODES)
         check_choice(scoring, "scoring", SCORINGS)
         candidates = max(check_int(candidates, "candidates", 1), k)
-        query_nnz = min(check_int(query_nnz, "query_nnz", 1), self.model.n_latents)
+        if query_nnz is not None:
+            query_nnz = min(check_int(query_nnz, "query_nnz", 1), self.model.n_latents)
         threads = check_threads(num_threads)
         rows = check_vectors(queries, dim=self.model.dim, name="queries")
         state = self._state
@@ -276,6 +314,7 @@ class CompressedIndex:
             )
         # Beyond what is allowed there is nothing to select, so a huge k or candidates costs no memory.
         candidates = min(candidates, n_allowed)
+        query_nnz = state.backend.query_nnz if query_nnz is None else query_nnz
         backend, (sparse_u, dense_u) = state.backend, self._projections(rows, mode, scoring, threads)
         if mode == "sparse":
             scores, found = backend.sparse(sparse_u, query_nnz, width, allowed, threads)
@@ -410,6 +449,7 @@ class CompressedIndex:
             dim=self.model.dim,
             n_latents=self.model.n_latents,
             k=self.k,
+            postings=state.backend.postings,
             encoder=self.encoder,
             bytes_per_vector=per_vector,
             bytes_by_mode={
@@ -433,8 +473,13 @@ class CompressedIndex:
         arrays = {} if len(state.ids) == 0 else state.backend.to_arrays() | state.ids.to_arrays()
         if state.alive is not None:
             arrays["alive"] = np.packbits(state.alive, bitorder="little")
-        meta = {"n": len(state.ids), "k": self.k, "encoder": self.encoder, "model": self.model.manifest()}
-        meta["packing"] = state.backend.packing.manifest()
+        meta: dict[str, Any] = {
+            "n": len(state.ids),
+            "k": self.k,
+            "encoder": self.encoder,
+            "model": self.model.manifest(),
+        }
+        meta |= {"packing": state.backend.packing.manifest(), "postings": state.backend.postings}
         persistence.write(path, "index", meta, arrays=arrays, tensors=self.model.tensors())
 
     @classmethod
@@ -460,7 +505,9 @@ class CompressedIndex:
         cls, meta: Mapping[str, Any], arrays: dict[str, npt.NDArray[Any]], model: CompresSAE
     ) -> CompressedIndex:
         n, k = meta["n"], meta["k"]
-        backend = EmbeddedBackend.from_arrays(arrays, n, model.n_latents, k, meta["packing"])
+        backend = EmbeddedBackend.from_arrays(
+            arrays, n, model.n_latents, k, meta["packing"], meta["postings"]
+        )
         ids = Ids(n, {name: array for name, array in arrays.items() if name in ("ids", "id_text", "id_ends")})
         marks = arrays.get("alive")
         alive = None if marks is None else np.unpackbits(marks, count=n, bitorder="little").astype(bool)
@@ -563,6 +610,15 @@ def _collected(chunks: Iterable[SparseCodes], advance: Callable[[int], object]) 
             held = []
     if held:
         yield SparseCodes.concatenate(held)
+
+
+def _trained(
+    vectors: Vectors, k: int, n_latents: int | None, config: TrainConfig | None, progress: bool
+) -> CompresSAE:
+    from compressae_index.training import TrainConfig, train
+
+    settings = TrainConfig(k=k, n_latents=n_latents) if config is None else config.with_codes(k, n_latents)
+    return train(vectors, settings, progress=progress).model
 
 
 def _check_new_ids(state: _State, ids: Ids) -> None:

@@ -187,6 +187,12 @@ def packing_of(
     return Packed(value_bits, levels)
 
 
+def row_bytes(n_latents: int, k: int, value_bits: int) -> int:
+    """Bytes of a packed row; see `Packed`."""
+    latent_bits = min(k + ((n_latents - 1) >> low) + k * low for low in range(17))
+    return (16 + latent_bits + k * value_bits + 7) // 8
+
+
 def usual_levels(value_bits: int) -> FloatArray:
     """Levels that fit pursuit codes of most data roughly, (2 ** (value_bits - 1),) float32."""
     n_levels = 1 << (value_bits - 1)

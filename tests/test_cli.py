@@ -22,7 +22,7 @@ from compressae_index.checks import FloatArray
 from compressae_index.cli import main
 from compressae_index.demo import DemoData
 
-COMMANDS = ["build", "demo", "encode", "eval", "info", "search", "train"]
+COMMANDS = ["build", "demo", "encode", "estimate", "eval", "info", "search", "train"]
 SIZES = ["--k", 8, "--n-latents", 64]
 
 needs_place = pytest.mark.usefixtures("place")
@@ -101,7 +101,8 @@ def test_train(vectors: FloatArray) -> None:
     content = run_json("train", "e.npy", "-o", "new", *SIZES, "--steps", 3, "--seed", 5)
     expected = train(vectors[:300], TrainConfig(k=8, n_latents=64, steps=3, seed=5))
     assert content["fingerprint"] == expected.model.fingerprint == CompresSAE.load("new").fingerprint
-    assert content["loss"] == pytest.approx(expected.losses[-1], abs=1e-5)
+    checks = expected.checks
+    assert content["held_out_loss"] == (pytest.approx(checks[-1].loss, abs=1e-5) if checks else None)
     assert {name: content[name] for name in ("model", "dim", "n_latents", "k")} == {
         "model": "new",
         "dim": 384,
@@ -111,7 +112,7 @@ def test_train(vectors: FloatArray) -> None:
     assert content["seconds"] > 0
     assert "fingerprint  " + content["fingerprint"] in run("info", "new").stdout
     no_steps = run_json("train", "e.npy", "-o", "new", *SIZES, "--steps", 0)
-    assert no_steps["loss"] is None
+    assert no_steps["held_out_loss"] > 0
 
 
 @pytest.mark.parametrize("encoder", ["pursuit", "topk"])
@@ -470,3 +471,34 @@ def test_a_closed_pipe_is_no_error() -> None:
         assert process.stdout.readline().startswith("0\t")
         process.stdout.close()
         assert process.stderr.read() == ""
+
+
+@needs_place
+def test_estimate() -> None:
+    content = run_json("estimate", "e.npy", *SIZES, "--postings", 4, "--value-bits", 5)
+    assert (content["vectors"], content["dim"], content["n_latents"]) == (300, 384, 64)
+    assert {name: content["plan"][name] for name in ("k", "value_bits", "postings")} == {
+        "k": 8,
+        "value_bits": 5,
+        "postings": 4,
+    }
+    assert 0 < content["plan"]["recall"] <= 1
+    assert "index bytes" in run("estimate", "e.npy", *SIZES).stdout
+
+
+@needs_place
+def test_build_within_a_budget() -> None:
+    content = run_json("build", "e.npy", "-o", "new", "--model", "m", "--bytes-per-vector", 60)
+    index = CompressedIndex.load("new")
+    assert index.stats().bytes_per_vector["total"] < 61
+    assert 0 < content["expected_recall"] <= 1
+    arguments = "build e.npy -o other --model m --preset best"
+    assert "--preset has no use with --model" in fail(*arguments.split(" "))
+
+
+@needs_place
+def test_train_goes_on_from_a_checkpoint() -> None:
+    arguments = ["train", "e.npy", *SIZES, "--checkpoint", "state"]
+    first = run_json(*arguments, "-o", "one")
+    assert run_json(*arguments, "-o", "two")["fingerprint"] == first["fingerprint"]
+    assert "seed = 0, not 1" in fail(*arguments, "-o", "three", "--seed", "1")

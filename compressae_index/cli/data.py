@@ -18,33 +18,39 @@ from compressae_index.cli.options import (
     encoder_option,
     json_option,
     report,
+    storage_options,
     threads_option,
     training_options,
     written_aside,
 )
 from compressae_index.encoding import CodeStore, encode_to_directory, encoded_chunks
 from compressae_index.errors import FormatError
-from compressae_index.index import CompressedIndex
+from compressae_index.index import DEFAULT_K, CompressedIndex
 from compressae_index.model import CompresSAE, Encoder
+from compressae_index.packing import VALUE_BITS
 from compressae_index.persistence import check_target
 from compressae_index.progress import track
 from compressae_index.sources import Vectors, open_vectors
 
 if TYPE_CHECKING:
     from compressae_index.training import TrainConfig
+    from compressae_index.training.config import Preset
 
 
 @click.command()
 @click.argument("embeddings", type=PATH)
 @click.option("--output", "-o", type=PATH, required=True, help="Directory to write the model to.")
+@click.option("--checkpoint", type=PATH, help="Directory to save the state to, and to go on from.")
 @training_options
 @dataset_option
 @json_option
 def train(
     embeddings: Path,
     output: Path,
-    k: int,
+    checkpoint: Path | None,
+    k: int | None,
     n_latents: int | None,
+    preset: Preset,
     steps: int | None,
     seed: int,
     dataset: str,
@@ -60,23 +66,24 @@ def train(
 
     check_target(output)
     vectors = open_vectors(embeddings, dataset=dataset)
-    result = train_model(vectors, _train_config(k, n_latents, steps, seed), progress=True)
+    config = _train_config(preset, steps, seed).with_codes(DEFAULT_K if k is None else k, n_latents)
+    result = train_model(vectors, config, checkpoint=checkpoint, progress=True)
     result.model.save(output)
     report(
         {
             "model": str(output),
             **result.model.manifest(),
-            "loss": float(result.losses[-1]) if len(result.losses) else None,
+            "held_out_loss": result.checks[-1].loss if result.checks else None,
             "seconds": result.seconds,
         },
         as_json,
     )
 
 
-def _train_config(k: int, n_latents: int | None, steps: int | None, seed: int) -> TrainConfig:
+def _train_config(preset: Preset, steps: int | None, seed: int) -> TrainConfig:
     from compressae_index.training import TrainConfig
 
-    config = TrainConfig(k=k, n_latents=n_latents, seed=seed)
+    config = TrainConfig.preset(preset, seed=seed)
     return config if steps is None else replace(config, steps=steps)
 
 
@@ -156,6 +163,7 @@ def _encode_to_matrix(
 @click.option("--codes", type=PATH, help="Directory that `encode` wrote, in place of EMBEDDINGS.")
 @click.option("--ids", type=PATH, help="One id a row: .npy, or a text file with one id a line.")
 @training_options
+@storage_options
 @encoder_option
 @dataset_option
 @threads_option
@@ -168,10 +176,15 @@ def build(
     model: Path | None,
     codes: Path | None,
     ids: Path | None,
-    k: int,
+    k: int | None,
     n_latents: int | None,
+    preset: Preset,
     steps: int | None,
     seed: int,
+    value_bits: int | None,
+    postings: int | None,
+    bytes_per_vector: float | None,
+    target_recall: float | None,
     encoder: Encoder,
     dataset: str,
     threads: int | None,
@@ -182,6 +195,7 @@ def build(
     \b
     Example:
       compressae-index build embeddings.npy -o items.index --ids ids.txt
+      compressae-index build embeddings.npy -o items.index --bytes-per-vector 128
       compressae-index build --codes codes --model items.model -o items.index
     """  # noqa: D301
     if (embeddings is None) == (codes is None):
@@ -193,9 +207,14 @@ def build(
     if codes is not None:
         if trained is None:
             raise click.UsageError("--codes needs the --model that encoded.")
-        _refuse_with_codes(context)
-        index = CompressedIndex.from_codes(codes, trained, row_ids, num_threads=threads)
+        _refuse(context, "--codes", (*_TRAINING, *_BUDGET, "k", "n_latents", "encoder", "dataset"))
+        bits = VALUE_BITS if value_bits is None else value_bits
+        index = CompressedIndex.from_codes(
+            codes, trained, row_ids, value_bits=bits, postings=postings, num_threads=threads
+        )
     else:
+        if trained is not None:
+            _refuse(context, "--model", _TRAINING)
         index = CompressedIndex.build(
             open_vectors(embeddings, dataset=dataset),
             row_ids,
@@ -203,20 +222,29 @@ def build(
             n_latents=n_latents,
             model=trained,
             encoder=encoder,
-            config=None if trained is not None else _train_config(k, n_latents, steps, seed),
+            config=None if trained is not None else _train_config(preset, steps, seed),
+            value_bits=value_bits,
+            postings=postings,
+            bytes_per_vector=bytes_per_vector,
+            target_recall=target_recall,
             num_threads=threads,
         )
     index.save(output)
-    report(
-        {"index": str(output), "seconds": time.perf_counter() - started, **index.stats()._asdict()}, as_json
-    )
+    content = {"index": str(output), "seconds": time.perf_counter() - started, **index.stats()._asdict()}
+    if index.plan is not None:
+        content |= {"expected_recall": index.plan.recall, "expected_dense_recall": index.plan.dense_recall}
+    report(content, as_json)
 
 
-def _refuse_with_codes(context: click.Context) -> None:
-    """Refuses options that codes have decided, where they were given."""
-    for name in ("k", "n_latents", "steps", "seed", "encoder", "dataset"):
+_TRAINING = ("preset", "steps", "seed")
+_BUDGET = ("bytes_per_vector", "target_recall")
+
+
+def _refuse(context: click.Context, given: str, names: tuple[str, ...]) -> None:
+    """Refuses options that another one has decided, where they were given."""
+    for name in names:
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-            msg = f"--{name.replace('_', '-')} has no use with --codes."
+            msg = f"--{name.replace('_', '-')} has no use with {given}."
             raise click.UsageError(msg)
 
 
@@ -232,6 +260,50 @@ def _read_ids(path: Path) -> object:
     # Only what stays the same: "007" is a string, or it would come back as 7.
     numbers = all(re.fullmatch(r"0|-?[1-9][0-9]{0,18}", line) for line in lines)
     return [int(line) for line in lines] if numbers else lines
+
+
+@click.command()
+@click.argument("embeddings", type=PATH)
+@click.option("--k", type=int, help="Nonzeros a code.  [default: 32]")
+@click.option("--n-latents", type=int, help="Size of the dictionary.  [default: 4096, less for few rows]")
+@storage_options
+@dataset_option
+@threads_option
+@json_option
+def estimate(
+    embeddings: Path,
+    k: int | None,
+    n_latents: int | None,
+    value_bits: int | None,
+    postings: int | None,
+    bytes_per_vector: float | None,
+    target_recall: float | None,
+    dataset: str,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Say what an index of EMBEDDINGS would take and give, from a sample.
+
+    Recall is recall@100 of two_stage with 1,000 candidates, and of dense.
+
+    \b
+    Example:
+      compressae-index estimate embeddings.npy --bytes-per-vector 128
+    """  # noqa: D301
+    from compressae_index.estimation import estimate as estimate_index
+
+    result = estimate_index(
+        open_vectors(embeddings, dataset=dataset),
+        k=k,
+        n_latents=n_latents,
+        value_bits=value_bits,
+        postings=postings,
+        bytes_per_vector=bytes_per_vector,
+        target_recall=target_recall,
+        num_threads=threads,
+        progress=True,
+    )
+    report({**result._asdict(), "plan": result.plan._asdict()}, as_json)
 
 
 @click.command()

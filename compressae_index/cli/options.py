@@ -42,12 +42,40 @@ query_dataset_option = click.option(
 def training_options(function: F) -> F:
     """What `train` and `build` let one set of training."""
     options = (
-        click.option("--k", type=int, default=32, show_default=True, help="Nonzeros a code."),
+        click.option("--k", type=int, help="Nonzeros a code.  [default: 32, or the model's]"),
         click.option(
             "--n-latents", type=int, help="Size of the dictionary.  [default: 4096, less for few rows]"
         ),
-        click.option("--steps", type=int, help="Training steps."),
+        click.option(
+            "--preset",
+            type=click.Choice(["fast", "default", "best"]),
+            default="default",
+            show_default=True,
+            help="How long to train.",
+        ),
+        click.option("--steps", type=int, help="Steps of the encoder.  [default: the preset's]"),
         click.option("--seed", type=int, default=0, show_default=True, help="Of all that is random."),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def storage_options(function: F) -> F:
+    """What `build` and `estimate` store of a vector."""
+    options = (
+        click.option("--value-bits", type=int, help="Bits of a value, 4 to 8.  [default: 6]"),
+        click.option("--postings", type=int, help="Nonzeros a code in the posting lists.  [default: all]"),
+        click.option(
+            "--bytes-per-vector",
+            type=float,
+            help="Budget of all that two_stage keeps resident; chooses k, bits and postings.",
+        ),
+        click.option(
+            "--target-recall",
+            type=float,
+            help="recall@100 to reach with the fewest bytes; chooses k, bits and postings.",
+        ),
     )
     for option in reversed(options):
         function = option(function)
@@ -61,7 +89,9 @@ def search_options(function: F) -> F:
             "--candidates", type=int, default=1000, show_default=True, help="Stage one hands to stage two."
         ),
         click.option(
-            "--query-nnz", type=int, default=64, show_default=True, help="Latents of a query in stage one."
+            "--query-nnz",
+            type=int,
+            help="Latents of a query in stage one.  [default: 64, more for short posting lists]",
         ),
         click.option(
             "--scoring",

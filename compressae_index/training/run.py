@@ -14,13 +14,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from compressae_index.checks import FloatArray, check_vectors, normalize_rows
+from compressae_index.checks import FloatArray
 from compressae_index.dictionary import DictionaryLearner, Round
 from compressae_index.errors import InputError, TrainingError
 from compressae_index.model import CompresSAE
 from compressae_index.persistence import Stored
 from compressae_index.progress import track
 from compressae_index.sources import Vectors, open_vectors
+from compressae_index.sources.sample import unit_sample
 from compressae_index.training.checkpoint import Checkpoint, ModuleState
 from compressae_index.training.config import TrainConfig
 from compressae_index.training.module import CompresSAEModule
@@ -91,7 +92,7 @@ def train(
     started = time.perf_counter()
     vectors = open_vectors(embeddings)
     n_latents = _choose_latents(vectors.shape[0], config)
-    rows = _sample(vectors, config.max_rows, np.random.default_rng(config.seed))
+    rows = unit_sample(vectors, config.max_rows, np.random.default_rng(config.seed))
     rows, held_out = _hold_out(rows, config, n_latents)
     run = _Run(config, rows, held_out, n_latents, None if checkpoint is None else Path(checkpoint), progress)
     with torch.random.fork_rng(devices=[]):
@@ -119,19 +120,6 @@ def _choose_latents(n: int, config: TrainConfig) -> int:
         msg = f"n_latents = {config.n_latents} needs at least as many vectors to start from, got {n}"
         raise InputError(msg)
     return config.n_latents
-
-
-def _sample(vectors: Vectors, max_rows: int, rng: np.random.Generator) -> FloatArray:
-    """Normalised float32 rows; of more than max_rows, blocks of rows spread at random over all."""
-    n, block = vectors.shape[0], 4096
-    starts: npt.NDArray[np.int64] = np.arange(0, n, block)
-    if n > max_rows:
-        starts = np.sort(rng.permutation(starts)[: max(max_rows // block, 1)])
-    batches = [
-        normalize_rows(check_vectors(vectors[int(start) : int(start) + block], first_row=int(start)))
-        for start in starts
-    ]
-    return np.concatenate(batches)[:max_rows]
 
 
 def _hold_out(rows: FloatArray, config: TrainConfig, n_latents: int) -> tuple[FloatArray, FloatArray]:

@@ -1,0 +1,107 @@
+"""What an index would take and give, from a sample, before any long work."""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+import numpy as np
+
+from compressae_index import planning
+from compressae_index.checks import check_int, check_threads
+from compressae_index.index import DEFAULT_K
+from compressae_index.packing import VALUE_BITS
+from compressae_index.planning import Plan
+from compressae_index.sources import VectorSource, open_vectors
+from compressae_index.sources.sample import unit_sample
+
+SAMPLE_ROWS = 49_152
+TIMED_ROWS = 4096
+
+
+class Estimate(NamedTuple):
+    """Sizes in bytes and durations in seconds, on this machine."""
+
+    vectors: int
+    dim: int
+    n_latents: int
+    plan: Plan
+    """What would be stored of each vector. Its recall is rather low: the real training is longer."""
+    float32_bytes: int
+    index_bytes: int
+    """Resident for `two_stage`, without the model."""
+    model_bytes: int
+    train_seconds: float
+    """With the default preset."""
+    encode_seconds: float
+
+
+def estimate(
+    embeddings: VectorSource,
+    *,
+    k: int | None = None,
+    n_latents: int | None = None,
+    value_bits: int | None = None,
+    postings: int | None = None,
+    bytes_per_vector: float | None = None,
+    target_recall: float | None = None,
+    num_threads: int | None = None,
+    progress: bool = False,
+) -> Estimate:
+    """Trains briefly on a sample of the embeddings and extrapolates; takes less than a minute, whatever n is.
+
+    Args:
+        embeddings: as for `CompressedIndex.build`, as are all others.
+        k: nonzeros a code.
+        n_latents: size of the dictionary.
+        value_bits: bits of a packed value.
+        postings: nonzeros of a code that the posting lists keep.
+        bytes_per_vector: a budget, in place of k, value_bits and postings.
+        target_recall: a recall@100 to reach, in place of them.
+        num_threads: threads to encode with; all by default.
+        progress: show progress bars.
+
+    Raises:
+        InputError: bad rows, a setting out of range, or a budget that nothing fits.
+        MissingExtraError: torch is not installed.
+    """
+    from compressae_index.training import TrainConfig, train
+
+    planned = bytes_per_vector is not None or target_recall is not None
+    if planned:
+        planning.check_budget(bytes_per_vector, target_recall, k, value_bits, postings, "packed")
+    vectors, threads = open_vectors(embeddings), check_threads(num_threads)
+    n, dim = vectors.shape
+    trained_k = planning.training_k(bytes_per_vector, n) if planned else DEFAULT_K if k is None else k
+    config = TrainConfig.preset("fast", k=trained_k, n_latents=n_latents)
+    sample = unit_sample(vectors, max(SAMPLE_ROWS, 2 * (n_latents or 0)), np.random.default_rng(config.seed))
+    trained = train(sample, config, progress=progress)
+    model = trained.model
+    if planned:
+        plan = planning.choose(
+            model,
+            vectors,
+            bytes_per_vector=bytes_per_vector,
+            target_recall=target_recall,
+            num_threads=threads,
+            progress=progress,
+        )
+    else:
+        kept = model.k if postings is None else check_int(postings, "postings", 1, model.k, "k")
+        bits = VALUE_BITS if value_bits is None else check_int(value_bits, "value_bits", 4, 8)
+        plan = planning.measured(model, vectors, model.k, bits, kept, num_threads=threads)
+    rows = sample[:TIMED_ROWS]
+    started = time.perf_counter()
+    model.encode(rows, plan.k, num_threads=threads)
+    seconds_a_row = (time.perf_counter() - started) / len(rows)
+    return Estimate(
+        vectors=n,
+        dim=dim,
+        n_latents=model.n_latents,
+        plan=plan,
+        float32_bytes=4 * n * dim,
+        index_bytes=round(n * plan.bytes_per_vector),
+        model_bytes=sum(tensor.nbytes for tensor in model.tensors().values()),
+        train_seconds=trained.seconds * TrainConfig().refine_rounds / config.refine_rounds,
+        encode_seconds=n * seconds_a_row,
+    )

@@ -1,0 +1,245 @@
+"""A budget instead of knobs: nonzeros, bits and postings chosen by measuring recall of held-out rows."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from compressae_index.checks import FloatArray
+from compressae_index.codes import SparseCodes
+from compressae_index.embedded import POSTING_BYTES, EmbeddedBackend, list_overhead
+from compressae_index.errors import InputError
+from compressae_index.model import CompresSAE, Encoder
+from compressae_index.packing import Packed, row_bytes
+from compressae_index.progress import track
+from compressae_index.sources import Vectors
+from compressae_index.sources.sample import unit_sample
+
+SAMPLE_ROWS, QUERIES = 12_000, 300
+# What is tried: postings first, at the bits in the middle, then the bits with the best postings.
+POSTINGS = (4, 6, 8, 12, 16, 24)
+VALUE_BITS = (5, 4, 6)
+# Budgets that a target recall is searched among.
+BUDGETS = (32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160, 192, 224, 256, 320, 384, 512)
+# Stage one hands over this many times the neighbours, as 1,000 candidates are to recall@100.
+CANDIDATES_PER_NEIGHBOUR = 10
+
+
+class Plan(NamedTuple):
+    """What to store of each vector, and what to expect of it."""
+
+    k: int
+    """Nonzeros a code."""
+    value_bits: int
+    """Bits of a packed value."""
+    postings: int
+    """Nonzeros of a code in the posting lists."""
+    bytes_per_vector: float
+    """Of all that `two_stage` keeps resident: packed codes, posting lists, ids."""
+    recall: float
+    """recall@100 to expect of `two_stage` with 1,000 candidates, measured on held-out rows of a sample."""
+    dense_recall: float
+    """The same of `dense`."""
+
+
+def check_budget(
+    bytes_per_vector: float | None,
+    target_recall: float | None,
+    k: int | None,
+    value_bits: int | None,
+    postings: int | None,
+    forward: str,
+) -> None:
+    """Refuses a budget out of range, or beside what it decides.
+
+    Raises:
+        InputError: with the value.
+    """
+    if bytes_per_vector is not None and target_recall is not None:
+        msg = "give bytes_per_vector or target_recall, not both"
+        raise InputError(msg)
+    if bytes_per_vector is not None and not (bytes_per_vector > 0 and math.isfinite(bytes_per_vector)):
+        msg = f"bytes_per_vector must be positive and finite, got {bytes_per_vector}"
+        raise InputError(msg)
+    if target_recall is not None and not 0 < target_recall < 1:
+        msg = f"target_recall must be between 0 and 1, got {target_recall}"
+        raise InputError(msg)
+    decided = {"k": k, "value_bits": value_bits, "postings": postings}
+    for name, value in decided.items():
+        if value is not None:
+            msg = f"{name} = {value} has no use beside a budget, which decides it"
+            raise InputError(msg)
+    if forward != "packed":
+        msg = f"forward = {forward!r} has no use beside a budget, which packs codes"
+        raise InputError(msg)
+
+
+def training_k(bytes_per_vector: float | None, n: int) -> int:
+    """Nonzeros to train a model with, before a plan: about what the budget will hold."""
+    wanted = 48 if bytes_per_vector is None else int(bytes_per_vector / 3)
+    return max(min(wanted, 64, n // 8), 1)
+
+
+def choose(
+    model: CompresSAE,
+    vectors: Vectors,
+    *,
+    bytes_per_vector: float | None = None,
+    target_recall: float | None = None,
+    id_bytes: float = 0.0,
+    encoder: Encoder = "pursuit",
+    num_threads: int = 1,
+    progress: bool = False,
+) -> Plan:
+    """The plan of the best recall within a budget, or of the smallest budget that reaches a recall.
+
+    Args:
+        model: the model that encodes.
+        vectors: (n, d), of which a sample is read.
+        bytes_per_vector: the budget, or
+        target_recall: the recall@100.
+        id_bytes: bytes that the ids take a vector.
+        encoder: how vectors become codes.
+        num_threads: threads to encode and search with.
+        progress: show a progress bar.
+
+    Raises:
+        InputError: the budget is too small for any code, or no budget reaches the recall; the message holds
+            what would do.
+    """
+    trial = _Trial(model, vectors, id_bytes, encoder, num_threads)
+    if bytes_per_vector is not None:
+        with track(
+            len(POSTINGS) + len(VALUE_BITS) - 1, "planning", enabled=progress, unit="trials"
+        ) as advance:
+            plan = trial.best_within(bytes_per_vector, advance)
+        if plan is None:
+            msg = (
+                f"bytes_per_vector = {bytes_per_vector:g} holds no code: posting lists and ids alone take "
+                f"{trial.overhead:.1f} bytes a vector here, and codes at least {trial.smallest:.0f} more"
+            )
+            raise InputError(msg)
+        return plan
+    assert target_recall is not None
+    return trial.smallest_reaching(target_recall, progress)
+
+
+def measured(
+    model: CompresSAE,
+    vectors: Vectors,
+    k: int,
+    value_bits: int,
+    postings: int,
+    *,
+    id_bytes: float = 0.0,
+    encoder: Encoder = "pursuit",
+    num_threads: int = 1,
+) -> Plan:
+    """A plan that is given, with what to expect of it; arguments as for `choose`."""
+    return _Trial(model, vectors, id_bytes, encoder, num_threads).plan(k, value_bits, postings)
+
+
+class _Trial:
+    """Plans measured on a sample: some rows are searched for the neighbours of others."""
+
+    def __init__(
+        self, model: CompresSAE, vectors: Vectors, id_bytes: float, encoder: Encoder, num_threads: int
+    ) -> None:
+        n = vectors.shape[0]
+        sample = unit_sample(vectors, SAMPLE_ROWS + QUERIES, np.random.default_rng(0))
+        held_out = np.random.default_rng(1).permutation(len(sample))[
+            : min(QUERIES, max(len(sample) // 10, 1))
+        ]
+        self.queries = sample[held_out]
+        self.rows = np.delete(sample, held_out, axis=0)
+        self.model, self.encoder, self.threads = model, encoder, num_threads
+        # Neighbours in the sample that lie about as far away as the 100th does among n.
+        share = len(self.rows) / n
+        self.top = min(max(round(100 * share), 10), len(self.rows))
+        order = np.argsort(-(self.queries @ self.rows.T), axis=1, kind="stable")
+        self.truth = order[:, : self.top]
+        self.projections: FloatArray = model.project(self.queries)
+        self.overhead = list_overhead(model.n_latents, n) + id_bytes
+        self.smallest = row_bytes(model.n_latents, 1, min(VALUE_BITS)) + POSTING_BYTES
+        self._codes: dict[int, SparseCodes] = {}
+
+    def best_within(self, budget: float, advance: object = None) -> Plan | None:
+        """The plan of the best recall, or None where not even one nonzero fits."""
+        best: Plan | None = None
+        tried: set[tuple[int, int]] = set()
+        for bits in VALUE_BITS:
+            for postings in POSTINGS if best is None else (best.postings,):
+                if (bits, postings) in tried:
+                    continue
+                tried.add((bits, postings))
+                plan = self._fitting(budget, bits, postings)
+                if plan is not None and (best is None or plan.recall > best.recall):
+                    best = plan
+                if callable(advance):
+                    advance(1)
+        return best
+
+    def smallest_reaching(self, target: float, progress: bool) -> Plan:
+        """The plan of the smallest of BUDGETS whose recall is at least the target."""
+        plans: dict[int, Plan | None] = {}
+
+        def reaches(budget: int) -> bool:
+            plans[budget] = self.best_within(budget)
+            plan = plans[budget]
+            return plan is not None and plan.recall >= target
+
+        low, high = 0, len(BUDGETS)
+        with track(
+            math.ceil(math.log2(len(BUDGETS))) + 1, "planning", enabled=progress, unit="budgets"
+        ) as advance:
+            while low < high:
+                middle = (low + high) // 2
+                low, high = (low, middle) if reaches(BUDGETS[middle]) else (middle + 1, high)
+                advance(1)
+        if low == len(BUDGETS):
+            reached = max((plan.recall for plan in plans.values() if plan is not None), default=0.0)
+            msg = (
+                f"target_recall = {target} is out of reach: {BUDGETS[-1]} bytes a vector reach "
+                f"{reached:.3f}; a larger n_latents or a longer training may reach more"
+            )
+            raise InputError(msg)
+        plan = plans[BUDGETS[low]]
+        assert plan is not None
+        return plan
+
+    def _fitting(self, budget: float, bits: int, postings: int) -> Plan | None:
+        """The most nonzeros that fit, measured."""
+        h, k = self.model.n_latents, 0
+        while k < min(h, self.model.dim):
+            kept = min(postings, k + 1)
+            if row_bytes(h, k + 1, bits) + POSTING_BYTES * kept + self.overhead > budget:
+                break
+            k += 1
+        if k == 0 or (k < postings and postings > min(POSTINGS)):
+            return None
+        return self.plan(k, bits, min(postings, k))
+
+    def plan(self, k: int, bits: int, postings: int) -> Plan:
+        """A plan with its measured recall."""
+        size = row_bytes(self.model.n_latents, k, bits) + POSTING_BYTES * postings + self.overhead
+        return Plan(k, bits, postings, size, *self._measure(k, bits, postings))
+
+    def _measure(self, k: int, bits: int, postings: int) -> tuple[float, float]:
+        """Recall of `two_stage` and `dense` on the sample."""
+        if k not in self._codes:
+            codes = self.model.encode(self.rows, k, encoder=self.encoder, num_threads=self.threads)
+            self._codes[k] = self.model.fold(codes)
+        empty = EmbeddedBackend(self.model.n_latents, k, Packed(bits), postings=postings)
+        backend = empty.added(self._codes[k], self.threads, self.model.norms)
+        candidates = min(CANDIDATES_PER_NEIGHBOUR * self.top, len(self.rows))
+        _, chosen = backend.sparse(self.projections, backend.query_nnz, candidates, None, self.threads)
+        _, found = backend.rescore(self.projections, chosen, self.top, self.threads)
+        _, dense = backend.dense(self.projections, self.top, None, self.threads)
+        return self._recall(found), self._recall(dense)
+
+    def _recall(self, found: npt.NDArray[np.int64]) -> float:
+        shared = sum(len(np.intersect1d(a, b)) for a, b in zip(found, self.truth, strict=True))
+        return shared / self.truth.size

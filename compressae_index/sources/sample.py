@@ -1,0 +1,30 @@
+"""Rows spread over all of a source, for what needs to see some of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from compressae_index.checks import FloatArray, check_vectors, normalize_rows
+from compressae_index.sources.base import Vectors
+
+# Rows in a run: reading single rows of a file would take as long as reading all of it.
+_RUN = 4096
+
+
+def unit_sample(vectors: Vectors, max_rows: int, rng: np.random.Generator) -> FloatArray:
+    """Normalised float32 rows (m, d) in order; of more than max_rows, runs of rows at random places.
+
+    Raises:
+        InputError: a row that was read is not finite, or zero.
+    """
+    n = vectors.shape[0]
+    run = min(_RUN, max(max_rows // 16, 1))
+    starts: npt.NDArray[np.int64] = np.arange(0, n, run)
+    if n > max_rows:
+        starts = np.sort(rng.permutation(starts)[: -(-max_rows // run)])
+    parts = [
+        normalize_rows(check_vectors(vectors[int(start) : int(start) + run], first_row=int(start)))
+        for start in starts
+    ]
+    return np.concatenate(parts)[:max_rows]

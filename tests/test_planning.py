@@ -1,0 +1,150 @@
+"""Budgets: what is chosen fits, and what is expected is found."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from compressae_index import CompresSAE, CompressedIndex, InputError, SparseCodes
+from compressae_index._engine import pack_rows
+from compressae_index.checks import FloatArray
+from compressae_index.demo import DemoData
+from compressae_index.embedded import EmbeddedBackend, strongest
+from compressae_index.estimation import estimate
+from compressae_index.evaluation import exact_neighbours, recall
+from compressae_index.packing import row_bytes
+
+
+def test_bytes_of_a_row_are_the_engines() -> None:
+    for n_latents, k, bits in [(4096, 32, 6), (1, 1, 4), (65536, 255, 8), (300, 300, 5), (5000, 7, 4)]:
+        latents = np.arange(k, dtype=np.uint16)[None]
+        rows = pack_rows(latents, np.zeros((1, k), np.uint8), np.zeros(1, np.uint16), n_latents, bits, 1)
+        assert rows.shape[1] == row_bytes(n_latents, k, bits)
+
+
+def test_strongest_nonzeros() -> None:
+    codes = SparseCodes(
+        np.array([[1, 4, 6, 9], [0, 2, 3, 5]], np.uint16),
+        np.array([[0.1, -3, 2, 0], [1, -1, 1, 1]], np.float32),
+        10,
+    )
+    kept = strongest(codes, 2)
+    assert kept.latents.tolist() == [[4, 6], [0, 2]]
+    assert kept.values.tolist() == [[-3, 2], [1, -1]]
+    assert strongest(codes, 4) is codes
+
+
+def test_lists_of_the_strongest_nonzeros(model: CompresSAE, vectors: FloatArray, queries: FloatArray) -> None:
+    """`sparse` scores by the kept nonzeros alone; `dense` and re-scores by all."""
+    index = CompressedIndex.build(vectors[:1500], model=model, k=16, postings=4, progress=False)
+    stored = strongest(index.codes(index.ids), 4).to_dense()
+    projections = model.project(queries)
+    result = index.search(queries, 20, mode="sparse", query_nnz=model.n_latents)
+    expected = -np.sort(-(projections @ stored.T), axis=1)[:, :20]
+    np.testing.assert_allclose(result.scores, expected, atol=0.02)
+    whole = projections @ index.codes(index.ids).to_dense().T
+    best = -np.sort(-whole, axis=1)[:, :20]
+    np.testing.assert_allclose(index.search(queries, 20, mode="dense").scores, best, atol=1e-4)
+    # Queries keep more latents in return, so that as many postings are touched.
+    full = CompressedIndex.build(vectors[:1500], model=model, k=16, progress=False)
+    assert EmbeddedBackend(model.n_latents, 16, postings=4).query_nnz == 256
+    assert index.stats().postings == 4
+    size, whole_size = index.stats().bytes_per_vector, full.stats().bytes_per_vector
+    assert whole_size["inverted"] - size["inverted"] == pytest.approx(3 * 12)
+
+
+def test_postings_survive_saving_and_changes(
+    model: CompresSAE, vectors: FloatArray, queries: FloatArray, tmp_path: Any
+) -> None:
+    index = CompressedIndex.build(vectors[:500], model=model, k=16, postings=5, progress=False)
+    index.save(tmp_path / "index")
+    again = CompressedIndex.load(tmp_path / "index", mmap=True)
+    for each in (index, again):
+        each.add(vectors[500:600])
+        each.remove(np.arange(0, 600, 3))
+        each.compact()
+        assert each.stats().postings == 5
+    np.testing.assert_array_equal(index.search(queries, 9).ids, again.search(queries, 9).ids)
+    with pytest.raises(InputError, match="postings must be at most k = 16, got 17"):
+        CompressedIndex.build(vectors[:500], model=model, k=16, postings=17, progress=False)
+
+
+@pytest.mark.parametrize("budget", [40, 64, 100])
+def test_a_budget_is_kept_and_recall_is_as_expected(
+    budget: int, model: CompresSAE, vectors: FloatArray, demo_data: DemoData
+) -> None:
+    index = CompressedIndex.build(vectors, model=model, bytes_per_vector=budget, progress=False)
+    plan, stats = index.plan, index.stats()
+    assert plan is not None
+    assert budget - 3 < plan.bytes_per_vector <= budget
+    # Beside rows and lists, an index holds one codebook.
+    codebook = 4 * 2 ** (plan.value_bits - 1) / len(vectors)
+    assert stats.bytes_per_vector["total"] == pytest.approx(plan.bytes_per_vector + codebook)
+    assert (stats.k, stats.postings) == (plan.k, plan.postings)
+    queries = demo_data.queries[:300]
+    truth = exact_neighbours(vectors, queries, 100)
+    found = recall(index.search(queries, 100).ids, truth, 100)
+    assert found == pytest.approx(plan.recall, abs=0.03)
+    dense = recall(index.search(queries, 100, mode="dense").ids, truth, 100)
+    assert dense == pytest.approx(plan.dense_recall, abs=0.03)
+
+
+def test_a_larger_budget_expects_more(model: CompresSAE, vectors: FloatArray) -> None:
+    plans = [
+        CompressedIndex.build(vectors[:2000], model=model, bytes_per_vector=b, progress=False).plan
+        for b in (32, 64, 128)
+    ]
+    recalls = [plan.recall for plan in plans if plan is not None]
+    assert len(recalls) == 3
+    assert recalls == sorted(recalls)
+
+
+def test_a_target_recall_is_reached_with_few_bytes(model: CompresSAE, vectors: FloatArray) -> None:
+    plans = []
+    for target in (0.5, 0.75):
+        plan = CompressedIndex.build(vectors, model=model, target_recall=target, progress=False).plan
+        assert plan is not None
+        assert plan.recall >= target
+        plans.append(plan)
+    assert plans[0].bytes_per_vector < plans[1].bytes_per_vector
+    with pytest.raises(
+        InputError, match=r"target_recall = 0.9999 is out of reach: 512 bytes a vector reach 0\.9"
+    ):
+        CompressedIndex.build(vectors, model=model, target_recall=0.9999, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"bytes_per_vector": 3}, "bytes_per_vector = 3 holds no code: posting lists and ids alone take"),
+        ({"bytes_per_vector": -1}, "bytes_per_vector must be positive and finite, got -1"),
+        ({"bytes_per_vector": np.nan}, "bytes_per_vector must be positive and finite, got nan"),
+        ({"target_recall": 1.5}, "target_recall must be between 0 and 1, got 1.5"),
+        ({"target_recall": 0.5, "bytes_per_vector": 64}, "not both"),
+        ({"bytes_per_vector": 64, "k": 16}, "k = 16 has no use beside a budget"),
+        ({"bytes_per_vector": 64, "value_bits": 5}, "value_bits = 5 has no use beside a budget"),
+        ({"bytes_per_vector": 64, "postings": 5}, "postings = 5 has no use beside a budget"),
+        ({"bytes_per_vector": 64, "forward": "aligned"}, "'aligned' has no use beside a budget"),
+    ],
+)
+def test_bad_budgets(options: dict[str, Any], message: str, model: CompresSAE, vectors: FloatArray) -> None:
+    with pytest.raises(InputError, match=message):
+        CompressedIndex.build(vectors[:300], model=model, progress=False, **options)
+
+
+def test_an_estimate_is_what_a_build_gives(vectors: FloatArray) -> None:
+    result = estimate(vectors[:2000], k=8, n_latents=128, value_bits=5, postings=4)
+    index = CompressedIndex.build(
+        vectors[:2000], k=8, n_latents=128, value_bits=5, postings=4, progress=False
+    )
+    stats = index.stats()
+    assert (result.vectors, result.dim, result.n_latents) == (2000, 384, 128)
+    assert result.index_bytes == pytest.approx(2000 * stats.bytes_per_vector["total"], rel=0.01)
+    assert result.model_bytes == stats.model_bytes
+    assert (result.plan.k, result.plan.value_bits, result.plan.postings) == (8, 5, 4)
+    assert 0 < result.plan.recall <= result.plan.dense_recall + 0.02
+    assert result.train_seconds > 0
+    planned = estimate(vectors[:2000], n_latents=128, bytes_per_vector=48)
+    assert planned.plan.bytes_per_vector <= 48
