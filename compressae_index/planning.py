@@ -213,7 +213,8 @@ class _Trial:
     def _fitting(self, budget: float, bits: int, postings: int) -> Plan | None:
         """The most nonzeros that fit, measured."""
         h, k = self.model.n_latents, 0
-        while k < min(h, self.model.dim):
+        # A code of more nonzeros than half the dimension is larger than plain scalar quantisation.
+        while k < min(h, max(self.model.dim // 2, 1)):
             kept = min(postings, k + 1)
             if row_bytes(h, k + 1, bits) + POSTING_BYTES * kept + self.overhead > budget:
                 break
