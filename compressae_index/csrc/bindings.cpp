@@ -103,9 +103,11 @@ class InvertedLists {
     require_latents(n_latents);
     require_equal(values.shape(0), latents.shape(0), "rows of values");
     require_equal(values.shape(1), latents.shape(1), "columns of values");
+    // Messages are put together only where one is needed: these loops see every posting, every candidate.
     for (std::size_t i = 0; i < latents.size(); ++i)
-      require(latents.data()[i] < n_latents, "latent " + std::to_string(latents.data()[i]) +
-                                                 " is outside of n_latents " + std::to_string(n_latents));
+      if (latents.data()[i] >= n_latents)
+        throw std::invalid_argument("latent " + std::to_string(latents.data()[i]) + " is outside of n_latents " +
+                                    std::to_string(n_latents));
     InvertedArrays built;
     {
       nb::gil_scoped_release release;
@@ -192,8 +194,9 @@ class ForwardSearch {
     require_equal(candidates.shape(0), projections.shape(0), "rows of candidates");
     const auto n = static_cast<std::int64_t>(codes_.n_documents);
     for (std::size_t i = 0; i < candidates.size(); ++i)
-      require(candidates.data()[i] < n, "candidate " + std::to_string(candidates.data()[i]) +
-                                            " is outside of " + std::to_string(n) + " documents");
+      if (candidates.data()[i] >= n)
+        throw std::invalid_argument("candidate " + std::to_string(candidates.data()[i]) + " is outside of " +
+                                    std::to_string(n) + " documents");
     const std::size_t width = candidates.shape(1);
     return search_batch(projections.shape(0), top, num_threads, [&](std::size_t q, TopK& top_k) {
       const std::int64_t* row = candidates.data() + q * width;
