@@ -121,6 +121,7 @@ def encode_to_directory(
     encoder: Encoder = "pursuit",
     shard_rows: int | None = None,
     num_threads: int | None = None,
+    device: str = "cpu",
     progress: bool = False,
 ) -> CodeStore:
     """Writes the folded codes of vectors to a directory, in shards.
@@ -136,6 +137,7 @@ def encode_to_directory(
         encoder: "pursuit", or "topk" for the paper's single pass.
         shard_rows: rows a shard; by default 262,144, or what the directory was begun with.
         num_threads: threads of the engine; all by default.
+        device: as for `CompresSAE.encode`; codes of another device may differ in the last bits.
         progress: show progress bars.
 
     Returns:
@@ -171,7 +173,7 @@ def encode_to_directory(
         with _locked(path):
             manifest = _begun(path, meta)
             _keep_intact(path, manifest, opened, progress)
-            _encode_missing(path, manifest, model, opened, threads, progress)
+            _encode_missing(path, manifest, model, opened, threads, device, progress)
     finally:
         if created:
             with suppress(OSError):
@@ -186,6 +188,7 @@ def encoded_chunks(
     encoder: Encoder,
     num_threads: int | None,
     *,
+    device: str = "cpu",
     begin: int = 0,
     end: int | None = None,
 ) -> Iterator[SparseCodes]:
@@ -197,7 +200,7 @@ def encoded_chunks(
     end = vectors.shape[0] if end is None else end
     for first in range(begin, end, CHUNK_ROWS):
         rows = check_vectors(vectors[first : min(first + CHUNK_ROWS, end)], dim=model.dim, first_row=first)
-        yield model.fold(model.encode(rows, k, encoder=encoder, num_threads=num_threads))
+        yield model.fold(model.encode(rows, k, encoder=encoder, num_threads=num_threads, device=device))
 
 
 def _begun(path: Path, meta: dict[str, Any]) -> dict[str, Any]:
@@ -248,6 +251,7 @@ def _encode_missing(
     model: CompresSAE,
     vectors: Vectors,
     num_threads: int,
+    device: str,
     progress: bool,
 ) -> None:
     meta, shards = manifest["meta"], manifest["shards"]
@@ -256,7 +260,14 @@ def _encode_missing(
     with track(total, "encoding", enabled=progress) as advance:
         for number, rows in missing:
             codes = encoded_chunks(
-                model, vectors, meta["k"], meta["encoder"], num_threads, begin=rows.start, end=rows.stop
+                model,
+                vectors,
+                meta["k"],
+                meta["encoder"],
+                num_threads,
+                device=device,
+                begin=rows.start,
+                end=rows.stop,
             )
             files = _write_shard(path, number, rows.stop - rows.start, meta["k"], codes, advance)
             shards[number] = {"files": files, "embeddings": _witness(vectors, rows)}

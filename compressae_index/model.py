@@ -115,6 +115,7 @@ class CompresSAE:
         *,
         encoder: Encoder = "pursuit",
         num_threads: int | None = None,
+        device: str = "cpu",
     ) -> SparseCodes:
         """Codes of vectors, which need not have unit norm.
 
@@ -123,6 +124,7 @@ class CompresSAE:
             k: nonzeros a code; the model's own by default.
             encoder: "pursuit", or "topk" for the paper's single pass.
             num_threads: threads of the engine; all by default.
+            device: where pursuit runs: "cpu" is the engine; "cuda", "cuda:1" or "mps" need torch.
 
         Returns:
             n codes of unfolded values: `decode` of them approximates the normalised vectors.
@@ -134,6 +136,11 @@ class CompresSAE:
         check_choice(encoder, "encoder", ENCODERS)
         threads = check_threads(num_threads)
         unit = normalize_rows(check_vectors(vectors, dim=self.dim))
+        if encoder == "pursuit" and device != "cpu":
+            from compressae_index.training.pursuit import pursue_on
+
+            codes = pursue_on(device, unit, self.decoder_w, k, SOLVE_EVERY)
+            return SparseCodes(*codes, self.n_latents)
         if encoder == "pursuit":
             return pursue(unit, self.decoder_w, self._gram, k, threads)
         return SparseCodes.concatenate(

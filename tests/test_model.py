@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compressae_index import CompresSAE, CompressedIndex, DimensionError, FormatError, InputError
+from compressae_index import CompresSAE, CompressedIndex, DimensionError, FormatError, InputError, SparseCodes
 from compressae_index.checks import FloatArray, normalize_rows
 from compressae_index.model import SOLVE_EVERY
+from compressae_index.training.pursuit import pursue_on
 
 Float64 = npt.NDArray[np.float64]
 
@@ -159,3 +160,31 @@ def test_wrong_parameters() -> None:
         good.encode(np.ones((1, 5), dtype=np.float32))
     with pytest.raises(DimensionError, match="over 9 latents, the model has 8"):
         good.decode(random_model(4, 9, 2, 0).encode(np.ones((1, 4), dtype=np.float32)))
+
+
+def test_pursuit_by_torch_equals_the_textbook(model: CompresSAE, queries: FloatArray) -> None:
+    """The GPU's path, on tensors of the processor."""
+    unit, dictionary = normalize_rows(queries), model.decoder_w
+    latents, values = pursue_on("cpu", unit, dictionary, 16, SOLVE_EVERY)
+    found = SparseCodes(latents, values, model.n_latents).to_dense()
+    wide = unit.astype(np.float64), dictionary.astype(np.float64)
+    expected = np.stack([textbook_pursuit(x, wide[1], 16, SOLVE_EVERY) for x in wide[0]])
+    agree = ((found != 0) == (expected != 0)).all(axis=1)
+    assert agree.mean() > 0.95
+    np.testing.assert_allclose(found[agree], expected[agree], atol=2e-4)
+
+
+def test_pursuit_by_torch_survives_duplicate_atoms() -> None:
+    rng = np.random.default_rng(0)
+    atoms = np.repeat(normalize_rows(rng.standard_normal((5, 8)).astype(np.float32)), 4, axis=0)
+    rows = normalize_rows(rng.standard_normal((50, 8)).astype(np.float32))
+    latents, values = pursue_on("cpu", rows, atoms, 12, SOLVE_EVERY)
+    codes = SparseCodes(latents, values, 20)
+    assert np.abs(codes.values).max() < 10
+    residual = rows - codes.to_dense() @ atoms
+    assert np.abs(residual @ atoms.T).max() < 1e-2
+
+
+def test_a_device_that_is_not_there_is_refused(model: CompresSAE, queries: FloatArray) -> None:
+    with pytest.raises(InputError, match="device 'abacus' cannot be used"):
+        model.encode(queries, device="abacus")

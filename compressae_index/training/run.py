@@ -24,6 +24,7 @@ from compressae_index.sources import Vectors, open_vectors
 from compressae_index.sources.sample import unit_sample
 from compressae_index.training.checkpoint import Checkpoint, ModuleState
 from compressae_index.training.config import TrainConfig
+from compressae_index.training.device import device_of
 from compressae_index.training.module import CompresSAEModule
 
 DEFAULT_LATENTS = 4096
@@ -173,7 +174,7 @@ class _Run:
         self.losses: list[float] = []
         self.checks: list[Check] = []
         self.best: dict[str, npt.NDArray[Any]] = {}
-        self.device = _device(config.device)
+        self.device = device_of(config.device)
         self._checkpoint = None if checkpoint is None else Checkpoint(checkpoint, self._identity())
 
     def fit(self) -> CompresSAEModule:
@@ -324,25 +325,6 @@ class _Run:
 def _is_check(done: int, total: int) -> bool:
     """Whether one of the CHECKS looks falls after `done` of `total`."""
     return done * CHECKS // total > (done - 1) * CHECKS // total
-
-
-def _device(name: str) -> torch.device:
-    """The device of that name.
-
-    Raises:
-        InputError: it is unknown, or not there.
-    """
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        msg = f"device {name!r} cannot be used: {str(error).splitlines()[0]}"
-        raise InputError(msg) from error
-    return device
 
 
 def _bfloat16(precision: str, device: torch.device) -> bool:
