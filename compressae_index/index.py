@@ -26,6 +26,7 @@ from compressae_index.embedded import Bitmap, EmbeddedBackend
 from compressae_index.encoding import CodeStore, encoded_chunks
 from compressae_index.errors import DimensionError, FormatError, InputError
 from compressae_index.ids import IdArray, Ids
+from compressae_index.metric import Metric, RowScale
 from compressae_index.model import ENCODERS, CompresSAE, Encoder
 from compressae_index.packing import VALUE_BITS, Form, Norms, packing_of
 from compressae_index.progress import track
@@ -58,13 +59,13 @@ class Explanation(NamedTuple):
     """How the parts of a document's code add up to its `dense` score, largest contribution first."""
 
     score: float
-    """Cosine of the query and the document's reconstruction."""
+    """Cosine, or inner product, of the query and the document's reconstruction."""
     latents: npt.NDArray[np.int64]
     """(k,) the document's latents."""
     contributions: FloatArray
     """(k,) projection[latent] * value; they add up to the score."""
     projections: FloatArray
-    """(k,) the query's projection on each latent."""
+    """(k,) the query's projection on each latent; of the normalised query for cosine."""
     values: FloatArray
     """(k,) the document's folded values."""
 
@@ -79,6 +80,7 @@ class IndexStats(NamedTuple):
     n_latents: int
     k: int
     encoder: str
+    metric: str
     bytes_per_vector: dict[str, float]
     """Resident bytes a vector by part: forward, inverted, ids, and the sum of those."""
     bytes_by_mode: dict[str, float]
@@ -95,9 +97,9 @@ class IndexStats(NamedTuple):
 class CompressedIndex:
     """Vectors stored as k signed (latent, value) pairs each, and searched from these codes.
 
-    Similarity is cosine: neither vectors nor queries need unit norm. `build` makes an index, `load` reads
-    one. Searches may run in several threads, also while one of them adds or removes: each sees the index as
-    it was when it began.
+    Similarity is cosine, for which neither vectors nor queries need unit norm, or the inner product; see
+    `build`, which makes an index. `load` reads one. Searches may run in several threads, also while one of
+    them adds or removes: each sees the index as it was when it began.
     """
 
     def __init__(
@@ -106,16 +108,20 @@ class CompressedIndex:
         *,
         k: int | None = None,
         encoder: Encoder = "pursuit",
+        metric: Metric = "cosine",
         backend: EmbeddedBackend | None = None,
         ids: Ids | None = None,
         alive: npt.NDArray[np.bool_] | None = None,
+        unit: float | None = None,
     ) -> None:
-        """An empty index, unless parts that fit together are given."""
+        """An empty index, unless parts that fit together are given; `unit` is that of kept norms."""
         self.model = model
         self.k = model.k if k is None else check_int(k, "k", 1, model.n_latents, "n_latents")
         self.encoder: Encoder = check_choice(encoder, "encoder", ENCODERS)
         backend = EmbeddedBackend(model.n_latents, self.k) if backend is None else backend
         self._state = _State(backend, ids or Ids(len(backend), {}), alive)
+        # Replaced, before the state, when the first rows choose the unit.
+        self._scale = RowScale(metric, unit)
         self._writer = threading.Lock()
 
     @classmethod
@@ -128,6 +134,7 @@ class CompressedIndex:
         n_latents: int | None = None,
         model: CompresSAE | None = None,
         encoder: Encoder = "pursuit",
+        metric: Metric = "cosine",
         config: TrainConfig | None = None,
         forward: Form = "packed",
         value_bits: int = VALUE_BITS,
@@ -145,6 +152,12 @@ class CompressedIndex:
             n_latents: size of the dictionary; 4096 by default, less for fewer than 8,192 rows.
             model: a trained model to use as it is. Needs no torch.
             encoder: how vectors become codes: "pursuit" (best), or "topk" (the paper's single pass).
+            metric: what scores are. "cosine": of the query and the reconstructed row; norms are dropped.
+                "inner_product": of the query and the reconstruction, which has the norm of the row, in the
+                units of the vectors given. The norm costs no byte: the scale of a code carries it, in half
+                precision, so that the index keeps norms from 1/1024 to 4096 times a power of two near the
+                median of the first rows. Posting lists round values to their largest, so that stage one is
+                coarser the more norms differ. Training sees directions only.
             config: training settings; k and n_latents are taken from here.
             forward: how codes are stored for `dense` and `two_stage`: "packed" takes the fewest bytes,
                 "aligned" is the fastest.
@@ -153,7 +166,7 @@ class CompressedIndex:
             progress: show a progress bar.
 
         Raises:
-            InputError: bad rows, duplicate ids, k, n_latents or value_bits out of range.
+            InputError: bad rows, duplicate ids, k, n_latents, value_bits or a kept norm out of range.
             MissingExtraError: there is a model to train and torch is not installed.
         """
         packing = packing_of(forward, value_bits)
@@ -161,6 +174,7 @@ class CompressedIndex:
         row_ids = Ids.from_user(ids, vectors.shape[0])
         # Before training, which takes a while.
         check_choice(encoder, "encoder", ENCODERS)
+        scale = RowScale(metric)
         check_threads(num_threads)
         if model is None:
             from compressae_index.training import TrainConfig, train
@@ -175,9 +189,10 @@ class CompressedIndex:
         elif config is not None:
             msg = "config has no use where a model is given"
             raise InputError(msg)
-        index = cls(model, k=k, encoder=encoder, backend=EmbeddedBackend(model.n_latents, k, packing))
-        chunks = encoded_chunks(model, vectors, k, encoder, check_threads(num_threads))
-        index._append(chunks, row_ids, num_threads, progress)
+        backend = EmbeddedBackend(model.n_latents, k, packing)
+        index = cls(model, k=k, encoder=encoder, metric=metric, backend=backend)
+        chunks = encoded_chunks(model, vectors, k, encoder, check_threads(num_threads), scale=scale)
+        index._append(chunks, row_ids, num_threads, progress, scale=scale)
         return index
 
     @classmethod
@@ -193,6 +208,8 @@ class CompressedIndex:
         progress: bool = True,
     ) -> CompressedIndex:
         """An index of codes that `encoding.encode_to_directory` wrote; nothing is encoded again.
+
+        Its metric is cosine, as such codes hold no norms.
 
         Args:
             codes: what that function gave, or its directory. k and the encoder are those of the codes.
@@ -242,7 +259,7 @@ class CompressedIndex:
             queries: (n_queries, d), or (d,) for one.
             k: neighbours of each query.
             mode: "sparse" scores by the posting lists of the query's query_nnz strongest latents; "dense"
-                scores every document by the cosine with its reconstruction; "two_stage" takes the best
+                scores every document by the metric with its reconstruction; "two_stage" takes the best
                 `candidates` of the first and scores them as the second.
             candidates: documents that stage one hands to stage two; at least k are.
             query_nnz: latents of the query that stage one keeps, of largest magnitude.
@@ -274,6 +291,7 @@ class CompressedIndex:
             return _padded(
                 np.empty((len(rows), 0), np.float32), np.empty((len(rows), 0), np.int64), k, state.ids
             )
+        factors = self._scale.of_queries(rows)
         # Beyond what is allowed there is nothing to select, so a huge k or candidates costs no memory.
         candidates = min(candidates, n_allowed)
         backend, (sparse_u, dense_u) = state.backend, self._projections(rows, mode, scoring, threads)
@@ -284,6 +302,8 @@ class CompressedIndex:
         else:
             _, chosen = backend.sparse(sparse_u, query_nnz, candidates, allowed, threads)
             scores, found = backend.rescore(dense_u, chosen, width, threads)
+        if factors is not None:
+            scores *= factors
         return _padded(scores, found, k, state.ids)
 
     def _projections(
@@ -314,16 +334,17 @@ class CompressedIndex:
             progress: show a progress bar.
 
         Raises:
-            InputError: bad rows, another dimension, ids that repeat or that the index already holds.
-                Nothing was added.
+            InputError: bad rows, another dimension, ids that repeat or that the index already holds, a kept
+                norm out of range. Nothing was added.
         """
         vectors = open_vectors(embeddings)
         with self._writer:
             if ids is None and len(self._state.ids):
                 ids = self._state.next_ids(vectors.shape[0])
             threads = check_threads(num_threads)
-            chunks = encoded_chunks(self.model, vectors, self.k, self.encoder, threads)
-            self._append(chunks, Ids.from_user(ids, vectors.shape[0]), threads, progress)
+            scale = self._scale.copy()
+            chunks = encoded_chunks(self.model, vectors, self.k, self.encoder, threads, scale=scale)
+            self._append(chunks, Ids.from_user(ids, vectors.shape[0]), threads, progress, scale=scale)
 
     def _append(
         self,
@@ -333,12 +354,15 @@ class CompressedIndex:
         progress: bool,
         *,
         label: str = "encoding",
+        scale: RowScale | None = None,
     ) -> None:
-        """Adds folded codes, one of `ids` a row, while nobody else writes."""
+        """Adds folded codes, one of `ids` a row, while nobody else writes; `scale` is what scaled them."""
         threads, state = check_threads(num_threads), self._state
         _check_new_ids(state, ids)
         with track(len(ids), label, enabled=progress) as advance:
-            self._state = state.added(_collected(chunks, advance), ids, threads, self.model.norms)
+            added = state.added(_collected(chunks, advance), ids, threads, self.model.norms)
+        self._scale = self._scale if scale is None else scale
+        self._state = added
 
     def remove(self, ids: Any) -> None:
         """Removes vectors; their memory stays in use until `compact`.
@@ -356,22 +380,28 @@ class CompressedIndex:
             self._state = self._state.compacted(check_threads(num_threads))
 
     @property
+    def metric(self) -> Metric:
+        """What scores are."""
+        return self._scale.metric
+
+    @property
     def ids(self) -> IdArray:
         """The ids in the order of adding, removed ones left out."""
         state = self._state
         return state.ids.of(state.alive_rows())
 
     def codes(self, ids: Any) -> SparseCodes:
-        """The stored codes of ids: folded, and rounded to the stored precision.
+        """The stored codes of ids: folded, times the kept norm, and rounded to the stored precision.
 
         Raises:
             UnknownIdError: an id is not in the index.
         """
         state = self._state
-        return state.backend.codes(state.rows_of(ids))
+        codes = state.backend.codes(state.rows_of(ids))
+        return codes if self._scale.unit in (None, 1.0) else codes.scaled(self._scale.unit)
 
     def reconstruct(self, ids: Any) -> FloatArray:
-        """Reconstructed vectors of ids, (n, d) float32, of unit norm up to the rounding of the codes.
+        """Reconstructed vectors of ids, (n, d) float32, of unit norm, or the kept one, up to rounding.
 
         Raises:
             UnknownIdError: an id is not in the index.
@@ -385,7 +415,11 @@ class CompressedIndex:
             UnknownIdError: the id is not in the index.
             InputError: not one query of the index's dimension.
         """
-        projection = self.model.project(query)
+        rows = check_vectors(query, dim=self.model.dim, name="queries")
+        projection = self.model.project(rows)
+        factors = self._scale.of_queries(rows)
+        if factors is not None:
+            projection *= factors / (self._scale.unit or 1.0)  # values carry the unit
         if len(projection) != 1:
             msg = f"explain takes one query, got {len(projection)}"
             raise DimensionError(msg)
@@ -411,6 +445,7 @@ class CompressedIndex:
             n_latents=self.model.n_latents,
             k=self.k,
             encoder=self.encoder,
+            metric=self._scale.metric,
             bytes_per_vector=per_vector,
             bytes_by_mode={
                 "sparse": per_vector["inverted"] + per_vector["ids"],
@@ -433,8 +468,9 @@ class CompressedIndex:
         arrays = {} if len(state.ids) == 0 else state.backend.to_arrays() | state.ids.to_arrays()
         if state.alive is not None:
             arrays["alive"] = np.packbits(state.alive, bitorder="little")
-        meta = {"n": len(state.ids), "k": self.k, "encoder": self.encoder, "model": self.model.manifest()}
-        meta["packing"] = state.backend.packing.manifest()
+        meta: dict[str, Any] = {"n": len(state.ids), "k": self.k, "encoder": self.encoder}
+        meta |= {"model": self.model.manifest(), "packing": state.backend.packing.manifest()}
+        meta |= {"metric": self._scale.metric, "unit": self._scale.unit}
         persistence.write(path, "index", meta, arrays=arrays, tensors=self.model.tensors())
 
     @classmethod
@@ -464,7 +500,21 @@ class CompressedIndex:
         ids = Ids(n, {name: array for name, array in arrays.items() if name in ("ids", "id_text", "id_ends")})
         marks = arrays.get("alive")
         alive = None if marks is None else np.unpackbits(marks, count=n, bitorder="little").astype(bool)
-        return cls(model, k=k, encoder=meta["encoder"], backend=backend, ids=ids, alive=alive)
+        # Older indexes have no metric, which was cosine.
+        metric, unit = meta.get("metric", "cosine"), meta.get("unit")
+        if n and metric != "cosine" and unit is None:
+            msg = "norms are kept, but not in which unit"
+            raise FormatError(msg)
+        return cls(
+            model,
+            k=k,
+            encoder=meta["encoder"],
+            metric=metric,
+            backend=backend,
+            ids=ids,
+            alive=alive,
+            unit=unit,
+        )
 
 
 class _State:

@@ -17,6 +17,7 @@ from compressae_index.cli.options import (
     dataset_option,
     encoder_option,
     json_option,
+    metric_option,
     report,
     threads_option,
     training_options,
@@ -25,6 +26,7 @@ from compressae_index.cli.options import (
 from compressae_index.encoding import CodeStore, encode_to_directory, encoded_chunks
 from compressae_index.errors import FormatError
 from compressae_index.index import CompressedIndex
+from compressae_index.metric import Metric
 from compressae_index.model import CompresSAE, Encoder
 from compressae_index.persistence import check_target
 from compressae_index.progress import track
@@ -157,6 +159,7 @@ def _encode_to_matrix(
 @click.option("--ids", type=PATH, help="One id a row: .npy, or a text file with one id a line.")
 @training_options
 @encoder_option
+@metric_option
 @dataset_option
 @threads_option
 @json_option
@@ -173,6 +176,7 @@ def build(
     steps: int | None,
     seed: int,
     encoder: Encoder,
+    metric: Metric,
     dataset: str,
     threads: int | None,
     as_json: bool,
@@ -203,6 +207,7 @@ def build(
             n_latents=n_latents,
             model=trained,
             encoder=encoder,
+            metric=metric,
             config=None if trained is not None else _train_config(k, n_latents, steps, seed),
             num_threads=threads,
         )
@@ -214,7 +219,7 @@ def build(
 
 def _refuse_with_codes(context: click.Context) -> None:
     """Refuses options that codes have decided, where they were given."""
-    for name in ("k", "n_latents", "steps", "seed", "encoder", "dataset"):
+    for name in ("k", "n_latents", "steps", "seed", "encoder", "metric", "dataset"):
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             msg = f"--{name.replace('_', '-')} has no use with --codes."
             raise click.UsageError(msg)
