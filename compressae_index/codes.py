@@ -76,6 +76,11 @@ class SparseCodes:
         """The codes of some rows."""
         return SparseCodes(self.latents[rows], self.values[rows], self.n_latents)
 
+    def scaled(self, factors: FloatArray | float) -> SparseCodes:
+        """With the values of each row times its factor, (n,), or all times one."""
+        factors = np.asarray(factors, dtype=np.float32).reshape(-1, 1)
+        return SparseCodes(self.latents, self.values * factors, self.n_latents)
+
     @classmethod
     def concatenate(cls, parts: Iterable[SparseCodes]) -> SparseCodes:
         """Codes one below the other; k and n_latents must agree."""

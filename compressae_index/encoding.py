@@ -28,6 +28,7 @@ from compressae_index import persistence
 from compressae_index.checks import check_choice, check_int, check_threads, check_vectors
 from compressae_index.codes import SparseCodes
 from compressae_index.errors import DimensionError, FormatError, InputError
+from compressae_index.metric import RowScale
 from compressae_index.model import ENCODERS, CompresSAE, Encoder
 from compressae_index.progress import track
 from compressae_index.sources import CHUNK_ROWS, Vectors, VectorSource, open_vectors
@@ -191,8 +192,9 @@ def encoded_chunks(
     device: str = "cpu",
     begin: int = 0,
     end: int | None = None,
+    scale: RowScale | None = None,
 ) -> Iterator[SparseCodes]:
-    """Folded codes of rows begin .. end, at most CHUNK_ROWS at a time.
+    """Folded codes of rows begin .. end, at most CHUNK_ROWS at a time; times what `scale` says of the rows.
 
     Raises:
         InputError: bad rows, named by their number in `vectors`.
@@ -200,7 +202,9 @@ def encoded_chunks(
     end = vectors.shape[0] if end is None else end
     for first in range(begin, end, CHUNK_ROWS):
         rows = check_vectors(vectors[first : min(first + CHUNK_ROWS, end)], dim=model.dim, first_row=first)
-        yield model.fold(model.encode(rows, k, encoder=encoder, num_threads=num_threads, device=device))
+        factors = None if scale is None else scale.of_rows(rows, first)
+        codes = model.fold(model.encode(rows, k, encoder=encoder, num_threads=num_threads, device=device))
+        yield codes if factors is None else codes.scaled(factors)
 
 
 def _begun(path: Path, meta: dict[str, Any]) -> dict[str, Any]:

@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
-from compressae_index.checks import FloatArray, check_int, check_vectors, normalize_rows
+from compressae_index.checks import FloatArray, check_choice, check_int, check_vectors, normalize_rows
 from compressae_index.errors import DimensionError, InputError, MissingExtraError
 from compressae_index.index import MODES, CompressedIndex, Mode, Scoring
+from compressae_index.metric import METRICS, Metric
 from compressae_index.progress import track
 from compressae_index.sources import CHUNK_ROWS, Vectors
 
@@ -36,20 +37,27 @@ class Measurement(NamedTuple):
 
 
 def exact_neighbours(
-    vectors: Vectors, queries: npt.ArrayLike, k: int, *, progress: bool = False
+    vectors: Vectors,
+    queries: npt.ArrayLike,
+    k: int,
+    *,
+    metric: Metric = "cosine",
+    progress: bool = False,
 ) -> npt.NDArray[Any]:
-    """Rows of the k most similar vectors by cosine, best first, ties to the lower row: (n_queries, k).
+    """Rows of the k most similar vectors by the metric, best first, ties to the lower row: (n_queries, k).
 
     Vectors are read in batches and compared in float32.
     """
+    # The norm of a query changes no order.
     unit = normalize_rows(check_vectors(queries, name="queries"))
+    check_choice(metric, "metric", METRICS)
     k = check_int(k, "k", 1, vectors.shape[0], "vectors")
     scores = np.empty((len(unit), 0), dtype=np.float32)
     rows = np.empty((len(unit), 0), dtype=np.int64)
     with track(vectors.shape[0], "exact search", enabled=progress) as advance:
         for begin in range(0, vectors.shape[0], CHUNK_ROWS):
-            chunk = normalize_rows(
-                check_vectors(vectors[begin : begin + CHUNK_ROWS], dim=unit.shape[1], first_row=begin)
+            chunk = _comparable(
+                check_vectors(vectors[begin : begin + CHUNK_ROWS], dim=unit.shape[1], first_row=begin), metric
             )
             scores = np.concatenate([scores, unit @ chunk.T], axis=1)
             here = np.broadcast_to(np.arange(begin, begin + len(chunk)), (len(unit), len(chunk)))
@@ -63,6 +71,11 @@ def exact_neighbours(
             advance(len(chunk))
     order = np.argsort(-scores, axis=1, kind="stable")
     return np.take_along_axis(rows, order, axis=1)
+
+
+def _comparable(rows: FloatArray, metric: Metric) -> FloatArray:
+    """Rows whose inner products with queries order them by the metric."""
+    return normalize_rows(rows) if metric == "cosine" else rows
 
 
 def _best(scores: FloatArray, k: int) -> npt.NDArray[np.int64]:
@@ -117,18 +130,23 @@ def evaluate(
 
 
 def evaluate_exact(
-    vectors: Vectors, queries: FloatArray, truth: npt.NDArray[Any], *, ks: Iterable[int] = (10, 100)
+    vectors: Vectors,
+    queries: FloatArray,
+    truth: npt.NDArray[Any],
+    *,
+    ks: Iterable[int] = (10, 100),
+    metric: Metric = "cosine",
 ) -> Measurement:
     """Exact search over the float32 vectors, by numpy."""
-    unit = normalize_rows(check_vectors(vectors[0 : vectors.shape[0]]))
+    rows = _comparable(check_vectors(vectors[0 : vectors.shape[0]]), metric)
 
     def search(query: FloatArray, k: int) -> npt.NDArray[Any]:
-        scores = normalize_rows(query) @ unit.T
-        best = np.argpartition(-scores, min(k, len(unit)) - 1, axis=1)[:, :k]
+        scores = normalize_rows(query) @ rows.T
+        best = np.argpartition(-scores, min(k, len(rows)) - 1, axis=1)[:, :k]
         order = np.argsort(-np.take_along_axis(scores, best, axis=1), axis=1, kind="stable")
         return np.take_along_axis(best, order, axis=1)
 
-    return measure("exact float32", unit.shape[1] * 4.0, search, queries, truth, ks)
+    return measure("exact float32", rows.shape[1] * 4.0, search, queries, truth, ks)
 
 
 def evaluate_pq(
@@ -138,6 +156,7 @@ def evaluate_pq(
     bytes_per_vector: float,
     *,
     ks: Iterable[int] = (10, 100),
+    metric: Metric = "cosine",
 ) -> Measurement:
     """Faiss product quantisation (8 bits a sub-vector) at the most bytes that do not exceed the given ones.
 
@@ -152,12 +171,12 @@ def evaluate_pq(
     if vectors.shape[0] < PQ_CENTROIDS:
         msg = f"product quantisation needs at least {PQ_CENTROIDS} vectors, got {vectors.shape[0]}"
         raise InputError(msg)
-    unit = normalize_rows(check_vectors(vectors[0 : vectors.shape[0]]))
-    dim = unit.shape[1]
+    rows = _comparable(check_vectors(vectors[0 : vectors.shape[0]]), metric)
+    dim = rows.shape[1]
     parts = max(m for m in range(1, dim + 1) if dim % m == 0 and m <= max(bytes_per_vector, 1))
     index = faiss.IndexPQ(dim, parts, 8, faiss.METRIC_INNER_PRODUCT)
-    index.train(unit)
-    index.add(unit)
+    index.train(rows)
+    index.add(rows)
     return measure(
         f"Faiss PQ{parts}x8",
         float(parts),

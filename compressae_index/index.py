@@ -26,6 +26,7 @@ from compressae_index.embedded import Bitmap, EmbeddedBackend
 from compressae_index.encoding import CodeStore, encoded_chunks
 from compressae_index.errors import DimensionError, FormatError, InputError
 from compressae_index.ids import IdArray, Ids
+from compressae_index.metric import Metric, RowScale
 from compressae_index.model import ENCODERS, CompresSAE, Encoder
 from compressae_index.packing import VALUE_BITS, Form, Norms, packing_of
 from compressae_index.planning import Plan
@@ -60,13 +61,13 @@ class Explanation(NamedTuple):
     """How the parts of a document's code add up to its `dense` score, largest contribution first."""
 
     score: float
-    """Cosine of the query and the document's reconstruction."""
+    """Cosine, or inner product, of the query and the document's reconstruction."""
     latents: npt.NDArray[np.int64]
     """(k,) the document's latents."""
     contributions: FloatArray
     """(k,) projection[latent] * value; they add up to the score."""
     projections: FloatArray
-    """(k,) the query's projection on each latent."""
+    """(k,) the query's projection on each latent; of the normalised query for cosine."""
     values: FloatArray
     """(k,) the document's folded values."""
 
@@ -83,6 +84,7 @@ class IndexStats(NamedTuple):
     postings: int
     """Nonzeros of a code that the posting lists keep."""
     encoder: str
+    metric: str
     bytes_per_vector: dict[str, float]
     """Resident bytes a vector by part: forward, inverted, ids, and the sum of those."""
     bytes_by_mode: dict[str, float]
@@ -99,9 +101,9 @@ class IndexStats(NamedTuple):
 class CompressedIndex:
     """Vectors stored as k signed (latent, value) pairs each, and searched from these codes.
 
-    Similarity is cosine: neither vectors nor queries need unit norm. `build` makes an index, `load` reads
-    one. Searches may run in several threads, also while one of them adds or removes: each sees the index as
-    it was when it began.
+    Similarity is cosine, for which neither vectors nor queries need unit norm, or the inner product; see
+    `build`, which makes an index. `load` reads one. Searches may run in several threads, also while one of
+    them adds or removes: each sees the index as it was when it began.
     """
 
     def __init__(
@@ -110,11 +112,13 @@ class CompressedIndex:
         *,
         k: int | None = None,
         encoder: Encoder = "pursuit",
+        metric: Metric = "cosine",
         backend: EmbeddedBackend | None = None,
         ids: Ids | None = None,
         alive: npt.NDArray[np.bool_] | None = None,
+        unit: float | None = None,
     ) -> None:
-        """An empty index, unless parts that fit together are given."""
+        """An empty index, unless parts that fit together are given; `unit` is that of kept norms."""
         self.model = model
         self.k = model.k if k is None else check_int(k, "k", 1, model.n_latents, "n_latents")
         self.encoder: Encoder = check_choice(encoder, "encoder", ENCODERS)
@@ -122,6 +126,8 @@ class CompressedIndex:
         self.plan: Plan | None = None
         """What `build` chose for its budget and what it expects, where there was one. It is not saved."""
         self._state = _State(backend, ids or Ids(len(backend), {}), alive)
+        # Replaced, before the state, when the first rows choose the unit.
+        self._scale = RowScale(metric, unit)
         self._writer = threading.Lock()
 
     @classmethod
@@ -134,6 +140,7 @@ class CompressedIndex:
         n_latents: int | None = None,
         model: CompresSAE | None = None,
         encoder: Encoder = "pursuit",
+        metric: Metric = "cosine",
         config: TrainConfig | None = None,
         forward: Form = "packed",
         value_bits: int | None = None,
@@ -154,6 +161,12 @@ class CompressedIndex:
             n_latents: size of the dictionary; 4096 by default, less for fewer than 8,192 rows.
             model: a trained model to use as it is. Needs no torch.
             encoder: how vectors become codes: "pursuit" (best), or "topk" (the paper's single pass).
+            metric: what scores are. "cosine": of the query and the reconstructed row; norms are dropped.
+                "inner_product": of the query and the reconstruction, which has the norm of the row, in the
+                units of the vectors given. The norm costs no byte: the scale of a code carries it, in half
+                precision, so that the index keeps norms from 1/1024 to 4096 times a power of two near the
+                median of the first rows. Posting lists round values to their largest, so that stage one is
+                coarser the more norms differ. Training sees directions only.
             config: training settings; k and n_latents are taken from here.
             forward: how codes are stored for `dense` and `two_stage`: "packed" takes the fewest bytes,
                 "aligned" is the fastest.
@@ -161,14 +174,14 @@ class CompressedIndex:
             postings: nonzeros of a code that the posting lists keep, the strongest; all by default. Each left
                 out saves 3 bytes, and makes `sparse` and the first stage of `two_stage` approximate.
             bytes_per_vector: a budget for all that `two_stage` keeps resident, ids and all, at n vectors. k,
-                value_bits and postings are chosen to fit it by measuring recall of held-out rows; `plan` then
-                says what was chosen and what to expect.
+                value_bits and postings are chosen to fit it by measuring recall (by cosine) of held-out rows;
+                `plan` then says what was chosen and what to expect.
             target_recall: the same, for the smallest budget whose expected recall@100 is at least this.
             num_threads: threads to encode with; all by default.
             progress: show a progress bar.
 
         Raises:
-            InputError: bad rows, duplicate ids, k, n_latents or value_bits out of range.
+            InputError: bad rows, duplicate ids, k, n_latents, value_bits or a kept norm out of range.
             MissingExtraError: there is a model to train and torch is not installed.
         """
         planned = bytes_per_vector is not None or target_recall is not None
@@ -179,6 +192,7 @@ class CompressedIndex:
         row_ids = Ids.from_user(ids, vectors.shape[0])
         # Before training, which takes a while.
         check_choice(encoder, "encoder", ENCODERS)
+        scale = RowScale(metric)
         threads = check_threads(num_threads)
         if model is None:
             trained_k = planning.training_k(bytes_per_vector, vectors.shape[0]) if planned else k or DEFAULT_K
@@ -206,9 +220,10 @@ class CompressedIndex:
         if postings is not None:
             check_int(postings, "postings", 1, k, "k")
         backend = EmbeddedBackend(model.n_latents, k, packing, postings=postings)
-        index = cls(model, k=k, encoder=encoder, backend=backend)
+        index = cls(model, k=k, encoder=encoder, metric=metric, backend=backend)
         index.plan = plan
-        index._append(encoded_chunks(model, vectors, k, encoder, threads), row_ids, threads, progress)
+        chunks = encoded_chunks(model, vectors, k, encoder, threads, scale=scale)
+        index._append(chunks, row_ids, threads, progress, scale=scale)
         return index
 
     @classmethod
@@ -225,6 +240,8 @@ class CompressedIndex:
         progress: bool = True,
     ) -> CompressedIndex:
         """An index of codes that `encoding.encode_to_directory` wrote; nothing is encoded again.
+
+        Its metric is cosine, as such codes hold no norms.
 
         Args:
             codes: what that function gave, or its directory. k and the encoder are those of the codes.
@@ -278,7 +295,7 @@ class CompressedIndex:
             queries: (n_queries, d), or (d,) for one.
             k: neighbours of each query.
             mode: "sparse" scores by the posting lists of the query's query_nnz strongest latents; "dense"
-                scores every document by the cosine with its reconstruction; "two_stage" takes the best
+                scores every document by the metric with its reconstruction; "two_stage" takes the best
                 `candidates` of the first and scores them as the second.
             candidates: documents that stage one hands to stage two; at least k are.
             query_nnz: latents of the query that stage one keeps, of largest magnitude; by default 64, and
@@ -312,6 +329,7 @@ class CompressedIndex:
             return _padded(
                 np.empty((len(rows), 0), np.float32), np.empty((len(rows), 0), np.int64), k, state.ids
             )
+        factors = self._scale.of_queries(rows)
         # Beyond what is allowed there is nothing to select, so a huge k or candidates costs no memory.
         candidates = min(candidates, n_allowed)
         query_nnz = state.backend.query_nnz if query_nnz is None else query_nnz
@@ -323,6 +341,8 @@ class CompressedIndex:
         else:
             _, chosen = backend.sparse(sparse_u, query_nnz, candidates, allowed, threads)
             scores, found = backend.rescore(dense_u, chosen, width, threads)
+        if factors is not None:
+            scores *= factors
         return _padded(scores, found, k, state.ids)
 
     def _projections(
@@ -353,16 +373,17 @@ class CompressedIndex:
             progress: show a progress bar.
 
         Raises:
-            InputError: bad rows, another dimension, ids that repeat or that the index already holds.
-                Nothing was added.
+            InputError: bad rows, another dimension, ids that repeat or that the index already holds, a kept
+                norm out of range. Nothing was added.
         """
         vectors = open_vectors(embeddings)
         with self._writer:
             if ids is None and len(self._state.ids):
                 ids = self._state.next_ids(vectors.shape[0])
             threads = check_threads(num_threads)
-            chunks = encoded_chunks(self.model, vectors, self.k, self.encoder, threads)
-            self._append(chunks, Ids.from_user(ids, vectors.shape[0]), threads, progress)
+            scale = self._scale.copy()
+            chunks = encoded_chunks(self.model, vectors, self.k, self.encoder, threads, scale=scale)
+            self._append(chunks, Ids.from_user(ids, vectors.shape[0]), threads, progress, scale=scale)
 
     def _append(
         self,
@@ -372,12 +393,15 @@ class CompressedIndex:
         progress: bool,
         *,
         label: str = "encoding",
+        scale: RowScale | None = None,
     ) -> None:
-        """Adds folded codes, one of `ids` a row, while nobody else writes."""
+        """Adds folded codes, one of `ids` a row, while nobody else writes; `scale` is what scaled them."""
         threads, state = check_threads(num_threads), self._state
         _check_new_ids(state, ids)
         with track(len(ids), label, enabled=progress) as advance:
-            self._state = state.added(_collected(chunks, advance), ids, threads, self.model.norms)
+            added = state.added(_collected(chunks, advance), ids, threads, self.model.norms)
+        self._scale = self._scale if scale is None else scale
+        self._state = added
 
     def remove(self, ids: Any) -> None:
         """Removes vectors; their memory stays in use until `compact`.
@@ -395,22 +419,28 @@ class CompressedIndex:
             self._state = self._state.compacted(check_threads(num_threads))
 
     @property
+    def metric(self) -> Metric:
+        """What scores are."""
+        return self._scale.metric
+
+    @property
     def ids(self) -> IdArray:
         """The ids in the order of adding, removed ones left out."""
         state = self._state
         return state.ids.of(state.alive_rows())
 
     def codes(self, ids: Any) -> SparseCodes:
-        """The stored codes of ids: folded, and rounded to the stored precision.
+        """The stored codes of ids: folded, times the kept norm, and rounded to the stored precision.
 
         Raises:
             UnknownIdError: an id is not in the index.
         """
         state = self._state
-        return state.backend.codes(state.rows_of(ids))
+        codes = state.backend.codes(state.rows_of(ids))
+        return codes if self._scale.unit in (None, 1.0) else codes.scaled(self._scale.unit)
 
     def reconstruct(self, ids: Any) -> FloatArray:
-        """Reconstructed vectors of ids, (n, d) float32, of unit norm up to the rounding of the codes.
+        """Reconstructed vectors of ids, (n, d) float32, of unit norm, or the kept one, up to rounding.
 
         Raises:
             UnknownIdError: an id is not in the index.
@@ -424,7 +454,11 @@ class CompressedIndex:
             UnknownIdError: the id is not in the index.
             InputError: not one query of the index's dimension.
         """
-        projection = self.model.project(query)
+        rows = check_vectors(query, dim=self.model.dim, name="queries")
+        projection = self.model.project(rows)
+        factors = self._scale.of_queries(rows)
+        if factors is not None:
+            projection *= factors / (self._scale.unit or 1.0)  # values carry the unit
         if len(projection) != 1:
             msg = f"explain takes one query, got {len(projection)}"
             raise DimensionError(msg)
@@ -451,6 +485,7 @@ class CompressedIndex:
             k=self.k,
             postings=state.backend.postings,
             encoder=self.encoder,
+            metric=self._scale.metric,
             bytes_per_vector=per_vector,
             bytes_by_mode={
                 "sparse": per_vector["inverted"] + per_vector["ids"],
@@ -480,6 +515,7 @@ class CompressedIndex:
             "model": self.model.manifest(),
         }
         meta |= {"packing": state.backend.packing.manifest(), "postings": state.backend.postings}
+        meta |= {"metric": self._scale.metric, "unit": self._scale.unit}
         persistence.write(path, "index", meta, arrays=arrays, tensors=self.model.tensors())
 
     @classmethod
@@ -511,7 +547,21 @@ class CompressedIndex:
         ids = Ids(n, {name: array for name, array in arrays.items() if name in ("ids", "id_text", "id_ends")})
         marks = arrays.get("alive")
         alive = None if marks is None else np.unpackbits(marks, count=n, bitorder="little").astype(bool)
-        return cls(model, k=k, encoder=meta["encoder"], backend=backend, ids=ids, alive=alive)
+        # Older indexes have no metric, which was cosine.
+        metric, unit = meta.get("metric", "cosine"), meta.get("unit")
+        if n and metric != "cosine" and unit is None:
+            msg = "norms are kept, but not in which unit"
+            raise FormatError(msg)
+        return cls(
+            model,
+            k=k,
+            encoder=meta["encoder"],
+            metric=metric,
+            backend=backend,
+            ids=ids,
+            alive=alive,
+            unit=unit,
+        )
 
 
 class _State:

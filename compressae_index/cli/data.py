@@ -17,6 +17,7 @@ from compressae_index.cli.options import (
     dataset_option,
     encoder_option,
     json_option,
+    metric_option,
     report,
     storage_options,
     threads_option,
@@ -26,6 +27,7 @@ from compressae_index.cli.options import (
 from compressae_index.encoding import CodeStore, encode_to_directory, encoded_chunks
 from compressae_index.errors import FormatError
 from compressae_index.index import DEFAULT_K, CompressedIndex
+from compressae_index.metric import Metric
 from compressae_index.model import CompresSAE, Encoder
 from compressae_index.packing import VALUE_BITS
 from compressae_index.persistence import check_target
@@ -165,6 +167,7 @@ def _encode_to_matrix(
 @training_options
 @storage_options
 @encoder_option
+@metric_option
 @dataset_option
 @threads_option
 @json_option
@@ -186,6 +189,7 @@ def build(
     bytes_per_vector: float | None,
     target_recall: float | None,
     encoder: Encoder,
+    metric: Metric,
     dataset: str,
     threads: int | None,
     as_json: bool,
@@ -207,7 +211,7 @@ def build(
     if codes is not None:
         if trained is None:
             raise click.UsageError("--codes needs the --model that encoded.")
-        _refuse(context, "--codes", (*_TRAINING, *_BUDGET, "k", "n_latents", "encoder", "dataset"))
+        _refuse(context, "--codes", (*_TRAINING, *_BUDGET, "k", "n_latents", "encoder", "metric", "dataset"))
         bits = VALUE_BITS if value_bits is None else value_bits
         index = CompressedIndex.from_codes(
             codes, trained, row_ids, value_bits=bits, postings=postings, num_threads=threads
@@ -222,6 +226,7 @@ def build(
             n_latents=n_latents,
             model=trained,
             encoder=encoder,
+            metric=metric,
             config=None if trained is not None else _train_config(preset, steps, seed),
             value_bits=value_bits,
             postings=postings,

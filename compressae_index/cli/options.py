@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import click
 
 from compressae_index.index import MODES, SCORINGS
+from compressae_index.metric import METRICS
 from compressae_index.model import ENCODERS
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -27,6 +28,13 @@ encoder_option = click.option(
     default="pursuit",
     show_default=True,
     help="How vectors become codes.",
+)
+metric_option = click.option(
+    "--metric",
+    type=click.Choice(METRICS),
+    default="cosine",
+    show_default=True,
+    help="What scores are; inner products keep norms.",
 )
 dataset_option = click.option(
     "--dataset",

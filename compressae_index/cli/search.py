@@ -29,6 +29,7 @@ from compressae_index.evaluation import (
 )
 from compressae_index.evaluation import evaluate as evaluate_index
 from compressae_index.index import CompressedIndex, Mode, Scoring
+from compressae_index.metric import METRICS, Metric
 from compressae_index.sources import open_vectors
 
 
@@ -113,6 +114,9 @@ def _finite(score: float) -> float | None:
 @click.argument("embeddings", type=PATH)
 @click.argument("queries", type=PATH, required=False)
 @search_options
+@click.option(
+    "--metric", type=click.Choice(METRICS), help="What the truth is by.  [default: the index's metric]"
+)
 @click.option("--max-queries", type=int, default=1000, show_default=True, help="Queries to measure with.")
 @click.option("--pq/--no-pq", default=True, help="Compare with Faiss PQ at the same bytes (needs faiss).")
 @dataset_option
@@ -125,6 +129,7 @@ def evaluate(
     candidates: int,
     query_nnz: int | None,
     scoring: Scoring,
+    metric: Metric | None,
     max_queries: int,
     pq: bool,
     dataset: str,
@@ -151,9 +156,10 @@ def evaluate(
     asked = open_vectors(embeddings if queries is None else queries, dataset=query_dataset)
     rows = check_vectors(asked[0:max_queries], dim=loaded.model.dim, name="queries")
     ks = [k for k in (10, 100) if k <= len(loaded)] or [len(loaded)]
-    truth = exact_neighbours(vectors, rows, ks[-1], progress=True)
+    by: Metric = loaded.metric if metric is None else metric
+    truth = exact_neighbours(vectors, rows, ks[-1], metric=by, progress=True)
     measurements = [
-        evaluate_exact(vectors, rows, truth, ks=ks),
+        evaluate_exact(vectors, rows, truth, ks=ks, metric=by),
         *evaluate_index(
             loaded,
             rows,
@@ -167,7 +173,8 @@ def evaluate(
     if pq:
         by_mode = loaded.stats().bytes_by_mode
         measurements += [
-            evaluate_pq(vectors, rows, truth, by_mode[mode], ks=ks) for mode in ("dense", "two_stage")
+            evaluate_pq(vectors, rows, truth, by_mode[mode], ks=ks, metric=by)
+            for mode in ("dense", "two_stage")
         ]
     content: list[dict[str, Any]] = [measurement._asdict() for measurement in measurements]
     click.echo(

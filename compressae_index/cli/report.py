@@ -1,0 +1,60 @@
+"""The command that describes what a model makes of vectors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from compressae_index.cli.options import PATH, dataset_option, json_option, threads_option, written_aside
+from compressae_index.errors import FormatError
+from compressae_index.model import CompresSAE
+from compressae_index.report import figure_class, model_report
+from compressae_index.sources import open_vectors
+
+
+@click.command()
+@click.argument("model", type=PATH)
+@click.argument("embeddings", type=PATH)
+@click.option("--plot", type=PATH, help="Write a picture to this .png file (needs matplotlib).")
+@click.option("--max-rows", type=int, default=20_000, show_default=True, help="Vectors to look at.")
+@dataset_option
+@threads_option
+@json_option
+def report(
+    model: Path,
+    embeddings: Path,
+    plot: Path | None,
+    max_rows: int,
+    dataset: str,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Report what MODEL makes of EMBEDDINGS.
+
+    Prints dead and over-firing latents, the skew of posting lists, the quality of reconstructions, and recall
+    against nonzeros. The last rows are held out as queries.
+
+    \b
+    Example:
+      compressae-index report items.model embeddings.npy --plot report.png
+    """  # noqa: D301
+    if plot is not None:
+        if plot.suffix.lower() != ".png":
+            msg = f"{plot}: pictures are written as .png"
+            raise FormatError(msg)
+        if not plot.parent.is_dir():
+            msg = f"{plot.parent} is not a directory"
+            raise FormatError(msg)
+        figure_class()  # what is missing should be said before the work
+    trained = CompresSAE.load(model)
+    vectors = open_vectors(embeddings, dataset=dataset)
+    result = model_report(trained, vectors, max_rows=max_rows, num_threads=threads, progress=True)
+    if plot is not None:
+        with written_aside(plot) as aside:
+            result.plot(aside)
+    if as_json:
+        click.echo(json.dumps({"model": str(model), **result._asdict()}))
+    else:
+        click.echo(result.as_text())
