@@ -165,8 +165,9 @@ class CompressedIndex:
                 "inner_product": of the query and the reconstruction, which has the norm of the row, in the
                 units of the vectors given. The norm costs no byte: the scale of a code carries it, in half
                 precision, so that the index keeps norms from 1/1024 to 4096 times a power of two near the
-                median of the first rows. Posting lists round values to their largest, so that stage one is
-                coarser the more norms differ. Training sees directions only.
+                median of the first rows. Long rows may be near by latents that a query's query_nnz strongest
+                leave out: the more norms differ, the more query_nnz "two_stage" needs; "dense" does not.
+                Training sees directions only.
             config: training settings; k and n_latents are taken from here.
             forward: how codes are stored for `dense` and `two_stage`: "packed" takes the fewest bytes,
                 "aligned" is the fastest.

@@ -94,7 +94,7 @@ def test_neighbours_are_those_of_the_vectors(
     assert recall(exact_neighbours(long_rows, asked, 100), truth, 100) < 0.5
     # Scores estimate the inner products of the vectors themselves.
     error = dense.scores - np.take_along_axis(exact, rows_of(dense), axis=1)
-    assert np.abs(error / dense.scores).mean() < 0.2
+    assert np.abs(error).mean() < 0.25 * dense.scores.mean()
     # And norms cost no byte.
     assert index.stats().bytes_per_vector["forward"] == cosine.stats().bytes_per_vector["forward"]
 
