@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
@@ -15,20 +14,20 @@ from compressae_index import persistence, planning
 from compressae_index._engine import simd
 from compressae_index.checks import (
     FloatArray,
-    as_array,
     check_choice,
     check_int,
     check_threads,
     check_vectors,
 )
 from compressae_index.codes import SparseCodes
-from compressae_index.embedded import Bitmap, EmbeddedBackend
+from compressae_index.documents import Documents
+from compressae_index.embedded import EmbeddedBackend
 from compressae_index.encoding import CodeStore, encoded_chunks
 from compressae_index.errors import DimensionError, FormatError, InputError
 from compressae_index.ids import IdArray, Ids
 from compressae_index.metric import Metric, RowScale
 from compressae_index.model import ENCODERS, CompresSAE, Encoder
-from compressae_index.packing import VALUE_BITS, Form, Norms, packing_of
+from compressae_index.packing import VALUE_BITS, Form, packing_of
 from compressae_index.planning import Plan
 from compressae_index.progress import track
 from compressae_index.sources import CHUNK_ROWS, Vectors, VectorSource, open_vectors
@@ -125,7 +124,7 @@ class CompressedIndex:
         backend = EmbeddedBackend(model.n_latents, self.k) if backend is None else backend
         self.plan: Plan | None = None
         """What `build` chose for its budget and what it expects, where there was one. It is not saved."""
-        self._state = _State(backend, ids or Ids(len(backend), {}), alive)
+        self._state = Documents(backend, ids or Ids(len(backend), {}), alive)
         # Replaced, before the state, when the first rows choose the unit.
         self._scale = RowScale(metric, unit)
         self._writer = threading.Lock()
@@ -398,7 +397,7 @@ class CompressedIndex:
     ) -> None:
         """Adds folded codes, one of `ids` a row, while nobody else writes; `scale` is what scaled them."""
         threads, state = check_threads(num_threads), self._state
-        _check_new_ids(state, ids)
+        state.check_new(ids)
         with track(len(ids), label, enabled=progress) as advance:
             added = state.added(_collected(chunks, advance), ids, threads, self.model.norms)
         self._scale = self._scale if scale is None else scale
@@ -565,91 +564,6 @@ class CompressedIndex:
         )
 
 
-class _State:
-    """Documents as one search sees them: immutable, replaced as a whole by each change."""
-
-    def __init__(self, backend: EmbeddedBackend, ids: Ids, alive: npt.NDArray[np.bool_] | None) -> None:
-        if len(backend) != len(ids) or (alive is not None and len(alive) != len(ids)):
-            msg = f"{len(backend)} codes, but {len(ids)} ids"
-            raise DimensionError(msg)
-        self.backend = backend
-        self.ids = ids
-        self.alive = alive  # None: all are
-        self.n_alive = len(ids) if alive is None else int(alive.sum())
-        self._bitmap: Bitmap | None = None if alive is None else np.packbits(alive, bitorder="little")
-        self.mark_bytes = 0 if alive is None or self._bitmap is None else alive.nbytes + self._bitmap.nbytes
-
-    def alive_rows(self) -> npt.NDArray[np.int64]:
-        return np.arange(len(self.ids)) if self.alive is None else np.flatnonzero(self.alive)
-
-    def rows_of(self, ids: Any) -> npt.NDArray[np.int64]:
-        """Rows of ids that are held and not removed."""
-        return self.alive_rows()[self._live_ids.rows_of(ids)]
-
-    @cached_property
-    def _live_ids(self) -> Ids:
-        # An id may have been removed and added again: only the living one counts.
-        return self.ids if self.alive is None else self.ids.subset(self.alive_rows())
-
-    def allowed(self, wanted: npt.ArrayLike | None) -> tuple[Bitmap | None, int]:
-        """The bitmap that the engine filters by, and how many documents it allows."""
-        if wanted is None:
-            return self._bitmap, self.n_alive
-        array = as_array(wanted, "filter")
-        mask = np.zeros(len(self.ids), dtype=bool)
-        if array.dtype == bool:
-            if array.shape != (self.n_alive,):
-                msg = f"a boolean filter must have shape ({self.n_alive},), got {array.shape}"
-                raise DimensionError(msg)
-            mask[self.alive_rows()] = array
-        else:
-            mask[self.rows_of(wanted)] = True
-        return np.packbits(mask, bitorder="little"), int(mask.sum())
-
-    def next_ids(self, n: int) -> npt.NDArray[np.int64]:
-        """Integers above the largest id so far, removed ones included."""
-        if self.ids.are_strings:
-            msg = "this index has string ids, so new vectors need ids"
-            raise InputError(msg)
-        largest = int(self.ids.all().max())
-        if largest + n > np.iinfo(np.int64).max:
-            msg = f"no {n} integers are left above the largest id {largest}, so new vectors need ids"
-            raise InputError(msg)
-        return np.arange(largest + 1, largest + 1 + n)
-
-    def holds(self, ids: Ids) -> npt.NDArray[np.bool_]:
-        return self._live_ids.find(ids.all()) >= 0
-
-    def added(self, runs: Iterable[SparseCodes], ids: Ids, num_threads: int, norms: Norms) -> _State:
-        """With documents appended, run after run, so that only one run is held as it came."""
-        backend = self.backend if self.n_alive else self.compacted(num_threads).backend
-        for codes in runs:
-            backend = backend.added(codes, num_threads, norms)
-        if not self.n_alive:
-            return _State(backend.joined(), ids, None)
-        alive = None if self.alive is None else np.concatenate([self.alive, np.ones(len(ids), dtype=bool)])
-        return _State(backend, self.ids.extended(ids), alive)
-
-    def removed(self, ids: Any) -> _State:
-        rows = self.rows_of(ids)
-        if len(np.unique(rows)) < len(rows):
-            msg = f"{len(rows) - len(np.unique(rows))} of {len(rows)} ids to remove stand more than once"
-            raise InputError(msg)
-        if not len(rows):
-            return self
-        alive = np.ones(len(self.ids), dtype=bool) if self.alive is None else self.alive.copy()
-        alive[rows] = False
-        return _State(self.backend, self.ids, alive)
-
-    def compacted(self, num_threads: int) -> _State:
-        if self.alive is None:
-            return self
-        rows = self.alive_rows()
-        if not len(rows):
-            return _State(self.backend.subset(rows, num_threads), Ids(0, {}), None)
-        return _State(self.backend.subset(rows, num_threads), self.ids.subset(rows), None)
-
-
 def _collected(chunks: Iterable[SparseCodes], advance: Callable[[int], object]) -> Iterator[SparseCodes]:
     """Chunks joined to runs of APPEND_ROWS rows, the last of fewer."""
     held: list[SparseCodes] = []
@@ -670,18 +584,6 @@ def _trained(
 
     settings = TrainConfig(k=k, n_latents=n_latents) if config is None else config.with_codes(k, n_latents)
     return train(vectors, settings, progress=progress).model
-
-
-def _check_new_ids(state: _State, ids: Ids) -> None:
-    if state.n_alive and state.ids.are_strings != ids.are_strings:
-        kinds = ("strings", "integers") if state.ids.are_strings else ("integers", "strings")
-        msg = f"the ids of this index are {kinds[0]}, the new ones are {kinds[1]}"
-        raise InputError(msg)
-    held = np.flatnonzero(state.holds(ids))
-    if held.size:
-        first = ids.of(held[:1]).tolist()[0]
-        msg = f"id {first!r} is already in the index ({held.size} such ids); remove it first"
-        raise InputError(msg)
 
 
 def _padded(scores: FloatArray, rows: npt.NDArray[np.int64], k: int, ids: Ids) -> SearchResult:

@@ -1,0 +1,124 @@
+"""Codes with their ids and marks of removal, as one search sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from compressae_index.checks import as_array
+from compressae_index.codes import SparseCodes
+from compressae_index.embedded import Bitmap, EmbeddedBackend
+from compressae_index.errors import DimensionError, InputError
+from compressae_index.ids import Ids, RowArray
+from compressae_index.packing import Norms
+
+
+class Documents:
+    """What an index holds: immutable, replaced as a whole by each change."""
+
+    def __init__(self, backend: EmbeddedBackend, ids: Ids, alive: npt.NDArray[np.bool_] | None) -> None:
+        """From codes, the ids of their rows, and which of them were not removed (None: all)."""
+        if len(backend) != len(ids) or (alive is not None and len(alive) != len(ids)):
+            msg = f"{len(backend)} codes, but {len(ids)} ids"
+            raise DimensionError(msg)
+        self.backend = backend
+        self.ids = ids
+        self.alive = alive
+        self.n_alive = len(ids) if alive is None else int(alive.sum())
+        self._bitmap: Bitmap | None = None if alive is None else np.packbits(alive, bitorder="little")
+        self.mark_bytes = 0 if alive is None or self._bitmap is None else alive.nbytes + self._bitmap.nbytes
+
+    def alive_rows(self) -> RowArray:
+        """Rows that were not removed, in order."""
+        return np.arange(len(self.ids)) if self.alive is None else np.flatnonzero(self.alive)
+
+    def rows_of(self, ids: Any) -> RowArray:
+        """Rows of ids that are held and not removed."""
+        return self.alive_rows()[self._live_ids.rows_of(ids)]
+
+    @cached_property
+    def _live_ids(self) -> Ids:
+        # An id may have been removed and added again: only the living one counts.
+        return self.ids if self.alive is None else self.ids.subset(self.alive_rows())
+
+    def allowed(self, wanted: npt.ArrayLike | None) -> tuple[Bitmap | None, int]:
+        """The bitmap that the engine filters by, and how many documents it allows."""
+        if wanted is None:
+            return self._bitmap, self.n_alive
+        array = as_array(wanted, "filter")
+        mask = np.zeros(len(self.ids), dtype=bool)
+        if array.dtype == bool:
+            if array.shape != (self.n_alive,):
+                msg = f"a boolean filter must have shape ({self.n_alive},), got {array.shape}"
+                raise DimensionError(msg)
+            mask[self.alive_rows()] = array
+        else:
+            mask[self.rows_of(wanted)] = True
+        return np.packbits(mask, bitorder="little"), int(mask.sum())
+
+    def next_ids(self, n: int) -> RowArray:
+        """Integers above the largest id so far, removed ones included."""
+        if self.ids.are_strings:
+            msg = "this index has string ids, so new vectors need ids"
+            raise InputError(msg)
+        largest = int(self.ids.all().max())
+        if largest + n > np.iinfo(np.int64).max:
+            msg = f"no {n} integers are left above the largest id {largest}, so new vectors need ids"
+            raise InputError(msg)
+        return np.arange(largest + 1, largest + 1 + n)
+
+    def check_new(self, ids: Ids) -> None:
+        """Refuses ids that cannot be added.
+
+        Raises:
+            InputError: ids of the other kind, or ids that are held already.
+        """
+        if self.n_alive and self.ids.are_strings != ids.are_strings:
+            kinds = ("strings", "integers") if self.ids.are_strings else ("integers", "strings")
+            msg = f"the ids of this index are {kinds[0]}, the new ones are {kinds[1]}"
+            raise InputError(msg)
+        held = np.flatnonzero(self._live_ids.find(ids.all()) >= 0)
+        if held.size:
+            first = ids.of(held[:1]).tolist()[0]
+            msg = f"id {first!r} is already in the index ({held.size} such ids); remove it first"
+            raise InputError(msg)
+
+    def added(self, runs: Iterable[SparseCodes], ids: Ids, num_threads: int, norms: Norms) -> Documents:
+        """With documents appended, run after run, so that only one run is held as it came."""
+        backend = self.backend if self.n_alive else self.compacted(num_threads).backend
+        for codes in runs:
+            backend = backend.added(codes, num_threads, norms)
+        if not self.n_alive:
+            return Documents(backend.joined(), ids, None)
+        alive = None if self.alive is None else np.concatenate([self.alive, np.ones(len(ids), dtype=bool)])
+        return Documents(backend, self.ids.extended(ids), alive)
+
+    def removed(self, ids: Any) -> Documents:
+        """Without some ids.
+
+        Raises:
+            UnknownIdError: an id is not held.
+            InputError: an id stands twice.
+        """
+        rows = self.rows_of(ids)
+        if len(np.unique(rows)) < len(rows):
+            msg = f"{len(rows) - len(np.unique(rows))} of {len(rows)} ids to remove stand more than once"
+            raise InputError(msg)
+        if not len(rows):
+            return self
+        alive = np.ones(len(self.ids), dtype=bool) if self.alive is None else self.alive.copy()
+        alive[rows] = False
+        return Documents(self.backend, self.ids, alive)
+
+    def compacted(self, num_threads: int) -> Documents:
+        """Without the rows of removed ids."""
+        if self.alive is None:
+            return self
+        rows = self.alive_rows()
+        if not len(rows):
+            return Documents(self.backend.subset(rows, num_threads), Ids(0, {}), None)
+        return Documents(self.backend.subset(rows, num_threads), self.ids.subset(rows), None)
