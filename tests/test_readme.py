@@ -50,7 +50,7 @@ def test_the_python_session_runs(
     place: Path, demo_data: DemoData, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     few = DemoData(
-        demo_data.embeddings[:1200], demo_data.queries, demo_data.texts[:1200], demo_data.query_texts
+        demo_data.embeddings[:600], demo_data.queries, demo_data.texts[:600], demo_data.query_texts
     )
     monkeypatch.setattr(demo, "load_data", lambda: few)
     session: dict[str, object] = {}
@@ -66,9 +66,9 @@ def test_the_python_session_runs(
 
 
 def test_the_sessions_on_the_command_line_run(place: Path, demo_data: DemoData) -> None:
-    np.save("embeddings.npy", demo_data.embeddings[:600])
+    np.save("embeddings.npy", demo_data.embeddings[:300])
     np.save("queries.npy", demo_data.queries[:20])
-    Path("ids.txt").write_text("".join(f"item-{i}\n" for i in range(600)))
+    Path("ids.txt").write_text("".join(f"item-{i}\n" for i in range(300)))
     Path("shards").mkdir()
     for i in range(3):
         np.save(f"shards/{i}.npy", demo_data.embeddings[i * 100 : i * 100 + 100])
