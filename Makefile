@@ -4,14 +4,17 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test lint types stub clean
+.PHONY: demo test lint types check stub sanitize clean
 
 # Installed again whenever a source is newer. -P keeps the sources from hiding the installed package.
 SOURCES := pyproject.toml constraints.txt README.md $(shell find compressae_index connectors -name '*.py' -o -name '*.?pp' -o -name 'CMakeLists.txt' -o -name '*.pyi')
 
+# Only where the system has none. Ninja is not needed: without it, the engine is built by make.
+CMAKE := $(if $(shell command -v cmake),,cmake)
+
 .venv/installed: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt "scikit-build-core" "nanobind"
+	$(BIN)/pip install --quiet --constraint constraints.txt "scikit-build-core" "nanobind" $(CMAKE)
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --config-settings=cmake.define.COMPRESSAE_WERROR=ON ".[dev]"
 	touch $@
 
@@ -28,11 +31,29 @@ lint: .venv/installed
 types: .venv/installed
 	$(BIN)/mypy
 
+check: test lint types
+
 # The committed picture of the engine for type checkers; a test compares it with the built module.
 # Made from a folder without sources, which stubgen would import instead of the built package.
 stub: .venv/installed
 	cd .venv && bin/python -P -m nanobind.stubgen -m compressae_index._engine -o ../compressae_index/_engine.pyi
 	$(BIN)/ruff format --quiet compressae_index/_engine.pyi
+
+# The engine's tests with its memory accesses and arithmetic checked by GCC's sanitizers. Built and installed
+# aside, so that the installed package stays as it is. Python itself is not built with them, so their runtimes
+# are preloaded; its leaks at the end of the process are its own affair. Extra arguments go to pytest: ARGS=-x
+SANITIZED = build/sanitized
+runtime = $(shell $(CXX) -print-file-name=$(1))
+
+sanitize: .venv/installed
+	rm -rf $(SANITIZED)
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --target $(SANITIZED) \
+	  --config-settings=build-dir=build/sanitized-objects \
+	  --config-settings=cmake.define.COMPRESSAE_SANITIZE=address,undefined .
+	PYTHONPATH=$(SANITIZED) PYTHONMALLOC=malloc \
+	  LD_PRELOAD="$(call runtime,libasan.so) $(call runtime,libubsan.so) $(call runtime,libstdc++.so.6)" \
+	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+	  $(BIN)/python -P -m pytest tests/test_engine.py tests/test_packing.py tests/test_model.py $(ARGS)
 
 clean:
 	rm -rf .venv build demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,133 @@
+"""The README tells the truth: its Python runs, its commands exist and run, and no command is left out."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from compressae_index import demo
+from compressae_index.cli import main
+from compressae_index.demo import DemoData
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+
+
+CONSOLE = [
+    shlex.split(line.removeprefix("$ "))
+    for block in blocks("console")
+    for line in block.splitlines()
+    if line.startswith("$ ")
+]
+OURS = [words[1:] for words in CONSOLE if words[0] == "compressae-index"]
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_every_block_is_of_a_kind_that_is_tested() -> None:
+    opened = re.findall(r"^```(\w*)$", README, flags=re.MULTILINE)[::2]
+    assert set(opened) == {"console", "python", ""}
+    assert all(line.startswith("$ ") for block in blocks("console") for line in block.splitlines())
+    assert {words[0] for words in CONSOLE} == {"make", "pip", "compressae-index"}
+
+
+def test_the_python_session_runs(
+    place: Path, demo_data: DemoData, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = DemoData(
+        demo_data.embeddings[:600], demo_data.queries, demo_data.texts[:600], demo_data.query_texts
+    )
+    monkeypatch.setattr(demo, "load_data", lambda: few)
+    session: dict[str, object] = {}
+    for block in blocks("python"):
+        exec(compile(block, "README.md", "exec"), session)
+    assert "->" in capsys.readouterr().out
+    assert {path.name for path in place.iterdir()} == {
+        "texts.index",
+        "texts.model",
+        "texts.codes",
+        "training.checkpoint",
+    }
+
+
+def test_the_sessions_on_the_command_line_run(place: Path, demo_data: DemoData) -> None:
+    np.save("embeddings.npy", demo_data.embeddings[:300])
+    np.save("queries.npy", demo_data.queries[:20])
+    Path("ids.txt").write_text("".join(f"item-{i}\n" for i in range(300)))
+    Path("shards").mkdir()
+    for i in range(3):
+        np.save(f"shards/{i}.npy", demo_data.embeddings[i * 100 : i * 100 + 100])
+    for words in OURS:
+        result = CliRunner().invoke(main, words)
+        assert result.exit_code == 0, (words, result.output)
+    assert (place / "codes.npz").is_file()
+
+
+@pytest.mark.parametrize("words", OURS, ids=" ".join)
+def test_commands_and_their_options_are_in_the_help(words: list[str]) -> None:
+    name, *rest = words
+    shown = CliRunner().invoke(main, [name, "--help"])
+    assert shown.exit_code == 0
+    for word in rest:
+        if word.startswith("-"):
+            assert re.search(rf"(^|[\s/]){re.escape(word)}\b", shown.output), word
+
+
+@pytest.mark.parametrize("name", sorted(main.commands))
+def test_every_command_is_named(name: str) -> None:
+    assert re.search(rf"compressae-index {name}\b", README)
+
+
+@pytest.mark.parametrize("option", sorted(set(re.findall(r"`(--[a-z-]+)", README))))
+def test_options_named_in_sentences_exist(option: str) -> None:
+    with click.Context(main) as context:
+        known = {name for command in main.commands.values() for name in _options(command, context)}
+    assert option in known
+
+
+def _options(command: click.Command, context: click.Context) -> list[str]:
+    return [name for parameter in command.get_params(context) for name in parameter.opts]
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def test_targets_exist(document: str) -> None:
+    targets = re.findall(r"(?:`|\$ )make ([a-z]+)", (ROOT / document).read_text(encoding="utf-8"))
+    assert targets
+    for target in targets:
+        assert re.search(rf"^{target}:", MAKEFILE, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def test_links_within_the_checkout_lead_somewhere(document: str) -> None:
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / document).read_text(encoding="utf-8")):
+        assert (ROOT / link).exists(), link
+
+
+def test_extras_are_those_of_the_package() -> None:
+    import tomllib
+
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    table = re.findall(r"^\| `(\w+)` \| [^|]+ \| [^|]+ \|$", README, flags=re.MULTILINE)
+    assert [name for name in table if name in extras] == [name for name in extras if name != "dev"]
+
+
+def test_results_are_the_table_of_the_demo() -> None:
+    block = README.split("<!-- results -->")[1].split("<!-- /results -->")[0]
+    names = re.findall(r"^\| (\S[^|]*?) +\|", block, flags=re.MULTILINE)
+    for name in ("exact float32", "sparse", "dense", "two_stage"):
+        assert name in names
