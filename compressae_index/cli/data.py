@@ -71,15 +71,17 @@ def train(
     config = _train_config(preset, steps, seed).with_codes(DEFAULT_K if k is None else k, n_latents)
     result = train_model(vectors, config, checkpoint=checkpoint, progress=True)
     result.model.save(output)
-    report(
-        {
-            "model": str(output),
-            **result.model.manifest(),
-            "held_out_loss": result.checks[-1].loss if result.checks else None,
-            "seconds": result.seconds,
-        },
-        as_json,
-    )
+    content = {
+        "model": str(output),
+        **result.model.manifest(),
+        "held_out_loss": result.checks[-1].loss if result.checks else None,
+        "seconds": result.seconds,
+    }
+    if as_json:
+        content["rounds"] = [entry._asdict() for entry in result.rounds]
+    elif result.rounds:
+        content["error_of_pursuit"] = f"{result.rounds[0].error:.4f} to {result.rounds[-1].error:.4f}"
+    report(content, as_json)
 
 
 def _train_config(preset: Preset, steps: int | None, seed: int) -> TrainConfig:
