@@ -63,6 +63,17 @@ def load_rows(path: Path | None, most: int | None) -> Rows:
     return Rows(path.name, vectors, np.asarray(everything[-QUERIES:], dtype=np.float32))
 
 
+def print_load(threads: int) -> None:
+    """Says so where other work takes the processors: times are worth little then.
+
+    Threads of OpenMP that spin while they wait suffer most; OMP_WAIT_POLICY=PASSIVE keeps them from it.
+    """
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    load = os.getloadavg()[0]
+    if load + threads > processors + 1:
+        click.echo(f"(other work runs here, load average {load:.1f}: do not trust the times)\n")
+
+
 def timed(call: Callable[[], T]) -> tuple[T, float]:
     """What a call gives, and the seconds it took."""
     started = time.perf_counter()
@@ -104,7 +115,10 @@ def environment(threads: int) -> dict[str, Any]:
         "processor": _processor(),
         "simd": simd(),
         "threads": threads,
-        "blas_variables": {name: value for name, value in os.environ.items() if name.startswith("OPENBLAS_")},
+        "load_average": os.getloadavg(),
+        "variables": {
+            name: value for name, value in os.environ.items() if name.startswith(("OPENBLAS_", "OMP_"))
+        },
     }
 
 

@@ -15,7 +15,7 @@ import click
 import numpy as np
 import numpy.typing as npt
 import torch
-from common import Rows, load_rows, markdown, timed, write_report
+from common import Rows, load_rows, markdown, print_load, timed, write_report
 from threadpoolctl import threadpool_limits
 
 from compressae_index import CompresSAE, CompressedIndex, train
@@ -122,6 +122,7 @@ def main(
     torch.set_num_threads(threads)
     data = load_rows(embeddings, rows)
     click.echo(f"{data}; {threads} threads, {simd()}")
+    print_load(threads)
     with threadpool_limits(threads):
         truth = exact_neighbours(data.vectors, data.queries, KS[-1])
         config = TrainConfig.preset(cast("Preset", preset), k=k, n_latents=n_latents)
