@@ -56,8 +56,9 @@ def torch_codes(unit: FloatArray, dictionary: FloatArray, k: int) -> SparseCodes
     atoms = torch.from_numpy(dictionary)
     parts = []
     with torch.inference_mode():
-        for batch in torch.from_numpy(unit).split(BATCH_ROWS):
-            support, values = torch_pursuit(batch, atoms, k)
+        for begin in range(0, len(unit), BATCH_ROWS):
+            rows = torch.from_numpy(unit[begin : begin + BATCH_ROWS])
+            support, values = torch_pursuit(rows, atoms, k)
             support, order = support.sort(dim=1)
             latents = support.numpy().astype(np.uint16)
             parts.append(SparseCodes(latents, values.gather(1, order).numpy(), len(dictionary)))
