@@ -1,0 +1,139 @@
+"""What benchmarks share: their rows, their threads, and how they report.
+
+Python finds this module beside the script that it runs, unless -P keeps it from doing so. The sources of the
+package are one folder up, so they cannot hide the installed package either way.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import click
+import numpy as np
+
+from compressae_index._engine import simd
+from compressae_index.checks import FloatArray
+from compressae_index.demo import load_data
+
+T = TypeVar("T")
+
+QUERIES = 2000
+PACKAGES = ("compressae-index", "numpy", "scipy", "torch", "faiss-cpu", "turbovec")
+
+
+class Rows(NamedTuple):
+    """What a benchmark searches, and with what."""
+
+    name: str
+    vectors: FloatArray
+    queries: FloatArray
+
+    @property
+    def dim(self) -> int:
+        """Size of a vector."""
+        return int(self.vectors.shape[1])
+
+    def __str__(self) -> str:
+        n = len(self.vectors)
+        return f"{self.name}: {n:,} vectors of {self.dim} dimensions, {len(self.queries):,} queries"
+
+
+def load_rows(path: Path | None, most: int | None) -> Rows:
+    """Vectors and queries: the last 2,000 rows of a file, or the 1,000 of the shipped data.
+
+    Args:
+        path: an .npy file, or None for the shipped data.
+        most: vectors to keep, the first ones, or None for all.
+    """
+    if path is None:
+        data = load_data()
+        return Rows("shipped data", data.embeddings[:most], data.queries)
+    everything = np.load(path, mmap_mode="r")
+    if len(everything) <= QUERIES:
+        msg = f"{path} holds {len(everything)} rows, and the last {QUERIES} are the queries"
+        raise click.BadParameter(msg)
+    vectors = np.asarray(everything[:-QUERIES][:most], dtype=np.float32)
+    return Rows(path.name, vectors, np.asarray(everything[-QUERIES:], dtype=np.float32))
+
+
+def print_load(threads: int) -> None:
+    """Says so where other work takes the processors: times are worth little then.
+
+    Threads of OpenMP that spin while they wait suffer most; OMP_WAIT_POLICY=PASSIVE keeps them from it.
+    """
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    load = os.getloadavg()[0]
+    if load + threads > processors + 1:
+        click.echo(f"(other work runs here, load average {load:.1f}: do not trust the times)\n")
+
+
+def timed(call: Callable[[], T]) -> tuple[T, float]:
+    """What a call gives, and the seconds it took."""
+    started = time.perf_counter()
+    result = call()
+    return result, time.perf_counter() - started
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A Markdown table, aligned for a terminal; numbers to the right."""
+    rows = [list(map(str, row)) for row in rows]
+    widths = [max(len(row[i]) for row in [list(header), *rows]) for i in range(len(header))]
+    left = [not all(row[i][:1] in "0123456789+-." for row in rows) for i in range(len(header))]
+    rule = [
+        "-" * width if is_left else "-" * (width - 1) + ":"
+        for width, is_left in zip(widths, left, strict=True)
+    ]
+    lines = [
+        [
+            cell.ljust(width) if is_left else cell.rjust(width)
+            for cell, width, is_left in zip(row, widths, left, strict=True)
+        ]
+        for row in [list(header), *rows]
+    ]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [lines[0], rule, *lines[1:]])
+
+
+def environment(threads: int) -> dict[str, Any]:
+    """Versions and the machine, for the report."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        "python": platform.python_version(),
+        "versions": versions,
+        "machine": platform.platform(),
+        "processor": _processor(),
+        "simd": simd(),
+        "threads": threads,
+        "load_average": os.getloadavg(),
+        "variables": {
+            name: value for name, value in os.environ.items() if name.startswith(("OPENBLAS_", "OMP_"))
+        },
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+
+
+def write_report(
+    output: Path | None, threads: int, settings: dict[str, Any], results: dict[str, Any]
+) -> None:
+    """Writes a JSON file, where one is asked for."""
+    if output is not None:
+        report = {"environment": environment(threads), "settings": settings, **results}
+        output.write_text(json.dumps(report, indent=1, default=str) + "\n")
