@@ -1,6 +1,6 @@
 """The embedded engine against a scipy CSR product: same codes, same query, one thread, interleaved rounds.
 
-    python -P benchmarks/engine.py [embeddings.npy]
+    python benchmarks/engine.py [embeddings.npy]
 
 Real codes are tiled with noise to the asked number of documents.
 """

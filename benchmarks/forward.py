@@ -1,6 +1,6 @@
 """A full scan of the forward part, aligned and packed, against Faiss's exact index, on one thread.
 
-python -P benchmarks/forward.py
+python benchmarks/forward.py
 """
 
 from __future__ import annotations

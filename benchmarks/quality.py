@@ -236,7 +236,6 @@ def rivals(dim: int, budgets: list[int], most_slow: int) -> Iterator[tuple[str, 
         pad = "" if padded == dim else f"Pad{padded},"
         yield "Faiss PQ", f"PQ{parts}x8", f"{pad}PQ{parts}x8"
         if budget <= most_slow:
-            # Padded rows send its singular value decomposition into a loop that does not end.
             whole = min(budget, dim)
             kept = dim // whole * whole
             yield "Faiss OPQ", f"OPQ{whole}x8", f"OPQ{whole}_{kept},PQ{whole}x8"

@@ -16,7 +16,8 @@ PRESETS: dict[str, dict[str, int]] = {
     "default": {"refine_rounds": 50, "steps": 60},
     "best": {"refine_rounds": 200, "steps": 400},
 }
-"""What each preset sets. Two cores take about 8, 22 and 90 seconds for 384 dimensions and 4,096 latents."""
+"""What each preset sets. On two cores, "fast" took 12 seconds and "default" 23 for 115,659 rows of 384
+dimensions and 4,096 latents; "best" has four times the rounds of "default" and seven times its steps."""
 
 
 @dataclass(frozen=True)
