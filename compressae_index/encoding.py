@@ -203,7 +203,8 @@ def encoded_chunks(
     for first in range(begin, end, CHUNK_ROWS):
         rows = check_vectors(vectors[first : min(first + CHUNK_ROWS, end)], dim=model.dim, first_row=first)
         factors = None if scale is None else scale.of_rows(rows, first)
-        codes = model.fold(model.encode(rows, k, encoder=encoder, num_threads=num_threads, device=device))
+        codes = model.encode(rows, k, encoder=encoder, num_threads=num_threads, device=device)
+        codes = model.fold(codes, num_threads=num_threads)
         yield codes if factors is None else codes.scaled(factors)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
@@ -352,7 +353,8 @@ class CompressedIndex:
         if scoring == "asymmetric":
             u = self.model.project(queries)
             return u, u
-        codes = self.model.fold(self.model.encode(queries, self.k, encoder=self.encoder, num_threads=threads))
+        codes = self.model.encode(queries, self.k, encoder=self.encoder, num_threads=threads)
+        codes = self.model.fold(codes, num_threads=threads)
         sparse_u = codes.to_dense()
         return sparse_u, sparse_u if mode == "sparse" else self.model.decode(codes) @ self.model.decoder_w.T
 
@@ -399,7 +401,8 @@ class CompressedIndex:
         threads, state = check_threads(num_threads), self._state
         state.check_new(ids)
         with track(len(ids), label, enabled=progress) as advance:
-            added = state.added(_collected(chunks, advance), ids, threads, self.model.norms)
+            norms = partial(self.model.norms, num_threads=threads)
+            added = state.added(_collected(chunks, advance), ids, threads, norms)
         self._scale = self._scale if scale is None else scale
         self._state = added
 

@@ -158,24 +158,24 @@ class CompresSAE:
         reconstructions: FloatArray = codes.to_csr() @ self.decoder_w
         return reconstructions
 
-    def fold(self, codes: SparseCodes) -> SparseCodes:
+    def fold(self, codes: SparseCodes, *, num_threads: int | None = None) -> SparseCodes:
         """Codes divided by the norm of their reconstruction.
 
         With them, the cosine of a unit query q and x_hat is the plain sum <W_dec q, s>, at no extra byte. A
         code whose reconstruction is zero stays as it is.
         """
-        norms = self.norms(codes)
+        norms = self.norms(codes, num_threads=num_threads)
         norms[norms < 1e-12] = 1
         return SparseCodes(codes.latents, codes.values / norms[:, None], codes.n_latents)
 
-    def norms(self, codes: SparseCodes) -> FloatArray:
-        """Norms of the reconstructions, (n,) float32.
+    def norms(self, codes: SparseCodes, *, num_threads: int | None = None) -> FloatArray:
+        """Norms of the reconstructions, (n,) float32, by num_threads threads (all by default).
 
         Raises:
             DimensionError: the codes are over another number of latents.
         """
         self._check_codes(codes)
-        return code_norms(codes.latents, codes.values, self.decoder_w, check_threads(None))
+        return code_norms(codes.latents, codes.values, self.decoder_w, check_threads(num_threads))
 
     def _check_codes(self, codes: SparseCodes) -> None:
         if codes.n_latents != self.n_latents:

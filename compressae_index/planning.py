@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -232,9 +233,10 @@ class _Trial:
         """Recall of `two_stage` and `dense` on the sample."""
         if k not in self._codes:
             codes = self.model.encode(self.rows, k, encoder=self.encoder, num_threads=self.threads)
-            self._codes[k] = self.model.fold(codes)
+            self._codes[k] = self.model.fold(codes, num_threads=self.threads)
         empty = EmbeddedBackend(self.model.n_latents, k, Packed(bits), postings=postings)
-        backend = empty.added(self._codes[k], self.threads, self.model.norms)
+        norms = partial(self.model.norms, num_threads=self.threads)
+        backend = empty.added(self._codes[k], self.threads, norms)
         candidates = min(CANDIDATES_PER_NEIGHBOUR * self.top, len(self.rows))
         _, chosen = backend.sparse(self.projections, backend.query_nnz, candidates, None, self.threads)
         _, found = backend.rescore(self.projections, chosen, self.top, self.threads)
