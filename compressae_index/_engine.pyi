@@ -10,19 +10,27 @@ def simd() -> str:
     Instruction set in use: avx512vbmi, avx512, avx2 or plain (COMPRESSAE_SIMD forces one).
     """
 
-def pursuit(
-    correlations: Annotated[
-        NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)
-    ],
-    gram: Annotated[NDArray[numpy.uint16], dict(shape=(None, None), order="C", device="cpu", writable=False)],
-    k: int,
-    solve_every: int,
-    num_threads: int,
-) -> tuple[NDArray[numpy.uint16], NDArray[numpy.float32]]:
-    """
-    Orthogonal matching pursuit from correlations (n, h) and the Gram matrix, half precision as uint16, rows
-    padded with zeros to a multiple of 64: (latents, values), (n, k).
-    """
+class Dictionary:
+    """A dictionary (n_latents, dim) of unit rows, which is borrowed."""
+
+    def __init__(
+        self,
+        atoms: Annotated[
+            NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)
+        ],
+    ) -> None: ...
+    def pursue(
+        self,
+        vectors: Annotated[
+            NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)
+        ],
+        k: int,
+        solve_every: int,
+        num_threads: int,
+    ) -> tuple[NDArray[numpy.uint16], NDArray[numpy.float32]]:
+        """
+        Codes of unit rows (n, dim) by orthogonal matching pursuit: (latents, values), (n, k).
+        """
 
 def top_k_codes(
     activations: Annotated[

@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from compressae_index._engine import Dictionary
 from compressae_index.checks import FloatArray, normalize_rows
 from compressae_index.codes import SparseCodes
 from compressae_index.errors import TrainingError
-from compressae_index.model import gram_of, pursue
+from compressae_index.model import SOLVE_EVERY
 
 FIRST_NONZEROS = 4
 # Codes of more nonzeros gain little from a dictionary that was learned with them, and rounds would slow down.
@@ -81,7 +82,8 @@ class DictionaryLearner:
 
     def encode(self, rows: FloatArray, nonzeros: int) -> SparseCodes:
         """Pursuit codes of unit rows, by the dictionary as it is now."""
-        return pursue(rows, self.dictionary, gram_of(self.dictionary), nonzeros, self.num_threads)
+        codes = Dictionary(self.dictionary).pursue(rows, nonzeros, SOLVE_EVERY, self.num_threads)
+        return SparseCodes(*codes, len(self.dictionary))
 
     def error(self, rows: FloatArray) -> float:
         """Mean squared error of unit rows at the last round's nonzeros."""

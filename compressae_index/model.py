@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from compressae_index import persistence
-from compressae_index._engine import code_norms, pursuit, top_k_codes
+from compressae_index._engine import Dictionary, code_norms, top_k_codes
 from compressae_index.checks import (
     FloatArray,
     check_choice,
@@ -32,8 +31,6 @@ ENCODERS: tuple[Encoder, ...] = ("pursuit", "topk")
 BATCH_ROWS = 2048
 # Atoms between two least-squares solves of the pursuit; 4 costs 0.001 of recall@100 against 1, 8 costs 0.003.
 SOLVE_EVERY = 4
-# Length that the engine pads rows of the Gram matrix to.
-GRAM_BLOCK = 64
 
 _TENSORS = ("encoder_w", "encoder_b", "decoder_w")
 
@@ -105,8 +102,8 @@ class CompresSAE:
         return digest.hexdigest()[:32]
 
     @cached_property
-    def _gram(self) -> npt.NDArray[np.uint16]:
-        return gram_of(self.decoder_w)
+    def _dictionary(self) -> Dictionary:
+        return Dictionary(self.decoder_w)
 
     def encode(
         self,
@@ -142,7 +139,7 @@ class CompresSAE:
             codes = pursue_on(device, unit, self.decoder_w, k, SOLVE_EVERY)
             return SparseCodes(*codes, self.n_latents)
         if encoder == "pursuit":
-            return pursue(unit, self.decoder_w, self._gram, k, threads)
+            return SparseCodes(*self._dictionary.pursue(unit, k, SOLVE_EVERY, threads), self.n_latents)
         return SparseCodes.concatenate(
             SparseCodes(*top_k_codes(batch @ self.encoder_w + self.encoder_b, k, threads), self.n_latents)
             for batch in _batches(unit)
@@ -250,26 +247,6 @@ class CompresSAE:
                 )
                 raise InputError(msg)
         return model
-
-
-def gram_of(dictionary: FloatArray) -> npt.NDArray[np.uint16]:
-    """W_dec W_dec^T as the engine takes it: half precision, rows padded to whole blocks."""
-    n_latents = len(dictionary)
-    gram = np.zeros((n_latents, -(-n_latents // GRAM_BLOCK) * GRAM_BLOCK), dtype=np.float16)
-    for begin in range(0, n_latents, BATCH_ROWS):
-        rows = slice(begin, begin + BATCH_ROWS)
-        gram[rows, :n_latents] = dictionary[rows] @ dictionary.T
-    return gram.view(np.uint16)
-
-
-def pursue(
-    unit: FloatArray, dictionary: FloatArray, gram: npt.NDArray[np.uint16], k: int, num_threads: int
-) -> SparseCodes:
-    """Pursuit codes of unit rows (n, dim) over a dictionary (n_latents, dim) and its `gram_of`."""
-    return SparseCodes.concatenate(
-        SparseCodes(*pursuit(batch @ dictionary.T, gram, k, SOLVE_EVERY, num_threads), len(dictionary))
-        for batch in _batches(unit)
-    )
 
 
 def _batches(rows: FloatArray) -> Iterator[FloatArray]:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compressae_index import CompressedIndex, SparseCodes
-from compressae_index._engine import ForwardCodes, InvertedLists, pursuit, simd, top_k_codes
+from compressae_index._engine import Dictionary, ForwardCodes, InvertedLists, simd, top_k_codes
 from compressae_index.checks import FloatArray
 from compressae_index.embedded import WINDOW, EmbeddedBackend
 from compressae_index.packing import Aligned, Packed, Packing
@@ -181,7 +181,7 @@ def test_documents_without_a_shared_latent_score_zero() -> None:
 
 @pytest.mark.parametrize("path", ["avx512vbmi", "avx512", "avx2", "plain"])
 def test_every_instruction_set(path: str) -> None:
-    """Runs the searches again in a process that is forced to one instruction set."""
+    """Runs the searches and pursuit again in a process that is forced to one instruction set."""
     environment = {**os.environ, "COMPRESSAE_SIMD": path}
     probe = "from compressae_index._engine import simd; print(simd())"
     done = subprocess.run(
@@ -190,13 +190,15 @@ def test_every_instruction_set(path: str) -> None:
     if "this processor supports" in done.stderr:
         pytest.skip(f"this processor has no {path}")
     assert done.stdout.strip() == path, done.stderr
-    tests = [f"{Path(__file__).parent / file}::{name}" for file, name in SEARCH_TESTS]
+    tests = [f"{Path(__file__).parent / file}::{name}" for file, name in ENGINE_TESTS]
     command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
 
-SEARCH_TESTS = (
+ENGINE_TESTS = (
+    ("test_model.py", "test_pursuit_recovers_planted_codes"),
+    ("test_model.py", "test_pursuit_values_solve_least_squares"),
     ("test_engine.py", "test_every_search_equals_brute_force"),
     ("test_engine.py", "test_ties_go_to_the_lower_row"),
     ("test_engine.py", "test_top_k_codes"),
@@ -289,7 +291,9 @@ def test_wrong_arguments_are_refused() -> None:
     with pytest.raises(TypeError):
         lists.search(np.ones((8, 1), dtype=np.float32).T[:, ::-1], 2, 2, None, 1)
     with pytest.raises(ValueError, match="k is 9, expected 1 to n_latents 8"):
-        pursuit(u, np.zeros((8, 64), dtype=np.uint16), 9, 1, 1)
+        Dictionary(np.eye(8, dtype=np.float32)).pursue(u, 9, 1, 1)
+    with pytest.raises(ValueError, match="columns of vectors is 8, expected 9"):
+        Dictionary(np.ones((8, 9), dtype=np.float32)).pursue(u, 2, 1, 1)
 
 
 @pytest.mark.parametrize("packing", [Aligned(), Packed(levels=np.linspace(0.03, 1, 32, dtype=np.float32))])

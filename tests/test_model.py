@@ -21,8 +21,8 @@ Float64 = npt.NDArray[np.float64]
 def textbook_pursuit(x: Float64, dictionary: Float64, k: int, solve_every: int) -> Float64:
     """Orthogonal matching pursuit of one vector, by numpy's least squares; a dense code.
 
-    Every `solve_every` atoms (or a quarter of the support, where that is more) the residual is that of the
-    least-squares values; in between, an atom takes its correlation as its value.
+    Every `solve_every` atoms, or a third of the support where that is more, the residual is that of the
+    least-squares values, but not for the last eighth; in between, an atom takes its correlation as its value.
     """
     support: list[int] = []
     residual, next_solve = x, solve_every
@@ -31,7 +31,8 @@ def textbook_pursuit(x: Float64, dictionary: Float64, k: int, solve_every: int) 
         correlations[support] = -1
         support.append(int(correlations.argmax()))
         if len(support) in (next_solve, k):
-            next_solve += max(solve_every, next_solve // 4)
+            next_solve += max(solve_every, next_solve // 3)
+            next_solve = k if 8 * next_solve > 7 * k else next_solve
             values = np.linalg.lstsq(dictionary[support].T, x, rcond=None)[0]
             residual = x - values @ dictionary[support]
         else:
@@ -48,15 +49,31 @@ def random_model(dim: int, n_latents: int, k: int, seed: int) -> CompresSAE:
     return CompresSAE(np.ascontiguousarray(decoder.T), np.zeros(n_latents, dtype=np.float32), decoder, k)
 
 
-def test_pursuit_equals_the_textbook_on_real_data(model: CompresSAE, queries: FloatArray) -> None:
+def test_pursuit_follows_the_textbook_on_real_data(model: CompresSAE, queries: FloatArray) -> None:
     codes = model.encode(queries, 16)
     unit, dictionary = normalize_rows(queries).astype(np.float64), model.decoder_w.astype(np.float64)
     expected = np.stack([textbook_pursuit(x, dictionary, 16, SOLVE_EVERY) for x in unit])
-    # Two atoms may correlate alike to the last bits of float32, so a rare row may differ in its support.
-    same = (codes.to_dense() != 0) == (expected != 0)
-    agree = same.all(axis=1)
-    assert agree.mean() > 0.95
-    np.testing.assert_allclose(codes.to_dense()[agree], expected[agree], atol=2e-4)
+    # Atoms are chosen by correlations of bytes: of two that correlate alike the other may be chosen, and
+    # from then on others are.
+    found = codes.to_dense()
+    shared = ((found != 0) & (expected != 0)).sum(axis=1)
+    assert shared.mean() > 0.8 * 16
+    errors = [np.square(unit - values @ dictionary).sum(axis=1).mean() for values in (found, expected)]
+    assert errors[0] < 1.002 * errors[1]
+    # The values of what was chosen are exact.
+    for x, latents, values in zip(unit, codes.latents, codes.values, strict=True):
+        np.testing.assert_allclose(values, np.linalg.lstsq(dictionary[latents].T, x)[0], atol=1e-5)
+
+
+def test_pursuit_recovers_planted_codes() -> None:
+    """Where few atoms explain a vector wholly and are far apart, pursuit finds exactly these."""
+    model, rng = random_model(256, 500, 6, 3), np.random.default_rng(4)
+    planted = np.zeros((60, 500))
+    for row in planted:
+        row[rng.choice(500, 6, replace=False)] = rng.uniform(1, 2, 6) * rng.choice([-1, 1], 6)
+    vectors = planted @ model.decoder_w
+    codes = model.encode(vectors).to_dense() * np.linalg.norm(vectors, axis=1, keepdims=True)
+    np.testing.assert_allclose(codes, planted, atol=1e-4)
 
 
 def test_solving_every_few_atoms_costs_little(model: CompresSAE, queries: FloatArray) -> None:

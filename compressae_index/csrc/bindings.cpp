@@ -9,6 +9,7 @@
 
 #include <cmath>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -17,6 +18,7 @@
 #include <vector>
 
 #include "cpu.hpp"
+#include "dictionary.hpp"
 #include "forward.hpp"
 #include "inverted.hpp"
 #include "packed.hpp"
@@ -374,7 +376,7 @@ std::tuple<Output<std::uint16_t>, Output<std::uint8_t>, Output<std::uint16_t>> u
 }
 
 // Rows a task of an encoder takes.
-constexpr std::size_t kEncodeRows = 16;
+constexpr std::size_t kEncodeRows = Dictionary::kTile;
 
 template <typename EncodeRow>
 Codes encode_batch(std::size_t rows, std::size_t k, std::size_t num_threads, const EncodeRow& encode_rows) {
@@ -390,20 +392,46 @@ Codes encode_batch(std::size_t rows, std::size_t k, std::size_t num_threads, con
   return {to_numpy(std::move(latents), {rows, k}), to_numpy(std::move(values), {rows, k})};
 }
 
-Codes pursuit(const Input<float, 2>& correlations, const Input<std::uint16_t, 2>& gram, std::size_t k,
-              std::size_t solve_every, std::size_t num_threads) {
-  const std::size_t n_latents = correlations.shape(1), stride = gram.shape(1);
-  require_nonzeros(k, n_latents);
-  require(solve_every >= 1, "solve_every is 0, expected at least 1");
-  require_equal(gram.shape(0), n_latents, "rows of the Gram matrix");
-  require_equal(stride, (n_latents + kBlock - 1) / kBlock * kBlock, "columns of the Gram matrix");
-  return encode_batch(correlations.shape(0), k, num_threads,
-                      [&](std::size_t begin, std::size_t end, std::uint16_t* latents, float* values) {
-                        Pursuit encoder(gram.data(), n_latents, stride, k, solve_every);
-                        for (std::size_t row = begin; row < end; ++row)
-                          encoder.encode(correlations.data() + row * n_latents, latents + row * k, values + row * k);
-                      });
-}
+// A dictionary, what its products need, and what pursuit needs once it is asked for.
+class DictionaryBinding {
+ public:
+  explicit DictionaryBinding(Input<float, 2> atoms)
+      : atoms_(std::move(atoms)), dictionary_(atoms_.data(), checked_rows(atoms_), atoms_.shape(1)) {}
+
+  Codes pursue(const Input<float, 2>& vectors, std::size_t k, std::size_t solve_every, std::size_t num_threads) {
+    require_nonzeros(k, dictionary_.n_latents());
+    require_equal(vectors.shape(1), dictionary_.dim(), "columns of vectors");
+    require(solve_every >= 1, "solve_every is 0, expected at least 1");
+    {
+      nb::gil_scoped_release release;
+      const std::lock_guard lock(gram_mutex_);
+      if (!gram_) gram_.emplace(dictionary_, num_threads);
+    }
+    const std::size_t dim = dictionary_.dim(), stride = dictionary_.stride();
+    return encode_batch(vectors.shape(0), k, num_threads,
+                        [&](std::size_t begin, std::size_t end, std::uint16_t* latents, float* values) {
+                          Pursuit encoder(dictionary_, *gram_, k, solve_every);
+                          thread_local std::vector<float> products;
+                          products.resize(kEncodeRows * stride);
+                          dictionary_.products(vectors.data() + begin * dim, end - begin, products.data());
+                          for (std::size_t row = begin; row < end; ++row)
+                            encoder.encode(vectors.data() + row * dim, products.data() + (row - begin) * stride,
+                                           latents + row * k, values + row * k);
+                        });
+  }
+
+ private:
+  static std::size_t checked_rows(const Input<float, 2>& atoms) {
+    require_latents(atoms.shape(0));
+    require(atoms.shape(1) >= 1, "atoms have 0 dimensions");
+    return atoms.shape(0);
+  }
+
+  Input<float, 2> atoms_;
+  Dictionary dictionary_;
+  std::mutex gram_mutex_;
+  std::optional<GramBytes> gram_;
+};
 
 Codes top_k_codes(const Input<float, 2>& activations, std::size_t k, std::size_t num_threads) {
   const std::size_t n_latents = activations.shape(1);
@@ -425,10 +453,10 @@ NB_MODULE(_engine, m) {
   m.doc() = "The search engine: posting lists, forward codes, re-scoring, pursuit.";
 
   m.def("simd", &simd_name, "Instruction set in use: avx512vbmi, avx512, avx2 or plain (COMPRESSAE_SIMD forces one).");
-  m.def("pursuit", &pursuit, "correlations"_a.noconvert(), "gram"_a.noconvert(), "k"_a, "solve_every"_a,
-        "num_threads"_a,
-        "Orthogonal matching pursuit from correlations (n, h) and the Gram matrix, half precision as uint16, rows\n"
-        "padded with zeros to a multiple of 64: (latents, values), (n, k).");
+  nb::class_<DictionaryBinding>(m, "Dictionary", "A dictionary (n_latents, dim) of unit rows, which is borrowed.")
+      .def(nb::init<Input<float, 2>>(), "atoms"_a.noconvert())
+      .def("pursue", &DictionaryBinding::pursue, "vectors"_a.noconvert(), "k"_a, "solve_every"_a, "num_threads"_a,
+           "Codes of unit rows (n, dim) by orthogonal matching pursuit: (latents, values), (n, k).");
   m.def("top_k_codes", &top_k_codes, "activations"_a.noconvert(), "k"_a, "num_threads"_a,
         "The k largest absolute entries of each row, signed, sorted by latent: (latents, values), (n, k).");
 

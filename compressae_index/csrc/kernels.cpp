@@ -322,37 +322,98 @@ void packed_dots(const PackedLayout& layout, const std::uint8_t* rows, std::size
 constexpr std::size_t kBlocksAhead = 4;
 
 // A block of y stays in registers while all rows pass by.
-void add_half_rows(const std::uint16_t* const* rows, const float* weights, std::size_t n_rows, std::size_t count,
+void add_byte_rows(const std::int8_t* const* rows, const float* weights, std::size_t n_rows, std::size_t count,
                    float* y) {
   for (std::size_t begin = 0; begin < count; begin += kBlock) {
 #if defined(__AVX512F__)
     __m512 sums[4];
     for (std::size_t i = 0; i < 4; ++i) sums[i] = _mm512_loadu_ps(y + begin + 16 * i);
     for (std::size_t r = 0; r < n_rows; ++r) {
-      const auto* row = reinterpret_cast<const __m256i*>(rows[r] + begin);
-      __builtin_prefetch(row + 4 * kBlocksAhead);
-      __builtin_prefetch(row + 4 * kBlocksAhead + 2);
+      const auto* row = reinterpret_cast<const __m128i*>(rows[r] + begin);
+      __builtin_prefetch(rows[r] + begin + kBlocksAhead * kBlock);
       const __m512 weight = _mm512_set1_ps(weights[r]);
-      for (std::size_t i = 0; i < 4; ++i)
-        sums[i] = _mm512_fmadd_ps(weight, _mm512_cvtph_ps(_mm256_loadu_si256(row + i)), sums[i]);
+      for (std::size_t i = 0; i < 4; ++i) {
+        const __m512i bytes = _mm512_cvtepi8_epi32(_mm_loadu_si128(row + i));
+        sums[i] = _mm512_fmadd_ps(weight, _mm512_cvtepi32_ps(bytes), sums[i]);
+      }
     }
     for (std::size_t i = 0; i < 4; ++i) _mm512_storeu_ps(y + begin + 16 * i, sums[i]);
-#elif defined(__F16C__) && defined(__FMA__)
+#elif defined(__AVX2__)
     __m256 sums[8];
     for (std::size_t i = 0; i < 8; ++i) sums[i] = _mm256_loadu_ps(y + begin + 8 * i);
     for (std::size_t r = 0; r < n_rows; ++r) {
-      const auto* row = reinterpret_cast<const __m128i*>(rows[r] + begin);
       const __m256 weight = _mm256_set1_ps(weights[r]);
-      for (std::size_t i = 0; i < 8; ++i)
-        sums[i] = _mm256_fmadd_ps(weight, _mm256_cvtph_ps(_mm_loadu_si128(row + i)), sums[i]);
+      for (std::size_t i = 0; i < 8; ++i) {
+        const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(rows[r] + begin + 8 * i));
+        sums[i] = _mm256_fmadd_ps(weight, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)), sums[i]);
+      }
     }
     for (std::size_t i = 0; i < 8; ++i) _mm256_storeu_ps(y + begin + 8 * i, sums[i]);
 #else
     for (std::size_t r = 0; r < n_rows; ++r) {
 #pragma omp simd
-      for (std::size_t i = 0; i < kBlock; ++i) y[begin + i] += weights[r] * from_half(rows[r][begin + i]);
+      for (std::size_t i = 0; i < kBlock; ++i) y[begin + i] += weights[r] * static_cast<float>(rows[r][begin + i]);
     }
 #endif
+  }
+}
+
+// Products of `Queries` queries with the 64 rows of a block; `bytes` are the block's.
+template <std::size_t Queries>
+void block_products(const ByteRows& rows, const std::uint8_t* bytes, const float* row_scales,
+                    const ByteQueries& queries, std::size_t first, float* products, std::size_t stride) {
+  const std::int8_t* query = queries.bytes + first * 4 * rows.quads;
+#if defined(__AVX512VNNI__)
+  __m512i sums[Queries][4];
+  for (std::size_t q = 0; q < Queries; ++q)
+    for (std::size_t i = 0; i < 4; ++i) sums[q][i] = _mm512_setzero_si512();
+  for (std::size_t quad = 0; quad < rows.quads; ++quad) {
+    __m512i row[4];
+    for (std::size_t i = 0; i < 4; ++i) row[i] = _mm512_loadu_si512(bytes + (i * rows.quads + quad) * 64);
+    for (std::size_t q = 0; q < Queries; ++q) {
+      std::int32_t four;
+      __builtin_memcpy(&four, query + (q * rows.quads + quad) * 4, sizeof four);
+      for (std::size_t i = 0; i < 4; ++i) sums[q][i] = _mm512_dpbusd_epi32(sums[q][i], row[i], _mm512_set1_epi32(four));
+    }
+  }
+  for (std::size_t q = 0; q < Queries; ++q) {
+    const __m512i offset = _mm512_set1_epi32(128 * queries.sums[first + q]);
+    const __m512 scale = _mm512_set1_ps(queries.scales[first + q]);
+    for (std::size_t i = 0; i < 4; ++i) {
+      const __m512 sum = _mm512_cvtepi32_ps(_mm512_sub_epi32(sums[q][i], offset));
+      const __m512 scales = _mm512_mul_ps(scale, _mm512_loadu_ps(row_scales + 16 * i));
+      _mm512_storeu_ps(products + (first + q) * stride + 16 * i, _mm512_mul_ps(sum, scales));
+    }
+  }
+#else
+  for (std::size_t q = 0; q < Queries; ++q) {
+    std::int32_t sums[kBlock] = {};
+    for (std::size_t i = 0; i < kBlock; i += 16) {
+      for (std::size_t quad = 0; quad < rows.quads; ++quad) {
+        const std::uint8_t* row = bytes + (i / 16 * rows.quads + quad) * 64;
+        const std::int8_t* four = query + (q * rows.quads + quad) * 4;
+#pragma omp simd
+        for (std::size_t j = 0; j < 16; ++j)
+          sums[i + j] += row[4 * j] * four[0] + row[4 * j + 1] * four[1] + row[4 * j + 2] * four[2] + row[4 * j + 3] * four[3];
+      }
+    }
+    const std::int32_t offset = 128 * queries.sums[first + q];
+    for (std::size_t i = 0; i < kBlock; ++i)
+      products[(first + q) * stride + i] =
+          static_cast<float>(sums[i] - offset) * (queries.scales[first + q] * row_scales[i]);
+  }
+#endif
+}
+
+// A block of rows stays in the first-level cache while all queries pass by.
+void byte_products(const ByteRows& rows, const ByteQueries& queries, float* products, std::size_t stride) {
+  for (std::size_t block = 0; block < rows.n_blocks; ++block) {
+    const std::uint8_t* bytes = rows.bytes + block * kBlock * 4 * rows.quads;
+    const float* scales = rows.scales + block * kBlock;
+    float* columns = products + block * kBlock;
+    std::size_t q = 0;
+    for (; q + 6 <= queries.n; q += 6) block_products<6>(rows, bytes, scales, queries, q, columns, stride);
+    for (; q < queries.n; ++q) block_products<1>(rows, bytes, scales, queries, q, columns, stride);
   }
 }
 
@@ -372,9 +433,66 @@ float dot(const float* x, const float* y, std::size_t count) {
 #endif
 }
 
+#if defined(__AVX512F__)
+// Each load serves several products, and the sums do not wait for each other.
+template <std::size_t Rows, std::size_t Others>
+void tile_dots(const float* const* rows, const float* const* others, std::size_t count, float* products,
+               std::size_t stride) {
+  __m512 sums[Rows][Others];
+  for (std::size_t i = 0; i < Rows; ++i)
+    for (std::size_t j = 0; j < Others; ++j) sums[i][j] = _mm512_setzero_ps();
+  for (std::size_t at = 0; at < count; at += 16) {
+    const auto some = static_cast<__mmask16>(count - at < 16 ? (1u << (count - at)) - 1 : 0xffff);
+    __m512 other[Others];
+    for (std::size_t j = 0; j < Others; ++j) other[j] = _mm512_maskz_loadu_ps(some, others[j] + at);
+    for (std::size_t i = 0; i < Rows; ++i) {
+      const __m512 row = _mm512_maskz_loadu_ps(some, rows[i] + at);
+      for (std::size_t j = 0; j < Others; ++j) sums[i][j] = _mm512_fmadd_ps(row, other[j], sums[i][j]);
+    }
+  }
+  for (std::size_t i = 0; i < Rows; ++i)
+    for (std::size_t j = 0; j < Others; ++j) products[i * stride + j] = _mm512_reduce_add_ps(sums[i][j]);
+}
+#endif
+
+void dots(const float* const* rows, std::size_t n_rows, const float* const* others, std::size_t n_others,
+          std::size_t count, float* products, std::size_t stride) {
+  std::size_t i = 0;
+#if defined(__AVX512F__)
+  for (; i + 4 <= n_rows; i += 4) {
+    std::size_t j = 0;
+    for (; j + 4 <= n_others; j += 4) tile_dots<4, 4>(rows + i, others + j, count, products + i * stride + j, stride);
+    for (; j < n_others; ++j) tile_dots<4, 1>(rows + i, others + j, count, products + i * stride + j, stride);
+  }
+#endif
+  for (; i < n_rows; ++i)
+    for (std::size_t j = 0; j < n_others; ++j) products[i * stride + j] = dot(rows[i], others[j], count);
+}
+
+void add_rows(const float* rows, std::size_t stride, const float* weights, std::size_t n_rows, std::size_t count,
+              float* y) {
+  for (std::size_t begin = 0; begin < count; begin += kLanes) {
+    float sums[4][kLanes] = {};
+    std::size_t r = 0;
+    // Four sums that do not wait for each other.
+    for (; r + 4 <= n_rows; r += 4)
+      for (std::size_t s = 0; s < 4; ++s) {
+#pragma omp simd
+        for (std::size_t i = 0; i < kLanes; ++i) sums[s][i] += weights[r + s] * rows[(r + s) * stride + begin + i];
+      }
+    for (; r < n_rows; ++r) {
+#pragma omp simd
+      for (std::size_t i = 0; i < kLanes; ++i) sums[0][i] += weights[r] * rows[r * stride + begin + i];
+    }
+#pragma omp simd
+    for (std::size_t i = 0; i < kLanes; ++i)
+      y[begin + i] += (sums[0][i] + sums[1][i]) + (sums[2][i] + sums[3][i]);
+  }
+}
+
 }  // namespace
 
 extern const Kernels COMPRESSAE_KERNELS{accumulate, block_max, arg_max_abs, gather_dot,
-                                         packed_dots, add_half_rows, dot};
+                                         packed_dots, byte_products, add_byte_rows, dot, dots, add_rows};
 
 }  // namespace compressae

@@ -9,6 +9,9 @@ namespace compressae {
 // Entries a block of the block-wise maxima covers.
 inline constexpr std::size_t kBlock = 64;
 
+// Floats that add_rows takes at a time.
+inline constexpr std::size_t kLanes = 16;
+
 // Equally wide numbers one behind the other in a packed row. 16 of them take 2 * width bytes, so that every group of
 // 16, and of 8, begins at the same bit of a byte: what picks a group's bytes is computed once.
 struct PackedField {
@@ -30,6 +33,23 @@ struct PackedLayout {
   float levels[256];  // value of each code relative to the row's scale
 };
 
+// Rows of bytes that products are taken with, 16 rows side by side: byte j of row i stands at
+// ((i / 16 * quads + j / 4) * 16 + i % 16) * 4 + j % 4 and holds round(entry / scales[i]) + 128.
+struct ByteRows {
+  const std::uint8_t* bytes;  // (n_blocks * 4, quads, 16, 4)
+  const float* scales;        // (n_blocks * kBlock)
+  std::size_t n_blocks;       // of kBlock rows
+  std::size_t quads;          // of four columns
+};
+
+// The other side of such products: (n, 4 * quads) bytes, entry round(x / scales[r]).
+struct ByteQueries {
+  const std::int8_t* bytes;
+  const float* scales;       // (n)
+  const std::int32_t* sums;  // (n) of a query's bytes
+  std::size_t n;
+};
+
 struct Kernels {
   // scores[ids[i]] += weight * values[i]; a document stands at most once in a posting list.
   void (*accumulate)(const std::uint16_t* ids, const std::int8_t* values, std::size_t count, float weight,
@@ -44,11 +64,19 @@ struct Kernels {
   // entries; up to 64 bytes from inside a row on are read.
   void (*packed_dots)(const PackedLayout& layout, const std::uint8_t* rows, std::size_t n_rows, const float* u,
                       float* scores);
-  // y += the sum of weights[r] * rows[r], rows of half precision; count is a multiple of kBlock.
-  void (*add_half_rows)(const std::uint16_t* const* rows, const float* weights, std::size_t n_rows,
+  // products[q][i] = <query q, row i>, each row of products `stride` long.
+  void (*byte_products)(const ByteRows& rows, const ByteQueries& queries, float* products, std::size_t stride);
+  // y += the sum of weights[r] * rows[r], rows of bytes; count is a multiple of kBlock.
+  void (*add_byte_rows)(const std::int8_t* const* rows, const float* weights, std::size_t n_rows,
                         std::size_t count, float* y);
   // sum of x[i] * y[i]
   float (*dot)(const float* x, const float* y, std::size_t count);
+  // products[i * stride + j] = <rows[i], others[j]>
+  void (*dots)(const float* const* rows, std::size_t n_rows, const float* const* others, std::size_t n_others,
+               std::size_t count, float* products, std::size_t stride);
+  // y += the sum of weights[r] * rows[r * stride ...]; count is a multiple of kLanes.
+  void (*add_rows)(const float* rows, std::size_t stride, const float* weights, std::size_t n_rows,
+                   std::size_t count, float* y);
 };
 
 extern const Kernels kernels_plain;

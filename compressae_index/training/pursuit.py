@@ -24,7 +24,7 @@ def pursue_on(
         unit: (n, dim) float32 rows of unit norm.
         dictionary: (n_latents, dim) float32 rows of unit norm.
         k: nonzeros a code.
-        solve_every: atoms between two least-squares solves, or a quarter of the support where that is more.
+        solve_every: atoms between two least-squares solves, or a third of the support where that is more.
 
     Returns:
         Latents (n, k) uint16, ascending, and their values (n, k) float32.
@@ -53,7 +53,8 @@ def _pursue(
         chosen = correlations.abs().scatter(1, support, -1).argmax(dim=1, keepdim=True)
         support = torch.cat([support, chosen], dim=1)
         if support.shape[1] in (next_solve, k):
-            next_solve += max(solve_every, next_solve // 4)
+            next_solve += max(solve_every, next_solve // 3)
+            next_solve = k if 8 * next_solve > 7 * k else next_solve
             atoms = dictionary[support]
             gram = atoms @ atoms.mT + RIDGE * torch.eye(support.shape[1], device=rows.device)
             values = torch.linalg.solve(gram, atoms @ rows[:, :, None])[:, :, 0]
