@@ -124,7 +124,7 @@ def cosine(model: CompresSAE, sample: FloatArray, k: int, value_bits: int, encod
     """Mean cosine of unit rows and the reconstructions of their packed codes."""
     codes = model.fold(model.encode(sample, k, encoder=encoder))
     packing = Packed(value_bits).fitted(codes)
-    stored = packing.unpack(packing.pack(codes, 1, model.norms), model.n_latents, k)
+    stored = packing.unpack(packing.pack(codes, 1, model.decoder_w), model.n_latents, k)
     return float((normalize_rows(model.decode(stored)) * sample).sum(axis=1).mean())
 
 

@@ -97,16 +97,24 @@ def code_norms(
     """
 
 def quantize(
+    latents: Annotated[
+        NDArray[numpy.uint16], dict(shape=(None, None), order="C", device="cpu", writable=False)
+    ],
     values: Annotated[
         NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)
     ],
     scales: Annotated[NDArray[numpy.uint16], dict(shape=(None,), order="C", device="cpu", writable=False)],
     levels: Annotated[NDArray[numpy.float32], dict(shape=(None,), order="C", device="cpu", writable=False)],
+    dictionary: Annotated[
+        NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)
+    ]
+    | None,
     num_threads: int,
 ) -> NDArray[numpy.uint8]:
     """
     Codes of values (n, k) relative to the half-precision scales (n,), whose sign bit marks short rows: a sign
-    bit above the index of the nearest level.
+    bit above the index of the nearest level. With a dictionary (n_latents, dim), values make up for what the
+    rounding of others did to the reconstruction.
     """
 
 def pack_rows(

@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from compressae_index.checks import as_array
+from compressae_index.checks import FloatArray, as_array
 from compressae_index.codes import SparseCodes
 from compressae_index.embedded import Bitmap, EmbeddedBackend
 from compressae_index.errors import DimensionError, InputError
 from compressae_index.ids import Ids, RowArray
-from compressae_index.packing import Norms
 
 
 class Documents:
@@ -87,11 +86,11 @@ class Documents:
             msg = f"id {first!r} is already in the index ({held.size} such ids); remove it first"
             raise InputError(msg)
 
-    def added(self, runs: Iterable[SparseCodes], ids: Ids, num_threads: int, norms: Norms) -> Documents:
+    def added(self, runs: Iterable[SparseCodes], ids: Ids, num_threads: int, dictionary: FloatArray) -> Documents:
         """With documents appended, run after run, so that only one run is held as it came."""
         backend = self.backend if self.n_alive else self.compacted(num_threads).backend
         for codes in runs:
-            backend = backend.added(codes, num_threads, norms)
+            backend = backend.added(codes, num_threads, dictionary)
         if not self.n_alive:
             return Documents(backend.joined(), ids, None)
         alive = None if self.alive is None else np.concatenate([self.alive, np.ones(len(ids), dtype=bool)])

@@ -15,7 +15,7 @@ from compressae_index.checks import FloatArray
 from compressae_index.codes import SparseCodes
 from compressae_index.errors import DimensionError
 from compressae_index.ids import RowArray
-from compressae_index.packing import Arrays, Norms, Packed, Packing, packing_of
+from compressae_index.packing import Arrays, Packed, Packing, packing_of
 
 # Documents a window of the inverted part; must be the engine's kWindow.
 WINDOW = 32768
@@ -73,15 +73,15 @@ class EmbeddedBackend:
         """Latents of a query that touch about as many postings as QUERY_NNZ do where lists hold all."""
         return min(QUERY_NNZ * self.k // self.postings, self.n_latents)
 
-    def added(self, codes: SparseCodes, num_threads: int, norms: Norms | None = None) -> EmbeddedBackend:
-        """With documents appended; `norms` as for `Packed.pack`.
+    def added(self, codes: SparseCodes, num_threads: int, dictionary: FloatArray | None = None) -> EmbeddedBackend:
+        """With documents appended; `dictionary` as for `Packed.pack`.
 
         All parts but the last hold whole windows, so that adding ends in the same windows as building at
         once; parts of similar size are joined, so that their number stays logarithmic.
         """
         packing = self.packing.fitted(codes)
         # Stored rows are moved as they are: rounding them again would change them.
-        return self._with(packing, packing.pack(codes, num_threads, norms), num_threads)
+        return self._with(packing, packing.pack(codes, num_threads, dictionary), num_threads)
 
     def subset(self, rows: RowArray, num_threads: int) -> EmbeddedBackend:
         """With only some documents, in the order of `rows`."""

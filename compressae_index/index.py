@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
@@ -401,8 +400,7 @@ class CompressedIndex:
         threads, state = check_threads(num_threads), self._state
         state.check_new(ids)
         with track(len(ids), label, enabled=progress) as advance:
-            norms = partial(self.model.norms, num_threads=threads)
-            added = state.added(_collected(chunks, advance), ids, threads, norms)
+            added = state.added(_collected(chunks, advance), ids, threads, self.model.decoder_w)
         self._scale = self._scale if scale is None else scale
         self._state = added
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from compressae_index._engine import ForwardCodes, PackedCodes, pack_rows, quantize, unpack_rows
+from compressae_index._engine import ForwardCodes, PackedCodes, code_norms, pack_rows, quantize, unpack_rows
 from compressae_index.checks import FloatArray, check_choice, check_int
 from compressae_index.codes import SparseCodes
 
 Form: TypeAlias = Literal["packed", "aligned"]
 FORMS: tuple[Form, ...] = ("packed", "aligned")
-# Norms of the reconstructions of codes, (n,) float32.
-Norms: TypeAlias = Callable[[SparseCodes], FloatArray]
 # Arrays of the forward part by name; each has one row a document.
 Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
 
@@ -39,18 +36,18 @@ class Aligned:
         """This packing, which learns nothing from codes."""
         return self
 
-    def pack(self, codes: SparseCodes, num_threads: int = 1, norms: Norms | None = None) -> Arrays:  # noqa: ARG002
+    def pack(self, codes: SparseCodes, num_threads: int = 1, dictionary: FloatArray | None = None) -> Arrays:
         """Arrays: latents (n, k) uint16, values (n, k) int8, scales (n,) half precision as uint16.
 
-        With `norms`, scales are set so that the rounded codes' reconstructions keep their norms.
+        With a dictionary (n_latents, dim), scales are set so that reconstructions keep their norms.
         """
         # Rounded up, so that the largest value still fits 127 steps.
         scales = (np.abs(codes.values).max(axis=1) / 127 * 1.001).astype(np.float16)
         steps = codes.values / np.maximum(scales.astype(np.float32), 1e-12)[:, None]
         values = np.clip(np.rint(steps), -127, 127).astype(np.int8)
-        if norms is not None:
+        if dictionary is not None:
             rounded = values * scales.astype(np.float32)[:, None]
-            scales = _rescaled(scales, codes, rounded, norms)
+            scales = _rescaled(scales, codes, rounded, dictionary, num_threads)
         return {"latents": codes.latents, "values": values, "scales": scales.view(np.uint16)}
 
     def unpack(self, arrays: Arrays, n_latents: int, k: int, num_threads: int = 1) -> SparseCodes:  # noqa: ARG002
@@ -110,17 +107,19 @@ class Packed:
             return replace(self, levels=usual_levels(self.value_bits))
         return replace(self, levels=learn_levels(sample, self.value_bits))
 
-    def pack(self, codes: SparseCodes, num_threads: int = 1, norms: Norms | None = None) -> Arrays:
+    def pack(self, codes: SparseCodes, num_threads: int = 1, dictionary: FloatArray | None = None) -> Arrays:
         """Arrays: rows (n, row_bytes) uint8. The packing must be fitted.
 
-        With `norms`, scales are set so that the rounded codes' reconstructions keep their norms, which costs
-        no byte and wins back more than half of what rounding loses.
+        With a dictionary (n_latents, dim), reconstructions suffer less from rounding, at no byte: values are
+        rounded one after the other, from the largest on, and each makes up for what those before it did to
+        the reconstruction (Babai, 1986); scales are then set so that reconstructions keep their norms.
         """
         short = (codes.values == 0).any(axis=1).astype(np.uint16) << 15
         scales = _largest(np.abs(codes.values)).view(np.uint16) | short
-        indices = quantize(codes.values, scales, self._levels, num_threads)
-        if norms is not None:
-            rescaled = _rescaled(_magnitudes(scales), codes, self._values(indices, scales), norms)
+        indices = quantize(codes.latents, codes.values, scales, self._levels, dictionary, num_threads)
+        if dictionary is not None:
+            rounded = self._values(indices, scales)
+            rescaled = _rescaled(_magnitudes(scales), codes, rounded, dictionary, num_threads)
             scales = rescaled.view(np.uint16) | short
         rows = pack_rows(codes.latents, indices, scales, codes.n_latents, self.value_bits, num_threads)
         return {"rows": rows}
@@ -237,10 +236,16 @@ def _magnitudes(scales: npt.NDArray[np.uint16]) -> npt.NDArray[np.float16]:
 
 
 def _rescaled(
-    scales: npt.NDArray[np.float16], codes: SparseCodes, rounded: FloatArray, norms: Norms
+    scales: npt.NDArray[np.float16],
+    codes: SparseCodes,
+    rounded: FloatArray,
+    dictionary: FloatArray,
+    num_threads: int,
 ) -> npt.NDArray[np.float16]:
     """Scales with which reconstructions of the rounded values have the norms of those of the codes."""
-    wanted, given = norms(codes), norms(SparseCodes(codes.latents, rounded, codes.n_latents))
+    wanted, given = (
+        code_norms(codes.latents, values, dictionary, num_threads) for values in (codes.values, rounded)
+    )
     factors = np.divide(wanted, given, out=np.ones_like(given), where=given > 0)
     largest = float(np.finfo(np.float16).max)
     return np.minimum(scales.astype(np.float32) * factors, largest).astype(np.float16)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -235,8 +234,7 @@ class _Trial:
             codes = self.model.encode(self.rows, k, encoder=self.encoder, num_threads=self.threads)
             self._codes[k] = self.model.fold(codes, num_threads=self.threads)
         empty = EmbeddedBackend(self.model.n_latents, k, Packed(bits), postings=postings)
-        norms = partial(self.model.norms, num_threads=self.threads)
-        backend = empty.added(self._codes[k], self.threads, norms)
+        backend = empty.added(self._codes[k], self.threads, self.model.decoder_w)
         candidates = min(CANDIDATES_PER_NEIGHBOUR * self.top, len(self.rows))
         _, chosen = backend.sparse(self.projections, backend.query_nnz, candidates, None, self.threads)
         _, found = backend.rescore(self.projections, chosen, self.top, self.threads)

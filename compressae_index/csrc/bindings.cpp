@@ -23,6 +23,7 @@
 #include "inverted.hpp"
 #include "packed.hpp"
 #include "pursuit.hpp"
+#include "rounding.hpp"
 #include "thread_pool.hpp"
 #include "top_k.hpp"
 
@@ -61,6 +62,14 @@ void require_equal(std::size_t got, std::size_t expected, const std::string& wha
 void require_latents(std::size_t n_latents) {
   require(n_latents >= 1 && n_latents <= kMaxLatents,
           "n_latents is " + std::to_string(n_latents) + ", expected 1 to " + std::to_string(kMaxLatents));
+}
+
+void require_below(const Input<std::uint16_t, 2>& latents, std::size_t n_latents) {
+  // The message is put together only where one is needed: this loop sees every posting.
+  for (std::size_t i = 0; i < latents.size(); ++i)
+    if (latents.data()[i] >= n_latents)
+      throw std::invalid_argument("latent " + std::to_string(latents.data()[i]) + " is outside of n_latents " +
+                                  std::to_string(n_latents));
 }
 
 using Bitmap = std::optional<Input<std::uint8_t, 1>>;
@@ -105,11 +114,7 @@ class InvertedLists {
     require_latents(n_latents);
     require_equal(values.shape(0), latents.shape(0), "rows of values");
     require_equal(values.shape(1), latents.shape(1), "columns of values");
-    // Messages are put together only where one is needed: these loops see every posting, every candidate.
-    for (std::size_t i = 0; i < latents.size(); ++i)
-      if (latents.data()[i] >= n_latents)
-        throw std::invalid_argument("latent " + std::to_string(latents.data()[i]) + " is outside of n_latents " +
-                                    std::to_string(n_latents));
+    require_below(latents, n_latents);
     InvertedArrays built;
     {
       nb::gil_scoped_release release;
@@ -285,13 +290,21 @@ class PackedCodes : public ForwardSearch<PackedView> {
 };
 
 // Rows a task of packing takes.
-constexpr std::size_t kPackRows = 4096;
+constexpr std::size_t kPackRows = 1024;
+
+// Calls task(begin, end) for runs of rows.
+template <typename Task>
+void for_each_task(std::size_t n, std::size_t num_threads, const Task& task) {
+  nb::gil_scoped_release release;
+  ThreadPool::instance().parallel_for((n + kPackRows - 1) / kPackRows, num_threads, [&](std::size_t number) {
+    task(number * kPackRows, std::min((number + 1) * kPackRows, n));
+  });
+}
 
 template <typename PackRow>
 void for_each_row(std::size_t n, std::size_t num_threads, const PackRow& pack_row) {
-  nb::gil_scoped_release release;
-  ThreadPool::instance().parallel_for((n + kPackRows - 1) / kPackRows, num_threads, [&](std::size_t task) {
-    for (std::size_t row = task * kPackRows; row < std::min((task + 1) * kPackRows, n); ++row) pack_row(row);
+  for_each_task(n, num_threads, [&](std::size_t begin, std::size_t end) {
+    for (std::size_t row = begin; row < end; ++row) pack_row(row);
   });
 }
 
@@ -301,14 +314,12 @@ Output<float> code_norms(const Input<std::uint16_t, 2>& latents, const Input<flo
   const std::size_t n = latents.shape(0), k = latents.shape(1), n_latents = dictionary.shape(0), dim = dictionary.shape(1);
   require_equal(values.shape(0), n, "rows of values");
   require_equal(values.shape(1), k, "columns of values");
+  require_below(latents, n_latents);
   std::vector<float> norms(n);
   for_each_row(n, num_threads, [&](std::size_t row) {
     thread_local std::vector<float> sum;
     sum.assign(dim, 0.0f);
     for (std::size_t i = row * k; i < (row + 1) * k; ++i) {
-      if (latents.data()[i] >= n_latents)
-        throw std::invalid_argument("latent " + std::to_string(latents.data()[i]) + " is outside of n_latents " +
-                                    std::to_string(n_latents));
       const float* atom = dictionary.data() + latents.data()[i] * dim;
       const float value = values.data()[i];
       for (std::size_t d = 0; d < dim; ++d) sum[d] += value * atom[d];
@@ -318,16 +329,30 @@ Output<float> code_norms(const Input<std::uint16_t, 2>& latents, const Input<flo
   return to_numpy(std::move(norms), {n});
 }
 
-Output<std::uint8_t> quantize(const Input<float, 2>& values, const Input<std::uint16_t, 1>& scales,
-                              const Input<float, 1>& levels, std::size_t num_threads) {
+Output<std::uint8_t> quantize(const Input<std::uint16_t, 2>& latents, const Input<float, 2>& values,
+                              const Input<std::uint16_t, 1>& scales, const Input<float, 1>& levels,
+                              const std::optional<Input<float, 2>>& dictionary, std::size_t num_threads) {
   const std::size_t n = values.shape(0), k = values.shape(1);
+  require_equal(latents.shape(0), n, "rows of latents");
+  require_equal(latents.shape(1), k, "columns of latents");
   require_equal(scales.shape(0), n, "length of scales");
   value_bits_of(levels);
   const Quantizer quantizer(levels.data(), levels.shape(0));
   std::vector<std::uint8_t> codes(n * k);
-  for_each_row(n, num_threads, [&](std::size_t row) {
-    quantizer.quantize(values.data() + row * k, k, scales.data()[row], codes.data() + row * k);
-  });
+  if (!dictionary) {
+    for_each_row(n, num_threads, [&](std::size_t row) {
+      for (std::size_t i = row * k; i < (row + 1) * k; ++i)
+        codes[i] = quantizer.code(values.data()[i], scales.data()[row]);
+    });
+  } else {
+    require_below(latents, dictionary->shape(0));
+    for_each_task(n, num_threads, [&](std::size_t begin, std::size_t end) {
+      PlaneRounder rounder(quantizer, dictionary->data(), dictionary->shape(1), k);
+      for (std::size_t row = begin; row < end; ++row)
+        rounder.quantize(latents.data() + row * k, values.data() + row * k, k, scales.data()[row],
+                         codes.data() + row * k);
+    });
+  }
   return to_numpy(std::move(codes), {n, k});
 }
 
@@ -474,10 +499,11 @@ NB_MODULE(_engine, m) {
 
   m.def("code_norms", &code_norms, "latents"_a.noconvert(), "values"_a.noconvert(), "dictionary"_a.noconvert(),
         "num_threads"_a, "Norms of the reconstructions of codes (n, k) over a dictionary (n_latents, dim): (n,).");
-  m.def("quantize", &quantize, "values"_a.noconvert(), "scales"_a.noconvert(), "levels"_a.noconvert(),
-        "num_threads"_a,
+  m.def("quantize", &quantize, "latents"_a.noconvert(), "values"_a.noconvert(), "scales"_a.noconvert(),
+        "levels"_a.noconvert(), "dictionary"_a.noconvert().none(), "num_threads"_a,
         "Codes of values (n, k) relative to the half-precision scales (n,), whose sign bit marks short rows: a sign\n"
-        "bit above the index of the nearest level.");
+        "bit above the index of the nearest level. With a dictionary (n_latents, dim), values make up for what the\n"
+        "rounding of others did to the reconstruction.");
   m.def("pack_rows", &pack_rows, "latents"_a.noconvert(), "codes"_a.noconvert(), "scales"_a.noconvert(),
         "n_latents"_a, "value_bits"_a, "num_threads"_a,
         "Latents and codes (n, k) and scales (n,) as packed rows (n, row_bytes).");

@@ -117,30 +117,36 @@ class PackedView {
   std::vector<std::uint8_t> copy_;
 };
 
-// Nearest level of each |value| / scale, a sign bit above its index; scales carry the mark of short rows.
+// Values as codes: a sign bit above the index of the level nearest to |value| / scale. Scales carry the mark of
+// short rows.
 class Quantizer {
  public:
-  Quantizer(const float* levels, std::size_t n_levels) : second_(levels[1]), n_levels_(n_levels) {
+  Quantizer(const float* levels, std::size_t n_levels) : levels_(levels), n_levels_(n_levels) {
     for (std::size_t i = 0; i + 1 < n_levels; ++i) middles_.push_back((levels[i] + levels[i + 1]) / 2);
   }
 
-  void quantize(const float* values, std::size_t k, std::uint16_t scale, std::uint8_t* codes) const {
+  std::uint8_t code(float value, std::uint16_t scale) const {
     const bool is_short = scale & 0x8000;
     const float size = from_half(scale & 0x7fff);
-    const float inverse = size > 0.0f ? 1.0f / size : 0.0f;
-    for (std::size_t i = 0; i < k; ++i) {
-      const float magnitude = std::fabs(values[i]) * inverse;
-      std::size_t level = static_cast<std::size_t>(
-          std::upper_bound(middles_.begin(), middles_.end(), magnitude) - middles_.begin());
-      // A short row has 0 in place of the first level.
-      if (is_short && level <= 1) level = magnitude > second_ / 2 ? 1 : 0;
-      const bool negative = std::signbit(values[i]) && !(is_short && level == 0);
-      codes[i] = static_cast<std::uint8_t>(level + (negative ? n_levels_ : 0));
-    }
+    const float magnitude = size > 0.0f ? std::fabs(value) / size : 0.0f;
+    std::size_t level = static_cast<std::size_t>(
+        std::upper_bound(middles_.begin(), middles_.end(), magnitude) - middles_.begin());
+    // A short row has 0 in place of the first level.
+    if (is_short && level <= 1) level = magnitude > levels_[1] / 2 ? 1 : 0;
+    const bool negative = std::signbit(value) && !(is_short && level == 0);
+    return static_cast<std::uint8_t>(level + (negative ? n_levels_ : 0));
+  }
+
+  // What a code stands for.
+  float value(std::uint8_t code, std::uint16_t scale) const {
+    const std::size_t level = code % n_levels_;
+    if (scale & 0x8000 && level == 0) return 0.0f;
+    const float magnitude = levels_[level] * from_half(scale & 0x7fff);
+    return code >= n_levels_ ? -magnitude : magnitude;
   }
 
  private:
-  float second_;
+  const float* levels_;
   std::size_t n_levels_;
   std::vector<float> middles_;
 };
