@@ -1,5 +1,6 @@
 """The search engine: posting lists, forward codes, re-scoring, pursuit."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import numpy
@@ -58,6 +59,12 @@ class InvertedLists:
         n_latents: int,
         num_threads: int,
     ) -> InvertedLists: ...
+    @staticmethod
+    def concatenate(ranges: Sequence[tuple[InvertedLists, int, int]]) -> InvertedLists:
+        """
+        Windows [first, last) of lists, (lists, first, last) each, one after the other.
+        """
+
     def search(
         self,
         projections: Annotated[
@@ -70,7 +77,8 @@ class InvertedLists:
         num_threads: int,
     ) -> tuple[NDArray[numpy.float32], NDArray[numpy.int64]]:
         """
-        Best documents by the query_nnz largest entries of each projection: (scores, rows), (n_queries, top).
+        Best documents by the query_nnz largest entries of each projection, summed up in 16 bits:
+        (scores, rows), (n_queries, top).
         """
 
     def list_lengths(self) -> NDArray[numpy.int64]: ...
@@ -140,10 +148,9 @@ def unpack_rows(
 ) -> tuple[NDArray[numpy.uint16], NDArray[numpy.uint8], NDArray[numpy.uint16]]:
     """What was given to pack_rows: (latents, codes, scales)."""
 
-class ForwardCodes:
-    """The aligned forward part: k latents and values a row."""
+class Forward:
+    """The forward part: a document's code, row by row."""
 
-    def __init__(self, arrays: dict[str, Any], n_latents: int) -> None: ...
     def search(
         self,
         projections: Annotated[
@@ -179,7 +186,12 @@ class ForwardCodes:
     @property
     def k(self) -> int: ...
 
-class PackedCodes:
+class ForwardCodes(Forward):
+    """The aligned forward part: k latents and values a row."""
+
+    def __init__(self, arrays: dict[str, Any], n_latents: int) -> None: ...
+
+class PackedCodes(Forward):
     """The packed forward part: row_bytes bytes a row."""
 
     def __init__(
@@ -191,37 +203,26 @@ class PackedCodes:
         n_latents: int,
         k: int,
     ) -> None: ...
-    def search(
-        self,
-        projections: Annotated[
-            NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)
-        ],
-        top: int,
-        allowed: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order="C", device="cpu", writable=False)]
-        | None,
-        num_threads: int,
-    ) -> tuple[NDArray[numpy.float32], NDArray[numpy.int64]]:
-        """Best documents by whole projections: (scores, rows), (n_queries, top)."""
 
-    def rescore(
-        self,
-        projections: Annotated[
-            NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)
-        ],
-        candidates: Annotated[
-            NDArray[numpy.int64], dict(shape=(None, None), order="C", device="cpu", writable=False)
-        ],
-        top: int,
-        num_threads: int,
-    ) -> tuple[NDArray[numpy.float32], NDArray[numpy.int64]]:
-        """
-        Best of the candidate rows (-1: none): (scores, rows), (n_queries, top).
-        """
-
-    def arrays(self) -> dict[str, Any]: ...
-    @property
-    def nbytes(self) -> int: ...
-    @property
-    def n_documents(self) -> int: ...
-    @property
-    def k(self) -> int: ...
+def search(
+    parts: Sequence[tuple[InvertedLists, Forward]],
+    stage_one: Annotated[
+        NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)
+    ]
+    | None,
+    stage_two: Annotated[
+        NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)
+    ]
+    | None,
+    query_nnz: int,
+    candidates: int,
+    top: int,
+    allowed: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order="C", device="cpu", writable=False)]
+    | None,
+    num_threads: int,
+) -> tuple[NDArray[numpy.float32], NDArray[numpy.int64]]:
+    """
+    Best documents of parts, (lists, codes) each: (scores, rows), (n_queries, top). With projections stage_one,
+    the best candidates by the posting lists of their query_nnz largest entries are scored by their codes: with
+    the projections stage_two, or with those entries alone. With stage_two alone every document is.
+    """

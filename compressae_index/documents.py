@@ -86,7 +86,9 @@ class Documents:
             msg = f"id {first!r} is already in the index ({held.size} such ids); remove it first"
             raise InputError(msg)
 
-    def added(self, runs: Iterable[SparseCodes], ids: Ids, num_threads: int, dictionary: FloatArray) -> Documents:
+    def added(
+        self, runs: Iterable[SparseCodes], ids: Ids, num_threads: int, dictionary: FloatArray
+    ) -> Documents:
         """With documents appended, run after run, so that only one run is held as it came."""
         backend = self.backend if self.n_alive else self.compacted(num_threads).backend
         for codes in runs:

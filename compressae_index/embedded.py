@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from compressae_index._engine import ForwardCodes, InvertedLists, PackedCodes
+from compressae_index._engine import ForwardCodes, InvertedLists, PackedCodes, search
 from compressae_index.checks import FloatArray
 from compressae_index.codes import SparseCodes
 from compressae_index.errors import DimensionError
@@ -22,6 +22,9 @@ WINDOW = 32768
 
 # Latents of a query that `sparse` search keeps where the posting lists hold all nonzeros.
 QUERY_NNZ = 64
+
+# What makes up for the rounding of posting lists: so many more candidates, and one more of so many.
+SPARE_CANDIDATES = 16
 
 Bitmap: TypeAlias = npt.NDArray[np.uint8]
 Hits: TypeAlias = tuple[FloatArray, RowArray]
@@ -73,7 +76,9 @@ class EmbeddedBackend:
         """Latents of a query that touch about as many postings as QUERY_NNZ do where lists hold all."""
         return min(QUERY_NNZ * self.k // self.postings, self.n_latents)
 
-    def added(self, codes: SparseCodes, num_threads: int, dictionary: FloatArray | None = None) -> EmbeddedBackend:
+    def added(
+        self, codes: SparseCodes, num_threads: int, dictionary: FloatArray | None = None
+    ) -> EmbeddedBackend:
         """With documents appended; `dictionary` as for `Packed.pack`.
 
         All parts but the last hold whole windows, so that adding ends in the same windows as building at
@@ -93,7 +98,7 @@ class EmbeddedBackend:
         if parts and (tail := len(parts[-1]) % WINDOW):
             last = parts.pop()
             if whole := len(last) - tail:
-                parts.append(self._cut(last, slice(0, whole)))
+                parts.append(self._head(last, whole))
             arrays = {
                 name: np.concatenate([array[whole:], arrays[name]])
                 for name, array in last.forward.arrays().items()
@@ -126,34 +131,42 @@ class EmbeddedBackend:
     def sparse(
         self, projections: FloatArray, query_nnz: int, top: int, allowed: Bitmap | None, num_threads: int
     ) -> Hits:
-        """Best rows by the query_nnz largest entries of each projection."""
-        return self._merged(
-            [
-                part.inverted.search(
-                    projections, query_nnz, top, _slice(allowed, start, len(part)), num_threads
-                )
-                for part, start in zip(self._parts, self._starts, strict=False)
-            ],
-            top,
-        )
+        """Best rows by the query_nnz largest entries of each projection.
+
+        The posting lists find somewhat more rows than are asked for, whose codes then give exact scores.
+        """
+        candidates = top + top // SPARE_CANDIDATES + SPARE_CANDIDATES
+        return self._search(projections, None, query_nnz, candidates, top, allowed, num_threads)
 
     def dense(self, projections: FloatArray, top: int, allowed: Bitmap | None, num_threads: int) -> Hits:
         """Best rows by whole projections."""
-        return self._merged(
-            [
-                part.forward.search(projections, top, _slice(allowed, start, len(part)), num_threads)
-                for part, start in zip(self._parts, self._starts, strict=False)
-            ],
-            top,
-        )
+        return self._search(None, projections, 1, 1, top, allowed, num_threads)
 
-    def rescore(self, projections: FloatArray, candidates: RowArray, top: int, num_threads: int) -> Hits:
-        """Best of the candidate rows (n_queries, c), -1 for none, by whole projections."""
-        hits = []
-        for part, start, inside in self._by_part(candidates):
-            local = np.where(inside, candidates - start, -1)
-            hits.append(part.forward.rescore(projections, local, top, num_threads))
-        return self._merged(hits, top)
+    def two_stage(
+        self,
+        stage_one: FloatArray,
+        stage_two: FloatArray,
+        query_nnz: int,
+        candidates: int,
+        top: int,
+        allowed: Bitmap | None,
+        num_threads: int,
+    ) -> Hits:
+        """Of the best candidates by entries of one projection, the best by another whole one."""
+        return self._search(stage_one, stage_two, query_nnz, candidates, top, allowed, num_threads)
+
+    def _search(
+        self,
+        stage_one: FloatArray | None,
+        stage_two: FloatArray | None,
+        query_nnz: int,
+        candidates: int,
+        top: int,
+        allowed: Bitmap | None,
+        num_threads: int,
+    ) -> Hits:
+        parts = [(part.inverted, part.forward) for part in self._parts]
+        return search(parts, stage_one, stage_two, query_nnz, candidates, top, allowed, num_threads)
 
     def list_lengths(self) -> npt.NDArray[np.int64]:
         """Postings of each latent, (n_latents,)."""
@@ -230,58 +243,18 @@ class EmbeddedBackend:
             for part, start in zip(self._parts, self._starts, strict=False)
         ]
 
-    def _merged(self, hits: list[Hits], top: int) -> Hits:
-        if len(hits) == 1:
-            return hits[0]
-        scores = np.concatenate([score for score, _ in hits], axis=1)
-        rows = np.concatenate(
-            [
-                np.where(row < 0, row, row + start)
-                for (_, row), start in zip(hits, self._starts, strict=False)
-            ],
-            axis=1,
-        )
-        # A missing row sorts behind every real one of the same score.
-        ties = np.where(rows < 0, np.iinfo(np.int64).max, rows)
-        order = np.lexsort((ties, -scores), axis=1)[:, :top]
-        return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
-
     def _joined(self, parts: Sequence[Part], packing: Packing) -> Part:
         """Parts one below the other; all but the last hold whole windows."""
         forwards = [part.forward.arrays() for part in parts]
-        inverteds = [part.inverted.arrays() for part in parts]
         forward = {name: np.concatenate([arrays[name] for arrays in forwards]) for name in forwards[0]}
-        inverted = {
-            name: np.concatenate([arrays[name] for arrays in inverteds])
-            for name in inverteds[0]
-            if name != "starts"
-        }
-        lengths = np.concatenate([np.diff(arrays["starts"]) for arrays in inverteds])
-        inverted["starts"] = np.concatenate([[0], np.cumsum(lengths)]).astype(np.uint64)
-        lists = InvertedLists(inverted, sum(map(len, parts)), self.n_latents)
+        lists = InvertedLists.concatenate([(part.inverted, 0, -(-len(part) // WINDOW)) for part in parts])
         return Part(packing.engine(forward, self.n_latents, self.k), lists)
 
-    def _cut(self, part: Part, rows: slice) -> Part:
-        """A view of a run of whole windows."""
-        windows = slice(rows.start // WINDOW, rows.stop // WINDOW)
-        forward = {name: array[rows] for name, array in part.forward.arrays().items()}
-        whole = part.inverted.arrays()
-        starts = whole["starts"][windows.start : windows.stop + 1]
-        postings = slice(int(starts[0]), int(starts[-1]))
-        inverted = {
-            "starts": starts - starts[0],
-            "offsets": whole["offsets"][windows],
-            "scales": whole["scales"][windows],
-            "ids": whole["ids"][postings],
-            "values": whole["values"][postings],
-        }
-        lists = InvertedLists(inverted, rows.stop - rows.start, self.n_latents)
+    def _head(self, part: Part, rows: int) -> Part:
+        """The first rows of a part, whole windows."""
+        forward = {name: array[:rows] for name, array in part.forward.arrays().items()}
+        lists = InvertedLists.concatenate([(part.inverted, 0, rows // WINDOW)])
         return Part(self.packing.engine(forward, self.n_latents, self.k), lists)
-
-
-def _slice(allowed: Bitmap | None, start: int, length: int) -> Bitmap | None:
-    """The bitmap of a part; parts start at whole windows, so at whole bytes."""
-    return None if allowed is None else allowed[start // 8 : (start + length + 7) // 8]
 
 
 def strongest(codes: SparseCodes, nonzeros: int) -> SparseCodes:
@@ -297,7 +270,7 @@ def strongest(codes: SparseCodes, nonzeros: int) -> SparseCodes:
 def list_overhead(n_latents: int, n: int) -> float:
     """Bytes a document that the inverted part takes beside its postings: offsets and scales of the lists."""
     windows = -(-n // WINDOW)
-    return (windows * (8 * n_latents + 12) + 8) / n
+    return ((n_latents + 1) * 8 + n_latents * (4 * (windows + 1) + 2 * windows) + 4) / n
 
 
 # Bytes of a posting: a 16-bit document and an 8-bit value.

@@ -294,9 +294,11 @@ class CompressedIndex:
         Args:
             queries: (n_queries, d), or (d,) for one.
             k: neighbours of each query.
-            mode: "sparse" scores by the posting lists of the query's query_nnz strongest latents; "dense"
-                scores every document by the metric with its reconstruction; "two_stage" takes the best
-                `candidates` of the first and scores them as the second.
+            mode: "sparse" scores by the query's query_nnz strongest latents, through their posting lists;
+                "dense" scores every document by the metric with its reconstruction; "two_stage" takes the
+                best `candidates` by posting lists and scores them as "dense" does. Posting lists hold values
+                of 8 bits and sum them in 16, which may change who comes last among the candidates; scores
+                are exact for the stored codes.
             candidates: documents that stage one hands to stage two; at least k are.
             query_nnz: latents of the query that stage one keeps, of largest magnitude; by default 64, and
                 64 k / postings where the posting lists keep fewer than k nonzeros, which is as fast.
@@ -304,7 +306,8 @@ class CompressedIndex:
                 first, as the paper does: s_q with s in "sparse", x_hat_q with x_hat in "dense".
             filter: ids to search among, or a boolean mask with one entry a vector in the order of adding.
                 It is applied inside scoring, so k results come back where k are allowed.
-            num_threads: threads to share the queries; all by default.
+            num_threads: threads to share the queries, or the documents where there are fewer queries; all by
+                default.
 
         Returns:
             scores and ids, each (n_queries, k); ties go to the document that was added first. Where fewer
@@ -336,11 +339,12 @@ class CompressedIndex:
         backend, (sparse_u, dense_u) = state.backend, self._projections(rows, mode, scoring, threads)
         if mode == "sparse":
             scores, found = backend.sparse(sparse_u, query_nnz, width, allowed, threads)
-        elif mode == "dense" or candidates == n_allowed:
+        elif mode == "dense":
             scores, found = backend.dense(dense_u, width, allowed, threads)
         else:
-            _, chosen = backend.sparse(sparse_u, query_nnz, candidates, allowed, threads)
-            scores, found = backend.rescore(dense_u, chosen, width, threads)
+            scores, found = backend.two_stage(
+                sparse_u, dense_u, query_nnz, candidates, width, allowed, threads
+            )
         if factors is not None:
             scores *= factors
         return _padded(scores, found, k, state.ids)

@@ -236,9 +236,9 @@ class _Trial:
         empty = EmbeddedBackend(self.model.n_latents, k, Packed(bits), postings=postings)
         backend = empty.added(self._codes[k], self.threads, self.model.decoder_w)
         candidates = min(CANDIDATES_PER_NEIGHBOUR * self.top, len(self.rows))
-        _, chosen = backend.sparse(self.projections, backend.query_nnz, candidates, None, self.threads)
-        _, found = backend.rescore(self.projections, chosen, self.top, self.threads)
-        _, dense = backend.dense(self.projections, self.top, None, self.threads)
+        u = self.projections
+        _, found = backend.two_stage(u, u, backend.query_nnz, candidates, self.top, None, self.threads)
+        _, dense = backend.dense(u, self.top, None, self.threads)
         return self._recall(found), self._recall(dense)
 
     def _recall(self, found: npt.NDArray[np.int64]) -> float:

@@ -91,7 +91,7 @@ def data_of(saved: Path) -> Path:
 
 def files_of(saved: Path) -> list[Path]:
     files = [saved / "manifest.json", *sorted(data_of(saved).iterdir())]
-    assert len(files) == 11
+    assert len(files) == 12
     return files
 
 

@@ -6,7 +6,9 @@
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
 
+#include <bit>
 #include <cmath>
 #include <memory>
 #include <mutex>
@@ -24,6 +26,7 @@
 #include "packed.hpp"
 #include "pursuit.hpp"
 #include "rounding.hpp"
+#include "search.hpp"
 #include "thread_pool.hpp"
 #include "top_k.hpp"
 
@@ -74,10 +77,17 @@ void require_below(const Input<std::uint16_t, 2>& latents, std::size_t n_latents
 
 using Bitmap = std::optional<Input<std::uint8_t, 1>>;
 
-Allowed to_allowed(const Bitmap& bitmap, std::size_t n_documents) {
-  if (!bitmap) return {};
-  require_equal(bitmap->shape(0), (n_documents + 7) / 8, "bytes of the allowed bitmap");
-  return {bitmap->data()};
+// What is searched, and among which documents.
+Scope scope_of(std::vector<Part>&& parts, std::size_t n_latents, const Bitmap& bitmap) {
+  Scope scope{std::move(parts), n_latents, {}, 0};
+  scope.n_allowed = scope.n_documents();
+  if (!bitmap) return scope;
+  require_equal(bitmap->shape(0), (scope.n_documents() + 7) / 8, "bytes of the allowed bitmap");
+  scope.allowed.bitmap = bitmap->data();
+  scope.n_allowed = 0;
+  for (std::size_t i = 0; i < bitmap->size(); ++i)
+    scope.n_allowed += static_cast<std::size_t>(std::popcount(bitmap->data()[i]));
+  return scope;
 }
 
 // One array out of a dict, typed; nanobind refuses a wrong dtype, rank or layout.
@@ -90,19 +100,15 @@ Input<T, Rank> take(const nb::dict& arrays, const char* name) {
   return array;
 }
 
-// Runs one query a task and returns (scores, rows), both (n_queries, top).
+// Places for the results of a batch, filled by search(results) without the GIL: (scores, rows), (n_queries, top).
 template <typename Search>
-Hits search_batch(std::size_t n_queries, std::size_t top, std::size_t num_threads, const Search& search) {
+Hits searched(std::size_t n_queries, std::size_t top, const Search& search) {
   require(top >= 1, "top is 0, expected at least 1");
   std::vector<float> scores(n_queries * top);
   std::vector<std::int64_t> rows(n_queries * top);
   {
     nb::gil_scoped_release release;
-    ThreadPool::instance().parallel_for(n_queries, num_threads, [&](std::size_t q) {
-      TopK top_k(top);
-      search(q, top_k);
-      top_k.write(scores.data() + q * top, rows.data() + q * top);
-    });
+    search(Results{scores.data(), rows.data(), top});
   }
   return {to_numpy(std::move(scores), {n_queries, top}), to_numpy(std::move(rows), {n_queries, top})};
 }
@@ -114,84 +120,113 @@ class InvertedLists {
     require_latents(n_latents);
     require_equal(values.shape(0), latents.shape(0), "rows of values");
     require_equal(values.shape(1), latents.shape(1), "columns of values");
+    require(latents.size() > 0, "codes are empty");
     require_below(latents, n_latents);
-    InvertedArrays built;
+    std::optional<InvertedArrays> built;
     {
       nb::gil_scoped_release release;
       built = build_inverted(latents.data(), values.data(), latents.shape(0), latents.shape(1), n_latents,
                              num_threads);
     }
-    const std::size_t n_windows = built.starts.size() - 1, n_postings = built.ids.size();
-    Arrays arrays;
-    arrays["starts"] = to_numpy(std::move(built.starts), {n_windows + 1});
-    arrays["offsets"] = to_numpy(std::move(built.offsets), {n_windows, n_latents + 1});
-    arrays["scales"] = to_numpy(std::move(built.scales), {n_windows, n_latents});
-    arrays["ids"] = to_numpy(std::move(built.ids), {n_postings});
-    arrays["values"] = to_numpy(std::move(built.values), {n_postings});
-    return InvertedLists(std::move(arrays), latents.shape(0), n_latents);
+    return InvertedLists(std::move(*built), latents.shape(0), n_latents);
+  }
+
+  // Windows [first, last) of lists, one after the other.
+  static InvertedLists concatenate(
+      const std::vector<std::tuple<const InvertedLists*, std::size_t, std::size_t>>& ranges) {
+    require(!ranges.empty(), "there are no lists to concatenate");
+    const std::size_t n_latents = std::get<0>(ranges.front())->lists_.n_latents;
+    std::vector<WindowRange> windows;
+    std::size_t n_documents = 0;
+    for (const auto& [lists, first, last] : ranges) {
+      require_equal(lists->lists_.n_latents, n_latents, "n_latents");
+      require(first < last && last <= lists->lists_.n_windows(), "windows are outside of the lists");
+      require(n_documents % kWindow == 0, "only the last lists may end within a window");
+      windows.push_back({&lists->lists_, first, last});
+      n_documents += std::min(last * kWindow, lists->lists_.n_documents) - first * kWindow;
+    }
+    std::optional<InvertedArrays> joined;
+    {
+      nb::gil_scoped_release release;
+      joined = compressae::concatenate(windows, n_latents);
+    }
+    return InvertedLists(std::move(*joined), n_documents, n_latents);
   }
 
   InvertedLists(Arrays arrays, std::size_t n_documents, std::size_t n_latents) : arrays_(std::move(arrays)) {
     require_latents(n_latents);
     const auto starts = take<std::uint64_t, 1>(arrays_, "starts");
     const auto offsets = take<std::uint32_t, 2>(arrays_, "offsets");
-    const auto scales = take<float, 2>(arrays_, "scales");
+    const auto scales = take<std::uint16_t, 2>(arrays_, "scales");
     const auto ids = take<std::uint16_t, 1>(arrays_, "ids");
     const auto values = take<std::int8_t, 1>(arrays_, "values");
-    lists_ = {n_documents,    n_latents,     ids.shape(0), starts.data(), offsets.data(),
-              scales.data(), ids.data(), values.data()};
-    require_equal(starts.shape(0), lists_.n_windows() + 1, "length of 'starts'");
-    require_equal(offsets.shape(0), lists_.n_windows(), "rows of 'offsets'");
-    require_equal(offsets.shape(1), n_latents + 1, "columns of 'offsets'");
-    require_equal(scales.shape(0), lists_.n_windows(), "rows of 'scales'");
-    require_equal(scales.shape(1), n_latents, "columns of 'scales'");
+    const auto largest_norm = take<float, 1>(arrays_, "largest_norm");
+    require_equal(largest_norm.shape(0), 1, "length of 'largest_norm'");
+    lists_ = {n_documents, n_latents, ids.shape(0), starts.data(), offsets.data(), scales.data(),
+              ids.data(), values.data(), largest_norm.data()[0]};
+    require_equal(starts.shape(0), n_latents + 1, "length of 'starts'");
+    require_equal(offsets.shape(0), n_latents, "rows of 'offsets'");
+    require_equal(offsets.shape(1), lists_.n_windows() + 1, "columns of 'offsets'");
+    require_equal(scales.shape(0), n_latents, "rows of 'scales'");
+    require_equal(scales.shape(1), lists_.n_windows(), "columns of 'scales'");
     require_equal(values.shape(0), ids.shape(0), "length of 'values'");
     lists_.validate();
-    nbytes_ = starts.nbytes() + offsets.nbytes() + scales.nbytes() + ids.nbytes() + values.nbytes();
+    nbytes_ = starts.nbytes() + offsets.nbytes() + scales.nbytes() + ids.nbytes() + values.nbytes() +
+              largest_norm.nbytes();
   }
 
-  Hits search(const Input<float, 2>& projections, std::size_t query_nnz, std::size_t top,
-                   const Bitmap& bitmap, std::size_t num_threads) const {
+  Hits search(const Input<float, 2>& projections, std::size_t query_nnz, std::size_t top, const Bitmap& bitmap,
+              std::size_t num_threads) const {
     require_equal(projections.shape(1), lists_.n_latents, "columns of projections");
     require(query_nnz >= 1, "query_nnz is 0, expected at least 1");
-    const Allowed allowed = to_allowed(bitmap, lists_.n_documents);
-    return search_batch(projections.shape(0), top, num_threads, [&](std::size_t q, TopK& top_k) {
-      thread_local std::vector<float> accumulators;
-      accumulators.resize(kAccumulators);
-      const auto terms = largest_terms(projections.data() + q * lists_.n_latents, lists_.n_latents, query_nnz);
-      search_inverted(lists_, terms, allowed, accumulators.data(), top_k);
+    const Scope scope = scope_of({{&lists_, nullptr, lists_.n_documents, 0}}, lists_.n_latents, bitmap);
+    return searched(projections.shape(0), top, [&](const Results& results) {
+      search_lists(scope, projections.data(), projections.shape(0), query_nnz, num_threads, results);
     });
   }
 
   Output<std::int64_t> list_lengths() const {
     std::vector<std::int64_t> lengths(lists_.n_latents);
-    for (std::size_t w = 0; w < lists_.n_windows(); ++w) {
-      const std::uint32_t* offset = lists_.offsets + w * (lists_.n_latents + 1);
-      for (std::size_t j = 0; j < lists_.n_latents; ++j) lengths[j] += offset[j + 1] - offset[j];
-    }
+    for (std::size_t j = 0; j < lists_.n_latents; ++j)
+      lengths[j] = static_cast<std::int64_t>(lists_.starts[j + 1] - lists_.starts[j]);
     return to_numpy(std::move(lengths), {lists_.n_latents});
   }
 
   Arrays arrays() const { return arrays_; }
   std::size_t nbytes() const { return nbytes_; }
   std::size_t n_documents() const { return lists_.n_documents; }
+  const InvertedView& view() const { return lists_; }
 
  private:
+  InvertedLists(InvertedArrays&& built, std::size_t n_documents, std::size_t n_latents)
+      : InvertedLists(to_arrays(std::move(built), n_latents), n_documents, n_latents) {}
+
+  static Arrays to_arrays(InvertedArrays&& built, std::size_t n_latents) {
+    const std::size_t n_postings = built.ids.size(), n_windows = built.scales.size() / n_latents;
+    Arrays arrays;
+    arrays["starts"] = to_numpy(std::move(built.starts), {n_latents + 1});
+    arrays["offsets"] = to_numpy(std::move(built.offsets), {n_latents, n_windows + 1});
+    arrays["scales"] = to_numpy(std::move(built.scales), {n_latents, n_windows});
+    arrays["ids"] = to_numpy(std::move(built.ids), {n_postings});
+    arrays["values"] = to_numpy(std::move(built.values), {n_postings});
+    arrays["largest_norm"] = to_numpy(std::vector<float>{built.largest_norm}, {1});
+    return arrays;
+  }
+
   Arrays arrays_;
   InvertedView lists_;
   std::size_t nbytes_ = 0;
 };
 
-// Search and re-scoring of the forward part, in either form.
-template <typename Codes>
-class ForwardSearch {
+// The forward part of whichever form.
+class ForwardPart : public Forward {
  public:
   Hits search(const Input<float, 2>& projections, std::size_t top, const Bitmap& bitmap,
               std::size_t num_threads) const {
     require_equal(projections.shape(1), n_latents_, "columns of projections");
-    const Allowed allowed = to_allowed(bitmap, codes_.n_documents);
-    return search_batch(projections.shape(0), top, num_threads, [&](std::size_t q, TopK& top_k) {
-      search_forward(codes_, padded(projections, q), allowed, top_k);
+    const Scope scope = scope_of({{nullptr, this, n_documents(), 0}}, n_latents_, bitmap);
+    return searched(projections.shape(0), top, [&](const Results& results) {
+      search_dense(scope, projections.data(), projections.shape(0), num_threads, results);
     });
   }
 
@@ -199,46 +234,59 @@ class ForwardSearch {
                std::size_t num_threads) const {
     require_equal(projections.shape(1), n_latents_, "columns of projections");
     require_equal(candidates.shape(0), projections.shape(0), "rows of candidates");
-    const auto n = static_cast<std::int64_t>(codes_.n_documents);
+    const auto n = static_cast<std::int64_t>(n_documents());
     for (std::size_t i = 0; i < candidates.size(); ++i)
       if (candidates.data()[i] >= n)
         throw std::invalid_argument("candidate " + std::to_string(candidates.data()[i]) + " is outside of " +
                                     std::to_string(n) + " documents");
-    const std::size_t width = candidates.shape(1);
-    return search_batch(projections.shape(0), top, num_threads, [&](std::size_t q, TopK& top_k) {
-      const std::int64_t* row = candidates.data() + q * width;
-      rescore_forward(codes_, padded(projections, q), {row, row + width}, top_k);
+    const std::vector<Part> parts{{nullptr, this, n_documents(), 0}};
+    return searched(projections.shape(0), top, [&](const Results& results) {
+      search_candidates(parts, projections.data(), n_latents_, candidates.data(), projections.shape(0),
+                        candidates.shape(1), num_threads, results);
     });
   }
 
   Arrays arrays() const { return arrays_; }
   std::size_t nbytes() const { return nbytes_; }
-  std::size_t n_documents() const { return codes_.n_documents; }
-  std::size_t k() const { return codes_.k; }
+  std::size_t n_latents() const { return n_latents_; }
+  virtual std::size_t n_documents() const = 0;
+  virtual std::size_t k() const = 0;
 
  protected:
-  ForwardSearch(Arrays arrays, std::size_t n_latents) : arrays_(std::move(arrays)), n_latents_(n_latents) {
+  ForwardPart(Arrays arrays, std::size_t n_latents) : arrays_(std::move(arrays)), n_latents_(n_latents) {
     require_latents(n_latents);
   }
 
   Arrays arrays_;
   std::size_t n_latents_;
-  Codes codes_;
   std::size_t nbytes_ = 0;
-
- private:
-  // The projection in a buffer that any 16-bit latent may index.
-  const float* padded(const Input<float, 2>& projections, std::size_t q) const {
-    thread_local std::vector<float> u;
-    u.assign(kMaxLatents, 0.0f);
-    std::copy_n(projections.data() + q * n_latents_, n_latents_, u.begin());
-    return u.data();
-  }
 };
 
-class ForwardCodes : public ForwardSearch<ForwardView> {
+// Codes is ForwardView or PackedView.
+template <typename Codes>
+class CodesPart : public ForwardPart {
  public:
-  ForwardCodes(Arrays arrays, std::size_t n_latents) : ForwardSearch(std::move(arrays), n_latents) {
+  void scan(const float* u, std::size_t first, std::size_t last, const Allowed& allowed, std::int64_t first_row,
+            TopK& top_k) const override {
+    scan_forward(codes_, u, first, last, allowed, first_row, top_k);
+  }
+  void rescore(const float* u, const std::int64_t* rows, std::size_t n, std::int64_t first_row,
+               TopK& top_k) const override {
+    rescore_forward(codes_, u, rows, n, first_row, top_k);
+  }
+  using ForwardPart::rescore;
+  std::size_t n_documents() const override { return codes_.n_documents; }
+  std::size_t k() const override { return codes_.k; }
+
+ protected:
+  using ForwardPart::ForwardPart;
+
+  Codes codes_;
+};
+
+class ForwardCodes : public CodesPart<ForwardView> {
+ public:
+  ForwardCodes(Arrays arrays, std::size_t n_latents) : CodesPart(std::move(arrays), n_latents) {
     const auto latents = take<std::uint16_t, 2>(arrays_, "latents");
     const auto values = take<std::int8_t, 2>(arrays_, "values");
     const auto scales = take<std::uint16_t, 1>(arrays_, "scales");
@@ -250,6 +298,43 @@ class ForwardCodes : public ForwardSearch<ForwardView> {
     nbytes_ = latents.nbytes() + values.nbytes() + scales.nbytes();
   }
 };
+
+// Searches parts, (lists, codes) each, all but the last of whole windows. With stage_one (n_queries, n_latents) by
+// posting lists first, then the candidates by their codes; with stage_two alone every document by its codes.
+Hits search(const std::vector<std::pair<const InvertedLists*, const ForwardPart*>>& pairs,
+            const std::optional<Input<float, 2>>& stage_one, const std::optional<Input<float, 2>>& stage_two,
+            std::size_t query_nnz, std::size_t candidates, std::size_t top, const Bitmap& bitmap,
+            std::size_t num_threads) {
+  require(!pairs.empty(), "there are no parts to search");
+  require(stage_one || stage_two, "there are no projections");
+  require(query_nnz >= 1, "query_nnz is 0, expected at least 1");
+  require(candidates >= 1, "candidates is 0, expected at least 1");
+  const std::size_t n_latents = pairs.front().second->n_latents();
+  std::vector<Part> parts;
+  std::size_t n_documents = 0;
+  for (const auto& [lists, codes] : pairs) {
+    require_equal(lists->n_documents(), codes->n_documents(), "documents of the posting lists");
+    require_equal(lists->view().n_latents, n_latents, "latents of the posting lists");
+    require_equal(codes->n_latents(), n_latents, "latents of the codes");
+    require(n_documents % kWindow == 0, "only the last part may end within a window");
+    parts.push_back({&lists->view(), codes, codes->n_documents(), n_documents});
+    n_documents += codes->n_documents();
+  }
+  const Scope scope = scope_of(std::move(parts), n_latents, bitmap);
+  const std::size_t n_queries = (stage_one ? stage_one : stage_two)->shape(0);
+  for (const auto* projections : {&stage_one, &stage_two})
+    if (*projections) {
+      require_equal((*projections)->shape(0), n_queries, "rows of projections");
+      require_equal((*projections)->shape(1), n_latents, "columns of projections");
+    }
+  return searched(n_queries, top, [&](const Results& results) {
+    if (!stage_one)
+      search_dense(scope, stage_two->data(), n_queries, num_threads, results);
+    else
+      search_two_stage(scope, stage_one->data(), stage_two ? stage_two->data() : nullptr, n_queries, query_nnz,
+                       candidates, num_threads, results);
+  });
+}
 
 void require_nonzeros(std::size_t k, std::size_t n_latents) {
   require_latents(n_latents);
@@ -276,10 +361,10 @@ std::size_t value_bits_of(const Input<float, 1>& levels) {
   return value_bits;
 }
 
-class PackedCodes : public ForwardSearch<PackedView> {
+class PackedCodes : public CodesPart<PackedView> {
  public:
   PackedCodes(Arrays arrays, const Input<float, 1>& levels, std::size_t n_latents, std::size_t k)
-      : ForwardSearch(std::move(arrays), n_latents) {
+      : CodesPart(std::move(arrays), n_latents) {
     PackedLayout layout = checked_layout(n_latents, k, value_bits_of(levels));
     set_levels(layout, levels.data());
     const auto rows = take<std::uint8_t, 2>(arrays_, "rows");
@@ -489,9 +574,12 @@ NB_MODULE(_engine, m) {
       .def(nb::init<Arrays, std::size_t, std::size_t>(), "arrays"_a, "n_documents"_a, "n_latents"_a)
       .def_static("build", &InvertedLists::build, "latents"_a.noconvert(), "values"_a.noconvert(), "n_latents"_a,
                   "num_threads"_a)
+      .def_static("concatenate", &InvertedLists::concatenate, "ranges"_a,
+                  "Windows [first, last) of lists, (lists, first, last) each, one after the other.")
       .def("search", &InvertedLists::search, "projections"_a.noconvert(), "query_nnz"_a, "top"_a,
            "allowed"_a.noconvert().none(), "num_threads"_a,
-           "Best documents by the query_nnz largest entries of each projection: (scores, rows), (n_queries, top).")
+           "Best documents by the query_nnz largest entries of each projection, summed up in 16 bits:\n"
+           "(scores, rows), (n_queries, top).")
       .def("list_lengths", &InvertedLists::list_lengths)
       .def("arrays", &InvertedLists::arrays)
       .def_prop_ro("nbytes", &InvertedLists::nbytes)
@@ -510,20 +598,30 @@ NB_MODULE(_engine, m) {
   m.def("unpack_rows", &unpack_rows, "rows"_a.noconvert(), "n_latents"_a, "k"_a, "value_bits"_a, "num_threads"_a,
         "What was given to pack_rows: (latents, codes, scales).");
 
-  const auto forward_class = [&m]<typename Codes>(const char* name, const char* doc) {
-    return nb::class_<Codes>(m, name, doc)
-        .def("search", &Codes::search, "projections"_a.noconvert(), "top"_a, "allowed"_a.noconvert().none(),
-             "num_threads"_a, "Best documents by whole projections: (scores, rows), (n_queries, top).")
-        .def("rescore", &Codes::rescore, "projections"_a.noconvert(), "candidates"_a.noconvert(), "top"_a,
-             "num_threads"_a, "Best of the candidate rows (-1: none): (scores, rows), (n_queries, top).")
-        .def("arrays", &Codes::arrays)
-        .def_prop_ro("nbytes", &Codes::nbytes)
-        .def_prop_ro("n_documents", &Codes::n_documents)
-        .def_prop_ro("k", &Codes::k);
-  };
-  forward_class.operator()<ForwardCodes>("ForwardCodes", "The aligned forward part: k latents and values a row.")
+  nb::class_<ForwardPart>(m, "Forward", "The forward part: a document's code, row by row.")
+      .def("search", &ForwardPart::search, "projections"_a.noconvert(), "top"_a, "allowed"_a.noconvert().none(),
+           "num_threads"_a, "Best documents by whole projections: (scores, rows), (n_queries, top).")
+      .def(
+          "rescore",
+          [](const ForwardPart& codes, const Input<float, 2>& projections, const Input<std::int64_t, 2>& candidates,
+             std::size_t top, std::size_t num_threads) {
+            return codes.rescore(projections, candidates, top, num_threads);
+          },
+          "projections"_a.noconvert(), "candidates"_a.noconvert(), "top"_a, "num_threads"_a,
+          "Best of the candidate rows (-1: none): (scores, rows), (n_queries, top).")
+      .def("arrays", &ForwardPart::arrays)
+      .def_prop_ro("nbytes", &ForwardPart::nbytes)
+      .def_prop_ro("n_documents", &ForwardPart::n_documents)
+      .def_prop_ro("k", &ForwardPart::k);
+  nb::class_<ForwardCodes, ForwardPart>(m, "ForwardCodes", "The aligned forward part: k latents and values a row.")
       .def(nb::init<Arrays, std::size_t>(), "arrays"_a, "n_latents"_a);
-  forward_class.operator()<PackedCodes>("PackedCodes", "The packed forward part: row_bytes bytes a row.")
+  nb::class_<PackedCodes, ForwardPart>(m, "PackedCodes", "The packed forward part: row_bytes bytes a row.")
       .def(nb::init<Arrays, const Input<float, 1>&, std::size_t, std::size_t>(), "arrays"_a,
            "levels"_a.noconvert(), "n_latents"_a, "k"_a);
+
+  m.def("search", &search, "parts"_a, "stage_one"_a.noconvert().none(), "stage_two"_a.noconvert().none(),
+        "query_nnz"_a, "candidates"_a, "top"_a, "allowed"_a.noconvert().none(), "num_threads"_a,
+        "Best documents of parts, (lists, codes) each: (scores, rows), (n_queries, top). With projections stage_one,\n"
+        "the best candidates by the posting lists of their query_nnz largest entries are scored by their codes: with\n"
+        "the projections stage_two, or with those entries alone. With stage_two alone every document is.");
 }

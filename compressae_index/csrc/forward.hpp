@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 #include "cpu.hpp"
@@ -39,39 +40,60 @@ struct ForwardView {
   }
 };
 
-// Codes is ForwardView or PackedView.
+// Rows the forward part is scanned in at a time.
+inline constexpr std::size_t kScanRows = 64;
+
+// Calls visit(row) for the allowed rows of [first, last); first is a multiple of 64.
+template <typename Visit>
+void for_each_allowed(const Allowed& allowed, std::size_t first, std::size_t last, const Visit& visit) {
+  for (std::size_t begin = first; begin < last; begin += 64) {
+    const std::size_t count = std::min<std::size_t>(64, last - begin);
+    std::uint64_t bits = 0;
+    std::memcpy(&bits, allowed.bitmap + begin / 8, (count + 7) / 8);
+    if (count < 64) bits &= (std::uint64_t{1} << count) - 1;
+    for (; bits != 0; bits &= bits - 1) visit(begin + static_cast<std::size_t>(__builtin_ctzll(bits)));
+  }
+}
+
+// Offers the rows of [first, last) by their whole codes; first is a multiple of 64. Codes is ForwardView or PackedView.
 template <typename Codes>
-void search_forward(const Codes& codes, const float* u, const Allowed& allowed, TopK& top_k) {
+void scan_forward(const Codes& codes, const float* u, std::size_t first, std::size_t last, const Allowed& allowed,
+                  std::int64_t first_row, TopK& top_k) {
   const Kernels& kernel = kernels();
   const auto offer = [&](float score, std::size_t row) {
-    if (score > top_k.threshold()) top_k.push(score, static_cast<std::int64_t>(row));
+    if (score > top_k.threshold()) top_k.push(score, first_row + static_cast<std::int64_t>(row));
   };
   if (!allowed.all()) {
-    for (std::size_t row = 0; row < codes.n_documents; ++row)
-      if (allowed(row)) offer(codes.score(row, u, kernel), row);
+    // One row behind, so that the next one is already on its way.
+    std::size_t waiting = last;
+    for_each_allowed(allowed, first, last, [&](std::size_t row) {
+      codes.prefetch(row);
+      if (waiting != last) offer(codes.score(waiting, u, kernel), waiting);
+      waiting = row;
+    });
+    if (waiting != last) offer(codes.score(waiting, u, kernel), waiting);
     return;
   }
-  constexpr std::size_t kRows = 64;
-  float scores[kRows];
-  for (std::size_t begin = 0; begin < codes.n_documents; begin += kRows) {
-    const std::size_t count = std::min(kRows, codes.n_documents - begin);
+  float scores[kScanRows];
+  for (std::size_t begin = first; begin < last; begin += kScanRows) {
+    const std::size_t count = std::min(kScanRows, last - begin);
     codes.scores(begin, count, u, kernel, scores);
     for (std::size_t i = 0; i < count; ++i) offer(scores[i], begin + i);
   }
 }
 
-// Scores the candidate rows; they must be distinct. A negative candidate is an empty place.
+// Offers n rows, ascending from first_row on, by their whole codes.
 template <typename Codes>
-void rescore_forward(const Codes& codes, const float* u, std::vector<std::int64_t> candidates, TopK& top_k) {
+void rescore_forward(const Codes& codes, const float* u, const std::int64_t* rows, std::size_t n,
+                     std::int64_t first_row, TopK& top_k) {
   const Kernels& kernel = kernels();
-  // Ascending rows read memory forwards, and are what TopK's threshold asks for.
-  std::sort(candidates.begin(), candidates.end());
-  candidates.erase(candidates.begin(), std::lower_bound(candidates.begin(), candidates.end(), 0));
   constexpr std::size_t kAhead = 8;
-  for (std::size_t i = 0; i < candidates.size(); ++i) {
-    if (i + kAhead < candidates.size()) codes.prefetch(static_cast<std::size_t>(candidates[i + kAhead]));
-    const float score = codes.score(static_cast<std::size_t>(candidates[i]), u, kernel);
-    if (score > top_k.threshold()) top_k.push(score, candidates[i]);
+  const auto place = [&](std::size_t i) { return static_cast<std::size_t>(rows[i] - first_row); };
+  for (std::size_t i = 0; i < std::min(kAhead, n); ++i) codes.prefetch(place(i));
+  for (std::size_t i = 0; i < n; ++i) {
+    if (i + kAhead < n) codes.prefetch(place(i + kAhead));
+    const float score = codes.score(place(i), u, kernel);
+    if (score > top_k.threshold()) top_k.push(score, rows[i]);
   }
 }
 

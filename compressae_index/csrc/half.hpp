@@ -12,4 +12,11 @@ static inline float from_half(std::uint16_t half) {
   return half & 0x8000 ? -value : value;
 }
 
+// The smallest finite half that is not below a number, which is not negative; the largest half for greater ones.
+static inline std::uint16_t to_half_up(float value) {
+  const std::uint32_t bits = __builtin_bit_cast(std::uint32_t, value * 0x1p-112f);
+  const std::uint32_t half = (bits + 0x1fff) >> 13;
+  return static_cast<std::uint16_t>(half < 0x7bff ? half : 0x7bff);
+}
+
 }  // namespace compressae

@@ -5,94 +5,171 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <numeric>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "cpu.hpp"
+#include "half.hpp"
 #include "thread_pool.hpp"
 #include "top_k.hpp"
 
 namespace compressae {
 
-// Documents a window: small enough that a window's accumulators stay in the second-level cache, large enough
-// that a list of a window is longer than the cost of starting it.
+// Documents a window: its 16-bit scores stay in the second-level cache, and its part of a list is longer than the
+// cost of starting it.
 inline constexpr std::size_t kWindow = 32768;
-// Length of the accumulators: any 16-bit id of a damaged file still falls inside.
-inline constexpr std::size_t kAccumulators = 65536;
+// Length of the scores: any 16-bit id of a damaged file still falls inside.
+inline constexpr std::size_t kScores = 65536;
 
-// Arrays of the inverted part, borrowed. Window w holds the documents [w * kWindow, (w + 1) * kWindow); its
-// list of latent j stands at starts[w] + offsets[w][j] ... starts[w] + offsets[w][j + 1] of ids and values.
-// A posting's value is values[i] * scales[w][j], so it is rounded by at most half of scales[w][j], which is the
-// list's largest absolute value / 127.
+// Arrays of the inverted part, borrowed. The list of latent j stands at starts[j] of ids and values, window after
+// window, so that a query reads one run of memory for each of its terms: window w holds the documents
+// [w * kWindow, (w + 1) * kWindow), and its postings are those from offsets[j][w] to offsets[j][w + 1] of the list.
+// A posting's value is values[i] * scales[j][w], so it is rounded by at most half of scales[j][w], which is about
+// the largest absolute value of the list in that window / 127.
 struct InvertedView {
   std::size_t n_documents = 0;
   std::size_t n_latents = 0;
   std::size_t n_postings = 0;
-  const std::uint64_t* starts = nullptr;   // (n_windows + 1)
-  const std::uint32_t* offsets = nullptr;  // (n_windows, n_latents + 1)
-  const float* scales = nullptr;           // (n_windows, n_latents)
-  const std::uint16_t* ids = nullptr;      // (n_postings)
+  const std::uint64_t* starts = nullptr;   // (n_latents + 1)
+  const std::uint32_t* offsets = nullptr;  // (n_latents, n_windows + 1)
+  const std::uint16_t* scales = nullptr;   // (n_latents, n_windows) half precision
+  const std::uint16_t* ids = nullptr;      // (n_postings) within the window
   const std::int8_t* values = nullptr;     // (n_postings)
+  float largest_norm = 0.0f;               // of the documents' postings, as they are rounded
 
   std::size_t n_windows() const { return (n_documents + kWindow - 1) / kWindow; }
 
   // Throws where a list would reach outside of the arrays.
   void validate() const {
-    if (starts[0] != 0 || starts[n_windows()] != n_postings)
-      throw std::invalid_argument("corrupt posting lists: windows hold " + std::to_string(starts[n_windows()]) +
+    if (!std::is_sorted(starts, starts + n_latents + 1) || starts[0] != 0 || starts[n_latents] != n_postings)
+      throw std::invalid_argument("corrupt posting lists: lists hold " + std::to_string(starts[n_latents]) +
                                   " postings, the arrays " + std::to_string(n_postings));
-    for (std::size_t w = 0; w < n_windows(); ++w) {
-      const std::uint32_t* offset = offsets + w * (n_latents + 1);
-      const bool ordered = starts[w] <= starts[w + 1] && std::is_sorted(offset, offset + n_latents + 1);
-      if (!ordered || offset[0] != 0 || starts[w + 1] - starts[w] != offset[n_latents])
-        throw std::invalid_argument("corrupt posting lists: offsets of window " + std::to_string(w));
+    for (std::size_t j = 0; j < n_latents; ++j) {
+      const std::uint32_t* offset = offsets + j * (n_windows() + 1);
+      if (!std::is_sorted(offset, offset + n_windows() + 1) || offset[0] != 0 ||
+          offset[n_windows()] != starts[j + 1] - starts[j])
+        throw std::invalid_argument("corrupt posting lists: offsets of latent " + std::to_string(j));
     }
+    if (!(largest_norm >= 0.0f && std::isfinite(largest_norm)))
+      throw std::invalid_argument("corrupt posting lists: the largest norm is " + std::to_string(largest_norm));
   }
 };
 
 struct InvertedArrays {
+  InvertedArrays(std::size_t n_latents, std::size_t n_windows, std::size_t n_postings)
+      : starts(n_latents + 1),
+        offsets(n_latents * (n_windows + 1)),
+        scales(n_latents * n_windows),
+        ids(n_postings),
+        values(n_postings) {}
+
   std::vector<std::uint64_t> starts;
   std::vector<std::uint32_t> offsets;
-  std::vector<float> scales;
+  std::vector<std::uint16_t> scales;
   std::vector<std::uint16_t> ids;
   std::vector<std::int8_t> values;
+  float largest_norm = 0.0f;
 };
 
 // Posting lists of codes: latents and values are (n_documents, k), latents below n_latents.
 inline InvertedArrays build_inverted(const std::uint16_t* latents, const float* values, std::size_t n_documents,
                                      std::size_t k, std::size_t n_latents, std::size_t num_threads) {
   const std::size_t n_windows = (n_documents + kWindow - 1) / kWindow;
-  InvertedArrays arrays;
-  arrays.starts.resize(n_windows + 1);
-  for (std::size_t w = 0; w <= n_windows; ++w)
-    arrays.starts[w] = std::min(w * kWindow, n_documents) * static_cast<std::uint64_t>(k);
-  arrays.offsets.assign(n_windows * (n_latents + 1), 0);
-  arrays.scales.assign(n_windows * n_latents, 0.0f);
-  arrays.ids.resize(n_documents * k);
-  arrays.values.resize(n_documents * k);
+  InvertedArrays arrays(n_latents, n_windows, n_documents * k);
+  const auto in_window = [&](std::size_t w) {
+    return std::pair{w * kWindow * k, std::min((w + 1) * kWindow, n_documents) * k};
+  };
+  std::vector<float> norms(n_windows);
 
+  // Lengths and scales first; offsets[j][w + 1] is the length of list j in window w until they are summed.
   ThreadPool::instance().parallel_for(n_windows, num_threads, [&](std::size_t w) {
-    const std::size_t first = w * kWindow * k;
-    const std::size_t last = std::min((w + 1) * kWindow, n_documents) * k;
-    std::uint32_t* offset = arrays.offsets.data() + w * (n_latents + 1);
-    float* scale = arrays.scales.data() + w * n_latents;
+    const auto [first, last] = in_window(w);
+    std::vector<float> largest(n_latents);
+    std::vector<std::uint32_t> lengths(n_latents);
     for (std::size_t i = first; i < last; ++i) {
-      ++offset[latents[i] + 1];
-      scale[latents[i]] = std::max(scale[latents[i]], std::fabs(values[i]));
+      ++lengths[latents[i]];
+      largest[latents[i]] = std::max(largest[latents[i]], std::fabs(values[i]));
     }
-    std::partial_sum(offset, offset + n_latents + 1, offset);
-    for (std::size_t j = 0; j < n_latents; ++j) scale[j] /= 127.0f;
-    std::vector<std::uint32_t> next(offset, offset + n_latents);
-    for (std::size_t i = first; i < last; ++i) {
-      const std::uint16_t latent = latents[i];
-      const std::size_t posting = first + next[latent]++;
-      arrays.ids[posting] = static_cast<std::uint16_t>(i / k - w * kWindow);
-      const float steps = scale[latent] > 0.0f ? values[i] / scale[latent] : 0.0f;
-      arrays.values[posting] = static_cast<std::int8_t>(std::lround(std::clamp(steps, -127.0f, 127.0f)));
+    for (std::size_t j = 0; j < n_latents; ++j) {
+      arrays.offsets[j * (n_windows + 1) + w + 1] = lengths[j];
+      arrays.scales[j * n_windows + w] = to_half_up(largest[j] / 127.0f);
     }
   });
+  for (std::size_t j = 0; j < n_latents; ++j) {
+    std::uint32_t* offset = arrays.offsets.data() + j * (n_windows + 1);
+    std::partial_sum(offset, offset + n_windows + 1, offset);
+    arrays.starts[j + 1] = arrays.starts[j] + offset[n_windows];
+  }
+  ThreadPool::instance().parallel_for(n_windows, num_threads, [&](std::size_t w) {
+    const auto [first, last] = in_window(w);
+    std::vector<std::uint64_t> next(n_latents);
+    std::vector<float> scales(n_latents), inverses(n_latents);
+    for (std::size_t j = 0; j < n_latents; ++j) {
+      next[j] = arrays.starts[j] + arrays.offsets[j * (n_windows + 1) + w];
+      scales[j] = from_half(arrays.scales[j * n_windows + w]);
+      inverses[j] = scales[j] > 0.0f ? 1.0f / scales[j] : 0.0f;
+    }
+    for (std::size_t begin = first; begin < last; begin += k) {
+      float norm = 0.0f;
+      for (std::size_t i = begin; i < begin + k; ++i) {
+        const std::uint16_t latent = latents[i];
+        const std::uint64_t posting = next[latent]++;
+        const float steps = std::clamp(values[i] * inverses[latent], -127.0f, 127.0f);
+        arrays.ids[posting] = static_cast<std::uint16_t>((begin - first) / k);
+        arrays.values[posting] = static_cast<std::int8_t>(std::lrintf(steps));
+        norm += std::pow(static_cast<float>(arrays.values[posting]) * scales[latent], 2.0f);
+      }
+      norms[w] = std::max(norms[w], std::sqrt(norm));
+    }
+  });
+  arrays.largest_norm = *std::max_element(norms.begin(), norms.end());
+  return arrays;
+}
+
+// Some windows of posting lists.
+struct WindowRange {
+  const InvertedView* lists;
+  std::size_t first;
+  std::size_t last;
+};
+
+// Lists of latent after latent, each of ranges one behind the other; all but the last range end at a whole window.
+inline InvertedArrays concatenate(const std::vector<WindowRange>& ranges, std::size_t n_latents) {
+  std::size_t n_windows = 0, n_postings = 0;
+  const auto offsets_of = [](const WindowRange& range, std::size_t j) {
+    return range.lists->offsets + j * (range.lists->n_windows() + 1);
+  };
+  for (const WindowRange& range : ranges) {
+    n_windows += range.last - range.first;
+    for (std::size_t j = 0; j < n_latents; ++j)
+      n_postings += offsets_of(range, j)[range.last] - offsets_of(range, j)[range.first];
+  }
+  InvertedArrays arrays(n_latents, n_windows, n_postings);
+  std::uint64_t posting = 0;
+  for (std::size_t j = 0; j < n_latents; ++j) {
+    arrays.starts[j] = posting;
+    std::size_t w = 0;
+    for (const WindowRange& range : ranges) {
+      const std::uint32_t* offset = offsets_of(range, j);
+      const std::uint64_t first = range.lists->starts[j] + offset[range.first];
+      const std::uint32_t length = offset[range.last] - offset[range.first];
+      std::copy_n(range.lists->ids + first, length, arrays.ids.data() + posting);
+      std::copy_n(range.lists->values + first, length, arrays.values.data() + posting);
+      for (std::size_t from = range.first; from < range.last; ++from, ++w) {
+        arrays.offsets[j * (n_windows + 1) + w] =
+            static_cast<std::uint32_t>(posting - arrays.starts[j]) + offset[from] - offset[range.first];
+        arrays.scales[j * n_windows + w] = range.lists->scales[j * range.lists->n_windows() + from];
+      }
+      posting += length;
+    }
+    arrays.offsets[j * (n_windows + 1) + n_windows] = static_cast<std::uint32_t>(posting - arrays.starts[j]);
+  }
+  arrays.starts[n_latents] = posting;
+  for (const WindowRange& range : ranges)
+    arrays.largest_norm = std::max(arrays.largest_norm, range.lists->largest_norm);
   return arrays;
 }
 
@@ -101,12 +178,22 @@ struct Term {
   float weight;
 };
 
-// The query_nnz largest absolute entries of a projection (a tie goes to the lower latent), zeros left out.
+// The query_nnz largest absolute entries of a projection in the order of latents (a tie goes to the lower latent),
+// zeros left out.
 inline std::vector<Term> largest_terms(const float* projection, std::size_t n_latents, std::size_t query_nnz) {
+  // Counts by the leading bits of the magnitudes find the few that must be compared.
+  constexpr unsigned kShift = 19;
+  const auto bucket = [projection](std::size_t j) {
+    return (__builtin_bit_cast(std::uint32_t, projection[j]) & 0x7fffffff) >> kShift;
+  };
+  std::vector<std::uint32_t> counts(std::size_t{1} << (31 - kShift));
+  for (std::size_t j = 0; j < n_latents; ++j) ++counts[bucket(j)];
+  std::size_t lowest = counts.size(), n_above = 0;
+  while (lowest > 0 && n_above < query_nnz) n_above += counts[--lowest];
   std::vector<Term> terms;
-  terms.reserve(n_latents);
+  terms.reserve(n_above);
   for (std::size_t j = 0; j < n_latents; ++j)
-    if (projection[j] != 0.0f) terms.push_back({j, projection[j]});
+    if (bucket(j) >= lowest && projection[j] != 0.0f) terms.push_back({j, projection[j]});
   if (terms.size() > query_nnz) {
     const auto nth = terms.begin() + static_cast<std::ptrdiff_t>(query_nnz);
     std::nth_element(terms.begin(), nth, terms.end(), [](const Term& a, const Term& b) {
@@ -114,50 +201,52 @@ inline std::vector<Term> largest_terms(const float* projection, std::size_t n_la
       return x > y || (x == y && a.latent < b.latent);
     });
     terms.resize(query_nnz);
-    // One order of summation, whatever nth_element leaves behind.
     std::sort(terms.begin(), terms.end(), [](const Term& a, const Term& b) { return a.latent < b.latent; });
   }
   return terms;
 }
 
-// Pushes the window's documents that can still enter, and clears the accumulators behind itself.
-inline void harvest(float* scores, std::size_t count, std::size_t first_row, const Allowed& allowed, TopK& top_k) {
-  float maxima[kWindow / kBlock];
-  const std::size_t padded = (count + kBlock - 1) / kBlock * kBlock;
-  kernels().block_max(scores, padded, maxima);
-  for (std::size_t begin = 0; begin < padded; begin += kBlock) {
-    if (!(maxima[begin / kBlock] > top_k.threshold())) continue;
-    for (std::size_t i = begin; i < std::min(begin + kBlock, count); ++i)
-      if (scores[i] > top_k.threshold() && allowed(first_row + i))
-        top_k.push(scores[i], static_cast<std::int64_t>(first_row + i));
-  }
-  std::fill(scores, scores + padded, 0.0f);
+// 16-bit steps of a score, so that no sum over the terms' lists can overflow. By Cauchy and Schwarz such a sum is at
+// most the product of the norms of the terms' weights and of a document's postings, and it is at most the sum of what
+// each list could add.
+inline float steps_of(const std::vector<Term>& terms, float largest_norm) {
+  double squares = 0.0;
+  for (const Term& term : terms) squares += static_cast<double>(term.weight) * term.weight;
+  const double bound = std::sqrt(squares) * largest_norm;
+  // Each term's product is rounded by half a step, and a weight by half of 1 / 128 of one.
+  const double largest = 32000.0 - static_cast<double>(std::min<std::size_t>(terms.size(), 16384));
+  return bound > 0.0 ? static_cast<float>(largest / bound) : 1.0f;
 }
 
-// Scores every document by the signed sum over the terms' lists; a document in none of them scores 0.
-// accumulators: kAccumulators zeros, left as zeros.
-inline void search_inverted(const InvertedView& lists, const std::vector<Term>& terms, const Allowed& allowed,
-                            float* accumulators, TopK& top_k) {
+// Offers every document of windows first ... last by the signed sum over the terms' lists, in steps; a document in
+// none of them scores 0. scores: kScores zeros, left as zeros but for places that no document has.
+inline void scan_lists(const InvertedView& lists, const std::vector<Term>& terms, float steps, std::size_t first,
+                       std::size_t last, const Allowed& allowed, std::int64_t first_row, std::int16_t* scores,
+                       CandidateSelection& selection) {
   const Kernels& kernel = kernels();
-  for (std::size_t w = 0; w < lists.n_windows(); ++w) {
-    const std::uint32_t* offset = lists.offsets + w * (lists.n_latents + 1);
-    const float* scale = lists.scales + w * lists.n_latents;
-    const std::uint16_t* ids = lists.ids + lists.starts[w];
-    const std::int8_t* values = lists.values + lists.starts[w];
-    for (std::size_t t = 0; t < terms.size(); ++t) {
-      // The starts of lists are what the hardware cannot foresee.
-      if (t + 2 < terms.size()) {
-        const std::uint32_t ahead = offset[terms[t + 2].latent];
-        for (std::size_t line = 0; line < 4; ++line) __builtin_prefetch(ids + ahead + 32 * line);
-        for (std::size_t line = 0; line < 2; ++line) __builtin_prefetch(values + ahead + 64 * line);
-      }
-      if (w + 1 < lists.n_windows()) __builtin_prefetch(offset + lists.n_latents + 1 + terms[t].latent);
-      const std::uint32_t begin = offset[terms[t].latent], end = offset[terms[t].latent + 1];
-      kernel.accumulate(ids + begin, values + begin, end - begin, terms[t].weight * scale[terms[t].latent],
-                        accumulators);
+  const std::size_t n_windows = lists.n_windows();
+  for (std::size_t w = first; w < last; ++w) {
+    for (const Term& term : terms) {
+      const std::uint32_t* offset = lists.offsets + term.latent * (n_windows + 1) + w;
+      const std::uint64_t begin = lists.starts[term.latent] + offset[0];
+      const float weight = 128.0f * steps * term.weight * from_half(lists.scales[term.latent * n_windows + w]);
+      // What follows in the list is the next window's: the hardware fetches ahead, but stops at the end of a page.
+      __builtin_prefetch(lists.ids + begin + (offset[1] - offset[0]) + 32);
+      __builtin_prefetch(lists.values + begin + (offset[1] - offset[0]) + 64);
+      kernel.accumulate(lists.ids + begin, lists.values + begin, offset[1] - offset[0],
+                        static_cast<std::int16_t>(std::lrintf(std::clamp(weight, -32767.0f, 32767.0f))), scores);
     }
-    const std::size_t first_row = w * kWindow;
-    harvest(accumulators, std::min(kWindow, lists.n_documents - first_row), first_row, allowed, top_k);
+    const std::size_t count = std::min(kWindow, lists.n_documents - w * kWindow);
+    const std::uint8_t* bitmap = allowed.all() ? nullptr : allowed.bitmap + w * kWindow / 8;
+    std::uint16_t positions[kGroup];
+    std::int16_t hits[kGroup];
+    for (std::size_t at = 0; at < count;) {
+      const std::size_t n_hits =
+          kernel.harvest(scores, at, count, selection.threshold(), bitmap, positions, hits);
+      selection.push(hits, positions, n_hits, first_row + static_cast<std::int64_t>(w * kWindow));
+    }
+    // A damaged file may have scored documents that are not there.
+    if (count < kWindow) std::fill(scores + count, scores + kWindow, std::int16_t{0});
   }
 }
 

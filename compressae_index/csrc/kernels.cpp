@@ -11,30 +11,103 @@
 namespace compressae {
 namespace {
 
-void accumulate(const std::uint16_t* ids, const std::int8_t* values, std::size_t count, float weight,
-                float* scores) {
+// The products of a few postings are rounded side by side, then added one by one: the addresses differ, so that
+// no addition waits for another.
+void accumulate(const std::uint16_t* ids, const std::int8_t* values, std::size_t count, std::int16_t weight,
+                std::int16_t* scores) {
   std::size_t i = 0;
-  for (; i + 4 <= count; i += 4) {
-    // The four documents differ, so that the four additions do not wait for each other.
-    const float s0 = scores[ids[i]] + weight * static_cast<float>(values[i]);
-    const float s1 = scores[ids[i + 1]] + weight * static_cast<float>(values[i + 1]);
-    const float s2 = scores[ids[i + 2]] + weight * static_cast<float>(values[i + 2]);
-    const float s3 = scores[ids[i + 3]] + weight * static_cast<float>(values[i + 3]);
-    scores[ids[i]] = s0;
-    scores[ids[i + 1]] = s1;
-    scores[ids[i + 2]] = s2;
-    scores[ids[i + 3]] = s3;
+#if defined(__AVX512BW__)
+  alignas(64) std::int16_t products[32];
+  const __m512i factor = _mm512_set1_epi16(weight);
+  const auto multiply = [&](__m256i some) {
+    const __m512i shifted = _mm512_slli_epi16(_mm512_cvtepi8_epi16(some), 8);
+    _mm512_store_si512(products, _mm512_mulhrs_epi16(shifted, factor));
+  };
+  for (; i + 32 <= count; i += 32) {
+    multiply(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(values + i)));
+#pragma GCC unroll 32
+    for (std::size_t j = 0; j < 32; ++j)
+      scores[ids[i + j]] = static_cast<std::int16_t>(scores[ids[i + j]] + products[j]);
   }
-  for (; i < count; ++i) scores[ids[i]] += weight * static_cast<float>(values[i]);
+  if (i < count) {
+    multiply(_mm256_maskz_loadu_epi8((std::uint32_t{1} << (count - i)) - 1, values + i));
+    for (std::size_t j = 0; i < count; ++i, ++j)
+      scores[ids[i]] = static_cast<std::int16_t>(scores[ids[i]] + products[j]);
+  }
+#else
+#if defined(__AVX2__)
+  alignas(32) std::int16_t products[16];
+  const __m256i factor = _mm256_set1_epi16(weight);
+  for (; i + 16 <= count; i += 16) {
+    const __m128i some = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values + i));
+    const __m256i shifted = _mm256_slli_epi16(_mm256_cvtepi8_epi16(some), 8);
+    _mm256_store_si256(reinterpret_cast<__m256i*>(products), _mm256_mulhrs_epi16(shifted, factor));
+#pragma GCC unroll 16
+    for (std::size_t j = 0; j < 16; ++j)
+      scores[ids[i + j]] = static_cast<std::int16_t>(scores[ids[i + j]] + products[j]);
+  }
+#endif
+  for (; i < count; ++i)
+    scores[ids[i]] = static_cast<std::int16_t>(scores[ids[i]] + ((values[i] * weight + 64) >> 7));
+#endif
 }
 
-void block_max(const float* x, std::size_t count, float* maxima) {
-  for (std::size_t begin = 0; begin < count; begin += kBlock) {
-    float largest = x[begin];
-#pragma omp simd reduction(max : largest)
-    for (std::size_t i = 0; i < kBlock; ++i) largest = x[begin + i] > largest ? x[begin + i] : largest;
-    maxima[begin / kBlock] = largest;
+// Bits of up to 32 allowed documents from `at`, which is a multiple of 32; none is set from `end` on.
+std::uint32_t allowed_bits(const std::uint8_t* allowed, std::size_t at, std::size_t end) {
+  const std::size_t count = end - at < 32 ? end - at : 32;
+  std::uint32_t bits = 0xffffffff;
+  if (allowed != nullptr) {
+    bits = 0;
+    __builtin_memcpy(&bits, allowed + at / 8, (count + 7) / 8);
   }
+  return count < 32 ? bits & ((std::uint32_t{1} << count) - 1) : bits;
+}
+
+std::size_t harvest(std::int16_t* scores, std::size_t& begin, std::size_t end, std::int16_t threshold,
+                    const std::uint8_t* allowed, std::uint16_t* positions, std::int16_t* hits) {
+  std::size_t n_hits = 0, at = begin;
+  for (; at < end && n_hits == 0; at += kGroup) {
+    std::uint32_t above[kGroup / 32];
+    alignas(64) std::int16_t group[kGroup];
+#if defined(__AVX512BW__)
+    const __m512i bound = _mm512_set1_epi16(threshold);
+    __m512i some[4];
+    for (std::size_t i = 0; i < 4; ++i) {
+      some[i] = _mm512_loadu_si512(scores + at + 32 * i);
+      _mm512_storeu_si512(scores + at + 32 * i, _mm512_setzero_si512());
+    }
+    const __m512i largest =
+        _mm512_max_epi16(_mm512_max_epi16(some[0], some[1]), _mm512_max_epi16(some[2], some[3]));
+    if (_mm512_cmpgt_epi16_mask(largest, bound) == 0) continue;
+    for (std::size_t i = 0; i < 4; ++i) {
+      above[i] = _mm512_cmpgt_epi16_mask(some[i], bound);
+      _mm512_store_si512(group + 32 * i, some[i]);
+    }
+#else
+    std::int16_t largest = scores[at];
+#pragma omp simd reduction(max : largest)
+    for (std::size_t i = 0; i < kGroup; ++i) largest = scores[at + i] > largest ? scores[at + i] : largest;
+    __builtin_memcpy(group, scores + at, sizeof group);
+    __builtin_memset(scores + at, 0, sizeof group);
+    if (largest <= threshold) continue;
+    for (std::size_t i = 0; i < kGroup / 32; ++i) {
+      above[i] = 0;
+      for (std::size_t j = 0; j < 32; ++j)
+        above[i] |= static_cast<std::uint32_t>(group[32 * i + j] > threshold) << j;
+    }
+#endif
+    for (std::size_t i = 0; i < kGroup / 32 && at + 32 * i < end; ++i) {
+      std::uint32_t bits = above[i];
+      if (bits != 0) bits &= allowed_bits(allowed, at + 32 * i, end);
+      for (; bits != 0; bits &= bits - 1) {
+        const std::size_t j = 32 * i + static_cast<std::size_t>(__builtin_ctz(bits));
+        positions[n_hits] = static_cast<std::uint16_t>(at + j);
+        hits[n_hits++] = group[j];
+      }
+    }
+  }
+  begin = at;
+  return n_hits;
 }
 
 std::size_t arg_max_abs(const float* x, std::size_t count) {
@@ -492,7 +565,7 @@ void add_rows(const float* rows, std::size_t stride, const float* weights, std::
 
 }  // namespace
 
-extern const Kernels COMPRESSAE_KERNELS{accumulate, block_max, arg_max_abs, gather_dot,
+extern const Kernels COMPRESSAE_KERNELS{accumulate, harvest, arg_max_abs, gather_dot,
                                          packed_dots, byte_products, add_byte_rows, dot, dots, add_rows};
 
 }  // namespace compressae

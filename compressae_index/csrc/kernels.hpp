@@ -6,8 +6,11 @@
 
 namespace compressae {
 
-// Entries a block of the block-wise maxima covers.
+// Floats that rows of products are padded to.
 inline constexpr std::size_t kBlock = 64;
+
+// Scores that harvest takes at a time.
+inline constexpr std::size_t kGroup = 128;
 
 // Floats that add_rows takes at a time.
 inline constexpr std::size_t kLanes = 16;
@@ -51,11 +54,14 @@ struct ByteQueries {
 };
 
 struct Kernels {
-  // scores[ids[i]] += weight * values[i]; a document stands at most once in a posting list.
-  void (*accumulate)(const std::uint16_t* ids, const std::int8_t* values, std::size_t count, float weight,
-                     float* scores);
-  // maxima[b] = the largest entry of block b; count is a multiple of kBlock.
-  void (*block_max)(const float* x, std::size_t count, float* maxima);
+  // scores[ids[i]] += values[i] * weight / 128, rounded; a document stands at most once in a posting list.
+  void (*accumulate)(const std::uint16_t* ids, const std::int8_t* values, std::size_t count, std::int16_t weight,
+                     std::int16_t* scores);
+  // Scans scores from `begin` on, and sets them to 0, until a group of kGroup of them held hits, which are scores
+  // above the threshold of documents below `end` whose bit of `allowed` is set (nullptr: all). Writes their
+  // positions and scores and returns their number; `begin` becomes where to go on. begin is a multiple of kGroup.
+  std::size_t (*harvest)(std::int16_t* scores, std::size_t& begin, std::size_t end, std::int16_t threshold,
+                         const std::uint8_t* allowed, std::uint16_t* positions, std::int16_t* hits);
   // Index of the largest absolute entry, the lowest of equal ones; count is a multiple of kBlock, at most 65,536.
   std::size_t (*arg_max_abs)(const float* x, std::size_t count);
   // sum of u[latents[i]] * values[i]; u must hold 65,536 entries.

@@ -1,0 +1,294 @@
+// Searches of a batch of queries over an index, which is a row of parts: what is scanned, in which order, by whom.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <mutex>
+#include <utility>
+#include <vector>
+
+#include "forward.hpp"
+#include "inverted.hpp"
+#include "thread_pool.hpp"
+#include "top_k.hpp"
+
+namespace compressae {
+
+// The forward part in either form.
+class Forward {
+ public:
+  virtual ~Forward() = default;
+  // As scan_forward and rescore_forward do.
+  virtual void scan(const float* u, std::size_t first, std::size_t last, const Allowed& allowed,
+                    std::int64_t first_row, TopK& top_k) const = 0;
+  virtual void rescore(const float* u, const std::int64_t* rows, std::size_t n, std::int64_t first_row,
+                       TopK& top_k) const = 0;
+};
+
+// A run of documents in both forms, of which a search may need only one. All parts but the last hold whole windows.
+struct Part {
+  const InvertedView* inverted;
+  const Forward* forward;
+  std::size_t n_documents;
+  std::size_t first_row;
+
+  Allowed of(const Allowed& allowed) const {
+    return {allowed.all() ? nullptr : allowed.bitmap + first_row / 8};
+  }
+};
+
+// A window of a part.
+struct Window {
+  const Part* part;
+  std::size_t number;
+
+  std::size_t first() const { return number * kWindow; }
+  std::size_t last() const { return std::min(first() + kWindow, part->n_documents); }
+};
+
+// What every query of a batch is searched in.
+struct Scope {
+  std::vector<Part> parts;
+  std::size_t n_latents;
+  Allowed allowed;
+  std::size_t n_allowed;
+
+  std::size_t n_documents() const {
+    return parts.empty() ? 0 : parts.back().first_row + parts.back().n_documents;
+  }
+
+  std::vector<Window> windows() const {
+    std::vector<Window> all;
+    for (const Part& part : parts)
+      for (std::size_t w = 0; w * kWindow < part.n_documents; ++w) all.push_back({&part, w});
+    return all;
+  }
+};
+
+// A projection where any 16-bit latent of a damaged code may look. What stands behind n_latents is of no consequence.
+class PaddedProjection {
+ public:
+  const float* whole(const float* projection, std::size_t n_latents) {
+    std::copy_n(projection, n_latents, entries_.begin());
+    return entries_.data();
+  }
+
+  // All but the terms 0.
+  const float* only(const std::vector<Term>& terms, std::size_t n_latents) {
+    std::fill_n(entries_.begin(), n_latents, 0.0f);
+    for (const Term& term : terms) entries_[term.latent] = term.weight;
+    return entries_.data();
+  }
+
+ private:
+  std::vector<float> entries_ = std::vector<float>(65536);
+};
+
+// Runs scan(query, begin, end) over runs of windows, then finish(query), for each query: whole queries are shared out
+// where there are enough of them, else the windows of each.
+template <typename Scan, typename Finish>
+void for_each_query(std::size_t n_queries, std::size_t n_windows, std::size_t num_threads, const Scan& scan,
+                    const Finish& finish) {
+  ThreadPool& pool = ThreadPool::instance();
+  const std::size_t shares = std::clamp<std::size_t>(num_threads / std::max<std::size_t>(n_queries, 1), 1,
+                                                     std::max<std::size_t>(n_windows, 1));
+  if (shares == 1) {
+    pool.parallel_for(n_queries, num_threads, [&](std::size_t q) {
+      scan(q, std::size_t{0}, n_windows);
+      finish(q);
+    });
+    return;
+  }
+  pool.parallel_for(n_queries * shares, num_threads, [&](std::size_t task) {
+    const std::size_t q = task / shares, share = task % shares;
+    scan(q, share * n_windows / shares, (share + 1) * n_windows / shares);
+  });
+  pool.parallel_for(n_queries, num_threads, finish);
+}
+
+// Places for the best of each query, (n_queries, top).
+struct Results {
+  float* scores;
+  std::int64_t* rows;
+  std::size_t top;
+
+  void write(std::size_t q, TopK& best) const { best.write(scores + q * top, rows + q * top); }
+};
+
+// Scores every allowed document by its code, with the entries that project(q, padded) gives.
+template <typename Project>
+void search_all(const Scope& scope, const Project& project, std::size_t n_queries, std::size_t num_threads,
+                const Results& results) {
+  const std::vector<Window> windows = scope.windows();
+  std::vector<std::vector<TopK>> found(n_queries);
+  std::mutex mutex;
+  const auto scan = [&](std::size_t q, std::size_t begin, std::size_t end) {
+    thread_local PaddedProjection padded;
+    const float* u = project(q, padded);
+    TopK best(results.top);
+    for (std::size_t i = begin; i < end; ++i) {
+      const Part& part = *windows[i].part;
+      part.forward->scan(u, windows[i].first(), windows[i].last(), part.of(scope.allowed),
+                         static_cast<std::int64_t>(part.first_row), best);
+    }
+    const std::lock_guard lock(mutex);
+    found[q].push_back(std::move(best));
+  };
+  const auto finish = [&](std::size_t q) {
+    TopK& best = found[q].front();
+    for (std::size_t i = 1; i < found[q].size(); ++i) best.merge(found[q][i]);
+    results.write(q, best);
+    found[q].clear();
+  };
+  for_each_query(n_queries, windows.size(), num_threads, scan, finish);
+}
+
+// The same by whole projections.
+inline void search_dense(const Scope& scope, const float* projections, std::size_t n_queries, std::size_t num_threads,
+                         const Results& results) {
+  const auto project = [&](std::size_t q, PaddedProjection& padded) {
+    return padded.whole(projections + q * scope.n_latents, scope.n_latents);
+  };
+  search_all(scope, project, n_queries, num_threads, results);
+}
+
+// Stage one by posting lists.
+class ListSearch {
+ public:
+  ListSearch(const Scope& scope, const float* projections, std::size_t n_queries, std::size_t query_nnz,
+             std::size_t candidates)
+      : scope_(scope),
+        windows_(scope.windows()),
+        projections_(projections),
+        query_nnz_(query_nnz),
+        candidates_(candidates),
+        found_(n_queries) {
+    for (const Part& part : scope.parts)
+      largest_norm_ = std::max(largest_norm_, part.inverted->largest_norm);
+  }
+
+  std::size_t n_windows() const { return windows_.size(); }
+
+  std::vector<Term> terms(std::size_t q) const {
+    return largest_terms(projections_ + q * scope_.n_latents, scope_.n_latents, query_nnz_);
+  }
+
+  float steps(const std::vector<Term>& terms) const { return steps_of(terms, largest_norm_); }
+
+  // Scans some of a query's windows.
+  void scan(std::size_t q, std::size_t begin, std::size_t end) {
+    thread_local std::vector<std::int16_t> scores(kScores);
+    thread_local CandidateSelection selection;
+    const std::vector<Term> query = terms(q);
+    const float step = steps(query);
+    // Documents that score below 0 are wanted only where there are few others.
+    for (const std::int16_t floor : {std::int16_t{-1}, std::int16_t{-32768}}) {
+      selection.begin(candidates_, floor);
+      for (std::size_t i = begin; i < end;) {
+        const Part& part = *windows_[i].part;
+        std::size_t last = i + 1;
+        while (last < end && windows_[last].part == &part) ++last;
+        scan_lists(*part.inverted, query, step, windows_[i].number, windows_[last - 1].number + 1,
+                   part.of(scope_.allowed), static_cast<std::int64_t>(part.first_row), scores.data(), selection);
+        i = last;
+      }
+      if (selection.best().size() == candidates_) break;
+    }
+    const std::lock_guard lock(mutex_);
+    found_[q].insert(found_[q].end(), selection.best().begin(), selection.best().end());
+  }
+
+  // The best of all that was scanned for a query, by ascending row.
+  std::vector<Candidate> candidates(std::size_t q) {
+    std::vector<Candidate> found = std::move(found_[q]);
+    keep_best(found, candidates_);
+    std::sort(found.begin(), found.end(), [](const Candidate& a, const Candidate& b) { return a.row < b.row; });
+    return found;
+  }
+
+ private:
+  const Scope& scope_;
+  std::vector<Window> windows_;
+  const float* projections_;
+  std::size_t query_nnz_;
+  std::size_t candidates_;
+  float largest_norm_ = 0.0f;
+  std::mutex mutex_;
+  std::vector<std::vector<Candidate>> found_;
+};
+
+// The best by the posting lists alone; scores are off by what rounding to 16-bit steps does.
+inline void search_lists(const Scope& scope, const float* projections, std::size_t n_queries, std::size_t query_nnz,
+                         std::size_t num_threads, const Results& results) {
+  ListSearch lists(scope, projections, n_queries, query_nnz, results.top);
+  const auto scan = [&](std::size_t q, std::size_t begin, std::size_t end) { lists.scan(q, begin, end); };
+  const auto finish = [&](std::size_t q) {
+    const float steps = lists.steps(lists.terms(q));
+    TopK best(results.top);
+    for (const Candidate& candidate : lists.candidates(q))
+      best.push(static_cast<float>(candidate.score) / steps, candidate.row);
+    results.write(q, best);
+  };
+  for_each_query(n_queries, lists.n_windows(), num_threads, scan, finish);
+}
+
+// Offers rows, ascending, by their whole codes.
+inline void rescore_rows(const std::vector<Part>& parts, const float* u, const std::vector<std::int64_t>& rows,
+                         TopK& best) {
+  auto begin = rows.begin();
+  for (const Part& part : parts) {
+    const auto first = static_cast<std::int64_t>(part.first_row);
+    const auto end = std::lower_bound(begin, rows.end(), first + static_cast<std::int64_t>(part.n_documents));
+    part.forward->rescore(u, rows.data() + (begin - rows.begin()), static_cast<std::size_t>(end - begin), first, best);
+    begin = end;
+  }
+}
+
+// Documents for each one whose code is read out of order in the time that their posting lists take.
+inline constexpr std::size_t kListedPerCode = 256;
+
+// Takes the best `candidates` by the posting lists of the query's query_nnz largest terms in stage_one, and scores
+// them by their codes: with the projections of stage_two, or where there are none, with those terms alone. Where few
+// documents are allowed, all of them are candidates.
+inline void search_two_stage(const Scope& scope, const float* stage_one, const float* stage_two,
+                             std::size_t n_queries, std::size_t query_nnz, std::size_t candidates,
+                             std::size_t num_threads, const Results& results) {
+  ListSearch lists(scope, stage_one, n_queries, query_nnz, candidates);
+  const auto project = [&](std::size_t q, PaddedProjection& padded) {
+    return stage_two != nullptr ? padded.whole(stage_two + q * scope.n_latents, scope.n_latents)
+                                : padded.only(lists.terms(q), scope.n_latents);
+  };
+  if (scope.n_allowed <= std::max(candidates, scope.n_documents() / kListedPerCode)) {
+    search_all(scope, project, n_queries, num_threads, results);
+    return;
+  }
+  const auto scan = [&](std::size_t q, std::size_t begin, std::size_t end) { lists.scan(q, begin, end); };
+  const auto finish = [&](std::size_t q) {
+    thread_local PaddedProjection padded;
+    std::vector<std::int64_t> rows;
+    for (const Candidate& candidate : lists.candidates(q)) rows.push_back(candidate.row);
+    TopK best(results.top);
+    rescore_rows(scope.parts, project(q, padded), rows, best);
+    results.write(q, best);
+  };
+  for_each_query(n_queries, lists.n_windows(), num_threads, scan, finish);
+}
+
+// Scores the candidate rows of each query, (n_queries, width), by their whole codes; they must be distinct. A negative
+// candidate is an empty place.
+inline void search_candidates(const std::vector<Part>& parts, const float* projections, std::size_t n_latents,
+                              const std::int64_t* candidates, std::size_t n_queries, std::size_t width,
+                              std::size_t num_threads, const Results& results) {
+  ThreadPool::instance().parallel_for(n_queries, num_threads, [&](std::size_t q) {
+    thread_local PaddedProjection padded;
+    std::vector<std::int64_t> rows(candidates + q * width, candidates + (q + 1) * width);
+    std::sort(rows.begin(), rows.end());
+    rows.erase(rows.begin(), std::lower_bound(rows.begin(), rows.end(), 0));
+    TopK best(results.top);
+    rescore_rows(parts, padded.whole(projections + q * n_latents, n_latents), rows, best);
+    results.write(q, best);
+  });
+}
+
+}  // namespace compressae
