@@ -22,6 +22,7 @@
 #include "cpu.hpp"
 #include "dictionary.hpp"
 #include "forward.hpp"
+#include "huge.hpp"
 #include "inverted.hpp"
 #include "packed.hpp"
 #include "pursuit.hpp"
@@ -47,10 +48,10 @@ using Arrays = nb::typed<nb::dict, nb::str, nb::any>;
 // Longest projection a gather may read: any 16-bit latent.
 constexpr std::size_t kMaxLatents = 65536;
 
-template <typename T>
-Output<T> to_numpy(std::vector<T>&& data, std::initializer_list<std::size_t> shape) {
-  auto* owned = new std::vector<T>(std::move(data));
-  nb::capsule owner(owned, [](void* p) noexcept { delete static_cast<std::vector<T>*>(p); });
+template <typename T, typename Allocator>
+Output<T> to_numpy(std::vector<T, Allocator>&& data, std::initializer_list<std::size_t> shape) {
+  auto* owned = new std::vector<T, Allocator>(std::move(data));
+  nb::capsule owner(owned, [](void* p) noexcept { delete static_cast<std::vector<T, Allocator>*>(p); });
   return Output<T>(owned->data(), shape, owner);
 }
 
@@ -449,7 +450,7 @@ Output<std::uint8_t> pack_rows(const Input<std::uint16_t, 2>& latents, const Inp
   require_equal(codes.shape(0), n, "rows of codes");
   require_equal(codes.shape(1), k, "columns of codes");
   require_equal(scales.shape(0), n, "length of scales");
-  std::vector<std::uint8_t> rows(n * layout.row_bytes);
+  HugeVector<std::uint8_t> rows(n * layout.row_bytes);
   for_each_row(n, num_threads, [&](std::size_t row) {
     const std::uint16_t* latent = latents.data() + row * k;
     const std::uint8_t* code = codes.data() + row * k;

@@ -13,6 +13,7 @@
 
 #include "cpu.hpp"
 #include "half.hpp"
+#include "huge.hpp"
 #include "thread_pool.hpp"
 #include "top_k.hpp"
 
@@ -69,8 +70,8 @@ struct InvertedArrays {
   std::vector<std::uint64_t> starts;
   std::vector<std::uint32_t> offsets;
   std::vector<std::uint16_t> scales;
-  std::vector<std::uint16_t> ids;
-  std::vector<std::int8_t> values;
+  HugeVector<std::uint16_t> ids;
+  HugeVector<std::int8_t> values;
   float largest_norm = 0.0f;
 };
 
@@ -218,6 +219,19 @@ inline float steps_of(const std::vector<Term>& terms, float largest_norm) {
   return bound > 0.0 ? static_cast<float>(largest / bound) : 1.0f;
 }
 
+// The largest threshold that `wanted` of the scores exceed, at least `floor`.
+inline std::int16_t threshold_of(const std::int16_t* scores, std::size_t count, std::size_t wanted, std::int16_t floor) {
+  std::int32_t low = floor, high = 32767;
+  while (low < high) {
+    const std::int32_t middle = (low + high + 1) / 2;
+    if (kernels().count_above(scores, count, static_cast<std::int16_t>(middle)) >= wanted)
+      low = middle;
+    else
+      high = middle - 1;
+  }
+  return static_cast<std::int16_t>(low);
+}
+
 // Offers every document of windows first ... last by the signed sum over the terms' lists, in steps; a document in
 // none of them scores 0. scores: kScores zeros, left as zeros but for places that no document has.
 inline void scan_lists(const InvertedView& lists, const std::vector<Term>& terms, float steps, std::size_t first,
@@ -238,11 +252,15 @@ inline void scan_lists(const InvertedView& lists, const std::vector<Term>& terms
     }
     const std::size_t count = std::min(kWindow, lists.n_documents - w * kWindow);
     const std::uint8_t* bitmap = allowed.all() ? nullptr : allowed.bitmap + w * kWindow / 8;
-    std::uint16_t positions[kGroup];
-    std::int16_t hits[kGroup];
+    std::uint16_t positions[kHits + kHitSlack];
+    std::int16_t hits[kHits + kHitSlack];
+    // Nearly every document of the first window would enter, and most would leave again.
+    std::int16_t floor = selection.threshold();
+    if (selection.is_empty() && bitmap == nullptr && count == kWindow && selection.top() < count)
+      floor = threshold_of(scores, count, selection.top(), floor);
     for (std::size_t at = 0; at < count;) {
-      const std::size_t n_hits =
-          kernel.harvest(scores, at, count, selection.threshold(), bitmap, positions, hits);
+      const std::int16_t threshold = std::max(floor, selection.threshold());
+      const std::size_t n_hits = kernel.harvest(scores, at, count, threshold, bitmap, positions, hits);
       selection.push(hits, positions, n_hits, first_row + static_cast<std::int64_t>(w * kWindow));
     }
     // A damaged file may have scored documents that are not there.

@@ -52,6 +52,19 @@ void accumulate(const std::uint16_t* ids, const std::int8_t* values, std::size_t
 #endif
 }
 
+std::size_t count_above(const std::int16_t* scores, std::size_t count, std::int16_t threshold) {
+  std::size_t above = 0;
+  for (std::size_t begin = 0; begin < count; begin += kGroup) {
+    // As many as 16 bits hold: lanes as wide as the scores.
+    std::int16_t in_group = 0;
+#pragma omp simd reduction(+ : in_group)
+    for (std::size_t i = 0; i < kGroup; ++i)
+      in_group = static_cast<std::int16_t>(in_group + (scores[begin + i] > threshold));
+    above += static_cast<std::size_t>(in_group);
+  }
+  return above;
+}
+
 // Bits of up to 32 allowed documents from `at`, which is a multiple of 32; none is set from `end` on.
 std::uint32_t allowed_bits(const std::uint8_t* allowed, std::size_t at, std::size_t end) {
   const std::size_t count = end - at < 32 ? end - at : 32;
@@ -63,10 +76,15 @@ std::uint32_t allowed_bits(const std::uint8_t* allowed, std::size_t at, std::siz
   return count < 32 ? bits & ((std::uint32_t{1} << count) - 1) : bits;
 }
 
+#if defined(__AVX512VBMI2__)
+alignas(64) constexpr std::int16_t kPositions[32] = {0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15,
+                                                     16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31};
+#endif
+
 std::size_t harvest(std::int16_t* scores, std::size_t& begin, std::size_t end, std::int16_t threshold,
                     const std::uint8_t* allowed, std::uint16_t* positions, std::int16_t* hits) {
   std::size_t n_hits = 0, at = begin;
-  for (; at < end && n_hits == 0; at += kGroup) {
+  for (; at < end && n_hits + kGroup <= kHits; at += kGroup) {
     std::uint32_t above[kGroup / 32];
     alignas(64) std::int16_t group[kGroup];
 #if defined(__AVX512BW__)
@@ -79,6 +97,19 @@ std::size_t harvest(std::int16_t* scores, std::size_t& begin, std::size_t end, s
     const __m512i largest =
         _mm512_max_epi16(_mm512_max_epi16(some[0], some[1]), _mm512_max_epi16(some[2], some[3]));
     if (_mm512_cmpgt_epi16_mask(largest, bound) == 0) continue;
+#if defined(__AVX512VBMI2__)
+    for (std::size_t i = 0; i < 4 && at + 32 * i < end; ++i) {
+      std::uint32_t bits = _mm512_cmpgt_epi16_mask(some[i], bound);
+      if (bits == 0) continue;
+      bits &= allowed_bits(allowed, at + 32 * i, end);
+      const __m512i position = _mm512_add_epi16(_mm512_load_si512(kPositions),
+                                                _mm512_set1_epi16(static_cast<std::int16_t>(at + 32 * i)));
+      _mm512_storeu_si512(positions + n_hits, _mm512_maskz_compress_epi16(bits, position));
+      _mm512_storeu_si512(hits + n_hits, _mm512_maskz_compress_epi16(bits, some[i]));
+      n_hits += static_cast<std::size_t>(__builtin_popcount(bits));
+    }
+    continue;
+#endif
     for (std::size_t i = 0; i < 4; ++i) {
       above[i] = _mm512_cmpgt_epi16_mask(some[i], bound);
       _mm512_store_si512(group + 32 * i, some[i]);
@@ -565,7 +596,7 @@ void add_rows(const float* rows, std::size_t stride, const float* weights, std::
 
 }  // namespace
 
-extern const Kernels COMPRESSAE_KERNELS{accumulate, harvest, arg_max_abs, gather_dot,
+extern const Kernels COMPRESSAE_KERNELS{accumulate, count_above, harvest, arg_max_abs, gather_dot,
                                          packed_dots, byte_products, add_byte_rows, dot, dots, add_rows};
 
 }  // namespace compressae

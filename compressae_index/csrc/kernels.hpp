@@ -9,8 +9,8 @@ namespace compressae {
 // Floats that rows of products are padded to.
 inline constexpr std::size_t kBlock = 64;
 
-// Scores that harvest takes at a time.
-inline constexpr std::size_t kGroup = 128;
+// Scores that harvest takes at a time, and hits that its buffers hold, where it may write 32 more that are none.
+inline constexpr std::size_t kGroup = 128, kHits = 512, kHitSlack = 32;
 
 // Floats that add_rows takes at a time.
 inline constexpr std::size_t kLanes = 16;
@@ -57,8 +57,10 @@ struct Kernels {
   // scores[ids[i]] += values[i] * weight / 128, rounded; a document stands at most once in a posting list.
   void (*accumulate)(const std::uint16_t* ids, const std::int8_t* values, std::size_t count, std::int16_t weight,
                      std::int16_t* scores);
-  // Scans scores from `begin` on, and sets them to 0, until a group of kGroup of them held hits, which are scores
-  // above the threshold of documents below `end` whose bit of `allowed` is set (nullptr: all). Writes their
+  // Scores above the threshold among the first `count`, a multiple of kGroup.
+  std::size_t (*count_above)(const std::int16_t* scores, std::size_t count, std::int16_t threshold);
+  // Scans scores from `begin` on, and sets them to 0, until the buffers may not hold another group's hits, which are
+  // scores above the threshold of documents below `end` whose bit of `allowed` is set (nullptr: all). Writes their
   // positions and scores and returns their number; `begin` becomes where to go on. begin is a multiple of kGroup.
   std::size_t (*harvest)(std::int16_t* scores, std::size_t& begin, std::size_t end, std::int16_t threshold,
                          const std::uint8_t* allowed, std::uint16_t* positions, std::int16_t* hits);

@@ -195,15 +195,17 @@ class ListSearch {
       }
       if (selection.best().size() == candidates_) break;
     }
+    const std::span<const Candidate> best = selection.best();
     const std::lock_guard lock(mutex_);
-    found_[q].insert(found_[q].end(), selection.best().begin(), selection.best().end());
+    found_[q].insert(found_[q].end(), best.begin(), best.end());
   }
 
   // The best of all that was scanned for a query, by ascending row.
   std::vector<Candidate> candidates(std::size_t q) {
     std::vector<Candidate> found = std::move(found_[q]);
+    const auto by_row = [](const Candidate& a, const Candidate& b) { return a.row < b.row; };
     keep_best(found, candidates_);
-    std::sort(found.begin(), found.end(), [](const Candidate& a, const Candidate& b) { return a.row < b.row; });
+    if (!std::is_sorted(found.begin(), found.end(), by_row)) std::sort(found.begin(), found.end(), by_row);
     return found;
   }
 

@@ -2,9 +2,12 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <numeric>
+#include <span>
 #include <vector>
 
 namespace compressae {
@@ -19,17 +22,39 @@ using Hit = ScoredRow<float>;
 using Candidate = ScoredRow<std::int16_t>;
 
 // Higher score first; a tie goes to the lower row.
-template <typename Score>
-bool better(const ScoredRow<Score>& a, const ScoredRow<Score>& b) {
-  return a.score > b.score || (a.score == b.score && a.row < b.row);
-}
+struct Better {
+  template <typename Score>
+  bool operator()(const ScoredRow<Score>& a, const ScoredRow<Score>& b) const {
+    return a.score > b.score || (a.score == b.score && a.row < b.row);
+  }
+};
 
 // Leaves the `top` best, in any order.
 template <typename Score>
 void keep_best(std::vector<ScoredRow<Score>>& rows, std::size_t top) {
   if (rows.size() <= top) return;
-  std::nth_element(rows.begin(), rows.begin() + static_cast<std::ptrdiff_t>(top), rows.end(), better<Score>);
+  std::nth_element(rows.begin(), rows.begin() + static_cast<std::ptrdiff_t>(top), rows.end(), Better());
   rows.resize(top);
+}
+
+// Sorts by descending score and leaves ties in their order: by digits, as comparisons of a thousand hits mispredict.
+inline void sort_by_score(std::vector<Hit>& hits) {
+  constexpr unsigned kBits = 11, kDigits = 3;
+  constexpr std::uint32_t kValues = 1u << kBits;
+  // Ascending where scores descend.
+  const auto key = [](const Hit& hit) {
+    const auto bits = __builtin_bit_cast(std::uint32_t, hit.score + 0.0f);  // one zero, not two
+    return bits & 0x80000000 ? bits : ~bits & 0x7fffffff;
+  };
+  std::vector<Hit> sorted(hits.size());
+  for (unsigned digit = 0; digit < kDigits; ++digit) {
+    const auto value = [&](const Hit& hit) { return key(hit) >> digit * kBits & (kValues - 1); };
+    std::array<std::uint32_t, kValues> places{};
+    for (const Hit& hit : hits) ++places[value(hit)];
+    std::exclusive_scan(places.begin(), places.end(), places.begin(), 0u);
+    for (const Hit& hit : hits) sorted[places[value(hit)]++] = hit;
+    hits.swap(sorted);
+  }
 }
 
 // Keeps the `top` best hits of a stream. A buffer that is cut back by nth_element whenever it is full costs
@@ -44,10 +69,12 @@ class TopK {
   float threshold() const { return threshold_; }
 
   void push(float score, std::int64_t row) {
+    ascending_ = ascending_ && (hits_.empty() || hits_.back().row < row);
     hits_.push_back({score, row});
     if (hits_.size() == capacity_) {
       keep_best(hits_, top_);
-      threshold_ = std::max_element(hits_.begin(), hits_.end(), better<float>)->score;
+      ascending_ = false;
+      threshold_ = std::max_element(hits_.begin(), hits_.end(), Better())->score;
     }
   }
 
@@ -58,8 +85,12 @@ class TopK {
 
   // Writes `top` entries, padded with row -1 and score -inf.
   void write(float* scores, std::int64_t* rows) {
+    ascending_ = ascending_ && hits_.size() <= top_;
     keep_best(hits_, top_);
-    std::sort(hits_.begin(), hits_.end(), better<float>);
+    if (ascending_ && hits_.size() > kFew)
+      sort_by_score(hits_);
+    else
+      std::sort(hits_.begin(), hits_.end(), Better());
     for (std::size_t i = 0; i < top_; ++i) {
       const bool found = i < hits_.size();
       scores[i] = found ? hits_[i].score : -std::numeric_limits<float>::infinity();
@@ -68,8 +99,12 @@ class TopK {
   }
 
  private:
+  // Hits that comparisons sort as fast as digits do.
+  static constexpr std::size_t kFew = 200;
+
   std::size_t top_;
   std::size_t capacity_;
+  bool ascending_ = true;  // rows of the hits
   std::vector<Hit> hits_;
   float threshold_ = -std::numeric_limits<float>::infinity();
 };
@@ -81,56 +116,86 @@ class CandidateSelection {
   // Candidates score above `floor`.
   void begin(std::size_t top, std::int16_t floor) {
     top_ = top;
-    bucket_ = bucket_of(floor);
+    size_ = 0;
     above_ = 0;
-    candidates_.clear();
-    std::fill(counts_.begin(), counts_.end(), 0u);
+    bucket_ = bucket_of(floor);
     threshold_ = floor;
+    std::fill(counts_.begin(), counts_.end(), 0u);
   }
 
   // Only scores above this can still enter, as long as rows arrive in ascending order.
   std::int16_t threshold() const { return threshold_; }
 
+  bool is_empty() const { return size_ == 0; }
+  std::size_t top() const { return top_; }
+
   void push(const std::int16_t* scores, const std::uint16_t* positions, std::size_t count, std::int64_t first_row) {
+    if (candidates_.size() < size_ + count) candidates_.resize(2 * (size_ + count));
     for (std::size_t i = 0; i < count; ++i) {
-      candidates_.push_back({scores[i], first_row + positions[i]});
+      candidates_[size_ + i] = {scores[i], first_row + positions[i]};
       ++counts_[bucket_of(scores[i])];
     }
+    size_ += count;
     above_ += count;
     // Whole buckets are given up while as many as are wanted lie above.
     while (above_ - counts_[bucket_] >= top_) {
       above_ -= counts_[bucket_++];
-      threshold_ = static_cast<std::int16_t>(static_cast<std::int32_t>(bucket_ << kBits) - 32769);
+      threshold_ = static_cast<std::int16_t>(lowest_of(bucket_) - 1);
     }
     // Keeps the buffer small where rows come in ascending order of their scores.
-    if (candidates_.size() > 8 * top_ + 4096) drop();
+    if (size_ > 8 * top_ + 4096) keep([this](std::int16_t score) { return score > threshold_; });
   }
 
-  // The `top` best so far, in any order.
-  std::vector<Candidate>& best() {
-    drop();
-    keep_best(candidates_, top_);
-    return candidates_;
+  // The `top` best so far, in the order of pushing.
+  std::span<const Candidate> best() {
+    keep([this](std::int16_t score) { return score > threshold_; });
+    if (size_ > top_) {
+      // What is too much lies in the lowest bucket.
+      const std::int32_t lowest = lowest_of(bucket_);
+      std::size_t counts[kBucket + 1] = {};
+      for (std::size_t i = 0; i < size_; ++i)
+        ++counts[std::min<std::int32_t>(candidates_[i].score - lowest, kBucket)];
+      std::size_t kept = size_, at = 0;
+      while (kept - counts[at] >= top_) kept -= counts[at++];
+      const std::int32_t cut = lowest + static_cast<std::int32_t>(at);
+      std::size_t ties = top_ - (kept - counts[at]);
+      keep([cut, &ties](std::int16_t score) {
+        const bool is_tie = score == cut;
+        const bool stays = score > cut || (is_tie && ties > 0);
+        ties -= is_tie && ties > 0;
+        return stays;
+      });
+    }
+    return {candidates_.data(), size_};
   }
 
  private:
   // Scores are counted in buckets of 8: few enough for the first-level cache, and fine enough.
-  static constexpr std::size_t kBits = 3;
+  static constexpr std::int32_t kBucket = 8;
 
   static std::size_t bucket_of(std::int16_t score) {
-    return static_cast<std::size_t>(static_cast<std::int32_t>(score) + 32768) >> kBits;
+    return static_cast<std::size_t>((static_cast<std::int32_t>(score) + 32768) / kBucket);
   }
+  static std::int32_t lowest_of(std::size_t bucket) { return static_cast<std::int32_t>(bucket) * kBucket - 32768; }
 
-  void drop() {
-    std::erase_if(candidates_, [this](const Candidate& candidate) { return candidate.score <= threshold_; });
+  // Without a branch for each: which ones stay cannot be foreseen.
+  template <typename Stays>
+  void keep(Stays stays) {
+    std::size_t kept = 0;
+    for (std::size_t i = 0; i < size_; ++i) {
+      candidates_[kept] = candidates_[i];
+      kept += stays(candidates_[i].score);
+    }
+    size_ = kept;
   }
 
   std::size_t top_ = 0;
+  std::size_t size_ = 0;
   std::size_t bucket_ = 0;  // the lowest that candidates may still be in
   std::size_t above_ = 0;   // candidates in this bucket and above
   std::int16_t threshold_ = 0;
-  std::vector<Candidate> candidates_;
-  std::vector<std::uint32_t> counts_ = std::vector<std::uint32_t>(65536 >> kBits);
+  std::vector<Candidate> candidates_;  // the first size_
+  std::vector<std::uint32_t> counts_ = std::vector<std::uint32_t>(65536 / kBucket);
 };
 
 // A filter: one bit a document, the lowest bit of a byte first; no bitmap allows all.
