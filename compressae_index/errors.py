@@ -7,6 +7,7 @@ CompressaeError
 ├── FormatError          a file or directory is not what it should be
 │   └── NewerFormatError     written by a newer version of this package
 ├── TrainingError        training cannot go on
+├── InstallationError    installed packages do not work together; also an ImportError
 └── MissingExtraError    an optional dependency is not installed; also an ImportError
 """
 
@@ -17,6 +18,7 @@ __all__ = [
     "DimensionError",
     "FormatError",
     "InputError",
+    "InstallationError",
     "MissingExtraError",
     "NewerFormatError",
     "TrainingError",
@@ -53,6 +55,10 @@ class NewerFormatError(FormatError):
 
 class TrainingError(CompressaeError):
     """Training cannot go on, for the reason that the message gives."""
+
+
+class InstallationError(CompressaeError, ImportError):
+    """Installed packages are broken or do not work together; the message holds the command that repairs it."""
 
 
 class MissingExtraError(CompressaeError, ImportError):
