@@ -20,6 +20,7 @@ except ImportError as error:
 
 from compressae_index.codes import SparseCodes
 from compressae_index.errors import (
+    BackendError,
     CompressaeError,
     DimensionError,
     FormatError,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from compressae_index.training import TrainConfig, TrainResult, train
 
 __all__ = [
+    "BackendError",
     "CompresSAE",
     "CompressaeError",
     "CompressedIndex",

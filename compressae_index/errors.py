@@ -6,6 +6,7 @@ CompressaeError
 │   └── UnknownIdError       an id that the index does not hold; also a KeyError
 ├── FormatError          a file or directory is not what it should be
 │   └── NewerFormatError     written by a newer version of this package
+├── BackendError         something that keeps codes outside of this process failed or refused
 ├── TrainingError        training cannot go on
 ├── InstallationError    installed packages do not work together; also an ImportError
 └── MissingExtraError    an optional dependency is not installed; also an ImportError
@@ -14,6 +15,7 @@ CompressaeError
 from __future__ import annotations
 
 __all__ = [
+    "BackendError",
     "CompressaeError",
     "DimensionError",
     "FormatError",
@@ -51,6 +53,10 @@ class FormatError(CompressaeError):
 
 class NewerFormatError(FormatError):
     """Written by a newer version of this package."""
+
+
+class BackendError(CompressaeError):
+    """Something that keeps codes outside of this process failed or refused; the message says what to do."""
 
 
 class TrainingError(CompressaeError):
