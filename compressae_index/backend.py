@@ -290,7 +290,7 @@ class BackedIndex:
         if asked.factors is not None:
             scores = scores * asked.factors
         if short := k - scores.shape[1]:
-            nothing = None if self.backend.are_strings else -1
+            nothing: Any = None if self.backend.are_strings else -1
             scores = np.pad(scores, ((0, 0), (0, short)), constant_values=-np.inf)
             ids = np.pad(ids, ((0, 0), (0, short)), constant_values=nothing)
         return BackedResult(scores.astype(np.float32, copy=False), ids, certified)
