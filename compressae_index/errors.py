@@ -64,7 +64,7 @@ class TrainingError(CompressaeError):
 
 
 class InstallationError(CompressaeError, ImportError):
-    """Installed packages are broken or do not work together; the message holds the command that repairs it."""
+    """Installed packages are broken or do not work together; the message has the command that repairs it."""
 
 
 class MissingExtraError(CompressaeError, ImportError):

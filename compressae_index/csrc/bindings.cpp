@@ -19,6 +19,7 @@
 #include "cpu.hpp"
 #include "forward.hpp"
 #include "inverted.hpp"
+#include "lists.hpp"
 #include "packed.hpp"
 #include "pursuit.hpp"
 #include "thread_pool.hpp"
@@ -173,6 +174,52 @@ class InvertedLists {
   Arrays arrays_;
   InvertedView lists_;
   std::size_t nbytes_ = 0;
+};
+
+// Posting lists in the memory of another library, which the caller keeps alive and unchanged.
+class BorrowedLists {
+ public:
+  BorrowedLists(const Input<std::uint64_t, 1>& documents, const Input<std::uint64_t, 1>& values,
+                const Input<std::int64_t, 1>& counts, std::size_t n_documents)
+      : n_documents_(n_documents) {
+    const std::size_t n_latents = counts.shape(0);
+    require_latents(n_latents);
+    require_equal(documents.shape(0), n_latents, "length of documents");
+    require_equal(values.shape(0), n_latents, "length of values");
+    for (std::size_t j = 0; j < n_latents; ++j) {
+      const std::int64_t count = counts.data()[j];
+      const std::uint64_t document = documents.data()[j], value = values.data()[j];
+      require(count >= 0 && (count == 0 || (document != 0 && value != 0)),
+              "list " + std::to_string(j) + " has " + std::to_string(count) + " postings at no address");
+      lists_.push_back({reinterpret_cast<const unsigned char*>(document),
+                        reinterpret_cast<const unsigned char*>(value), static_cast<std::size_t>(count)});
+    }
+  }
+
+  Hits search(const Input<std::uint16_t, 2>& latents, const Input<float, 2>& weights, std::size_t top,
+              const Bitmap& bitmap, std::size_t num_threads) const {
+    const std::size_t width = latents.shape(1);
+    require_equal(weights.shape(0), latents.shape(0), "rows of weights");
+    require_equal(weights.shape(1), width, "columns of weights");
+    for (std::size_t i = 0; i < latents.size(); ++i)
+      if (latents.data()[i] >= lists_.size())
+        throw std::invalid_argument("latent " + std::to_string(latents.data()[i]) + " is outside of n_latents " +
+                                    std::to_string(lists_.size()));
+    const Allowed allowed = to_allowed(bitmap, n_documents_);
+    return search_batch(latents.shape(0), top, num_threads, [&](std::size_t q, TopK& top_k) {
+      // Zeros again after a search that threw.
+      thread_local std::vector<float> scores;
+      scores.assign(kListWindow, 0.0f);
+      std::vector<ListTerm> terms;
+      for (std::size_t i = q * width; i < (q + 1) * width; ++i)
+        if (weights.data()[i] != 0.0f) terms.push_back({&lists_[latents.data()[i]], weights.data()[i], 0});
+      search_lists(terms, n_documents_, allowed, scores.data(), top_k);
+    });
+  }
+
+ private:
+  std::vector<BorrowedList> lists_;
+  std::size_t n_documents_;
 };
 
 // Search and re-scoring of the forward part, in either form.
@@ -443,6 +490,18 @@ NB_MODULE(_engine, m) {
       .def("arrays", &InvertedLists::arrays)
       .def_prop_ro("nbytes", &InvertedLists::nbytes)
       .def_prop_ro("n_documents", &InvertedLists::n_documents);
+
+  nb::class_<BorrowedLists>(m, "BorrowedLists",
+                            "Posting lists in another library's memory, which must outlive this object unchanged.")
+      .def(nb::init<const Input<std::uint64_t, 1>&, const Input<std::uint64_t, 1>&, const Input<std::int64_t, 1>&,
+                    std::size_t>(),
+           "documents"_a.noconvert(), "values"_a.noconvert(), "counts"_a.noconvert(), "n_documents"_a,
+           "From the addresses (n_latents,) of each list's documents, int64 and ascending, and of its values, half\n"
+           "precision, and the postings (n_latents,) that stand there.")
+      .def("search", &BorrowedLists::search, "latents"_a.noconvert(), "weights"_a.noconvert(), "top"_a,
+           "allowed"_a.noconvert().none(), "num_threads"_a,
+           "Best documents by terms (n_queries, m), of which a latent stands once in a row: (scores, rows),\n"
+           "(n_queries, top).");
 
   m.def("code_norms", &code_norms, "latents"_a.noconvert(), "values"_a.noconvert(), "dictionary"_a.noconvert(),
         "num_threads"_a, "Norms of the reconstructions of codes (n, k) over a dictionary (n_latents, dim): (n,).");

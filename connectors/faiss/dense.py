@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import threading
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
+from compressae_index.backend import BackedIndex
 from compressae_index.checks import FloatArray, check_choice, check_int, check_vectors, normalize_rows
 from compressae_index.connectors.faiss.flat import CpuFlat, Storage, in_order
 from compressae_index.connectors.faiss.gpu import LONGEST, SPREADS, GpuFlat, Spread
 from compressae_index.connectors.faiss.library import find_gpus
+from compressae_index.documents import Rows
 from compressae_index.embedded import Hits
-from compressae_index.errors import DimensionError, InputError
-from compressae_index.ids import Ids, RowArray
+from compressae_index.errors import DimensionError, InputError, UnknownIdError
+from compressae_index.ids import IdArray, Ids, RowArray, as_id_array
 from compressae_index.index import MAX_K, MODES, SCORINGS, CompressedIndex, Mode, Scoring, SearchResult
 from compressae_index.metric import row_norms
 from compressae_index.progress import track
@@ -33,8 +36,9 @@ class DenseStore:
 
     def __init__(
         self,
-        index: CompressedIndex,
+        index: CompressedIndex | BackedIndex,
         *,
+        ids: Any = None,
         storage: Storage = "float16",
         device: str = "auto",
         spread: Spread = "replicated",
@@ -43,7 +47,8 @@ class DenseStore:
         """Reconstructs all vectors of an index into Faiss.
 
         Args:
-            index: what to score; it stays usable by itself.
+            index: what to score, with codes in this process or in any back end; it stays usable by itself.
+            ids: the ids to reconstruct; by default all. Needed where a back end does not list its own.
             storage: how numbers are kept: "float32", "float16", or "bfloat16", which a GPU does not have.
             device: "cpu"; "cuda" for all GPUs; "cuda:1" for one; "auto" for all GPUs where there are any.
                 Without a GPU, "cuda" works on the processor and warns; `device` says where the vectors are.
@@ -53,15 +58,15 @@ class DenseStore:
 
         Raises:
             InputError: an argument is out of its choices, or the vectors do not fit a GPU.
+            UnknownIdError: an id is not in the index.
         """
         self.index = index
         self._storage = storage
         self._gpus = find_gpus(device)
         self._spread: Spread = check_choice(spread, "spread", SPREADS)
-        self._lock = threading.Lock()
         self._flat = self._empty()
         self._unit = 1.0
-        self.refresh(progress=progress)
+        self.refresh(ids, progress=progress)
 
     @property
     def device(self) -> str:
@@ -74,31 +79,41 @@ class DenseStore:
         return self._flat.nbytes
 
     def __len__(self) -> int:
-        return int(self._alive.sum())
+        return self._rows.n_alive
 
-    def refresh(self, *, progress: bool = False) -> None:
-        """Reads the index anew, which also reclaims the memory of removed vectors."""
-        flat, ids = self._empty(), self.index.ids
-        unit = self._choose_unit(ids)
-        with track(len(ids), "reconstructing", enabled=progress) as advance:
-            for first in range(0, len(ids), CHUNK_ROWS):
-                part = ids[first : first + CHUNK_ROWS]
+    def refresh(self, ids: Any = None, *, progress: bool = False) -> None:
+        """Reads the index anew, which also reclaims the memory of removed vectors; ids as for the class."""
+        held = self._ids_of_index() if ids is None else as_id_array(ids)
+        flat, unit = self._empty(), self._choose_unit(held)
+        with track(len(held), "reconstructing", enabled=progress) as advance:
+            for part in _chunks(held):
                 flat.add(self.index.reconstruct(part) / np.float32(unit))
                 advance(len(part))
         self._flat, self._unit = flat, unit
-        self._ids = Ids.from_user(ids, len(ids)) if len(ids) else Ids(0, {})
-        self._alive = np.ones(len(ids), dtype=bool)
+        self._rows = Rows(Ids.from_user(held, len(held)) if len(held) else Ids(0, {}))
+
+    def _ids_of_index(self) -> IdArray:
+        lister: Any = self.index.backend if isinstance(self.index, BackedIndex) else self.index
+        if not hasattr(lister, "ids"):
+            msg = f"{type(lister).__name__} does not list its ids, so name them: ids=..."
+            raise InputError(msg)
+        found: IdArray = lister.ids
+        return found
 
     def _empty(self) -> CpuFlat | GpuFlat:
         dim = self.index.model.dim
-        return GpuFlat(dim, self._storage, self._gpus, self._spread) if self._gpus else CpuFlat(dim, self._storage)
+        return (
+            GpuFlat(dim, self._storage, self._gpus, self._spread)
+            if self._gpus
+            else CpuFlat(dim, self._storage)
+        )
 
-    def _choose_unit(self, ids: Any) -> float:
+    def _choose_unit(self, ids: IdArray) -> float:
         """A power of two near the norms, by which they are divided, so that half precision holds them."""
         if self.index.metric == "cosine" or not len(ids):
             return 1.0
-        norms = row_norms(self.index.reconstruct(ids[:CHUNK_ROWS]))
-        return float(2.0 ** np.round(np.log2(max(float(np.median(norms)), np.finfo(np.float32).tiny))))
+        norm = float(np.median(row_norms(self.index.reconstruct(ids[:CHUNK_ROWS]))))
+        return 2.0 ** round(math.log2(norm)) if norm > 0 else 1.0
 
     def add(self, embeddings: VectorSource, ids: Any = None, *, num_threads: int | None = None) -> None:
         """Adds vectors to the index, as `CompressedIndex.add` does, and their reconstructions here.
@@ -106,17 +121,14 @@ class DenseStore:
         Raises:
             InputError: as there; nothing was added.
         """
-        before = len(self.index)
         self.index.add(embeddings, ids, num_threads=num_threads)
+        added = self._ids_of_index()[len(self) :] if ids is None else as_id_array(ids)
         if not len(self):
-            self.refresh()
+            self.refresh(added)
             return
-        added = self.index.ids[before:]
-        self._ids = self._ids.extended(Ids.from_user(added, len(added)))
-        self._alive = np.append(self._alive, np.ones(len(added), dtype=bool))
-        for first in range(0, len(added), CHUNK_ROWS):
-            part = added[first : first + CHUNK_ROWS]
+        for part in _chunks(added):
             self._flat.add(self.index.reconstruct(part) / np.float32(self._unit))
+        self._rows = self._rows.extended(Ids.from_user(added, len(added)))
 
     def remove(self, ids: Any) -> None:
         """Removes vectors from the index; here they are passed over until `refresh`.
@@ -126,7 +138,7 @@ class DenseStore:
             InputError: an id stands twice.
         """
         self.index.remove(ids)
-        self._alive[self._rows_of(ids)] = False
+        self._rows = self._rows.without(self._rows.rows_of(ids))
 
     def search(
         self,
@@ -170,40 +182,48 @@ class DenseStore:
         if mode == "sparse":
             return self.index.search(_on_host(queries), k, mode=mode, query_nnz=query_nnz, **options)
         if mode == "dense" and not self._can_scan(k, filter):
+            if isinstance(self.index, BackedIndex):
+                msg = (
+                    f"on a GPU, dense takes no filter and k up to {LONGEST}, and this index has no dense mode"
+                )
+                raise InputError(msg)
             return self.index.search(_on_host(queries), k, mode=mode, **options)
         vectors, factors = self._comparable(queries, scoring, mode, num_threads)
-        width = min(k, len(self))
-        if width == 0:
-            scores, rows = np.empty((len(vectors), 0), np.float32), np.empty((len(vectors), 0), np.int64)
-        elif mode == "dense":
-            scores, rows = self._scan(vectors, width, filter)
+        if mode == "dense":
+            scores, rows = self._scan(vectors, k, filter)
         else:
             found = self.index.search(
                 _on_host(queries),
-                min(max(check_int(candidates, "candidates", 1), k), len(self)),
+                max(min(max(check_int(candidates, "candidates", 1), k), len(self)), 1),
                 mode="sparse",
                 query_nnz=query_nnz,
                 **options,
             )
-            scores, rows = self._rescored(vectors, found, width)
+            scores, rows = self._rescored(vectors, found, k)
         return self._result(scores * factors, rows, k)
 
     def _can_scan(self, k: int, wanted: Any) -> bool:
-        return isinstance(self._flat, CpuFlat) or (wanted is None and self._alive.all() and k <= LONGEST)
+        removed = self._rows.alive is not None
+        return isinstance(self._flat, CpuFlat) or (wanted is None and not removed and k <= LONGEST)
 
     def _scan(self, vectors: Any, k: int, wanted: Any) -> Hits:
+        allowed, n_allowed = self._rows.allowed(wanted)
+        k = min(k, n_allowed)
+        if k == 0:
+            return np.empty((len(vectors), 0), np.float32), np.empty((len(vectors), 0), np.int64)
         if isinstance(self._flat, GpuFlat):
             return in_order(*self._flat.search(vectors, k))
-        allowed = self._allowed(wanted)
-        if allowed.all():
-            return in_order(*self._flat.search(vectors, k))
-        return in_order(*self._flat.search(vectors, k, np.packbits(allowed, bitorder="little")))
+        return in_order(*self._flat.search(vectors, k, allowed))
 
     def _rescored(self, vectors: FloatArray, found: SearchResult, k: int) -> Hits:
         """Best of the candidates, whose ids the index gave."""
         rows = np.full(found.ids.shape, -1, dtype=np.int64)
         present = found.scores > -np.inf
-        rows[present] = self._rows_of(found.ids[present])
+        try:
+            rows[present] = self._rows.rows_of(found.ids[present])
+        except UnknownIdError as error:
+            msg = f"a candidate is not in the Faiss store ({error}): call refresh() after other changes"
+            raise InputError(msg) from error
         scores = np.full(rows.shape, -np.inf, dtype=np.float32)
         for i, query in enumerate(vectors):
             inside = present[i]
@@ -216,40 +236,27 @@ class DenseStore:
     ) -> tuple[Any, FloatArray]:
         """What to multiply vectors with, and what then turns products into scores, (n_queries, 1)."""
         model, cosine = self.index.model, self.index.metric == "cosine"
-        if _is_cuda(queries) and isinstance(self._flat, GpuFlat) and (mode, scoring) == ("dense", "asymmetric"):
-            tensor, norms = _checked_tensor(queries, model.dim)
-            return tensor, np.reciprocal(norms) if cosine else np.full_like(norms, self._unit)
+        if (
+            _is_cuda(queries)
+            and isinstance(self._flat, GpuFlat)
+            and (mode, scoring) == ("dense", "asymmetric")
+        ):
+            return _of_tensor(queries, model.dim, None if cosine else self._unit)
         rows = check_vectors(_on_host(queries), dim=model.dim, name="queries")
         unit = normalize_rows(rows)
         if scoring == "symmetric":
-            codes = model.encode(rows, self.index.k, encoder=self.index.encoder, num_threads=num_threads)
+            codes = model.encode(rows, self._k, encoder=self.index.encoder, num_threads=num_threads)
             unit = model.decode(model.fold(codes, num_threads=num_threads))
         factors = np.ones((len(rows), 1)) if cosine else row_norms(rows)[:, None] * self._unit
         return unit, factors.astype(np.float32)
 
-    def _allowed(self, wanted: Any) -> Any:
-        """Which rows a filter allows."""
-        if wanted is None:
-            return self._alive
-        mask = np.zeros(len(self._alive), dtype=bool)
-        array = np.asarray(wanted)
-        if array.dtype != bool:
-            mask[self._rows_of(wanted)] = True
-        elif array.shape == (len(self),):
-            mask[np.flatnonzero(self._alive)] = array
-        else:
-            msg = f"a boolean filter must have shape ({len(self)},), got {array.shape}"
-            raise DimensionError(msg)
-        return mask
-
-    def _rows_of(self, ids: Any) -> RowArray:
-        alive = np.flatnonzero(self._alive)
-        if len(alive) == len(self._alive):
-            return self._ids.rows_of(ids)
-        return alive[self._ids.subset(alive).rows_of(ids)]
+    @property
+    def _k(self) -> int:
+        return self.index.backend.k if isinstance(self.index, BackedIndex) else self.index.k
 
     def _check_current(self) -> None:
-        if len(self.index) != len(self):
+        # The length of a back end may be a question to a server.
+        if isinstance(self.index, CompressedIndex) and len(self.index) != len(self):
             msg = (
                 f"the index holds {len(self.index)} vectors, its Faiss store {len(self)}: it was changed "
                 "elsewhere; call refresh()"
@@ -259,7 +266,7 @@ class DenseStore:
     def _result(self, scores: FloatArray, rows: RowArray, k: int) -> SearchResult:
         missing = ((0, 0), (0, k - rows.shape[1]))
         scores = np.pad(scores, missing, constant_values=-np.inf)
-        return SearchResult(scores, self._ids.of(np.pad(rows, missing, constant_values=-1)))
+        return SearchResult(scores, self._rows.ids.of(np.pad(rows, missing, constant_values=-1)))
 
 
 def _is_cuda(queries: Any) -> bool:
@@ -271,14 +278,19 @@ def _on_host(queries: Any) -> Any:
     return queries.detach().cpu().numpy() if hasattr(queries, "detach") else queries
 
 
-def _checked_tensor(queries: Any, dim: int) -> tuple[Any, FloatArray]:
-    """A CUDA tensor as contiguous float32 (n_queries, dim), and the norms (n_queries, 1) to divide by.
+def _chunks(ids: IdArray) -> Iterator[IdArray]:
+    for first in range(0, len(ids), CHUNK_ROWS):
+        yield ids[first : first + CHUNK_ROWS]
+
+
+def _of_tensor(queries: Any, dim: int, unit: float | None) -> tuple[Any, FloatArray]:
+    """What to multiply vectors with, and factors (n_queries, 1), of a CUDA tensor; unit is None for cosine.
 
     It is the caller's own memory where that is float32, contiguous, and of norms near 1.
 
     Raises:
         DimensionError: another shape.
-        InputError: not floating point, NaN, infinite or zero rows.
+        InputError: not floating point, empty, NaN, infinite or zero rows.
     """
     tensor = queries.detach()
     tensor = tensor[None] if tensor.ndim == 1 else tensor
@@ -289,11 +301,12 @@ def _checked_tensor(queries: Any, dim: int) -> tuple[Any, FloatArray]:
         msg = f"queries must be floating point and not empty, got {tensor.dtype} {tuple(tensor.shape)}"
         raise InputError(msg)
     tensor = tensor.float().contiguous()
-    norms = np.asarray(tensor.norm(dim=1, keepdim=True).cpu().numpy(), dtype=np.float32)
+    lengths = tensor.norm(dim=1, keepdim=True)
+    norms: FloatArray = lengths.cpu().numpy()
     bad = np.flatnonzero(~(np.isfinite(norms[:, 0]) & (norms[:, 0] > 0)))
     if bad.size:
         msg = f"queries row {bad[0]} is zero or holds NaN or infinite values ({bad.size} such rows)"
         raise InputError(msg)
-    if (norms < SHORTEST_NORM).any() or (norms > LONGEST_NORM).any():
-        return tensor / tensor.norm(dim=1, keepdim=True), np.ones_like(norms)
-    return tensor, norms
+    if norms.min() >= SHORTEST_NORM and norms.max() <= LONGEST_NORM:
+        return tensor, np.reciprocal(norms) if unit is None else np.full_like(norms, unit)
+    return tensor / lengths, np.ones_like(norms) if unit is None else norms * np.float32(unit)

@@ -98,8 +98,9 @@ class GpuFlat:
                 device.index.add_c(len(part), faiss.swig_ptr(part))
             except RuntimeError as error:
                 msg = (
-                    f"cuda:{device.number} cannot take {len(part)} more vectors of {self._row_bytes} bytes to its "
-                    f"{device.index.ntotal}: {error}; use storage='float16', spread='sharded' or device='cpu'"
+                    f"cuda:{device.number} holds {device.index.ntotal} vectors and cannot take {len(part)} "
+                    f"more of {self._row_bytes} bytes: {error}; "
+                    "use storage='float16', spread='sharded' or device='cpu'"
                 )
                 raise InputError(msg) from error
             if self._sharded:

@@ -67,16 +67,14 @@ def check(module: Any, builds: list[str]) -> None:
         msg = f"the folder of Faiss is empty or in parts; run: {repair(wanted, builds)}"
         raise InstallationError(msg)
     if missing:
-        msg = (
-            f"Faiss {module.__version__} has no {missing[0]}, which takes {OLDEST} or newer; "
-            f"run: {repair(f"'{wanted}>={OLDEST}'", builds)}"
-        )
+        command = repair(f"'{wanted}>={OLDEST}'", builds)
+        msg = f"Faiss {module.__version__} has no {missing[0]}, which {OLDEST} and newer have; run: {command}"
         raise InstallationError(msg)
     if len(builds) > 1:
+        note = " (milvus-lite works with it)" if wanted == "faiss-gpu" else ""
         warnings.warn(
-            f"{' and '.join(builds)} are both installed and share one folder; the {build(module)} build is in "
-            f"use now, and which one is left after an update is chance. To keep one, run: "
-            f"{repair(wanted, builds)}" + (" (milvus-lite works with it)" if wanted == "faiss-gpu" else ""),
+            f"{' and '.join(builds)} are installed and share one folder, so chance decides which is used; "
+            f"now it is the {build(module)} build. To keep one, run: {repair(wanted, builds)}{note}",
             stacklevel=3,
         )
 
@@ -101,7 +99,7 @@ def find_gpus(device: str, module: Any = None) -> tuple[int, ...]:
         InputError: another device, or a GPU of that number is not there while others are.
     """
     module = faiss if module is None else module
-    named = re.fullmatch(r"cpu|auto|cuda(?::(\d+))?", device) if isinstance(device, str) else None
+    named = re.fullmatch(r"cpu|auto|cuda(?::(\d+))?", str(device))
     if named is None:
         msg = f"device must be 'cpu', 'auto', 'cuda' or 'cuda:<number>', got {device!r}"
         raise InputError(msg)

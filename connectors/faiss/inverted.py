@@ -1,0 +1,290 @@
+"""The sparse back end that keeps codes in Faiss's inverted lists."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from compressae_index._engine import BorrowedLists
+from compressae_index.backend import Candidates
+from compressae_index.checks import check_int, check_threads
+from compressae_index.codes import SparseCodes
+from compressae_index.connectors.faiss import lists
+from compressae_index.documents import Rows
+from compressae_index.embedded import Bitmap, Hits
+from compressae_index.errors import DimensionError, FormatError, InputError
+from compressae_index.ids import IdArray, Ids, RowArray
+from compressae_index.model import CompresSAE
+from compressae_index.packing import Packed, packing_of, row_bytes
+from compressae_index.sources import CHUNK_ROWS
+
+# Of the packed rows. The two bits more than usual are nothing beside the bytes of the postings, and codes
+# that were rounded before, as those of another index, stay what they are.
+VALUE_BITS = 8
+
+
+class InvertedFile:
+    """A sparse back end in Faiss: see `backend.SparseBackend`.
+
+    Lists hold row numbers, which count up as codes are added, and not ids: the engine adds up scores by row.
+    The ids of the rows are kept beside, and take no memory where they count up from 0 as well. Codes are kept
+    a second time as packed rows, a fifth of the bytes of their postings: without them, a code could only be
+    put together by a pass over all lists. The lists hold the packed values in half precision.
+
+    A filter is an array of ids, or a boolean mask over the documents in the order of adding.
+
+    Attributes:
+        model: the model whose codes these are.
+        k: nonzeros a code.
+        is_exact: candidates come with their exact sums.
+    """
+
+    is_exact = True
+
+    def __init__(
+        self,
+        model: CompresSAE,
+        k: int | None = None,
+        *,
+        packing: Packed | None = None,
+        string_ids: bool = False,
+        num_threads: int | None = None,
+    ) -> None:
+        """Without documents.
+
+        Args:
+            model: the model of the codes.
+            k: nonzeros a code; the model's by default.
+            packing: of the packed rows; by default one of VALUE_BITS that is fitted to the first codes.
+            string_ids: whether ids will be strings.
+            num_threads: threads of the engine; all by default.
+        """
+        self.model = model
+        self.k = model.k if k is None else check_int(k, "k", 1, model.n_latents, "n_latents")
+        self.num_threads = check_threads(num_threads)
+        self._packing = Packed(VALUE_BITS) if packing is None else packing
+        self._strings = string_ids
+        self._faiss = lists.empty_lists(model.n_latents)
+        self._rows = Rows(Ids(0, {}))
+        self._packed = [np.empty((0, self._row_bytes), dtype=np.uint8)]
+        self._view: BorrowedLists | None = None
+        # The lists are searched where they are, so nobody may change them meanwhile.
+        self._lock = threading.RLock()
+
+    @property
+    def _row_bytes(self) -> int:
+        return row_bytes(self.model.n_latents, self.k, self._packing.value_bits)
+
+    @property
+    def n_latents(self) -> int:
+        """Size of the dictionary."""
+        return self.model.n_latents
+
+    @property
+    def are_strings(self) -> bool:
+        """Whether the ids are strings."""
+        return self._strings
+
+    @property
+    def faiss_index(self) -> Any:
+        """The Faiss index of the lists, which `faiss.write_index` takes; not to be changed."""
+        return self._faiss
+
+    @property
+    def ids(self) -> IdArray:
+        """The ids in the order of adding, removed ones left out."""
+        return self._rows.live_ids.all()
+
+    @property
+    def nbytes(self) -> dict[str, int]:
+        """Bytes of the posting lists, of the packed rows, and of ids and marks of removal."""
+        rows = self._rows
+        return {
+            "inverted": self._faiss.ntotal * lists.POSTING_BYTES,
+            "forward": len(rows.ids) * self._row_bytes,
+            "ids": rows.ids.nbytes + rows.mark_bytes,
+        }
+
+    def __len__(self) -> int:
+        return self._rows.n_alive
+
+    def held(self, ids: IdArray) -> npt.NDArray[np.bool_]:
+        """Which of the ids are held."""
+        return self._rows.live_ids.find(ids) >= 0
+
+    def put(self, codes: SparseCodes, ids: IdArray) -> None:
+        """Stores codes (n, k), one id a row and each once; those of ids that are held are replaced.
+
+        Raises:
+            DimensionError: codes of another k or number of latents.
+            InputError: the lists are mapped from a file, so that nothing can be added.
+        """
+        if (codes.k, codes.n_latents) != (self.k, self.n_latents):
+            msg = (
+                f"codes have (k, n_latents) {(codes.k, codes.n_latents)}, expected {(self.k, self.n_latents)}"
+            )
+            raise DimensionError(msg)
+        if len(codes):
+            packing = self._packing.fitted(codes)
+            norms = partial(self.model.norms, num_threads=self.num_threads)
+            self._append(packing.pack(codes, self.num_threads, norms)["rows"], packing, ids)
+
+    def _append(self, packed: npt.NDArray[np.uint8], packing: Packed, ids: IdArray) -> None:
+        """Adds rows that a packing made."""
+        with self._lock:
+            self._check_writable()
+            codes = packing.unpack({"rows": packed}, self.n_latents, self.k, self.num_threads)
+            rows, new = self._rows, Ids.from_user(ids, len(ids))
+            replaced = ids[self.held(ids)]
+            if len(replaced):
+                rows = rows.without(rows.rows_of(replaced))
+            self._view = None  # lists move as they grow
+            lists.append(self._faiss, codes, len(rows.ids))
+            self._packed.append(packed)
+            self._packing, self._rows = packing, rows.extended(new)
+
+    def remove(self, ids: IdArray) -> None:
+        """Removes ids, all of them held; their memory stays in use until `compacted`."""
+        with self._lock:
+            self._rows = self._rows.without(self._rows.rows_of(ids))
+
+    def codes(self, ids: IdArray) -> SparseCodes:
+        """The stored codes of ids, in their order; ids may repeat.
+
+        Raises:
+            UnknownIdError: an id is not held.
+        """
+        return self._codes_of(self._rows.rows_of(ids))
+
+    def _codes_of(self, rows: RowArray) -> SparseCodes:
+        if not len(rows):
+            nothing = np.empty((0, self.k))
+            return SparseCodes(nothing.astype(np.uint16), nothing.astype(np.float32), self.n_latents)
+        packed = self._all_packed()[rows]
+        return self._packing.unpack({"rows": packed}, self.n_latents, self.k, self.num_threads)
+
+    def _all_packed(self) -> npt.NDArray[np.uint8]:
+        with self._lock:
+            if len(self._packed) > 1:
+                self._packed = [np.concatenate(self._packed)]
+            return self._packed[0]
+
+    def candidates(self, terms: SparseCodes, n: int, filter: Any = None) -> Candidates:  # noqa: A002
+        """The n best documents by the exact sums over the terms of each query.
+
+        Args:
+            terms: one row a query; entries of value 0 are no terms.
+            n: candidates of each query.
+            filter: see the class.
+
+        Raises:
+            InputError: a filter of another length, or unknown ids.
+            FormatError: the lists are damaged.
+        """
+        with self._lock:
+            rows = self._rows
+            allowed, n_allowed = rows.allowed(filter)
+            width = min(n, n_allowed)
+            scores = np.empty((len(terms), 0), dtype=np.float32)
+            found = np.empty((len(terms), 0), dtype=np.int64)
+            if width:
+                scores, found = self._search(terms, width, allowed)
+        # All are found where no more are allowed; one that shares no term with the query counts with its 0.
+        bounds = scores[:, -1] if width < n_allowed else np.full(len(terms), -np.inf, dtype=np.float32)
+        return Candidates(rows.ids.of(found), scores, bounds, None)
+
+    def _search(self, terms: SparseCodes, top: int, allowed: Bitmap | None) -> Hits:
+        if self._view is None:
+            self._view = lists.borrowed(self._faiss, len(self._rows.ids))
+        try:
+            return self._view.search(terms.latents, terms.values, top, allowed, self.num_threads)
+        except ValueError as error:
+            msg = f"Faiss's lists are damaged: {error}"
+            raise FormatError(msg) from error
+
+    def _check_writable(self) -> None:
+        if lists.are_mapped(self._faiss):
+            msg = (
+                "the lists are mapped from a file and cannot be changed: load without mmap, or compact first"
+            )
+            raise InputError(msg)
+
+    def take(self, other: InvertedFile) -> None:
+        """Adds all documents of another, whose ids must be new; rounded again where their packings differ."""
+        for packed, ids in other._live_chunks():
+            mine, theirs = self._packing.levels, other._packing.levels
+            if mine is None or (theirs is not None and np.array_equal(mine, theirs)):
+                self._append(packed, other._packing, ids)
+            else:
+                self.put(
+                    other._packing.unpack({"rows": packed}, self.n_latents, self.k, self.num_threads), ids
+                )
+
+    def compacted(self) -> InvertedFile:
+        """A copy in memory, without the rows of removed ids."""
+        copy = InvertedFile(
+            self.model, self.k, packing=self._packing, string_ids=self._strings, num_threads=self.num_threads
+        )
+        copy.take(self)
+        return copy
+
+    def _live_chunks(self) -> Iterator[tuple[npt.NDArray[np.uint8], IdArray]]:
+        alive, everything = self._rows.alive_rows(), self._all_packed()
+        for first in range(0, len(alive), CHUNK_ROWS):
+            part = alive[first : first + CHUNK_ROWS]
+            yield everything[part], self._rows.ids.of(part)
+
+    def manifest(self) -> dict[str, Any]:
+        """What is stored beside the arrays and the lists."""
+        return {
+            "n": len(self._rows.ids),
+            "k": self.k,
+            "string_ids": self._strings,
+            "packing": self._packing.manifest(),
+        }
+
+    def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """The arrays to store beside the lists."""
+        arrays = {"forward_rows": self._all_packed()} | self._rows.ids.to_arrays()
+        if self._packing.levels is not None:
+            arrays["forward_levels"] = self._packing.levels
+        if self._rows.alive is not None:
+            arrays["alive"] = np.packbits(self._rows.alive, bitorder="little")
+        return arrays
+
+    @classmethod
+    def from_stored(
+        cls,
+        model: CompresSAE,
+        faiss_index: Any,
+        meta: Mapping[str, Any],
+        arrays: Mapping[str, npt.NDArray[Any]],
+    ) -> InvertedFile:
+        """From a model, its lists, and what `manifest` and `to_arrays` gave; arrays may be memory-mapped.
+
+        Raises:
+            ValueError: the parts do not fit together.
+        """
+        n, packing = meta["n"], packing_of(**meta["packing"], levels=arrays.get("forward_levels"))
+        if not isinstance(packing, Packed):
+            msg = f"expected packed rows, got {meta['packing']}"
+            raise FormatError(msg)
+        backend = cls(model, meta["k"], packing=packing, string_ids=meta["string_ids"])
+        packed = arrays["forward_rows"]
+        if packed.dtype != np.uint8 or packed.shape != (n, backend._row_bytes):
+            msg = f"expected packed rows {(n, backend._row_bytes)}, got {packed.dtype} {packed.shape}"
+            raise DimensionError(msg)
+        if faiss_index.nlist != model.n_latents:
+            msg = f"the Faiss index has {faiss_index.nlist} lists, the model {model.n_latents} latents"
+            raise DimensionError(msg)
+        marks = arrays.get("alive")
+        alive = None if marks is None else np.unpackbits(marks, count=n, bitorder="little").astype(bool)
+        held = {name: array for name, array in arrays.items() if name in ("ids", "id_text", "id_ends")}
+        backend._faiss, backend._packed = faiss_index, [packed]
+        backend._rows = Rows(Ids(n, held), alive)
+        return backend
