@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -116,11 +117,20 @@ class FaissVectors:
             msg = f"the Faiss index ({type(inner).__name__}) is empty"
             raise InputError(msg)
         self._ends: npt.NDArray[np.int64] | None = None
-        self._ivf = faiss.try_extract_index_ivf(inner)
-        if self._ivf is not None and not isinstance(self._ivf, faiss.IndexIVFFastScan):
+        ivf = faiss.try_extract_index_ivf(inner)
+        self._ivf: Any = None if ivf is None else faiss.downcast_index(ivf)
+        # FastScan's codes are interleaved, and are decoded one by one.
+        self._interleaved = isinstance(self._ivf, faiss.IndexIVFFastScan)
+        if self._interleaved and not isinstance(inner, faiss.IndexIVF):
+            msg = f"vectors of FastScan lists within a {type(inner).__name__} cannot be read"
+            raise InputError(msg)
+        if self._ivf is not None:
             self._read_list_ids()
         try:
-            self[0:1]
+            if self._ends is None:
+                inner.reconstruct(0)  # reconstruct_n would end the process where this raises
+            else:
+                self[0:1]
         except RuntimeError as error:
             msg = f"this Faiss index ({type(inner).__name__}) cannot reconstruct its vectors: {error}"
             raise InputError(msg) from error
@@ -146,23 +156,36 @@ class FaissVectors:
                 return np.empty((0, self.shape[1]), dtype=np.float32)
             found: FloatArray = self._index.reconstruct_n(start, stop - start)
             return found
-        return self._of_lists(start, stop, self._ends)
-
-    def _of_lists(self, start: int, stop: int, ends: npt.NDArray[np.int64]) -> FloatArray:
-        lists, label_bytes = self._ivf.invlists, self._ivf.coarse_code_size()
-        codes = np.empty((stop - start, label_bytes + lists.code_size), dtype=np.uint8)
-        number = int(np.searchsorted(ends, start, side="right"))
-        row = start
-        while row < stop:
-            end = min(int(ends[number]), stop)
-            if end > row:
-                inside = row - int(ends[number]) + lists.list_size(number)
-                # A copy: the memory may be a map, and is Faiss's.
-                held = faiss.rev_swig_ptr(lists.get_codes(number), lists.list_size(number) * lists.code_size)
-                part = held.reshape(-1, lists.code_size)[inside : inside + end - row]
-                label = np.frombuffer(number.to_bytes(label_bytes, "little"), dtype=np.uint8)
-                codes[row - start : end - start, :label_bytes] = label
-                codes[row - start : end - start, label_bytes:] = part
-            row, number = max(row, end), number + 1
-        decoded: FloatArray = self._index.sa_decode(codes)
+        parts = [self._of_list(number, first, end) for number, first, end in _within(self._ends, start, stop)]
+        if not parts:
+            return np.empty((0, self.shape[1]), dtype=np.float32)
+        if self._interleaved:
+            return np.concatenate(parts)
+        decoded: FloatArray = self._index.sa_decode(np.concatenate(parts))
         return decoded
+
+    def _of_list(self, number: int, first: int, end: int) -> npt.NDArray[Any]:
+        """Vectors of a run of a list where they are decoded one by one; else, their labelled codes."""
+        if self._interleaved:
+            vectors = np.empty((end - first, self.shape[1]), dtype=np.float32)
+            for vector, offset in zip(vectors, range(first, end), strict=True):
+                self._ivf.reconstruct_from_offset(number, offset, faiss.swig_ptr(vector))
+            return vectors
+        lists, label_bytes = self._ivf.invlists, self._ivf.coarse_code_size()
+        held = faiss.rev_swig_ptr(lists.get_codes(number), lists.list_size(number) * lists.code_size)
+        codes = np.empty((end - first, label_bytes + lists.code_size), dtype=np.uint8)
+        codes[:, :label_bytes] = np.frombuffer(number.to_bytes(label_bytes, "little"), dtype=np.uint8)
+        codes[:, label_bytes:] = held.reshape(-1, lists.code_size)[first:end]
+        return codes
+
+
+def _within(ends: npt.NDArray[np.int64], start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+    """Lists that rows start .. stop are in, with the first and the end of the run within each."""
+    number, row = int(np.searchsorted(ends, start, side="right")), start
+    while row < stop:
+        begin = int(ends[number - 1]) if number else 0
+        end = min(int(ends[number]), stop)
+        if end > row:
+            yield number, row - begin, end - begin
+            row = end
+        number += 1

@@ -32,9 +32,11 @@ def dictionary_ivf(
 ) -> Any:
     """A standard IndexIVF of inner products that files each vector under its strongest signed latents.
 
-    List j holds vectors along row j of the dictionary, list n_latents + j those against it. The centroids are
-    an ordinary IndexFlatIP, so the index needs nothing of this package: `faiss.write_index` writes it, Faiss
-    in any language searches it and adds to it. Vectors are normalised, so scores of unit queries are cosines.
+    These are the latents of its pursuit code of `assignments` nonzeros: list j holds vectors along row j of
+    the dictionary, list n_latents + j those against it. With one assignment this is the centroid of largest
+    inner product, which Faiss would choose by itself. The centroids are an ordinary IndexFlatIP, so the index
+    needs nothing of this package: `faiss.write_index` writes it, Faiss in any language searches it and adds
+    to it. Vectors are normalised, so scores of unit queries are cosines.
 
     Args:
         embeddings: (n, dim), any source of `open_vectors`; read in batches.
@@ -62,16 +64,17 @@ def dictionary_ivf(
     if vectors.shape[1] != model.dim:
         msg = f"embeddings have dimension {vectors.shape[1]}, expected {model.dim}"
         raise DimensionError(msg)
-    check_int(assignments, "assignments", 1, SIGNS * model.n_latents)
+    check_int(assignments, "assignments", 1, model.n_latents, "n_latents")
     index = _empty(model, payload)
     if assignments > 1 and isinstance(index, faiss.IndexIVFFastScan):
-        msg = f"payload {payload!r} takes 1 assignment, got {assignments}: its FastScan adds by its own one only"
+        msg = f"payload {payload!r} takes 1 assignment, got {assignments}: its FastScan adds by its own"
         raise InputError(msg)
     _train(index, vectors, model.dim)
     with track(vectors.shape[0], "filing vectors", enabled=progress) as advance:
         for first in range(0, vectors.shape[0], CHUNK_ROWS):
             unit = _unit(vectors[first : first + CHUNK_ROWS], model.dim, first)
-            _add(index, unit, row_ids.of(np.arange(first, first + len(unit))), assignments)
+            file_under = None if assignments == 1 else _strongest_lists(model, unit, assignments)
+            _add(index, unit, row_ids.of(np.arange(first, first + len(unit))), file_under)
             advance(len(unit))
     return index
 
@@ -109,15 +112,23 @@ def _unit(rows: Any, dim: int, first: int) -> FloatArray:
     return normalize_rows(check_vectors(rows, dim=dim, first_row=first))
 
 
-def _add(index: Any, vectors: FloatArray, ids: npt.NDArray[Any], assignments: int) -> None:
-    if assignments == 1:
+def _strongest_lists(model: CompresSAE, vectors: FloatArray, assignments: int) -> npt.NDArray[np.int64]:
+    """Lists of the signed latents of each vector's code, (n, assignments)."""
+    codes = model.encode(vectors, assignments)
+    return codes.latents.astype(np.int64) + model.n_latents * (codes.values < 0)
+
+
+def _add(
+    index: Any, vectors: FloatArray, ids: npt.NDArray[Any], file_under: npt.NDArray[np.int64] | None
+) -> None:
+    """Adds vectors to the lists (n, assignments), or to those that Faiss chooses."""
+    if file_under is None:
         index.add_with_ids(vectors, ids)
         return
-    _, strongest = index.quantizer.search(vectors, assignments)
-    for column in strongest.T:
-        chosen = np.ascontiguousarray(column)
+    for column in file_under.T:
+        numbers = np.ascontiguousarray(column)
         index.add_core(
-            len(vectors), faiss.swig_ptr(vectors), faiss.swig_ptr(ids), faiss.swig_ptr(chosen), None
+            len(vectors), faiss.swig_ptr(vectors), faiss.swig_ptr(ids), faiss.swig_ptr(numbers), None
         )
 
 
