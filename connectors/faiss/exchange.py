@@ -116,7 +116,6 @@ class FaissVectors:
         if not self.shape[0]:
             msg = f"the Faiss index ({type(inner).__name__}) is empty"
             raise InputError(msg)
-        self._ends: npt.NDArray[np.int64] | None = None
         ivf = faiss.try_extract_index_ivf(inner)
         self._ivf: Any = None if ivf is None else faiss.downcast_index(ivf)
         # FastScan's codes are interleaved, and are decoded one by one.
@@ -124,29 +123,22 @@ class FaissVectors:
         if self._interleaved and not isinstance(inner, faiss.IndexIVF):
             msg = f"vectors of FastScan lists within a {type(inner).__name__} cannot be read"
             raise InputError(msg)
+        self._ends: npt.NDArray[np.int64] | None = None
         if self._ivf is not None:
-            self._read_list_ids()
+            # The rows of an IVF are those of its lists, list after list: its ids may be any.
+            self._ends, rows = _list_ids(self._ivf)
+            self.ids = rows if self.ids is None else self.ids[rows]
+        self._check_readable()
+
+    def _check_readable(self) -> None:
         try:
             if self._ends is None:
-                inner.reconstruct(0)  # reconstruct_n would end the process where this raises
+                self._index.reconstruct(0)  # reconstruct_n would end the process where this raises
             else:
                 self[0:1]
         except RuntimeError as error:
-            msg = f"this Faiss index ({type(inner).__name__}) cannot reconstruct its vectors: {error}"
+            msg = f"this Faiss index ({type(self._index).__name__}) cannot reconstruct its vectors: {error}"
             raise InputError(msg) from error
-
-    def _read_list_ids(self) -> None:
-        """Rows of an IVF are those of its lists, list after list: its ids may be any."""
-        lists = self._ivf.invlists
-        sizes = [lists.list_size(number) for number in range(self._ivf.nlist)]
-        self._ends = np.cumsum(sizes, dtype=np.int64)
-        held = [
-            faiss.rev_swig_ptr(lists.get_ids(number), size).copy()
-            for number, size in enumerate(sizes)
-            if size
-        ]
-        rows = np.concatenate(held)
-        self.ids = rows if self.ids is None else self.ids[rows]
 
     def __getitem__(self, rows: slice) -> FloatArray:
         """Reconstructed rows (m, d) float32."""
@@ -177,6 +169,16 @@ class FaissVectors:
         codes[:, :label_bytes] = np.frombuffer(number.to_bytes(label_bytes, "little"), dtype=np.uint8)
         codes[:, label_bytes:] = held.reshape(-1, lists.code_size)[first:end]
         return codes
+
+
+def _list_ids(ivf: Any) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Where the rows of each list end, (nlist,), and the ids of all rows, list after list."""
+    lists = ivf.invlists
+    sizes = [lists.list_size(number) for number in range(ivf.nlist)]
+    held = [
+        faiss.rev_swig_ptr(lists.get_ids(number), size).copy() for number, size in enumerate(sizes) if size
+    ]
+    return np.cumsum(sizes, dtype=np.int64), np.concatenate(held)
 
 
 def _within(ends: npt.NDArray[np.int64], start: int, stop: int) -> Iterator[tuple[int, int, int]]:
