@@ -416,6 +416,16 @@ class CompressedIndex:
         return self._scale.metric
 
     @property
+    def documents(self) -> Documents:
+        """What searches see now: codes in this package's own form, ids, marks of removal."""
+        return self._state
+
+    @property
+    def unit(self) -> float:
+        """What the codes of `documents` are to be multiplied with; 1 for cosine."""
+        return self._scale.unit or 1.0
+
+    @property
     def ids(self) -> IdArray:
         """The ids in the order of adding, removed ones left out."""
         state = self._state

@@ -19,6 +19,7 @@ from compressae_index.backend import strongest_terms
 from compressae_index.checks import FloatArray
 from compressae_index.connectors.faiss import FaissIndex, to_faiss
 from compressae_index.connectors.faiss import lists as faiss_lists
+from compressae_index.packing import row_bytes
 
 
 def summed(index: Any, terms: SparseCodes, n: int) -> npt.NDArray[np.float64]:
@@ -157,14 +158,23 @@ def test_two_stage_scores_are_those_of_the_codes(
 ) -> None:
     found = filed.search(queries, 10, candidates=4000)
     exact = model.project(queries).astype(np.float64) @ built.codes(built.ids).to_csr().T.toarray()
-    # Codes that were rounded to 6 bits are rounded to 8 once more.
     np.testing.assert_allclose(
-        np.take_along_axis(exact, found.ids.astype(int), axis=1), found.scores, atol=2e-3
+        np.take_along_axis(exact, found.ids.astype(int), axis=1), found.scores, atol=1e-6
     )
     embedded = built.search(queries, 10, mode="dense")
     shared = [len(np.intersect1d(a, b)) for a, b in zip(found.ids, embedded.ids, strict=True)]
     assert np.mean(shared) > 9.8
-    np.testing.assert_allclose(found.scores, embedded.scores, atol=2e-3)
+    np.testing.assert_allclose(found.scores, embedded.scores, atol=1e-6)
+
+
+def test_codes_stay_what_they_are(
+    filed: FaissIndex, built: CompressedIndex, model: CompresSAE, vectors: FloatArray
+) -> None:
+    np.testing.assert_array_equal(filed.codes(built.ids).to_dense(), built.codes(built.ids).to_dense())
+    assert filed.backend.nbytes["forward"] == 4000 * row_bytes(512, 16, 6)
+    aligned = CompressedIndex.build(vectors[:300], model=model, k=16, forward="aligned", progress=False)
+    packed = FaissIndex.from_index(aligned, progress=False).codes(aligned.ids)
+    np.testing.assert_allclose(packed.to_dense(), aligned.codes(aligned.ids).to_dense(), atol=4e-3)
 
 
 def test_lists_hold_the_values_of_the_packed_rows(filed: FaissIndex) -> None:
@@ -327,14 +337,30 @@ def test_from_lists_alone(built: CompressedIndex, queries: FloatArray, model: Co
         FaissIndex.from_lists(faiss_lists.empty_lists(4), model)
 
 
-def test_inner_products(vectors: FloatArray, queries: FloatArray, model: CompresSAE) -> None:
-    lengths = np.random.default_rng(0).uniform(0.5, 2, size=(500, 1)).astype(np.float32)
+@pytest.mark.parametrize("unit", [1.0, 2.0**-6])
+def test_inner_products(
+    vectors: FloatArray, queries: FloatArray, model: CompresSAE, tmp_path: Path, unit: float
+) -> None:
+    lengths = np.random.default_rng(0).uniform(0.5, 2, size=(500, 1)).astype(np.float32) * unit
     built = CompressedIndex.build(
         vectors[:500] * lengths, model=model, k=16, metric="inner_product", progress=False
     )
-    found = FaissIndex.from_index(built, progress=False).search(queries * 3, 5, candidates=500)
+    index = FaissIndex.from_index(built, progress=False)
+    index.save(tmp_path / "index")
     expected = built.search(queries * 3, 5, mode="dense")
-    np.testing.assert_allclose(found.scores, expected.scores, rtol=5e-3, atol=5e-3)
+    for one in (index, FaissIndex.load(tmp_path / "index")):
+        found = one.search(queries * 3, 5, candidates=500)
+        np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-5)
+        sums = one.search(queries * 3, 5, mode="sparse", query_nnz=512)
+        np.testing.assert_allclose(sums.scores, expected.scores, rtol=1e-3)
+
+
+def test_values_beyond_half_precision_are_refused(vectors: FloatArray, model: CompresSAE) -> None:
+    built = CompressedIndex.build(
+        vectors[:50] * 2.0**20, model=model, k=16, metric="inner_product", progress=False
+    )
+    with pytest.raises(InputError, match="beyond half precision"):
+        FaissIndex.from_index(built, progress=False)
 
 
 def test_codes_of_another_shape_are_refused(few: FaissIndex) -> None:

@@ -14,6 +14,7 @@ from compressae_index.ids import Ids
 from compressae_index.index import CompressedIndex
 from compressae_index.metric import Metric
 from compressae_index.model import CompresSAE, Encoder
+from compressae_index.packing import Packed
 from compressae_index.progress import track
 from compressae_index.sources import CHUNK_ROWS
 
@@ -59,19 +60,29 @@ class FaissIndex(BackedIndex):
 
     @classmethod
     def from_index(cls, index: CompressedIndex, *, progress: bool = True) -> FaissIndex:
-        """With the codes of an index; nothing is encoded again."""
-        ids = index.ids
-        made = cls(
+        """With the codes of an index; nothing is encoded again.
+
+        Packed codes stay what they are, bit for bit; those of the aligned form are packed.
+        """
+        documents, packing = index.documents, index.documents.backend.packing
+        backend = InvertedFile(
             index.model,
-            k=index.k,
-            encoder=index.encoder,
-            metric=index.metric,
-            string_ids=ids.dtype == object,
+            index.k,
+            packing=packing if isinstance(packing, Packed) else None,
+            unit=index.unit,
+            string_ids=documents.ids.are_strings,
         )
-        with track(len(ids), "filing codes", enabled=progress) as advance:
-            for first in range(0, len(ids), CHUNK_ROWS):
-                part = ids[first : first + CHUNK_ROWS]
-                made.backend.put(index.codes(part), part)
+        made = cls(index.model, encoder=index.encoder, metric=index.metric, backend=backend)
+        rows = documents.alive_rows()
+        stored = documents.backend.to_arrays() if len(rows) else {}
+        with track(len(rows), "filing codes", enabled=progress) as advance:
+            for first in range(0, len(rows), CHUNK_ROWS):
+                part = rows[first : first + CHUNK_ROWS]
+                ids = documents.ids.of(part)
+                if isinstance(packing, Packed):
+                    backend.put_packed(stored["forward_rows"][part], packing, ids)
+                else:
+                    backend.put(index.codes(ids), ids)
                 advance(len(part))
         return made
 

@@ -23,9 +23,9 @@ from compressae_index.model import CompresSAE
 from compressae_index.packing import Packed, packing_of, row_bytes
 from compressae_index.sources import CHUNK_ROWS
 
-# Of the packed rows. The two bits more than usual are nothing beside the bytes of the postings, and codes
-# that were rounded before, as those of another index, stay what they are.
+# Of the packed rows. The two bits more than usual are nothing beside the bytes of the postings.
 VALUE_BITS = 8
+LARGEST_HALF = float(np.finfo(np.float16).max)
 
 
 class InvertedFile:
@@ -34,14 +34,16 @@ class InvertedFile:
     Lists hold row numbers, which count up as codes are added, and not ids: the engine adds up scores by row.
     The ids of the rows are kept beside, and take no memory where they count up from 0 as well. Codes are kept
     a second time as packed rows, a fifth of the bytes of their postings: without them, a code could only be
-    put together by a pass over all lists. The lists hold the packed values in half precision.
+    put together by a pass over all lists. The lists hold the packed values in half precision: the sums of a
+    query are those of the codes within 1/2048 of each term.
 
     A filter is an array of ids, or a boolean mask over the documents in the order of adding.
 
     Attributes:
         model: the model whose codes these are.
         k: nonzeros a code.
-        is_exact: candidates come with their exact sums.
+        num_threads: threads of the engine.
+        is_exact: candidates come with their sums, not with bounds of these.
     """
 
     is_exact = True
@@ -52,6 +54,7 @@ class InvertedFile:
         k: int | None = None,
         *,
         packing: Packed | None = None,
+        unit: float = 1.0,
         string_ids: bool = False,
         num_threads: int | None = None,
     ) -> None:
@@ -61,6 +64,7 @@ class InvertedFile:
             model: the model of the codes.
             k: nonzeros a code; the model's by default.
             packing: of the packed rows; by default one of VALUE_BITS that is fitted to the first codes.
+            unit: what packed values are counted in, a power of two.
             string_ids: whether ids will be strings.
             num_threads: threads of the engine; all by default.
         """
@@ -68,10 +72,11 @@ class InvertedFile:
         self.k = model.k if k is None else check_int(k, "k", 1, model.n_latents, "n_latents")
         self.num_threads = check_threads(num_threads)
         self._packing = Packed(VALUE_BITS) if packing is None else packing
+        self._unit = unit
         self._strings = string_ids
         self._faiss = lists.empty_lists(model.n_latents)
         self._rows = Rows(Ids(0, {}))
-        self._packed = [np.empty((0, self._row_bytes), dtype=np.uint8)]
+        self._packed: list[npt.NDArray[np.uint8]] = []
         self._view: BorrowedLists | None = None
         # The lists are searched where they are, so nobody may change them meanwhile.
         self._lock = threading.RLock()
@@ -122,7 +127,8 @@ class InvertedFile:
 
         Raises:
             DimensionError: codes of another k or number of latents.
-            InputError: the lists are mapped from a file, so that nothing can be added.
+            InputError: the lists are mapped from a file, so that nothing can be added, or a value is beyond
+                half precision.
         """
         if (codes.k, codes.n_latents) != (self.k, self.n_latents):
             msg = (
@@ -130,15 +136,27 @@ class InvertedFile:
             )
             raise DimensionError(msg)
         if len(codes):
-            packing = self._packing.fitted(codes)
+            in_unit = codes.scaled(1 / self._unit)
+            packing = self._packing.fitted(in_unit)
             norms = partial(self.model.norms, num_threads=self.num_threads)
-            self._append(packing.pack(codes, self.num_threads, norms)["rows"], packing, ids)
+            self.put_packed(packing.pack(in_unit, self.num_threads, norms)["rows"], packing, ids)
 
-    def _append(self, packed: npt.NDArray[np.uint8], packing: Packed, ids: IdArray) -> None:
-        """Adds rows that a packing made."""
+    def put_packed(self, packed: npt.NDArray[np.uint8], packing: Packed, ids: IdArray) -> None:
+        """Stores rows that a packing made of codes in this back end's unit; they are not rounded again.
+
+        All rows must be of one packing, which becomes that of codes that are put later.
+
+        Raises:
+            InputError: as for `put`.
+        """
         with self._lock:
             self._check_writable()
-            codes = packing.unpack({"rows": packed}, self.n_latents, self.k, self.num_threads)
+            codes = self._unpacked(packed, packing)
+            if (largest := float(np.abs(codes.values).max(initial=0))) > LARGEST_HALF:
+                msg = (
+                    f"a value of {largest:.4g} is beyond half precision: divide the vectors by a power of two"
+                )
+                raise InputError(msg)
             rows, new = self._rows, Ids.from_user(ids, len(ids))
             replaced = ids[self.held(ids)]
             if len(replaced):
@@ -165,13 +183,17 @@ class InvertedFile:
         if not len(rows):
             nothing = np.empty((0, self.k))
             return SparseCodes(nothing.astype(np.uint16), nothing.astype(np.float32), self.n_latents)
-        packed = self._all_packed()[rows]
-        return self._packing.unpack({"rows": packed}, self.n_latents, self.k, self.num_threads)
+        return self._unpacked(self._all_packed()[rows], self._packing)
+
+    def _unpacked(self, packed: npt.NDArray[np.uint8], packing: Packed) -> SparseCodes:
+        codes = packing.unpack({"rows": packed}, self.n_latents, self.k, self.num_threads)
+        return codes if self._unit == 1 else codes.scaled(self._unit)
 
     def _all_packed(self) -> npt.NDArray[np.uint8]:
         with self._lock:
-            if len(self._packed) > 1:
-                self._packed = [np.concatenate(self._packed)]
+            if len(self._packed) != 1:
+                nothing = np.empty((0, self._row_bytes), dtype=np.uint8)
+                self._packed = [np.concatenate([nothing, *self._packed])]
             return self._packed[0]
 
     def candidates(self, terms: SparseCodes, n: int, filter: Any = None) -> Candidates:  # noqa: A002
@@ -216,20 +238,19 @@ class InvertedFile:
 
     def take(self, other: InvertedFile) -> None:
         """Adds all documents of another, whose ids must be new; rounded again where their packings differ."""
+        if not len(self._rows.ids):
+            self._packing, self._unit = other._packing, other._unit
+        mine, theirs = self._packing.levels, other._packing.levels
+        same_levels = mine is not None and theirs is not None and np.array_equal(mine, theirs)
         for packed, ids in other._live_chunks():
-            mine, theirs = self._packing.levels, other._packing.levels
-            if mine is None or (theirs is not None and np.array_equal(mine, theirs)):
-                self._append(packed, other._packing, ids)
+            if same_levels and self._unit == other._unit:
+                self.put_packed(packed, other._packing, ids)
             else:
-                self.put(
-                    other._packing.unpack({"rows": packed}, self.n_latents, self.k, self.num_threads), ids
-                )
+                self.put(other._unpacked(packed, other._packing), ids)
 
     def compacted(self) -> InvertedFile:
         """A copy in memory, without the rows of removed ids."""
-        copy = InvertedFile(
-            self.model, self.k, packing=self._packing, string_ids=self._strings, num_threads=self.num_threads
-        )
+        copy = InvertedFile(self.model, self.k, string_ids=self._strings, num_threads=self.num_threads)
         copy.take(self)
         return copy
 
@@ -246,6 +267,7 @@ class InvertedFile:
             "k": self.k,
             "string_ids": self._strings,
             "packing": self._packing.manifest(),
+            "unit": self._unit,
         }
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
@@ -274,7 +296,7 @@ class InvertedFile:
         if not isinstance(packing, Packed):
             msg = f"expected packed rows, got {meta['packing']}"
             raise FormatError(msg)
-        backend = cls(model, meta["k"], packing=packing, string_ids=meta["string_ids"])
+        backend = cls(model, meta["k"], packing=packing, unit=meta["unit"], string_ids=meta["string_ids"])
         packed = arrays["forward_rows"]
         if packed.dtype != np.uint8 or packed.shape != (n, backend._row_bytes):
             msg = f"expected packed rows {(n, backend._row_bytes)}, got {packed.dtype} {packed.shape}"
