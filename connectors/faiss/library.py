@@ -14,9 +14,9 @@ from compressae_index.errors import InputError, InstallationError, MissingExtraE
 
 # All of them install the folder faiss/: the one that was installed last works, or a mixture does.
 BUILDS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs", "faiss-gpu-cu12", "faiss-gpu-cu11")
-# What the modules of this package use, by the release of Faiss that brought the latest of it.
-NEEDED = ("IndexFlatIP", "IndexIVFScalarQuantizer", "IDSelectorBitmap", "IO_FLAG_MMAP", "swig_ptr")
-OLDEST = "1.9"
+# Names that a whole Faiss has. The last one came with 1.11; what this package needs works from 1.12 on.
+NEEDED = ("IndexFlatIP", "IndexIVFScalarQuantizer", "IDSelectorBitmap", "IO_FLAG_MMAP", "IndexIVFRaBitQ")
+OLDEST = "1.12"
 
 
 def installed_builds() -> list[str]:
