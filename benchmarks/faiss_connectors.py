@@ -2,7 +2,7 @@
 
     python benchmarks/faiss_connectors.py [embeddings.npy]
 
-The last 2,000 rows of the file are the queries; of the data that are shipped, 1,000. Milliseconds are those of
+The last 2,000 rows of the file are the queries; of the shipped data, 1,000. Milliseconds are those of
 single queries on one thread: the median over queries of each round, then that of the rounds, which are
 interleaved.
 """

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from compressae_index import persistence
-from compressae_index.backend import BackedIndex
+from compressae_index.backend import Asked, BackedIndex, BackedResult, Candidates, holds_best
 from compressae_index.connectors.faiss import lists
 from compressae_index.connectors.faiss.inverted import InvertedFile
 from compressae_index.errors import FormatError, InputError
@@ -120,6 +120,14 @@ class FaissIndex(BackedIndex):
         if len(codes):
             made.backend.put(codes, made_ids.all())
         return made
+
+    def _ranked(self, asked: Asked, found: Candidates, k: int) -> BackedResult:
+        if asked.projections is None or not found.ids.shape[1]:
+            return super()._ranked(asked, found, k)
+        scores, ids = self.backend.rescored(asked.projections, found.ids, k)
+        if asked.factors is not None:
+            scores *= asked.factors
+        return BackedResult(scores, ids, holds_best(found.scores, found.bounds, k))
 
     @property
     def faiss_index(self) -> Any:

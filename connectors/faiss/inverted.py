@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from compressae_index._engine import BorrowedLists
 from compressae_index.backend import Candidates
-from compressae_index.checks import check_int, check_threads
+from compressae_index.checks import FloatArray, check_int, check_threads
 from compressae_index.codes import SparseCodes
 from compressae_index.connectors.faiss import lists
 from compressae_index.documents import Rows
@@ -228,6 +228,24 @@ class InvertedFile:
         except ValueError as error:
             msg = f"Faiss's lists are damaged: {error}"
             raise FormatError(msg) from error
+
+    def rescored(self, projections: FloatArray, ids: IdArray, top: int) -> tuple[FloatArray, IdArray]:
+        """The best of each query's candidates by whole projections, scored by the engine from packed rows.
+
+        Args:
+            projections: (n_queries, n_latents).
+            ids: (n_queries, c) candidates; -1, or None, where there is none.
+            top: documents of each query.
+
+        Returns:
+            scores and ids, (n_queries, top) each; -inf and -1, or None, where there are fewer candidates.
+        """
+        rows = np.full(ids.shape, -1, dtype=np.int64)
+        present = ids != (None if self._strings else -1)
+        rows[present] = self._rows.rows_of(ids[present])
+        forward = self._packing.engine({"rows": self._all_packed()}, self.n_latents, self.k)
+        scores, found = forward.rescore(projections, rows, top, self.num_threads)
+        return scores * np.float32(self._unit), self._rows.ids.of(found)
 
     def _check_writable(self) -> None:
         if lists.are_mapped(self._faiss):
