@@ -61,6 +61,8 @@ def test_the_python_session_runs(
         "texts.index",
         "texts.model",
         "texts.codes",
+        "texts.faiss-index",
+        "texts.faiss",
         "training.checkpoint",
     }
 
