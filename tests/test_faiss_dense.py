@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import faiss
@@ -103,10 +104,12 @@ def test_changes_are_followed(
     index.remove([1005])
     with pytest.raises(InputError, match=r"call refresh\(\)"):
         store.search(queries, mode=mode)
+    store.refresh()
     with pytest.raises(UnknownIdError):
         store.remove([1])
     with pytest.raises(InputError, match="already in the index"):
         store.add(vectors[:1], [1000])
+    assert len(store) == 300
 
 
 def test_an_empty_store_fills_up(model: CompresSAE, vectors: FloatArray, queries: FloatArray) -> None:
@@ -330,11 +333,24 @@ def test_a_back_end_has_no_dense_mode_to_fall_back_to(
 
 
 @pytest.mark.usefixtures("two_gpus")
-def test_bounds_of_a_gpu_are_named(built: CompressedIndex) -> None:
+def test_bounds_of_a_gpu_are_named(
+    built: CompressedIndex, index: CompressedIndex, vectors: FloatArray
+) -> None:
     with pytest.raises(InputError, match="Faiss sees 2 GPUs, numbered from 0"):
         DenseStore(built, device="cuda:2")
     with pytest.raises(InputError, match="'float16' or 'float32'"):
         DenseStore(built, device="cuda", storage="bfloat16")
+    FakeIndex.room = 4000
+    store = DenseStore(index, device="cuda", progress=False)
+    FakeIndex.room = 300
+    with pytest.raises(InputError, match="cuda:0 holds 300 vectors and cannot take 1 more"):
+        store.add(vectors[300:301], [300])
+    for call in (partial(store.search, vectors[0]), partial(store.add, vectors[301:302], [301])):
+        with pytest.raises(InputError, match=r"an add failed; call refresh\(\)"):
+            call()
+    FakeIndex.room = 4000
+    store.refresh()
+    assert store.search(vectors[300], 1, mode="dense").ids[0, 0] == 300
     FakeIndex.room = 3000
     with pytest.raises(InputError, match=r"cuda:0 holds \d+ vectors and cannot take .* out of memory"):
         DenseStore(built, device="cuda", progress=False)

@@ -287,6 +287,8 @@ def test_an_empty_index(model: CompresSAE, queries: FloatArray, tmp_path: Path) 
     loaded = FaissIndex.load(tmp_path / "index")
     assert (loaded.search(queries, 3).ids == -1).all()
     assert len(loaded) == 0
+    named = FaissIndex(model, k=16, string_ids=True)
+    assert set(named.search(queries, 3).ids.ravel()) == {None}
 
 
 def test_damaged_directories_are_named(few: FaissIndex, tmp_path: Path) -> None:

@@ -119,9 +119,11 @@ class DenseStore:
         """Adds vectors to the index, as `CompressedIndex.add` does, and their reconstructions here.
 
         Raises:
-            InputError: as there; nothing was added.
+            InputError: as there, or the index was changed elsewhere; nothing was added. Or a GPU has no
+                memory left: the index then has the vectors, and `refresh` is needed once there is room.
         """
-        self.index.add(embeddings, ids, num_threads=num_threads)
+        self._check_current()
+        self.index.add(_on_host(embeddings), ids, num_threads=num_threads)
         added = self._ids_of_index()[len(self) :] if ids is None else as_id_array(ids)
         if not len(self):
             self.refresh(added)
@@ -255,11 +257,13 @@ class DenseStore:
         return self.index.backend.k if isinstance(self.index, BackedIndex) else self.index.k
 
     def _check_current(self) -> None:
+        held = len(self._rows.ids)
         # The length of a back end may be a question to a server.
-        if isinstance(self.index, CompressedIndex) and len(self.index) != len(self):
+        expected = len(self.index) + held - len(self) if isinstance(self.index, CompressedIndex) else held
+        if not expected == held == len(self._flat):
             msg = (
-                f"the index holds {len(self.index)} vectors, its Faiss store {len(self)}: it was changed "
-                "elsewhere; call refresh()"
+                f"the Faiss store holds {len(self._flat)} vectors and knows {held}, where the index makes "
+                f"{expected}: the index was changed elsewhere, or an add failed; call refresh()"
             )
             raise InputError(msg)
 

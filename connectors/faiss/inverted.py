@@ -218,7 +218,11 @@ class InvertedFile:
                 scores, found = self._search(terms, width, allowed)
         # All are found where no more are allowed; one that shares no term with the query counts with its 0.
         bounds = scores[:, -1] if width < n_allowed else np.full(len(terms), -np.inf, dtype=np.float32)
-        return Candidates(rows.ids.of(found), scores, bounds, None)
+        return Candidates(self._ids_of(found), scores, bounds, None)
+
+    def _ids_of(self, rows: RowArray) -> IdArray:
+        ids = self._rows.ids.of(rows)
+        return ids.astype(object) if self._strings else ids  # without documents, there is no kind yet
 
     def _search(self, terms: SparseCodes, top: int, allowed: Bitmap | None) -> Hits:
         if self._view is None:
@@ -245,7 +249,7 @@ class InvertedFile:
         rows[present] = self._rows.rows_of(ids[present])
         forward = self._packing.engine({"rows": self._all_packed()}, self.n_latents, self.k)
         scores, found = forward.rescore(projections, rows, top, self.num_threads)
-        return scores * np.float32(self._unit), self._rows.ids.of(found)
+        return scores * np.float32(self._unit), self._ids_of(found)
 
     def _check_writable(self) -> None:
         if lists.are_mapped(self._faiss):
