@@ -333,11 +333,25 @@ def test_a_back_end_has_no_dense_mode_to_fall_back_to(
 
 
 @pytest.mark.usefixtures("two_gpus")
+def test_a_back_end_whose_vectors_did_not_fit(model: CompresSAE, vectors: FloatArray) -> None:
+    backed = FaissIndex(model, k=16)
+    backed.add(vectors[:30], np.arange(30))
+    store = DenseStore(backed, device="cuda", progress=False)
+    FakeIndex.room = 30
+    with pytest.raises(InputError, match="cannot take 1 more"):
+        store.add(vectors[30:31], [30])
+    with pytest.raises(InputError, match=r"call refresh\(\)"):
+        store.search(vectors[30], mode="dense")
+
+
+@pytest.mark.usefixtures("two_gpus")
 def test_bounds_of_a_gpu_are_named(
     built: CompressedIndex, index: CompressedIndex, vectors: FloatArray
 ) -> None:
     with pytest.raises(InputError, match="Faiss sees 2 GPUs, numbered from 0"):
         DenseStore(built, device="cuda:2")
+    with pytest.raises(InputError, match="storage must be one of"):
+        DenseStore(built, device="cuda", storage="int8")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="'float16' or 'float32'"):
         DenseStore(built, device="cuda", storage="bfloat16")
     FakeIndex.room = 4000

@@ -10,7 +10,7 @@ import numpy as np
 
 from compressae_index.backend import BackedIndex
 from compressae_index.checks import FloatArray, check_choice, check_int, check_vectors, normalize_rows
-from compressae_index.connectors.faiss.flat import CpuFlat, Storage, in_order
+from compressae_index.connectors.faiss.flat import STORAGES, CpuFlat, Storage, in_order
 from compressae_index.connectors.faiss.gpu import LONGEST, SPREADS, GpuFlat, Spread
 from compressae_index.connectors.faiss.library import find_gpus
 from compressae_index.documents import Rows
@@ -61,7 +61,7 @@ class DenseStore:
             UnknownIdError: an id is not in the index.
         """
         self.index = index
-        self._storage = storage
+        self._storage: Storage = check_choice(storage, "storage", STORAGES)
         self._gpus = find_gpus(device)
         self._spread: Spread = check_choice(spread, "spread", SPREADS)
         self._flat = self._empty()

@@ -85,6 +85,7 @@ class GpuFlat:
 
     def _add_batch(self, vectors: FloatArray) -> None:
         rows = np.arange(self._n, self._n + len(vectors))
+        self._n += len(vectors)  # also where one GPU fails: the others are ahead of what is known then
         shares = (
             np.array_split(np.arange(len(vectors)), len(self._devices))
             if self._sharded
@@ -105,7 +106,6 @@ class GpuFlat:
                 raise InputError(msg) from error
             if self._sharded:
                 self._rows[i] = np.concatenate([self._rows[i], rows[share]])
-        self._n += len(vectors)
 
     def search(self, queries: Any, k: int) -> Hits:
         """Rows of the k largest inner products, (n_queries, k) each; rows that are missing are -1.
