@@ -161,7 +161,7 @@ HOLDERS = {
     "RR384,IVF8,Flat": 1 - 1e-6,
     "IDMap,RR384,IVF8,Flat": 1 - 1e-6,
     "Flat,RFlat": 1 - 1e-6,
-    "PQ16x4": 0.5,
+    "IVF8,PQ16x4": 0.5,
     "IVF8,PQ16x4fs": 0.5,
 }
 

@@ -112,8 +112,7 @@ class FaissVectors:
             self.ids = faiss.vector_to_array(outer.id_map)
             inner = faiss.downcast_index(outer.index)
         self._index = inner
-        self.shape: tuple[int, ...] = (int(inner.ntotal), int(inner.d))
-        if not self.shape[0]:
+        if not inner.ntotal:
             msg = f"the Faiss index ({type(inner).__name__}) is empty"
             raise InputError(msg)
         ivf = faiss.try_extract_index_ivf(inner)
@@ -128,6 +127,8 @@ class FaissVectors:
             # The rows of an IVF are those of its lists, list after list: its ids may be any.
             self._ends, rows = _list_ids(self._ivf)
             self.ids = rows if self.ids is None else self.ids[rows]
+        n = inner.ntotal if self._ends is None else self._ends[-1]
+        self.shape: tuple[int, ...] = (int(n), int(inner.d))
         self._check_readable()
 
     def _check_readable(self) -> None:
