@@ -20,10 +20,12 @@ except ImportError as error:
 
 from compressae_index.codes import SparseCodes
 from compressae_index.errors import (
+    BackendError,
     CompressaeError,
     DimensionError,
     FormatError,
     InputError,
+    InstallationError,
     MissingExtraError,
     NewerFormatError,
     TrainingError,
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from compressae_index.training import TrainConfig, TrainResult, train
 
 __all__ = [
+    "BackendError",
     "CompresSAE",
     "CompressaeError",
     "CompressedIndex",
@@ -44,6 +47,7 @@ __all__ = [
     "FormatError",
     "IndexStats",
     "InputError",
+    "InstallationError",
     "MissingExtraError",
     "NewerFormatError",
     "SearchResult",

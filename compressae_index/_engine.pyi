@@ -88,6 +88,45 @@ class InvertedLists:
     @property
     def n_documents(self) -> int: ...
 
+class BorrowedLists:
+    """
+    Posting lists in another library's memory, which must outlive this object unchanged.
+    """
+
+    def __init__(
+        self,
+        documents: Annotated[
+            NDArray[numpy.uint64], dict(shape=(None,), order="C", device="cpu", writable=False)
+        ],
+        values: Annotated[
+            NDArray[numpy.uint64], dict(shape=(None,), order="C", device="cpu", writable=False)
+        ],
+        counts: Annotated[NDArray[numpy.int64], dict(shape=(None,), order="C", device="cpu", writable=False)],
+        n_documents: int,
+    ) -> None:
+        """
+        From the addresses (n_latents,) of each list's documents, int64 and ascending, and of its values, half
+        precision, and the postings (n_latents,) that stand there.
+        """
+
+    def search(
+        self,
+        latents: Annotated[
+            NDArray[numpy.uint16], dict(shape=(None, None), order="C", device="cpu", writable=False)
+        ],
+        weights: Annotated[
+            NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)
+        ],
+        top: int,
+        allowed: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order="C", device="cpu", writable=False)]
+        | None,
+        num_threads: int,
+    ) -> tuple[NDArray[numpy.float32], NDArray[numpy.int64]]:
+        """
+        Best documents by terms (n_queries, m), of which a latent stands once in a row: (scores, rows),
+        (n_queries, top).
+        """
+
 def code_norms(
     latents: Annotated[
         NDArray[numpy.uint16], dict(shape=(None, None), order="C", device="cpu", writable=False)

@@ -16,15 +16,11 @@ from compressae_index.errors import DimensionError, InputError
 from compressae_index.ids import Ids, RowArray
 
 
-class Documents:
-    """What an index holds: immutable, replaced as a whole by each change."""
+class Rows:
+    """The ids of rows 0 .. n-1, some of which may have been removed; immutable."""
 
-    def __init__(self, backend: EmbeddedBackend, ids: Ids, alive: npt.NDArray[np.bool_] | None) -> None:
-        """From codes, the ids of their rows, and which of them were not removed (None: all)."""
-        if len(backend) != len(ids) or (alive is not None and len(alive) != len(ids)):
-            msg = f"{len(backend)} codes, but {len(ids)} ids"
-            raise DimensionError(msg)
-        self.backend = backend
+    def __init__(self, ids: Ids, alive: npt.NDArray[np.bool_] | None = None) -> None:
+        """From the ids of the rows, and which of these were not removed (None: all)."""
         self.ids = ids
         self.alive = alive
         self.n_alive = len(ids) if alive is None else int(alive.sum())
@@ -37,10 +33,11 @@ class Documents:
 
     def rows_of(self, ids: Any) -> RowArray:
         """Rows of ids that are held and not removed."""
-        return self.alive_rows()[self._live_ids.rows_of(ids)]
+        return self.alive_rows()[self.live_ids.rows_of(ids)]
 
     @cached_property
-    def _live_ids(self) -> Ids:
+    def live_ids(self) -> Ids:
+        """The ids of `alive_rows`."""
         # An id may have been removed and added again: only the living one counts.
         return self.ids if self.alive is None else self.ids.subset(self.alive_rows())
 
@@ -58,6 +55,31 @@ class Documents:
         else:
             mask[self.rows_of(wanted)] = True
         return np.packbits(mask, bitorder="little"), int(mask.sum())
+
+    def extended(self, ids: Ids) -> Rows:
+        """With rows appended, whose ids are new or were removed."""
+        if not len(self.ids):
+            return Rows(ids)
+        alive = None if self.alive is None else np.concatenate([self.alive, np.ones(len(ids), dtype=bool)])
+        return Rows(self.ids.extended(ids), alive)
+
+    def without(self, rows: RowArray) -> Rows:
+        """With some rows removed."""
+        alive = np.ones(len(self.ids), dtype=bool) if self.alive is None else self.alive.copy()
+        alive[rows] = False
+        return Rows(self.ids, alive)
+
+
+class Documents(Rows):
+    """What an index holds: immutable, replaced as a whole by each change."""
+
+    def __init__(self, backend: EmbeddedBackend, ids: Ids, alive: npt.NDArray[np.bool_] | None) -> None:
+        """From codes, the ids of their rows, and which of them were not removed (None: all)."""
+        if len(backend) != len(ids) or (alive is not None and len(alive) != len(ids)):
+            msg = f"{len(backend)} codes, but {len(ids)} ids"
+            raise DimensionError(msg)
+        super().__init__(ids, alive)
+        self.backend = backend
 
     def next_ids(self, n: int) -> RowArray:
         """Integers above the largest id so far, removed ones included."""
@@ -80,7 +102,7 @@ class Documents:
             kinds = ("strings", "integers") if self.ids.are_strings else ("integers", "strings")
             msg = f"the ids of this index are {kinds[0]}, the new ones are {kinds[1]}"
             raise InputError(msg)
-        held = np.flatnonzero(self._live_ids.find(ids.all()) >= 0)
+        held = np.flatnonzero(self.live_ids.find(ids.all()) >= 0)
         if held.size:
             first = ids.of(held[:1]).tolist()[0]
             msg = f"id {first!r} is already in the index ({held.size} such ids); remove it first"
@@ -95,8 +117,8 @@ class Documents:
             backend = backend.added(codes, num_threads, dictionary)
         if not self.n_alive:
             return Documents(backend.joined(), ids, None)
-        alive = None if self.alive is None else np.concatenate([self.alive, np.ones(len(ids), dtype=bool)])
-        return Documents(backend, self.ids.extended(ids), alive)
+        rows = self.extended(ids)
+        return Documents(backend, rows.ids, rows.alive)
 
     def removed(self, ids: Any) -> Documents:
         """Without some ids.
@@ -111,9 +133,7 @@ class Documents:
             raise InputError(msg)
         if not len(rows):
             return self
-        alive = np.ones(len(self.ids), dtype=bool) if self.alive is None else self.alive.copy()
-        alive[rows] = False
-        return Documents(self.backend, self.ids, alive)
+        return Documents(self.backend, self.ids, self.without(rows).alive)
 
     def compacted(self, num_threads: int) -> Documents:
         """Without the rows of removed ids."""

@@ -6,17 +6,21 @@ CompressaeError
 │   └── UnknownIdError       an id that the index does not hold; also a KeyError
 ├── FormatError          a file or directory is not what it should be
 │   └── NewerFormatError     written by a newer version of this package
+├── BackendError         something that keeps codes outside of this process failed or refused
 ├── TrainingError        training cannot go on
+├── InstallationError    installed packages do not work together; also an ImportError
 └── MissingExtraError    an optional dependency is not installed; also an ImportError
 """
 
 from __future__ import annotations
 
 __all__ = [
+    "BackendError",
     "CompressaeError",
     "DimensionError",
     "FormatError",
     "InputError",
+    "InstallationError",
     "MissingExtraError",
     "NewerFormatError",
     "TrainingError",
@@ -51,8 +55,16 @@ class NewerFormatError(FormatError):
     """Written by a newer version of this package."""
 
 
+class BackendError(CompressaeError):
+    """Something that keeps codes outside of this process failed or refused; the message says what to do."""
+
+
 class TrainingError(CompressaeError):
     """Training cannot go on, for the reason that the message gives."""
+
+
+class InstallationError(CompressaeError, ImportError):
+    """Installed packages are broken or do not work together; the message has the command that repairs it."""
 
 
 class MissingExtraError(CompressaeError, ImportError):

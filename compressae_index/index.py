@@ -336,7 +336,8 @@ class CompressedIndex:
         # Beyond what is allowed there is nothing to select, so a huge k or candidates costs no memory.
         candidates = min(candidates, n_allowed)
         query_nnz = state.backend.query_nnz if query_nnz is None else query_nnz
-        backend, (sparse_u, dense_u) = state.backend, self._projections(rows, mode, scoring, threads)
+        backend = state.backend
+        sparse_u, dense_u = projections(self.model, rows, mode, scoring, self.k, self.encoder, threads)
         if mode == "sparse":
             scores, found = backend.sparse(sparse_u, query_nnz, width, allowed, threads)
         elif mode == "dense":
@@ -348,18 +349,6 @@ class CompressedIndex:
         if factors is not None:
             scores *= factors
         return _padded(scores, found, k, state.ids)
-
-    def _projections(
-        self, queries: FloatArray, mode: Mode, scoring: Scoring, threads: int
-    ) -> tuple[FloatArray, FloatArray]:
-        """What stage one and stage two score with."""
-        if scoring == "asymmetric":
-            u = self.model.project(queries)
-            return u, u
-        codes = self.model.encode(queries, self.k, encoder=self.encoder, num_threads=threads)
-        codes = self.model.fold(codes, num_threads=threads)
-        sparse_u = codes.to_dense()
-        return sparse_u, sparse_u if mode == "sparse" else self.model.decode(codes) @ self.model.decoder_w.T
 
     def add(
         self,
@@ -429,6 +418,16 @@ class CompressedIndex:
         return self._scale.metric
 
     @property
+    def documents(self) -> Documents:
+        """What searches see now: codes in this package's own form, ids, marks of removal."""
+        return self._state
+
+    @property
+    def unit(self) -> float:
+        """What the codes of `documents` are to be multiplied with; 1 for cosine."""
+        return self._scale.unit or 1.0
+
+    @property
     def ids(self) -> IdArray:
         """The ids in the order of adding, removed ones left out."""
         state = self._state
@@ -467,13 +466,7 @@ class CompressedIndex:
         if len(projection) != 1:
             msg = f"explain takes one query, got {len(projection)}"
             raise DimensionError(msg)
-        code = self.codes([id])
-        latents, values = code.latents[0].astype(np.int64), code.values[0]
-        projections = projection[0, latents]
-        contributions = projections * values
-        order = np.argsort(-np.abs(contributions), kind="stable")
-        score = float(contributions.sum(dtype=np.float64))
-        return Explanation(score, latents[order], contributions[order], projections[order], values[order])
+        return explained(projection[0], self.codes([id]))
 
     def stats(self) -> IndexStats:
         """What the index holds and what it costs."""
@@ -567,6 +560,35 @@ class CompressedIndex:
             alive=alive,
             unit=unit,
         )
+
+
+def projections(
+    model: CompresSAE,
+    queries: FloatArray,
+    mode: str,
+    scoring: Scoring,
+    k: int,
+    encoder: Encoder,
+    num_threads: int,
+) -> tuple[FloatArray, FloatArray]:
+    """What stage one and stage two score checked queries (n_queries, d) with: each (n_queries, n_latents)."""
+    if scoring == "asymmetric":
+        u = model.project(queries)
+        return u, u
+    codes = model.encode(queries, k, encoder=encoder, num_threads=num_threads)
+    codes = model.fold(codes, num_threads=num_threads)
+    sparse_u = codes.to_dense()
+    return sparse_u, sparse_u if mode == "sparse" else model.decode(codes) @ model.decoder_w.T
+
+
+def explained(projection: FloatArray, code: SparseCodes) -> Explanation:
+    """How one code adds up to its score by a query's projection (n_latents,)."""
+    latents, values = code.latents[0].astype(np.int64), code.values[0]
+    of_latents = projection[latents]
+    contributions = of_latents * values
+    order = np.argsort(-np.abs(contributions), kind="stable")
+    score = float(contributions.sum(dtype=np.float64))
+    return Explanation(score, latents[order], contributions[order], of_latents[order], values[order])
 
 
 def _collected(chunks: Iterable[SparseCodes], advance: Callable[[int], object]) -> Iterator[SparseCodes]:

@@ -18,7 +18,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,6 +45,8 @@ class Stored(NamedTuple):
     """Arrays by name."""
     tensors: dict[str, npt.NDArray[np.float32]]
     """The model's parameters by name."""
+    files: dict[str, Path]
+    """Files of another form, by name."""
 
 
 def write(
@@ -54,8 +56,17 @@ def write(
     *,
     arrays: Mapping[str, npt.NDArray[Any]] | None = None,
     tensors: Mapping[str, npt.NDArray[np.float32]],
+    files: Mapping[str, Callable[[Path], object]] | None = None,
 ) -> None:
     """Writes a directory of the given kind, replacing an older one of ours.
+
+    Args:
+        path: the directory.
+        kind: what it holds.
+        meta: the caller's own entry of the manifest.
+        arrays: arrays by name.
+        tensors: the model's parameters by name.
+        files: files of another form by name, and what writes them to a path.
 
     Raises:
         FormatError: something that this package did not write is at `path`.
@@ -67,9 +78,11 @@ def write(
     data = f"data-{secrets.token_hex(4)}"
     try:
         (path / data).mkdir(parents=True)
+        for name, write_file in (files or {}).items():
+            write_file(path / data / name)
         _write_files(path / data, arrays or {}, tensors)
-        files = {file.name: describe(file) for file in sorted((path / data).iterdir())}
-        content = {"meta": dict(meta), "data": data, "files": files}
+        described = {file.name: describe(file) for file in sorted((path / data).iterdir())}
+        content = {"meta": dict(meta), "data": data, "files": described}
         write_manifest(path, kind, content, aside=path / data / _MANIFEST)
     except BaseException:
         shutil.rmtree(path / data if existed else path, ignore_errors=True)
@@ -124,6 +137,7 @@ def read(path: str | Path, kind: str, *, mmap: bool = False) -> Stored:
     manifest = read_manifest(path, kind)
     arrays: dict[str, npt.NDArray[Any]] = {}
     tensors: dict[str, npt.NDArray[np.float32]] = {}
+    files: dict[str, Path] = {}
     with reading(str(path)):
         for name, expected in manifest["files"].items():
             file = path / manifest["data"] / Path(name).name
@@ -132,9 +146,11 @@ def read(path: str | Path, kind: str, *, mmap: bool = False) -> Stored:
                 from safetensors.numpy import load_file
 
                 tensors = load_file(file)
-            else:
+            elif file.suffix == ".npy":
                 arrays[file.stem] = _read_array(file, mmap)
-        return Stored(manifest["meta"], arrays, tensors)
+            else:
+                files[name] = file
+        return Stored(manifest["meta"], arrays, tensors, files)
 
 
 def _read_array(file: Path, mmap: bool) -> npt.NDArray[Any]:

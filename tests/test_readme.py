@@ -61,6 +61,8 @@ def test_the_python_session_runs(
         "texts.index",
         "texts.model",
         "texts.codes",
+        "texts.faiss-index",
+        "texts.faiss",
         "training.checkpoint",
     }
 
@@ -122,7 +124,7 @@ def test_extras_are_those_of_the_package() -> None:
     import tomllib
 
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    table = re.findall(r"^\| `(\w+)` \| [^|]+ \| [^|]+ \|$", README, flags=re.MULTILINE)
+    table = re.findall(r"^\| `([\w-]+)` \| [^|]+ \| [^|]+ \|$", README, flags=re.MULTILINE)
     assert [name for name in table if name in extras] == [name for name in extras if name != "dev"]
 
 

@@ -24,6 +24,7 @@
 #include "forward.hpp"
 #include "huge.hpp"
 #include "inverted.hpp"
+#include "lists.hpp"
 #include "packed.hpp"
 #include "pursuit.hpp"
 #include "rounding.hpp"
@@ -78,14 +79,20 @@ void require_below(const Input<std::uint16_t, 2>& latents, std::size_t n_latents
 
 using Bitmap = std::optional<Input<std::uint8_t, 1>>;
 
+Allowed to_allowed(const Bitmap& bitmap, std::size_t n_documents) {
+  if (!bitmap) return {};
+  require_equal(bitmap->shape(0), (n_documents + 7) / 8, "bytes of the allowed bitmap");
+  return {bitmap->data()};
+}
+
 // What is searched, and among which documents.
 Scope scope_of(std::vector<Part>&& parts, std::size_t n_latents, const Bitmap& bitmap) {
   Scope scope{std::move(parts), n_latents, {}, 0};
-  scope.n_allowed = scope.n_documents();
-  if (!bitmap) return scope;
-  require_equal(bitmap->shape(0), (scope.n_documents() + 7) / 8, "bytes of the allowed bitmap");
-  scope.allowed.bitmap = bitmap->data();
-  scope.n_allowed = 0;
+  scope.allowed = to_allowed(bitmap, scope.n_documents());
+  if (!bitmap) {
+    scope.n_allowed = scope.n_documents();
+    return scope;
+  }
   for (std::size_t i = 0; i < bitmap->size(); ++i)
     scope.n_allowed += static_cast<std::size_t>(std::popcount(bitmap->data()[i]));
   return scope;
@@ -217,6 +224,53 @@ class InvertedLists {
   Arrays arrays_;
   InvertedView lists_;
   std::size_t nbytes_ = 0;
+};
+
+// Posting lists in the memory of another library, which the caller keeps alive and unchanged.
+class BorrowedLists {
+ public:
+  BorrowedLists(const Input<std::uint64_t, 1>& documents, const Input<std::uint64_t, 1>& values,
+                const Input<std::int64_t, 1>& counts, std::size_t n_documents)
+      : n_documents_(n_documents) {
+    const std::size_t n_latents = counts.shape(0);
+    require_latents(n_latents);
+    require_equal(documents.shape(0), n_latents, "length of documents");
+    require_equal(values.shape(0), n_latents, "length of values");
+    for (std::size_t j = 0; j < n_latents; ++j) {
+      const std::int64_t count = counts.data()[j];
+      const std::uint64_t document = documents.data()[j], value = values.data()[j];
+      require(count >= 0 && (count == 0 || (document != 0 && value != 0)),
+              "list " + std::to_string(j) + " has " + std::to_string(count) + " postings at no address");
+      lists_.push_back({reinterpret_cast<const unsigned char*>(document),
+                        reinterpret_cast<const unsigned char*>(value), static_cast<std::size_t>(count)});
+    }
+  }
+
+  Hits search(const Input<std::uint16_t, 2>& latents, const Input<float, 2>& weights, std::size_t top,
+              const Bitmap& bitmap, std::size_t num_threads) const {
+    const std::size_t width = latents.shape(1);
+    require_equal(weights.shape(0), latents.shape(0), "rows of weights");
+    require_equal(weights.shape(1), width, "columns of weights");
+    require_below(latents, lists_.size());
+    const Allowed allowed = to_allowed(bitmap, n_documents_);
+    return searched(latents.shape(0), top, [&](const Results& results) {
+      ThreadPool::instance().parallel_for(latents.shape(0), num_threads, [&](std::size_t q) {
+        // Zeros again after a search that threw.
+        thread_local std::vector<float> scores;
+        scores.assign(kListWindow, 0.0f);
+        std::vector<ListTerm> terms;
+        for (std::size_t i = q * width; i < (q + 1) * width; ++i)
+          if (weights.data()[i] != 0.0f) terms.push_back({&lists_[latents.data()[i]], weights.data()[i], 0});
+        TopK best(top);
+        search_borrowed(terms, n_documents_, allowed, scores.data(), best);
+        results.write(q, best);
+      });
+    });
+  }
+
+ private:
+  std::vector<BorrowedList> lists_;
+  std::size_t n_documents_;
 };
 
 // The forward part of whichever form.
@@ -585,6 +639,18 @@ NB_MODULE(_engine, m) {
       .def("arrays", &InvertedLists::arrays)
       .def_prop_ro("nbytes", &InvertedLists::nbytes)
       .def_prop_ro("n_documents", &InvertedLists::n_documents);
+
+  nb::class_<BorrowedLists>(m, "BorrowedLists",
+                            "Posting lists in another library's memory, which must outlive this object unchanged.")
+      .def(nb::init<const Input<std::uint64_t, 1>&, const Input<std::uint64_t, 1>&, const Input<std::int64_t, 1>&,
+                    std::size_t>(),
+           "documents"_a.noconvert(), "values"_a.noconvert(), "counts"_a.noconvert(), "n_documents"_a,
+           "From the addresses (n_latents,) of each list's documents, int64 and ascending, and of its values, half\n"
+           "precision, and the postings (n_latents,) that stand there.")
+      .def("search", &BorrowedLists::search, "latents"_a.noconvert(), "weights"_a.noconvert(), "top"_a,
+           "allowed"_a.noconvert().none(), "num_threads"_a,
+           "Best documents by terms (n_queries, m), of which a latent stands once in a row: (scores, rows),\n"
+           "(n_queries, top).");
 
   m.def("code_norms", &code_norms, "latents"_a.noconvert(), "values"_a.noconvert(), "dictionary"_a.noconvert(),
         "num_threads"_a, "Norms of the reconstructions of codes (n, k) over a dictionary (n_latents, dim): (n,).");

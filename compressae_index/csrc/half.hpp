@@ -5,11 +5,11 @@
 
 namespace compressae {
 
-// A finite half as a float: its bits, moved up, are a float that is too small by 2^112.
+// A finite half as a float: its bits, moved up, are a float that is too small by 2^112. No branch, as signs are
+// what a processor cannot foresee.
 static inline float from_half(std::uint16_t half) {
-  const std::uint32_t magnitude = static_cast<std::uint32_t>(half & 0x7fff) << 13;
-  const float value = __builtin_bit_cast(float, magnitude) * 0x1p112f;
-  return half & 0x8000 ? -value : value;
+  const std::uint32_t sign = half & 0x8000u, magnitude = half & 0x7fffu;
+  return __builtin_bit_cast(float, sign << 16 | magnitude << 13) * 0x1p112f;
 }
 
 // The smallest finite half that is not below a number, which is not negative; the largest half for greater ones.

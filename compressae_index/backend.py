@@ -1,0 +1,511 @@
+"""An index over a sparse back end: codes that are kept and found by latents outside of this package."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from compressae_index.checks import FloatArray, check_choice, check_int, check_threads, check_vectors
+from compressae_index.codes import SparseCodes
+from compressae_index.embedded import QUERY_NNZ
+from compressae_index.encoding import encoded_chunks
+from compressae_index.errors import DimensionError, InputError, UnknownIdError
+from compressae_index.ids import IdArray, Ids, as_id_array
+from compressae_index.index import (
+    MAX_K,
+    SCORINGS,
+    Explanation,
+    Scoring,
+    SearchResult,
+    explained,
+    projections,
+)
+from compressae_index.metric import METRICS, Metric, RowScale
+from compressae_index.model import ENCODERS, CompresSAE, Encoder
+from compressae_index.progress import track
+from compressae_index.sources import VectorSource, open_vectors
+
+# Queries answered at a time: the codes of all their candidates are held at once.
+QUERY_BLOCK = 16
+
+BoolArray = npt.NDArray[np.bool_]
+
+
+class Candidates(NamedTuple):
+    """What stage one of a back end found for a batch of queries."""
+
+    ids: IdArray
+    """(n_queries, c) int64, or str objects; -1, or None, where fewer were found, after all others."""
+    scores: FloatArray
+    """(n_queries, c) sums over the query's terms, or upper bounds of them; -inf where fewer were found."""
+    bounds: FloatArray
+    """(n_queries,) no document that was not found has a sum over the query's terms above this."""
+    codes: SparseCodes | None
+    """Codes of the candidates, n_queries * c rows, of value 0 where fewer were found; None where the back
+    end does not get them along."""
+
+
+class SparseBackend(Protocol):
+    """Folded codes by user id, kept and searched outside of this package.
+
+    Ids are those that `Ids` takes: int64 that are not negative, or strings; never both.
+    """
+
+    @property
+    def n_latents(self) -> int:
+        """Size of the dictionary."""
+        ...
+
+    @property
+    def k(self) -> int:
+        """Nonzeros a code."""
+        ...
+
+    @property
+    def are_strings(self) -> bool:
+        """Whether the ids are strings."""
+        ...
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether scores of candidates are the signed sums themselves, not upper bounds."""
+        ...
+
+    @property
+    def nbytes(self) -> dict[str, int]:
+        """Bytes by part, as far as the back end tells."""
+        ...
+
+    def __len__(self) -> int:
+        """Documents that a search can find."""
+        ...
+
+    def held(self, ids: IdArray) -> BoolArray:
+        """Which of the ids are held."""
+        ...
+
+    def put(self, codes: SparseCodes, ids: IdArray) -> None:
+        """Stores codes, one id a row and each once; those of ids that are held are replaced."""
+        ...
+
+    def remove(self, ids: IdArray) -> None:
+        """Removes ids, all of them held."""
+        ...
+
+    def codes(self, ids: IdArray) -> SparseCodes:
+        """The stored codes of ids, in their order; ids may repeat.
+
+        Raises:
+            UnknownIdError: an id is not held.
+        """
+        ...
+
+    def candidates(self, terms: SparseCodes, n: int, filter: Any) -> Candidates:  # noqa: A002
+        """The n best documents by the terms of each query, which are entries of its projection.
+
+        Args:
+            terms: one row a query; entries of value 0 are no terms.
+            n: candidates of each query, at most; documents that share no term with it need not be found.
+            filter: what to search among, in the back end's own words; None for all.
+
+        Raises:
+            InputError: the filter is not one of the back end's, or n is more than it gives.
+        """
+        ...
+
+
+class BackedResult(SearchResult):
+    """Neighbours of a batch of queries, with what is known of their exactness."""
+
+    certified: BoolArray
+    """(n_queries,) whether the k best by the query's query_nnz terms are provably among the candidates: in
+    mode "sparse", the result is then exact; in "two_stage", none of them was left out of the re-scoring."""
+
+    def __new__(cls, scores: FloatArray, ids: IdArray, certified: BoolArray) -> BackedResult:
+        """A pair of scores and ids that carries the certificate as an attribute."""
+        result = super().__new__(cls, scores, ids)
+        result.certified = certified
+        return result
+
+
+class BackedStats(NamedTuple):
+    """What an index over a back end holds."""
+
+    vectors: int
+    dim: int
+    n_latents: int
+    k: int
+    encoder: str
+    metric: str
+    bytes_per_vector: dict[str, float]
+    """Bytes a vector by part, as far as the back end tells."""
+    model_bytes: int
+
+
+class Asked(NamedTuple):
+    """A batch of checked queries, as stage one and stage two see them."""
+
+    terms: SparseCodes
+    """The query_nnz strongest latents of each query."""
+    projections: FloatArray | None
+    """(n_queries, n_latents) what stage two scores with; None where there is no stage two."""
+    factors: FloatArray | None
+    """(n_queries, 1) what turns scores into the metric's; None for cosine."""
+
+    def __len__(self) -> int:
+        return len(self.terms)
+
+    def block(self, first: int) -> Asked:
+        """The QUERY_BLOCK queries from `first` on."""
+        rows = slice(first, first + QUERY_BLOCK)
+        u, factors = self.projections, self.factors
+        return Asked(
+            self.terms[rows], None if u is None else u[rows], None if factors is None else factors[rows]
+        )
+
+
+class BackedIndex:
+    """Vectors whose codes a back end keeps, searched as those of a `CompressedIndex`.
+
+    Ties go to the lower id. Documents that share no term with a query are not found.
+    """
+
+    modes: ClassVar[tuple[str, ...]] = ("sparse", "two_stage")
+
+    def __init__(
+        self,
+        model: CompresSAE,
+        backend: SparseBackend,
+        *,
+        encoder: Encoder = "pursuit",
+        metric: Metric = "cosine",
+    ) -> None:
+        """From a model and the back end that keeps its folded codes.
+
+        Args:
+            model: the model that encoded what the back end holds.
+            backend: keeps the codes.
+            encoder: how vectors that are added become codes.
+            metric: what scores are; with "inner_product", codes that the back end holds are times the norm
+                of their vector.
+
+        Raises:
+            DimensionError: the back end's codes are over another number of latents.
+        """
+        if backend.n_latents != model.n_latents:
+            msg = f"the back end has {backend.n_latents} latents, the model {model.n_latents}"
+            raise DimensionError(msg)
+        self.model = model
+        self.backend = backend
+        self.encoder: Encoder = check_choice(encoder, "encoder", ENCODERS)
+        self.metric: Metric = check_choice(metric, "metric", METRICS)
+
+    def __len__(self) -> int:
+        """Vectors that a search can find."""
+        return len(self.backend)
+
+    def search(
+        self,
+        queries: npt.ArrayLike,
+        k: int = 10,
+        *,
+        mode: Literal["sparse", "two_stage"] = "two_stage",
+        candidates: int = 1000,
+        query_nnz: int | None = None,
+        scoring: Scoring = "asymmetric",
+        filter: Any = None,  # noqa: A002
+        num_threads: int | None = None,
+    ) -> BackedResult:
+        """The k nearest documents of each query.
+
+        Args:
+            queries: (n_queries, d), or (d,) for one.
+            k: neighbours of each query.
+            mode: "sparse" scores by the query's query_nnz strongest latents; "two_stage" scores what these
+                find by the metric with the reconstruction.
+            candidates: documents that the back end's stage one gives; at least k are. In "sparse" they are
+                fetched only where the back end's scores are no more than upper bounds.
+            query_nnz: latents of the query that stage one keeps, of largest magnitude; 64 by default.
+            scoring: as for `CompressedIndex.search`.
+            filter: what to search among, in the back end's own words.
+            num_threads: threads that encode the queries of scoring="symmetric"; all by default.
+
+        Returns:
+            scores and ids, each (n_queries, k), and `certified`. Where fewer than k documents share a term
+            with the query: id -1 (None for string ids) and score -inf.
+
+        Raises:
+            InputError: bad queries, another dimension, k, candidates or query_nnz below 1, a bad filter.
+        """
+        k, n = self._depth(k, candidates, mode)
+        asked = self._asked(queries, mode, scoring, query_nnz, num_threads)
+        return self._joined(
+            self._ranked(block, self.backend.candidates(block.terms, n, filter), k)
+            for block in (asked.block(first) for first in range(0, len(asked), QUERY_BLOCK))
+        )
+
+    def _depth(self, k: int, candidates: int, mode: str) -> tuple[int, int]:
+        """The k, and how many candidates to ask for."""
+        k = check_int(k, "k", 1, MAX_K)
+        candidates = max(check_int(candidates, "candidates", 1), k)
+        check_choice(mode, "mode", self.modes)
+        return k, k if mode == "sparse" and self.backend.is_exact else candidates
+
+    def _asked(
+        self,
+        queries: npt.ArrayLike,
+        mode: str,
+        scoring: Scoring,
+        query_nnz: int | None,
+        num_threads: int | None,
+    ) -> Asked:
+        check_choice(scoring, "scoring", SCORINGS)
+        query_nnz = QUERY_NNZ if query_nnz is None else check_int(query_nnz, "query_nnz", 1)
+        threads = check_threads(num_threads)
+        rows = check_vectors(queries, dim=self.model.dim, name="queries")
+        factors = self._scale.of_queries(rows)
+        sparse_u, dense_u = projections(
+            self.model, rows, mode, scoring, self.backend.k, self.encoder, threads
+        )
+        return Asked(strongest_terms(sparse_u, query_nnz), None if mode == "sparse" else dense_u, factors)
+
+    def _ranked(self, asked: Asked, found: Candidates, k: int) -> BackedResult:
+        """The best k candidates by exact scores."""
+        sums, scores = found.scores, found.scores
+        if not self.backend.is_exact or asked.projections is not None:
+            codes = self._codes_of(found) if found.codes is None else found.codes
+            missing = np.isneginf(found.scores)
+            if not self.backend.is_exact:
+                sums = np.where(missing, -np.inf, code_scores(asked.terms.to_dense(), codes))
+            scores = sums
+            if asked.projections is not None:
+                scores = np.where(missing, -np.inf, code_scores(asked.projections, codes))
+        certified = holds_best(sums, found.bounds, k)
+        best = _best(scores, found.ids, k)
+        scores = np.take_along_axis(scores, best, axis=1)
+        ids: Any = np.take_along_axis(found.ids, best, axis=1)
+        if asked.factors is not None:
+            scores = scores * asked.factors
+        if short := k - scores.shape[1]:
+            nothing: Any = None if self.backend.are_strings else -1
+            scores = np.pad(scores, ((0, 0), (0, short)), constant_values=-np.inf)
+            ids = np.pad(ids, ((0, 0), (0, short)), constant_values=nothing)
+        return BackedResult(scores.astype(np.float32, copy=False), ids, certified)
+
+    def _codes_of(self, found: Candidates) -> SparseCodes:
+        """Codes of candidates of a back end that does not give them along, each fetched once."""
+        present = ~np.isneginf(found.scores)
+        wanted: Any
+        wanted, place = np.unique(found.ids[present], return_inverse=True)
+        n, width = found.scores.size, self.backend.k
+        latents = np.broadcast_to(np.arange(width, dtype=np.uint16), (n, width)).copy()
+        values = np.zeros((n, width), dtype=np.float32)
+        if len(wanted):
+            codes = self.backend.codes(wanted)
+            latents[present.ravel()], values[present.ravel()] = codes.latents[place], codes.values[place]
+        return SparseCodes(latents, values, self.model.n_latents)
+
+    @staticmethod
+    def _joined(results: Any) -> BackedResult:
+        blocks: list[BackedResult] = list(results)
+        return BackedResult(
+            np.concatenate([block.scores for block in blocks]),
+            np.concatenate([block.ids for block in blocks]),
+            np.concatenate([block.certified for block in blocks]),
+        )
+
+    def add(
+        self, embeddings: VectorSource, ids: Any, *, num_threads: int | None = None, progress: bool = False
+    ) -> None:
+        """Appends vectors.
+
+        Args:
+            embeddings: (n, d) floating point, as for `CompressedIndex.build`. Their codes are held in memory
+                until all are made, so that a bad row is found before anything is written.
+            ids: new ids of the kind that the back end holds.
+            num_threads: threads to encode with; all by default.
+            progress: show a progress bar.
+
+        Raises:
+            InputError: bad rows, another dimension, ids that repeat or that are held already. Nothing was
+                added.
+        """
+        self._write(embeddings, ids, self._put, replace=False, num_threads=num_threads, progress=progress)
+
+    def upsert(
+        self, embeddings: VectorSource, ids: Any, *, num_threads: int | None = None, progress: bool = False
+    ) -> None:
+        """Adds vectors, and replaces those of ids that are held; arguments and errors as for `add`."""
+        self._write(embeddings, ids, self._put, replace=True, num_threads=num_threads, progress=progress)
+
+    def _put(self, codes: SparseCodes, ids: IdArray, rows: slice) -> None:  # noqa: ARG002
+        self.backend.put(codes, ids)
+
+    def _write(
+        self,
+        embeddings: VectorSource,
+        ids: Any,
+        put: Callable[[SparseCodes, IdArray, slice], None],
+        *,
+        replace: bool,
+        num_threads: int | None,
+        progress: bool,
+    ) -> None:
+        """Encodes, then stores chunk by chunk; `put` gets the codes, ids and rows of each."""
+        vectors = open_vectors(embeddings)
+        new = Ids.from_user(as_id_array(ids), vectors.shape[0])
+        self._check_kind(new.all())
+        if not replace and (held := self.backend.held(new.all())).any():
+            first = new.all()[held].tolist()[0]
+            msg = f"id {first!r} is already in the index ({int(held.sum())} such ids); remove it, or upsert"
+            raise InputError(msg)
+        threads, chunks = check_threads(num_threads), []
+        with track(len(new), "encoding", enabled=progress) as advance:
+            for codes in encoded_chunks(
+                self.model, vectors, self.backend.k, self.encoder, threads, scale=self._scale
+            ):
+                chunks.append(codes)
+                advance(len(codes))
+        first = 0
+        with track(len(new), "storing", enabled=progress) as advance:
+            for codes in chunks:
+                rows = slice(first, first + len(codes))
+                put(codes, new.of(np.arange(rows.start, rows.stop)), rows)
+                first = rows.stop
+                advance(len(codes))
+
+    def remove(self, ids: Any) -> None:
+        """Removes vectors.
+
+        Raises:
+            UnknownIdError: an id is not in the index. Nothing was removed.
+            InputError: an id stands twice.
+        """
+        array = as_id_array(ids)
+        if not len(array):
+            return
+        self._check_held(array)
+        if (twice := len(array) - len(np.unique(array))) > 0:
+            msg = f"{twice} of {len(array)} ids to remove stand more than once"
+            raise InputError(msg)
+        self.backend.remove(array)
+
+    def codes(self, ids: Any) -> SparseCodes:
+        """The stored codes of ids: folded, times the kept norm.
+
+        Raises:
+            UnknownIdError: an id is not in the index.
+        """
+        array = as_id_array(ids)
+        if len(array) and (array.dtype == object) != self.backend.are_strings:
+            self._check_held(array)
+        return self.backend.codes(array)
+
+    def reconstruct(self, ids: Any) -> FloatArray:
+        """Reconstructed vectors of ids, (n, d) float32, of unit norm, or the kept one, up to rounding.
+
+        Raises:
+            UnknownIdError: an id is not in the index.
+        """
+        return self.model.decode(self.codes(ids))
+
+    def explain(self, query: npt.ArrayLike, id: int | str) -> Explanation:  # noqa: A002
+        """How a document's code adds up to its score in "two_stage".
+
+        Raises:
+            UnknownIdError: the id is not in the index.
+            InputError: not one query of the index's dimension.
+        """
+        rows = check_vectors(query, dim=self.model.dim, name="queries")
+        if len(rows) != 1:
+            msg = f"explain takes one query, got {len(rows)}"
+            raise DimensionError(msg)
+        projection, factors = self.model.project(rows), self._scale.of_queries(rows)
+        return explained(projection[0] if factors is None else projection[0] * factors[0], self.codes([id]))
+
+    def stats(self) -> BackedStats:
+        """What the index holds, and what it costs as far as the back end tells."""
+        n, parts = len(self.backend), self.backend.nbytes
+        if parts:
+            parts = parts | {"total": sum(parts.values())}
+        return BackedStats(
+            vectors=n,
+            dim=self.model.dim,
+            n_latents=self.model.n_latents,
+            k=self.backend.k,
+            encoder=self.encoder,
+            metric=self.metric,
+            bytes_per_vector={name: size / max(n, 1) for name, size in parts.items()},
+            model_bytes=sum(tensor.nbytes for tensor in self.model.tensors().values()),
+        )
+
+    @property
+    def _scale(self) -> RowScale:
+        return RowScale(self.metric, 1.0)  # back ends keep values as they are, so norms need no unit
+
+    def _check_kind(self, ids: IdArray) -> None:
+        kinds = ("strings", "integers") if self.backend.are_strings else ("integers", "strings")
+        if (ids.dtype == object) != self.backend.are_strings:
+            msg = f"the ids of this index are {kinds[0]}, the new ones are {kinds[1]}"
+            raise InputError(msg)
+
+    def _check_held(self, ids: IdArray) -> None:
+        same_kind = (ids.dtype == object) == self.backend.are_strings
+        held = self.backend.held(ids) if same_kind else np.zeros(len(ids), dtype=bool)
+        if not held.all():
+            first = ids[~held].tolist()[0]
+            msg = f"unknown id {first!r} ({int((~held).sum())} of {len(ids)} ids are unknown)"
+            raise UnknownIdError(msg)
+
+
+def strongest_terms(projections: FloatArray, query_nnz: int) -> SparseCodes:
+    """The query_nnz largest entries of each projection (n_queries, n_latents) by magnitude."""
+    n_latents = projections.shape[1]
+    query_nnz = min(query_nnz, n_latents)
+    chosen = np.argpartition(-np.abs(projections), query_nnz - 1, axis=1)[:, :query_nnz]
+    chosen.sort(axis=1)
+    values = np.take_along_axis(projections, chosen, axis=1)
+    return SparseCodes(chosen.astype(np.uint16), values, n_latents)
+
+
+def code_scores(projections: FloatArray, codes: SparseCodes) -> FloatArray:
+    """Sums of projection[latent] * value of the codes of each query's candidates: (n_queries, c).
+
+    Args:
+        projections: (n_queries, n_latents).
+        codes: n_queries * c rows, those of the first query first.
+    """
+    n_queries = len(projections)
+    latents = codes.latents.reshape(n_queries, -1)
+    values = codes.values.reshape(n_queries, -1, codes.k)
+    taken = np.take_along_axis(projections, latents.astype(np.int64), axis=1).reshape(values.shape)
+    scores: FloatArray = np.einsum("qck,qck->qc", taken, values)
+    return scores
+
+
+def holds_best(sums: FloatArray, bounds: FloatArray, k: int) -> BoolArray:
+    """Whether the k best documents by the query's terms are provably among its candidates.
+
+    They are where the k-th best sum of the candidates is at least what any other document can reach.
+
+    Args:
+        sums: (n_queries, c) exact sums of the candidates; -inf where there is none.
+        bounds: (n_queries,) what no other document exceeds.
+        k: neighbours; where there are fewer candidates, all of them.
+    """
+    found = np.isfinite(sums).sum(axis=1)
+    if sums.shape[1] == 0:
+        return bounds <= 0
+    ranked = -np.sort(-sums, axis=1)
+    last = ranked[np.arange(len(ranked)), np.maximum(np.minimum(found, k) - 1, 0)]
+    return np.where(found == 0, 0, last) >= bounds
+
+
+def _best(scores: FloatArray, ids: IdArray, k: int) -> npt.NDArray[np.int64]:
+    """Columns of the k best of each query, best first, ties to the lower id: (n_queries, at most k)."""
+    # lexsort knows no objects; a missing id stands behind all others by its score.
+    names = np.where(ids == None, "", ids).astype(str) if ids.dtype == object else ids  # noqa: E711
+    return np.lexsort((names, -scores), axis=1)[:, :k]

@@ -1,0 +1,85 @@
+// Posting lists that another library keeps in its own memory: one list a latent, of 64-bit documents and
+// half-precision values. They are read where they are, also from a mapped file, so nothing need be aligned.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "half.hpp"
+#include "top_k.hpp"
+
+namespace compressae {
+
+// Documents whose accumulators are filled at a time; they should stay in the second-level cache.
+inline constexpr std::size_t kListWindow = 65536;
+
+struct BorrowedList {
+  const unsigned char* documents;  // count of std::int64_t, ascending
+  const unsigned char* values;     // count of half-precision numbers
+  std::size_t count;
+};
+
+struct ListTerm {
+  const BorrowedList* list;
+  float weight;
+  std::size_t next;  // first posting that was not read yet
+};
+
+// scores[document - first] += weight * value, for postings from term.next on, up to the first one whose document
+// is outside of [first, first + width).
+inline void accumulate_list(ListTerm& term, std::uint64_t first, std::size_t width, float* scores) {
+  const BorrowedList& list = *term.list;
+  std::size_t i = term.next;
+  for (; i < list.count; ++i) {
+    std::uint64_t document;
+    std::memcpy(&document, list.documents + 8 * i, 8);
+    const std::uint64_t local = document - first;
+    if (local >= width) break;
+    std::uint16_t half;
+    std::memcpy(&half, list.values + 2 * i, 2);
+    scores[local] += term.weight * from_half(half);
+  }
+  term.next = i;
+}
+
+// Pushes the documents of a window that can still enter, and clears the accumulators.
+inline void harvest_window(float* scores, std::size_t width, std::size_t first, const Allowed& allowed, TopK& top_k) {
+  constexpr std::size_t kRun = 64;
+  for (std::size_t begin = 0; begin < width; begin += kRun) {
+    const std::size_t end = std::min(begin + kRun, width);
+    const float threshold = top_k.threshold();
+    int above = 0;
+    for (std::size_t i = begin; i < end; ++i) above |= scores[i] > threshold;
+    if (above == 0) continue;
+    for (std::size_t i = begin; i < end; ++i)
+      if (scores[i] > top_k.threshold() && allowed(first + i))
+        top_k.push(scores[i], static_cast<std::int64_t>(first + i));
+  }
+  std::fill(scores, scores + width, 0.0f);
+}
+
+// Scores documents 0 ... n_documents - 1 by the signed sum over the terms' lists; one in none of them scores 0.
+// scores: kListWindow zeros, left as zeros. Throws where a list is not ascending or holds a foreign document.
+inline void search_borrowed(std::vector<ListTerm>& terms, std::size_t n_documents, const Allowed& allowed, float* scores,
+                         TopK& top_k) {
+  for (std::size_t first = 0; first < n_documents; first += kListWindow) {
+    const std::size_t width = std::min(kListWindow, n_documents - first);
+    for (ListTerm& term : terms) accumulate_list(term, first, width, scores);
+    harvest_window(scores, width, first, allowed, top_k);
+  }
+  for (const ListTerm& term : terms) {
+    if (term.next == term.list->count) continue;
+    std::int64_t document;
+    std::memcpy(&document, term.list->documents + 8 * term.next, 8);
+    throw std::invalid_argument("a posting list holds document " + std::to_string(document) + " at place " +
+                                std::to_string(term.next) + ", which is out of order or outside of " +
+                                std::to_string(n_documents) + " documents");
+  }
+}
+
+}  // namespace compressae

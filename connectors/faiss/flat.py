@@ -1,0 +1,83 @@
+"""Vectors in a Faiss flat index on the processor, by row number."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from compressae_index.checks import FloatArray, check_choice
+from compressae_index.connectors.faiss.library import faiss
+from compressae_index.embedded import Bitmap, Hits
+from compressae_index.ids import RowArray
+
+Storage: TypeAlias = Literal["float32", "float16", "bfloat16"]
+STORAGES: tuple[Storage, ...] = ("float32", "float16", "bfloat16")
+
+_QUANTISERS = {"float16": faiss.ScalarQuantizer.QT_fp16, "bfloat16": faiss.ScalarQuantizer.QT_bf16}
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+def flat_index(dim: int, storage: Storage) -> Any:
+    """An empty Faiss index of inner products: IndexFlatIP, or the scalar quantiser of a 16-bit float.
+
+    Raises:
+        InputError: another storage.
+    """
+    if check_choice(storage, "storage", STORAGES) == "float32":
+        return faiss.IndexFlatIP(dim)
+    return faiss.IndexScalarQuantizer(dim, _QUANTISERS[storage], faiss.METRIC_INNER_PRODUCT)
+
+
+def row_bytes(dim: int, storage: Storage) -> int:
+    """Bytes that a vector takes."""
+    return dim * _BYTES[storage]
+
+
+class CpuFlat:
+    """Rows 0 .. n-1 in a `flat_index`."""
+
+    device = "cpu"
+
+    def __init__(self, dim: int, storage: Storage) -> None:
+        self._index = flat_index(dim, storage)
+        self._row_bytes = row_bytes(dim, storage)
+
+    def __len__(self) -> int:
+        return int(self._index.ntotal)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the vectors."""
+        return len(self) * self._row_bytes
+
+    def add(self, vectors: FloatArray) -> None:
+        """Appends rows (m, d)."""
+        self._index.add(vectors)
+
+    def search(self, queries: FloatArray, k: int, allowed: Bitmap | None = None) -> Hits:
+        """Rows of the k largest inner products, (n_queries, k) each; rows that are missing are -1.
+
+        Args:
+            queries: (n_queries, d).
+            k: at most the rows that are allowed.
+            allowed: one bit a row, the lowest bit of a byte first; None allows all.
+        """
+        if allowed is None:
+            scores, rows = self._index.search(queries, k)
+        else:
+            parameters = faiss.SearchParameters(sel=faiss.IDSelectorBitmap(allowed))
+            scores, rows = self._index.search(queries, k, params=parameters)
+        return scores, rows
+
+    def vectors(self, rows: RowArray) -> FloatArray:
+        """The stored vectors of rows, (m, d)."""
+        found: FloatArray = self._index.reconstruct_batch(rows)
+        return found
+
+
+def in_order(scores: FloatArray, rows: RowArray) -> Hits:
+    """Hits (n_queries, k) by score, ties by row; rows of -1 last, with score -inf."""
+    scores = np.where(rows < 0, np.float32(-np.inf), scores)
+    order = np.lexsort((np.where(rows < 0, np.iinfo(np.int64).max, rows), -scores), axis=1)
+    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)

@@ -1,0 +1,192 @@
+"""The index over Faiss's inverted lists: made, merged, saved and loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from compressae_index import persistence
+from compressae_index.backend import Asked, BackedIndex, BackedResult, Candidates, holds_best
+from compressae_index.connectors.faiss import lists
+from compressae_index.connectors.faiss.inverted import InvertedFile
+from compressae_index.errors import FormatError, InputError
+from compressae_index.ids import Ids
+from compressae_index.index import CompressedIndex
+from compressae_index.metric import Metric
+from compressae_index.model import CompresSAE, Encoder
+from compressae_index.packing import Packed
+from compressae_index.progress import track
+from compressae_index.sources import CHUNK_ROWS
+
+_KIND = "faiss index"
+_LISTS = "lists.faiss"
+
+
+class FaissIndex(BackedIndex):
+    """Codes in Faiss's inverted lists, one list a latent, searched by the engine in Faiss's memory.
+
+    `faiss_index` is an ordinary Faiss index: `faiss.write_index` writes it, and `from_lists` takes what
+    `faiss.read_index` reads. It holds the codes and nothing else; `save` also keeps the model and the ids.
+    Searches may run in several threads, one after the other.
+    """
+
+    backend: InvertedFile
+
+    def __init__(
+        self,
+        model: CompresSAE,
+        *,
+        k: int | None = None,
+        encoder: Encoder = "pursuit",
+        metric: Metric = "cosine",
+        string_ids: bool = False,
+        num_threads: int | None = None,
+        backend: InvertedFile | None = None,
+    ) -> None:
+        """Without vectors, unless a back end is given.
+
+        Args:
+            model: encodes what is added.
+            k: nonzeros a code; the model's by default.
+            encoder: how vectors become codes.
+            metric: what scores are, as for `CompressedIndex.build`.
+            string_ids: whether ids will be strings.
+            num_threads: threads that search; all by default.
+            backend: what holds the codes, where there is one; k, string_ids and num_threads are its own.
+        """
+        if backend is None:
+            backend = InvertedFile(model, k, string_ids=string_ids, num_threads=num_threads)
+        super().__init__(model, backend, encoder=encoder, metric=metric)
+
+    @classmethod
+    def from_index(cls, index: CompressedIndex, *, progress: bool = True) -> FaissIndex:
+        """With the codes of an index; nothing is encoded again.
+
+        Packed codes stay what they are, bit for bit; those of the aligned form are packed.
+        """
+        documents, packing = index.documents, index.documents.backend.packing
+        backend = InvertedFile(
+            index.model,
+            index.k,
+            packing=packing if isinstance(packing, Packed) else None,
+            unit=index.unit,
+            string_ids=documents.ids.are_strings,
+        )
+        made = cls(index.model, encoder=index.encoder, metric=index.metric, backend=backend)
+        rows = documents.alive_rows()
+        stored = documents.backend.to_arrays() if len(rows) else {}
+        with track(len(rows), "filing codes", enabled=progress) as advance:
+            for first in range(0, len(rows), CHUNK_ROWS):
+                part = rows[first : first + CHUNK_ROWS]
+                ids = documents.ids.of(part)
+                if isinstance(packing, Packed):
+                    backend.put_packed(stored["forward_rows"][part], packing, ids)
+                else:
+                    backend.put(index.codes(ids), ids)
+                advance(len(part))
+        return made
+
+    @classmethod
+    def from_lists(
+        cls,
+        faiss_index: Any,
+        model: CompresSAE,
+        ids: Any = None,
+        *,
+        encoder: Encoder = "pursuit",
+        metric: Metric = "cosine",
+    ) -> FaissIndex:
+        """From posting lists alone, as `faiss_index` or `to_faiss(index, "inverted")` give them.
+
+        Args:
+            faiss_index: what `faiss.read_index` gave. It is copied, and its rows are put in order.
+            model: the model that encoded.
+            ids: the ids of rows 0 .. n-1; by default the row numbers, up to the largest that is there.
+            encoder: as for the class.
+            metric: as for the class.
+
+        Raises:
+            FormatError: another kind of Faiss index, or one that holds no codes of this model.
+            InputError: another number of ids.
+        """
+        lists.check_lists(faiss_index)
+        if faiss_index.nlist != model.n_latents:
+            msg = f"the Faiss index has {faiss_index.nlist} lists, the model {model.n_latents} latents"
+            raise FormatError(msg)
+        codes = lists.read_codes(faiss_index)
+        made = cls(model, k=codes.k, encoder=encoder, metric=metric)
+        made_ids = Ids.from_user(ids, len(codes))
+        made.backend = InvertedFile(model, codes.k, string_ids=made_ids.are_strings)
+        if len(codes):
+            made.backend.put(codes, made_ids.all())
+        return made
+
+    def _ranked(self, asked: Asked, found: Candidates, k: int) -> BackedResult:
+        if asked.projections is None or not found.ids.shape[1]:
+            return super()._ranked(asked, found, k)
+        scores, ids = self.backend.rescored(asked.projections, found.ids, k)
+        if asked.factors is not None:
+            scores *= asked.factors
+        return BackedResult(scores, ids, holds_best(found.scores, found.bounds, k))
+
+    @property
+    def faiss_index(self) -> Any:
+        """The Faiss index of the posting lists, with row numbers for ids; not to be changed."""
+        return self.backend.faiss_index
+
+    def merge(self, other: FaissIndex) -> None:
+        """Adds the documents of another index, which stays as it is.
+
+        Raises:
+            InputError: another model, metric, k or kind of ids, or an id that both hold. Nothing was added.
+        """
+        mine = (self.model.fingerprint, self.metric, self.backend.k)
+        theirs = (other.model.fingerprint, other.metric, other.backend.k)
+        if mine != theirs:
+            msg = f"indexes to merge must agree in (model, metric, k), got {mine} and {theirs}"
+            raise InputError(msg)
+        ids = other.backend.ids
+        if len(ids):
+            self._check_kind(ids)
+        if (held := self.backend.held(ids)).any():
+            msg = f"id {ids[held].tolist()[0]!r} is in both indexes ({int(held.sum())} such ids)"
+            raise InputError(msg)
+        self.backend.take(other.backend)
+
+    def compact(self) -> None:
+        """Reclaims the memory of removed vectors; lists that were mapped from a file are then in memory."""
+        self.backend = self.backend.compacted()
+
+    def save(self, path: str | Path) -> None:
+        """Writes a directory in one step, with the lists as `lists.faiss`, which Faiss reads.
+
+        Raises:
+            FormatError: something that this package did not write is at `path`.
+        """
+        meta = {"encoder": self.encoder, "metric": self.metric, "model": self.model.manifest()}
+        persistence.write(
+            path,
+            _KIND,
+            meta | self.backend.manifest(),
+            arrays=self.backend.to_arrays(),
+            tensors=self.model.tensors(),
+            files={_LISTS: lambda file: lists.write_lists(self.faiss_index, file)},
+        )
+
+    @classmethod
+    def load(cls, path: str | Path, *, mmap: bool = False) -> FaissIndex:
+        """Reads what `save` wrote, and checks all of it.
+
+        Args:
+            path: the directory.
+            mmap: map lists and codes instead of reading them. Nothing can be added then, until `compact`.
+
+        Raises:
+            FormatError: the directory is missing, foreign, damaged or of a newer format.
+        """
+        stored = persistence.read(path, _KIND, mmap=mmap)
+        with persistence.reading(str(path)):
+            model = CompresSAE.from_stored(stored.meta["model"], stored.tensors)
+            faiss_index = lists.read_lists(stored.files[_LISTS], mmap=mmap)
+            backend = InvertedFile.from_stored(model, faiss_index, stored.meta, stored.arrays)
+            return cls(model, encoder=stored.meta["encoder"], metric=stored.meta["metric"], backend=backend)

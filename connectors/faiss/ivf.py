@@ -1,0 +1,158 @@
+"""A Faiss IVF whose coarse centroids are the dictionary and its negatives, for any program with Faiss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from compressae_index.checks import FloatArray, check_int, check_vectors, normalize_rows
+from compressae_index.connectors.faiss.library import faiss
+from compressae_index.embedded import Hits
+from compressae_index.errors import DimensionError, InputError
+from compressae_index.ids import Ids
+from compressae_index.model import CompresSAE
+from compressae_index.progress import track
+from compressae_index.sources import CHUNK_ROWS, VectorSource, open_vectors
+
+# Vectors that a payload's quantiser is trained on, spread evenly over all.
+TRAINING_ROWS = 65_536
+SIGNS = 2
+
+
+def dictionary_ivf(
+    embeddings: VectorSource,
+    model: CompresSAE,
+    *,
+    payload: str = "Flat",
+    assignments: int = 1,
+    ids: Any = None,
+    progress: bool = True,
+) -> Any:
+    """A standard IndexIVF of inner products that files each vector under its strongest signed latents.
+
+    These are the latents of its pursuit code of `assignments` nonzeros: list j holds vectors along row j of
+    the dictionary, list n_latents + j those against it. With one assignment this is the centroid of largest
+    inner product, which Faiss would choose by itself. The centroids are an ordinary IndexFlatIP, so the index
+    needs nothing of this package: `faiss.write_index` writes it, Faiss in any language searches it and adds
+    to it. Vectors are normalised, so scores of unit queries are cosines.
+
+    Args:
+        embeddings: (n, dim), any source of `open_vectors`; read in batches.
+        model: whose dictionary makes the lists.
+        payload: how vectors are stored, in the words of `faiss.index_factory`: "Flat", "SQfp16", "SQ8",
+            "PQ48", "RaBitQ", "PQ48x4fs", ...
+        assignments: lists that a vector is filed under, at that many times the bytes. Above 1, plain Faiss
+            finds vectors more than once; `search_once` gives each once.
+        ids: one int64 a row; 0 .. n-1 by default.
+        progress: show a progress bar.
+
+    Returns:
+        The index; `nprobe` is still Faiss's 1.
+
+    Raises:
+        InputError: bad rows or ids, strings for ids, a payload that Faiss does not know, or one of its
+            FastScan payloads with more than one assignment, which Faiss would store wrongly.
+        DimensionError: vectors of another dimension than the model's.
+    """
+    vectors = open_vectors(embeddings)
+    row_ids = Ids.from_user(ids, vectors.shape[0])
+    if row_ids.are_strings:
+        msg = "Faiss's ids are integers, got strings"
+        raise InputError(msg)
+    if vectors.shape[1] != model.dim:
+        msg = f"embeddings have dimension {vectors.shape[1]}, expected {model.dim}"
+        raise DimensionError(msg)
+    check_int(assignments, "assignments", 1, model.n_latents, "n_latents")
+    index = _empty(model, payload)
+    if assignments > 1 and isinstance(index, faiss.IndexIVFFastScan):
+        msg = f"payload {payload!r} takes 1 assignment, got {assignments}: its FastScan adds by its own"
+        raise InputError(msg)
+    _train(index, vectors, model.dim)
+    with track(vectors.shape[0], "filing vectors", enabled=progress) as advance:
+        for first in range(0, vectors.shape[0], CHUNK_ROWS):
+            unit = _unit(vectors[first : first + CHUNK_ROWS], model.dim, first)
+            file_under = None if assignments == 1 else _strongest_lists(model, unit, assignments)
+            _add(index, unit, row_ids.of(np.arange(first, first + len(unit))), file_under)
+            advance(len(unit))
+    return index
+
+
+def _empty(model: CompresSAE, payload: str) -> Any:
+    lists = SIGNS * model.n_latents
+    try:
+        index = faiss.index_factory(model.dim, f"IVF{lists},{payload}", faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        msg = f"Faiss makes no IVF of payload {payload!r}: {error}"
+        raise InputError(msg) from error
+    if not isinstance(index, faiss.IndexIVF):
+        msg = f"payload {payload!r} makes a {type(index).__name__}, not an IVF alone"
+        raise InputError(msg)
+    index.quantizer.add(np.concatenate([model.decoder_w, -model.decoder_w]))
+    return index
+
+
+def _train(index: Any, vectors: Any, dim: int) -> None:
+    """Trains the payload; the centroids are there, so Faiss leaves them as they are."""
+    if index.is_trained:
+        return
+    n = vectors.shape[0]
+    batches = range(0, n, CHUNK_ROWS)
+    step = -(-n // TRAINING_ROWS)
+    rows = [_unit(vectors[first : first + CHUNK_ROWS], dim, first)[::step] for first in batches]
+    try:
+        index.train(np.concatenate(rows))
+    except RuntimeError as error:
+        msg = f"Faiss cannot train the payload on {n} vectors: {error}"
+        raise InputError(msg) from error
+
+
+def _unit(rows: Any, dim: int, first: int) -> FloatArray:
+    return normalize_rows(check_vectors(rows, dim=dim, first_row=first))
+
+
+def _strongest_lists(model: CompresSAE, vectors: FloatArray, assignments: int) -> npt.NDArray[np.int64]:
+    """Lists of the signed latents of each vector's code, (n, assignments)."""
+    codes = model.encode(vectors, assignments)
+    return codes.latents.astype(np.int64) + model.n_latents * (codes.values < 0)
+
+
+def _add(
+    index: Any, vectors: FloatArray, ids: npt.NDArray[Any], file_under: npt.NDArray[np.int64] | None
+) -> None:
+    """Adds vectors to the lists (n, assignments), or to those that Faiss chooses."""
+    if file_under is None:
+        index.add_with_ids(vectors, ids)
+        return
+    for column in file_under.T:
+        numbers = np.ascontiguousarray(column)
+        index.add_core(
+            len(vectors), faiss.swig_ptr(vectors), faiss.swig_ptr(ids), faiss.swig_ptr(numbers), None
+        )
+
+
+def search_once(index: Any, queries: npt.ArrayLike, k: int, assignments: int) -> Hits:
+    """The k nearest of an IVF in which vectors stand `assignments` times: (scores, ids), each id once.
+
+    Args:
+        index: what `dictionary_ivf` made; its `nprobe` is used.
+        queries: (n_queries, dim); they are normalised.
+        k: neighbours of each query.
+        assignments: as the index was made with.
+
+    Returns:
+        (n_queries, k) each; id -1 and score -inf where fewer were found.
+    """
+    unit = normalize_rows(check_vectors(queries, dim=index.d, name="queries"))
+    scores, ids = index.search(unit, check_int(k, "k", 1) * check_int(assignments, "assignments", 1))
+    # Best first, so what stands behind the first of its id is a copy.
+    by_id = np.argsort(ids, axis=1, kind="stable")
+    in_order = np.take_along_axis(ids, by_id, axis=1)
+    again = np.zeros(ids.shape, dtype=bool)
+    np.put_along_axis(again, by_id[:, 1:], in_order[:, 1:] == in_order[:, :-1], axis=1)
+    missing = again | (ids < 0)
+    kept = np.argsort(missing, axis=1, kind="stable")[:, :k]
+    found = ~np.take_along_axis(missing, kept, axis=1)
+    scores, ids = np.take_along_axis(scores, kept, axis=1), np.take_along_axis(ids, kept, axis=1)
+    return np.where(found, scores, np.float32(-np.inf)), np.where(found, ids, -1)

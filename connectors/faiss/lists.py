@@ -1,0 +1,170 @@
+"""Posting lists inside a Faiss index: one list a latent, whose entries are a row number and a value.
+
+The index is an IndexIVFScalarQuantizer of one dimension, so that `faiss.write_index` and `faiss.read_index`
+take it: a value is a "vector" of one half-precision number. An entry takes 10 bytes, 8 of them for Faiss's
+id. Faiss's own search adds nothing up over lists; the engine does, in the memory of Faiss.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from compressae_index._engine import BorrowedLists
+from compressae_index.codes import MAX_LATENTS, SparseCodes
+from compressae_index.connectors.faiss.library import faiss
+from compressae_index.errors import FormatError
+
+# A row number and a half-precision value.
+POSTING_BYTES = 10
+
+
+def empty_lists(n_latents: int) -> Any:
+    """An index without postings."""
+    # Faiss wants a centroid a list; nothing is ever assigned by them.
+    quantizer = faiss.IndexFlat(1, faiss.METRIC_INNER_PRODUCT)
+    quantizer.add(np.zeros((n_latents, 1), dtype=np.float32))
+    half = faiss.ScalarQuantizer.QT_fp16
+    index = faiss.IndexIVFScalarQuantizer(quantizer, 1, n_latents, half, faiss.METRIC_INNER_PRODUCT, False)
+    quantizer.this.disown()
+    index.own_fields = True
+    index.is_trained = True  # half precision learns nothing
+    return index
+
+
+def append(index: Any, codes: SparseCodes, first_row: int) -> None:
+    """Files the nonzeros of codes, which belong to consecutive rows, behind those of lower rows."""
+    latents, values = codes.latents.ravel(), codes.values.ravel().astype(np.float16)
+    nonzero = np.flatnonzero(values)
+    # Stable, so that rows ascend within a list.
+    order = nonzero[np.argsort(latents[nonzero], kind="stable")]
+    rows = first_row + order // codes.k
+    halves = values[order].view(np.uint8)
+    ends = np.cumsum(np.bincount(latents[order], minlength=index.nlist))
+    lists, begin = index.invlists, 0
+    for latent, end in enumerate(ends.tolist()):
+        if end > begin:
+            row_address = faiss.swig_ptr(rows[begin:end])
+            lists.add_entries(latent, end - begin, row_address, faiss.swig_ptr(halves[2 * begin : 2 * end]))
+        begin = end
+    index.ntotal += len(rows)
+
+
+def concrete_lists(index: Any) -> Any:
+    """The lists of an index as the class that they are: in memory, or mapped from a file."""
+    return faiss.downcast_InvertedLists(index.invlists)
+
+
+def are_mapped(index: Any) -> bool:
+    """Whether the lists are a mapped file, which must not be written to."""
+    return isinstance(concrete_lists(index), faiss.OnDiskInvertedLists)
+
+
+def list_lengths(index: Any) -> npt.NDArray[np.int64]:
+    """Postings of each latent, (n_latents,)."""
+    lists = index.invlists
+    return np.array([lists.list_size(latent) for latent in range(index.nlist)], dtype=np.int64)
+
+
+def borrowed(index: Any, n_rows: int) -> BorrowedLists:
+    """The engine's view of the lists, good until these are changed or the index is gone."""
+    lists, counts = concrete_lists(index), list_lengths(index)
+    addresses = np.zeros((2, index.nlist), dtype=np.uint64)
+    for latent in np.flatnonzero(counts).tolist():
+        addresses[:, latent] = int(lists.get_ids(latent)), int(lists.get_codes(latent))
+    return BorrowedLists(addresses[0], addresses[1], counts, n_rows)
+
+
+def read_codes(index: Any) -> SparseCodes:
+    """The codes that the lists hold, of rows from 0 to the largest one; k is the fullest row's count.
+
+    Raises:
+        FormatError: a row is negative, or stands twice in a list.
+    """
+    import scipy.sparse as sp
+
+    lists, counts = concrete_lists(index), list_lengths(index)
+    ends = np.cumsum(counts)
+    rows, values = np.empty(int(counts.sum()), np.int64), np.empty(int(counts.sum()), np.float16)
+    for latent in np.flatnonzero(counts).tolist():
+        held = slice(int(ends[latent] - counts[latent]), int(ends[latent]))
+        rows[held] = faiss.rev_swig_ptr(lists.get_ids(latent), int(counts[latent]))
+        halves = faiss.rev_swig_ptr(lists.get_codes(latent), 2 * int(counts[latent]))
+        values[held].view(np.uint8)[:] = halves
+    if rows.min(initial=0) < 0:
+        msg = f"posting lists hold the row {rows.min()}"
+        raise FormatError(msg)
+    n_rows = int(rows.max(initial=-1)) + 1
+    indptr = np.concatenate([[0], ends])
+    by_latent = sp.csc_array((values.astype(np.float32), rows, indptr), shape=(n_rows, index.nlist))
+    try:
+        return SparseCodes.from_csr(by_latent.tocsr())
+    except ValueError as error:
+        msg = f"posting lists hold no codes: {error}"
+        raise FormatError(msg) from error
+
+
+def write_lists(index: Any, path: Path) -> None:
+    """Writes an index with all its postings to one file, whatever its lists are.
+
+    Raises:
+        OSError: the disk is full or refuses.
+    """
+    whole = _in_memory(index) if are_mapped(index) else index
+    try:
+        faiss.write_index(whole, str(path))
+    except RuntimeError as error:
+        msg = f"{path} cannot be written: {error}"
+        raise OSError(msg) from error
+
+
+def _in_memory(index: Any) -> Any:
+    """A copy with lists in memory: Faiss writes no more of mapped ones than the name of their file."""
+    copy, lists = empty_lists(index.nlist), concrete_lists(index)
+    for latent in np.flatnonzero(list_lengths(index)).tolist():
+        n = lists.list_size(latent)
+        copy.invlists.add_entries(latent, n, lists.get_ids(latent), lists.get_codes(latent))
+    copy.ntotal = index.ntotal
+    return copy
+
+
+def read_lists(path: Path, *, mmap: bool = False) -> Any:
+    """Reads what `write_lists` wrote, or maps it.
+
+    Raises:
+        FormatError: the file is missing, damaged, or not such an index.
+    """
+    try:
+        index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP if mmap else 0)
+    except RuntimeError as error:
+        msg = f"{path} cannot be read by Faiss: {error}"
+        raise FormatError(msg) from error
+    check_lists(index)
+    return index
+
+
+def check_lists(index: Any) -> None:
+    """Refuses an index that is not one of posting lists.
+
+    Raises:
+        FormatError: with what it is.
+    """
+    is_ours = (
+        isinstance(index, faiss.IndexIVFScalarQuantizer)
+        and index.d == 1
+        and index.sq.qtype == faiss.ScalarQuantizer.QT_fp16
+        and 1 <= index.nlist <= MAX_LATENTS
+    )
+    if not is_ours:
+        msg = (
+            "expected an IndexIVFScalarQuantizer of 1 dimension and half precision, one list a latent, got "
+            f"{type(index).__name__} of {index.d} dimensions"
+        )
+        raise FormatError(msg)
+    kinds = (faiss.ArrayInvertedLists, faiss.OnDiskInvertedLists)
+    if not isinstance(concrete_lists(index), kinds):
+        msg = f"posting lists must be in memory or a mapped file, got {type(concrete_lists(index)).__name__}"
+        raise FormatError(msg)

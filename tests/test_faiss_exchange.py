@@ -1,0 +1,232 @@
+"""Plain Faiss indexes: an IVF over the dictionary, and vectors and codes to and from Faiss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import pytest
+
+from compressae_index import CompresSAE, CompressedIndex, DimensionError, InputError
+from compressae_index.checks import FloatArray, normalize_rows
+from compressae_index.connectors.faiss import FaissVectors, dictionary_ivf, from_faiss, search_once, to_faiss
+
+IP = faiss.METRIC_INNER_PRODUCT
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Faiss's threads wait for each other where other work runs."""
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    yield
+    faiss.omp_set_num_threads(threads)
+
+
+def list_of(index: Any, number: int) -> set[int]:
+    lists, number = index.invlists, int(number)
+    size = lists.list_size(number)
+    return set(faiss.rev_swig_ptr(lists.get_ids(number), size).tolist()) if size else set()
+
+
+def test_vectors_stand_under_their_strongest_signed_latent(model: CompresSAE, vectors: FloatArray) -> None:
+    rows = vectors[:500]
+    index = dictionary_ivf(rows, model, ids=np.arange(500) * 3, progress=False)
+    products = normalize_rows(rows).astype(np.float64) @ model.decoder_w.T
+    strongest = np.abs(products).argmax(axis=1)
+    against = products[np.arange(500), strongest] < 0
+    for row, number in enumerate(strongest + model.n_latents * against):
+        assert 3 * row in list_of(index, int(number))
+    assert index.ntotal == 500
+
+
+def test_several_assignments_are_the_latents_of_the_code(model: CompresSAE, vectors: FloatArray) -> None:
+    index = dictionary_ivf(vectors[:200], model, assignments=3, progress=False)
+    codes = model.encode(vectors[:200], 3)
+    for row, (latents, values) in enumerate(zip(codes.latents.tolist(), codes.values, strict=True)):
+        for latent, value in zip(latents, values, strict=True):
+            assert row in list_of(index, latent + model.n_latents * (value < 0))
+    assert index.ntotal == 600
+
+
+@pytest.mark.parametrize("payload", ["Flat", "SQfp16", "SQ8", "PQ16x4", "RaBitQ", "PQ16x4fs"])
+def test_plain_faiss_reads_and_searches_it(
+    model: CompresSAE, vectors: FloatArray, queries: FloatArray, payload: str, tmp_path: Path
+) -> None:
+    rows = vectors[:1500]
+    index = dictionary_ivf(rows, model, payload=payload, progress=False)
+    faiss.write_index(index, str(tmp_path / "ivf.faiss"))
+    read: Any = faiss.read_index(str(tmp_path / "ivf.faiss"))
+    unit = normalize_rows(queries)
+    exact = unit @ normalize_rows(rows).T
+    read.nprobe = read.nlist
+    scores, ids = read.search(unit, 10)
+    assert (np.sort(ids, axis=1) >= 0).all()
+    if payload == "Flat":
+        np.testing.assert_allclose(scores, -np.sort(-exact, axis=1)[:, :10], atol=1e-5)
+    else:
+        # All lists are probed, so the payload alone decides; a random choice would share 0.7 %.
+        best = np.argsort(-exact, axis=1)[:, :10]
+        shared = np.mean([len(np.intersect1d(a, b)) / 10 for a, b in zip(ids, best, strict=True)])
+        assert shared > {"SQfp16": 0.99, "SQ8": 0.9, "PQ16x4": 0.35, "PQ16x4fs": 0.2, "RaBitQ": 0.4}[payload]
+    np.testing.assert_array_equal(
+        read.quantizer.reconstruct_n(0, read.nlist), np.concatenate([model.decoder_w, -model.decoder_w])
+    )
+
+
+def test_search_once_gives_each_id_once(model: CompresSAE, vectors: FloatArray, queries: FloatArray) -> None:
+    index = dictionary_ivf(vectors[:1500], model, assignments=4, progress=False)
+    index.nprobe = index.nlist
+    scores, ids = search_once(index, queries * 5, 20, 4)
+    exact = normalize_rows(queries) @ normalize_rows(vectors[:1500]).T
+    assert all(len(set(row)) == 20 for row in ids.tolist())
+    np.testing.assert_allclose(scores, -np.sort(-exact, axis=1)[:, :20], atol=1e-5)
+    few = dictionary_ivf(vectors[:3], model, assignments=2, progress=False)
+    few.nprobe = few.nlist
+    scores, ids = search_once(few, queries[:1], 5, 2)
+    assert sorted(ids[0].tolist()) == [-1, -1, 0, 1, 2]
+    assert (scores[0, 3:] == -np.inf).all()
+
+
+def test_an_ivf_refuses(model: CompresSAE, vectors: FloatArray) -> None:
+    with pytest.raises(InputError, match="integers, got strings"):
+        dictionary_ivf(vectors[:2], model, ids=["a", "b"])
+    with pytest.raises(DimensionError, match="dimension 3, expected 384"):
+        dictionary_ivf(vectors[:2, :3], model)
+    with pytest.raises(InputError, match="payload 'Nonsense'"):
+        dictionary_ivf(vectors[:2], model, payload="Nonsense")
+    with pytest.raises(InputError, match="takes 1 assignment, got 2"):
+        dictionary_ivf(vectors[:2], model, payload="PQ16x4fs", assignments=2)
+    with pytest.raises(InputError, match="cannot train the payload on 2 vectors"):
+        dictionary_ivf(vectors[:2], model, payload="PQ48")
+    with pytest.raises(InputError, match="NaN"):
+        dictionary_ivf(np.full((2, 384), np.nan, np.float32), model)
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), [("float32", 1e-5), ("float16", 1e-3), ("bfloat16", 5e-3)])
+def test_flat_indexes_score_as_dense_does(
+    built: CompressedIndex, queries: FloatArray, kind: Any, tolerance: float, tmp_path: Path
+) -> None:
+    faiss.write_index(to_faiss(built, kind, progress=False), str(tmp_path / "flat.faiss"))
+    read = faiss.read_index(str(tmp_path / "flat.faiss"))
+    assert isinstance(read, faiss.IndexFlat if kind == "float32" else faiss.IndexScalarQuantizer)
+    scores, ids = read.search(normalize_rows(queries), 10)
+    expected = built.search(queries, 10, mode="dense")
+    np.testing.assert_allclose(scores, expected.scores, atol=tolerance)
+    if kind == "float32":
+        np.testing.assert_array_equal(ids, expected.ids)
+
+
+def test_own_ids_are_those_of_faiss(index: CompressedIndex, queries: FloatArray) -> None:
+    index.remove([1000])
+    exported = to_faiss(index, "float32", progress=False)
+    assert isinstance(exported, faiss.IndexIDMap2)
+    expected = index.search(queries, 5, mode="dense")
+    np.testing.assert_array_equal(exported.search(normalize_rows(queries), 5)[1], expected.ids)
+    np.testing.assert_allclose(exported.reconstruct(1017), index.reconstruct([1017])[0], atol=1e-6)
+
+
+def test_strings_need_integers(model: CompresSAE, vectors: FloatArray, queries: FloatArray) -> None:
+    names = [f"n{i}" for i in range(20)]
+    index = CompressedIndex.build(vectors[:20], names, model=model, k=16, progress=False)
+    with pytest.raises(InputError, match="give integers by ids="):
+        to_faiss(index, progress=False)
+    exported = to_faiss(index, "float32", ids=np.arange(20) + 5, progress=False)
+    found = exported.search(normalize_rows(queries), 1)[1][:, 0]
+    expected = index.search(queries, 1, mode="dense").ids[:, 0]
+    assert [names[i - 5] for i in found] == expected.tolist()
+    with pytest.raises(InputError, match="kind must be one of"):
+        to_faiss(index, "flat")  # type: ignore[arg-type]
+
+
+def test_an_empty_index_is_exported(model: CompresSAE) -> None:
+    assert to_faiss(CompressedIndex(model), "float16", progress=False).ntotal == 0
+    assert to_faiss(CompressedIndex(model), "inverted", progress=False).ntotal == 0
+
+
+IDS = np.arange(600) * 7 + 3
+# The least mean cosine of a vector and what is read of it.
+HOLDERS = {
+    "Flat": 1 - 1e-6,
+    "SQfp16": 1 - 1e-6,
+    "IVF8,Flat": 1 - 1e-6,
+    "IVF8,SQ8": 0.999,
+    "IVF300,Flat": 1 - 1e-6,
+    "HNSW8": 1 - 1e-6,
+    "IDMap,Flat": 1 - 1e-6,
+    "IDMap2,SQ8": 0.999,
+    "RR384,IVF8,Flat": 1 - 1e-6,
+    "IDMap,RR384,IVF8,Flat": 1 - 1e-6,
+    "Flat,RFlat": 1 - 1e-6,
+    "IVF8,PQ16x4": 0.5,
+    "IVF8,PQ16x4fs": 0.5,
+}
+
+
+def held(factory: str, rows: FloatArray) -> Any:
+    index = faiss.index_factory(rows.shape[1], factory, IP)
+    index.train(rows)
+    if "IDMap" in factory or factory.startswith("IVF"):
+        index.add_with_ids(rows, IDS)
+    else:
+        index.add(rows)
+    return index
+
+
+@pytest.mark.parametrize(("factory", "least"), HOLDERS.items())
+def test_vectors_of_any_index_are_read(vectors: FloatArray, factory: str, least: float) -> None:
+    rows = normalize_rows(vectors[:600])
+    read = FaissVectors(held(factory, rows))
+    assert read.shape == (600, 384)
+    order = np.arange(600) if read.ids is None else read.ids
+    if "IDMap" in factory or factory.startswith("IVF"):
+        order = (order - 3) // 7
+    assert sorted(order) == list(range(600))
+    whole = read[0:600]
+    cosines = np.einsum("nd,nd->n", normalize_rows(whole), rows[order])
+    assert cosines.mean() > least
+    # A vector of another row would give less.
+    assert (cosines > normalize_rows(whole) @ rows.mean(axis=0)).all()
+    for piece in (slice(0, 1), slice(10, 345), slice(590, 700), slice(5, 5)):
+        np.testing.assert_allclose(read[piece], whole[piece], atol=1e-6)
+
+
+def test_a_mapped_index_is_read(vectors: FloatArray, tmp_path: Path) -> None:
+    rows = normalize_rows(vectors[:600])
+    faiss.write_index(held("IVF8,Flat", rows), str(tmp_path / "ivf.faiss"))
+    read = FaissVectors(faiss.read_index(str(tmp_path / "ivf.faiss"), faiss.IO_FLAG_MMAP))
+    assert read.ids is not None
+    np.testing.assert_array_equal(read[100:400], rows[(read.ids[100:400] - 3) // 7])
+
+
+def test_an_index_is_built_from_faiss(model: CompresSAE, vectors: FloatArray, queries: FloatArray) -> None:
+    rows = normalize_rows(vectors[:600])
+    built = from_faiss(held("IVF8,Flat", rows), model=model, k=16, progress=False)
+    expected = CompressedIndex.build(rows, IDS, model=model, k=16, progress=False)
+    assert sorted(built.ids.tolist()) == IDS.tolist()
+    a, b = built.search(queries, 5, mode="dense"), expected.search(queries, 5, mode="dense")
+    # The codebooks of values were learned in another order of rows.
+    np.testing.assert_allclose(a.scores, b.scores, atol=2e-3)
+    named = from_faiss(held("Flat", rows), ids=[f"n{i}" for i in range(600)], model=model, progress=False)
+    assert named.search(rows[5], 1).ids[0, 0] == "n5"
+
+
+def test_what_cannot_be_read_is_refused(vectors: FloatArray) -> None:
+    with pytest.raises(InputError, match="got IndexBinaryFlat"):
+        from_faiss(faiss.IndexBinaryFlat(64))
+    with pytest.raises(InputError, match="got list"):
+        from_faiss([])
+    with pytest.raises(InputError, match="got IndexFlat"):
+        from_faiss(faiss.IndexFlat(4, faiss.METRIC_L1))
+    with pytest.raises(InputError, match=r"\(IndexFlatIP\) is empty"):
+        from_faiss(faiss.IndexFlatIP(4))
+    rows = normalize_rows(vectors[:600])
+    with pytest.raises(InputError, match="FastScan lists within a IndexPreTransform cannot"):
+        from_faiss(held("RR384,IVF8,PQ16x4fs", rows))
+    shards: Any = faiss.IndexShards(384)
+    shards.add_shard(held("Flat", rows))
+    with pytest.raises(InputError, match=r"\(IndexShards\) cannot reconstruct"):
+        from_faiss(shards)
