@@ -68,7 +68,7 @@ def train(
 
     check_target(output)
     vectors = open_vectors(embeddings, dataset=dataset)
-    config = _train_config(preset, steps, seed).with_codes(DEFAULT_K if k is None else k, n_latents)
+    config = train_config(preset, steps, seed).with_codes(DEFAULT_K if k is None else k, n_latents)
     result = train_model(vectors, config, checkpoint=checkpoint, progress=True)
     result.model.save(output)
     content = {
@@ -84,7 +84,8 @@ def train(
     report(content, as_json)
 
 
-def _train_config(preset: Preset, steps: int | None, seed: int) -> TrainConfig:
+def train_config(preset: Preset, steps: int | None, seed: int) -> TrainConfig:
+    """The settings that `training_options` describe."""
     from compressae_index.training import TrainConfig
 
     config = TrainConfig.preset(preset, seed=seed)
@@ -229,7 +230,7 @@ def build(
             model=trained,
             encoder=encoder,
             metric=metric,
-            config=None if trained is not None else _train_config(preset, steps, seed),
+            config=None if trained is not None else train_config(preset, steps, seed),
             value_bits=value_bits,
             postings=postings,
             bytes_per_vector=bytes_per_vector,

@@ -13,8 +13,30 @@ try:
 except ImportError as error:
     raise MissingExtraError("pymilvus", "milvus", "the Milvus connector") from error
 
+from compressae_index.connectors.milvus.asynchronous import AsyncMilvusIndex
 from compressae_index.connectors.milvus.client import connect
+from compressae_index.connectors.milvus.export import Exported, export_parquet
+from compressae_index.connectors.milvus.importer import (
+    Imported,
+    ImportReport,
+    SyncReport,
+    from_milvus,
+    sync,
+)
 from compressae_index.connectors.milvus.index import MilvusIndex, MilvusResult
 from compressae_index.connectors.milvus.source import MilvusSource
 
-__all__ = ["MilvusIndex", "MilvusResult", "MilvusSource", "connect"]
+__all__ = [
+    "AsyncMilvusIndex",
+    "Exported",
+    "ImportReport",
+    "Imported",
+    "MilvusIndex",
+    "MilvusResult",
+    "MilvusSource",
+    "SyncReport",
+    "connect",
+    "export_parquet",
+    "from_milvus",
+    "sync",
+]

@@ -32,11 +32,11 @@ from compressae_index.ids import IdArray, as_id_array
 
 # Of one insert: a quarter of what a server's proxy takes, and rows beyond which nothing is gained.
 _REQUEST_BYTES = 16 << 20
-_REQUEST_ROWS = 5000
+REQUEST_ROWS = 5000
 # Postings in half precision (vector index version 10 and later) may lower a score by 2^-11 of it.
 _SCORE_ROUNDING = 2.0**-10
 
-Fields = Mapping[str, Sequence[Any]]
+Rows = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,7 @@ class MilvusBackend:
         self.collection = opened.name
         self.primary = opened.primary
         self.are_strings = opened.are_strings
+        self.manifest = opened.manifest
         self.n_latents = opened.manifest.n_latents
         self.k = opened.manifest.k
         self.dense = opened.manifest.dense
@@ -107,14 +108,14 @@ class MilvusBackend:
         return np.array([id_ in rows for id_ in ids.tolist()], dtype=bool)
 
     def put(
-        self, codes: SparseCodes, ids: IdArray, fields: Fields | None = None, *, partition: str = ""
+        self, codes: SparseCodes, ids: IdArray, others: Rows | None = None, *, partition: str = ""
     ) -> None:
-        """Stores codes, with more fields where there are any; rows of ids that are held are replaced.
+        """Stores codes, with other fields where there are any; rows of ids that are held are replaced.
 
         Args:
             codes: folded codes.
             ids: one a row, each once.
-            fields: values of other fields by name, one a row.
+            others: the other fields of each row, by name.
             partition: where to store them; the default one if empty.
 
         Raises:
@@ -125,23 +126,26 @@ class MilvusBackend:
         if empty.size:
             msg = f"the code of id {ids.tolist()[empty[0]]!r} is zero, so Milvus cannot store it"
             raise InputError(msg)
-        for rows in self._requests(len(ids), fields):
-            some = None if fields is None else {name: values[rows] for name, values in fields.items()}
+        if others is not None and not any(others):
+            others = None
+        for rows in self._requests(len(ids), others):
             with translated(f"writing to collection {self.collection!r}"):
-                if some or not self._put_packed(codes[rows], ids[rows], partition):
-                    self._put_rows(codes[rows], ids[rows], some or {}, partition)
+                if others is not None:
+                    self._put_rows(codes[rows], ids[rows], others[rows], partition)
+                elif not self._put_packed(codes[rows], ids[rows], partition):
+                    self._put_rows(codes[rows], ids[rows], [{}] * len(ids[rows]), partition)
 
-    def _requests(self, n: int, fields: Fields | None) -> Iterator[slice]:
+    def _requests(self, n: int, others: Rows | None) -> Iterator[slice]:
         """Runs of rows small enough for a request."""
         fixed = 16 + self.k * wire.PAIR.itemsize
         if self.dense:
             fixed += self._decoder_w.shape[1] * 4
         sizes = np.full(n, fixed)
-        for name, values in (fields or {}).items():
-            sizes += [len(name) + len(str(value)) for value in values]
+        if others is not None:
+            sizes += [len(str(row)) for row in others]
         first = 0
         while first < n:
-            most = int(np.searchsorted(np.cumsum(sizes[first : first + _REQUEST_ROWS]), _REQUEST_BYTES))
+            most = int(np.searchsorted(np.cumsum(sizes[first : first + REQUEST_ROWS]), _REQUEST_BYTES))
             rows = slice(first, min(first + max(most, 1), n))
             yield rows
             first = rows.stop
@@ -188,14 +192,14 @@ class MilvusBackend:
         )
         return True
 
-    def _put_rows(self, codes: SparseCodes, ids: IdArray, fields: Fields, partition: str) -> None:
-        dense = self._reconstructed(codes) if self.dense else None
-        rows = []
-        for row, (id_, pairs) in enumerate(zip(ids.tolist(), wire.to_rows(codes), strict=True)):
-            entry = {self.primary: id_, CODE_FIELD: pairs}
-            if dense is not None:
-                entry[DENSE_FIELD] = dense[row]
-            rows.append(entry | {name: values[row] for name, values in fields.items()})
+    def _put_rows(self, codes: SparseCodes, ids: IdArray, others: Rows, partition: str) -> None:
+        rows = [
+            {**other, self.primary: id_, CODE_FIELD: pairs}
+            for other, id_, pairs in zip(others, ids.tolist(), wire.to_rows(codes), strict=True)
+        ]
+        if self.dense:
+            for row, vector in zip(rows, self._reconstructed(codes), strict=True):
+                row[DENSE_FIELD] = vector
         self.client.upsert(self.collection, rows, partition_name=partition or None, timeout=self.timeout)
 
     def _reconstructed(self, codes: SparseCodes) -> npt.NDArray[Any]:

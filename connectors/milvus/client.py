@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
 from pymilvus import DataType, MilvusClient
 
 from compressae_index.connectors.milvus.errors import translated
@@ -19,6 +20,8 @@ TIMEOUT = 60.0
 MAX_RESULTS = 16384
 # Rows a page of reads, as wide vectors are slower in larger ones; ids in one expression.
 PAGE_ROWS = 1000
+# Rows a page where only ids are read.
+_LISTED_ROWS = 10_000
 
 ConsistencyLevel: TypeAlias = Literal["Strong", "Session", "Bounded", "Eventually"]
 CONSISTENCY_LEVELS: tuple[ConsistencyLevel, ...] = ("Strong", "Session", "Bounded", "Eventually")
@@ -116,14 +119,15 @@ def pages(
     *,
     after: int | str | None = None,
     filter: str = "",  # noqa: A002
-    partitions: Sequence[str] = (),
+    partition: str = "",
     page_rows: int = PAGE_ROWS,
     timeout: float = TIMEOUT,
 ) -> Iterator[list[dict[str, Any]]]:
     """Rows of a collection in the order of their primary key, page by page.
 
     By primary keys, like pymilvus's own iterator, which does not escape strings. Rows that are written
-    meanwhile are seen where their key is still to come.
+    meanwhile are seen where their key is still to come. What was written in the last seconds may be missing,
+    unless the collection's consistency level is "Strong".
 
     Args:
         client: a connection.
@@ -132,7 +136,7 @@ def pages(
         fields: to read beside the primary key.
         after: the key to go on after.
         filter: an expression; only rows that satisfy it.
-        partitions: only these; all if empty.
+        partition: only this one; all if empty.
         page_rows: rows a request.
         timeout: seconds for each request.
 
@@ -148,11 +152,12 @@ def pages(
                 filter=both(begin, filter),
                 output_fields=[primary, *fields],
                 limit=page_rows,
-                partition_names=list(partitions) or None,
-                consistency_level="Strong",
+                partition_names=[partition] if partition else None,
                 timeout=timeout,
-                # The first keys of all segments, not the first that are found.
-                reduce_stop_for_best=True,
+                # As pymilvus's own iterator asks for the smallest keys, not for the first that are found. The
+                # consistency level is then that of the collection.
+                iterator="True",
+                reduce_stop_for_best="True",
                 strict_float32=True,
             )
         if not rows:
@@ -167,6 +172,39 @@ def pages(
             return
 
 
+def listed_ids(
+    client: MilvusClient,
+    collection: str,
+    primary: str,
+    are_strings: bool,
+    *,
+    filter: str = "",  # noqa: A002
+    partition: str = "",
+    timeout: float = TIMEOUT,
+) -> IdArray:
+    """All ids of a loaded collection, ascending: int64 or str objects."""
+    read = pages(
+        client,
+        collection,
+        primary,
+        [],
+        filter=filter,
+        partition=partition,
+        page_rows=_LISTED_ROWS,
+        timeout=timeout,
+    )
+    return as_ids([row[primary] for page in read for row in page], are_strings)
+
+
+def as_ids(values: list[Any], are_strings: bool) -> IdArray:
+    """Primary keys as an array of ids."""
+    ids: IdArray = (
+        np.empty(len(values), dtype=object) if are_strings else np.empty(len(values), dtype=np.int64)
+    )
+    ids[:] = values
+    return ids
+
+
 def rows_of(
     client: MilvusClient,
     collection: str,
@@ -174,6 +212,8 @@ def rows_of(
     ids: IdArray,
     fields: Sequence[str],
     *,
+    filter: str = "",  # noqa: A002
+    partition: str = "",
     consistency_level: ConsistencyLevel = "Strong",
     timeout: float = TIMEOUT,
 ) -> dict[int | str, dict[str, Any]]:
@@ -181,13 +221,15 @@ def rows_of(
     found: dict[int | str, dict[str, Any]] = {}
     wanted = ids.tolist()
     for first in range(0, len(wanted), PAGE_ROWS):
-        with translated(f"reading rows of collection {collection!r}"):
+        with translated(f"reading rows of collection {collection!r}", expression=filter):
             rows = client.query(
                 collection,
-                filter=among(primary, wanted[first : first + PAGE_ROWS]),
+                filter=both(among(primary, wanted[first : first + PAGE_ROWS]), filter),
                 output_fields=[primary, *fields],
+                partition_names=[partition] if partition else None,
                 consistency_level=consistency_level,
                 timeout=timeout,
+                strict_float32=True,
             )
         found.update((row[primary], row) for row in rows)
     return found

@@ -92,6 +92,17 @@ def check_free(client: MilvusClient, name: str, timeout: float = TIMEOUT) -> Non
             raise InputError(msg)
 
 
+def check_dense(client: MilvusClient, dense: Dense | None) -> None:
+    """Refuses a type of the reconstructed field that this Milvus does not have.
+
+    Raises:
+        InputError: it is float16 on Milvus Lite.
+    """
+    if dense == "float16" and is_lite(client):
+        msg = "Milvus Lite has no FLOAT16_VECTOR: use dense='float32', or none"
+        raise InputError(msg)
+
+
 def create_collection(
     client: MilvusClient,
     name: str,
@@ -139,10 +150,10 @@ def create_collection(
         schema.add_field(DENSE_FIELD, kind, dim=manifest.dim)
         params.add_index(DENSE_FIELD, index_type="AUTOINDEX", metric_type=dense_metric(manifest.metric))
     with translated(f"creating collection {name!r}"):
-        if manifest.dense == "float16" and is_lite(client):
-            msg = "Milvus Lite has no FLOAT16_VECTOR: use dense='float32', or none"
-            raise InputError(msg)
-        client.create_collection(name, schema=schema, index_params=params, timeout=timeout)
+        # Pages of ids are read at the collection's own level, and must hold what was just written.
+        client.create_collection(
+            name, schema=schema, index_params=params, consistency_level="Strong", timeout=timeout
+        )
         for partition in partitions:
             client.create_partition(name, partition, timeout=timeout)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias
 
@@ -21,6 +22,7 @@ from compressae_index.connectors.milvus.collection import (
     MODEL_SUFFIX,
     Dense,
     Manifest,
+    check_dense,
     check_free,
     check_name,
     create_collection,
@@ -60,13 +62,12 @@ class MilvusIndex(BackedIndex):
     modes: ClassVar[tuple[str, ...]] = MILVUS_MODES
     backend: MilvusBackend
 
-    def __init__(
-        self, client: MilvusClient, backend: MilvusBackend, model: CompresSAE, manifest: Manifest
-    ) -> None:
+    def __init__(self, backend: MilvusBackend, model: CompresSAE) -> None:
         """From parts that belong together, as `open` finds them."""
+        manifest = backend.manifest
         super().__init__(model, backend, encoder=manifest.encoder, metric=manifest.metric)
         self.backend = backend
-        self.client = client
+        self.client = backend.client
         self.manifest = manifest
 
     @classmethod
@@ -103,7 +104,7 @@ class MilvusIndex(BackedIndex):
         backend = MilvusBackend(
             client, opened, loaded.decoder_w, consistency_level=consistency_level, timeout=timeout
         )
-        return cls(client, backend, loaded, opened.manifest)
+        return cls(backend, loaded)
 
     @classmethod
     def create(
@@ -150,6 +151,7 @@ class MilvusIndex(BackedIndex):
         check_name(collection)
         manifest = manifest_of(model, k=k, encoder=encoder, metric=metric, dense=dense)
         client = _client(client, token, db_name, timeout)
+        check_dense(client, dense)
         check_free(client, collection, timeout)
         check_free(client, collection + MODEL_SUFFIX, timeout)
         save_model(client, collection, model, manifest, timeout)
@@ -164,7 +166,8 @@ class MilvusIndex(BackedIndex):
                 timeout=timeout,
             )
         except BaseException:
-            client.drop_collection(collection + MODEL_SUFFIX, timeout=timeout)
+            with suppress(Exception):  # the first error counts
+                client.drop_collection(collection + MODEL_SUFFIX, timeout=timeout)
             raise
         return cls.open(client, collection, model=model, consistency_level=consistency_level, timeout=timeout)
 
@@ -391,9 +394,14 @@ class MilvusIndex(BackedIndex):
                 raise DimensionError(msg)
         self._check_partitions([partition] if partition else [])
 
+        names, columns = tuple(fields or {}), tuple((fields or {}).values())
+
         def put(codes: SparseCodes, ids: IdArray, rows: slice) -> None:
-            some = None if fields is None else {name: values[rows] for name, values in fields.items()}
-            self.backend.put(codes, ids, some, partition=partition)
+            others = [
+                dict(zip(names, values, strict=True))
+                for values in zip(*(column[rows] for column in columns), strict=True)
+            ]
+            self.backend.put(codes, ids, others or None, partition=partition)
 
         return vectors, put
 

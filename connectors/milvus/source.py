@@ -11,13 +11,17 @@ import numpy.typing as npt
 from pymilvus import DataType, MilvusClient
 
 from compressae_index.connectors.milvus.client import (
+    PAGE_ROWS,
     TIMEOUT,
+    as_ids,
     both,
     describe,
     ensure_loaded,
+    listed_ids,
     literal,
     pages,
     primary_field,
+    rows_of,
 )
 from compressae_index.errors import BackendError, InputError
 from compressae_index.ids import IdArray
@@ -92,10 +96,15 @@ class MilvusSource:
         Raises:
             BackendError: reading failed.
         """
-        listed = [row[self.primary] for page in self._pages([], page_rows=10_000) for row in page]
-        ids = np.empty(len(listed), dtype=object if self.are_strings else np.int64)
-        ids[:] = listed
-        return ids
+        return listed_ids(
+            self.client,
+            self.collection,
+            self.primary,
+            self.are_strings,
+            filter=self.filter,
+            partition=self.partition,
+            timeout=self.timeout,
+        )
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -135,8 +144,24 @@ class MilvusSource:
         """All rows from the one after an id on, page by page, with more fields."""
         return (self._page(page) for page in self._pages([self.field, *fields], after=after))
 
+    def select(self, ids: IdArray, fields: Sequence[str] = ()) -> Iterator[Page]:
+        """The rows of some ids that are held, page by page and in no order, with more fields."""
+        for first in range(0, len(ids), PAGE_ROWS):
+            found = rows_of(
+                self.client,
+                self.collection,
+                self.primary,
+                ids[first : first + PAGE_ROWS],
+                [self.field, *fields],
+                filter=self.filter,
+                partition=self.partition,
+                timeout=self.timeout,
+            )
+            if found:
+                yield self._page(list(found.values()))
+
     def _pages(
-        self, fields: Sequence[str], *, after: int | str | None = None, only: str = "", page_rows: int = 1000
+        self, fields: Sequence[str], *, after: int | str | None = None, only: str = ""
     ) -> Iterator[list[dict[str, Any]]]:
         return pages(
             self.client,
@@ -145,14 +170,12 @@ class MilvusSource:
             fields,
             after=after,
             filter=both(only, self.filter),
-            partitions=[self.partition] if self.partition else [],
-            page_rows=page_rows,
+            partition=self.partition,
             timeout=self.timeout,
         )
 
     def _page(self, rows: list[dict[str, Any]]) -> Page:
-        ids = np.empty(len(rows), dtype=object if self.are_strings else np.int64)
-        ids[:] = [row[self.primary] for row in rows]
+        ids = as_ids([row[self.primary] for row in rows], self.are_strings)
         return Page(ids, self._vectors([row[self.field] for row in rows]), rows)
 
     def _vectors(self, values: list[Any]) -> npt.NDArray[np.float32]:
