@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, TypeAlias
 
+import grpc
 import numpy as np
 from pymilvus import DataType, MilvusClient
+from pymilvus.exceptions import MilvusException
 
-from compressae_index.connectors.milvus.errors import translated
+from compressae_index.connectors.milvus.errors import status_of, translated
 from compressae_index.errors import BackendError, InputError
 from compressae_index.ids import IdArray
 
@@ -25,6 +28,9 @@ _LISTED_ROWS = 10_000
 
 ConsistencyLevel: TypeAlias = Literal["Strong", "Session", "Bounded", "Eventually"]
 CONSISTENCY_LEVELS: tuple[ConsistencyLevel, ...] = ("Strong", "Session", "Bounded", "Eventually")
+
+# Of trying to connect to a server that is down.
+_CONNECT_SECONDS = 6.0
 
 _LITE = "milvus_lite-"
 _OLDEST_LITE = (3, 2, 2)
@@ -50,7 +56,7 @@ def connect(uri: str, *, token: str = "", db_name: str = "", timeout: float = TI
         )
         raise InputError(msg)
     with translated(f"connecting to {uri}"):
-        client = MilvusClient(uri, token=token, db_name=db_name, timeout=timeout)
+        client = _reached(uri, token, db_name, timeout)
         version = client.get_server_version(timeout=timeout)
     if version.startswith(_LITE):
         numbers = tuple(int(part) for part in re.findall(r"\d+", version.removeprefix(_LITE))[:3])
@@ -59,6 +65,19 @@ def connect(uri: str, *, token: str = "", db_name: str = "", timeout: float = TI
             msg = f"{uri} is served by {version}, whose sparse scores are wrong: install milvus-lite>=3.2.2"
             raise BackendError(msg)
     return client
+
+
+def _reached(uri: str, token: str, db_name: str, timeout: float) -> MilvusClient:
+    """A client; tried for a while, as gRPC remembers for seconds that a server which is back was down."""
+    give_up, wait = time.monotonic() + min(timeout, _CONNECT_SECONDS), 0.1
+    while True:
+        try:
+            return MilvusClient(uri, token=token, db_name=db_name, timeout=timeout)
+        except MilvusException as error:
+            if status_of(error) != grpc.StatusCode.UNAVAILABLE or time.monotonic() + wait > give_up:
+                raise
+        time.sleep(wait)
+        wait *= 2
 
 
 def is_lite(client: MilvusClient) -> bool:

@@ -14,7 +14,7 @@ from pymilvus.exceptions import MilvusException
 from compressae_index.errors import BackendError, InputError
 
 # Codes of Milvus, which are the same on Lite where Lite has them.
-_NOT_FOUND, _NOT_LOADED = 100, 101
+_NOT_CONNECTED, _NOT_FOUND, _NOT_LOADED = 2, 100, 101
 _OVER_QUOTA = (8, 9)  # rate limit; writes denied for memory or disk
 
 _translating: ContextVar[bool] = ContextVar("_translating", default=False)
@@ -56,6 +56,16 @@ def translated(action: str, *, expression: str = "") -> Iterator[None]:
         _translating.reset(token)
 
 
+def status_of(error: BaseException) -> grpc.StatusCode | None:
+    """The gRPC status behind an error, also where pymilvus made another error of it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, grpc.RpcError) and hasattr(cause, "code"):
+            return cause.code()
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
 def _reason(error: Exception) -> str:
     text = error.message if isinstance(error, MilvusException) else _details(error)
     return " ".join(str(text or error).split())
@@ -71,23 +81,21 @@ def _is_about_expression(reason: str) -> bool:
 
 
 def _advice(error: Exception, reason: str) -> str:
-    code: Any = error.code if isinstance(error, MilvusException) else None
-    if code is None and hasattr(error, "code"):
-        code = error.code()
+    code, status = getattr(error, "code", None), status_of(error)
     if "Open local milvus failed" in reason:
         return "; one process at a time can open a file of Milvus Lite, and its folder must exist"
-    if code in _OVER_QUOTA or code == grpc.StatusCode.RESOURCE_EXHAUSTED:
+    if code in _OVER_QUOTA or status == grpc.StatusCode.RESOURCE_EXHAUSTED:
         return "; the server is over a quota: wait, or raise its limits, and run it again"
     if code == _NOT_LOADED:
         return "; load the collection first"
     if code == _NOT_FOUND:
         return "; was it dropped or renamed meanwhile?"
-    if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED) or "auth" in reason:
+    if status in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED) or "auth" in reason:
         return "; check the token (user:password, or an API key) and what it may do"
-    if code == grpc.StatusCode.UNIMPLEMENTED:
+    if status == grpc.StatusCode.UNIMPLEMENTED:
         return "; this server does not know the request: Milvus 2.5 or newer, or Lite 3.2.2, is needed"
-    if code == grpc.StatusCode.DEADLINE_EXCEEDED or "timeout" in reason.lower():
+    if status == grpc.StatusCode.DEADLINE_EXCEEDED or "timeout" in reason.lower():
         return "; the server did not answer in time: see whether it runs, or allow more with `timeout`"
-    if code in (grpc.StatusCode.UNAVAILABLE, 2):
+    if status == grpc.StatusCode.UNAVAILABLE or code == _NOT_CONNECTED:
         return "; see whether the server runs at this address, then run it again"
     return ""
