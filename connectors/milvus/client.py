@@ -56,8 +56,7 @@ def connect(uri: str, *, token: str = "", db_name: str = "", timeout: float = TI
         )
         raise InputError(msg)
     with translated(f"connecting to {uri}"):
-        client = _reached(uri, token, db_name, timeout)
-        version = client.get_server_version(timeout=timeout)
+        client, version = _reached(uri, token, db_name, timeout)
     if version.startswith(_LITE):
         numbers = tuple(int(part) for part in re.findall(r"\d+", version.removeprefix(_LITE))[:3])
         if numbers < _OLDEST_LITE:
@@ -67,13 +66,14 @@ def connect(uri: str, *, token: str = "", db_name: str = "", timeout: float = TI
     return client
 
 
-def _reached(uri: str, token: str, db_name: str, timeout: float) -> MilvusClient:
-    """A client; tried for a while, as gRPC remembers for seconds that a server which is back was down."""
+def _reached(uri: str, token: str, db_name: str, timeout: float) -> tuple[MilvusClient, str]:
+    """A client and the server's version; tried for a while, as clients remember that a server was down."""
     give_up, wait = time.monotonic() + min(timeout, _CONNECT_SECONDS), 0.1
     while True:
         try:
-            return MilvusClient(uri, token=token, db_name=db_name, timeout=timeout)
-        except MilvusException as error:
+            client = MilvusClient(uri, token=token, db_name=db_name, timeout=timeout)
+            return client, str(client.get_server_version(timeout=timeout))
+        except (MilvusException, grpc.RpcError) as error:
             if status_of(error) != grpc.StatusCode.UNAVAILABLE or time.monotonic() + wait > give_up:
                 raise
         time.sleep(wait)

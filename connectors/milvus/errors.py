@@ -59,10 +59,12 @@ def translated(action: str, *, expression: str = "") -> Iterator[None]:
 def status_of(error: BaseException) -> grpc.StatusCode | None:
     """The gRPC status behind an error, also where pymilvus made another error of it."""
     cause: BaseException | None = error
-    while cause is not None:
+    seen: set[int] = set()  # pymilvus raises errors from themselves
+    while cause is not None and id(cause) not in seen:
         if isinstance(cause, grpc.RpcError) and hasattr(cause, "code"):
             return cause.code()
-        cause = cause.__cause__ or cause.__context__
+        seen.add(id(cause))
+        cause = cause.__context__ if cause.__cause__ in (None, cause) else cause.__cause__
     return None
 
 
