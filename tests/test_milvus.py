@@ -47,6 +47,7 @@ from compressae_index.connectors.milvus import (
     connect,
     export_parquet,
     from_milvus,
+    importer,
     sync,
     wire,
 )
@@ -56,11 +57,20 @@ from compressae_index.connectors.milvus.errors import translated
 from compressae_index.connectors.milvus.hooks.pymilvus_model import CompresSAEEmbeddingFunction
 from compressae_index.errors import NewerFormatError
 
-ROWS = 6200
+ROWS = 2300
 
 
 def name() -> str:
     return f"c_{secrets.token_hex(4)}"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick() -> Iterator[None]:
+    """Milvus Lite searches slowly, and imports measure; small requests are resumed closely."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(importer, "SAMPLE_ROWS", 12)
+        patched.setattr(importer, "REQUEST_ROWS", 500)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -343,7 +353,7 @@ put = backend.MilvusBackend.put
 calls = []
 def put_and_die(self, *arguments, **options):
     calls.append(1)
-    if len(calls) == 7:
+    if len(calls) == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     put(self, *arguments, **options)
 backend.MilvusBackend.put = put_and_die
@@ -374,7 +384,7 @@ def test_a_killed_import_goes_on(tmp_path: Path, model: CompresSAE, demo_data: A
     with pytest.raises(FormatError, match="begun with k = 16, now it is 8"):
         from_milvus(client, "items", k=8)
     index, report = from_milvus(client, "items", progress=False)
-    assert report.resumed == 6000
+    assert report.resumed == 2000
     assert report.vectors == ROWS
     client.load_collection("items")
     assert rows_of(client, "items") == before
@@ -426,7 +436,7 @@ def test_a_server_that_is_gone_in_mid_import(
 
     def store_until_gone(self: MilvusBackend, *arguments: Any, **options: Any) -> None:
         calls.append(1)
-        if len(calls) == 7:
+        if len(calls) == 3:
             process.kill()
             process.wait()
         store(self, *arguments, **options)
@@ -440,7 +450,7 @@ def test_a_server_that_is_gone_in_mid_import(
     client = connect(uri)
     assert "items_compressed" not in client.list_collections()
     index, report = from_milvus(client, "items", model=model, progress=False)
-    assert report.resumed == 6000
+    assert report.resumed == 2000
     assert len(index) == ROWS
     client.close()
 

@@ -1,7 +1,8 @@
 """Compressed collections and the collection beside each that holds its model.
 
     items          primary key, `compressae_code` (sparse), maybe `compressae_dense`, and any other fields
-    items_model    one row a latent: its row of the decoder and column of the encoder; row 0 has the manifest
+    items_model    one row a latent: its row of the decoder and its column of the encoder as one vector;
+                   row 0 has the manifest
 
 The model is in Milvus so that whoever knows the uri and the name can search, and as vectors since these are
 what every version of Milvus stores exactly and without limits on size. While a collection is filled by an
@@ -206,12 +207,12 @@ def save_model(
         schema.add_field("manifest", DataType.VARCHAR, max_length=65535)
         schema.add_field("encoder_b", DataType.FLOAT)
         params = client.prepare_index_params()
-        for tensor in ("decoder_w", "encoder_w"):
-            schema.add_field(tensor, DataType.FLOAT_VECTOR, dim=model.dim)
-            params.add_index(tensor, index_type="FLAT", metric_type="IP")
+        schema.add_field("weights", DataType.FLOAT_VECTOR, dim=2 * model.dim)
+        params.add_index("weights", index_type="FLAT", metric_type="IP")
         client.create_collection(
             beside, schema=schema, index_params=params, consistency_level="Strong", timeout=timeout
         )
+        weights = np.concatenate([model.decoder_w, model.encoder_w.T], axis=1)
         # The manifest comes last: with it, the model is whole.
         for first in reversed(range(0, model.n_latents, _MODEL_ROWS)):
             rows = [
@@ -219,13 +220,11 @@ def save_model(
                     "latent": latent,
                     "manifest": json.dumps(asdict(manifest)) if latent == 0 else "",
                     "encoder_b": float(model.encoder_b[latent]),
-                    "decoder_w": model.decoder_w[latent],
-                    "encoder_w": np.ascontiguousarray(model.encoder_w[:, latent]),
+                    "weights": weights[latent],
                 }
                 for latent in range(first, min(first + _MODEL_ROWS, model.n_latents))
             ]
             client.upsert(beside, rows, timeout=timeout)
-        client.flush(beside, timeout=timeout)
 
 
 def load_manifest(client: MilvusClient, name: str, timeout: float = TIMEOUT) -> Manifest | None:
@@ -290,20 +289,18 @@ def load_model(
             raise FormatError(msg)
         return given
     beside = name + MODEL_SUFFIX
-    shape = (manifest.n_latents, manifest.dim)
-    decoder, encoder, bias = (
-        np.zeros(shape, np.float32),
-        np.zeros(shape, np.float32),
-        np.zeros(shape[0], np.float32),
+    dim = manifest.dim
+    weights, bias = (
+        np.zeros((manifest.n_latents, 2 * dim), np.float32),
+        np.zeros(manifest.n_latents, np.float32),
     )
-    fields = ["encoder_b", "decoder_w", "encoder_w"]
     try:
-        for page in pages(client, beside, "latent", fields, timeout=timeout):
+        for page in pages(client, beside, "latent", ["encoder_b", "weights"], timeout=timeout):
             latents = [row["latent"] for row in page]
             bias[latents] = [row["encoder_b"] for row in page]
-            decoder[latents] = np.array([row["decoder_w"] for row in page], dtype=np.float32)
-            encoder[latents] = np.array([row["encoder_w"] for row in page], dtype=np.float32)
-        loaded = CompresSAE(np.ascontiguousarray(encoder.T), bias, decoder, manifest.k)
+            weights[latents] = np.array([row["weights"] for row in page], dtype=np.float32)
+        decoder, encoder = np.ascontiguousarray(weights[:, :dim]), np.ascontiguousarray(weights[:, dim:].T)
+        loaded = CompresSAE(encoder, bias, decoder, manifest.k)
     except BackendError:
         raise
     except (CompressaeError, IndexError, KeyError, ValueError) as error:
