@@ -214,14 +214,14 @@ def build(
     if codes is not None:
         if trained is None:
             raise click.UsageError("--codes needs the --model that encoded.")
-        _refuse(context, "--codes", (*_TRAINING, *_BUDGET, "k", "n_latents", "encoder", "metric", "dataset"))
+        refuse(context, "--codes", (*TRAINING, *_BUDGET, "k", "n_latents", "encoder", "metric", "dataset"))
         bits = VALUE_BITS if value_bits is None else value_bits
         index = CompressedIndex.from_codes(
             codes, trained, row_ids, value_bits=bits, postings=postings, num_threads=threads
         )
     else:
         if trained is not None:
-            _refuse(context, "--model", _TRAINING)
+            refuse(context, "--model", TRAINING)
         index = CompressedIndex.build(
             open_vectors(embeddings, dataset=dataset),
             row_ids,
@@ -244,11 +244,11 @@ def build(
     report(content, as_json)
 
 
-_TRAINING = ("preset", "steps", "seed")
+TRAINING = ("preset", "steps", "seed")
 _BUDGET = ("bytes_per_vector", "target_recall")
 
 
-def _refuse(context: click.Context, given: str, names: tuple[str, ...]) -> None:
+def refuse(context: click.Context, given: str, names: tuple[str, ...]) -> None:
     """Refuses options that another one has decided, where they were given."""
     for name in names:
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:

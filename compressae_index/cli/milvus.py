@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from compressae_index.cli.data import train_config
+from compressae_index.cli.data import TRAINING, refuse, train_config
 from compressae_index.cli.options import (
     PATH,
     encoder_option,
@@ -86,7 +86,9 @@ def milvus() -> None:
 @dense_option
 @threads_option
 @json_option
+@click.pass_context
 def import_(
+    context: click.Context,
     uri: str,
     token: str,
     db_name: str,
@@ -116,6 +118,8 @@ def import_(
     Example:
       compressae-index milvus import --uri items.db --collection items --vector-field embedding
     """  # noqa: D301
+    if model is not None:
+        refuse(context, "--model", TRAINING)
     from compressae_index.connectors.milvus import from_milvus
 
     made = from_milvus(

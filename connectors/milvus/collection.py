@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from pymilvus import DataType, FieldSchema, MilvusClient
+from pymilvus.exceptions import MilvusException
 
 from compressae_index.connectors.milvus.client import (
     TIMEOUT,
@@ -316,7 +317,14 @@ def publish(client: MilvusClient, name: str, timeout: float = TIMEOUT) -> None:
     """Gives a built collection its name, in one step, and loads it."""
     building = name + BUILDING_SUFFIX
     with translated(f"renaming collection {building!r} to {name!r}"):
-        client.rename_collection(building, name, timeout=timeout)
+        try:
+            client.rename_collection(building, name, timeout=timeout)
+        except MilvusException:
+            # pymilvus repeats a request whose answer was lost, and the second one finds no collection.
+            if client.has_collection(building, timeout=timeout) or not client.has_collection(
+                name, timeout=timeout
+            ):
+                raise
     ensure_loaded(client, name, timeout)
 
 
