@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from common import Rows, load_rows, markdown, print_load, timed, write_report
 from pymilvus import DataType, MilvusClient
+from threadpoolctl import threadpool_limits
 
 from compressae_index import CompressedIndex
 from compressae_index.checks import FloatArray
@@ -61,7 +63,9 @@ def milvus_lite(folder: Path) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "milvus_lite", "server", "--data-dir", str(folder)]
-    process = subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(port)])
+    process = subprocess.Popen(
+        [*command, "--host", "127.0.0.1", "--port", str(port)], stdout=subprocess.DEVNULL
+    )
     try:
         while True:
             with socket.socket() as probe:
@@ -149,12 +153,13 @@ def main(embeddings: Path | None, rows: int, queries: int, preset: str, output: 
     """Import a collection and search it by every mode."""
     data = load_rows(embeddings, rows)
     data = Rows(data.name, data.vectors, data.queries[:queries])
-    click.echo(f"{data}, Milvus Lite in another process\n")
+    click.echo(f"{data}; Milvus Lite in another process\n")
     print_load(2)
+    threads = threadpool_limits(1)
     truth = exact_neighbours(data.vectors, data.queries, KS[-1])
     with tempfile.TemporaryDirectory() as folder, milvus_lite(Path(folder)) as uri:
         client = connect(uri, timeout=TIMEOUT)
-        _, filling = timed(lambda: fill(client, data.vectors))
+        _, filling = timed(partial(fill, client, data.vectors))
         report = imported(uri, preset, "codes")
         n = count(client, "codes")
         disk = {name: on_disk(Path(folder), name) / n for name in ("dense", "codes")}
@@ -169,6 +174,7 @@ def main(embeddings: Path | None, rows: int, queries: int, preset: str, output: 
             found = both.search(data.queries, KS[-1], mode=mode)
             fused[mode] = {str(at): recall(found.ids, truth, at) for at in KS}
         reference = embedded(index, data, truth)
+    threads.restore_original_limits()
 
     click.echo(f"filling the dense collection: {filling:.1f} s; import by phase, one thread:")
     click.echo(markdown(["phase", "seconds"], [[p, f"{s:.1f}"] for p, s in report["seconds"].items()]) + "\n")
@@ -176,8 +182,11 @@ def main(embeddings: Path | None, rows: int, queries: int, preset: str, output: 
         f"resident memory of the importing process: {report['mib_peak']:.0f} MiB at its peak, "
         f"{report['mib_before']:.0f} MiB before\n"
     )
-    click.echo(f"bytes a vector on disk: dense {disk['dense']:.0f}, codes {disk['codes']:.0f}; computed for ")
-    click.echo(f"a server: {report['bytes_before'] / n:.0f} and {report['bytes_after'] / n:.0f}\n")
+    before, after = report["bytes_before"] / n, report["bytes_after"] / n
+    click.echo(
+        f"bytes a vector in Lite's files: dense {disk['dense']:.0f}, codes {disk['codes']:.0f}; "
+        f"computed for a server's memory: {before:.0f} and {after:.0f}\n"
+    )
     lines = [
         [
             result["mode"],

@@ -67,7 +67,7 @@ def name() -> str:
 def quick() -> Iterator[None]:
     """Milvus Lite searches slowly, and imports measure; small requests are resumed closely."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(importer, "SAMPLE_ROWS", 12)
+        patched.setattr(importer, "SAMPLE_ROWS", 20)
         patched.setattr(importer, "REQUEST_ROWS", 500)
         yield
 
@@ -309,6 +309,11 @@ def test_strings_partitions_and_sync(client: MilvusClient, model: CompresSAE, ve
     assert sync(index, progress=False) == (0, 0, 144)
     assert rows_of(client, target) == rows_of(client, collection)
     assert index.search(vectors[202], 1, partitions=["more"]).ids.tolist() == [[key(202)]]
+    put(client, collection, vectors[300:600], 300, string_ids=True)
+    assert from_milvus(client, collection, target=target, model=model, progress=False).report.vectors == 144
+    index.upsert(-vectors[10:50], [key(number) for number in range(10, 50)], fields={"tags": [["x"]] * 40})
+    with pytest.raises(BackendError, match="are not those of their vectors"):
+        from_milvus(client, collection, target=target, model=model, progress=False)
     index.drop()
     assert target not in client.list_collections()
     assert target + "_model" not in client.list_collections()
@@ -623,6 +628,8 @@ def test_hybrid_mode_fuses_both(imported: MilvusIndex, queries: FloatArray) -> N
     fused = imported.search(queries[:5], 5, mode="hybrid", filter="price >= 100")
     assert (fused.ids >= 1000).all()
     assert (np.diff(fused.scores) <= 0).all()
+    with pytest.raises(InputError, match="scoring must be 'asymmetric'"):
+        imported.search(queries[:5], mode="hybrid", scoring="symmetric")
     with pytest.raises(InputError, match="a ranker is for mode 'hybrid'"):
         imported.search(queries[:5], ranker=WeightedRanker(0.0, 1.0))
 
@@ -669,6 +676,8 @@ def test_searching_with_asyncio(
         await index.remove([7])
         with pytest.raises(InputError, match="cannot evaluate the filter"):
             await index.search(queries[:1], filter="price <")
+        with pytest.raises(InputError, match="has no partition 'p'"):
+            await index.search(queries[:1], partitions=["p"])
         with pytest.raises(UnknownIdError):
             await index.remove([7])
         await index._client.close()

@@ -78,6 +78,7 @@ class AsyncMilvusIndex:
         """The k nearest documents of each query; arguments, result and errors as for `MilvusIndex.search`."""
         index, backend = self.index, self.index.backend
         k, n = index._depth(k, candidates, mode)
+        await asyncio.to_thread(index._check_partitions, partitions)
         scope = Scope(filter, tuple(partitions), consistency_level)
         asked = await asyncio.to_thread(index._asked, queries, mode, scoring, query_nnz, None)
         results = []

@@ -154,28 +154,28 @@ def from_milvus(
         msg = f"field {source.field!r} has dimension {source.dim}, the model {given.dim}"
         raise DimensionError(msg)
     clock = _Clock()
-    manifest, finished = _begun(client, target, origin, timeout)
+    begun, finished = _begun(client, target, origin, timeout)
     with clock("list"):
         if not len(source):
             msg = f"collection {collection!r} has no rows to import"
             raise InputError(msg)
-    if manifest is None:
+    if begun is None:
         with clock("train"):
             trained = _trained(source, k, n_latents, config, progress) if given is None else given
         manifest = manifest_of(trained, k=k, encoder=encoder, metric=metric, dense=dense, source=origin)
         save_model(client, target, trained, manifest, timeout)
     else:
+        manifest = begun
         wanted = {"k": k, "n_latents": n_latents, "encoder": encoder, "metric": metric, "dense": dense}
         _check_same(target, manifest, wanted)
         trained = load_model(client, target, manifest, given, timeout)
     name = target if finished else target + BUILDING_SUFFIX
     opened = Opened(name, manifest, source.primary, source.are_strings)
-    copier = _Copier(
-        source, MilvusBackend(client, opened, trained.decoder_w, timeout=timeout), trained, threads
-    )
+    backend = MilvusBackend(client, opened, trained.decoder_w, timeout=timeout)
+    copier = _Copier(source, backend, trained, threads)
     if finished:
         ensure_loaded(client, name, timeout)
-        resumed = len(copier.backend)
+        resumed = len(backend)
     else:
         copier.create(algorithm)
         with clock("write"):
@@ -183,23 +183,21 @@ def from_milvus(
         with clock("flush"), translated(f"flushing collection {name!r}"):
             client.flush(name, timeout=timeout)
     with clock("verify"):
-        rng = np.random.default_rng(0)
-        sample = source.ids[np.sort(rng.permutation(len(source))[:SAMPLE_ROWS])]
-        copier.check(sample)
+        sample = copier.check()
     if not finished:
         publish(client, target, timeout)
     index = MilvusIndex.open(client, target, model=trained, timeout=timeout)
     with clock("measure"):
         measured = _measured(source, index, sample)
-    n = len(index)
+    size = index.backend.nbytes
     report = ImportReport(
         collection=target,
-        vectors=n,
+        vectors=len(index),
         resumed=resumed,
         left_out=copier.left_out,
         seconds=clock.seconds,
         bytes_before=len(source) * source.dim * 4,
-        bytes_after=index.backend.nbytes["postings"] + index.backend.nbytes.get("dense", 0),
+        bytes_after=size["postings"] + size.get("dense", 0),
         recall=measured,
     )
     return Imported(index, report)
@@ -361,21 +359,26 @@ class _Copier:
         others = [{name: row[name] for name in row.keys() - dropped} for row in page.rows]
         self.backend.put(self.codes(page), page.ids, others, partition=partition)
 
-    def check(self, ids: IdArray) -> None:
-        """Compares stored codes of ids with new ones.
+    def check(self) -> IdArray:
+        """Compares a sample of stored codes with new ones; gives the ids of the sample.
 
         Raises:
             BackendError: more than a few differ; rounding may turn a tie the other way.
         """
+        rng = np.random.default_rng(0)
+        ids = self.source.ids[np.sort(rng.permutation(len(self.source))[:SAMPLE_ROWS])]
+        ids = ids[self.backend.held(ids)]  # others were inserted since
         for page in self.source.select(ids):
             fresh, stored = self.codes(page), self.backend.codes(page.ids)
             differ = (np.abs(fresh.to_dense() - stored.to_dense()) > 1e-3).any(axis=1)
             if differ.mean() > 0.05:
                 msg = (
                     f"codes in collection {self.backend.collection!r} are not those of their vectors "
-                    f"({int(differ.sum())} of {len(differ)}, as id {page.ids[differ].tolist()[0]!r})"
+                    f"({int(differ.sum())} of {len(differ)}, as id {page.ids[differ].tolist()[0]!r}): "
+                    "rows of the source were replaced, or something else wrote; drop it and import again"
                 )
                 raise BackendError(msg)
+        return ids
 
 
 def _partitions(source: MilvusSource, described: Mapping[str, Any]) -> list[str]:
@@ -458,15 +461,15 @@ def _metric_of(source: MilvusSource) -> Metric:
 
 def _measured(source: MilvusSource, index: MilvusIndex, sample: IdArray) -> dict[int, float]:
     """recall@k against the source's own search, with rows of some ids as queries, themselves left out."""
+    deepest = min(100, len(index) - 1)
     pages = list(source.select(sample))
+    if not pages or deepest < 1:
+        return {}
     queries, names = (
         np.concatenate([page.vectors for page in pages]),
         np.concatenate([page.ids for page in pages]),
     )
-    deepest = min(100, len(index) - 1)
-    ks = sorted({k for k in (10, 100, deepest) if 0 < k <= deepest})
-    if not ks:
-        return {}
+    ks = sorted({k for k in (10, 100, deepest) if k <= deepest})
     with translated(f"searching collection {source.collection!r}"):
         hits = source.client.search(
             source.collection,

@@ -203,7 +203,7 @@ class MilvusIndex(BackedIndex):
             candidates: documents that Milvus finds for the re-scoring, or for each part of "hybrid"; at least
                 k are, and at most 16,384.
             query_nnz: latents of the query that sparse search keeps, of largest magnitude; 64 by default.
-            scoring: as for `CompressedIndex.search`; "dense" and "hybrid" are always "asymmetric".
+            scoring: as for `CompressedIndex.search`; "asymmetric" for "dense" and "hybrid".
             filter: a Milvus expression as "price < 10", or ids.
             num_threads: as for `BackedIndex.search`.
             output_fields: fields of the neighbours to fetch.
@@ -238,6 +238,9 @@ class MilvusIndex(BackedIndex):
                 num_threads=num_threads,
             )
         else:
+            if scoring != "asymmetric":
+                msg = f"in mode {mode!r}, scoring must be 'asymmetric', got {scoring!r}"
+                raise InputError(msg)
             result = self._search_dense(queries, k, mode, candidates, query_nnz, scope, ranker)
         return self._with_fields(result, output_fields)
 
