@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pymilvus import MilvusClient
+from pymilvus import DataType, MilvusClient
 from pymilvus.grpc_gen import milvus_pb2
 
 from compressae_index.backend import BoolArray, Candidates
@@ -162,24 +162,24 @@ class MilvusBackend:
         )
         key = request.fields_data.add(field_name=self.primary)
         if self.are_strings:
-            key.type = 21
+            key.type = DataType.VARCHAR
             key.scalars.string_data.data.extend(ids.tolist())
         else:
-            key.type = 5
+            key.type = DataType.INT64
             key.scalars.long_data.data.extend(ids.tolist())
-        sparse = request.fields_data.add(field_name=CODE_FIELD, type=104)
+        sparse = request.fields_data.add(field_name=CODE_FIELD, type=DataType.SPARSE_FLOAT_VECTOR)
         sparse.vectors.dim = 2 * self.n_latents
         sparse.vectors.sparse_float_vector.dim = 2 * self.n_latents
         sparse.vectors.sparse_float_vector.contents.extend(wire.to_bytes(codes))
         if self.dense:
             rows = self._reconstructed(codes)
-            field = request.fields_data.add(
-                field_name=DENSE_FIELD, type=101 if self.dense == "float32" else 102
-            )
+            field = request.fields_data.add(field_name=DENSE_FIELD)
             field.vectors.dim = rows.shape[1]
             if self.dense == "float32":
+                field.type = DataType.FLOAT_VECTOR
                 field.vectors.float_vector.data.extend(rows.ravel())
             else:
+                field.type = DataType.FLOAT16_VECTOR
                 field.vectors.float16_vector = rows.tobytes()
         send(
             self.collection,
