@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -145,7 +146,8 @@ class BackedStats(NamedTuple):
     model_bytes: int
 
 
-class Asked(NamedTuple):
+@dataclass(frozen=True)
+class Asked:
     """A batch of checked queries, as stage one and stage two see them."""
 
     terms: SparseCodes
@@ -309,8 +311,8 @@ class BackedIndex:
         return SparseCodes(latents, values, self.model.n_latents)
 
     @staticmethod
-    def _joined(results: Any) -> BackedResult:
-        blocks: list[BackedResult] = list(results)
+    def _joined(results: Iterable[BackedResult]) -> BackedResult:
+        blocks = list(results)
         return BackedResult(
             np.concatenate([block.scores for block in blocks]),
             np.concatenate([block.ids for block in blocks]),

@@ -22,7 +22,7 @@ from compressae_index.checks import FloatArray
 from compressae_index.cli import main
 from compressae_index.demo import DemoData
 
-COMMANDS = ["build", "demo", "encode", "estimate", "eval", "info", "report", "search", "train"]
+COMMANDS = ["build", "demo", "encode", "estimate", "eval", "info", "milvus", "report", "search", "train"]
 SIZES = ["--k", 8, "--n-latents", 64]
 
 needs_place = pytest.mark.usefixtures("place")

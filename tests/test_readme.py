@@ -46,6 +46,27 @@ def test_every_block_is_of_a_kind_that_is_tested() -> None:
     assert {words[0] for words in CONSOLE} == {"make", "pip", "compressae-index"}
 
 
+def make_items(demo_data: DemoData) -> None:
+    """The collection of Milvus Lite that the README imports."""
+    from pymilvus import DataType
+
+    from compressae_index.connectors.milvus import connect
+
+    client = connect("items.db")
+    schema = client.create_schema(auto_id=False)
+    schema.add_field("id", DataType.INT64, is_primary=True)
+    schema.add_field("embedding", DataType.FLOAT_VECTOR, dim=demo_data.embeddings.shape[1])
+    schema.add_field("price", DataType.FLOAT)
+    params = client.prepare_index_params()
+    params.add_index("embedding", index_type="FLAT", metric_type="COSINE")
+    client.create_collection("items", schema=schema, index_params=params)
+    rows = [
+        {"id": i, "embedding": row, "price": float(i)} for i, row in enumerate(demo_data.embeddings[:150])
+    ]
+    client.insert("items", rows)
+    client.close()
+
+
 def test_the_python_session_runs(
     place: Path, demo_data: DemoData, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -53,6 +74,7 @@ def test_the_python_session_runs(
         demo_data.embeddings[:600], demo_data.queries, demo_data.texts[:600], demo_data.query_texts
     )
     monkeypatch.setattr(demo, "load_data", lambda: few)
+    make_items(demo_data)
     session: dict[str, object] = {}
     for block in blocks("python"):
         exec(compile(block, "README.md", "exec"), session)
@@ -64,12 +86,14 @@ def test_the_python_session_runs(
         "texts.faiss-index",
         "texts.faiss",
         "training.checkpoint",
+        "items.db",
     }
 
 
 def test_the_sessions_on_the_command_line_run(place: Path, demo_data: DemoData) -> None:
     np.save("embeddings.npy", demo_data.embeddings[:300])
     np.save("queries.npy", demo_data.queries[:20])
+    make_items(demo_data)
     Path("ids.txt").write_text("".join(f"item-{i}\n" for i in range(300)))
     Path("shards").mkdir()
     for i in range(3):
@@ -82,8 +106,12 @@ def test_the_sessions_on_the_command_line_run(place: Path, demo_data: DemoData) 
 
 @pytest.mark.parametrize("words", OURS, ids=" ".join)
 def test_commands_and_their_options_are_in_the_help(words: list[str]) -> None:
-    name, *rest = words
-    shown = CliRunner().invoke(main, [name, "--help"])
+    command: click.Command = main
+    names, rest = [], list(words)
+    while isinstance(command, click.Group):
+        names.append(rest.pop(0))
+        command = command.commands[names[-1]]
+    shown = CliRunner().invoke(main, [*names, "--help"])
     assert shown.exit_code == 0
     for word in rest:
         if word.startswith("-"):
@@ -97,12 +125,14 @@ def test_every_command_is_named(name: str) -> None:
 
 @pytest.mark.parametrize("option", sorted(set(re.findall(r"`(--[a-z-]+)", README))))
 def test_options_named_in_sentences_exist(option: str) -> None:
-    with click.Context(main) as context:
+    with click.Context(main, **main.context_settings) as context:
         known = {name for command in main.commands.values() for name in _options(command, context)}
     assert option in known
 
 
 def _options(command: click.Command, context: click.Context) -> list[str]:
+    if isinstance(command, click.Group):
+        return [name for inner in command.commands.values() for name in _options(inner, context)]
     return [name for parameter in command.get_params(context) for name in parameter.opts]
 
 

@@ -68,7 +68,7 @@ def train(
 
     check_target(output)
     vectors = open_vectors(embeddings, dataset=dataset)
-    config = _train_config(preset, steps, seed).with_codes(DEFAULT_K if k is None else k, n_latents)
+    config = train_config(preset, steps, seed).with_codes(DEFAULT_K if k is None else k, n_latents)
     result = train_model(vectors, config, checkpoint=checkpoint, progress=True)
     result.model.save(output)
     content = {
@@ -84,7 +84,8 @@ def train(
     report(content, as_json)
 
 
-def _train_config(preset: Preset, steps: int | None, seed: int) -> TrainConfig:
+def train_config(preset: Preset, steps: int | None, seed: int) -> TrainConfig:
+    """The settings that `training_options` describe."""
     from compressae_index.training import TrainConfig
 
     config = TrainConfig.preset(preset, seed=seed)
@@ -213,14 +214,14 @@ def build(
     if codes is not None:
         if trained is None:
             raise click.UsageError("--codes needs the --model that encoded.")
-        _refuse(context, "--codes", (*_TRAINING, *_BUDGET, "k", "n_latents", "encoder", "metric", "dataset"))
+        refuse(context, "--codes", (*TRAINING, *_BUDGET, "k", "n_latents", "encoder", "metric", "dataset"))
         bits = VALUE_BITS if value_bits is None else value_bits
         index = CompressedIndex.from_codes(
             codes, trained, row_ids, value_bits=bits, postings=postings, num_threads=threads
         )
     else:
         if trained is not None:
-            _refuse(context, "--model", _TRAINING)
+            refuse(context, "--model", TRAINING)
         index = CompressedIndex.build(
             open_vectors(embeddings, dataset=dataset),
             row_ids,
@@ -229,7 +230,7 @@ def build(
             model=trained,
             encoder=encoder,
             metric=metric,
-            config=None if trained is not None else _train_config(preset, steps, seed),
+            config=None if trained is not None else train_config(preset, steps, seed),
             value_bits=value_bits,
             postings=postings,
             bytes_per_vector=bytes_per_vector,
@@ -243,11 +244,11 @@ def build(
     report(content, as_json)
 
 
-_TRAINING = ("preset", "steps", "seed")
+TRAINING = ("preset", "steps", "seed")
 _BUDGET = ("bytes_per_vector", "target_recall")
 
 
-def _refuse(context: click.Context, given: str, names: tuple[str, ...]) -> None:
+def refuse(context: click.Context, given: str, names: tuple[str, ...]) -> None:
     """Refuses options that another one has decided, where they were given."""
     for name in names:
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:

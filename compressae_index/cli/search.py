@@ -9,7 +9,7 @@ from typing import Any
 import click
 import numpy as np
 
-from compressae_index.checks import check_int, check_vectors
+from compressae_index.checks import FloatArray, check_int, check_vectors
 from compressae_index.cli.options import (
     PATH,
     dataset_option,
@@ -28,6 +28,7 @@ from compressae_index.evaluation import (
     exact_neighbours,
 )
 from compressae_index.evaluation import evaluate as evaluate_index
+from compressae_index.ids import IdArray
 from compressae_index.index import CompressedIndex, Mode, Scoring
 from compressae_index.metric import METRICS, Metric
 from compressae_index.sources import open_vectors
@@ -89,19 +90,23 @@ def search(
             json.dumps({"results": str(output)}) if as_json else f"{len(ids)} x {k} results in {output}"
         )
     elif as_json:
-        click.echo(
-            json.dumps(
-                {"ids": ids.tolist(), "scores": [[_finite(s) for s in row] for row in scores.tolist()]}
-            )
-        )
+        click.echo(json.dumps(neighbours(scores, ids)))
     else:
-        for number, (row_ids, row_scores) in enumerate(zip(ids, scores, strict=True)):
-            found = (
-                f"{name}:{score:.4f}"
-                for name, score in zip(row_ids, row_scores, strict=True)
-                if score > -np.inf
-            )
-            click.echo(f"{number}\t" + " ".join(found))
+        print_neighbours(scores, ids)
+
+
+def neighbours(scores: FloatArray, ids: IdArray) -> dict[str, Any]:
+    """A result for JSON."""
+    return {"ids": ids.tolist(), "scores": [[_finite(s) for s in row] for row in scores.tolist()]}
+
+
+def print_neighbours(scores: FloatArray, ids: IdArray) -> None:
+    """A line a query: its number, then id:score pairs."""
+    for number, (row_ids, row_scores) in enumerate(zip(ids, scores, strict=True)):
+        found = (
+            f"{name}:{score:.4f}" for name, score in zip(row_ids, row_scores, strict=True) if score > -np.inf
+        )
+        click.echo(f"{number}\t" + " ".join(found))
 
 
 def _finite(score: float) -> float | None:

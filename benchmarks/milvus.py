@@ -1,0 +1,215 @@
+"""The Milvus connector on Milvus Lite: import, bytes, recall, milliseconds by phase, certificates.
+
+    python benchmarks/milvus.py [embeddings.npy] --rows 100000
+
+Milvus Lite runs as a server in a process of its own, so that memory and seconds are the connector's alone,
+and requests go over a socket. The queries are the first of the file's last 2,000 rows; of the data that are
+shipped, of their last 1,000.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import numpy.typing as npt
+from common import Rows, load_rows, markdown, print_load, timed, write_report
+from pymilvus import DataType, MilvusClient
+from threadpoolctl import threadpool_limits
+
+from compressae_index import CompressedIndex
+from compressae_index.checks import FloatArray
+from compressae_index.connectors.milvus import MilvusIndex, connect
+from compressae_index.connectors.milvus.client import count
+from compressae_index.evaluation import exact_neighbours, recall
+
+KS = (10, 100)
+CANDIDATES = (100, 300, 1000, 3000)
+PHASES = ("projection", "Milvus", "decoding", "re-score")
+# Generous, as Milvus Lite scans all rows in Python.
+TIMEOUT = 600.0
+
+IMPORT = """
+import json, resource, sys
+from compressae_index import TrainConfig
+from compressae_index.connectors.milvus import connect, from_milvus
+uri, preset, target, dense, model = sys.argv[1:]
+client = connect(uri, timeout=600)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+report = from_milvus(
+    client, "dense", target=target, dense=dense or None, model=model or None, k=32,
+    config=None if model else TrainConfig.preset(preset), num_threads=1, timeout=600, progress=False,
+).report._asdict()
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(json.dumps(report | {"mib_before": before / 1024, "mib_peak": peak / 1024}))
+"""
+
+
+@contextmanager
+def milvus_lite(folder: Path) -> Iterator[str]:
+    """The address of a Milvus Lite that runs in another process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "milvus_lite", "server", "--data-dir", str(folder)]
+    process = subprocess.Popen(
+        [*command, "--host", "127.0.0.1", "--port", str(port)], stdout=subprocess.DEVNULL
+    )
+    try:
+        while True:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def fill(client: MilvusClient, vectors: FloatArray) -> None:
+    """The dense collection that is imported."""
+    schema = client.create_schema(auto_id=False)
+    schema.add_field("id", DataType.INT64, is_primary=True)
+    schema.add_field("embedding", DataType.FLOAT_VECTOR, dim=vectors.shape[1])
+    params = client.prepare_index_params()
+    params.add_index("embedding", index_type="FLAT", metric_type="COSINE")
+    client.create_collection("dense", schema=schema, index_params=params, timeout=TIMEOUT)
+    for first in range(0, len(vectors), 5000):
+        rows = [{"id": first + i, "embedding": row} for i, row in enumerate(vectors[first : first + 5000])]
+        client.insert("dense", rows, timeout=TIMEOUT)
+    client.flush("dense", timeout=TIMEOUT)
+
+
+def imported(uri: str, preset: str, target: str, dense: str = "", model: str = "") -> dict[str, Any]:
+    """The report of an import in a process of its own, with its resident memory."""
+    command = [sys.executable, "-P", "-c", IMPORT, uri, preset, target, dense, model]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report
+
+
+def on_disk(folder: Path, collection: str) -> int:
+    """Bytes of a collection's files."""
+    return sum(
+        file.stat().st_size for file in (folder / "collections" / collection).rglob("*") if file.is_file()
+    )
+
+
+def searched(
+    index: MilvusIndex, queries: FloatArray, truth: npt.NDArray[Any], mode: str, candidates: int
+) -> dict[str, Any]:
+    """Recall, share of certificates and median milliseconds by phase of queries asked one by one."""
+    seconds: list[Any] = []
+    found, certified = [], []
+    for query in queries:
+        times = [time.perf_counter()]
+        asked = index._asked(query, mode, "asymmetric", None, 1)
+        request = index.backend.search_request(asked.terms, candidates, None)
+        times.append(time.perf_counter())
+        hits = index.client.search(**request)
+        times.append(time.perf_counter())
+        taken = index.backend.found(hits, candidates)
+        times.append(time.perf_counter())
+        result = index._ranked(asked, taken, KS[-1])
+        times.append(time.perf_counter())
+        seconds.append(np.diff(times))
+        found.append(result.ids[0])
+        certified.append({at: bool(index._ranked(asked, taken, at).certified[0]) for at in KS})
+    return {
+        "mode": mode,
+        "candidates": candidates,
+        "recall": {at: recall(np.array(found), truth, at) for at in KS},
+        "certified": {at: float(np.mean([marks[at] for marks in certified])) for at in KS},
+        "ms": dict(zip(PHASES, (1000 * np.median(seconds, axis=0)).tolist(), strict=True)),
+    }
+
+
+def embedded(index: MilvusIndex, data: Rows, truth: npt.NDArray[Any]) -> dict[str, float]:
+    """Recall of the embedded engine with the same model."""
+    built = CompressedIndex.build(data.vectors, model=index.model, k=32, num_threads=1, progress=False)
+    found = built.search(data.queries, KS[-1], num_threads=1)
+    return {str(at): recall(found.ids, truth, at) for at in KS}
+
+
+@click.command()
+@click.argument("embeddings", type=click.Path(exists=True, path_type=Path), required=False)
+@click.option("--rows", default=100_000, show_default=True, help="Vectors of the database.")
+@click.option("--queries", default=200, show_default=True, help="Queries to measure with.")
+@click.option("--preset", default="default", show_default=True, help="Of the training.")
+@click.option("--output", type=click.Path(path_type=Path), help="JSON file to write.")
+def main(embeddings: Path | None, rows: int, queries: int, preset: str, output: Path | None) -> None:
+    """Import a collection and search it by every mode."""
+    data = load_rows(embeddings, rows)
+    data = Rows(data.name, data.vectors, data.queries[:queries])
+    click.echo(f"{data}; Milvus Lite in another process\n")
+    print_load(2)
+    threads = threadpool_limits(1)
+    truth = exact_neighbours(data.vectors, data.queries, KS[-1])
+    with tempfile.TemporaryDirectory() as folder, milvus_lite(Path(folder)) as uri:
+        client = connect(uri, timeout=TIMEOUT)
+        _, filling = timed(partial(fill, client, data.vectors))
+        report = imported(uri, preset, "codes")
+        n = count(client, "codes")
+        disk = {name: on_disk(Path(folder), name) / n for name in ("dense", "codes")}
+        index = MilvusIndex.open(client, "codes", timeout=TIMEOUT)
+        results = [searched(index, data.queries, truth, "sparse", 1000)]
+        results += [searched(index, data.queries, truth, "two_stage", c) for c in CANDIDATES]
+        index.model.save(Path(folder) / "model")
+        imported(uri, preset, "both", "float32", str(Path(folder) / "model"))
+        both = MilvusIndex.open(client, "both", model=index.model, timeout=TIMEOUT)
+        fused = {}
+        for mode in ("dense", "hybrid"):
+            found = both.search(data.queries, KS[-1], mode=mode)
+            fused[mode] = {str(at): recall(found.ids, truth, at) for at in KS}
+        reference = embedded(index, data, truth)
+    threads.restore_original_limits()
+
+    click.echo(f"filling the dense collection: {filling:.1f} s; import by phase, one thread:")
+    click.echo(markdown(["phase", "seconds"], [[p, f"{s:.1f}"] for p, s in report["seconds"].items()]) + "\n")
+    click.echo(
+        f"resident memory of the importing process: {report['mib_peak']:.0f} MiB at its peak, "
+        f"{report['mib_before']:.0f} MiB before\n"
+    )
+    before, after = report["bytes_before"] / n, report["bytes_after"] / n
+    click.echo(
+        f"bytes a vector in Lite's files: dense {disk['dense']:.0f}, codes {disk['codes']:.0f}; "
+        f"computed for a server's memory: {before:.0f} and {after:.0f}\n"
+    )
+    lines = [
+        [
+            result["mode"],
+            result["candidates"],
+            *(f"{result['recall'][at]:.3f}" for at in KS),
+            *(f"{result['certified'][at]:.2f}" for at in KS),
+            *(f"{ms:.2f}" for ms in result["ms"].values()),
+        ]
+        for result in results
+    ]
+    lines += [
+        [mode, 1000, *(f"{v:.3f}" for v in values.values()), *[""] * 6] for mode, values in fused.items()
+    ]
+    lines.append(["embedded two_stage", 1000, *(f"{v:.3f}" for v in reference.values()), *[""] * 6])
+    header = ["mode", "candidates", "recall@10", "recall@100", "certified@10", "certified@100"]
+    click.echo(markdown([*header, *(f"ms {phase}" for phase in PHASES)], lines))
+    write_report(
+        output,
+        1,
+        {"rows": n, "queries": len(data.queries), "preset": preset},
+        {"import": report, "disk": disk, "searches": results, "fused": fused, "embedded": reference},
+    )
+
+
+if __name__ == "__main__":
+    main()

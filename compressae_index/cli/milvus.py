@@ -1,0 +1,294 @@
+"""Commands for compressed collections in Milvus."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from compressae_index.cli.data import TRAINING, refuse, train_config
+from compressae_index.cli.options import (
+    PATH,
+    encoder_option,
+    json_option,
+    query_dataset_option,
+    report,
+    search_options,
+    threads_option,
+    training_options,
+)
+from compressae_index.cli.search import neighbours, print_neighbours
+from compressae_index.index import CompressedIndex, Scoring
+from compressae_index.metric import METRICS, Metric
+from compressae_index.model import Encoder
+from compressae_index.sources import open_vectors
+
+if TYPE_CHECKING:
+    from compressae_index.connectors.milvus import MilvusIndex
+    from compressae_index.training.config import Preset
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+dense_option = click.option(
+    "--dense",
+    type=click.Choice(["float16", "float32"]),
+    help="Keep reconstructed vectors too; Milvus Lite has float32 only.  [default: no]",
+)
+
+
+def connection_options(function: F) -> F:
+    """Where Milvus is."""
+    options = (
+        click.option(
+            "--uri", required=True, help="A path ending in .db (Milvus Lite), or http://host:19530."
+        ),
+        click.option(
+            "--token",
+            default="",
+            envvar="MILVUS_TOKEN",
+            help="user:password or an API key; better in the variable MILVUS_TOKEN.",
+        ),
+        click.option("--db", "db_name", default="", help="Database.  [default: the server's]"),
+        click.option(
+            "--timeout", type=float, default=60.0, show_default=True, help="Seconds for each request."
+        ),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+@click.group()
+def milvus() -> None:
+    """Compressed collections in Milvus: Milvus Lite, a server, or Zilliz Cloud.
+
+    \b
+    Example:
+      compressae-index milvus import --uri items.db --collection items
+    """  # noqa: D301
+
+
+@milvus.command("import")
+@connection_options
+@click.option("--collection", required=True, help="The dense collection; it is not changed.")
+@click.option("--target", help="Name of the compressed one.  [default: the same with _compressed]")
+@click.option("--vector-field", help="The dense field.  [default: the only one]")
+@click.option("--filter", "expression", default="", help="Only rows that satisfy a Milvus expression.")
+@click.option("--model", type=PATH, help="Directory that `train` wrote.  [default: train on the vectors]")
+@training_options
+@encoder_option
+@click.option(
+    "--metric", type=click.Choice(METRICS), help="What scores are.  [default: as the source's index]"
+)
+@dense_option
+@threads_option
+@json_option
+@click.pass_context
+def import_(
+    context: click.Context,
+    uri: str,
+    token: str,
+    db_name: str,
+    timeout: float,
+    collection: str,
+    target: str | None,
+    vector_field: str | None,
+    expression: str,
+    model: Path | None,
+    k: int | None,
+    n_latents: int | None,
+    preset: Preset,
+    steps: int | None,
+    seed: int,
+    encoder: Encoder,
+    metric: Metric | None,
+    dense: Any,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Make a compressed collection of a dense one.
+
+    It gets the same ids, fields and partitions, and its name when all of it is verified. Stopped and run
+    again with the same options, it goes on.
+
+    \b
+    Example:
+      compressae-index milvus import --uri items.db --collection items --vector-field embedding
+    """  # noqa: D301
+    if model is not None:
+        refuse(context, "--model", TRAINING)
+    from compressae_index.connectors.milvus import from_milvus
+
+    made = from_milvus(
+        uri,
+        collection,
+        target=target,
+        vector_field=vector_field,
+        filter=expression,
+        model=model,
+        k=k,
+        n_latents=n_latents,
+        encoder=encoder,
+        metric=metric,
+        config=None if model is not None else train_config(preset, steps, seed),
+        dense=dense,
+        token=token,
+        db_name=db_name,
+        num_threads=threads,
+        timeout=timeout,
+    )
+    made.compressed.close()
+    content = made.report._asdict()
+    content |= {"left_out": ", ".join(content["left_out"]) or "none"} if not as_json else {}
+    report(content, as_json)
+
+
+@milvus.command()
+@connection_options
+@click.option("--collection", required=True, help="The compressed collection.")
+@threads_option
+@json_option
+def sync(
+    uri: str, token: str, db_name: str, timeout: float, collection: str, threads: int | None, as_json: bool
+) -> None:
+    """Take over rows that were inserted into the source, or deleted, since the import.
+
+    Rows that were replaced under the same id cannot be seen.
+
+    \b
+    Example:
+      compressae-index milvus sync --uri items.db --collection items_compressed
+    """  # noqa: D301
+    from compressae_index.connectors.milvus import sync as sync_index
+
+    index = _opened(uri, token, db_name, timeout, collection)
+    report(sync_index(index, num_threads=threads)._asdict(), as_json)
+    index.close()
+
+
+@milvus.command()
+@click.argument("queries", type=PATH)
+@connection_options
+@click.option("--collection", required=True, help="The compressed collection.")
+@click.option("-k", "k", type=int, default=10, show_default=True, help="Neighbours of each query.")
+@click.option(
+    "--mode",
+    type=click.Choice(["sparse", "two_stage", "dense", "hybrid"]),
+    default="two_stage",
+    show_default=True,
+    help="The last two need --dense at import.",
+)
+@search_options
+@click.option("--filter", "expression", help="A Milvus expression, as 'price < 10'.")
+@click.option("--output-field", "fields", multiple=True, help="A field to fetch; may be repeated.")
+@click.option("--partition", "partitions", multiple=True, help="To search in; may be repeated.")
+@query_dataset_option
+@json_option
+def search(
+    queries: Path,
+    uri: str,
+    token: str,
+    db_name: str,
+    timeout: float,
+    collection: str,
+    k: int,
+    mode: Any,
+    candidates: int,
+    query_nnz: int | None,
+    scoring: Scoring,
+    expression: str | None,
+    fields: tuple[str, ...],
+    partitions: tuple[str, ...],
+    query_dataset: str,
+    as_json: bool,
+) -> None:
+    """Search a compressed collection for the neighbours of QUERIES.
+
+    Prints a line a query: its number, then id:score pairs, and the fields that were asked for below.
+
+    \b
+    Example:
+      compressae-index milvus search queries.npy --uri items.db --collection items_compressed -k 10
+    """  # noqa: D301
+    vectors = open_vectors(queries, dataset=query_dataset)
+    index = _opened(uri, token, db_name, timeout, collection)
+    result = index.search(
+        vectors[0 : vectors.shape[0]],
+        k,
+        mode=mode,
+        candidates=candidates,
+        query_nnz=query_nnz,
+        scoring=scoring,
+        filter=expression,
+        output_fields=fields,
+        partitions=partitions,
+    )
+    index.close()
+    if as_json:
+        content = neighbours(result.scores, result.ids) | {"certified": result.certified.tolist()}
+        content |= {"fields": {name: values.tolist() for name, values in result.fields.items()}}
+        click.echo(json.dumps(content, default=str))
+        return
+    print_neighbours(result.scores, result.ids)
+    for name, values in result.fields.items():
+        for number, row in enumerate(values.tolist()):
+            click.echo(f"{number}\t{name}\t" + " ".join(str(value) for value in row if value is not None))
+
+
+@milvus.command()
+@connection_options
+@click.option("--collection", required=True, help="The compressed collection.")
+@json_option
+def info(uri: str, token: str, db_name: str, timeout: float, collection: str, as_json: bool) -> None:
+    """Describe a compressed collection.
+
+    \b
+    Example:
+      compressae-index milvus info --uri items.db --collection items_compressed
+    """  # noqa: D301
+    index = _opened(uri, token, db_name, timeout, collection)
+    manifest = index.manifest
+    content = {
+        "collection": index.collection,
+        **index.stats()._asdict(),
+        "fingerprint": manifest.fingerprint,
+        "dense": manifest.dense or "none",
+        "source": manifest.source if as_json else manifest.source.get("collection", "none"),
+    }
+    index.close()
+    report(content, as_json)
+
+
+@milvus.command("export-parquet")
+@click.argument("index", type=PATH)
+@click.option("--output", "-o", type=PATH, required=True, help="Directory to write, new or empty.")
+@dense_option
+@click.option("--primary", default="id", show_default=True, help="Name of the primary key.")
+@json_option
+def export_parquet(index: Path, output: Path, dense: Any, primary: str, as_json: bool) -> None:
+    """Write the codes of INDEX as Parquet files for Milvus's bulk import.
+
+    \b
+    Example:
+      compressae-index milvus export-parquet items.index -o parquet
+    """  # noqa: D301
+    from compressae_index.connectors.milvus import export_parquet as export
+
+    loaded = CompressedIndex.load(index, mmap=True)
+    written = export(loaded, output, dense=dense, primary=primary, progress=True)
+    content = {
+        "output": str(output),
+        "files": len(written.files),
+        "rows": written.rows,
+        "bytes": written.bytes,
+    }
+    report(content, as_json)
+
+
+def _opened(uri: str, token: str, db_name: str, timeout: float, collection: str) -> MilvusIndex:
+    from compressae_index.connectors.milvus import MilvusIndex
+
+    return MilvusIndex.open(uri, collection, token=token, db_name=db_name, timeout=timeout)

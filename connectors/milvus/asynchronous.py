@@ -1,0 +1,122 @@
+"""The index over a compressed collection, for asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy.typing as npt
+from pymilvus import AsyncMilvusClient
+
+from compressae_index.backend import QUERY_BLOCK, BackedResult
+from compressae_index.connectors.milvus.backend import Scope
+from compressae_index.connectors.milvus.client import TIMEOUT, ConsistencyLevel
+from compressae_index.connectors.milvus.errors import translated
+from compressae_index.connectors.milvus.index import MilvusIndex
+from compressae_index.index import Scoring
+from compressae_index.model import CompresSAE
+from compressae_index.sources import VectorSource
+
+
+class AsyncMilvusIndex:
+    """A `MilvusIndex` whose searches do not block: they run at the same time as each other and as all else.
+
+    Searching is asynchronous down to gRPC; adding and removing, of which encoding is the larger part, runs in
+    threads.
+    """
+
+    def __init__(self, index: MilvusIndex, client: AsyncMilvusClient) -> None:
+        """From an open index and an asynchronous client of the same Milvus; see `open`."""
+        self.index = index
+        self._client = client
+
+    @classmethod
+    async def open(
+        cls,
+        uri: str,
+        collection: str,
+        *,
+        token: str = "",
+        db_name: str = "",
+        model: CompresSAE | str | Path | None = None,
+        consistency_level: ConsistencyLevel = "Strong",
+        timeout: float = TIMEOUT,
+    ) -> AsyncMilvusIndex:
+        """Opens a compressed collection; arguments and errors as for `MilvusIndex.open`."""
+        index = await asyncio.to_thread(
+            partial(
+                MilvusIndex.open,
+                uri,
+                collection,
+                token=token,
+                db_name=db_name,
+                model=model,
+                consistency_level=consistency_level,
+                timeout=timeout,
+            )
+        )
+        with translated(f"connecting to {uri}"):
+            client = AsyncMilvusClient(uri, token=token, db_name=db_name, timeout=timeout)
+        return cls(index, client)
+
+    async def search(
+        self,
+        queries: npt.ArrayLike,
+        k: int = 10,
+        *,
+        mode: Literal["sparse", "two_stage"] = "two_stage",
+        candidates: int = 1000,
+        query_nnz: int | None = None,
+        scoring: Scoring = "asymmetric",
+        filter: Any = None,  # noqa: A002
+        partitions: Sequence[str] = (),
+        consistency_level: ConsistencyLevel | None = None,
+    ) -> BackedResult:
+        """The k nearest documents of each query; arguments, result and errors as for `MilvusIndex.search`."""
+        index, backend = self.index, self.index.backend
+        k, n = index._depth(k, candidates, mode)
+        await asyncio.to_thread(index._check_partitions, partitions)
+        scope = Scope(filter, tuple(partitions), consistency_level)
+        asked = await asyncio.to_thread(index._asked, queries, mode, scoring, query_nnz, None)
+        results = []
+        for first in range(0, len(asked), QUERY_BLOCK):
+            block = asked.block(first)
+            request = backend.search_request(block.terms, n, scope)
+            with translated(f"searching collection {backend.collection!r}", expression=request["filter"]):
+                hits = await self._client.search(**request)
+            results.append(index._ranked(block, backend.found(hits, n), k))
+        return index._joined(results)
+
+    async def add(
+        self,
+        embeddings: VectorSource,
+        ids: Any,
+        *,
+        fields: Mapping[str, Sequence[Any]] | None = None,
+        partition: str = "",
+    ) -> None:
+        """Adds vectors; arguments and errors as for `MilvusIndex.add`."""
+        await asyncio.to_thread(self.index.add, embeddings, ids, fields=fields, partition=partition)
+
+    async def upsert(
+        self,
+        embeddings: VectorSource,
+        ids: Any,
+        *,
+        fields: Mapping[str, Sequence[Any]] | None = None,
+        partition: str = "",
+    ) -> None:
+        """Adds or replaces vectors; arguments and errors as for `MilvusIndex.add`."""
+        await asyncio.to_thread(self.index.upsert, embeddings, ids, fields=fields, partition=partition)
+
+    async def remove(self, ids: Any) -> None:
+        """Removes vectors; errors as for `MilvusIndex.remove`."""
+        await asyncio.to_thread(self.index.remove, ids)
+
+    async def close(self) -> None:
+        """Closes both connections."""
+        await self._client.close()
+        self.index.close()

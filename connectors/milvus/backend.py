@@ -1,0 +1,332 @@
+"""Milvus as a sparse back end: codes in a collection, found by their agreement with a query."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pymilvus import DataType, MilvusClient
+from pymilvus.grpc_gen import milvus_pb2
+
+from compressae_index.backend import BoolArray, Candidates
+from compressae_index.checks import FloatArray, check_choice, check_int
+from compressae_index.codes import SparseCodes
+from compressae_index.connectors.milvus import wire
+from compressae_index.connectors.milvus.client import (
+    CONSISTENCY_LEVELS,
+    MAX_RESULTS,
+    PAGE_ROWS,
+    TIMEOUT,
+    ConsistencyLevel,
+    among,
+    count,
+    rows_of,
+)
+from compressae_index.connectors.milvus.collection import CODE_FIELD, DENSE_FIELD, Opened
+from compressae_index.connectors.milvus.errors import translated
+from compressae_index.errors import InputError, UnknownIdError
+from compressae_index.ids import IdArray, as_id_array
+
+# Of one insert: a quarter of what a server's proxy takes, and rows beyond which nothing is gained.
+_REQUEST_BYTES = 16 << 20
+REQUEST_ROWS = 5000
+# Postings in half precision (vector index version 10 and later) may lower a score by 2^-11 of it.
+_SCORE_ROUNDING = 2.0**-10
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What a search looks at."""
+
+    filter: Any = None
+    """A Milvus expression, ids to search among, or None."""
+    partitions: Sequence[str] = ()
+    consistency_level: ConsistencyLevel | None = None
+    """None leaves it to the back end."""
+
+
+class MilvusBackend:
+    """The codes of one collection, split by sign: [s+, s-] over twice the latents.
+
+    A filter is a Milvus expression, ids, or a `Scope`. Every write is an upsert, so that pymilvus may repeat
+    it after an error without storing a row twice.
+    """
+
+    is_exact = False
+
+    def __init__(
+        self,
+        client: MilvusClient,
+        opened: Opened,
+        decoder_w: FloatArray,
+        *,
+        consistency_level: ConsistencyLevel = "Strong",
+        timeout: float = TIMEOUT,
+    ) -> None:
+        """From a collection that `open_collection` opened.
+
+        Args:
+            client: a connection.
+            opened: the collection.
+            decoder_w: the dictionary, (n_latents, d), from which reconstructed vectors are made.
+            consistency_level: of reads and searches. "Strong" sees all that was written before; the others
+                answer sooner on a busy server.
+            timeout: seconds for each request, retries included.
+        """
+        self.client = client
+        self.collection = opened.name
+        self.primary = opened.primary
+        self.are_strings = opened.are_strings
+        self.manifest = opened.manifest
+        self.n_latents = opened.manifest.n_latents
+        self.k = opened.manifest.k
+        self.dense = opened.manifest.dense
+        self.consistency_level = check_choice(consistency_level, "consistency_level", CONSISTENCY_LEVELS)
+        self.timeout = timeout
+        self._decoder_w = decoder_w
+
+    def __len__(self) -> int:
+        return count(self.client, self.collection, timeout=self.timeout)
+
+    @property
+    def nbytes(self) -> dict[str, int]:
+        """Computed, as Milvus does not tell: 8 bytes a nonzero in the postings, and again in the rows."""
+        n = len(self)
+        parts = {"postings": n * self.k * wire.PAIR.itemsize, "rows": n * self.k * wire.PAIR.itemsize}
+        if self.dense:
+            parts["dense"] = n * self._decoder_w.shape[1] * np.dtype(self.dense).itemsize
+        return parts
+
+    def held(self, ids: IdArray) -> BoolArray:
+        """Which of the ids are held."""
+        rows = rows_of(self.client, self.collection, self.primary, ids, [], timeout=self.timeout)
+        return np.array([id_ in rows for id_ in ids.tolist()], dtype=bool)
+
+    def put(
+        self, codes: SparseCodes, ids: IdArray, others: Rows | None = None, *, partition: str = ""
+    ) -> None:
+        """Stores codes, with other fields where there are any; rows of ids that are held are replaced.
+
+        Args:
+            codes: folded codes.
+            ids: one a row, each once.
+            others: the other fields of each row, by name.
+            partition: where to store them; the default one if empty.
+
+        Raises:
+            InputError: a code without a nonzero value, which Milvus does not store.
+            BackendError: a request failed; those before it are stored, and all can be repeated.
+        """
+        empty = np.flatnonzero(~codes.values.any(axis=1))
+        if empty.size:
+            msg = f"the code of id {ids.tolist()[empty[0]]!r} is zero, so Milvus cannot store it"
+            raise InputError(msg)
+        if others is not None and not any(others):
+            others = None
+        for rows in self._requests(len(ids), others):
+            with translated(f"writing to collection {self.collection!r}"):
+                if others is not None:
+                    self._put_rows(codes[rows], ids[rows], others[rows], partition)
+                elif not self._put_packed(codes[rows], ids[rows], partition):
+                    self._put_rows(codes[rows], ids[rows], [{}] * len(ids[rows]), partition)
+
+    def _requests(self, n: int, others: Rows | None) -> Iterator[slice]:
+        """Runs of rows small enough for a request."""
+        fixed = 16 + self.k * wire.PAIR.itemsize
+        if self.dense:
+            fixed += self._decoder_w.shape[1] * 4
+        sizes = np.full(n, fixed)
+        if others is not None:
+            sizes += [len(str(row)) for row in others]
+        first = 0
+        while first < n:
+            most = int(np.searchsorted(np.cumsum(sizes[first : first + REQUEST_ROWS]), _REQUEST_BYTES))
+            rows = slice(first, min(first + max(most, 1), n))
+            yield rows
+            first = rows.stop
+
+    def _put_packed(self, codes: SparseCodes, ids: IdArray, partition: str) -> bool:
+        """As one message made here, faster than rows; False where pymilvus does not let it through."""
+        try:
+            connection, context = self.client._get_connection(), self.client._generate_call_context()
+            send = connection.upsert
+        except AttributeError:
+            return False  # these are not public
+        request = milvus_pb2.UpsertRequest(
+            collection_name=self.collection, partition_name=partition, num_rows=len(ids)
+        )
+        key = request.fields_data.add(field_name=self.primary)
+        if self.are_strings:
+            key.type = DataType.VARCHAR
+            key.scalars.string_data.data.extend(ids.tolist())
+        else:
+            key.type = DataType.INT64
+            key.scalars.long_data.data.extend(ids.tolist())
+        sparse = request.fields_data.add(field_name=CODE_FIELD, type=DataType.SPARSE_FLOAT_VECTOR)
+        sparse.vectors.dim = 2 * self.n_latents
+        sparse.vectors.sparse_float_vector.dim = 2 * self.n_latents
+        sparse.vectors.sparse_float_vector.contents.extend(wire.to_bytes(codes))
+        if self.dense:
+            rows = self._reconstructed(codes)
+            field = request.fields_data.add(field_name=DENSE_FIELD)
+            field.vectors.dim = rows.shape[1]
+            if self.dense == "float32":
+                field.type = DataType.FLOAT_VECTOR
+                field.vectors.float_vector.data.extend(rows.ravel())
+            else:
+                field.type = DataType.FLOAT16_VECTOR
+                field.vectors.float16_vector = rows.tobytes()
+        send(
+            self.collection,
+            [],
+            partition,
+            timeout=self.timeout,
+            context=context,
+            upsert_param=request,
+            schema={"fields": []},
+        )
+        return True
+
+    def _put_rows(self, codes: SparseCodes, ids: IdArray, others: Rows, partition: str) -> None:
+        rows = [
+            {**other, self.primary: id_, CODE_FIELD: pairs}
+            for other, id_, pairs in zip(others, ids.tolist(), wire.to_rows(codes), strict=True)
+        ]
+        if self.dense:
+            for row, vector in zip(rows, self._reconstructed(codes), strict=True):
+                row[DENSE_FIELD] = vector
+        self.client.upsert(self.collection, rows, partition_name=partition or None, timeout=self.timeout)
+
+    def _reconstructed(self, codes: SparseCodes) -> npt.NDArray[Any]:
+        rows: npt.NDArray[Any] = (codes.to_csr() @ self._decoder_w).astype(self.dense)
+        return rows
+
+    def remove(self, ids: IdArray) -> None:
+        """Removes ids; those that are not held are passed over."""
+        for some in _chunks(ids.tolist()):
+            with translated(f"removing from collection {self.collection!r}"):
+                self.client.delete(self.collection, filter=among(self.primary, some), timeout=self.timeout)
+
+    def codes(self, ids: IdArray) -> SparseCodes:
+        """The stored codes of ids, in their order; ids may repeat.
+
+        Raises:
+            UnknownIdError: an id is not held.
+        """
+        rows = self.rows(ids, [CODE_FIELD])
+        return wire.from_rows([row[CODE_FIELD] for row in rows], self.n_latents, self.k)
+
+    def rows(self, ids: IdArray, fields: Sequence[str]) -> list[dict[str, Any]]:
+        """Fields of ids, in their order.
+
+        Raises:
+            UnknownIdError: an id is not held.
+        """
+        found = rows_of(
+            self.client,
+            self.collection,
+            self.primary,
+            ids,
+            fields,
+            consistency_level=self.consistency_level,
+            timeout=self.timeout,
+        )
+        missing = [id_ for id_ in ids.tolist() if id_ not in found]
+        if missing:
+            msg = f"unknown id {missing[0]!r} ({len(missing)} of {len(ids)} ids are unknown)"
+            raise UnknownIdError(msg)
+        return [found[id_] for id_ in ids.tolist()]
+
+    def candidates(self, terms: SparseCodes, n: int, filter: Any) -> Candidates:  # noqa: A002
+        """The n documents of the largest agreement scores, with their codes."""
+        request = self.search_request(terms, n, filter)
+        with translated(f"searching collection {self.collection!r}", expression=request["filter"]):
+            hits = self.client.search(**request)
+        return self.found(hits, n)
+
+    def search_request(self, terms: SparseCodes, n: int, filter: Any) -> dict[str, Any]:  # noqa: A002
+        """Arguments of pymilvus's search for candidates.
+
+        Raises:
+            InputError: n is more than Milvus gives, or the filter is none of its kinds.
+        """
+        return {
+            **self.scoped(filter),
+            "data": wire.to_bytes(terms),
+            "anns_field": CODE_FIELD,
+            "limit": check_int(n, "candidates", 1, MAX_RESULTS),
+            "output_fields": [CODE_FIELD],
+            "search_params": {"metric_type": "IP", "params": {}},
+        }
+
+    def scoped(self, filter: Any) -> dict[str, Any]:  # noqa: A002
+        """Arguments of any search of pymilvus that say where to search.
+
+        Raises:
+            InputError: the filter is none of its kinds.
+        """
+        scope = filter if isinstance(filter, Scope) else Scope(filter)
+        level = scope.consistency_level or self.consistency_level
+        return {
+            "collection_name": self.collection,
+            "filter": self._expression(scope.filter),
+            "partition_names": list(scope.partitions) or None,
+            "consistency_level": check_choice(level, "consistency_level", CONSISTENCY_LEVELS),
+            "timeout": self.timeout,
+        }
+
+    def _expression(self, wanted: Any) -> str:
+        if wanted is None or isinstance(wanted, str):
+            return wanted or ""
+        if np.asarray(wanted).dtype == bool:
+            msg = "a Milvus collection has no order, so a filter is an expression or ids, not a boolean mask"
+            raise InputError(msg)
+        ids = as_id_array(wanted)
+        if len(ids) and (ids.dtype == object) != self.are_strings:
+            kind = "strings" if self.are_strings else "integers"
+            msg = f"the ids of this collection are {kind}, the filter holds {ids.tolist()[0]!r}"
+            raise InputError(msg)
+        return among(self.primary, ids.tolist())
+
+    def found(self, hits: Sequence[Any], n: int) -> Candidates:
+        """What a search for candidates gave, codes of value 0 in places that it left empty."""
+        counts = [len(of_query.ids) for of_query in hits]
+        width = max(counts, default=0)
+        ids = np.full(
+            (len(hits), width), None if self.are_strings else -1, object if self.are_strings else np.int64
+        )
+        scores = np.full((len(hits), width), -np.inf, dtype=np.float32)
+        latents = np.broadcast_to(np.arange(self.k, dtype=np.uint16), (len(hits), width, self.k)).copy()
+        values = np.zeros((len(hits), width, self.k), dtype=np.float32)
+        for query, (of_query, size) in enumerate(zip(hits, counts, strict=True)):
+            if size:
+                ids[query, :size] = of_query.ids
+                scores[query, :size] = of_query.distances
+                codes = wire.from_bytes(_contents(of_query), self.n_latents, self.k)
+                latents[query, :size], values[query, :size] = codes.latents, codes.values
+        # A document that was not found agrees less than the last one; or in nothing, where there were fewer.
+        full = np.array(counts) == n
+        lowest = np.array([min(of_query.distances, default=0.0) for of_query in hits])
+        bounds = np.where(full, lowest * (1 + _SCORE_ROUNDING), 0).astype(np.float32)
+        flat = SparseCodes(latents.reshape(-1, self.k), values.reshape(-1, self.k), self.n_latents)
+        return Candidates(ids, scores, bounds, flat)
+
+
+def _contents(hits: Any) -> Sequence[bytes]:
+    """The packed codes of a query's hits; looking at a hit would decode all of them, pair by pair."""
+    for field in getattr(hits, "lazy_field_data", ()):
+        if field.field_name == CODE_FIELD:
+            contents: Sequence[bytes] = field.vectors.sparse_float_vector.contents
+            return contents[hits.start : hits.start + len(hits.ids)]
+    rows = [hit["entity"][CODE_FIELD] for hit in hits]
+    return [np.array(sorted(row.items()), dtype=wire.PAIR).tobytes() for row in rows]
+
+
+def _chunks(ids: list[Any]) -> Iterator[list[Any]]:
+    for first in range(0, len(ids), PAGE_ROWS):
+        yield ids[first : first + PAGE_ROWS]

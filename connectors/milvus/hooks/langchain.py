@@ -1,0 +1,36 @@
+"""A sparse embedding for langchain-milvus."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from compressae_index.connectors.milvus.hooks.encoder import SplitEncoder
+from compressae_index.connectors.milvus.wire import to_dicts
+from compressae_index.errors import MissingExtraError
+from compressae_index.model import CompresSAE
+
+try:
+    from langchain_milvus.utils.sparse import BaseSparseEmbedding
+except ImportError as error:
+    raise MissingExtraError("langchain-milvus", "langchain", "the hook for LangChain") from error
+
+
+class CompresSAESparseEmbedding(BaseSparseEmbedding):  # type: ignore[misc]
+    """Split codes of what a LangChain embedder gives.
+
+    Give the store `index_params` and `search_params` of metric IP without drop_ratio: those that
+    langchain-milvus would use drop part of the query, and Milvus Lite refuses them.
+    """
+
+    def __init__(self, embeddings: Any, model: CompresSAE, **options: Any) -> None:
+        """From a `langchain_core.embeddings.Embeddings`, a model, and options of `SplitEncoder`."""
+        self._embeddings = embeddings
+        self._encoder = SplitEncoder(model, **options)
+
+    def embed_query(self, query: str) -> dict[int, float]:
+        """Index to value of a query."""
+        return to_dicts(self._encoder.queries([self._embeddings.embed_query(query)]))[0]
+
+    def embed_documents(self, texts: list[str]) -> list[dict[int, float]]:
+        """Index to value of each document."""
+        return to_dicts(self._encoder.documents(self._embeddings.embed_documents(texts))) if texts else []

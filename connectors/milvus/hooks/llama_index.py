@@ -1,0 +1,44 @@
+"""A sparse embedding for LlamaIndex's Milvus store."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from compressae_index.connectors.milvus.hooks.encoder import SplitEncoder
+from compressae_index.connectors.milvus.wire import to_dicts
+from compressae_index.errors import MissingExtraError
+from compressae_index.model import CompresSAE
+
+try:
+    from llama_index.vector_stores.milvus.utils import BaseSparseEmbeddingFunction
+except ImportError as error:
+    raise MissingExtraError(
+        "llama-index-vector-stores-milvus", "llamaindex", "the hook for LlamaIndex"
+    ) from error
+
+
+class CompresSAESparseEmbeddingFunction(BaseSparseEmbeddingFunction):  # type: ignore[misc]
+    """Split codes of what a LlamaIndex embedder gives.
+
+    The store searches with drop_ratio_search = 0.2, which Milvus Lite refuses and which costs some recall on
+    a server.
+    """
+
+    def __init__(self, embedding: Any, model: CompresSAE, **options: Any) -> None:
+        """From a `llama_index.core.embeddings.BaseEmbedding`, a model, and options of `SplitEncoder`."""
+        self._embedding = embedding
+        self._encoder = SplitEncoder(model, **options)
+
+    def encode_queries(self, queries: list[str]) -> list[dict[int, float]]:
+        """Index to value of each query."""
+        if not queries:
+            return []
+        return to_dicts(
+            self._encoder.queries([self._embedding.get_query_embedding(text) for text in queries])
+        )
+
+    def encode_documents(self, documents: list[str]) -> list[dict[int, float]]:
+        """Index to value of each document."""
+        if not documents:
+            return []
+        return to_dicts(self._encoder.documents(self._embedding.get_text_embedding_batch(documents)))

@@ -1,0 +1,49 @@
+"""A sparse embedding with the interface of pymilvus.model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import scipy.sparse as sp
+
+from compressae_index.codes import SparseCodes
+from compressae_index.connectors.milvus.hooks.encoder import SplitEncoder
+from compressae_index.connectors.milvus.wire import split
+from compressae_index.model import CompresSAE
+
+
+class CompresSAEEmbeddingFunction:
+    """Split codes of what a dense embedding function of pymilvus.model gives; nothing of it is imported."""
+
+    def __init__(self, dense: Any, model: CompresSAE, **options: Any) -> None:
+        """From an object with encode_queries and encode_documents, a model, and options of `SplitEncoder`."""
+        self._dense = dense
+        self._encoder = SplitEncoder(model, **options)
+
+    @property
+    def dim(self) -> int:
+        """Twice the latents."""
+        return 2 * self._encoder.model.n_latents
+
+    def __call__(self, texts: list[str]) -> sp.csr_array:
+        """As `encode_documents`."""
+        return self.encode_documents(texts)
+
+    def encode_queries(self, queries: list[str]) -> sp.csr_array:
+        """One row a query, (n, dim); a row for pymilvus is `rows[[i]]`, as `rows[i]` has one dimension."""
+        return _csr(self._encoder.queries(self._dense.encode_queries(queries)))
+
+    def encode_documents(self, documents: list[str]) -> sp.csr_array:
+        """One row a document, (n, dim)."""
+        return _csr(self._encoder.documents(self._dense.encode_documents(documents)))
+
+
+def _csr(codes: SparseCodes) -> sp.csr_array:
+    pairs = split(codes)
+    n, k = pairs.shape
+    matrix = sp.csr_array(
+        (pairs["value"].ravel(), pairs["index"].ravel().astype("int64"), range(0, n * k + 1, k)),
+        shape=(n, 2 * codes.n_latents),
+    )
+    matrix.eliminate_zeros()
+    return matrix

@@ -1,0 +1,462 @@
+"""The index over a compressed collection of Milvus."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from pymilvus import AnnSearchRequest, FieldSchema, MilvusClient, RRFRanker
+
+from compressae_index.backend import QUERY_BLOCK, BackedIndex, BackedResult
+from compressae_index.checks import FloatArray, check_choice, check_int, check_vectors, normalize_rows
+from compressae_index.codes import SparseCodes
+from compressae_index.connectors.milvus.backend import MilvusBackend, Scope
+from compressae_index.connectors.milvus.client import MAX_RESULTS, TIMEOUT, ConsistencyLevel, connect
+from compressae_index.connectors.milvus.collection import (
+    DENSE,
+    DENSE_FIELD,
+    MODEL_SUFFIX,
+    Dense,
+    Manifest,
+    check_dense,
+    check_free,
+    check_name,
+    create_collection,
+    dense_metric,
+    drop,
+    empty_primary,
+    load_model,
+    open_collection,
+    save_model,
+)
+from compressae_index.connectors.milvus.errors import translated
+from compressae_index.errors import DimensionError, InputError
+from compressae_index.ids import IdArray, as_id_array
+from compressae_index.index import Scoring
+from compressae_index.metric import METRICS, Metric
+from compressae_index.model import ENCODERS, CompresSAE, Encoder
+from compressae_index.sources import VectorSource, open_vectors
+
+MilvusMode: TypeAlias = Literal["sparse", "two_stage", "dense", "hybrid"]
+MILVUS_MODES: tuple[MilvusMode, ...] = ("sparse", "two_stage", "dense", "hybrid")
+
+
+class MilvusResult(BackedResult):
+    """Neighbours of a batch of queries, and fields of theirs."""
+
+    fields: dict[str, npt.NDArray[np.object_]]
+    """(n_queries, k) by name, for the output_fields that were asked for; None where there is no neighbour."""
+
+
+class MilvusIndex(BackedIndex):
+    """A compressed collection: `open` or `create` one, or make one of a dense collection by `from_milvus`.
+
+    Documents that share no term with a query are not found by "sparse" and "two_stage". Ids are those of the
+    primary key. What one process writes, another sees; nothing is cached here but the model.
+    """
+
+    modes: ClassVar[tuple[str, ...]] = MILVUS_MODES
+    backend: MilvusBackend
+
+    def __init__(self, backend: MilvusBackend, model: CompresSAE) -> None:
+        """From parts that belong together, as `open` finds them."""
+        manifest = backend.manifest
+        super().__init__(model, backend, encoder=manifest.encoder, metric=manifest.metric)
+        self.backend = backend
+        self.client = backend.client
+        self.manifest = manifest
+
+    @classmethod
+    def open(
+        cls,
+        client: MilvusClient | str,
+        collection: str,
+        *,
+        token: str = "",
+        db_name: str = "",
+        model: CompresSAE | str | Path | None = None,
+        consistency_level: ConsistencyLevel = "Strong",
+        timeout: float = TIMEOUT,
+    ) -> MilvusIndex:
+        """Opens a compressed collection, and loads it if it is not loaded.
+
+        Args:
+            client: what `connect` gives, or a uri as it takes.
+            collection: name or alias.
+            token: for a uri: "user:password" or an API key.
+            db_name: for a uri: the database.
+            model: the model, or its directory; read from Milvus by default.
+            consistency_level: of reads and searches. "Strong" sees all that was written before.
+            timeout: seconds for each request, retries included.
+
+        Raises:
+            InputError: there is no such collection.
+            FormatError: it was not made by compressae-index, or by another model than the one given.
+            BackendError: Milvus does not answer or refuses.
+        """
+        client = _client(client, token, db_name, timeout)
+        opened = open_collection(client, collection, timeout)
+        loaded = load_model(client, opened.name, opened.manifest, model, timeout)
+        backend = MilvusBackend(
+            client, opened, loaded.decoder_w, consistency_level=consistency_level, timeout=timeout
+        )
+        return cls(backend, loaded)
+
+    @classmethod
+    def create(
+        cls,
+        client: MilvusClient | str,
+        collection: str,
+        model: CompresSAE,
+        *,
+        token: str = "",
+        db_name: str = "",
+        k: int | None = None,
+        encoder: Encoder = "pursuit",
+        metric: Metric = "cosine",
+        dense: Dense | None = None,
+        string_ids: bool = False,
+        fields: Sequence[FieldSchema] = (),
+        algorithm: str | None = None,
+        consistency_level: ConsistencyLevel = "Strong",
+        timeout: float = TIMEOUT,
+    ) -> MilvusIndex:
+        """An empty compressed collection, with the model beside it.
+
+        Args:
+            client: as for `open`.
+            collection: a name that is free.
+            model: encodes what is added.
+            token: as for `open`.
+            db_name: as for `open`.
+            k: nonzeros a code; the model's by default.
+            encoder: as for `CompressedIndex.build`.
+            metric: as for `CompressedIndex.build`.
+            dense: type of a field for the reconstructed vectors, which modes "dense" and "hybrid" need; none
+                by default. Milvus Lite has float32 only.
+            string_ids: whether ids are strings, of at most 512 bytes, and not int64.
+            fields: more fields; rows may have others without being declared.
+            algorithm: inverted_index_algo of Milvus; the server's own choice by default.
+            consistency_level: as for `open`.
+            timeout: as for `open`.
+
+        Raises:
+            InputError: the name is taken or none, or an option is out of range.
+            BackendError: Milvus does not answer or refuses.
+        """
+        check_name(collection)
+        manifest = manifest_of(model, k=k, encoder=encoder, metric=metric, dense=dense)
+        client = _client(client, token, db_name, timeout)
+        check_dense(client, dense)
+        check_free(client, collection, timeout)
+        check_free(client, collection + MODEL_SUFFIX, timeout)
+        save_model(client, collection, model, manifest, timeout)
+        try:
+            create_collection(
+                client,
+                collection,
+                manifest,
+                primary=empty_primary(string_ids),
+                fields=fields,
+                algorithm=algorithm,
+                timeout=timeout,
+            )
+        except BaseException:
+            with suppress(Exception):  # the first error counts
+                client.drop_collection(collection + MODEL_SUFFIX, timeout=timeout)
+            raise
+        return cls.open(client, collection, model=model, consistency_level=consistency_level, timeout=timeout)
+
+    @property
+    def collection(self) -> str:
+        """Name of the collection."""
+        return self.backend.collection
+
+    def search(
+        self,
+        queries: npt.ArrayLike,
+        k: int = 10,
+        *,
+        mode: MilvusMode = "two_stage",
+        candidates: int = 1000,
+        query_nnz: int | None = None,
+        scoring: Scoring = "asymmetric",
+        filter: Any = None,  # noqa: A002
+        num_threads: int | None = None,
+        output_fields: Sequence[str] = (),
+        partitions: Sequence[str] = (),
+        consistency_level: ConsistencyLevel | None = None,
+        ranker: Any = None,
+    ) -> MilvusResult:
+        """The k nearest documents of each query.
+
+        Args:
+            queries: (n_queries, d), or (d,) for one.
+            k: neighbours of each query, at most 16,384.
+            mode: "sparse" and "two_stage" as for `BackedIndex.search`; "dense" searches the reconstructed
+                field by its own index; "hybrid" fuses the ranks of the sparse and the reconstructed field
+                inside of Milvus.
+            candidates: documents that Milvus finds for the re-scoring, or for each part of "hybrid"; at least
+                k are, and at most 16,384.
+            query_nnz: latents of the query that sparse search keeps, of largest magnitude; 64 by default.
+            scoring: as for `CompressedIndex.search`; "asymmetric" for "dense" and "hybrid".
+            filter: a Milvus expression as "price < 10", or ids.
+            num_threads: as for `BackedIndex.search`.
+            output_fields: fields of the neighbours to fetch.
+            partitions: to search in; all by default.
+            consistency_level: of this search; that of the index by default.
+            ranker: of pymilvus, for "hybrid"; `RRFRanker()` by default. Its scores are the result's.
+
+        Returns:
+            scores and ids, each (n_queries, k), `certified` and `fields`. "dense" and "hybrid" certify
+            nothing.
+
+        Raises:
+            InputError: bad queries, another dimension, k, candidates or query_nnz out of range, a filter that
+                Milvus cannot evaluate, an unknown partition, a mode that needs a reconstructed field.
+            BackendError: Milvus does not answer or refuses.
+        """
+        check_choice(mode, "mode", MILVUS_MODES)
+        self._check_partitions(partitions)
+        scope = Scope(filter, tuple(partitions), consistency_level)
+        if mode in ("sparse", "two_stage"):
+            if ranker is not None:
+                msg = "a ranker is for mode 'hybrid'"
+                raise InputError(msg)
+            result = super().search(
+                queries,
+                k,
+                mode=mode,
+                candidates=candidates,
+                query_nnz=query_nnz,
+                scoring=scoring,
+                filter=scope,
+                num_threads=num_threads,
+            )
+        else:
+            if scoring != "asymmetric":
+                msg = f"in mode {mode!r}, scoring must be 'asymmetric', got {scoring!r}"
+                raise InputError(msg)
+            result = self._search_dense(queries, k, mode, candidates, query_nnz, scope, ranker)
+        return self._with_fields(result, output_fields)
+
+    def _search_dense(
+        self,
+        queries: npt.ArrayLike,
+        k: int,
+        mode: str,
+        candidates: int,
+        query_nnz: int | None,
+        scope: Scope,
+        ranker: Any,
+    ) -> BackedResult:
+        if self.backend.dense is None:
+            msg = f"mode {mode!r} needs a reconstructed field: make the collection with dense='float32'"
+            raise InputError(msg)
+        k, n = self._depth(check_int(k, "k", 1, MAX_RESULTS), candidates, mode)
+        asked = self._asked(queries, "two_stage", "asymmetric", query_nnz, None)
+        unit = normalize_rows(check_vectors(queries, dim=self.model.dim, name="queries"))
+        found = []
+        for first in range(0, len(asked), QUERY_BLOCK):
+            data = list(unit[first : first + QUERY_BLOCK].astype(self.backend.dense))
+            terms = asked.block(first).terms
+            request = self._dense_request(data, k if mode == "dense" else n, scope)
+            with translated(f"searching collection {self.collection!r}", expression=request["filter"]):
+                if mode == "dense":
+                    found += self.client.search(**request)
+                else:
+                    found += self._fused(request, terms, n, k, scope, ranker or RRFRanker())
+        scores, ids = self._padded(found, k)
+        if mode == "dense" and asked.factors is not None:
+            scores *= asked.factors
+        return BackedResult(scores, ids, np.zeros(len(ids), dtype=bool))
+
+    def _dense_request(self, data: list[Any], n: int, scope: Scope) -> dict[str, Any]:
+        metric = dense_metric(self.metric)
+        return {
+            **self.backend.scoped(scope),
+            "data": data,
+            "anns_field": DENSE_FIELD,
+            "limit": check_int(n, "candidates", 1, MAX_RESULTS),
+            "search_params": {"metric_type": metric, "params": {}},
+        }
+
+    def _fused(
+        self, dense: dict[str, Any], terms: SparseCodes, n: int, k: int, scope: Scope, ranker: Any
+    ) -> Sequence[Any]:
+        sparse = self.backend.search_request(terms, n, scope)
+        requests = [
+            AnnSearchRequest(
+                part["data"],
+                part["anns_field"],
+                part["search_params"],
+                part["limit"],
+                expr=part["filter"] or None,
+            )
+            for part in (sparse, dense)
+        ]
+        hits: Sequence[Any] = self.client.hybrid_search(
+            self.collection,
+            requests,
+            ranker,
+            limit=k,
+            partition_names=sparse["partition_names"],
+            consistency_level=sparse["consistency_level"],
+            timeout=sparse["timeout"],
+        )
+        return hits
+
+    def _padded(self, found: Sequence[Any], k: int) -> tuple[FloatArray, IdArray]:
+        scores = np.full((len(found), k), -np.inf, dtype=np.float32)
+        ids: Any = np.full(scores.shape, -1, dtype=np.int64)
+        if self.backend.are_strings:
+            ids = np.full(scores.shape, None, dtype=object)
+        for row, hits in enumerate(found):
+            scores[row, : len(hits.ids)] = hits.distances
+            ids[row, : len(hits.ids)] = hits.ids
+        return scores, ids
+
+    def _with_fields(self, result: BackedResult, names: Sequence[str]) -> MilvusResult:
+        whole = MilvusResult(result.scores, result.ids, result.certified)
+        missing = np.isneginf(result.scores)
+        whole.fields = {name: np.full(result.ids.shape, None, dtype=object) for name in names}
+        if names and not missing.all():
+            wanted: Any
+            wanted, place = np.unique(result.ids[~missing], return_inverse=True)
+            rows = self.backend.rows(wanted, names)
+            for name, values in whole.fields.items():
+                of_ids = np.empty(len(rows), dtype=object)
+                of_ids[:] = [row.get(name) for row in rows]
+                values[~missing] = of_ids[place]
+        return whole
+
+    def _check_partitions(self, partitions: Sequence[str]) -> None:
+        if not partitions:
+            return
+        with translated(f"listing partitions of {self.collection!r}"):
+            held = self.client.list_partitions(self.collection, timeout=self.backend.timeout)
+        unknown = sorted(set(partitions) - set(held))
+        if unknown:
+            msg = f"collection {self.collection!r} has no partition {unknown[0]!r}; it has: {', '.join(held)}"
+            raise InputError(msg)
+
+    def add(
+        self,
+        embeddings: VectorSource,
+        ids: Any,
+        *,
+        fields: Mapping[str, Sequence[Any]] | None = None,
+        partition: str = "",
+        num_threads: int | None = None,
+        progress: bool = False,
+    ) -> None:
+        """Adds vectors.
+
+        Args:
+            embeddings: as for `BackedIndex.add`.
+            ids: new ids of the kind of the primary key.
+            fields: values of other fields by name, one a vector.
+            partition: to store them in; the default one if empty.
+            num_threads: threads to encode with; all by default.
+            progress: show a progress bar.
+
+        Raises:
+            InputError: as for `BackedIndex.add`, or a field with another number of values, or an unknown
+                partition. Nothing was added.
+            BackendError: Milvus does not answer or refuses. What was sent before is stored; do it again with
+                `upsert`.
+        """
+        put = self._putting(embeddings, fields, partition)
+        self._write(put[0], ids, put[1], replace=False, num_threads=num_threads, progress=progress)
+
+    def upsert(
+        self,
+        embeddings: VectorSource,
+        ids: Any,
+        *,
+        fields: Mapping[str, Sequence[Any]] | None = None,
+        partition: str = "",
+        num_threads: int | None = None,
+        progress: bool = False,
+    ) -> None:
+        """Adds vectors, and replaces whole rows of ids that are held; arguments and errors as for `add`."""
+        put = self._putting(embeddings, fields, partition)
+        self._write(put[0], ids, put[1], replace=True, num_threads=num_threads, progress=progress)
+
+    def _putting(
+        self, embeddings: VectorSource, fields: Mapping[str, Sequence[Any]] | None, partition: str
+    ) -> tuple[Any, Any]:
+        vectors = open_vectors(embeddings)
+        for name, values in (fields or {}).items():
+            if len(values) != vectors.shape[0]:
+                msg = f"field {name!r} has {len(values)} values for {vectors.shape[0]} vectors"
+                raise DimensionError(msg)
+        self._check_partitions([partition] if partition else [])
+
+        names, columns = tuple(fields or {}), tuple((fields or {}).values())
+
+        def put(codes: SparseCodes, ids: IdArray, rows: slice) -> None:
+            others = [
+                dict(zip(names, values, strict=True))
+                for values in zip(*(column[rows] for column in columns), strict=True)
+            ]
+            self.backend.put(codes, ids, others or None, partition=partition)
+
+        return vectors, put
+
+    def rows(self, ids: Any, fields: Sequence[str] = ("*",)) -> list[dict[str, Any]]:
+        """Fields of ids, in their order.
+
+        Raises:
+            UnknownIdError: an id is not in the collection.
+        """
+        return self.backend.rows(as_id_array(ids), fields)
+
+    def flush(self) -> None:
+        """Seals what was written. Searches see it without; on Milvus Lite they are much faster after."""
+        with translated(f"flushing collection {self.collection!r}"):
+            self.client.flush(self.collection, timeout=self.backend.timeout)
+
+    def drop(self) -> None:
+        """Drops the collection and its model; the index is of no use then."""
+        drop(self.client, self.collection, self.backend.timeout)
+
+    def close(self) -> None:
+        """Closes the connection, also where the caller made it."""
+        self.client.close()
+
+
+def manifest_of(
+    model: CompresSAE,
+    *,
+    k: int | None,
+    encoder: Encoder,
+    metric: Metric,
+    dense: Dense | None,
+    source: dict[str, Any] | None = None,
+) -> Manifest:
+    """The manifest of a collection that is to be made.
+
+    Raises:
+        InputError: an option is out of range.
+    """
+    return Manifest(
+        fingerprint=model.fingerprint,
+        dim=model.dim,
+        n_latents=model.n_latents,
+        k=model.k if k is None else check_int(k, "k", 1, model.n_latents, "n_latents"),
+        encoder=check_choice(encoder, "encoder", ENCODERS),
+        metric=check_choice(metric, "metric", METRICS),
+        dense=None if dense is None else check_choice(dense, "dense", DENSE),
+        source=source or {},
+    )
+
+
+def _client(client: MilvusClient | str, token: str, db_name: str, timeout: float) -> MilvusClient:
+    if isinstance(client, str):
+        return connect(client, token=token, db_name=db_name, timeout=timeout)
+    return client
