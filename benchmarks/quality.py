@@ -105,6 +105,12 @@ def _interactions(n: int, rng: np.random.Generator, users: int = 4000, clusters:
     return items
 
 
+def random_model(n_latents: int, dim: int) -> CompresSAE:
+    """Random directions as dictionary and encoder, which knows nothing of the data."""
+    atoms = normalize_rows(np.random.default_rng(0).standard_normal((n_latents, dim), dtype=np.float32))
+    return CompresSAE(np.ascontiguousarray(atoms.T), np.zeros(n_latents, np.float32), atoms, k=1)
+
+
 def row_bytes(n_latents: int, k: int, value_bits: int) -> int:
     """Bytes of a packed code."""
     codes = SparseCodes(np.arange(k, dtype=np.uint16)[None], np.ones((1, k), np.float32), n_latents)
@@ -378,8 +384,7 @@ def main(
         shuffled = np.random.default_rng(0).permutation(len(unit))
         sample, training = unit[shuffled[:SAMPLE_ROWS]], unit[shuffled[:TRAIN_ROWS]]
         bench = Bench(unit, data.queries, truth, sample, training, threads)
-        untrained = TrainConfig(n_latents=model.n_latents, refine_rounds=0, steps=0, initialization="random")
-        blind = train(data.vectors, untrained).model
+        blind = random_model(model.n_latents, data.dim)
         own, others = {}, []
         for budget in sizes:
             own[budget] = ours(OURS, model, "pursuit", budget, bench, seconds["train"])
