@@ -76,16 +76,17 @@ def ours(bench: Bench) -> tuple[list[Contender], InvertedLists]:
         SPARSE: (lambda u: search(parts, u, None, nnz, SELECTED[-1], top, None, 1), True, True),
         DENSE: (lambda u: search(parts, None, u, nnz, top, top, None, 1), True, False),
     }
+
+    def two_stage(candidates: int, u: FloatArray) -> Any:
+        return search(parts, u, u, QUERY_NNZ, candidates, top, None, 1)
+
+    def lists_alone(count: int, u: FloatArray) -> Any:
+        return lists.search(u, nnz, count, None, 1)
+
     for count in SELECTED:
-
-        def two_stage(u: FloatArray, count: int = count) -> Any:
-            return search(parts, u, u, QUERY_NNZ, count, top, None, 1)
-
-        def lists_alone(u: FloatArray, count: int = count) -> Any:
-            return lists.search(u, nnz, count, None, 1)
-
-        searches[f"{TWO_STAGE}, {count:,} candidates"] = (two_stage, True, True)
-        searches[f"{LISTS}, top {count:,}"] = (lists_alone, False, True)
+        searches[f"{TWO_STAGE}, {count:,} candidates"] = (partial(two_stage, count), True, True)
+    for count in SELECTED:
+        searches[f"{LISTS}, top {count:,}"] = (partial(lists_alone, count), False, True)
     queries = [projection[None] for projection in bench.projections]
     contenders = [
         Contender(
@@ -213,18 +214,28 @@ def print_growth(reports: list[dict[str, Any]]) -> None:
 
 
 def draw(reports: list[dict[str, Any]], path: Path, figure_class: Any) -> None:
-    """Milliseconds over recall, of the truth that an engine aims at, one panel for a number of documents."""
-    figure = figure_class(figsize=(7 * len(reports), 6), layout="constrained")
-    panels = np.ravel(figure.subplots(1, len(reports), sharey=True))
-    for axes, report in zip(panels, reports, strict=True):
-        for name, result in report["results"].items():
-            x = max(result["recall_strongest"], result["recall_whole"])
-            is_ours = name.startswith("ours")
-            axes.plot(x, result["ms"], "o", color="C3" if is_ours else "C0")
-            axes.annotate(name, (x, result["ms"]), (4, 3), textcoords="offset points", fontsize=7, ha="right")
-        axes.set(title=f"{report['documents']:,} documents", xlabel="recall of exact scores", yscale="log")
-        axes.grid(alpha=0.3)
-    panels[0].set_ylabel("milliseconds a query, one thread")
+    """Milliseconds over recall: rows for the truths that engines aim at, columns for documents."""
+    figure = figure_class(figsize=(9 * len(reports), 10), layout="constrained")
+    grid = figure.subplots(2, len(reports), sharey=True, squeeze=False)
+    for axes_row, truth, label in (
+        (grid[0], "recall_strongest", "strongest latents"),
+        (grid[1], "recall_whole", "whole projections"),
+    ):
+        for axes, report in zip(axes_row, reports, strict=True):
+            named = {
+                name: result
+                for name, result in report["results"].items()
+                if result[truth] == max(result["recall_strongest"], result["recall_whole"])
+            }
+            for i, (name, result) in enumerate(named.items(), start=1):
+                point = (result[truth], result["ms"])
+                color = "C3" if name.startswith("ours") else "C0"
+                axes.plot(*point, "o", color=color, label=f"{i}  {name}")
+                axes.annotate(str(i), point, (4, 3), textcoords="offset points")
+            axes.set(title=f"{report['documents']:,} documents", yscale="log")
+            axes.set(xlabel=f"recall of exact scores by {label}", ylabel="milliseconds a query, one thread")
+            axes.grid(alpha=0.3)
+            axes.legend(fontsize=7, handlelength=0.5, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=150)
 
 
