@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import os
 import platform
+import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -25,7 +26,10 @@ from compressae_index.demo import load_data
 T = TypeVar("T")
 
 QUERIES = 2000
-PACKAGES = ("compressae-index", "numpy", "scipy", "torch", "faiss-cpu", "turbovec")
+PACKAGES = (
+    *("compressae-index", "numpy", "scipy", "torch", "faiss-cpu", "turbovec"),
+    *("pyvsag", "pyseismic-lsr", "kannolo", "bmp", "sparse_dot_mkl", "mkl"),
+)
 
 
 class Rows(NamedTuple):
@@ -79,6 +83,15 @@ def timed(call: Callable[[], T]) -> tuple[T, float]:
     started = time.perf_counter()
     result = call()
     return result, time.perf_counter() - started
+
+
+def interleaved(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Median seconds of each call over rounds of one call each, so that all meet the same disturbances."""
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            taken[name].append(timed(call)[1])
+    return {name: statistics.median(seconds) for name, seconds in taken.items()}
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -1,129 +1,328 @@
-"""The embedded engine against a scipy CSR product: same codes, same query, one thread, interleaved rounds.
+"""The engine against others: same codes, same queries, one process, one thread, interleaved rounds.
 
     python benchmarks/engine.py [embeddings.npy]
 
-Real codes are tiled with noise to the asked number of documents.
+Real codes are tiled with noise to the asked numbers of documents. The rivals are optional, of the extra
+"bench"; one that is not installed is named and left out. Recall is against exact float32 scores, by the
+strongest latents of a query and by its whole projection: an engine aims at one of the two. The projection of
+a query, which our engine and sparse rivals need and dense ones do not, is timed on its own.
 """
 
 from __future__ import annotations
 
-import json
 import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
-import scipy.sparse as sp
+from common import interleaved, load_rows, markdown, print_load, timed, write_report
+from rivals import RIVALS, Bench, Contender, IntArray, available, best
 from threadpoolctl import threadpool_limits
 
 from compressae_index import CompresSAE, SparseCodes, train
-from compressae_index._engine import InvertedLists, simd
-from compressae_index.checks import FloatArray
-from compressae_index.demo import load_data
+from compressae_index._engine import InvertedLists, search, simd
+from compressae_index.checks import FloatArray, normalize_rows
+from compressae_index.embedded import QUERY_NNZ
+from compressae_index.packing import Packed
+from compressae_index.report import figure_class
+from compressae_index.training.config import TrainConfig
+
+SPARSE, TWO_STAGE, DENSE = "ours: sparse", "ours: two_stage", "ours: dense"
+LISTS = "ours: posting lists alone"
+SELECTED = (100, 1000)
+COPY_BYTES = 1 << 28
+COPIES = 5
 
 
 def tiled(codes: SparseCodes, n: int, seed: int) -> SparseCodes:
     """Codes repeated to n rows, values times 1 + noise, so that no two rows are equal."""
     repeats = -(-n // len(codes))
     latents = np.tile(codes.latents, (repeats, 1))[:n]
+    values = np.tile(codes.values, (repeats, 1))[:n]
     rng = np.random.default_rng(seed)
-    noise = 1 + 0.1 * rng.standard_normal((n, codes.k), dtype=np.float32)
-    return SparseCodes(latents, np.tile(codes.values, (repeats, 1))[:n] * noise, codes.n_latents)
+    values *= 1 + 0.1 * rng.standard_normal(values.shape, dtype=np.float32)
+    return SparseCodes(latents, values, codes.n_latents)
 
 
-def strongest(projection: FloatArray, nnz: int) -> FloatArray:
-    """A projection (h,) with all but its nnz largest magnitudes set to zero."""
-    cut = np.zeros_like(projection)
-    kept = np.argsort(-np.abs(projection), kind="stable")[:nnz]
-    cut[kept] = projection[kept]
-    return cut
+def bandwidth() -> float:
+    """Bytes a second that a copy by numpy reads and writes, median."""
+    source = np.ones(COPY_BYTES, np.uint8)
+    target = np.zeros_like(source)
+    seconds = [timed(partial(np.copyto, target, source))[1] for _ in range(COPIES)]
+    return 2 * COPY_BYTES / statistics.median(seconds)
 
 
-def milliseconds(call: Callable[[], Any]) -> float:
-    """Duration of one call."""
-    started = time.perf_counter()
-    call()
-    return 1000 * (time.perf_counter() - started)
+def ours(bench: Bench) -> tuple[list[Contender], InvertedLists]:
+    """The modes of our index, their posting lists alone, and those lists."""
+
+    def pack() -> Any:
+        packing = Packed().fitted(bench.codes)
+        arrays = packing.pack(bench.codes, 1, bench.model.decoder_w)
+        return packing, arrays, packing.engine(arrays, bench.codes.n_latents, bench.codes.k)
+
+    def invert() -> InvertedLists:
+        stored = packing.unpack(arrays, bench.codes.n_latents, bench.codes.k)
+        return InvertedLists.build(stored.latents, stored.values, stored.n_latents, 1)
+
+    (packing, arrays, forward), packing_seconds = timed(pack)
+    lists, inverting_seconds = timed(invert)
+    parts = [(lists, forward)]
+    nnz, top = bench.query_nnz, bench.top
+    # The call, and whether it reads the codes and the lists.
+    searches: dict[str, tuple[Callable[[Any], Any], bool, bool]] = {
+        SPARSE: (lambda u: search(parts, u, None, nnz, SELECTED[-1], top, None, 1), True, True),
+        DENSE: (lambda u: search(parts, None, u, nnz, top, top, None, 1), True, False),
+    }
+
+    def two_stage(candidates: int, u: FloatArray) -> Any:
+        return search(parts, u, u, QUERY_NNZ, candidates, top, None, 1)
+
+    def lists_alone(count: int, u: FloatArray) -> Any:
+        return lists.search(u, nnz, count, None, 1)
+
+    for count in SELECTED:
+        searches[f"{TWO_STAGE}, {count:,} candidates"] = (partial(two_stage, count), True, True)
+    for count in SELECTED:
+        searches[f"{LISTS}, top {count:,}"] = (partial(lists_alone, count), False, True)
+    queries = [projection[None] for projection in bench.projections]
+    contenders = [
+        Contender(
+            name,
+            queries,
+            call,
+            lambda found: found[1][0, :top],
+            packing_seconds * reads_codes + inverting_seconds * reads_lists,
+            (forward.nbytes * reads_codes + lists.nbytes * reads_lists) / bench.n,
+        )
+        for name, (call, reads_codes, reads_lists) in searches.items()
+    ]
+    return contenders, lists
+
+
+def bound(bench: Bench, lists: InvertedLists, bytes_per_second: float) -> dict[str, float]:
+    """Postings and bytes that a query reads, and the least time that memory takes to deliver them."""
+    lengths = lists.list_lengths()
+    postings = statistics.fmean(float(lengths[query.latents].sum()) for query in bench.queries)
+    read = postings * lists.nbytes / float(lengths.sum())
+    return {"postings": postings, "bytes": read, "bound_ms": 1000 * read / bytes_per_second}
+
+
+def contenders_of(bench: Bench, names: tuple[str, ...], slow_at_most: int) -> Iterator[Contender]:
+    """Those of the named rivals."""
+    for name in names:
+        if RIVALS[name].slow and bench.n > slow_at_most:
+            click.echo(f"({name} is not built beyond {slow_at_most:,} documents)")
+        else:
+            yield from RIVALS[name].contenders(bench)
+
+
+def every(contender: Contender) -> list[Any]:
+    """What a contender finds for all queries, one after the other."""
+    return [contender.search(query) for query in contender.queries]
+
+
+def overlap(found: list[IntArray], truth: list[IntArray], top: int) -> float:
+    """Share of the true best rows that were found."""
+    shares = (len(np.intersect1d(row, true)) / top for row, true in zip(found, truth, strict=True))
+    return statistics.fmean(shares)
+
+
+def measure(
+    bench: Bench, names: tuple[str, ...], slow_at_most: int, rounds: int, bytes_per_second: float
+) -> dict[str, Any]:
+    """Results of one number of documents."""
+    own, lists = ours(bench)
+    contenders = [*own, *contenders_of(bench, names, slow_at_most)]
+    truths = [
+        [best(bench.matrix @ query, bench.top) for query in queries]
+        for queries in (bench.cut, list(bench.projections))
+    ]
+    seconds = interleaved({each.name: partial(every, each) for each in contenders}, rounds)
+    results = {}
+    for each in contenders:
+        found = [each.rows(answer) for answer in every(each)]
+        results[each.name] = {
+            "recall_strongest": overlap(found, truths[0], bench.top),
+            "recall_whole": overlap(found, truths[1], bench.top),
+            "ms": 1000 * seconds[each.name] / len(each.queries),
+            "row_bytes": each.row_bytes,
+            "build_seconds": each.build_seconds,
+        }
+    kernel = results[f"{LISTS}, top {SELECTED[0]:,}"]["ms"]
+    lower = bound(bench, lists, bytes_per_second)
+    return {
+        "documents": bench.n,
+        "results": results,
+        "bound": lower | {"kernel_ms": kernel, "kernel_times_bound": kernel / lower["bound_ms"]},
+    }
+
+
+def print_measured(measured: dict[str, Any], bench: Bench) -> None:
+    """The table of one number of documents, and how far the posting lists are from the bound of memory."""
+    results, lower = measured["results"], measured["bound"]
+    click.echo(f"\n{measured['documents']:,} documents\n")
+    click.echo(
+        markdown(
+            [
+                "",
+                f"recall@{bench.top}, {bench.query_nnz} latents",
+                f"recall@{bench.top}, whole",
+                "ms/query",
+                "time / sparse",
+                "bytes/vector",
+                "build s",
+            ],
+            [
+                [
+                    name,
+                    f"{result['recall_strongest']:.4f}",
+                    f"{result['recall_whole']:.4f}",
+                    f"{result['ms']:.3f}",
+                    f"{result['ms'] / results[SPARSE]['ms']:.2f}",
+                    f"{result['row_bytes']:.0f}",
+                    f"{result['build_seconds']:.1f}",
+                ]
+                for name, result in results.items()
+            ],
+        )
+    )
+    click.echo(
+        f"\nA query reads {lower['postings']:,.0f} postings, {lower['bytes'] / 1e6:.2f} MB: at least "
+        f"{lower['bound_ms']:.3f} ms. The posting lists alone take "
+        f"{lower['kernel_times_bound']:.1f} times that."
+    )
+
+
+def print_growth(reports: list[dict[str, Any]]) -> None:
+    """Milliseconds by number of documents, of what was measured at all of them."""
+    first, last = reports[0], reports[-1]
+    click.echo("\nMilliseconds a query by documents\n")
+    header = ["", *(f"{report['documents']:,}" for report in reports), "growth"]
+    names = [name for name in first["results"] if all(name in report["results"] for report in reports)]
+    lines = [
+        [
+            name,
+            *(f"{report['results'][name]['ms']:.3f}" for report in reports),
+            f"{last['results'][name]['ms'] / first['results'][name]['ms']:.2f}",
+        ]
+        for name in names
+    ]
+    click.echo(markdown(header, lines))
+
+
+def draw(reports: list[dict[str, Any]], path: Path, figure_class: Any) -> None:
+    """Milliseconds over recall: rows for the truths that engines aim at, columns for documents."""
+    figure = figure_class(figsize=(9 * len(reports), 10), layout="constrained")
+    grid = figure.subplots(2, len(reports), sharey=True, squeeze=False)
+    for axes_row, truth, label in (
+        (grid[0], "recall_strongest", "strongest latents"),
+        (grid[1], "recall_whole", "whole projections"),
+    ):
+        for axes, report in zip(axes_row, reports, strict=True):
+            named = {
+                name: result
+                for name, result in report["results"].items()
+                if result[truth] == max(result["recall_strongest"], result["recall_whole"])
+            }
+            for i, (name, result) in enumerate(named.items(), start=1):
+                point = (result[truth], result["ms"])
+                color = "C3" if name.startswith("ours") else "C0"
+                axes.plot(*point, "o", color=color, label=f"{i}  {name}")
+                axes.annotate(str(i), point, (4, 3), textcoords="offset points")
+            axes.set(title=f"{report['documents']:,} documents", yscale="log")
+            axes.set(xlabel=f"recall of exact scores by {label}", ylabel="milliseconds a query, one thread")
+            axes.grid(alpha=0.3)
+            axes.legend(fontsize=7, handlelength=0.5, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(path, dpi=150)
 
 
 @click.command()
 @click.argument("embeddings", type=click.Path(exists=True, path_type=Path), required=False)
-@click.option("--documents", default=1_000_000, show_default=True, help="Documents to search.")
+@click.option("--model", "model_path", type=click.Path(exists=True, path_type=Path), help="A saved model.")
+@click.option(
+    "--documents",
+    type=click.IntRange(min=max(SELECTED) + 1),
+    multiple=True,
+    default=(1_000_000, 4_000_000),
+    show_default=True,
+    help="Documents to search; may be repeated.",
+)
+@click.option(
+    "--rival",
+    "rivals",
+    type=click.Choice(list(RIVALS)),
+    multiple=True,
+    default=tuple(RIVALS),
+    show_default=True,
+    help="Engines beside ours; may be repeated.",
+)
+@click.option(
+    "--slow-at-most",
+    default=1_000_000,
+    show_default=True,
+    help="Documents up to which engines that are slow to build take part.",
+)
 @click.option("--query-nnz", default=32, show_default=True, help="Latents of a query.")
-@click.option("--top", default=100, show_default=True, help="Results of a query.")
-@click.option("--queries", default=20, show_default=True, help="Queries a round.")
+@click.option("--top", default=SELECTED[0], show_default=True, help="Results of a query.")
+@click.option("--queries", default=50, show_default=True, help="Queries a round, one at a time.")
 @click.option("--rounds", default=5, show_default=True, help="Interleaved rounds, whose medians are printed.")
 @click.option("--output", type=click.Path(path_type=Path), help="JSON file to write.")
+@click.option("--plot", type=click.Path(path_type=Path), help="PNG file to write.")
+@click.pass_context
 def main(
+    context: click.Context,
     embeddings: Path | None,
-    documents: int,
+    model_path: Path | None,
+    documents: tuple[int, ...],
+    rivals: tuple[str, ...],
+    slow_at_most: int,
     query_nnz: int,
     top: int,
     queries: int,
     rounds: int,
     output: Path | None,
+    plot: Path | None,
 ) -> None:
-    """Milliseconds a query of `sparse` search, by our engine and by scipy."""
-    data = load_data()
-    vectors, asked = data.embeddings, data.queries
-    if embeddings is not None:
-        everything = np.load(embeddings, mmap_mode="r")
-        vectors = np.asarray(everything[:-2000], dtype=np.float32)
-        asked = np.asarray(everything[-2000:], dtype=np.float32)
-    model: CompresSAE = train(vectors, progress=True).model
-    codes = tiled(model.fold(model.encode(vectors)), documents, seed=0)
-    projections = model.project(asked[:queries])
-    lists = InvertedLists.build(codes.latents, codes.values, codes.n_latents, 1)
-    matrix = codes.to_csr()
-    cut = [strongest(projection, query_nnz) for projection in projections]
-    rows = [sp.csr_array(query[None]) for query in cut]
-    columns = sp.csr_array(matrix.T)
-
-    def ours() -> None:
-        for projection in projections:
-            lists.search(projection[None], query_nnz, top, None, 1)
-
-    def best(scores: FloatArray) -> None:
-        np.argpartition(-scores, top)[:top]
-
-    def scipy_product() -> None:
-        """Documents times the query, as anybody with codes in CSR would write it."""
-        for query in cut:
-            best(matrix @ query)
-
-    def scipy_sparse_product() -> None:
-        """The sparse query times the transposed codes, which touches only the query's lists."""
-        for row in rows:
-            best((row @ columns).toarray()[0])
-
-    contenders = {
-        "compressae-index": ours,
-        "scipy CSR @ dense query": scipy_product,
-        "scipy CSR query @ transposed CSR": scipy_sparse_product,
-    }
-    taken: dict[str, list[float]] = {name: [] for name in contenders}
+    """Milliseconds a query of our engine and of others, at which recall, bytes and seconds of building."""
+    names = available(rivals)
+    for name in rivals:
+        if name not in names:
+            click.echo(f"({RIVALS[name].module} is not installed)")
+    figure = figure_class() if plot is not None else None
+    data = load_rows(embeddings, None)
+    if model_path is not None:
+        model = CompresSAE.load(model_path)
+    else:
+        model = train(data.vectors, TrainConfig.preset("fast"), progress=True).model
+    codes = model.fold(model.encode(data.vectors))
+    unit = normalize_rows(data.queries[:queries])
+    reports = []
     with threadpool_limits(1):
-        for _ in range(rounds):
-            for name, call in contenders.items():
-                taken[name].append(milliseconds(call) / queries)
-    medians = {name: statistics.median(times) for name, times in taken.items()}
-    found = lists.search(projections, query_nnz, top, None, 1)[1]
-    overlap = [
-        len(np.intersect1d(row, np.argsort(-(matrix @ query))[:top])) / top
-        for row, query in zip(found, cut, strict=True)
-    ]
-    click.echo(
-        f"{documents:,} codes, h={codes.n_latents}, k={codes.k}, query m={query_nnz}, top {top}, {simd()}"
+        click.echo(f"{data}; h={codes.n_latents}, k={codes.k}, top {top}, one thread, {simd()}")
+        print_load(1)
+        speed = bandwidth()
+        projections, seconds = timed(lambda: np.concatenate([model.project(query[None]) for query in unit]))
+        projecting = 1000 * seconds / len(unit)
+        click.echo(
+            f"A copy moves {speed / 1e9:.1f} GB/s; the projection of a query takes {projecting:.3f} ms."
+        )
+        for n in sorted(documents):
+            bench = Bench(model, tiled(codes, n, seed=0), unit, projections, query_nnz, top)
+            reports.append(measure(bench, names, slow_at_most, rounds, speed))
+            print_measured(reports[-1], bench)
+    if len(reports) > 1:
+        print_growth(reports)
+    if plot is not None:
+        draw(reports, plot, figure)
+    write_report(
+        output,
+        1,
+        context.params,
+        {"copy_bytes_per_second": speed, "projection_ms": projecting, "measured": reports},
     )
-    for name, median in medians.items():
-        click.echo(f"{name:34} {median:9.3f} ms   {median / medians['compressae-index']:7.1f} x")
-    click.echo(f"overlap of the results with scipy's float32 scores: {np.mean(overlap):.4f}")
-    if output is not None:
-        report = {"documents": documents, "simd": simd(), "ms": medians, "overlap": float(np.mean(overlap))}
-        output.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

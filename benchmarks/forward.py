@@ -6,8 +6,6 @@ python benchmarks/forward.py
 from __future__ import annotations
 
 import json
-import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any
 import click
 import faiss
 import numpy as np
+from common import interleaved
 from threadpoolctl import threadpool_limits
 
 from compressae_index import SparseCodes
@@ -29,13 +28,6 @@ def random_codes(n: int, n_latents: int, k: int) -> SparseCodes:
     edges = np.linspace(0, n_latents, k + 1).astype(np.int64)
     latents = rng.integers(edges[:-1], edges[1:], size=(n, k)).astype(np.uint16)
     return SparseCodes(latents, rng.laplace(size=(n, k)).astype(np.float32), n_latents)
-
-
-def milliseconds(call: Callable[[], Any]) -> float:
-    """Duration of one call."""
-    started = time.perf_counter()
-    call()
-    return 1000 * (time.perf_counter() - started)
 
 
 @click.command()
@@ -86,12 +78,9 @@ def main(
         for query in range(queries):
             call(query)
 
-    taken: dict[str, list[float]] = {name: [] for name in contenders}
     with threadpool_limits(1):
-        for _ in range(rounds):
-            for name, call in contenders.items():
-                taken[name].append(milliseconds(partial(round_of, call)) / queries)
-    medians = {name: statistics.median(times) for name, times in taken.items()}
+        seconds = interleaved({name: partial(round_of, call) for name, call in contenders.items()}, rounds)
+    medians = {name: 1000 * taken / queries for name, taken in seconds.items()}
     click.echo(f"{documents:,} rows, h={n_latents}, k={k}, d={dim}, top {top}, one thread, {simd()}")
     for name, median in medians.items():
         click.echo(
