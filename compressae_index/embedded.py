@@ -191,11 +191,11 @@ class EmbeddedBackend:
         return self._of(self.packing, parts)
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """The arrays to store, parts joined; there must be documents."""
-        part = self.joined()._parts[0]
-        arrays = {f"forward_{name}": array for name, array in part.forward.arrays().items()} | {
-            f"inverted_{name}": array for name, array in part.inverted.arrays().items()
-        }
+        """The arrays to store, parts joined."""
+        arrays: dict[str, npt.NDArray[Any]] = {}
+        for part in self.joined()._parts:
+            arrays |= {f"forward_{name}": array for name, array in part.forward.arrays().items()}
+            arrays |= {f"inverted_{name}": array for name, array in part.inverted.arrays().items()}
         if isinstance(self.packing, Packed) and self.packing.levels is not None:
             arrays["forward_levels"] = self.packing.levels
         return arrays
@@ -223,13 +223,13 @@ class EmbeddedBackend:
         Raises:
             ValueError: the arrays do not fit together.
         """
-        if n == 0:
-            return cls(n_latents, k, packing_of(**packing), postings=postings)
         taken = {
             kind: {name.removeprefix(kind): array for name, array in arrays.items() if name.startswith(kind)}
             for kind in ("forward_", "inverted_")
         }
         chosen = packing_of(**packing, levels=taken["forward_"].pop("levels", None))
+        if n == 0:
+            return cls(n_latents, k, chosen, postings=postings)
         forward = chosen.engine(taken["forward_"], n_latents, k)
         if forward.n_documents != n:
             msg = f"expected {n} codes, got {forward.n_documents}"
