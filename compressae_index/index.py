@@ -21,7 +21,7 @@ from compressae_index.checks import (
 )
 from compressae_index.codes import SparseCodes
 from compressae_index.documents import Documents
-from compressae_index.embedded import EmbeddedBackend
+from compressae_index.embedded import RUN_ROWS, EmbeddedBackend
 from compressae_index.encoding import CodeStore, encoded_chunks
 from compressae_index.errors import DimensionError, FormatError, InputError
 from compressae_index.ids import IdArray, Ids, as_id_array
@@ -41,7 +41,7 @@ Scoring: TypeAlias = Literal["asymmetric", "symmetric"]
 SCORINGS: tuple[Scoring, ...] = ("asymmetric", "symmetric")
 
 # Rows whose codes are collected before they become part of an index; whole windows of the back end.
-APPEND_ROWS = 262_144
+APPEND_ROWS = RUN_ROWS
 DEFAULT_K = 32
 # Neighbours that one may ask for.
 MAX_K = 2**31 - 1
@@ -613,8 +613,8 @@ def _collected(chunks: Iterable[SparseCodes], advance: Callable[[int], object]) 
         held.append(codes)
         advance(len(codes))
         if sum(map(len, held)) >= APPEND_ROWS:
-            yield SparseCodes.concatenate(held)
-            held = []
+            run, held = SparseCodes.concatenate(held), []
+            yield run
     if held:
         yield SparseCodes.concatenate(held)
 
