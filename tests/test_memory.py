@@ -13,6 +13,7 @@ import pytest
 
 from compressae_index import CompresSAE, CompressedIndex
 from compressae_index.checks import FloatArray
+from compressae_index.codes import SparseCodes
 from compressae_index.embedded import RUN_ROWS, EmbeddedBackend
 from compressae_index.packing import FORMS, Form, packing_of
 
@@ -21,6 +22,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 N = 400_000
+N_STORED = 20 * RUN_ROWS
 K = 16
 
 BEGIN = """
@@ -61,7 +63,7 @@ before = status("VmRSS")
 index = CompressedIndex.load(folder + "/index", mmap=form == "map")
 loaded = status("VmRSS") - before
 for query in queries[:k]:
-    index.search(query, candidates=100, query_nnz=4, num_threads=1)
+    index.search(query, candidates=10, query_nnz=4, num_threads=1)
 parts = index.stats().bytes_per_vector
 print(json.dumps([loaded, status("VmRSS") - before, {name: round(size * n) for name, size in parts.items()}]))
 """
@@ -104,26 +106,28 @@ def test_building_takes_what_stats_says_and_at_most_twice_that_on_the_way(
 def stored(
     tmp_path_factory: pytest.TempPathFactory, model: CompresSAE, vectors: FloatArray, queries: FloatArray
 ) -> Path:
-    """A directory with an index of N vectors, and one of few."""
+    """A directory with an index of N_STORED vectors, and one of few."""
     folder = tmp_path_factory.mktemp("stored")
     model.save(folder / "model")
     np.save(folder / "queries.npy", queries)
-    codes = model.fold(model.encode(vectors, K))
-    for name, n in (("small", len(codes)), ("index", N)):
-        backend = EmbeddedBackend(model.n_latents, K, packing_of("packed"))
-        for _ in range(n // len(codes)):
-            backend = backend.added(codes, 1, model.decoder_w)
+    few = model.fold(model.encode(vectors, K))
+    run = SparseCodes.concatenate([few] * (RUN_ROWS // len(few) + 1))[:RUN_ROWS]
+    for name, n in (("small", RUN_ROWS), ("index", N_STORED)):
+        backend = EmbeddedBackend(model.n_latents, K, packing_of("aligned"))
+        for _ in range(n // RUN_ROWS):
+            backend = backend.added(run, 1)
         CompressedIndex(model, k=K, backend=backend).save(folder / name)
     return folder
 
 
 def test_loading_takes_what_stats_says(stored: Path) -> None:
-    loaded, _, parts = run_python(LOAD, stored, "read", N, 1)
+    loaded, _, parts = run_python(LOAD, stored, "read", N_STORED, 1)
+    assert parts["total"] > N_STORED * 6 * K
     assert abs(loaded - parts["total"]) < 0.15 * parts["total"] + 3 * MIB
-    assert parts["total"] > RUN_ROWS * 3 * K
 
 
 def test_a_mapped_index_takes_what_searches_touch(stored: Path) -> None:
-    loaded, searched, parts = run_python(LOAD, stored, "map", N, 3)
-    assert loaded < 0.1 * parts["total"] + 3 * MIB
-    assert searched < 0.5 * parts["total"]
+    loaded, searched, parts = run_python(LOAD, stored, "map", N_STORED, 3)
+    assert loaded < 3 * MIB
+    # The system maps up to a MiB around each place that is read.
+    assert searched < 0.4 * parts["total"]
