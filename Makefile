@@ -3,8 +3,9 @@
 #   make test    create .venv, install, run the tests
 PYTHON ?= python3
 BIN = .venv/bin
+comma = ,
 
-.PHONY: demo test lint types check stub sanitize clean
+.PHONY: demo test lint types check stub sanitize sanitize-thread clean
 
 # Installed again whenever a source is newer. -P keeps the sources from hiding the installed package.
 SOURCES := pyproject.toml constraints.txt README.md $(shell find compressae_index connectors -name '*.py' -o -name '*.?pp' -o -name 'CMakeLists.txt' -o -name '*.pyi')
@@ -39,21 +40,30 @@ stub: .venv/installed
 	cd .venv && bin/python -P -m nanobind.stubgen -m compressae_index._engine -o ../compressae_index/_engine.pyi
 	$(BIN)/ruff format --quiet compressae_index/_engine.pyi
 
-# The engine's tests with its memory accesses and arithmetic checked by GCC's sanitizers. Built and installed
-# aside, so that the installed package stays as it is. Python itself is not built with them, so their runtimes
-# are preloaded; its leaks at the end of the process are its own affair. Extra arguments go to pytest: ARGS=-x
+# The engine's tests with its memory accesses and arithmetic, or its threads, checked by GCC's sanitizers. Built and
+# installed aside, so that the installed package stays as it is. Python itself is not built with them, so their
+# runtimes are preloaded; its leaks at the end of the process are its own affair. Extra arguments go to pytest: ARGS=-x
 SANITIZED = build/sanitized
 runtime = $(shell $(CXX) -print-file-name=$(1))
+sanitized_build = rm -rf $(SANITIZED)-$(1) && $(BIN)/pip install --quiet --no-deps --no-build-isolation \
+  --target $(SANITIZED)-$(1) --config-settings=build-dir=build/sanitized-objects-$(1) \
+  --config-settings=cmake.define.COMPRESSAE_SANITIZE=$(2) .
 
 sanitize: .venv/installed
-	rm -rf $(SANITIZED)
-	$(BIN)/pip install --quiet --no-deps --no-build-isolation --target $(SANITIZED) \
-	  --config-settings=build-dir=build/sanitized-objects \
-	  --config-settings=cmake.define.COMPRESSAE_SANITIZE=address,undefined .
-	PYTHONPATH=$(SANITIZED) PYTHONMALLOC=malloc \
+	$(call sanitized_build,memory,address$(comma)undefined)
+	PYTHONPATH=$(SANITIZED)-memory PYTHONMALLOC=malloc \
 	  LD_PRELOAD="$(call runtime,libasan.so) $(call runtime,libubsan.so) $(call runtime,libstdc++.so.6)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	  $(BIN)/python -P -m pytest tests/test_engine.py tests/test_packing.py tests/test_model.py $(ARGS)
+
+# Its shadow memory has fixed addresses, which a kernel that places libraries at random may have given away: setarch -R.
+# One thread of OpenMP: torch's are not built with the sanitizer, so that it takes what they share for races.
+sanitize-thread: .venv/installed
+	$(call sanitized_build,thread,thread)
+	setarch -R env OMP_NUM_THREADS=1 PYTHONPATH=$(SANITIZED)-thread PYTHONMALLOC=malloc \
+	  LD_PRELOAD="$(call runtime,libtsan.so) $(call runtime,libstdc++.so.6)" \
+	  TSAN_OPTIONS=halt_on_error=1:suppressions=tests/tsan.supp \
+	  $(BIN)/python -P -m pytest -k thread tests/test_engine.py tests/test_changes.py $(ARGS)
 
 clean:
 	rm -rf .venv build demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis

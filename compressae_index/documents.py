@@ -131,6 +131,15 @@ class Documents(Rows):
         if len(np.unique(rows)) < len(rows):
             msg = f"{len(rows) - len(np.unique(rows))} of {len(rows)} ids to remove stand more than once"
             raise InputError(msg)
+        return self._marked(rows)
+
+    def without(self, ids: Ids) -> Documents:
+        """Without those of some ids that are held."""
+        found = self._live_ids.find(ids.all())
+        return self._marked(self.alive_rows()[found[found >= 0]])
+
+    def _marked(self, rows: RowArray) -> Documents:
+        """With rows marked as removed."""
         if not len(rows):
             return self
         return Documents(self.backend, self.ids, self.without(rows).alive)

@@ -20,6 +20,10 @@ from compressae_index.packing import Arrays, Packed, Packing, packing_of
 # Documents a window of the inverted part; must be the engine's kWindow.
 WINDOW = 32768
 
+# Rows that are packed or inverted at once, whole windows: what that needs beside its result is several times
+# as much.
+RUN_ROWS = 2 * WINDOW
+
 # Latents of a query that `sparse` search keeps where the posting lists hold all nonzeros.
 QUERY_NNZ = 64
 
@@ -85,8 +89,9 @@ class EmbeddedBackend:
         once; parts of similar size are joined, so that their number stays logarithmic.
         """
         packing = self.packing.fitted(codes)
+        arrays = _stacked([packing.pack(codes[run], num_threads, dictionary) for run in _runs(len(codes))])
         # Stored rows are moved as they are: rounding them again would change them.
-        return self._with(packing, packing.pack(codes, num_threads, dictionary), num_threads)
+        return self._with(packing, arrays, num_threads)
 
     def subset(self, rows: RowArray, num_threads: int) -> EmbeddedBackend:
         """With only some documents, in the order of `rows`."""
@@ -99,18 +104,27 @@ class EmbeddedBackend:
             last = parts.pop()
             if whole := len(last) - tail:
                 parts.append(self._head(last, whole))
-            arrays = {
-                name: np.concatenate([array[whole:], arrays[name]])
-                for name, array in last.forward.arrays().items()
-            }
-        # Inverted as packed, so that both forms round the same values.
-        codes = packing.unpack(arrays, self.n_latents, self.k, num_threads)
-        kept = strongest(codes, self.postings)
-        inverted = InvertedLists.build(kept.latents, kept.values, self.n_latents, num_threads)
-        parts.append(Part(packing.engine(arrays, self.n_latents, self.k), inverted))
-        while len(parts) > 1 and len(parts[-2]) < 2 * len(parts[-1]):
-            parts[-2:] = [self._joined(parts[-2:], packing)]
-        return self._of(packing, parts)
+            tail_rows = {name: array[whole:] for name, array in last.forward.arrays().items()}
+            arrays = _stacked([tail_rows, arrays])
+        forward = packing.engine(arrays, self.n_latents, self.k)
+        parts.append(Part(forward, self._inverted(packing, arrays, forward.n_documents, num_threads)))
+        # Joined at once: the fewer copies there are on the way, the less memory they take.
+        first, rows = len(parts) - 1, len(parts[-1])
+        while first and len(parts[first - 1]) < 2 * rows:
+            first -= 1
+            rows += len(parts[first])
+        return self._of(packing, [*parts[:first], self._joined(parts[first:], packing)])
+
+    def _inverted(self, packing: Packing, arrays: Arrays, n: int, num_threads: int) -> InvertedLists:
+        """Posting lists of n packed rows: of values as packed, so that both forms round the same ones."""
+        lists = []
+        for run in _runs(n):
+            codes = packing.unpack(
+                {name: array[run] for name, array in arrays.items()}, self.n_latents, self.k, num_threads
+            )
+            kept = strongest(codes, self.postings)
+            lists.append(InvertedLists.build(kept.latents, kept.values, self.n_latents, num_threads))
+        return _concatenated(lists)
 
     def _of(self, packing: Packing, parts: Sequence[Part]) -> EmbeddedBackend:
         return EmbeddedBackend(self.n_latents, self.k, packing, parts, postings=self.postings)
@@ -187,15 +201,14 @@ class EmbeddedBackend:
         """The same documents in one part, which is searched faster than several."""
         if len(self._parts) <= 1:
             return self
-        parts = [self._joined(self._parts, self.packing)]
-        return self._of(self.packing, parts)
+        return self._of(self.packing, [self._joined(self._parts, self.packing)])
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """The arrays to store, parts joined; there must be documents."""
-        part = self.joined()._parts[0]
-        arrays = {f"forward_{name}": array for name, array in part.forward.arrays().items()} | {
-            f"inverted_{name}": array for name, array in part.inverted.arrays().items()
-        }
+        """The arrays to store, parts joined."""
+        arrays: dict[str, npt.NDArray[Any]] = {}
+        for part in self.joined()._parts:
+            arrays |= {f"forward_{name}": array for name, array in part.forward.arrays().items()}
+            arrays |= {f"inverted_{name}": array for name, array in part.inverted.arrays().items()}
         if isinstance(self.packing, Packed) and self.packing.levels is not None:
             arrays["forward_levels"] = self.packing.levels
         return arrays
@@ -223,13 +236,13 @@ class EmbeddedBackend:
         Raises:
             ValueError: the arrays do not fit together.
         """
-        if n == 0:
-            return cls(n_latents, k, packing_of(**packing), postings=postings)
         taken = {
             kind: {name.removeprefix(kind): array for name, array in arrays.items() if name.startswith(kind)}
             for kind in ("forward_", "inverted_")
         }
         chosen = packing_of(**packing, levels=taken["forward_"].pop("levels", None))
+        if n == 0:
+            return cls(n_latents, k, chosen, postings=postings)
         forward = chosen.engine(taken["forward_"], n_latents, k)
         if forward.n_documents != n:
             msg = f"expected {n} codes, got {forward.n_documents}"
@@ -245,9 +258,10 @@ class EmbeddedBackend:
 
     def _joined(self, parts: Sequence[Part], packing: Packing) -> Part:
         """Parts one below the other; all but the last hold whole windows."""
-        forwards = [part.forward.arrays() for part in parts]
-        forward = {name: np.concatenate([arrays[name] for arrays in forwards]) for name in forwards[0]}
-        lists = InvertedLists.concatenate([(part.inverted, 0, -(-len(part) // WINDOW)) for part in parts])
+        if len(parts) == 1:
+            return parts[0]
+        forward = _stacked([part.forward.arrays() for part in parts])
+        lists = _concatenated([part.inverted for part in parts])
         return Part(packing.engine(forward, self.n_latents, self.k), lists)
 
     def _head(self, part: Part, rows: int) -> Part:
@@ -255,6 +269,25 @@ class EmbeddedBackend:
         forward = {name: array[:rows] for name, array in part.forward.arrays().items()}
         lists = InvertedLists.concatenate([(part.inverted, 0, rows // WINDOW)])
         return Part(self.packing.engine(forward, self.n_latents, self.k), lists)
+
+
+def _runs(n: int) -> list[slice]:
+    """Rows 0 .. n-1, RUN_ROWS at a time."""
+    return [slice(first, min(first + RUN_ROWS, n)) for first in range(0, n, RUN_ROWS)]
+
+
+def _stacked(forwards: Sequence[Arrays]) -> Arrays:
+    """Forward arrays one below the other."""
+    if len(forwards) == 1:
+        return forwards[0]
+    return {name: np.concatenate([arrays[name] for arrays in forwards]) for name in forwards[0]}
+
+
+def _concatenated(lists: Sequence[InvertedLists]) -> InvertedLists:
+    """Posting lists one behind the other; all but the last are of whole windows."""
+    if len(lists) == 1:
+        return lists[0]
+    return InvertedLists.concatenate([(each, 0, -(-each.n_documents // WINDOW)) for each in lists])
 
 
 def strongest(codes: SparseCodes, nonzeros: int) -> SparseCodes:

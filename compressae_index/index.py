@@ -21,10 +21,10 @@ from compressae_index.checks import (
 )
 from compressae_index.codes import SparseCodes
 from compressae_index.documents import Documents
-from compressae_index.embedded import EmbeddedBackend
+from compressae_index.embedded import RUN_ROWS, EmbeddedBackend
 from compressae_index.encoding import CodeStore, encoded_chunks
 from compressae_index.errors import DimensionError, FormatError, InputError
-from compressae_index.ids import IdArray, Ids
+from compressae_index.ids import IdArray, Ids, as_id_array
 from compressae_index.metric import Metric, RowScale
 from compressae_index.model import ENCODERS, CompresSAE, Encoder
 from compressae_index.packing import VALUE_BITS, Form, packing_of
@@ -41,7 +41,7 @@ Scoring: TypeAlias = Literal["asymmetric", "symmetric"]
 SCORINGS: tuple[Scoring, ...] = ("asymmetric", "symmetric")
 
 # Rows whose codes are collected before they become part of an index; whole windows of the back end.
-APPEND_ROWS = 262_144
+APPEND_ROWS = RUN_ROWS
 DEFAULT_K = 32
 # Neighbours that one may ask for.
 MAX_K = 2**31 - 1
@@ -102,7 +102,7 @@ class CompressedIndex:
 
     Similarity is cosine, for which neither vectors nor queries need unit norm, or the inner product; see
     `build`, which makes an index. `load` reads one. Searches may run in several threads, also while one of
-    them adds or removes: each sees the index as it was when it began.
+    them adds, removes or upserts: each sees the index as it was when it began.
     """
 
     def __init__(
@@ -374,10 +374,43 @@ class CompressedIndex:
         with self._writer:
             if ids is None and len(self._state.ids):
                 ids = self._state.next_ids(vectors.shape[0])
-            threads = check_threads(num_threads)
-            scale = self._scale.copy()
-            chunks = encoded_chunks(self.model, vectors, self.k, self.encoder, threads, scale=scale)
-            self._append(chunks, Ids.from_user(ids, vectors.shape[0]), threads, progress, scale=scale)
+            new_ids = Ids.from_user(ids, vectors.shape[0])
+            self._encode(vectors, new_ids, num_threads, progress, self._state)
+
+    def upsert(
+        self,
+        embeddings: VectorSource,
+        ids: Any,
+        *,
+        num_threads: int | None = None,
+        progress: bool = False,
+    ) -> None:
+        """Appends vectors, and removes those that had their ids; searches see both or neither.
+
+        The memory of what was replaced stays in use until `compact`. Replaced ids come last in `ids`.
+
+        Args:
+            embeddings: (n, d) floating point, as for `build`.
+            ids: one id a row, of the kind the index has, held or new.
+            num_threads: threads to encode with; all by default.
+            progress: show a progress bar.
+
+        Raises:
+            InputError: bad rows, another dimension, ids that repeat or are of the other kind, a kept norm out
+                of range. Nothing was changed.
+        """
+        vectors = open_vectors(embeddings)
+        new_ids = Ids.from_user(as_id_array(ids), vectors.shape[0])
+        with self._writer:
+            self._encode(vectors, new_ids, num_threads, progress, self._state.without(new_ids))
+
+    def _encode(
+        self, vectors: Vectors, ids: Ids, num_threads: int | None, progress: bool, state: Documents
+    ) -> None:
+        """Replaces the state by `state` and vectors, while nobody else writes."""
+        threads, scale = check_threads(num_threads), self._scale.copy()
+        chunks = encoded_chunks(self.model, vectors, self.k, self.encoder, threads, scale=scale)
+        self._append(chunks, ids, threads, progress, scale=scale, state=state)
 
     def _append(
         self,
@@ -388,9 +421,13 @@ class CompressedIndex:
         *,
         label: str = "encoding",
         scale: RowScale | None = None,
+        state: Documents | None = None,
     ) -> None:
-        """Adds folded codes, one of `ids` a row, while nobody else writes; `scale` is what scaled them."""
-        threads, state = check_threads(num_threads), self._state
+        """Replaces the state by `state`, its own by default, and folded codes, one of `ids` a row.
+
+        Nobody else may write meanwhile; `scale` is what scaled the codes.
+        """
+        threads, state = check_threads(num_threads), state or self._state
         state.check_new(ids)
         with track(len(ids), label, enabled=progress) as advance:
             added = state.added(_collected(chunks, advance), ids, threads, self.model.decoder_w)
@@ -503,7 +540,7 @@ class CompressedIndex:
             FormatError: something that this package did not write is at `path`.
         """
         state = self._state
-        arrays = {} if len(state.ids) == 0 else state.backend.to_arrays() | state.ids.to_arrays()
+        arrays = state.backend.to_arrays() | state.ids.to_arrays()
         if state.alive is not None:
             arrays["alive"] = np.packbits(state.alive, bitorder="little")
         meta: dict[str, Any] = {
@@ -598,8 +635,8 @@ def _collected(chunks: Iterable[SparseCodes], advance: Callable[[int], object]) 
         held.append(codes)
         advance(len(codes))
         if sum(map(len, held)) >= APPEND_ROWS:
-            yield SparseCodes.concatenate(held)
-            held = []
+            run, held = SparseCodes.concatenate(held), []
+            yield run
     if held:
         yield SparseCodes.concatenate(held)
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import compressae_index.index as index_module
 from compressae_index import (
@@ -25,9 +22,7 @@ from compressae_index import (
     UnknownIdError,
 )
 from compressae_index.checks import FloatArray, normalize_rows
-from compressae_index.embedded import EmbeddedBackend
 from compressae_index.index import MODES, SCORINGS, Mode, Scoring
-from compressae_index.packing import Aligned
 
 Float64 = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -285,67 +280,6 @@ def test_everything_removed_then_added(
         assert_best(index.search(queries, 5, mode="dense"), index, dense_scores(index, queries))
 
 
-POOL = 24
-
-
-@st.composite
-def operations(draw: st.DrawFn) -> list[tuple[str, list[int]]]:
-    """Adds of ids that are out, removals of ids that are in, compactions."""
-    steps: list[tuple[str, list[int]]] = []
-    alive: set[int] = set()
-    for kind in draw(st.lists(st.sampled_from(["add", "add", "remove", "compact"]), min_size=2, max_size=8)):
-        pool = sorted(set(range(POOL)) - alive if kind == "add" else alive)
-        if kind == "compact" or not pool:
-            steps.append(("compact", []))
-            continue
-        ids = draw(st.lists(st.sampled_from(pool), unique=True, min_size=1, max_size=10))
-        alive ^= set(ids)
-        steps.append((kind, ids))
-    return steps
-
-
-@settings(deadline=None, max_examples=30)
-@given(steps=operations(), strings=st.booleans())
-def test_changes_end_in_what_a_fresh_build_gives(
-    model: CompresSAE,
-    vectors: FloatArray,
-    queries: FloatArray,
-    steps: list[tuple[str, list[int]]],
-    strings: bool,
-) -> None:
-    def named(rows: list[int]) -> list[Any]:
-        return [f"id {row}" for row in rows] if strings else rows
-
-    # Levels of packed values depend on what was added first; how they are kept is tested with the packing.
-    backend = EmbeddedBackend(model.n_latents, 16, Aligned())
-    index, alive = CompressedIndex(model, k=16, backend=backend), list[int]()
-    for kind, rows in steps:
-        if kind == "add":
-            index.add(vectors[rows], named(rows))
-            alive += rows
-        elif kind == "remove":
-            index.remove(named(rows))
-            alive = [row for row in alive if row not in rows]
-        else:
-            index.compact()
-            assert index.stats().removed == 0
-        assert index.ids.tolist() == named(alive)
-    if not alive:
-        assert (index.search(queries, 1).scores == -np.inf).all()
-        return
-    fresh = CompressedIndex.build(
-        vectors[alive], named(alive), model=model, k=16, forward="aligned", progress=False
-    )
-    tolerances: dict[Mode, float] = {"dense": 0.005, "sparse": 0.03}
-    for mode, tolerance in tolerances.items():
-        ours, theirs = (which.search(queries[:5], len(alive), mode=mode) for which in (index, fresh))
-        for q in range(5):
-            by_id = dict(zip(theirs.ids[q].tolist(), theirs.scores[q].tolist(), strict=True))
-            assert sorted(ours.ids[q].tolist()) == sorted(by_id)
-            expected = [by_id[id_] for id_ in ours.ids[q].tolist()]
-            np.testing.assert_allclose(ours.scores[q], expected, atol=tolerance)
-
-
 def test_adding_one_by_one_does_not_change_older_codes(index: CompressedIndex, vectors: FloatArray) -> None:
     """Nor does compacting: values are rounded once."""
     before, ids = index.codes(index.ids), index.ids
@@ -406,54 +340,6 @@ def test_stats(index: CompressedIndex, tmp_path: Path) -> None:
     assert index.stats().removed == 0
 
 
-def test_searches_see_one_state_while_another_thread_writes(
-    index: CompressedIndex, vectors: FloatArray, queries: FloatArray
-) -> None:
-    first, second = set(range(1000, 1300)), set(range(5000, 5050))
-    stop, failures, searches = threading.Event(), list[BaseException](), [0, 0, 0]
-
-    def search(mode: Mode, number: int) -> None:
-        try:
-            while not stop.is_set():
-                row = index.search(queries[:2], 400, mode=mode, num_threads=1).ids[1]
-                found = row[row >= 0].tolist()
-                assert len(set(found)) == len(found)
-                # All of a change is seen, or nothing of it.
-                assert set(found) in (first, first | second)
-                assert len(index.ids) in (300, 350)
-                stats = index.stats()
-                assert stats.vectors in (300, 350)
-                assert stats.removed in (0, 50)
-                searches[number] += 1
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=search, args=(mode, i)) for i, mode in enumerate(get_args(Mode))]
-    for thread in threads:
-        thread.start()
-    rounds = 0
-    while not failures and (rounds < 15 or min(searches) < 15):
-        index.add(vectors[400:450], np.arange(5000, 5050), num_threads=1)
-        index.remove(np.arange(5000, 5050))
-        index.compact(num_threads=1)
-        rounds += 1
-    stop.set()
-    for thread in threads:
-        thread.join()
-    assert not failures, failures[0]
-
-
-def test_writers_wait_for_each_other(index: CompressedIndex, vectors: FloatArray) -> None:
-    threads = [
-        threading.Thread(target=index.add, args=(vectors[400 + 20 * i : 420 + 20 * i],)) for i in range(6)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert index.ids.tolist() == list(range(1000, 1420))
-
-
 @contextmanager
 def unchanged(index: CompressedIndex, queries: FloatArray) -> Iterator[None]:
     ids, results = index.ids, [index.search(queries[:3], 20, mode=mode) for mode in MODES]
@@ -502,7 +388,12 @@ def test_bad_rows(
 ) -> None:
     bad = spoil(vectors[300:305])
     with unchanged(index, queries):
-        for act in (index.search, index.add, lambda rows: index.explain(rows, 1000)):
+        for act in (
+            index.search,
+            index.add,
+            lambda rows: index.upsert(rows, range(1000, 1005)),
+            lambda rows: index.explain(rows, 1000),
+        ):
             with pytest.raises(error, match=message):
                 act(bad)
     with pytest.raises(error, match=message):
@@ -515,8 +406,9 @@ def test_a_bad_row_is_numbered_across_batches_and_nothing_is_added(
     monkeypatch.setattr(index_module, "CHUNK_ROWS", 50)
     bad = vectors[300:500].copy()
     bad[[173, 190]] = 0
-    with unchanged(index, queries), pytest.raises(InputError, match=r"row 173 is zero.*\(2 such"):
-        index.add(bad)
+    for act in (index.add, lambda rows: index.upsert(rows, range(1100, 1300))):
+        with unchanged(index, queries), pytest.raises(InputError, match=r"row 173 is zero.*\(2 such"):
+            act(bad)
 
 
 BAD_CALLS: list[tuple[Act, type[Exception], str]] = [
@@ -548,6 +440,13 @@ BAD_CALLS: list[tuple[Act, type[Exception], str]] = [
     (lambda i, q: i.add(q[:2], [1, 2**63]), InputError, "ids must"),
     (lambda i, q: i.add(q[:2], [1, 1250]), InputError, r"id 1250 is already in the index \(1 such"),
     (lambda i, q: i.add(q[:2], ["a", "b"]), InputError, "of this index are integers, the new ones are str"),
+    (lambda i, q: i.upsert(q[:2], [1000, 1000]), InputError, r"duplicate id 1000 \(1 ids stand more"),
+    (lambda i, q: i.upsert(q[:2], [1000, -2]), InputError, "must not be negative .* got -2"),
+    (lambda i, q: i.upsert(q[:2], [1000, 1, 2]), DimensionError, "3 ids for 2 vectors"),
+    (lambda i, q: i.upsert(q[:2], None), InputError, r"one-dimensional, got shape \(\)"),
+    (lambda i, q: i.upsert(q[:2], ["a", "b"]), InputError, "index are integers, the new ones are str"),
+    (lambda i, q: i.upsert(q[:2, :9], [1000, 1]), DimensionError, "dimension 9, expected 384"),
+    (lambda i, q: i.upsert(q[:2], [1000, 1], num_threads=0), InputError, "num_threads must be at least 1"),
     (lambda i, q: i.add(q[:2], num_threads=True), InputError, "num_threads must be an integer, got True"),
     (lambda i, _: i.remove([1000, 7, 8]), UnknownIdError, r"unknown id 7 \(2 of 3 ids are unknown\)"),
     (lambda i, _: i.remove([1000, 1000]), InputError, "1 of 2 ids to remove stand more than once"),

@@ -1,0 +1,133 @@
+"""Resident memory of processes that build and load: what `stats` says, and at most twice that on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from compressae_index import CompresSAE, CompressedIndex
+from compressae_index.checks import FloatArray
+from compressae_index.codes import SparseCodes
+from compressae_index.embedded import RUN_ROWS, EmbeddedBackend
+from compressae_index.packing import FORMS, Form, packing_of
+
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="memory is read from /proc"
+)
+
+N = 400_000
+N_STORED = 20 * RUN_ROWS
+K = 16
+
+BEGIN = """
+import json, sys
+import numpy as np
+from compressae_index import CompresSAE, CompressedIndex
+from compressae_index.codes import SparseCodes
+from compressae_index.embedded import EmbeddedBackend
+from compressae_index.packing import packing_of
+
+def status(name):
+    line = next(line for line in open("/proc/self/status") if line.startswith(name))
+    return int(line.split()[1]) * 1024
+
+folder, form, n, k = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+model = CompresSAE.load(folder + "/model")
+"""
+BUILD = (
+    BEGIN
+    + """
+few = np.load(folder + "/latents.npy"), np.load(folder + "/values.npy")
+repeated = (np.tile(array, (n // len(array), 1)) for array in few)
+codes = SparseCodes(*repeated, model.n_latents)
+empty = EmbeddedBackend(model.n_latents, k, packing_of(form))
+empty.added(codes[:1000], 1, model.decoder_w)
+before = status("VmRSS")
+open("/proc/self/clear_refs", "w").write("5")  # VmHWM starts again
+backend = empty.added(codes, 1, model.decoder_w)
+print(json.dumps([status("VmRSS") - before, status("VmHWM") - before, backend.nbytes]))
+"""
+)
+LOAD = (
+    BEGIN
+    + """
+queries = np.load(folder + "/queries.npy")
+CompressedIndex.load(folder + "/small").search(queries, num_threads=1)
+before = status("VmRSS")
+index = CompressedIndex.load(folder + "/index", mmap=form == "map")
+loaded = status("VmRSS") - before
+for query in queries[:k]:
+    index.search(query, candidates=10, query_nnz=4, num_threads=1)
+parts = index.stats().bytes_per_vector
+print(json.dumps([loaded, status("VmRSS") - before, {name: round(size * n) for name, size in parts.items()}]))
+"""
+)
+
+
+def run_python(code: str, *arguments: object) -> tuple[int, int, dict[str, int]]:
+    """What the code prints. What is freed goes back to the system, as glibc keeps some of it otherwise."""
+    command = [sys.executable, "-P", "-W", "error", "-c", code, *map(str, arguments)]
+    settings = {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, **settings}
+    )
+    assert done.returncode == 0, done.stderr
+    first, second, parts = json.loads(done.stdout)
+    return first, second, parts
+
+
+MIB = 2**20
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_building_takes_what_stats_says_and_at_most_twice_that_on_the_way(
+    tmp_path: Path, model: CompresSAE, vectors: FloatArray, form: Form
+) -> None:
+    codes = model.fold(model.encode(vectors, K))
+    model.save(tmp_path / "model")
+    np.save(tmp_path / "latents.npy", codes.latents)
+    np.save(tmp_path / "values.npy", codes.values)
+    grown, peak, parts = run_python(BUILD, tmp_path, form, N, K)
+    size = sum(parts.values())
+    assert parts["inverted"] > N * K * 3
+    assert abs(grown - size) < 0.15 * size + 3 * MIB, (
+        f"{grown / MIB:.1f} MiB grown, stats says {size / MIB:.1f}"
+    )
+    assert peak < 2 * size, f"{peak / MIB:.1f} MiB at most, the index takes {size / MIB:.1f}"
+
+
+@pytest.fixture(scope="module")
+def stored(
+    tmp_path_factory: pytest.TempPathFactory, model: CompresSAE, vectors: FloatArray, queries: FloatArray
+) -> Path:
+    """A directory with an index of N_STORED vectors, and one of few."""
+    folder = tmp_path_factory.mktemp("stored")
+    model.save(folder / "model")
+    np.save(folder / "queries.npy", queries)
+    few = model.fold(model.encode(vectors, K))
+    run = SparseCodes.concatenate([few] * (RUN_ROWS // len(few) + 1))[:RUN_ROWS]
+    for name, n in (("small", RUN_ROWS), ("index", N_STORED)):
+        backend = EmbeddedBackend(model.n_latents, K, packing_of("aligned"))
+        for _ in range(n // RUN_ROWS):
+            backend = backend.added(run, 1)
+        CompressedIndex(model, k=K, backend=backend).save(folder / name)
+    return folder
+
+
+def test_loading_takes_what_stats_says(stored: Path) -> None:
+    loaded, _, parts = run_python(LOAD, stored, "read", N_STORED, 1)
+    assert parts["total"] > N_STORED * 6 * K
+    assert abs(loaded - parts["total"]) < 0.15 * parts["total"] + 3 * MIB
+
+
+def test_a_mapped_index_takes_what_searches_touch(stored: Path) -> None:
+    loaded, searched, parts = run_python(LOAD, stored, "map", N_STORED, 3)
+    assert loaded < 3 * MIB
+    # The system maps up to a MiB around each place that is read.
+    assert searched < 0.4 * parts["total"]
