@@ -133,9 +133,9 @@ class Documents(Rows):
             raise InputError(msg)
         return self._marked(rows)
 
-    def without(self, ids: Ids) -> Documents:
+    def without_ids(self, ids: Ids) -> Documents:
         """Without those of some ids that are held."""
-        found = self._live_ids.find(ids.all())
+        found = self.live_ids.find(ids.all())
         return self._marked(self.alive_rows()[found[found >= 0]])
 
     def _marked(self, rows: RowArray) -> Documents:

@@ -402,7 +402,7 @@ class CompressedIndex:
         vectors = open_vectors(embeddings)
         new_ids = Ids.from_user(as_id_array(ids), vectors.shape[0])
         with self._writer:
-            self._encode(vectors, new_ids, num_threads, progress, self._state.without(new_ids))
+            self._encode(vectors, new_ids, num_threads, progress, self._state.without_ids(new_ids))
 
     def _encode(
         self, vectors: Vectors, ids: Ids, num_threads: int | None, progress: bool, state: Documents

@@ -226,8 +226,6 @@ def test_strings_as_ids(named: Index, vectors: FloatArray) -> None:
 
 
 def test_upsert_replaces(small: Index, vectors: FloatArray) -> None:
-    if isinstance(small, CompressedIndex):
-        pytest.skip("the embedded index has no upsert: remove, then add")
     small.upsert(vectors[300:302], ids=[1000, 5])
     assert len(small) == 301
     assert small.search(vectors[300:302], 1).ids[:, 0].tolist() == [1000, 5]
