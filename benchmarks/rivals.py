@@ -33,7 +33,8 @@ T = TypeVar("T")
 IntArray = npt.NDArray[np.integer[Any]]
 
 SINDI_WINDOW = 50_000
-# Postings that Seismic keeps a latent, as a share of the documents: no list of ours is pruned by it.
+# Postings that Seismic keeps a latent on average, as a share of the documents: more than there are at k = 32
+# and h = 4,096, so that only lists beyond 6 times that are cut.
 SEISMIC_POSTINGS, SEISMIC_MAX_FRACTION = 0.01, 6.0
 SEISMIC_SETTINGS = ((10, 0.8), (32, 0.8), (64, 0.7))
 KANNOLO_M, KANNOLO_EF_CONSTRUCTION = 16, 100
