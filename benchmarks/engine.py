@@ -25,7 +25,7 @@ from threadpoolctl import threadpool_limits
 from compressae_index import CompresSAE, SparseCodes, train
 from compressae_index._engine import InvertedLists, search, simd
 from compressae_index.checks import FloatArray, normalize_rows
-from compressae_index.embedded import QUERY_NNZ
+from compressae_index.embedded import QUERY_NNZ, sparse_candidates
 from compressae_index.packing import Packed
 from compressae_index.report import figure_class
 from compressae_index.training.config import TrainConfig
@@ -73,7 +73,7 @@ def ours(bench: Bench) -> tuple[list[Contender], InvertedLists]:
     nnz, top = bench.query_nnz, bench.top
     # The call, and whether it reads the codes and the lists.
     searches: dict[str, tuple[Callable[[Any], Any], bool, bool]] = {
-        SPARSE: (lambda u: search(parts, u, None, nnz, SELECTED[-1], top, None, 1), True, True),
+        SPARSE: (lambda u: search(parts, u, None, nnz, sparse_candidates(top), top, None, 1), True, True),
         DENSE: (lambda u: search(parts, None, u, nnz, top, top, None, 1), True, False),
     }
 

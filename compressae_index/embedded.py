@@ -149,7 +149,7 @@ class EmbeddedBackend:
 
         The posting lists find somewhat more rows than are asked for, whose codes then give exact scores.
         """
-        candidates = top + top // SPARE_CANDIDATES + SPARE_CANDIDATES
+        candidates = sparse_candidates(top)
         return self._search(projections, None, query_nnz, candidates, top, allowed, num_threads)
 
     def dense(self, projections: FloatArray, top: int, allowed: Bitmap | None, num_threads: int) -> Hits:
@@ -298,6 +298,11 @@ def strongest(codes: SparseCodes, nonzeros: int) -> SparseCodes:
     order.sort(axis=1)
     latents = np.take_along_axis(codes.latents, order, axis=1)
     return SparseCodes(latents, np.take_along_axis(codes.values, order, axis=1), codes.n_latents)
+
+
+def sparse_candidates(top: int) -> int:
+    """Documents that posting lists find for `sparse` search, so that their rounding hides none of the best."""
+    return top + top // SPARE_CANDIDATES + SPARE_CANDIDATES
 
 
 def list_overhead(n_latents: int, n: int) -> float:
