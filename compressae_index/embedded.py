@@ -301,7 +301,7 @@ def strongest(codes: SparseCodes, nonzeros: int) -> SparseCodes:
 
 
 def sparse_candidates(top: int) -> int:
-    """Documents that posting lists find for `sparse` search, so that their rounding hides none of the best."""
+    """Documents that posting lists find for `sparse` search: their rounding should hide none of the best."""
     return top + top // SPARE_CANDIDATES + SPARE_CANDIDATES
 
 
