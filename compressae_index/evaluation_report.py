@@ -153,7 +153,7 @@ def evaluation_report(
     ids = index.ids[truth]
     rivals = {}
     if faiss:
-        # What fits these fits `sparse` as well, or is not far from it.
+        # Each one more takes k-means up to half a minute; `sparse` is compared with what fits it of these.
         budgets = [stats.bytes_by_mode[mode] for mode in ("dense", "two_stage")]
         rivals = evaluate_quantisers(vectors, rows, truth, budgets, ks=ks, metric=by, progress=progress)
     return EvaluationReport(
