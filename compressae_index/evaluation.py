@@ -257,13 +257,33 @@ def evaluate_quantisers(
     "Faiss RaBitQ" (1 to 8 bits a number, after a random rotation) have, for each budget, the most bytes that
     do not exceed it. Rotations and k-means start from fixed seeds of Faiss.
 
+    Args:
+        vectors: (n, d); all of them are kept in memory.
+        queries: (n_queries, d).
+        truth: rows of the true neighbours, best first, (n_queries, at least max(ks)).
+        budgets: bytes of a vector.
+        ks: the k of each recall@k.
+        metric: what neighbours are by.
+        progress: show a progress bar.
+
     Raises:
         MissingExtraError: Faiss is not installed.
         InputError: fewer vectors than a sub-vector has centroids.
     """
     faiss = import_faiss(vectors.shape[0])
     rows = _comparable(check_vectors(vectors[0 : vectors.shape[0]]), metric)
-    dim, budgets = rows.shape[1], sorted(budgets)
+    families = _quantisers(faiss, rows.shape[1], sorted(budgets))
+    measured: dict[str, list[Measurement]] = {family: [] for family in families}
+    with track(sum(map(len, families.values())), "Faiss", enabled=progress, unit="indexes") as advance:
+        for family, keys in families.items():
+            for key in keys:
+                measured[family].append(_evaluate_faiss(faiss, key, rows, queries, truth, ks))
+                advance(1)
+    return measured
+
+
+def _quantisers(faiss: Any, dim: int, budgets: list[float]) -> dict[str, list[str]]:
+    """Keys of Faiss's factory by family, fewest bytes first."""
     sizes = {bits: faiss.index_factory(dim, f"RaBitQ{bits}").sa_code_size() for bits in RABITQ_BITS}
     fitting = [[bits for bits, size in sizes.items() if size <= budget] for budget in budgets]
     families = {
@@ -272,14 +292,7 @@ def evaluate_quantisers(
         "Faiss RaBitQ": [f"RR{dim},RaBitQ{bits[-1]}" for bits in fitting if bits],
     }
     # Budgets that are nearly equal are met by the same one.
-    distinct = {family: list(dict.fromkeys(keys)) for family, keys in families.items() if keys}
-    with track(sum(map(len, distinct.values())), "Faiss", enabled=progress, unit="indexes") as advance:
-        measured: dict[str, list[Measurement]] = {family: [] for family in distinct}
-        for family, keys in distinct.items():
-            for key in keys:
-                measured[family].append(_evaluate_faiss(faiss, key, rows, queries, truth, ks))
-                advance(1)
-    return measured
+    return {family: list(dict.fromkeys(keys)) for family, keys in families.items() if keys}
 
 
 def import_faiss(n: int) -> Any:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from html import escape
 from importlib.resources import files
 from string import Template
-from typing import Any
+from typing import TYPE_CHECKING
 
 from compressae_index.evaluation import TIMED_QUERIES, Measurement
 from compressae_index.evaluation_report import EvaluationReport, Standing
 from compressae_index.index import MODES
 from compressae_index.plots import Series, as_svg, recall_against_bytes, speed_against_recall
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 OURS = "compressae-index"
 
@@ -31,7 +34,7 @@ def as_page(report: EvaluationReport, names: Mapping[str, str]) -> str:
         title=escape(f"compressae-index on {names['embeddings']}"),
         lead=_lead(report),
         contestants=_table("All contestants", report.measurements, report.modes),
-        standings="\n".join(_standing(each, report.k) for each in report.standings()),
+        standings=_standings(report),
         sweeps="\n".join(
             _table(f"{each.mode} by {each.option}", each.measurements.values()) for each in report.sweeps
         ),
@@ -54,6 +57,12 @@ def _lead(report: EvaluationReport) -> str:
         f"Of the {report.k} nearest of {_number(report.stats.vectors)} vectors, {', '.join(found)} bytes a "
         f"vector; their {_number(report.stats.dim)} float32 numbers take {_bytes(report.exact)}."
     )
+
+
+def _standings(report: EvaluationReport) -> str:
+    items = "\n".join(_standing(each, report.k) for each in report.standings())
+    alone = "" if report.rivals else "\n<p>Exact search was all there was to lose to: Faiss was left out.</p>"
+    return f"<ul>\n{items}\n</ul>{alone}"
 
 
 def _standing(standing: Standing, k: int) -> str:
@@ -105,32 +114,21 @@ def _table(caption: str, measurements: Iterable[Measurement], highlighted: Itera
 def _figures(report: EvaluationReport) -> dict[str, str]:
     """The plots, by their place in the template."""
     k = report.k
-    exact = Series("exact", [report.exact], ["float32"])
-    rivals = [
-        Series(family, ones, [one.name.removeprefix("Faiss ") for one in ones], joined=True)
-        for family, ones in report.rivals.items()
-    ]
     modes = Series(OURS, report.modes, [mode.name for mode in report.modes])
-    # The other two lie on their curves.
-    timed = modes._replace(labels=["", modes.labels[MODES.index("dense")], ""])
-    swept = [
-        Series(
-            f"{each.mode}, by {each.option}",
-            list(each.measurements.values()),
-            list(map(str, each.measurements)),
-            joined=True,
-        )
-        for each in report.sweeps
-    ]
+    # In time, `sparse` and `two_stage` lie on the curves of their settings.
+    timed = modes._replace(
+        labels=[mode.name if of == "dense" else "" for of, mode in zip(MODES, report.modes, strict=True)]
+    )
+    others, settings = _others(report), _settings(report)
     return {
         "recall_figure": _figure(
             "recall",
-            lambda axes: recall_against_bytes(axes, [modes, exact, *rivals], k),
+            lambda axes: recall_against_bytes(axes, [modes, *others], k),
             f"recall@{k} against bytes per vector. Up and to the left is better.",
         ),
         "speed_figure": _figure(
             "speed",
-            lambda axes: speed_against_recall(axes, [timed, exact, *rivals, *swept], k),
+            lambda axes: speed_against_recall(axes, [timed, *others, *settings], k),
             f"Queries per second against recall@{k}. Up and to the right is better.",
         ),
         "lists_figure": _figure(
@@ -147,7 +145,29 @@ def _figures(report: EvaluationReport) -> dict[str, str]:
     }
 
 
-def _figure(name: str, draw: Any, caption: str) -> str:
+def _others(report: EvaluationReport) -> list[Series]:
+    """Exact search, and a series for each family of rivals."""
+    families = (
+        Series(family, ones, [one.name.removeprefix("Faiss ") for one in ones], joined=True)
+        for family, ones in report.rivals.items()
+    )
+    return [Series("exact", [report.exact], ["float32"]), *families]
+
+
+def _settings(report: EvaluationReport) -> list[Series]:
+    """A series for each sweep."""
+    return [
+        Series(
+            f"{each.mode}, by {each.option}",
+            list(each.measurements.values()),
+            list(map(str, each.measurements)),
+            joined=True,
+        )
+        for each in report.sweeps
+    ]
+
+
+def _figure(name: str, draw: Callable[[Axes], None], caption: str) -> str:
     return f"<figure>\n{as_svg(draw, name, caption)}\n<figcaption>{escape(caption)}</figcaption>\n</figure>"
 
 
@@ -156,7 +176,7 @@ def _facts(report: EvaluationReport, names: Mapping[str, str]) -> str:
     parts = (f"{escape(name)} {_number(size, '.1f')}" for name, size in stats.bytes_per_vector.items())
     versions = (f"{name} {each}" for name, each in environment["versions"].items() if each != "not installed")
     load = environment["load_average"]
-    busy = "" if load is None else f"; load average {_number(load, '.1f')}"
+    busy = "" if load is None else f"; load average {_number(load[0], '.1f')}"
     facts = {
         **{name: escape(value) for name, value in names.items()},
         "vectors": f"{_number(stats.vectors)} of {_number(stats.dim)} dimensions",

@@ -141,7 +141,7 @@ def evaluation_report(
         MissingExtraError: Faiss is to be compared with and is not installed.
     """
     if vectors.shape[0] != len(index):
-        msg = f"{vectors.shape[0]} vectors, but the index holds {len(index)}"
+        msg = f"embeddings hold {vectors.shape[0]} vectors, the index {len(index)}"
         raise DimensionError(msg)
     rows = check_vectors(queries, dim=index.model.dim, name="queries")
     by: Metric = index.metric if metric is None else check_choice(metric, "metric", METRICS)

@@ -383,7 +383,7 @@ def test_demo(
         ("build --codes i -o new", "--codes needs the --model that encoded"),
         ("build --codes i -o new --model m", "i holds: index; expected: codes"),
         ("build e.npy -o new --encoder magic", "'magic' is not one of"),
-        ("eval i q.npy q.npy", "6 vectors, but the index holds 300"),
+        ("eval i q.npy q.npy", "embeddings hold 6 vectors, the index 300"),
         ("eval i e.npy", "QUERIES is needed"),
         ("eval i e.npy q.npy --max-queries 0", "max-queries must be at least 1"),
         ("eval i e.npy narrow.npy", "queries have dimension 9, expected 384"),

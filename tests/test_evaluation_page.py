@@ -184,6 +184,7 @@ def test_where_it_loses(small: EvaluationReport) -> None:
     )
     assert two_stage.startswith("two_stage finds fewer of the 100 nearest than PQ160 does")
     assert "slower" not in two_stage
+    assert "Faiss was left out" not in page.text
     # Exact search is a rival, too.
     slow = report_of([mode._replace(ms_per_query=10) for mode in modes], [], small)
     assert [each.faster for each in slow.standings()] == [slow.exact] * 3
@@ -198,7 +199,9 @@ def test_report_without_faiss_and_of_few_vectors(
     few = evaluation_report(index, vectors[:7], queries[:2], faiss=False)
     assert few.exact.recall == {7: 1.0}
     assert [each.measurements.keys() for each in few.sweeps] == [{8, 16, 32, 64, 128, 256}, {7}]
-    assert "recall@7" in Page(as_page(few, {"embeddings": "e.npy"})).text
+    shown = Page(as_page(few, {"embeddings": "e.npy"})).text
+    assert "recall@7" in shown
+    assert "Faiss was left out" in shown
 
 
 def test_pictures_are_the_same_every_time_and_do_not_clash() -> None:
