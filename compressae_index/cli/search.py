@@ -208,7 +208,7 @@ def demo(output: Path | None, as_json: bool) -> None:
             json.dumps(
                 {
                     "stats": result.stats._asdict(),
-                    "measurements": [measurement._asdict() for measurement in result.measurements],
+                    "measurements": [measurement.as_dict() for measurement in result.measurements],
                     "seconds": result.seconds,
                 }
             )
