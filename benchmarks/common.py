@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import click
 import numpy as np
 
-from compressae_index._engine import simd
+from compressae_index import environment as machine
 from compressae_index.checks import FloatArray
 from compressae_index.demo import load_data
 
@@ -115,32 +113,8 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 def environment(threads: int) -> dict[str, Any]:
     """Versions and the machine, for the report."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not installed"
-    return {
-        "python": platform.python_version(),
-        "versions": versions,
-        "machine": platform.platform(),
-        "processor": _processor(),
-        "simd": simd(),
-        "threads": threads,
-        "load_average": os.getloadavg(),
-        "variables": {
-            name: value for name, value in os.environ.items() if name.startswith(("OPENBLAS_", "OMP_"))
-        },
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+    variables = {name: value for name, value in os.environ.items() if name.startswith(("OPENBLAS_", "OMP_"))}
+    return {**machine.environment(PACKAGES), "threads": threads, "variables": variables}
 
 
 def write_report(
