@@ -42,8 +42,8 @@ class Compressae(BaseANN):  # type: ignore[misc]
         # Vectors without a direction have no angular distance, and are in some data sets.
         rows = np.flatnonzero(vectors.any(axis=1))
         self._index = CompressedIndex.build(vectors[rows], rows, progress=False, **self._build_options)
-        # For good: set for each query, it would take longer than the query.
-        threadpool_limits(1)
+        # Until `done`: set for each query, it would take longer than the query.
+        self._limits = threadpool_limits(1)
 
     def set_query_arguments(self, query_options: Mapping[str, Any]) -> None:
         """Takes arguments of `CompressedIndex.search`."""
@@ -84,8 +84,9 @@ class Compressae(BaseANN):  # type: ignore[misc]
         return {"bytes_per_vector": stats.bytes_by_mode[mode], "model_bytes": stats.model_bytes}
 
     def done(self) -> None:
-        """Gives back the memory of the index."""
+        """Gives back the memory of the index, and the threads that the next one is built with."""
         self._index = None
+        self._limits.restore_original_limits()
 
     def __str__(self) -> str:
         options = ", ".join(
