@@ -1,7 +1,6 @@
 """Recall of full scans at equal bytes: our packed codes against quantisers of Faiss and others, in one run.
 
-    python benchmarks/quality.py [embeddings.npy]
-    python benchmarks/quality.py --synthetic KIND
+    python benchmarks/quality.py [DATA]
 
 Bytes are those of a stored code, without ids. At each budget we have one code and each rival its best of at
 most as many bytes; ours is chosen by the cosine of database rows and their reconstructions, never by recall.
@@ -20,16 +19,15 @@ import click
 import faiss
 import numpy as np
 import numpy.typing as npt
-import scipy.sparse as sp
 import torch
-from common import Rows, load_rows, markdown, print_load, timed, write_report
-from scipy.sparse.linalg import svds
+from common import markdown, print_load, timed, write_report
+from data_sets import DataSet, data_set_argument, load
 from threadpoolctl import threadpool_limits
 
 from compressae_index import CompresSAE, CompressedIndex, SparseCodes, train
 from compressae_index._engine import simd
 from compressae_index.checks import FloatArray, check_threads, normalize_rows
-from compressae_index.evaluation import exact_neighbours, recall
+from compressae_index.evaluation import recall
 from compressae_index.model import Encoder
 from compressae_index.packing import Packed, usual_levels
 from compressae_index.training.config import PRESETS, Preset, TrainConfig
@@ -40,10 +38,6 @@ RANDOM = "random projection, top k"
 BUDGETS = "56,96,128,192,384"
 VALUE_BITS = (4, 5, 6, 8)
 SAMPLE_ROWS = 2048
-SYNTHETIC_DIM = 768
-SYNTHETIC_ROWS = 20_000
-SYNTHETIC_QUERIES = 1000
-KINDS = ("interactions", "anisotropic", "uncentred")
 # Limits of the cost of training rivals; Faiss's own are 65,536 rows, and 50 iterations of OPQ.
 TRAIN_ROWS = 20_000
 OPQ_ITERATIONS, OPQ_FIRST_ITERATIONS = 10, 10
@@ -59,50 +53,6 @@ class Result(NamedTuple):
     recall: dict[int, float]
     train_seconds: float
     fill_seconds: float
-
-
-def synthetic(kind: str, n: int, seed: int = 0) -> FloatArray:
-    """Made vectors (n, 768), in a random order.
-
-    Args:
-        kind: "interactions": items of a truncated singular value decomposition of users' clicks, which come
-            in clusters; "anisotropic": Gaussians whose variances fall as 1 / rank; "uncentred": Gaussians of
-            slowly falling variances around a mean as long as their deviation.
-        n: vectors.
-        seed: of everything random.
-    """
-    rng = np.random.default_rng(seed)
-    if kind == "interactions":
-        return _interactions(n, rng)
-    ranks = np.arange(1, SYNTHETIC_DIM + 1)
-    power, offset = (0.5, 0.0) if kind == "anisotropic" else (0.25, 1.0)
-    deviations = ranks**-power / np.linalg.norm(ranks**-power)
-    mean = rng.standard_normal(SYNTHETIC_DIM)
-    mean *= offset / np.linalg.norm(mean)
-    rows: FloatArray = (mean + deviations * rng.standard_normal((n, SYNTHETIC_DIM))).astype(np.float32)
-    return rows
-
-
-def _interactions(n: int, rng: np.random.Generator, users: int = 4000, clusters: int = 200) -> FloatArray:
-    """Items are clicked by users of their cluster, four times in five, or by anybody; 30 to 90 times."""
-    members = rng.integers(clusters, size=users)
-    by_cluster = [np.flatnonzero(members == cluster) for cluster in range(clusters)]
-    indices, ends = [], [0]
-    for cluster in rng.integers(clusters, size=n):
-        clicks = rng.integers(30, 91)
-        own = by_cluster[cluster]
-        inside = rng.choice(own, min(int(0.8 * clicks), len(own)), replace=False)
-        clicked = np.union1d(inside, rng.integers(users, size=clicks - len(inside)))
-        indices.append(clicked)
-        ends.append(ends[-1] + len(clicked))
-    flat = np.concatenate(indices)
-    matrix = sp.csr_array((np.ones(len(flat), np.float32), flat, np.array(ends)), shape=(n, users))
-    # Starts from a vector of ours, so that the run can be repeated.
-    left, values, _ = svds(
-        matrix, k=SYNTHETIC_DIM, v0=rng.standard_normal(min(matrix.shape)).astype(np.float32)
-    )
-    items: FloatArray = (left * np.sqrt(values)).astype(np.float32)
-    return items
 
 
 def random_model(n_latents: int, dim: int) -> CompresSAE:
@@ -310,7 +260,7 @@ def _line(budget: int, result: Result, verdict: str) -> list[str]:
 
 
 def training_times(
-    data: Rows, unit: FloatArray, preset: Preset, n_latents: int | None, threads: int
+    data: DataSet, unit: FloatArray, preset: Preset, n_latents: int | None, threads: int
 ) -> tuple[CompresSAE, dict[str, float]]:
     """Our model, and seconds until all vectors are codes: ours, and those of Faiss's PQ of d/4 bytes."""
     config = TrainConfig.preset(preset, n_latents=n_latents)
@@ -329,8 +279,7 @@ def training_times(
 
 
 @click.command()
-@click.argument("embeddings", type=click.Path(exists=True, path_type=Path), required=False)
-@click.option("--synthetic", "kind", type=click.Choice(KINDS), help="Measure on made vectors.")
+@data_set_argument
 @click.option("--rows", type=int, help="Vectors of the database; all by default, 20,000 made ones.")
 @click.option("--queries", type=int, help="Queries; all by default.")
 @click.option("--preset", type=click.Choice(list(PRESETS)), default="default", show_default=True)
@@ -347,8 +296,7 @@ def training_times(
 @click.pass_context
 def main(
     context: click.Context,
-    embeddings: Path | None,
-    kind: str | None,
+    source: str,
     rows: int | None,
     queries: int | None,
     preset: str,
@@ -363,12 +311,8 @@ def main(
     threads = check_threads(threads)
     torch.set_num_threads(threads)
     faiss.omp_set_num_threads(threads)
-    if kind is None:
-        data = load_rows(embeddings, rows)
-    else:
-        made = synthetic(kind, (rows or SYNTHETIC_ROWS) + SYNTHETIC_QUERIES)
-        data = Rows(f"synthetic {kind}", made[:-SYNTHETIC_QUERIES], made[-SYNTHETIC_QUERIES:])
-    data = data._replace(queries=normalize_rows(data.queries[:queries]))
+    data = load(source, rows=rows, queries=queries)
+    data = data._replace(queries=normalize_rows(data.queries))
     click.echo(f"{data}; {threads} threads, {simd()}")
     print_load(threads)
     unit = normalize_rows(data.vectors)
@@ -380,7 +324,7 @@ def main(
             f"Faiss PQ{data.dim // 4}x8: trained in {seconds['faiss_train']:.1f} s, filled in "
             f"{seconds['faiss_fill']:.1f} s\nratio ours / Faiss: {seconds['ratio']:.2f}\n"
         )
-        truth = exact_neighbours(data.vectors, data.queries, KS[-1])
+        truth = data.neighbours(KS[-1])
         shuffled = np.random.default_rng(0).permutation(len(unit))
         sample, training = unit[shuffled[:SAMPLE_ROWS]], unit[shuffled[:TRAIN_ROWS]]
         bench = Bench(unit, data.queries, truth, sample, training, threads)
