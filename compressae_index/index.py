@@ -610,7 +610,7 @@ def projections(
 ) -> tuple[FloatArray, FloatArray]:
     """What stage one and stage two score checked queries (n_queries, d) with: each (n_queries, n_latents)."""
     if scoring == "asymmetric":
-        u = model.project(queries)
+        u = model.project(queries, num_threads=num_threads)
         return u, u
     codes = model.encode(queries, k, encoder=encoder, num_threads=num_threads)
     codes = model.fold(codes, num_threads=num_threads)

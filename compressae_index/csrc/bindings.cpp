@@ -557,44 +557,73 @@ Codes encode_batch(std::size_t rows, std::size_t k, std::size_t num_threads, con
   return {to_numpy(std::move(latents), {rows, k}), to_numpy(std::move(values), {rows, k})};
 }
 
-// A dictionary, what its products need, and what pursuit needs once it is asked for.
+// Vectors whose products with a dictionary are taken at once, so that its rows are read once for all.
+constexpr std::size_t kProjectedRows = 48;
+
+// A dictionary, and what projections and pursuit need of it once they are asked for.
 class DictionaryBinding {
  public:
-  explicit DictionaryBinding(Input<float, 2> atoms)
-      : atoms_(std::move(atoms)), dictionary_(atoms_.data(), checked_rows(atoms_), atoms_.shape(1)) {}
+  explicit DictionaryBinding(Input<float, 2> atoms) : atoms_(std::move(atoms)) {
+    require_latents(n_latents());
+    require(dim() >= 1, "atoms have 0 dimensions");
+  }
+
+  Output<float> project(const Input<float, 2>& vectors, std::size_t num_threads) {
+    require_equal(vectors.shape(1), dim(), "columns of vectors");
+    const std::size_t n = vectors.shape(0);
+    std::vector<float> products(n * n_latents());
+    {
+      nb::gil_scoped_release release;
+      const RoundedRows<Words>& words = made(words_, [&] { words_.emplace(atoms_.data(), n_latents(), dim()); });
+      ThreadPool::instance().parallel_for(
+          (n + kProjectedRows - 1) / kProjectedRows, num_threads, [&](std::size_t task) {
+            const std::size_t begin = task * kProjectedRows, count = std::min(kProjectedRows, n - begin);
+            words.products(vectors.data() + begin * dim(), count, n_latents(), products.data() + begin * n_latents());
+          });
+    }
+    return to_numpy(std::move(products), {n, n_latents()});
+  }
 
   Codes pursue(const Input<float, 2>& vectors, std::size_t k, std::size_t solve_every, std::size_t num_threads) {
-    require_nonzeros(k, dictionary_.n_latents());
-    require_equal(vectors.shape(1), dictionary_.dim(), "columns of vectors");
+    require_nonzeros(k, n_latents());
+    require_equal(vectors.shape(1), dim(), "columns of vectors");
     require(solve_every >= 1, "solve_every is 0, expected at least 1");
     {
       nb::gil_scoped_release release;
-      const std::lock_guard lock(gram_mutex_);
-      if (!gram_) gram_.emplace(dictionary_, num_threads);
+      made(gram_, [&] {
+        dictionary_.emplace(atoms_.data(), n_latents(), dim());
+        gram_.emplace(*dictionary_, num_threads);
+      });
     }
-    const std::size_t dim = dictionary_.dim(), stride = dictionary_.stride();
+    const std::size_t stride = dictionary_->stride();
     return encode_batch(vectors.shape(0), k, num_threads,
                         [&](std::size_t begin, std::size_t end, std::uint16_t* latents, float* values) {
-                          Pursuit encoder(dictionary_, *gram_, k, solve_every);
+                          Pursuit encoder(*dictionary_, *gram_, k, solve_every);
                           thread_local std::vector<float> products;
                           products.resize(kEncodeRows * stride);
-                          dictionary_.products(vectors.data() + begin * dim, end - begin, products.data());
+                          dictionary_->products(vectors.data() + begin * dim(), end - begin, products.data());
                           for (std::size_t row = begin; row < end; ++row)
-                            encoder.encode(vectors.data() + row * dim, products.data() + (row - begin) * stride,
+                            encoder.encode(vectors.data() + row * dim(), products.data() + (row - begin) * stride,
                                            latents + row * k, values + row * k);
                         });
   }
 
  private:
-  static std::size_t checked_rows(const Input<float, 2>& atoms) {
-    require_latents(atoms.shape(0));
-    require(atoms.shape(1) >= 1, "atoms have 0 dimensions");
-    return atoms.shape(0);
+  std::size_t n_latents() const { return atoms_.shape(0); }
+  std::size_t dim() const { return atoms_.shape(1); }
+
+  // What is made by the first call that needs it.
+  template <typename T, typename Make>
+  const T& made(const std::optional<T>& part, const Make& make) {
+    const std::lock_guard lock(mutex_);
+    if (!part) make();
+    return *part;
   }
 
   Input<float, 2> atoms_;
-  Dictionary dictionary_;
-  std::mutex gram_mutex_;
+  std::mutex mutex_;
+  std::optional<RoundedRows<Words>> words_;
+  std::optional<Dictionary> dictionary_;
   std::optional<GramBytes> gram_;
 };
 
@@ -620,6 +649,8 @@ NB_MODULE(_engine, m) {
   m.def("simd", &simd_name, "Instruction set in use: avx512vbmi, avx512, avx2 or plain (COMPRESSAE_SIMD forces one).");
   nb::class_<DictionaryBinding>(m, "Dictionary", "A dictionary (n_latents, dim) of unit rows, which is borrowed.")
       .def(nb::init<Input<float, 2>>(), "atoms"_a.noconvert())
+      .def("project", &DictionaryBinding::project, "vectors"_a.noconvert(), "num_threads"_a,
+           "Products of vectors (n, dim) with all rows, (n, n_latents), by a copy of these in 16 bits.")
       .def("pursue", &DictionaryBinding::pursue, "vectors"_a.noconvert(), "k"_a, "solve_every"_a, "num_threads"_a,
            "Codes of unit rows (n, dim) by orthogonal matching pursuit: (latents, values), (n, k).");
   m.def("top_k_codes", &top_k_codes, "activations"_a.noconvert(), "k"_a, "num_threads"_a,
