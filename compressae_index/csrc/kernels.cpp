@@ -11,6 +11,13 @@
 namespace compressae {
 namespace {
 
+// What a list holds for the next window follows, about as long as for this one. The lists of a query are more than
+// the hardware can follow, so it is fetched while this one's postings are added.
+inline void fetch_next(const std::uint16_t* ids, const std::int8_t* values) {
+  __builtin_prefetch(ids, 0, 2);
+  __builtin_prefetch(values, 0, 2);
+}
+
 // The products of a few postings are rounded side by side, then added one by one: the addresses differ, so that
 // no addition waits for another.
 void accumulate(const std::uint16_t* ids, const std::int8_t* values, std::size_t count, std::int16_t weight,
@@ -24,12 +31,14 @@ void accumulate(const std::uint16_t* ids, const std::int8_t* values, std::size_t
     _mm512_store_si512(products, _mm512_mulhrs_epi16(shifted, factor));
   };
   for (; i + 32 <= count; i += 32) {
+    fetch_next(ids + count + i + 32, values + count + i + 32);
     multiply(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(values + i)));
 #pragma GCC unroll 32
     for (std::size_t j = 0; j < 32; ++j)
       scores[ids[i + j]] = static_cast<std::int16_t>(scores[ids[i + j]] + products[j]);
   }
   if (i < count) {
+    fetch_next(ids + count + i + 32, values + count + i + 32);
     multiply(_mm256_maskz_loadu_epi8((std::uint32_t{1} << (count - i)) - 1, values + i));
     for (std::size_t j = 0; i < count; ++i, ++j)
       scores[ids[i]] = static_cast<std::int16_t>(scores[ids[i]] + products[j]);
@@ -39,6 +48,7 @@ void accumulate(const std::uint16_t* ids, const std::int8_t* values, std::size_t
   alignas(32) std::int16_t products[16];
   const __m256i factor = _mm256_set1_epi16(weight);
   for (; i + 16 <= count; i += 16) {
+    fetch_next(ids + count + i + 32, values + count + i + 32);
     const __m128i some = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values + i));
     const __m256i shifted = _mm256_slli_epi16(_mm256_cvtepi8_epi16(some), 8);
     _mm256_store_si256(reinterpret_cast<__m256i*>(products), _mm256_mulhrs_epi16(shifted, factor));
@@ -98,10 +108,11 @@ std::size_t harvest(std::int16_t* scores, std::size_t& begin, std::size_t end, s
         _mm512_max_epi16(_mm512_max_epi16(some[0], some[1]), _mm512_max_epi16(some[2], some[3]));
     if (_mm512_cmpgt_epi16_mask(largest, bound) == 0) continue;
 #if defined(__AVX512VBMI2__)
-    for (std::size_t i = 0; i < 4 && at + 32 * i < end; ++i) {
+    // No branch for each 32: which of them hold the hits cannot be foreseen.
+    const bool all_allowed = allowed == nullptr && at + kGroup <= end;
+    for (std::size_t i = 0; i < 4; ++i) {
       std::uint32_t bits = _mm512_cmpgt_epi16_mask(some[i], bound);
-      if (bits == 0) continue;
-      bits &= allowed_bits(allowed, at + 32 * i, end);
+      if (!all_allowed) bits &= at + 32 * i < end ? allowed_bits(allowed, at + 32 * i, end) : 0;
       const __m512i position = _mm512_add_epi16(_mm512_load_si512(kPositions),
                                                 _mm512_set1_epi16(static_cast<std::int16_t>(at + 32 * i)));
       _mm512_storeu_si512(positions + n_hits, _mm512_maskz_compress_epi16(bits, position));
