@@ -369,7 +369,7 @@ def test_wrong_arguments_are_refused() -> None:
 @pytest.mark.parametrize("packing", [Aligned(), Packed(levels=np.linspace(0.03, 1, 32, dtype=np.float32))])
 def test_added_documents_end_up_as_if_built_at_once(packing: Packing) -> None:
     codes = random_codes(2 * WINDOW + 700, 64, 4, 5)
-    at_once = EmbeddedBackend(64, 4, packing).added(codes, 2)
+    at_once = EmbeddedBackend(64, 4, packing).added([codes], 2)
     grown = EmbeddedBackend(64, 4, packing)
     for begin, end in [
         (0, 10),
@@ -378,7 +378,7 @@ def test_added_documents_end_up_as_if_built_at_once(packing: Packing) -> None:
         (WINDOW + 3, 2 * WINDOW + 9),
         (2 * WINDOW + 9, len(codes)),
     ]:
-        grown = grown.added(codes[begin:end], 1)
+        grown = grown.added([codes[begin:end]], 1)
     assert len(grown) == len(at_once)
     stored, expected = grown.to_arrays(), at_once.to_arrays()
     assert set(stored) == set(expected)
