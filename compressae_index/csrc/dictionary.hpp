@@ -105,10 +105,7 @@ class Dictionary {
 
   // atoms: (n_latents, dim) rows of unit norm, borrowed.
   Dictionary(const float* atoms, std::size_t n_latents, std::size_t dim)
-      : atoms_(atoms),
-        n_latents_(n_latents),
-        dim_(dim),
-        bytes_(atoms, n_latents, dim) {}
+      : atoms_(atoms), n_latents_(n_latents), dim_(dim), bytes_(atoms, n_latents, dim) {}
 
   const float* atom(std::size_t latent) const { return atoms_ + latent * dim_; }
   std::size_t n_latents() const { return n_latents_; }

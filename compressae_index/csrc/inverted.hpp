@@ -220,7 +220,8 @@ inline float steps_of(const std::vector<Term>& terms, float largest_norm) {
 }
 
 // A threshold that `wanted` of the scores exceed, where that many exceed `floor`: at most 16 below the largest one.
-inline std::int16_t threshold_of(const std::int16_t* scores, std::size_t count, std::size_t wanted, std::int16_t floor) {
+inline std::int16_t threshold_of(const std::int16_t* scores, std::size_t count, std::size_t wanted,
+                                 std::int16_t floor) {
   std::int32_t low = floor, high = 32767;
   while (high - low > 16) {
     const std::int32_t middle = (low + high + 1) / 2;

@@ -57,8 +57,7 @@ void accumulate(const std::uint16_t* ids, const std::int8_t* values, std::size_t
       scores[ids[i + j]] = static_cast<std::int16_t>(scores[ids[i + j]] + products[j]);
   }
 #endif
-  for (; i < count; ++i)
-    scores[ids[i]] = static_cast<std::int16_t>(scores[ids[i]] + ((values[i] * weight + 64) >> 7));
+  for (; i < count; ++i) scores[ids[i]] = static_cast<std::int16_t>(scores[ids[i]] + ((values[i] * weight + 64) >> 7));
 #endif
 }
 
@@ -104,8 +103,7 @@ std::size_t harvest(std::int16_t* scores, std::size_t& begin, std::size_t end, s
       some[i] = _mm512_loadu_si512(scores + at + 32 * i);
       _mm512_storeu_si512(scores + at + 32 * i, _mm512_setzero_si512());
     }
-    const __m512i largest =
-        _mm512_max_epi16(_mm512_max_epi16(some[0], some[1]), _mm512_max_epi16(some[2], some[3]));
+    const __m512i largest = _mm512_max_epi16(_mm512_max_epi16(some[0], some[1]), _mm512_max_epi16(some[2], some[3]));
     if (_mm512_cmpgt_epi16_mask(largest, bound) == 0) continue;
 #if defined(__AVX512VBMI2__)
     // No branch for each 32: which of them hold the hits cannot be foreseen.
@@ -113,8 +111,8 @@ std::size_t harvest(std::int16_t* scores, std::size_t& begin, std::size_t end, s
     for (std::size_t i = 0; i < 4; ++i) {
       std::uint32_t bits = _mm512_cmpgt_epi16_mask(some[i], bound);
       if (!all_allowed) bits &= at + 32 * i < end ? allowed_bits(allowed, at + 32 * i, end) : 0;
-      const __m512i position = _mm512_add_epi16(_mm512_load_si512(kPositions),
-                                                _mm512_set1_epi16(static_cast<std::int16_t>(at + 32 * i)));
+      const __m512i position =
+          _mm512_add_epi16(_mm512_load_si512(kPositions), _mm512_set1_epi16(static_cast<std::int16_t>(at + 32 * i)));
       _mm512_storeu_si512(positions + n_hits, _mm512_maskz_compress_epi16(bits, position));
       _mm512_storeu_si512(hits + n_hits, _mm512_maskz_compress_epi16(bits, some[i]));
       n_hits += static_cast<std::size_t>(__builtin_popcount(bits));
@@ -134,8 +132,7 @@ std::size_t harvest(std::int16_t* scores, std::size_t& begin, std::size_t end, s
     if (largest <= threshold) continue;
     for (std::size_t i = 0; i < kGroup / 32; ++i) {
       above[i] = 0;
-      for (std::size_t j = 0; j < 32; ++j)
-        above[i] |= static_cast<std::uint32_t>(group[32 * i + j] > threshold) << j;
+      for (std::size_t j = 0; j < 32; ++j) above[i] |= static_cast<std::uint32_t>(group[32 * i + j] > threshold) << j;
     }
 #endif
     for (std::size_t i = 0; i < kGroup / 32 && at + 32 * i < end; ++i) {
@@ -173,8 +170,8 @@ std::size_t arg_max_abs(const float* x, std::size_t count) {
   const __m512i none = _mm512_set1_epi32(0x7fffffff);
   __m512i lowest = none;
   for (std::size_t i = 0; i < 2; ++i)
-    lowest = _mm512_min_epi32(
-        lowest, _mm512_mask_mov_epi32(none, _mm512_cmp_ps_mask(best[i], wanted, _CMP_EQ_OQ), where[i]));
+    lowest = _mm512_min_epi32(lowest,
+                              _mm512_mask_mov_epi32(none, _mm512_cmp_ps_mask(best[i], wanted, _CMP_EQ_OQ), where[i]));
   return static_cast<std::size_t>(_mm512_reduce_min_epi32(lowest));
 #else
   float maxima[65536 / kBlock];
@@ -335,8 +332,8 @@ float sum_groups(const PackedLayout& layout, const std::uint8_t* row, const floa
     __m512 level;
     if (in_registers) {
       const __m512i flip = _mm512_slli_epi32(_mm512_and_si512(code, sign), 26);
-      level = _mm512_castsi512_ps(_mm512_xor_si512(
-          _mm512_castps_si512(_mm512_permutex2var_ps(first_levels, code, next_levels)), flip));
+      level = _mm512_castsi512_ps(
+          _mm512_xor_si512(_mm512_castps_si512(_mm512_permutex2var_ps(first_levels, code, next_levels)), flip));
     } else {
       level = _mm512_i32gather_ps(code, layout.levels, 4);
     }
@@ -644,15 +641,14 @@ void add_rows(const float* rows, std::size_t stride, const float* weights, std::
       for (std::size_t i = 0; i < kLanes; ++i) sums[0][i] += weights[r] * rows[r * stride + begin + i];
     }
 #pragma omp simd
-    for (std::size_t i = 0; i < kLanes; ++i)
-      y[begin + i] += (sums[0][i] + sums[1][i]) + (sums[2][i] + sums[3][i]);
+    for (std::size_t i = 0; i < kLanes; ++i) y[begin + i] += (sums[0][i] + sums[1][i]) + (sums[2][i] + sums[3][i]);
   }
 }
 
 }  // namespace
 
-extern const Kernels COMPRESSAE_KERNELS{accumulate, count_above, harvest, arg_max_abs, gather_dot,
-                                         packed_dots, products_of<Bytes>, products_of<Words>, add_byte_rows, dot, dots,
-                                         add_rows};
+extern const Kernels COMPRESSAE_KERNELS{
+    accumulate,         count_above,        harvest,       arg_max_abs, gather_dot, packed_dots,
+    products_of<Bytes>, products_of<Words>, add_byte_rows, dot,         dots,       add_rows};
 
 }  // namespace compressae

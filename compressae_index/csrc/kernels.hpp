@@ -18,12 +18,12 @@ inline constexpr std::size_t kLanes = 16;
 // Equally wide numbers one behind the other in a packed row. 16 of them take 2 * width bytes, so that every group of
 // 16, and of 8, begins at the same bit of a byte: what picks a group's bytes is computed once.
 struct PackedField {
-  std::size_t start;             // first bit within the row
-  std::size_t width;             // bits of a number, at most 16
-  std::size_t quarter_byte[4];   // byte where numbers 0, 4, 8 and 12 begin, counted from byte start / 8
-  std::uint8_t shuffle[64];      // the four bytes that hold number i, counted from its quarter's byte
-  std::uint8_t permute[64];      // the same, counted from byte start / 8
-  std::uint32_t shift[16];       // bits below number i in these four bytes
+  std::size_t start;            // first bit within the row
+  std::size_t width;            // bits of a number, at most 16
+  std::size_t quarter_byte[4];  // byte where numbers 0, 4, 8 and 12 begin, counted from byte start / 8
+  std::uint8_t shuffle[64];     // the four bytes that hold number i, counted from its quarter's byte
+  std::uint8_t permute[64];     // the same, counted from byte start / 8
+  std::uint32_t shift[16];      // bits below number i in these four bytes
 };
 
 // Rows of packed codes; packed.hpp describes them.
@@ -95,16 +95,16 @@ struct Kernels {
   void (*word_products)(const ProductRows<Words>& rows, std::size_t n_rows, const ProductQueries<Words>& queries,
                         float* products, std::size_t stride);
   // y += the sum of weights[r] * rows[r], rows of bytes; count is a multiple of kBlock.
-  void (*add_byte_rows)(const std::int8_t* const* rows, const float* weights, std::size_t n_rows,
-                        std::size_t count, float* y);
+  void (*add_byte_rows)(const std::int8_t* const* rows, const float* weights, std::size_t n_rows, std::size_t count,
+                        float* y);
   // sum of x[i] * y[i]
   float (*dot)(const float* x, const float* y, std::size_t count);
   // products[i * stride + j] = <rows[i], others[j]>
   void (*dots)(const float* const* rows, std::size_t n_rows, const float* const* others, std::size_t n_others,
                std::size_t count, float* products, std::size_t stride);
   // y += the sum of weights[r] * rows[r * stride ...]; count is a multiple of kLanes.
-  void (*add_rows)(const float* rows, std::size_t stride, const float* weights, std::size_t n_rows,
-                   std::size_t count, float* y);
+  void (*add_rows)(const float* rows, std::size_t stride, const float* weights, std::size_t n_rows, std::size_t count,
+                   float* y);
 };
 
 extern const Kernels kernels_plain;

@@ -20,8 +20,8 @@ class Forward {
  public:
   virtual ~Forward() = default;
   // As scan_forward and rescore_forward do.
-  virtual void scan(const float* u, std::size_t first, std::size_t last, const Allowed& allowed,
-                    std::int64_t first_row, TopK& top_k) const = 0;
+  virtual void scan(const float* u, std::size_t first, std::size_t last, const Allowed& allowed, std::int64_t first_row,
+                    TopK& top_k) const = 0;
   virtual void rescore(const float* u, const std::int64_t* rows, std::size_t n, std::int64_t first_row,
                        TopK& top_k) const = 0;
 };
@@ -33,9 +33,7 @@ struct Part {
   std::size_t n_documents;
   std::size_t first_row;
 
-  Allowed of(const Allowed& allowed) const {
-    return {allowed.all() ? nullptr : allowed.bitmap + first_row / 8};
-  }
+  Allowed of(const Allowed& allowed) const { return {allowed.all() ? nullptr : allowed.bitmap + first_row / 8}; }
 };
 
 // A window of a part.
@@ -54,9 +52,7 @@ struct Scope {
   Allowed allowed;
   std::size_t n_allowed;
 
-  std::size_t n_documents() const {
-    return parts.empty() ? 0 : parts.back().first_row + parts.back().n_documents;
-  }
+  std::size_t n_documents() const { return parts.empty() ? 0 : parts.back().first_row + parts.back().n_documents; }
 
   std::vector<Window> windows() const {
     std::vector<Window> all;
@@ -159,8 +155,7 @@ class ListSearch {
   ListSearch(const Scope& scope, const float* projections, std::size_t n_queries, std::size_t query_nnz,
              std::size_t candidates, std::size_t num_threads)
       : scope_(scope), windows_(scope.windows()), candidates_(candidates), terms_(n_queries), found_(n_queries) {
-    for (const Part& part : scope.parts)
-      largest_norm_ = std::max(largest_norm_, part.inverted->largest_norm);
+    for (const Part& part : scope.parts) largest_norm_ = std::max(largest_norm_, part.inverted->largest_norm);
     ThreadPool::instance().parallel_for(n_queries, num_threads, [&](std::size_t q) {
       terms_[q] = largest_terms(projections + q * scope.n_latents, scope.n_latents, query_nnz);
     });
@@ -247,9 +242,9 @@ inline constexpr std::size_t kListedPerCode = 256;
 // Takes the best `candidates` by the posting lists of the query's query_nnz largest terms in stage_one, and scores
 // them by their codes: with the projections of stage_two, or where there are none, with those terms alone. Where few
 // documents are allowed, all of them are candidates.
-inline void search_two_stage(const Scope& scope, const float* stage_one, const float* stage_two,
-                             std::size_t n_queries, std::size_t query_nnz, std::size_t candidates,
-                             std::size_t num_threads, const Results& results) {
+inline void search_two_stage(const Scope& scope, const float* stage_one, const float* stage_two, std::size_t n_queries,
+                             std::size_t query_nnz, std::size_t candidates, std::size_t num_threads,
+                             const Results& results) {
   ListSearch lists(scope, stage_one, n_queries, query_nnz, candidates, num_threads);
   const auto project = [&](std::size_t q, PaddedProjection& padded) {
     return stage_two != nullptr ? padded.whole(stage_two + q * scope.n_latents, scope.n_latents)
