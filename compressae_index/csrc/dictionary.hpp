@@ -1,5 +1,5 @@
-// A dictionary as the engine reads it: rows of unit norm, and a copy of bytes that products with all of them are
-// taken from.
+// A dictionary as the engine reads it: rows of unit norm, and copies of integers that products with all of them are
+// taken from: of bytes for pursuit, of words for projections.
 #pragma once
 
 #include <algorithm>
