@@ -28,6 +28,7 @@ test: .venv/installed
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror compressae_index/csrc/*.?pp
 
 types: .venv/installed
 	$(BIN)/mypy

@@ -20,6 +20,17 @@ class Dictionary:
             NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)
         ],
     ) -> None: ...
+    def project(
+        self,
+        vectors: Annotated[
+            NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)
+        ],
+        num_threads: int,
+    ) -> NDArray[numpy.float32]:
+        """
+        Products of vectors (n, dim) with all rows, (n, n_latents), by a copy of these in 16 bits.
+        """
+
     def pursue(
         self,
         vectors: Annotated[

@@ -113,10 +113,9 @@ class Documents(Rows):
     ) -> Documents:
         """With documents appended, run after run, so that only one run is held as it came."""
         backend = self.backend if self.n_alive else self.compacted(num_threads).backend
-        for codes in runs:
-            backend = backend.added(codes, num_threads, dictionary)
+        backend = backend.added(runs, num_threads, dictionary)
         if not self.n_alive:
-            return Documents(backend.joined(), ids, None)
+            return Documents(backend, ids, None)
         rows = self.extended(ids)
         return Documents(backend, rows.ids, rows.alive)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -81,15 +81,24 @@ class EmbeddedBackend:
         return min(QUERY_NNZ * self.k // self.postings, self.n_latents)
 
     def added(
-        self, codes: SparseCodes, num_threads: int, dictionary: FloatArray | None = None
+        self, runs: Iterable[SparseCodes], num_threads: int, dictionary: FloatArray | None = None
     ) -> EmbeddedBackend:
-        """With documents appended; `dictionary` as for `Packed.pack`.
+        """With documents appended, run after run, so that only one run is held as it came.
 
         All parts but the last hold whole windows, so that adding ends in the same windows as building at
         once; parts of similar size are joined, so that their number stays logarithmic.
+
+        Args:
+            runs: codes in the order of their rows; there must be some.
+            num_threads: threads of the engine.
+            dictionary: as for `Packed.pack`.
         """
-        packing = self.packing.fitted(codes)
-        arrays = _stacked([packing.pack(codes[run], num_threads, dictionary) for run in _runs(len(codes))])
+        packing, packed = self.packing, list[Arrays]()
+        for codes in runs:
+            packing = packing.fitted(codes)
+            packed += (packing.pack(codes[run], num_threads, dictionary) for run in _runs(len(codes)))
+        arrays = _stacked(packed)
+        packed.clear()  # Memory for the posting lists.
         # Stored rows are moved as they are: rounding them again would change them.
         return self._with(packing, arrays, num_threads)
 

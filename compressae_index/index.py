@@ -624,7 +624,7 @@ def projections(
         (n_queries, 1), or None for nothing.
     """
     if scoring == "asymmetric":
-        u = model.project(queries)
+        u = model.project(queries, num_threads=num_threads)
         return u, u, model.mean_scores(queries)
     codes = model.encode(queries, k, encoder=encoder, num_threads=num_threads)
     codes = model.fold(codes, num_threads=num_threads)
@@ -632,7 +632,7 @@ def projections(
     if mode == "sparse":
         return sparse_u, sparse_u, None
     decoded = model.decode(codes)
-    return sparse_u, model.project(decoded), model.mean_scores(decoded)
+    return sparse_u, decoded @ model.decoder_w.T, model.mean_scores(decoded)
 
 
 def explained(projection: FloatArray, code: SparseCodes, mean_scores: FloatArray | None) -> Explanation:

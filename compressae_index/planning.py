@@ -234,7 +234,7 @@ class _Trial:
             codes = self.model.encode(self.rows, k, encoder=self.encoder, num_threads=self.threads)
             self._codes[k] = self.model.fold(codes, num_threads=self.threads)
         empty = EmbeddedBackend(self.model.n_latents, k, Packed(bits), postings=postings)
-        backend = empty.added(self._codes[k], self.threads, self.model.decoder_w)
+        backend = empty.added([self._codes[k]], self.threads, self.model.decoder_w)
         candidates = min(CANDIDATES_PER_NEIGHBOUR * self.top, len(self.rows))
         u = self.projections
         _, found = backend.two_stage(u, u, backend.query_nnz, candidates, self.top, None, self.threads)

@@ -202,7 +202,7 @@ def model_report(
             codes = model.encode(unit, k, num_threads=threads)
             if k == model.k:
                 own = codes
-            backend = EmbeddedBackend(model.n_latents, k).added(model.fold(codes), threads, model.decoder_w)
+            backend = EmbeddedBackend(model.n_latents, k).added([model.fold(codes)], threads, model.decoder_w)
             _, found = backend.dense(projections, ats[-1], None, threads)
             recalls[k] = {at: recall(found, truth, at) for at in ats}
             advance(len(unit))

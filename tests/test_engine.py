@@ -154,7 +154,7 @@ def test_real_codes_over_several_windows(built: CompressedIndex, queries: FloatA
     u = built.model.project(queries[:5])
     exact = cut_query(u, 32) @ stored_in_lists(lists, tiled.n_latents).T
     off = float((16 / steps(u, 32, lists)).max())
-    assert off < 2e-3
+    assert off < 3e-3
     scores, rows = lists.search(u, 32, 100, None, 1)
     assert_best(scores, rows, exact, 100, None, off)
     forward = ForwardCodes(Aligned().pack(tiled), tiled.n_latents)
@@ -241,6 +241,7 @@ ENGINE_TESTS = (
     ("test_model.py", "test_pursuit_values_solve_least_squares"),
     ("test_engine.py", "test_every_search_equals_brute_force"),
     ("test_engine.py", "test_ties_go_to_the_lower_row"),
+    ("test_engine.py", "test_projections_equal_products"),
     ("test_engine.py", "test_top_k_codes"),
     ("test_packing.py", "test_scores_of_every_shape"),
     ("test_packing.py", "test_rows_end_within_a_file"),
@@ -275,6 +276,33 @@ def test_top_k_codes(n_latents: int, k: int, seed: int) -> None:
 def lists_of(codes: SparseCodes) -> dict[str, Any]:
     lists = InvertedLists.build(codes.latents, codes.values, codes.n_latents, 1)
     return {name: array.copy() for name, array in lists.arrays().items()}
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    n=st.integers(1, 60),
+    n_latents=st.integers(1, 200),
+    dim=st.integers(1, 50) | st.just(400),
+    spikes=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_projections_equal_products(n: int, n_latents: int, dim: int, spikes: bool, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    atoms, vectors = (rng.standard_normal((rows, dim)).astype(np.float32) for rows in (n_latents, n))
+    if spikes:  # whole rows in one entry: the largest words there are
+        atoms, vectors = (
+            np.float32(100) * np.sign(x) * (x == x.max(axis=1, keepdims=True)) for x in (atoms, vectors)
+        )
+    vectors[0] = 0
+    norms = [np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True) for x in (vectors, atoms)]
+    exact = vectors.astype(np.float64) @ atoms.T.astype(np.float64)
+    got = Dictionary(atoms).project(vectors, 2)
+    # A row's entries are off by half a step of 16 bits, the vectors' by far less.
+    step = np.maximum(np.abs(atoms).max(axis=1) / 32767, norms[1][:, 0] / 2**18)
+    bound = 0.51 * np.sqrt(dim) * norms[0] * step + 1e-6 * np.abs(exact)
+    assert got.shape == (n, n_latents)
+    assert (np.abs(got - exact) <= bound).all()
+    np.testing.assert_array_equal(Dictionary(atoms).project(vectors[-1:], 1), got[-1:])
 
 
 def test_corrupt_posting_lists_are_refused_or_harmless() -> None:
@@ -332,14 +360,16 @@ def test_wrong_arguments_are_refused() -> None:
         lists.search(np.ones((8, 1), dtype=np.float32).T[:, ::-1], 2, 2, None, 1)
     with pytest.raises(ValueError, match="k is 9, expected 1 to n_latents 8"):
         Dictionary(np.eye(8, dtype=np.float32)).pursue(u, 9, 1, 1)
-    with pytest.raises(ValueError, match="columns of vectors is 8, expected 9"):
-        Dictionary(np.ones((8, 9), dtype=np.float32)).pursue(u, 2, 1, 1)
+    nine = Dictionary(np.ones((8, 9), dtype=np.float32))
+    for refused in (lambda: nine.pursue(u, 2, 1, 1), lambda: nine.project(u, 1)):
+        with pytest.raises(ValueError, match="columns of vectors is 8, expected 9"):
+            refused()
 
 
 @pytest.mark.parametrize("packing", [Aligned(), Packed(levels=np.linspace(0.03, 1, 32, dtype=np.float32))])
 def test_added_documents_end_up_as_if_built_at_once(packing: Packing) -> None:
     codes = random_codes(2 * WINDOW + 700, 64, 4, 5)
-    at_once = EmbeddedBackend(64, 4, packing).added(codes, 2)
+    at_once = EmbeddedBackend(64, 4, packing).added([codes], 2)
     grown = EmbeddedBackend(64, 4, packing)
     for begin, end in [
         (0, 10),
@@ -348,7 +378,7 @@ def test_added_documents_end_up_as_if_built_at_once(packing: Packing) -> None:
         (WINDOW + 3, 2 * WINDOW + 9),
         (2 * WINDOW + 9, len(codes)),
     ]:
-        grown = grown.added(codes[begin:end], 1)
+        grown = grown.added([codes[begin:end]], 1)
     assert len(grown) == len(at_once)
     stored, expected = grown.to_arrays(), at_once.to_arrays()
     assert set(stored) == set(expected)

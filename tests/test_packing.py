@@ -287,10 +287,10 @@ def test_wrong_arguments_are_refused() -> None:
 @pytest.mark.parametrize("packing", [Aligned(), Packed(4)])
 def test_adding_does_not_round_again(packing: Packing) -> None:
     codes = some_codes(3000, 64, 8)
-    backend = EmbeddedBackend(64, 8, packing).added(codes, 1)
+    backend = EmbeddedBackend(64, 8, packing).added([codes], 1)
     first = backend.codes(np.arange(100))
     for _ in range(3):
-        backend = backend.added(some_codes(10, 64, 8, seed=9), 1)
+        backend = backend.added([some_codes(10, 64, 8, seed=9)], 1)
     backend = backend.subset(np.arange(len(backend)), 1)
     np.testing.assert_array_equal(backend.codes(np.arange(100)).values, first.values)
 
@@ -298,7 +298,7 @@ def test_adding_does_not_round_again(packing: Packing) -> None:
 @pytest.mark.parametrize("packing", [Aligned(), Packed()])
 def test_both_parts_hold_the_same_values(packing: Packing) -> None:
     codes = some_codes(WINDOW + 500, 64, 4)
-    backend = EmbeddedBackend(64, 4, packing).added(codes[: WINDOW + 5], 2).added(codes[WINDOW + 5 :], 2)
+    backend = EmbeddedBackend(64, 4, packing).added([codes[: WINDOW + 5]], 2).added([codes[WINDOW + 5 :]], 2)
     u = np.random.default_rng(0).standard_normal((2, 64)).astype(np.float32)
     sparse, dense = backend.sparse(u, 64, 50, None, 1), backend.dense(u, 50, None, 1)
     # All latents are looked up, so that both score by whole codes.

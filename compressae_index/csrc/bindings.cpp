@@ -133,8 +133,7 @@ class InvertedLists {
     std::optional<InvertedArrays> built;
     {
       nb::gil_scoped_release release;
-      built = build_inverted(latents.data(), values.data(), latents.shape(0), latents.shape(1), n_latents,
-                             num_threads);
+      built = build_inverted(latents.data(), values.data(), latents.shape(0), latents.shape(1), n_latents, num_threads);
     }
     return InvertedLists(std::move(*built), latents.shape(0), n_latents);
   }
@@ -170,8 +169,8 @@ class InvertedLists {
     const auto values = take<std::int8_t, 1>(arrays_, "values");
     const auto largest_norm = take<float, 1>(arrays_, "largest_norm");
     require_equal(largest_norm.shape(0), 1, "length of 'largest_norm'");
-    lists_ = {n_documents, n_latents, ids.shape(0), starts.data(), offsets.data(), scales.data(),
-              ids.data(), values.data(), largest_norm.data()[0]};
+    lists_ = {n_documents,   n_latents,  ids.shape(0),  starts.data(),         offsets.data(),
+              scales.data(), ids.data(), values.data(), largest_norm.data()[0]};
     require_equal(starts.shape(0), n_latents + 1, "length of 'starts'");
     require_equal(offsets.shape(0), n_latents, "rows of 'offsets'");
     require_equal(offsets.shape(1), lists_.n_windows() + 1, "columns of 'offsets'");
@@ -179,8 +178,8 @@ class InvertedLists {
     require_equal(scales.shape(1), lists_.n_windows(), "columns of 'scales'");
     require_equal(values.shape(0), ids.shape(0), "length of 'values'");
     lists_.validate();
-    nbytes_ = starts.nbytes() + offsets.nbytes() + scales.nbytes() + ids.nbytes() + values.nbytes() +
-              largest_norm.nbytes();
+    nbytes_ =
+        starts.nbytes() + offsets.nbytes() + scales.nbytes() + ids.nbytes() + values.nbytes() + largest_norm.nbytes();
   }
 
   Hits search(const Input<float, 2>& projections, std::size_t query_nnz, std::size_t top, const Bitmap& bitmap,
@@ -241,8 +240,8 @@ class BorrowedLists {
       const std::uint64_t document = documents.data()[j], value = values.data()[j];
       require(count >= 0 && (count == 0 || (document != 0 && value != 0)),
               "list " + std::to_string(j) + " has " + std::to_string(count) + " postings at no address");
-      lists_.push_back({reinterpret_cast<const unsigned char*>(document),
-                        reinterpret_cast<const unsigned char*>(value), static_cast<std::size_t>(count)});
+      lists_.push_back({reinterpret_cast<const unsigned char*>(document), reinterpret_cast<const unsigned char*>(value),
+                        static_cast<std::size_t>(count)});
     }
   }
 
@@ -399,8 +398,7 @@ void require_nonzeros(std::size_t k, std::size_t n_latents) {
 
 PackedLayout checked_layout(std::size_t n_latents, std::size_t k, std::size_t value_bits) {
   require_nonzeros(k, n_latents);
-  require(value_bits >= 4 && value_bits <= 8,
-          "value_bits is " + std::to_string(value_bits) + ", expected 4 to 8");
+  require(value_bits >= 4 && value_bits <= 8, "value_bits is " + std::to_string(value_bits) + ", expected 4 to 8");
   return packed_layout(n_latents, k, value_bits);
 }
 
@@ -451,7 +449,8 @@ void for_each_row(std::size_t n, std::size_t num_threads, const PackRow& pack_ro
 // Norms of the reconstructions, the sums of values times rows of the dictionary.
 Output<float> code_norms(const Input<std::uint16_t, 2>& latents, const Input<float, 2>& values,
                          const Input<float, 2>& dictionary, std::size_t num_threads) {
-  const std::size_t n = latents.shape(0), k = latents.shape(1), n_latents = dictionary.shape(0), dim = dictionary.shape(1);
+  const std::size_t n = latents.shape(0), k = latents.shape(1), n_latents = dictionary.shape(0),
+                    dim = dictionary.shape(1);
   require_equal(values.shape(0), n, "rows of values");
   require_equal(values.shape(1), k, "columns of values");
   require_below(latents, n_latents);
@@ -497,8 +496,8 @@ Output<std::uint8_t> quantize(const Input<std::uint16_t, 2>& latents, const Inpu
 }
 
 Output<std::uint8_t> pack_rows(const Input<std::uint16_t, 2>& latents, const Input<std::uint8_t, 2>& codes,
-                               const Input<std::uint16_t, 1>& scales, std::size_t n_latents,
-                               std::size_t value_bits, std::size_t num_threads) {
+                               const Input<std::uint16_t, 1>& scales, std::size_t n_latents, std::size_t value_bits,
+                               std::size_t num_threads) {
   const std::size_t n = latents.shape(0), k = latents.shape(1);
   const PackedLayout layout = checked_layout(n_latents, k, value_bits);
   require_equal(codes.shape(0), n, "rows of codes");
@@ -532,12 +531,10 @@ std::tuple<Output<std::uint16_t>, Output<std::uint8_t>, Output<std::uint16_t>> u
   std::vector<std::uint16_t> latents(n * k), scales(n);
   std::vector<std::uint8_t> codes(n * k);
   for_each_row(n, num_threads, [&](std::size_t row) {
-    if (!unpack_row(layout, n_latents, packed.row(row), latents.data() + row * k, codes.data() + row * k,
-                    scales[row]))
+    if (!unpack_row(layout, n_latents, packed.row(row), latents.data() + row * k, codes.data() + row * k, scales[row]))
       throw std::invalid_argument("row " + std::to_string(row) + " of the packed codes is damaged");
   });
-  return {to_numpy(std::move(latents), {n, k}), to_numpy(std::move(codes), {n, k}),
-          to_numpy(std::move(scales), {n})};
+  return {to_numpy(std::move(latents), {n, k}), to_numpy(std::move(codes), {n, k}), to_numpy(std::move(scales), {n})};
 }
 
 // Rows a task of an encoder takes.
@@ -557,44 +554,73 @@ Codes encode_batch(std::size_t rows, std::size_t k, std::size_t num_threads, con
   return {to_numpy(std::move(latents), {rows, k}), to_numpy(std::move(values), {rows, k})};
 }
 
-// A dictionary, what its products need, and what pursuit needs once it is asked for.
+// Vectors whose products with a dictionary are taken at once, so that its rows are read once for all.
+constexpr std::size_t kProjectedRows = 48;
+
+// A dictionary, and what projections and pursuit need of it once they are asked for.
 class DictionaryBinding {
  public:
-  explicit DictionaryBinding(Input<float, 2> atoms)
-      : atoms_(std::move(atoms)), dictionary_(atoms_.data(), checked_rows(atoms_), atoms_.shape(1)) {}
+  explicit DictionaryBinding(Input<float, 2> atoms) : atoms_(std::move(atoms)) {
+    require_latents(n_latents());
+    require(dim() >= 1, "atoms have 0 dimensions");
+  }
+
+  Output<float> project(const Input<float, 2>& vectors, std::size_t num_threads) {
+    require_equal(vectors.shape(1), dim(), "columns of vectors");
+    const std::size_t n = vectors.shape(0);
+    std::vector<float> products(n * n_latents());
+    {
+      nb::gil_scoped_release release;
+      const RoundedRows<Words>& words = made(words_, [&] { words_.emplace(atoms_.data(), n_latents(), dim()); });
+      ThreadPool::instance().parallel_for(
+          (n + kProjectedRows - 1) / kProjectedRows, num_threads, [&](std::size_t task) {
+            const std::size_t begin = task * kProjectedRows, count = std::min(kProjectedRows, n - begin);
+            words.products(vectors.data() + begin * dim(), count, n_latents(), products.data() + begin * n_latents());
+          });
+    }
+    return to_numpy(std::move(products), {n, n_latents()});
+  }
 
   Codes pursue(const Input<float, 2>& vectors, std::size_t k, std::size_t solve_every, std::size_t num_threads) {
-    require_nonzeros(k, dictionary_.n_latents());
-    require_equal(vectors.shape(1), dictionary_.dim(), "columns of vectors");
+    require_nonzeros(k, n_latents());
+    require_equal(vectors.shape(1), dim(), "columns of vectors");
     require(solve_every >= 1, "solve_every is 0, expected at least 1");
     {
       nb::gil_scoped_release release;
-      const std::lock_guard lock(gram_mutex_);
-      if (!gram_) gram_.emplace(dictionary_, num_threads);
+      made(gram_, [&] {
+        dictionary_.emplace(atoms_.data(), n_latents(), dim());
+        gram_.emplace(*dictionary_, num_threads);
+      });
     }
-    const std::size_t dim = dictionary_.dim(), stride = dictionary_.stride();
+    const std::size_t stride = dictionary_->stride();
     return encode_batch(vectors.shape(0), k, num_threads,
                         [&](std::size_t begin, std::size_t end, std::uint16_t* latents, float* values) {
-                          Pursuit encoder(dictionary_, *gram_, k, solve_every);
+                          Pursuit encoder(*dictionary_, *gram_, k, solve_every);
                           thread_local std::vector<float> products;
                           products.resize(kEncodeRows * stride);
-                          dictionary_.products(vectors.data() + begin * dim, end - begin, products.data());
+                          dictionary_->products(vectors.data() + begin * dim(), end - begin, products.data());
                           for (std::size_t row = begin; row < end; ++row)
-                            encoder.encode(vectors.data() + row * dim, products.data() + (row - begin) * stride,
+                            encoder.encode(vectors.data() + row * dim(), products.data() + (row - begin) * stride,
                                            latents + row * k, values + row * k);
                         });
   }
 
  private:
-  static std::size_t checked_rows(const Input<float, 2>& atoms) {
-    require_latents(atoms.shape(0));
-    require(atoms.shape(1) >= 1, "atoms have 0 dimensions");
-    return atoms.shape(0);
+  std::size_t n_latents() const { return atoms_.shape(0); }
+  std::size_t dim() const { return atoms_.shape(1); }
+
+  // What is made by the first call that needs it.
+  template <typename T, typename Make>
+  const T& made(const std::optional<T>& part, const Make& make) {
+    const std::lock_guard lock(mutex_);
+    if (!part) make();
+    return *part;
   }
 
   Input<float, 2> atoms_;
-  Dictionary dictionary_;
-  std::mutex gram_mutex_;
+  std::mutex mutex_;
+  std::optional<RoundedRows<Words>> words_;
+  std::optional<Dictionary> dictionary_;
   std::optional<GramBytes> gram_;
 };
 
@@ -620,6 +646,8 @@ NB_MODULE(_engine, m) {
   m.def("simd", &simd_name, "Instruction set in use: avx512vbmi, avx512, avx2 or plain (COMPRESSAE_SIMD forces one).");
   nb::class_<DictionaryBinding>(m, "Dictionary", "A dictionary (n_latents, dim) of unit rows, which is borrowed.")
       .def(nb::init<Input<float, 2>>(), "atoms"_a.noconvert())
+      .def("project", &DictionaryBinding::project, "vectors"_a.noconvert(), "num_threads"_a,
+           "Products of vectors (n, dim) with all rows, (n, n_latents), by a copy of these in 16 bits.")
       .def("pursue", &DictionaryBinding::pursue, "vectors"_a.noconvert(), "k"_a, "solve_every"_a, "num_threads"_a,
            "Codes of unit rows (n, dim) by orthogonal matching pursuit: (latents, values), (n, k).");
   m.def("top_k_codes", &top_k_codes, "activations"_a.noconvert(), "k"_a, "num_threads"_a,
@@ -659,9 +687,8 @@ NB_MODULE(_engine, m) {
         "Codes of values (n, k) relative to the half-precision scales (n,), whose sign bit marks short rows: a sign\n"
         "bit above the index of the nearest level. With a dictionary (n_latents, dim), values make up for what the\n"
         "rounding of others did to the reconstruction.");
-  m.def("pack_rows", &pack_rows, "latents"_a.noconvert(), "codes"_a.noconvert(), "scales"_a.noconvert(),
-        "n_latents"_a, "value_bits"_a, "num_threads"_a,
-        "Latents and codes (n, k) and scales (n,) as packed rows (n, row_bytes).");
+  m.def("pack_rows", &pack_rows, "latents"_a.noconvert(), "codes"_a.noconvert(), "scales"_a.noconvert(), "n_latents"_a,
+        "value_bits"_a, "num_threads"_a, "Latents and codes (n, k) and scales (n,) as packed rows (n, row_bytes).");
   m.def("unpack_rows", &unpack_rows, "rows"_a.noconvert(), "n_latents"_a, "k"_a, "value_bits"_a, "num_threads"_a,
         "What was given to pack_rows: (latents, codes, scales).");
 
@@ -671,9 +698,8 @@ NB_MODULE(_engine, m) {
       .def(
           "rescore",
           [](const ForwardPart& codes, const Input<float, 2>& projections, const Input<std::int64_t, 2>& candidates,
-             std::size_t top, std::size_t num_threads) {
-            return codes.rescore(projections, candidates, top, num_threads);
-          },
+             std::size_t top,
+             std::size_t num_threads) { return codes.rescore(projections, candidates, top, num_threads); },
           "projections"_a.noconvert(), "candidates"_a.noconvert(), "top"_a, "num_threads"_a,
           "Best of the candidate rows (-1: none): (scores, rows), (n_queries, top).")
       .def("arrays", &ForwardPart::arrays)
@@ -683,11 +709,11 @@ NB_MODULE(_engine, m) {
   nb::class_<ForwardCodes, ForwardPart>(m, "ForwardCodes", "The aligned forward part: k latents and values a row.")
       .def(nb::init<Arrays, std::size_t>(), "arrays"_a, "n_latents"_a);
   nb::class_<PackedCodes, ForwardPart>(m, "PackedCodes", "The packed forward part: row_bytes bytes a row.")
-      .def(nb::init<Arrays, const Input<float, 1>&, std::size_t, std::size_t>(), "arrays"_a,
-           "levels"_a.noconvert(), "n_latents"_a, "k"_a);
+      .def(nb::init<Arrays, const Input<float, 1>&, std::size_t, std::size_t>(), "arrays"_a, "levels"_a.noconvert(),
+           "n_latents"_a, "k"_a);
 
-  m.def("search", &search, "parts"_a, "stage_one"_a.noconvert().none(), "stage_two"_a.noconvert().none(),
-        "query_nnz"_a, "candidates"_a, "top"_a, "allowed"_a.noconvert().none(), "num_threads"_a,
+  m.def("search", &search, "parts"_a, "stage_one"_a.noconvert().none(), "stage_two"_a.noconvert().none(), "query_nnz"_a,
+        "candidates"_a, "top"_a, "allowed"_a.noconvert().none(), "num_threads"_a,
         "Best documents of parts, (lists, codes) each: (scores, rows), (n_queries, top). With projections stage_one,\n"
         "the best candidates by the posting lists of their query_nnz largest entries are scored by their codes: with\n"
         "the projections stage_two, or with those entries alone. With stage_two alone every document is.");

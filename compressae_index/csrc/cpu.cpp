@@ -15,8 +15,8 @@ struct Path {
 std::vector<Path> supported_paths() {
   std::vector<Path> paths;
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl")) {
     if (__builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2") &&
         __builtin_cpu_supports("avx512vnni"))
       paths.push_back({"avx512vbmi", &kernels_avx512vbmi});
@@ -38,8 +38,7 @@ Path choose() {
     if (std::string(asked) == path.name) return path;
     names += std::string(names.empty() ? "" : ", ") + path.name;
   }
-  throw std::invalid_argument("COMPRESSAE_SIMD is '" + std::string(asked) +
-                              "', but this processor supports: " + names);
+  throw std::invalid_argument("COMPRESSAE_SIMD is '" + std::string(asked) + "', but this processor supports: " + names);
 }
 
 const Path& path() {

@@ -1,51 +1,101 @@
-// A dictionary as the engine reads it: rows of unit norm, and a copy of bytes that products with all of them are
-// taken from.
+// A dictionary as the engine reads it: rows of unit norm, and copies of integers that products with all of them are
+// taken from: of bytes for pursuit, of words for projections.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 #include "cpu.hpp"
+#include "huge.hpp"
 #include "thread_pool.hpp"
 
 namespace compressae {
 
-// Largest magnitude of a byte.
-inline constexpr float kByteLevels = 127.0f;
-
-// Rounds x to bytes and returns their scale: x[i] is about bytes[i] * scale.
+// Calls put(i, round(x[i] / scale)).
 template <typename Put>
-float to_bytes(const float* x, std::size_t count, const Put& put) {
-  float largest = 0.0f;
-  for (std::size_t i = 0; i < count; ++i) largest = std::max(largest, std::fabs(x[i]));
-  const float inverse = largest > 0.0f ? kByteLevels / largest : 0.0f;
-  for (std::size_t i = 0; i < count; ++i) put(i, static_cast<std::int8_t>(std::lrintf(x[i] * inverse)));
-  return largest / kByteLevels;
+void round_to(const float* x, std::size_t count, float scale, const Put& put) {
+  const float inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
+  for (std::size_t i = 0; i < count; ++i) put(i, static_cast<std::int32_t>(std::lrintf(x[i] * inverse)));
 }
 
-// A batch of vectors as bytes.
-class QueryBytes {
+// The scale by which the largest entry of x becomes `most`.
+inline float scale_of_largest(const float* x, std::size_t count, float most) {
+  float largest = 0.0f;
+  for (std::size_t i = 0; i < count; ++i) largest = std::max(largest, std::fabs(x[i]));
+  return largest / most;
+}
+
+// The scale by which the norm of x becomes `most`.
+inline float scale_of_norm(const float* x, std::size_t count, float most) {
+  return std::sqrt(kernels().dot(x, x, count)) / most;
+}
+
+inline float row_scale(const float* x, std::size_t count, Bytes) { return scale_of_largest(x, count, 127.0f); }
+inline float query_scale(const float* x, std::size_t count, Bytes) { return scale_of_largest(x, count, 127.0f); }
+
+// By Cauchy and Schwarz no sum of products leaves 31 bits, as long as rounding makes norms no longer than twice.
+inline float row_scale(const float* x, std::size_t count, Words) {
+  return std::max(scale_of_largest(x, count, 32767.0f), scale_of_norm(x, count, 0x1p18f));
+}
+inline float query_scale(const float* x, std::size_t count, Words) { return scale_of_norm(x, count, 0x1p12f); }
+
+// Rows as the kernels take products with them.
+template <typename Integers>
+class RoundedRows {
  public:
-  QueryBytes(const float* rows, std::size_t n, std::size_t dim, std::size_t quads)
-      : bytes_(n * 4 * quads), scales_(n), sums_(n) {
+  // rows: (n, dim).
+  RoundedRows(const float* rows, std::size_t n, std::size_t dim)
+      : dim_(dim),
+        steps_((dim + kStep - 1) / kStep),
+        n_blocks_((n + kBlock - 1) / kBlock),
+        entries_(n_blocks_ * kBlock * kStep * steps_, typename Integers::Row{Integers::kAdded}),
+        scales_(n_blocks_ * kBlock) {
     for (std::size_t r = 0; r < n; ++r) {
-      std::int8_t* bytes = bytes_.data() + r * 4 * quads;
-      scales_[r] = to_bytes(rows + r * dim, dim, [&](std::size_t i, std::int8_t byte) {
-        bytes[i] = byte;
-        sums_[r] += byte;
+      auto* first = entries_.data() + (r / 16 * steps_ * 16 + r % 16) * kStep;
+      scales_[r] = row_scale(rows + r * dim, dim, Integers());
+      round_to(rows + r * dim, dim, scales_[r], [&](std::size_t i, std::int32_t entry) {
+        first[i / kStep * 16 * kStep + i % kStep] = static_cast<typename Integers::Row>(entry + Integers::kAdded);
       });
     }
   }
 
-  ByteQueries view() const { return {bytes_.data(), scales_.data(), sums_.data(), scales_.size()}; }
+  std::size_t padded() const { return n_blocks_ * kBlock; }
+
+  // Products of n vectors (n, dim) with the first n_rows rows, of which some may be padding: (n, n_rows).
+  void products(const float* vectors, std::size_t n, std::size_t n_rows, float* products) const {
+    const std::size_t n_planes = n * Integers::kPlanes, length = kStep * steps_;
+    std::vector<typename Integers::Query> entries(n_planes * length);
+    std::vector<float> scales(n_planes), rest(dim_);
+    std::vector<std::int32_t> sums(n_planes);
+    for (std::size_t p = 0; p < n_planes; ++p) {
+      if (p % Integers::kPlanes == 0) std::copy_n(vectors + p / Integers::kPlanes * dim_, dim_, rest.begin());
+      scales[p] = query_scale(rest.data(), dim_, Integers());
+      round_to(rest.data(), dim_, scales[p], [&](std::size_t i, std::int32_t entry) {
+        entries[p * length + i] = static_cast<typename Integers::Query>(entry);
+        sums[p] += entry;
+        rest[i] -= static_cast<float>(entry) * scales[p];
+      });
+    }
+    const ProductRows<Integers> rows{entries_.data(), scales_.data(), n_blocks_, steps_};
+    const ProductQueries<Integers> queries{entries.data(), scales.data(), sums.data(), n};
+    if constexpr (std::is_same_v<Integers, Bytes>)
+      kernels().byte_products(rows, n_rows, queries, products, n_rows);
+    else
+      kernels().word_products(rows, n_rows, queries, products, n_rows);
+  }
 
  private:
-  std::vector<std::int8_t> bytes_;
+  static constexpr std::size_t kStep = Integers::kStep;
+
+  std::size_t dim_;
+  std::size_t steps_;
+  std::size_t n_blocks_;
+  HugeVector<typename Integers::Row> entries_;
   std::vector<float> scales_;
-  std::vector<std::int32_t> sums_;
 };
 
 class Dictionary {
@@ -55,42 +105,25 @@ class Dictionary {
 
   // atoms: (n_latents, dim) rows of unit norm, borrowed.
   Dictionary(const float* atoms, std::size_t n_latents, std::size_t dim)
-      : atoms_(atoms),
-        n_latents_(n_latents),
-        dim_(dim),
-        quads_((dim + 3) / 4),
-        n_blocks_((n_latents + kBlock - 1) / kBlock),
-        bytes_(n_blocks_ * kBlock * 4 * quads_, 128),
-        scales_(n_blocks_ * kBlock) {
-    for (std::size_t latent = 0; latent < n_latents; ++latent) {
-      std::uint8_t* first = bytes_.data() + (latent / 16 * quads_ * 16 + latent % 16) * 4;
-      scales_[latent] = to_bytes(atom(latent), dim, [&](std::size_t i, std::int8_t byte) {
-        first[i / 4 * 64 + i % 4] = static_cast<std::uint8_t>(byte + 128);
-      });
-    }
-  }
+      : atoms_(atoms), n_latents_(n_latents), dim_(dim), bytes_(atoms, n_latents, dim) {}
 
   const float* atom(std::size_t latent) const { return atoms_ + latent * dim_; }
   std::size_t n_latents() const { return n_latents_; }
   std::size_t dim() const { return dim_; }
   // n_latents, padded to whole blocks.
-  std::size_t stride() const { return n_blocks_ * kBlock; }
+  std::size_t stride() const { return bytes_.padded(); }
 
   // Products of at most kTile vectors (n, dim) with all atoms: (n, stride), 0 behind n_latents. Each entry is off by
   // about 1 / 300 of 2 / sqrt(dim), for vectors of unit norm.
   void products(const float* vectors, std::size_t n, float* products) const {
-    const QueryBytes queries(vectors, n, dim_, quads_);
-    kernels().byte_products({bytes_.data(), scales_.data(), n_blocks_, quads_}, queries.view(), products, stride());
+    bytes_.products(vectors, n, stride(), products);
   }
 
  private:
   const float* atoms_;
   std::size_t n_latents_;
   std::size_t dim_;
-  std::size_t quads_;
-  std::size_t n_blocks_;
-  std::vector<std::uint8_t> bytes_;
-  std::vector<float> scales_;
+  RoundedRows<Bytes> bytes_;
 };
 
 // The products of all atoms with each other, rounded to bytes, the diagonal left out.
@@ -107,8 +140,9 @@ class GramBytes {
       for (std::size_t latent = first; latent < first + count; ++latent) {
         float* row = products.data() + (latent - first) * stride_;
         row[latent] = 0.0f;
-        scales_[latent] = to_bytes(row, stride_, [&](std::size_t i, std::int8_t byte) {
-          bytes_[latent * stride_ + i] = byte;
+        scales_[latent] = row_scale(row, stride_, Bytes());
+        round_to(row, stride_, scales_[latent], [&](std::size_t i, std::int32_t byte) {
+          bytes_[latent * stride_ + i] = static_cast<std::int8_t>(byte);
         });
       }
     });

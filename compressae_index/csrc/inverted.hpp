@@ -219,10 +219,11 @@ inline float steps_of(const std::vector<Term>& terms, float largest_norm) {
   return bound > 0.0 ? static_cast<float>(largest / bound) : 1.0f;
 }
 
-// The largest threshold that `wanted` of the scores exceed, at least `floor`.
-inline std::int16_t threshold_of(const std::int16_t* scores, std::size_t count, std::size_t wanted, std::int16_t floor) {
+// A threshold that `wanted` of the scores exceed, where that many exceed `floor`: at most 16 below the largest one.
+inline std::int16_t threshold_of(const std::int16_t* scores, std::size_t count, std::size_t wanted,
+                                 std::int16_t floor) {
   std::int32_t low = floor, high = 32767;
-  while (low < high) {
+  while (high - low > 16) {
     const std::int32_t middle = (low + high + 1) / 2;
     if (kernels().count_above(scores, count, static_cast<std::int16_t>(middle)) >= wanted)
       low = middle;
@@ -244,9 +245,6 @@ inline void scan_lists(const InvertedView& lists, const std::vector<Term>& terms
       const std::uint32_t* offset = lists.offsets + term.latent * (n_windows + 1) + w;
       const std::uint64_t begin = lists.starts[term.latent] + offset[0];
       const float weight = 128.0f * steps * term.weight * from_half(lists.scales[term.latent * n_windows + w]);
-      // What follows in the list is the next window's: the hardware fetches ahead, but stops at the end of a page.
-      __builtin_prefetch(lists.ids + begin + (offset[1] - offset[0]) + 32);
-      __builtin_prefetch(lists.values + begin + (offset[1] - offset[0]) + 64);
       kernel.accumulate(lists.ids + begin, lists.values + begin, offset[1] - offset[0],
                         static_cast<std::int16_t>(std::lrintf(std::clamp(weight, -32767.0f, 32767.0f))), scores);
     }

@@ -11,6 +11,13 @@
 namespace compressae {
 namespace {
 
+// What a list holds for the next window follows, about as long as for this one. The lists of a query are more than
+// the hardware can follow, so it is fetched while this one's postings are added.
+inline void fetch_next(const std::uint16_t* ids, const std::int8_t* values) {
+  __builtin_prefetch(ids, 0, 2);
+  __builtin_prefetch(values, 0, 2);
+}
+
 // The products of a few postings are rounded side by side, then added one by one: the addresses differ, so that
 // no addition waits for another.
 void accumulate(const std::uint16_t* ids, const std::int8_t* values, std::size_t count, std::int16_t weight,
@@ -24,12 +31,14 @@ void accumulate(const std::uint16_t* ids, const std::int8_t* values, std::size_t
     _mm512_store_si512(products, _mm512_mulhrs_epi16(shifted, factor));
   };
   for (; i + 32 <= count; i += 32) {
+    fetch_next(ids + count + i + 32, values + count + i + 32);
     multiply(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(values + i)));
 #pragma GCC unroll 32
     for (std::size_t j = 0; j < 32; ++j)
       scores[ids[i + j]] = static_cast<std::int16_t>(scores[ids[i + j]] + products[j]);
   }
   if (i < count) {
+    fetch_next(ids + count + i + 32, values + count + i + 32);
     multiply(_mm256_maskz_loadu_epi8((std::uint32_t{1} << (count - i)) - 1, values + i));
     for (std::size_t j = 0; i < count; ++i, ++j)
       scores[ids[i]] = static_cast<std::int16_t>(scores[ids[i]] + products[j]);
@@ -39,6 +48,7 @@ void accumulate(const std::uint16_t* ids, const std::int8_t* values, std::size_t
   alignas(32) std::int16_t products[16];
   const __m256i factor = _mm256_set1_epi16(weight);
   for (; i + 16 <= count; i += 16) {
+    fetch_next(ids + count + i + 32, values + count + i + 32);
     const __m128i some = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values + i));
     const __m256i shifted = _mm256_slli_epi16(_mm256_cvtepi8_epi16(some), 8);
     _mm256_store_si256(reinterpret_cast<__m256i*>(products), _mm256_mulhrs_epi16(shifted, factor));
@@ -47,8 +57,7 @@ void accumulate(const std::uint16_t* ids, const std::int8_t* values, std::size_t
       scores[ids[i + j]] = static_cast<std::int16_t>(scores[ids[i + j]] + products[j]);
   }
 #endif
-  for (; i < count; ++i)
-    scores[ids[i]] = static_cast<std::int16_t>(scores[ids[i]] + ((values[i] * weight + 64) >> 7));
+  for (; i < count; ++i) scores[ids[i]] = static_cast<std::int16_t>(scores[ids[i]] + ((values[i] * weight + 64) >> 7));
 #endif
 }
 
@@ -94,16 +103,16 @@ std::size_t harvest(std::int16_t* scores, std::size_t& begin, std::size_t end, s
       some[i] = _mm512_loadu_si512(scores + at + 32 * i);
       _mm512_storeu_si512(scores + at + 32 * i, _mm512_setzero_si512());
     }
-    const __m512i largest =
-        _mm512_max_epi16(_mm512_max_epi16(some[0], some[1]), _mm512_max_epi16(some[2], some[3]));
+    const __m512i largest = _mm512_max_epi16(_mm512_max_epi16(some[0], some[1]), _mm512_max_epi16(some[2], some[3]));
     if (_mm512_cmpgt_epi16_mask(largest, bound) == 0) continue;
 #if defined(__AVX512VBMI2__)
-    for (std::size_t i = 0; i < 4 && at + 32 * i < end; ++i) {
+    // No branch for each 32: which of them hold the hits cannot be foreseen.
+    const bool all_allowed = allowed == nullptr && at + kGroup <= end;
+    for (std::size_t i = 0; i < 4; ++i) {
       std::uint32_t bits = _mm512_cmpgt_epi16_mask(some[i], bound);
-      if (bits == 0) continue;
-      bits &= allowed_bits(allowed, at + 32 * i, end);
-      const __m512i position = _mm512_add_epi16(_mm512_load_si512(kPositions),
-                                                _mm512_set1_epi16(static_cast<std::int16_t>(at + 32 * i)));
+      if (!all_allowed) bits &= at + 32 * i < end ? allowed_bits(allowed, at + 32 * i, end) : 0;
+      const __m512i position =
+          _mm512_add_epi16(_mm512_load_si512(kPositions), _mm512_set1_epi16(static_cast<std::int16_t>(at + 32 * i)));
       _mm512_storeu_si512(positions + n_hits, _mm512_maskz_compress_epi16(bits, position));
       _mm512_storeu_si512(hits + n_hits, _mm512_maskz_compress_epi16(bits, some[i]));
       n_hits += static_cast<std::size_t>(__builtin_popcount(bits));
@@ -123,8 +132,7 @@ std::size_t harvest(std::int16_t* scores, std::size_t& begin, std::size_t end, s
     if (largest <= threshold) continue;
     for (std::size_t i = 0; i < kGroup / 32; ++i) {
       above[i] = 0;
-      for (std::size_t j = 0; j < 32; ++j)
-        above[i] |= static_cast<std::uint32_t>(group[32 * i + j] > threshold) << j;
+      for (std::size_t j = 0; j < 32; ++j) above[i] |= static_cast<std::uint32_t>(group[32 * i + j] > threshold) << j;
     }
 #endif
     for (std::size_t i = 0; i < kGroup / 32 && at + 32 * i < end; ++i) {
@@ -162,8 +170,8 @@ std::size_t arg_max_abs(const float* x, std::size_t count) {
   const __m512i none = _mm512_set1_epi32(0x7fffffff);
   __m512i lowest = none;
   for (std::size_t i = 0; i < 2; ++i)
-    lowest = _mm512_min_epi32(
-        lowest, _mm512_mask_mov_epi32(none, _mm512_cmp_ps_mask(best[i], wanted, _CMP_EQ_OQ), where[i]));
+    lowest = _mm512_min_epi32(lowest,
+                              _mm512_mask_mov_epi32(none, _mm512_cmp_ps_mask(best[i], wanted, _CMP_EQ_OQ), where[i]));
   return static_cast<std::size_t>(_mm512_reduce_min_epi32(lowest));
 #else
   float maxima[65536 / kBlock];
@@ -324,8 +332,8 @@ float sum_groups(const PackedLayout& layout, const std::uint8_t* row, const floa
     __m512 level;
     if (in_registers) {
       const __m512i flip = _mm512_slli_epi32(_mm512_and_si512(code, sign), 26);
-      level = _mm512_castsi512_ps(_mm512_xor_si512(
-          _mm512_castps_si512(_mm512_permutex2var_ps(first_levels, code, next_levels)), flip));
+      level = _mm512_castsi512_ps(
+          _mm512_xor_si512(_mm512_castps_si512(_mm512_permutex2var_ps(first_levels, code, next_levels)), flip));
     } else {
       level = _mm512_i32gather_ps(code, layout.levels, 4);
     }
@@ -462,62 +470,106 @@ void add_byte_rows(const std::int8_t* const* rows, const float* weights, std::si
   }
 }
 
-// Products of `Queries` queries with the 64 rows of a block; `bytes` are the block's.
-template <std::size_t Queries>
-void block_products(const ByteRows& rows, const std::uint8_t* bytes, const float* row_scales,
-                    const ByteQueries& queries, std::size_t first, float* products, std::size_t stride) {
-  const std::int8_t* query = queries.bytes + first * 4 * rows.quads;
+// sums + the products of the kStep entries of each lane's row with those of a query.
+#if defined(__AVX512BW__)
+using Lanes = __m512i;
+constexpr std::size_t kLaneVectors = 4;
 #if defined(__AVX512VNNI__)
-  __m512i sums[Queries][4];
-  for (std::size_t q = 0; q < Queries; ++q)
-    for (std::size_t i = 0; i < 4; ++i) sums[q][i] = _mm512_setzero_si512();
-  for (std::size_t quad = 0; quad < rows.quads; ++quad) {
-    __m512i row[4];
-    for (std::size_t i = 0; i < 4; ++i) row[i] = _mm512_loadu_si512(bytes + (i * rows.quads + quad) * 64);
-    for (std::size_t q = 0; q < Queries; ++q) {
-      std::int32_t four;
-      __builtin_memcpy(&four, query + (q * rows.quads + quad) * 4, sizeof four);
-      for (std::size_t i = 0; i < 4; ++i) sums[q][i] = _mm512_dpbusd_epi32(sums[q][i], row[i], _mm512_set1_epi32(four));
-    }
-  }
-  for (std::size_t q = 0; q < Queries; ++q) {
-    const __m512i offset = _mm512_set1_epi32(128 * queries.sums[first + q]);
-    const __m512 scale = _mm512_set1_ps(queries.scales[first + q]);
-    for (std::size_t i = 0; i < 4; ++i) {
-      const __m512 sum = _mm512_cvtepi32_ps(_mm512_sub_epi32(sums[q][i], offset));
-      const __m512 scales = _mm512_mul_ps(scale, _mm512_loadu_ps(row_scales + 16 * i));
-      _mm512_storeu_ps(products + (first + q) * stride + 16 * i, _mm512_mul_ps(sum, scales));
-    }
-  }
+Lanes add_products(Lanes sums, Lanes rows, std::int32_t query, Bytes) {
+  return _mm512_dpbusd_epi32(sums, rows, _mm512_set1_epi32(query));
+}
+Lanes add_products(Lanes sums, Lanes rows, std::int32_t query, Words) {
+  return _mm512_dpwssd_epi32(sums, rows, _mm512_set1_epi32(query));
+}
 #else
-  for (std::size_t q = 0; q < Queries; ++q) {
-    std::int32_t sums[kBlock] = {};
-    for (std::size_t i = 0; i < kBlock; i += 16) {
-      for (std::size_t quad = 0; quad < rows.quads; ++quad) {
-        const std::uint8_t* row = bytes + (i / 16 * rows.quads + quad) * 64;
-        const std::int8_t* four = query + (q * rows.quads + quad) * 4;
-#pragma omp simd
-        for (std::size_t j = 0; j < 16; ++j)
-          sums[i + j] += row[4 * j] * four[0] + row[4 * j + 1] * four[1] + row[4 * j + 2] * four[2] + row[4 * j + 3] * four[3];
+Lanes add_products(Lanes sums, Lanes rows, std::int32_t query, Words) {
+  return _mm512_add_epi32(sums, _mm512_madd_epi16(rows, _mm512_set1_epi32(query)));
+}
+#endif
+#elif defined(__AVX2__)
+using Lanes = __m256i;
+constexpr std::size_t kLaneVectors = 2;
+Lanes add_products(Lanes sums, Lanes rows, std::int32_t query, Words) {
+  return _mm256_add_epi32(sums, _mm256_madd_epi16(rows, _mm256_set1_epi32(query)));
+}
+#endif
+
+// sums[p][i] = <plane p, row i> for the rows of a block, whose entries begin at `row`.
+template <typename Integers, std::size_t Planes>
+void block_sums(const typename Integers::Row* row, const typename Integers::Query* plane, std::size_t steps,
+                std::int32_t (*sums)[kBlock]) {
+  constexpr std::size_t kStep = Integers::kStep;
+#if defined(__AVX2__)
+  if constexpr (requires(Lanes some) { add_products(some, some, 0, Integers()); }) {
+    constexpr std::size_t kWidth = sizeof(Lanes) / 4;
+    for (std::size_t first = 0; first < kBlock; first += kLaneVectors * kWidth) {
+      Lanes lanes[Planes][kLaneVectors] = {};
+      for (std::size_t step = 0; step < steps; ++step) {
+        Lanes rows[kLaneVectors];
+        for (std::size_t v = 0; v < kLaneVectors; ++v) {
+          const std::size_t i = first + v * kWidth;
+          __builtin_memcpy(&rows[v], row + ((i / 16 * steps + step) * 16 + i % 16) * kStep, sizeof rows[v]);
+        }
+        for (std::size_t p = 0; p < Planes; ++p) {
+          std::int32_t entries;
+          __builtin_memcpy(&entries, plane + (p * steps + step) * kStep, sizeof entries);
+          for (std::size_t v = 0; v < kLaneVectors; ++v)
+            lanes[p][v] = add_products(lanes[p][v], rows[v], entries, Integers());
+        }
       }
+      for (std::size_t p = 0; p < Planes; ++p) __builtin_memcpy(sums[p] + first, lanes[p], sizeof lanes[p]);
     }
-    const std::int32_t offset = 128 * queries.sums[first + q];
-    for (std::size_t i = 0; i < kBlock; ++i)
-      products[(first + q) * stride + i] =
-          static_cast<float>(sums[i] - offset) * (queries.scales[first + q] * row_scales[i]);
+    return;
   }
 #endif
+  for (std::size_t p = 0; p < Planes; ++p)
+    for (std::size_t first = 0; first < kBlock; first += 16) {
+      std::int32_t lanes[16] = {};
+      for (std::size_t step = 0; step < steps; ++step) {
+        const typename Integers::Row* rows = row + (first / 16 * steps + step) * 16 * kStep;
+        const typename Integers::Query* entries = plane + (p * steps + step) * kStep;
+#pragma omp simd
+        for (std::size_t i = 0; i < 16; ++i)
+          for (std::size_t e = 0; e < kStep; ++e) lanes[i] += rows[kStep * i + e] * entries[e];
+      }
+      __builtin_memcpy(sums[p] + first, lanes, sizeof lanes);
+    }
+}
+
+// Products of `Queries` queries from `first` on with the first n_rows rows of a block.
+template <typename Integers, std::size_t Queries>
+void block_products(const ProductRows<Integers>& rows, std::size_t block, std::size_t n_rows,
+                    const ProductQueries<Integers>& queries, std::size_t first, float* products, std::size_t stride) {
+  constexpr std::size_t kPlanes = Integers::kPlanes;
+  const std::size_t length = Integers::kStep * rows.steps;
+  alignas(64) std::int32_t sums[Queries * kPlanes][kBlock];
+  block_sums<Integers, Queries * kPlanes>(rows.entries + block * kBlock * length,
+                                          queries.entries + first * kPlanes * length, rows.steps, sums);
+  for (std::size_t q = 0; q < Queries; ++q) {
+    float* columns = products + (first + q) * stride + block * kBlock;
+    const float* scales = queries.scales + (first + q) * kPlanes;
+    const std::int32_t* query_sums = queries.sums + (first + q) * kPlanes;
+#pragma omp simd
+    for (std::size_t i = 0; i < n_rows; ++i) {
+      float product = 0.0f;
+      for (std::size_t p = 0; p < kPlanes; ++p)
+        product += static_cast<float>(sums[q * kPlanes + p][i] - Integers::kAdded * query_sums[p]) * scales[p];
+      columns[i] = product * rows.scales[block * kBlock + i];
+    }
+  }
 }
 
 // A block of rows stays in the first-level cache while all queries pass by.
-void byte_products(const ByteRows& rows, const ByteQueries& queries, float* products, std::size_t stride) {
+template <typename Integers>
+void products_of(const ProductRows<Integers>& rows, std::size_t n_rows, const ProductQueries<Integers>& queries,
+                 float* products, std::size_t stride) {
+  constexpr std::size_t kTile = 6 / Integers::kPlanes;
   for (std::size_t block = 0; block < rows.n_blocks; ++block) {
-    const std::uint8_t* bytes = rows.bytes + block * kBlock * 4 * rows.quads;
-    const float* scales = rows.scales + block * kBlock;
-    float* columns = products + block * kBlock;
+    const std::size_t left = n_rows - block * kBlock, count = left < kBlock ? left : kBlock;
     std::size_t q = 0;
-    for (; q + 6 <= queries.n; q += 6) block_products<6>(rows, bytes, scales, queries, q, columns, stride);
-    for (; q < queries.n; ++q) block_products<1>(rows, bytes, scales, queries, q, columns, stride);
+    for (; q + kTile <= queries.n; q += kTile)
+      block_products<Integers, kTile>(rows, block, count, queries, q, products, stride);
+    for (; q < queries.n; ++q) block_products<Integers, 1>(rows, block, count, queries, q, products, stride);
   }
 }
 
@@ -589,14 +641,14 @@ void add_rows(const float* rows, std::size_t stride, const float* weights, std::
       for (std::size_t i = 0; i < kLanes; ++i) sums[0][i] += weights[r] * rows[r * stride + begin + i];
     }
 #pragma omp simd
-    for (std::size_t i = 0; i < kLanes; ++i)
-      y[begin + i] += (sums[0][i] + sums[1][i]) + (sums[2][i] + sums[3][i]);
+    for (std::size_t i = 0; i < kLanes; ++i) y[begin + i] += (sums[0][i] + sums[1][i]) + (sums[2][i] + sums[3][i]);
   }
 }
 
 }  // namespace
 
-extern const Kernels COMPRESSAE_KERNELS{accumulate, count_above, harvest, arg_max_abs, gather_dot,
-                                         packed_dots, byte_products, add_byte_rows, dot, dots, add_rows};
+extern const Kernels COMPRESSAE_KERNELS{
+    accumulate,         count_above,        harvest,       arg_max_abs, gather_dot, packed_dots,
+    products_of<Bytes>, products_of<Words>, add_byte_rows, dot,         dots,       add_rows};
 
 }  // namespace compressae

@@ -18,12 +18,12 @@ inline constexpr std::size_t kLanes = 16;
 // Equally wide numbers one behind the other in a packed row. 16 of them take 2 * width bytes, so that every group of
 // 16, and of 8, begins at the same bit of a byte: what picks a group's bytes is computed once.
 struct PackedField {
-  std::size_t start;             // first bit within the row
-  std::size_t width;             // bits of a number, at most 16
-  std::size_t quarter_byte[4];   // byte where numbers 0, 4, 8 and 12 begin, counted from byte start / 8
-  std::uint8_t shuffle[64];      // the four bytes that hold number i, counted from its quarter's byte
-  std::uint8_t permute[64];      // the same, counted from byte start / 8
-  std::uint32_t shift[16];       // bits below number i in these four bytes
+  std::size_t start;            // first bit within the row
+  std::size_t width;            // bits of a number, at most 16
+  std::size_t quarter_byte[4];  // byte where numbers 0, 4, 8 and 12 begin, counted from byte start / 8
+  std::uint8_t shuffle[64];     // the four bytes that hold number i, counted from its quarter's byte
+  std::uint8_t permute[64];     // the same, counted from byte start / 8
+  std::uint32_t shift[16];      // bits below number i in these four bytes
 };
 
 // Rows of packed codes; packed.hpp describes them.
@@ -36,20 +36,37 @@ struct PackedLayout {
   float levels[256];  // value of each code relative to the row's scale
 };
 
-// Rows of bytes that products are taken with, 16 rows side by side: byte j of row i stands at
-// ((i / 16 * quads + j / 4) * 16 + i % 16) * 4 + j % 4 and holds round(entry / scales[i]) + 128.
-struct ByteRows {
-  const std::uint8_t* bytes;  // (n_blocks * 4, quads, 16, 4)
-  const float* scales;        // (n_blocks * kBlock)
-  std::size_t n_blocks;       // of kBlock rows
-  std::size_t quads;          // of four columns
+// The integers that rows and queries are rounded to where products with all rows are taken, kStep columns at a time.
+// A query is the sum of kPlanes rounded vectors, each of which makes up for the rounding of the one before.
+struct Bytes {
+  using Row = std::uint8_t;  // with kAdded added
+  using Query = std::int8_t;
+  static constexpr std::int32_t kAdded = 128;
+  static constexpr std::size_t kStep = 4, kPlanes = 1;
+};
+struct Words {
+  using Row = std::int16_t;
+  using Query = std::int16_t;
+  static constexpr std::int32_t kAdded = 0;
+  static constexpr std::size_t kStep = 2, kPlanes = 2;
 };
 
-// The other side of such products: (n, 4 * quads) bytes, entry round(x / scales[r]).
-struct ByteQueries {
-  const std::int8_t* bytes;
-  const float* scales;       // (n)
-  const std::int32_t* sums;  // (n) of a query's bytes
+// Rows that products are taken with, 16 of them side by side: entry j of row i stands at
+// ((i / 16 * steps + j / kStep) * 16 + i % 16) * kStep + j % kStep and holds round(entry / scales[i]) + kAdded.
+template <typename Integers>
+struct ProductRows {
+  const typename Integers::Row* entries;  // (n_blocks * 4, steps, 16, kStep)
+  const float* scales;                    // (n_blocks * kBlock)
+  std::size_t n_blocks;                   // of kBlock rows
+  std::size_t steps;                      // of kStep columns
+};
+
+// The other side of such products.
+template <typename Integers>
+struct ProductQueries {
+  const typename Integers::Query* entries;  // (n, kPlanes, kStep * steps)
+  const float* scales;                      // (n, kPlanes)
+  const std::int32_t* sums;                 // (n, kPlanes) of the entries
   std::size_t n;
 };
 
@@ -72,19 +89,22 @@ struct Kernels {
   // entries; up to 64 bytes from inside a row on are read.
   void (*packed_dots)(const PackedLayout& layout, const std::uint8_t* rows, std::size_t n_rows, const float* u,
                       float* scores);
-  // products[q][i] = <query q, row i>, each row of products `stride` long.
-  void (*byte_products)(const ByteRows& rows, const ByteQueries& queries, float* products, std::size_t stride);
+  // products[q * stride + i] = <query q, row i> for the first n_rows rows; no sum of 32 bits may overflow.
+  void (*byte_products)(const ProductRows<Bytes>& rows, std::size_t n_rows, const ProductQueries<Bytes>& queries,
+                        float* products, std::size_t stride);
+  void (*word_products)(const ProductRows<Words>& rows, std::size_t n_rows, const ProductQueries<Words>& queries,
+                        float* products, std::size_t stride);
   // y += the sum of weights[r] * rows[r], rows of bytes; count is a multiple of kBlock.
-  void (*add_byte_rows)(const std::int8_t* const* rows, const float* weights, std::size_t n_rows,
-                        std::size_t count, float* y);
+  void (*add_byte_rows)(const std::int8_t* const* rows, const float* weights, std::size_t n_rows, std::size_t count,
+                        float* y);
   // sum of x[i] * y[i]
   float (*dot)(const float* x, const float* y, std::size_t count);
   // products[i * stride + j] = <rows[i], others[j]>
   void (*dots)(const float* const* rows, std::size_t n_rows, const float* const* others, std::size_t n_others,
                std::size_t count, float* products, std::size_t stride);
   // y += the sum of weights[r] * rows[r * stride ...]; count is a multiple of kLanes.
-  void (*add_rows)(const float* rows, std::size_t stride, const float* weights, std::size_t n_rows,
-                   std::size_t count, float* y);
+  void (*add_rows)(const float* rows, std::size_t stride, const float* weights, std::size_t n_rows, std::size_t count,
+                   float* y);
 };
 
 extern const Kernels kernels_plain;

@@ -65,8 +65,8 @@ inline void harvest_window(float* scores, std::size_t width, std::size_t first, 
 
 // Scores documents 0 ... n_documents - 1 by the signed sum over the terms' lists; one in none of them scores 0.
 // scores: kListWindow zeros, left as zeros. Throws where a list is not ascending or holds a foreign document.
-inline void search_borrowed(std::vector<ListTerm>& terms, std::size_t n_documents, const Allowed& allowed, float* scores,
-                         TopK& top_k) {
+inline void search_borrowed(std::vector<ListTerm>& terms, std::size_t n_documents, const Allowed& allowed,
+                            float* scores, TopK& top_k) {
   for (std::size_t first = 0; first < n_documents; first += kListWindow) {
     const std::size_t width = std::min(kListWindow, n_documents - first);
     for (ListTerm& term : terms) accumulate_list(term, first, width, scores);

@@ -95,8 +95,7 @@ class PackedView {
   void scores(std::size_t first, std::size_t count, const float* u, const Kernels& kernel, float* results) const {
     const std::size_t in_place = first < first_copied_ ? std::min(count, first_copied_ - first) : 0;
     kernel.packed_dots(layout, row(first), in_place, u, results);
-    if (in_place < count)
-      kernel.packed_dots(layout, row(first + in_place), count - in_place, u, results + in_place);
+    if (in_place < count) kernel.packed_dots(layout, row(first + in_place), count - in_place, u, results + in_place);
   }
 
   void prefetch(std::size_t i) const {
@@ -129,8 +128,8 @@ class Quantizer {
     const bool is_short = scale & 0x8000;
     const float size = from_half(scale & 0x7fff);
     const float magnitude = size > 0.0f ? std::fabs(value) / size : 0.0f;
-    std::size_t level = static_cast<std::size_t>(
-        std::upper_bound(middles_.begin(), middles_.end(), magnitude) - middles_.begin());
+    std::size_t level =
+        static_cast<std::size_t>(std::upper_bound(middles_.begin(), middles_.end(), magnitude) - middles_.begin());
     // A short row has 0 in place of the first level.
     if (is_short && level <= 1) level = magnitude > levels_[1] / 2 ? 1 : 0;
     const bool negative = std::signbit(value) && !(is_short && level == 0);
@@ -171,8 +170,7 @@ inline void pack_row(const PackedLayout& layout, const std::uint16_t* latents, c
   for (std::size_t i = 0; i < layout.k; ++i) {
     const std::uint32_t latent = latents[i];
     put_bits(row, 16 + (latent >> layout.low.width) + i, 1, 1);
-    put_bits(row, layout.low.start + i * layout.low.width, layout.low.width,
-             latent & ((1u << layout.low.width) - 1));
+    put_bits(row, layout.low.start + i * layout.low.width, layout.low.width, latent & ((1u << layout.low.width) - 1));
     put_bits(row, layout.value.start + i * layout.value.width, layout.value.width, codes[i]);
   }
 }
@@ -191,8 +189,8 @@ inline bool unpack_row(const PackedLayout& layout, std::size_t n_latents, const 
     if (latent >= n_latents || static_cast<std::int64_t>(latent) <= previous) return false;
     previous = static_cast<std::int64_t>(latent);
     latents[i] = static_cast<std::uint16_t>(latent);
-    codes[i] = static_cast<std::uint8_t>(
-        get_bits(row, layout.value.start + i * layout.value.width, layout.value.width));
+    codes[i] =
+        static_cast<std::uint8_t>(get_bits(row, layout.value.start + i * layout.value.width, layout.value.width));
     ++i;
   }
   return i == layout.k;

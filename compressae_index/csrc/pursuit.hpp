@@ -170,13 +170,13 @@ class Pursuit {
   const GramBytes& gram_;
   std::size_t k_;
   std::size_t solve_every_;
-  std::size_t stride_;              // k, padded to whole lanes
-  std::size_t solved_ = 0;          // atoms of the support that the factor holds
+  std::size_t stride_;      // k, padded to whole lanes
+  std::size_t solved_ = 0;  // atoms of the support that the factor holds
   float negligible_ = 0.0f;
-  std::vector<float> residual_;     // correlations of the residual, padded with zeros to whole blocks
-  std::vector<float> inverse_;      // (k, stride) inverse of the lower Cholesky factor
-  std::vector<float> transposed_;   // the same, transposed
-  std::vector<float> forward_;      // that inverse times the support's products with x
+  std::vector<float> residual_;    // correlations of the residual, padded with zeros to whole blocks
+  std::vector<float> inverse_;     // (k, stride) inverse of the lower Cholesky factor
+  std::vector<float> transposed_;  // the same, transposed
+  std::vector<float> forward_;     // that inverse times the support's products with x
   std::vector<float> solution_;
   std::vector<float> row_;
   std::vector<float> next_;

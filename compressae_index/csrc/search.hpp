@@ -20,8 +20,8 @@ class Forward {
  public:
   virtual ~Forward() = default;
   // As scan_forward and rescore_forward do.
-  virtual void scan(const float* u, std::size_t first, std::size_t last, const Allowed& allowed,
-                    std::int64_t first_row, TopK& top_k) const = 0;
+  virtual void scan(const float* u, std::size_t first, std::size_t last, const Allowed& allowed, std::int64_t first_row,
+                    TopK& top_k) const = 0;
   virtual void rescore(const float* u, const std::int64_t* rows, std::size_t n, std::int64_t first_row,
                        TopK& top_k) const = 0;
 };
@@ -33,9 +33,7 @@ struct Part {
   std::size_t n_documents;
   std::size_t first_row;
 
-  Allowed of(const Allowed& allowed) const {
-    return {allowed.all() ? nullptr : allowed.bitmap + first_row / 8};
-  }
+  Allowed of(const Allowed& allowed) const { return {allowed.all() ? nullptr : allowed.bitmap + first_row / 8}; }
 };
 
 // A window of a part.
@@ -54,9 +52,7 @@ struct Scope {
   Allowed allowed;
   std::size_t n_allowed;
 
-  std::size_t n_documents() const {
-    return parts.empty() ? 0 : parts.back().first_row + parts.back().n_documents;
-  }
+  std::size_t n_documents() const { return parts.empty() ? 0 : parts.back().first_row + parts.back().n_documents; }
 
   std::vector<Window> windows() const {
     std::vector<Window> all;
@@ -157,31 +153,25 @@ inline void search_dense(const Scope& scope, const float* projections, std::size
 class ListSearch {
  public:
   ListSearch(const Scope& scope, const float* projections, std::size_t n_queries, std::size_t query_nnz,
-             std::size_t candidates)
-      : scope_(scope),
-        windows_(scope.windows()),
-        projections_(projections),
-        query_nnz_(query_nnz),
-        candidates_(candidates),
-        found_(n_queries) {
-    for (const Part& part : scope.parts)
-      largest_norm_ = std::max(largest_norm_, part.inverted->largest_norm);
+             std::size_t candidates, std::size_t num_threads)
+      : scope_(scope), windows_(scope.windows()), candidates_(candidates), terms_(n_queries), found_(n_queries) {
+    for (const Part& part : scope.parts) largest_norm_ = std::max(largest_norm_, part.inverted->largest_norm);
+    ThreadPool::instance().parallel_for(n_queries, num_threads, [&](std::size_t q) {
+      terms_[q] = largest_terms(projections + q * scope.n_latents, scope.n_latents, query_nnz);
+    });
   }
 
   std::size_t n_windows() const { return windows_.size(); }
 
-  std::vector<Term> terms(std::size_t q) const {
-    return largest_terms(projections_ + q * scope_.n_latents, scope_.n_latents, query_nnz_);
-  }
+  const std::vector<Term>& terms(std::size_t q) const { return terms_[q]; }
 
-  float steps(const std::vector<Term>& terms) const { return steps_of(terms, largest_norm_); }
+  float steps(std::size_t q) const { return steps_of(terms_[q], largest_norm_); }
 
   // Scans some of a query's windows.
   void scan(std::size_t q, std::size_t begin, std::size_t end) {
     thread_local std::vector<std::int16_t> scores(kScores);
     thread_local CandidateSelection selection;
-    const std::vector<Term> query = terms(q);
-    const float step = steps(query);
+    const float step = steps(q);
     // Documents that score below 0 are wanted only where there are few others.
     for (const std::int16_t floor : {std::int16_t{-1}, std::int16_t{-32768}}) {
       selection.begin(candidates_, floor);
@@ -189,7 +179,7 @@ class ListSearch {
         const Part& part = *windows_[i].part;
         std::size_t last = i + 1;
         while (last < end && windows_[last].part == &part) ++last;
-        scan_lists(*part.inverted, query, step, windows_[i].number, windows_[last - 1].number + 1,
+        scan_lists(*part.inverted, terms_[q], step, windows_[i].number, windows_[last - 1].number + 1,
                    part.of(scope_.allowed), static_cast<std::int64_t>(part.first_row), scores.data(), selection);
         i = last;
       }
@@ -212,9 +202,8 @@ class ListSearch {
  private:
   const Scope& scope_;
   std::vector<Window> windows_;
-  const float* projections_;
-  std::size_t query_nnz_;
   std::size_t candidates_;
+  std::vector<std::vector<Term>> terms_;
   float largest_norm_ = 0.0f;
   std::mutex mutex_;
   std::vector<std::vector<Candidate>> found_;
@@ -223,10 +212,10 @@ class ListSearch {
 // The best by the posting lists alone; scores are off by what rounding to 16-bit steps does.
 inline void search_lists(const Scope& scope, const float* projections, std::size_t n_queries, std::size_t query_nnz,
                          std::size_t num_threads, const Results& results) {
-  ListSearch lists(scope, projections, n_queries, query_nnz, results.top);
+  ListSearch lists(scope, projections, n_queries, query_nnz, results.top, num_threads);
   const auto scan = [&](std::size_t q, std::size_t begin, std::size_t end) { lists.scan(q, begin, end); };
   const auto finish = [&](std::size_t q) {
-    const float steps = lists.steps(lists.terms(q));
+    const float steps = lists.steps(q);
     TopK best(results.top);
     for (const Candidate& candidate : lists.candidates(q))
       best.push(static_cast<float>(candidate.score) / steps, candidate.row);
@@ -253,10 +242,10 @@ inline constexpr std::size_t kListedPerCode = 256;
 // Takes the best `candidates` by the posting lists of the query's query_nnz largest terms in stage_one, and scores
 // them by their codes: with the projections of stage_two, or where there are none, with those terms alone. Where few
 // documents are allowed, all of them are candidates.
-inline void search_two_stage(const Scope& scope, const float* stage_one, const float* stage_two,
-                             std::size_t n_queries, std::size_t query_nnz, std::size_t candidates,
-                             std::size_t num_threads, const Results& results) {
-  ListSearch lists(scope, stage_one, n_queries, query_nnz, candidates);
+inline void search_two_stage(const Scope& scope, const float* stage_one, const float* stage_two, std::size_t n_queries,
+                             std::size_t query_nnz, std::size_t candidates, std::size_t num_threads,
+                             const Results& results) {
+  ListSearch lists(scope, stage_one, n_queries, query_nnz, candidates, num_threads);
   const auto project = [&](std::size_t q, PaddedProjection& padded) {
     return stage_two != nullptr ? padded.whole(stage_two + q * scope.n_latents, scope.n_latents)
                                 : padded.only(lists.terms(q), scope.n_latents);

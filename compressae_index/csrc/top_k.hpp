@@ -153,8 +153,7 @@ class CandidateSelection {
       // What is too much lies in the lowest bucket.
       const std::int32_t lowest = lowest_of(bucket_);
       std::size_t counts[kBucket + 1] = {};
-      for (std::size_t i = 0; i < size_; ++i)
-        ++counts[std::min<std::int32_t>(candidates_[i].score - lowest, kBucket)];
+      for (std::size_t i = 0; i < size_; ++i) ++counts[std::min<std::int32_t>(candidates_[i].score - lowest, kBucket)];
       std::size_t kept = size_, at = 0;
       while (kept - counts[at] >= top_) kept -= counts[at++];
       const std::int32_t cut = lowest + static_cast<std::int32_t>(at);
