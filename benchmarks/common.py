@@ -44,6 +44,15 @@ class Rows(NamedTuple):
         """Size of a vector."""
         return int(self.vectors.shape[1])
 
+    def facts(self) -> dict[str, Any]:
+        """What a report says of the data."""
+        return {
+            "name": self.name,
+            "vectors": len(self.vectors),
+            "dim": self.dim,
+            "queries": len(self.queries),
+        }
+
     def __str__(self) -> str:
         n = len(self.vectors)
         return f"{self.name}: {n:,} vectors of {self.dim} dimensions, {len(self.queries):,} queries"
@@ -65,6 +74,11 @@ def load_rows(path: Path | None, most: int | None) -> Rows:
         raise click.BadParameter(msg)
     vectors = np.asarray(everything[:-QUERIES][:most], dtype=np.float32)
     return Rows(path.name, vectors, np.asarray(everything[-QUERIES:], dtype=np.float32))
+
+
+def stem(name: str) -> str:
+    """A data set's name as part of a file's name."""
+    return Path(name).stem.replace(" ", "-")
 
 
 def print_load(threads: int) -> None:
