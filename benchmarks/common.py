@@ -1,4 +1,4 @@
-"""What benchmarks share: their rows, their threads, and how they report.
+"""What benchmarks share: their threads, and how they time and report.
 
 Python finds this module beside the script that it runs, unless -P keeps it from doing so. The sources of the
 package are one folder up, so they cannot hide the installed package either way.
@@ -14,71 +14,18 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import click
-import numpy as np
 
 from compressae_index._engine import simd
-from compressae_index.checks import FloatArray
-from compressae_index.demo import load_data
 
 T = TypeVar("T")
 
-QUERIES = 2000
 PACKAGES = (
     *("compressae-index", "numpy", "scipy", "torch", "faiss-cpu", "turbovec"),
     *("pyvsag", "pyseismic-lsr", "kannolo", "bmp", "sparse_dot_mkl", "mkl"),
 )
-
-
-class Rows(NamedTuple):
-    """What a benchmark searches, and with what."""
-
-    name: str
-    vectors: FloatArray
-    queries: FloatArray
-
-    @property
-    def dim(self) -> int:
-        """Size of a vector."""
-        return int(self.vectors.shape[1])
-
-    def facts(self) -> dict[str, Any]:
-        """What a report says of the data."""
-        return {
-            "name": self.name,
-            "vectors": len(self.vectors),
-            "dim": self.dim,
-            "queries": len(self.queries),
-        }
-
-    def __str__(self) -> str:
-        n = len(self.vectors)
-        return f"{self.name}: {n:,} vectors of {self.dim} dimensions, {len(self.queries):,} queries"
-
-
-def load_rows(path: Path | None, most: int | None) -> Rows:
-    """Vectors and queries: the last 2,000 rows of a file, or the 1,000 of the shipped data.
-
-    Args:
-        path: an .npy file, or None for the shipped data.
-        most: vectors to keep, the first ones, or None for all.
-    """
-    if path is None:
-        data = load_data()
-        return Rows("shipped data", data.embeddings[:most], data.queries)
-    everything = np.load(path, mmap_mode="r")
-    if len(everything) <= QUERIES:
-        msg = f"{path} holds {len(everything)} rows, and the last {QUERIES} are the queries"
-        raise click.BadParameter(msg)
-    vectors = np.asarray(everything[:-QUERIES][:most], dtype=np.float32)
-    return Rows(path.name, vectors, np.asarray(everything[-QUERIES:], dtype=np.float32))
-
-
-def stem(name: str) -> str:
-    """A data set's name as part of a file's name."""
-    return Path(name).stem.replace(" ", "-")
 
 
 def print_load(threads: int) -> None:

@@ -1,6 +1,6 @@
 """The engine against others: same codes, same queries, one process, one thread, interleaved rounds.
 
-    python benchmarks/engine.py [embeddings.npy]
+    python benchmarks/engine.py [DATA]
 
 Real codes are tiled with noise to the asked numbers of documents. The rivals are optional, of the extra
 "bench"; one that is not installed is named and left out. Recall is against exact float32 scores, by the
@@ -18,7 +18,8 @@ from typing import Any
 
 import click
 import numpy as np
-from common import interleaved, load_rows, markdown, print_load, timed, write_report
+from common import interleaved, markdown, print_load, timed, write_report
+from data_sets import data_set_argument, load
 from rivals import RIVALS, Bench, Contender, IntArray, available, best
 from threadpoolctl import threadpool_limits
 
@@ -240,7 +241,7 @@ def draw(reports: list[dict[str, Any]], path: Path, figure_class: Any) -> None:
 
 
 @click.command()
-@click.argument("embeddings", type=click.Path(exists=True, path_type=Path), required=False)
+@data_set_argument
 @click.option("--model", "model_path", type=click.Path(exists=True, path_type=Path), help="A saved model.")
 @click.option(
     "--documents",
@@ -274,7 +275,7 @@ def draw(reports: list[dict[str, Any]], path: Path, figure_class: Any) -> None:
 @click.pass_context
 def main(
     context: click.Context,
-    embeddings: Path | None,
+    source: str,
     model_path: Path | None,
     documents: tuple[int, ...],
     rivals: tuple[str, ...],
@@ -292,7 +293,7 @@ def main(
         if name not in names:
             click.echo(f"({RIVALS[name].module} is not installed)")
     figure = figure_class() if plot is not None else None
-    data = load_rows(embeddings, None)
+    data = load(source)
     if model_path is not None:
         model = CompresSAE.load(model_path)
     else:

@@ -1,8 +1,8 @@
 """The Faiss connectors beside the embedded engine, on one model and its codes.
 
-    python benchmarks/faiss_connectors.py [embeddings.npy]
+    python benchmarks/faiss_connectors.py [DATA]
 
-The last 2,000 rows of the file are the queries; of the shipped data, 1,000. Milliseconds are those of
+Milliseconds are those of
 single queries on one thread: the median over queries of each round, then that of the rounds, which are
 interleaved.
 """
@@ -22,7 +22,8 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 import torch
-from common import Rows, load_rows, markdown, print_load, timed, write_report
+from common import markdown, print_load, timed, write_report
+from data_sets import DataSet, data_set_argument, load
 from threadpoolctl import threadpool_limits
 
 from compressae_index import CompresSAE, CompressedIndex, train
@@ -32,7 +33,7 @@ from compressae_index.connectors.faiss import DenseStore, FaissIndex, dictionary
 from compressae_index.connectors.faiss.flat import STORAGES
 from compressae_index.connectors.faiss.lists import POSTING_BYTES
 from compressae_index.embedded import POSTING_BYTES as EMBEDDED_POSTING_BYTES
-from compressae_index.evaluation import exact_neighbours, recall
+from compressae_index.evaluation import recall
 from compressae_index.training.config import PRESETS, Preset, TrainConfig
 
 KS = (10, 100)
@@ -104,7 +105,9 @@ def probed(index: Any, queries: FloatArray) -> float:
     return float(sizes[lists].sum(axis=1).mean())
 
 
-def inverted_files_of_vectors(data: Rows, model: CompresSAE, truth: npt.NDArray[Any]) -> list[dict[str, Any]]:
+def inverted_files_of_vectors(
+    data: DataSet, model: CompresSAE, truth: npt.NDArray[Any]
+) -> list[dict[str, Any]]:
     """IVFs over the dictionary, and one by k-means with as many lists."""
     vectors, queries = normalize_rows(data.vectors), normalize_rows(data.queries)
     lists = 2 * model.n_latents
@@ -146,7 +149,7 @@ def inverted_files_of_vectors(data: Rows, model: CompresSAE, truth: npt.NDArray[
 
 
 def dense_scores(
-    index: CompressedIndex, data: Rows, truth: npt.NDArray[Any], rounds: int
+    index: CompressedIndex, data: DataSet, truth: npt.NDArray[Any], rounds: int
 ) -> list[dict[str, Any]]:
     """Packed codes, and flat indexes of their reconstructions; the original vectors beside them."""
     stores = {
@@ -203,7 +206,7 @@ def _number(name: str, value: Any) -> str:
 
 
 @click.command()
-@click.argument("embeddings", type=click.Path(exists=True, path_type=Path), required=False)
+@data_set_argument
 @click.option("--rows", type=int, help="Vectors of the database; all by default.")
 @click.option("--preset", type=click.Choice(list(PRESETS)), default="default", show_default=True)
 @click.option("--k", default=32, show_default=True, help="Nonzeros a code.")
@@ -214,7 +217,7 @@ def _number(name: str, value: Any) -> str:
 @click.pass_context
 def main(
     context: click.Context,
-    embeddings: Path | None,
+    source: str,
     rows: int | None,
     preset: str,
     k: int,
@@ -226,8 +229,8 @@ def main(
     """Equal answers, milliseconds and bytes of the Faiss connectors."""
     threads = check_threads(threads)
     torch.set_num_threads(threads)
-    data = load_rows(embeddings, rows)
-    truth = exact_neighbours(data.vectors, data.queries, KS[-1])
+    data = load(source, rows=rows)
+    truth = data.neighbours(KS[-1])
     trained, seconds = timed(
         partial(train, data.vectors, TrainConfig.preset(cast("Preset", preset), k=k, n_latents=n_latents))
     )

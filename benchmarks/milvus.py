@@ -1,10 +1,9 @@
 """The Milvus connector on Milvus Lite: import, bytes, recall, milliseconds by phase, certificates.
 
-    python benchmarks/milvus.py [embeddings.npy] --rows 100000
+    python benchmarks/milvus.py [DATA] --rows 100000
 
 Milvus Lite runs as a server in a process of its own, so that memory and seconds are the connector's alone,
-and requests go over a socket. The queries are the first of the file's last 2,000 rows; of the data that are
-shipped, of their last 1,000.
+and requests go over a socket.
 """
 
 from __future__ import annotations
@@ -24,7 +23,8 @@ from typing import Any
 import click
 import numpy as np
 import numpy.typing as npt
-from common import Rows, load_rows, markdown, print_load, timed, write_report
+from common import markdown, print_load, timed, write_report
+from data_sets import DataSet, data_set_argument, load
 from pymilvus import DataType, MilvusClient
 from threadpoolctl import threadpool_limits
 
@@ -32,7 +32,7 @@ from compressae_index import CompressedIndex
 from compressae_index.checks import FloatArray
 from compressae_index.connectors.milvus import MilvusIndex, connect
 from compressae_index.connectors.milvus.client import count
-from compressae_index.evaluation import exact_neighbours, recall
+from compressae_index.evaluation import recall
 
 KS = (10, 100)
 CANDIDATES = (100, 300, 1000, 3000)
@@ -136,7 +136,7 @@ def searched(
     }
 
 
-def embedded(index: MilvusIndex, data: Rows, truth: npt.NDArray[Any]) -> dict[str, float]:
+def embedded(index: MilvusIndex, data: DataSet, truth: npt.NDArray[Any]) -> dict[str, float]:
     """Recall of the embedded engine with the same model."""
     built = CompressedIndex.build(data.vectors, model=index.model, k=32, num_threads=1, progress=False)
     found = built.search(data.queries, KS[-1], num_threads=1)
@@ -144,19 +144,18 @@ def embedded(index: MilvusIndex, data: Rows, truth: npt.NDArray[Any]) -> dict[st
 
 
 @click.command()
-@click.argument("embeddings", type=click.Path(exists=True, path_type=Path), required=False)
+@data_set_argument
 @click.option("--rows", default=100_000, show_default=True, help="Vectors of the database.")
 @click.option("--queries", default=200, show_default=True, help="Queries to measure with.")
 @click.option("--preset", default="default", show_default=True, help="Of the training.")
 @click.option("--output", type=click.Path(path_type=Path), help="JSON file to write.")
-def main(embeddings: Path | None, rows: int, queries: int, preset: str, output: Path | None) -> None:
+def main(source: str, rows: int, queries: int, preset: str, output: Path | None) -> None:
     """Import a collection and search it by every mode."""
-    data = load_rows(embeddings, rows)
-    data = Rows(data.name, data.vectors, data.queries[:queries])
+    data = load(source, rows=rows, queries=queries)
     click.echo(f"{data}; Milvus Lite in another process\n")
     print_load(2)
     threads = threadpool_limits(1)
-    truth = exact_neighbours(data.vectors, data.queries, KS[-1])
+    truth = data.neighbours(KS[-1])
     with tempfile.TemporaryDirectory() as folder, milvus_lite(Path(folder)) as uri:
         client = connect(uri, timeout=TIMEOUT)
         _, filling = timed(partial(fill, client, data.vectors))

@@ -1,8 +1,6 @@
 """The main job: train, encode, search by every mode, scoring and encoder, and what each costs.
 
-    python benchmarks/modes.py [embeddings.npy]
-
-The last 2,000 rows of the file are the queries; of the data that are shipped, 1,000.
+python benchmarks/modes.py [DATA]
 """
 
 from __future__ import annotations
@@ -15,14 +13,16 @@ import click
 import numpy as np
 import numpy.typing as npt
 import torch
-from common import Rows, load_rows, markdown, print_load, timed, write_report
+from common import markdown, print_load, timed, write_report
+from data_sets import DataSet, data_set_argument, load
 from threadpoolctl import threadpool_limits
 
 from compressae_index import CompresSAE, CompressedIndex, train
 from compressae_index._engine import simd
 from compressae_index.checks import FloatArray, check_threads
-from compressae_index.evaluation import exact_neighbours, recall
+from compressae_index.evaluation import recall
 from compressae_index.index import MODES, SCORINGS
+from compressae_index.metric import METRICS
 from compressae_index.model import ENCODERS, Encoder
 from compressae_index.training.config import PRESETS, Preset, TrainConfig
 
@@ -37,7 +37,7 @@ def touched(projections: FloatArray, lengths: npt.NDArray[np.int64], nnz: int, n
     return float((lengths[strongest] * used).sum(axis=1).mean() / n)
 
 
-def costs(index: CompressedIndex, data: Rows, encoder: Encoder, threads: int) -> dict[str, Any]:
+def costs(index: CompressedIndex, data: DataSet, encoder: Encoder, threads: int) -> dict[str, Any]:
     """What an index of one encoder costs, beside the time of building it."""
     model, n = index.model, len(data.vectors)
     stored = index.codes(index.ids)
@@ -79,13 +79,16 @@ def searches(
     return results
 
 
-def build(data: Rows, model: CompresSAE, encoder: Encoder, value_bits: int, threads: int) -> CompressedIndex:
+def build(
+    data: DataSet, model: CompresSAE, encoder: Encoder, value_bits: int, threads: int
+) -> CompressedIndex:
     """An index of the rows, whose codes come from one encoder."""
     return CompressedIndex.build(
         data.vectors,
         k=model.k,
         model=model,
         encoder=encoder,
+        metric=data.metric,
         value_bits=value_bits,
         num_threads=threads,
         progress=False,
@@ -93,7 +96,7 @@ def build(data: Rows, model: CompresSAE, encoder: Encoder, value_bits: int, thre
 
 
 @click.command()
-@click.argument("embeddings", type=click.Path(exists=True, path_type=Path), required=False)
+@data_set_argument
 @click.option("--rows", type=int, help="Vectors of the database; all by default.")
 @click.option("--preset", type=click.Choice(list(PRESETS)), default="default", show_default=True)
 @click.option("--k", default=32, show_default=True, help="Nonzeros a code.")
@@ -106,7 +109,7 @@ def build(data: Rows, model: CompresSAE, encoder: Encoder, value_bits: int, thre
 @click.pass_context
 def main(
     context: click.Context,
-    embeddings: Path | None,
+    source: str,
     rows: int | None,
     preset: str,
     k: int,
@@ -120,11 +123,11 @@ def main(
     """Seconds, bytes, dead latents, postings touched and recall."""
     threads = check_threads(threads)
     torch.set_num_threads(threads)
-    data = load_rows(embeddings, rows)
+    data = load(source, rows=rows, metrics=METRICS)
     click.echo(f"{data}; {threads} threads, {simd()}")
     print_load(threads)
     with threadpool_limits(threads):
-        truth = exact_neighbours(data.vectors, data.queries, KS[-1])
+        truth = data.neighbours(KS[-1])
         config = TrainConfig.preset(cast("Preset", preset), k=k, n_latents=n_latents)
         trained, seconds = timed(partial(train, data.vectors, config))
         model = trained.model

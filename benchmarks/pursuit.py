@@ -1,6 +1,6 @@
 """The engine's pursuit against a batched orthogonal matching pursuit in torch that adds two atoms a step.
 
-    python benchmarks/pursuit.py [embeddings.npy]
+    python benchmarks/pursuit.py [DATA]
 
 Same dictionary, same rows, same threads, interleaved rounds. The rival recomputes the correlations of the
 residual by a full product in each step, as one writes it with dense arrays.
@@ -18,7 +18,8 @@ import click
 import numpy as np
 import numpy.typing as npt
 import torch
-from common import load_rows, markdown, print_load, timed, write_report
+from common import markdown, print_load, timed, write_report
+from data_sets import data_set_argument, load
 from threadpoolctl import threadpool_limits
 
 from compressae_index import CompresSAE, SparseCodes, train
@@ -78,7 +79,7 @@ def found_by(model: CompresSAE, codes: SparseCodes, queries: FloatArray) -> npt.
 
 
 @click.command()
-@click.argument("embeddings", type=click.Path(exists=True, path_type=Path), required=False)
+@data_set_argument
 @click.option("--rows", type=int, help="Vectors to train on; all by default.")
 @click.option("--documents", default=8192, show_default=True, help="Vectors to encode in a round.")
 @click.option("--preset", type=click.Choice(list(PRESETS)), default="fast", show_default=True)
@@ -90,7 +91,7 @@ def found_by(model: CompresSAE, codes: SparseCodes, queries: FloatArray) -> npt.
 @click.pass_context
 def main(
     context: click.Context,
-    embeddings: Path | None,
+    source: str,
     rows: int | None,
     documents: int,
     preset: str,
@@ -106,7 +107,7 @@ def main(
         raise click.BadParameter(msg)
     threads = check_threads(threads)
     torch.set_num_threads(threads)
-    data = load_rows(embeddings, rows)
+    data = load(source, rows=rows)
     print_load(threads)
     with threadpool_limits(threads):
         config = TrainConfig.preset(cast("Preset", preset), k=k, n_latents=n_latents)

@@ -8,14 +8,14 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from common import Rows, timed
+from common import timed
+from data_sets import DataSet
 from dense_contestants import KS, TRAIN_ROWS, Bench, Built, built
 from memory import serving_bytes
 from stores import Store
 from threadpoolctl import threadpool_limits
 
 from compressae_index.checks import normalize_rows
-from compressae_index.evaluation import exact_neighbours
 from compressae_index.training.config import Preset
 
 BUDGETS = (56, 96, 128, 192, 384)
@@ -24,7 +24,7 @@ TIMED_QUERIES = 200
 
 
 def bench_of(
-    data: Rows, budgets: tuple[int, ...], preset: Preset, n_latents: int | None, threads: int, seed: int
+    data: DataSet, budgets: tuple[int, ...], preset: Preset, n_latents: int | None, threads: int, seed: int
 ) -> Bench:
     """What contestants are built from: rows that they learn from are drawn by the seed."""
     unit, queries = normalize_rows(data.vectors), normalize_rows(data.queries)
@@ -32,7 +32,7 @@ def bench_of(
     return Bench(
         unit,
         queries,
-        exact_neighbours(unit, queries, KS[-1]),
+        data.neighbours(KS[-1]),
         unit[shuffled[:SAMPLE_ROWS]],
         unit[shuffled[:TRAIN_ROWS]],
         budgets,

@@ -15,7 +15,8 @@ from typing import Any
 import click
 import quality
 import torch
-from common import load_rows, print_load, stem, write_report
+from common import print_load, write_report
+from data_sets import data_set_argument, load
 from dense_contestants import CONTESTANTS
 from threadpoolctl import threadpool_limits
 
@@ -32,7 +33,7 @@ def main() -> None:
 
 
 @main.command("quality")
-@click.argument("data", type=click.Path(exists=True, path_type=Path), required=False)
+@data_set_argument
 @click.option("--quick", is_flag=True, help="Fewer rows, contestants and budgets; memory is not measured.")
 @click.option("--rows", type=int, help="Vectors of the database; all by default.")
 @click.option("--contestant", "names", type=click.Choice(list(CONTESTANTS)), multiple=True, help="All by default.")
@@ -40,7 +41,7 @@ def main() -> None:
 @click.option("--threads", type=int, help="Threads of building; all by default. Times are of one.")
 @click.option("--output", type=click.Path(path_type=Path), help="JSON file; one in results/ by default.")
 def quality_command(
-    data: Path | None,
+    source: str,
     quick: bool,
     rows: int | None,
     names: tuple[str, ...],
@@ -51,20 +52,18 @@ def quality_command(
     """Recall at equal bytes, milliseconds, seconds of building and resident memory of dense contestants."""
     threads = check_threads(threads)
     torch.set_num_threads(threads)
-    loaded = load_rows(data, rows or (QUICK_ROWS if quick else None))
-    if quick:
-        loaded = loaded._replace(queries=loaded.queries[:QUICK_QUERIES])
+    data = load(source, rows=rows or (QUICK_ROWS if quick else None), queries=QUICK_QUERIES if quick else None)
     names = names or tuple(name for name, row in CONTESTANTS.items() if row.quick or not quick)
     sizes = tuple(map(int, budgets.split(","))) if budgets else QUICK_BUDGETS if quick else quality.BUDGETS
     preset: Any = "fast" if quick else "default"
-    click.echo(f"{loaded}")
+    click.echo(data)
     print_load(threads)
     with threadpool_limits(threads):
-        bench = quality.bench_of(loaded, sizes, preset, None, threads, seed=0)
+        bench = quality.bench_of(data, sizes, preset, None, threads, seed=0)
         lines = quality.run(names, bench, not quick, lambda text: click.echo(text, err=True))
     settings = {"quick": quick, "preset": preset, "budgets": sizes, "contestants": names, "seed": 0}
-    path = output or RESULTS / f"quality-{stem(loaded.name)}.json"
-    write_report(path, threads, settings, {"data": loaded.facts(), "lines": lines})
+    path = output or RESULTS / f"quality-{data.stem}.json"
+    write_report(path, threads, settings, {"data": data.facts(), "lines": lines})
 
 
 if __name__ == "__main__":

@@ -1,0 +1,254 @@
+"""Data sets that benchmarks search: files, and rows of a table that are shipped or made.
+
+The name has two words, as packages of others would import a module `datasets` in place of Hugging Face's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+import h5py
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+from scipy.sparse.linalg import svds
+
+from compressae_index.checks import FloatArray, check_int, check_vectors
+from compressae_index.demo import load_data
+from compressae_index.errors import CompressaeError, DimensionError, FormatError, InputError
+from compressae_index.evaluation import exact_neighbours
+from compressae_index.metric import Metric, row_norms
+from compressae_index.sources import open_vectors
+
+QUERIES = 2000
+SEED = 0
+
+MADE_ROWS = 20_000
+GAUSSIAN_DIM = 768
+# Of made interactions. Popularity falls as rank^-POPULARITY within each cluster of items.
+FACTORS = 128
+CLUSTERS, CLUSTERS_A_USER, STRAY_CLICKS = 100, 3, 0.2
+POPULARITY = 0.8
+CLICKS, LEAST_CLICKS = 40, 3
+
+
+class DataSet(NamedTuple):
+    """What a benchmark searches, and with what."""
+
+    name: str
+    vectors: FloatArray
+    """(n, dim) float32."""
+    queries: FloatArray
+    """(n_queries, dim) float32."""
+    metric: Metric = "cosine"
+    truth: npt.NDArray[np.int64] | None = None
+    """Rows of the nearest vectors, best first, (n_queries, any number), where a file holds them."""
+
+    @property
+    def dim(self) -> int:
+        """Size of a vector."""
+        return int(self.vectors.shape[1])
+
+    def neighbours(self, k: int) -> npt.NDArray[np.int64]:
+        """Rows of the k nearest vectors by the metric, best first: (n_queries, k)."""
+        if self.truth is not None and self.truth.shape[1] >= k:
+            return self.truth[:, :k]
+        return exact_neighbours(self.vectors, self.queries, k, metric=self.metric)
+
+    @property
+    def stem(self) -> str:
+        """The name as part of a file's."""
+        return Path(self.name).stem.replace(" ", "-")
+
+    def facts(self) -> dict[str, str | int]:
+        """What a report says of the data."""
+        return {
+            "name": self.name,
+            "vectors": len(self.vectors),
+            "dim": self.dim,
+            "queries": len(self.queries),
+        }
+
+    def __str__(self) -> str:
+        n = len(self.vectors)
+        return f"{self.name}: {n:,} vectors of {self.dim} dimensions, {len(self.queries):,} queries"
+
+
+data_set_argument = click.argument("source", metavar="[DATA]", default="shipped")
+
+
+def load(
+    source: str,
+    *,
+    rows: int | None = None,
+    queries: int | None = None,
+    metrics: tuple[Metric, ...] = ("cosine",),
+) -> DataSet:
+    """A data set by name or path.
+
+    Args:
+        source: a name of `MADE`, which are seeded; "shipped"; a file in the ann-benchmarks layout (.hdf5 or
+            .h5 with `train`, `test`, `neighbors`); or any other file of embeddings that
+            `sources.open_vectors` reads, whose last 2,000 rows are the queries.
+        rows: vectors to keep, the first ones; all by default, 20,000 of made ones.
+        queries: the same for queries, of which 2,000 are made.
+        metrics: those that the caller can search by.
+
+    Raises:
+        click.ClickException: no such name or file, or it is not what it should be; the message says why.
+    """
+    try:
+        for name, count in (("rows", rows), ("queries", queries)):
+            check_int(1 if count is None else count, name, 1)
+        data = _named(source, rows)
+        if data.metric not in metrics:
+            msg = f"{source} is searched by {data.metric}; here it must be {' or '.join(metrics)}"
+            raise InputError(msg)
+        if len(data.vectors) > (rows or len(data.vectors)):
+            data = data._replace(vectors=data.vectors[:rows], truth=None)
+        truth = None if data.truth is None else data.truth[:queries]
+        return data._replace(queries=data.queries[:queries], truth=truth)
+    except CompressaeError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _named(source: str, rows: int | None) -> DataSet:
+    if source == "shipped":
+        data = load_data()
+        return DataSet("shipped data", data.embeddings, data.queries)
+    if source in MADE:
+        return MADE[source](MADE_ROWS if rows is None else rows)
+    path = Path(source)
+    if not path.exists():
+        msg = f"no file {source}, nor a data set of that name: shipped, {', '.join(MADE)}"
+        raise InputError(msg)
+    return _from_hdf5(path) if path.suffix.lower() in (".hdf5", ".h5") else _from_file(path, rows)
+
+
+def _from_file(path: Path, rows: int | None) -> DataSet:
+    everything = open_vectors(path)
+    n = everything.shape[0] - QUERIES
+    if n < 1:
+        msg = f"{path} holds {everything.shape[0]} rows, and the last {QUERIES} are the queries"
+        raise InputError(msg)
+    vectors = check_vectors(everything[0 : n if rows is None else min(n, rows)])
+    return DataSet(
+        path.name, vectors, check_vectors(everything[n : n + QUERIES], name="queries", first_row=n)
+    )
+
+
+def _from_hdf5(path: Path) -> DataSet:
+    """A file of ann-benchmarks. There is no inner product in it; angular distances are cosines here."""
+    try:
+        with h5py.File(path, "r") as file:
+            distance = str(file.attrs.get("distance"))
+            truth = file["neighbors"][:].astype(np.int64) if "neighbors" in file else None
+    except OSError as error:
+        msg = f"{path} cannot be read: {error}"
+        raise FormatError(msg) from error
+    if distance not in ("angular", "euclidean"):
+        msg = f"{path} has the distance {distance}; only angular ones can be searched here"
+        raise InputError(msg)
+    vectors, queries = _whole(path, "train"), _whole(path, "test")
+    if vectors.shape[1] != queries.shape[1]:
+        msg = f"{path}: train has dimension {vectors.shape[1]}, test {queries.shape[1]}"
+        raise DimensionError(msg)
+    # Between unit vectors, Euclidean distances have the order of angular ones.
+    if distance == "euclidean" and np.abs(row_norms(vectors) - 1).max() > 1e-3:
+        msg = f"{path} has Euclidean distances, which have no cosine order: its vectors are not of unit norm"
+        raise InputError(msg)
+    if truth is not None:
+        fitting = truth.size and 0 <= truth.min() <= truth.max() < len(vectors)
+        if not fitting or len(truth) != len(queries):
+            msg = (
+                f"{path}: neighbors {truth.shape} do not fit {len(queries)} queries of {len(vectors)} vectors"
+            )
+            raise FormatError(msg)
+    return DataSet(path.stem, vectors, queries, truth=truth)
+
+
+def _whole(path: Path, dataset: str) -> FloatArray:
+    vectors = open_vectors(path, dataset=dataset)
+    return check_vectors(vectors[0 : vectors.shape[0]], name=f"{path}: {dataset}")
+
+
+def interactions(n: int) -> DataSet:
+    """Items (n, 128) of `recommendations`; the queries are items that were left out, nearest by cosine."""
+    _, items = _factors(n + QUERIES)
+    return DataSet("interactions", items[:n], items[n:])
+
+
+def recommendations(n: int) -> DataSet:
+    """Items and users of a factorised matrix of clicks: which n items to show to 2,000 users.
+
+    Items come in clusters and are clicked by users of a few clusters, the popular ones more: norms of items
+    grow with their clicks, and inner products matter. Factors are PureSVD's (Cremonesi et al., RecSys 2010),
+    with the singular values shared between users and items.
+    """
+    users, items = _factors(n)
+    return DataSet("recommendations", items, users[:QUERIES], metric="inner_product")
+
+
+def _factors(n_items: int) -> tuple[FloatArray, FloatArray]:
+    """Factors of users (n_users, 128) and items (n_items, 128), both in random order."""
+    rng = np.random.default_rng(SEED)
+    n_users = max(n_items // 2, 2 * QUERIES)
+    clicks = _clicks(n_users, n_items, rng)
+    # Starts from a vector of ours, so that the run can be repeated.
+    first = rng.standard_normal(min(clicks.shape)).astype(np.float32)
+    left, values, right = svds(clicks, k=FACTORS, v0=first)
+    shared = np.sqrt(values)
+    return (left * shared).astype(np.float32), np.ascontiguousarray(right.T * shared, dtype=np.float32)
+
+
+def _clicks(n_users: int, n_items: int, rng: np.random.Generator) -> sp.csr_array:
+    """Who clicked what, as ones: (n_users, n_items)."""
+    # Items in the order of their clusters, so that a cluster is a run of the cumulated popularities.
+    clusters = np.sort(rng.integers(CLUSTERS, size=n_items))
+    ranks = np.arange(n_items) - np.searchsorted(clusters, clusters) + 1
+    cumulated = np.concatenate([[0], np.cumsum(ranks**-POPULARITY)])
+    edges = cumulated[np.searchsorted(clusters, np.arange(CLUSTERS + 1))]
+    counts = np.maximum(rng.lognormal(np.log(CLICKS), 1, n_users).astype(np.int64), LEAST_CLICKS)
+    users = np.repeat(np.arange(n_users), counts)
+    liked = rng.integers(CLUSTERS, size=(n_users, CLUSTERS_A_USER))
+    cluster = liked[users, rng.integers(CLUSTERS_A_USER, size=len(users))]
+    stray = rng.random(len(users)) < STRAY_CLICKS
+    low, high = np.where(stray, 0, edges[cluster]), np.where(stray, cumulated[-1], edges[cluster + 1])
+    items = np.searchsorted(cumulated, rng.uniform(low, high), side="right") - 1
+    # No item without a click, which would have no direction.
+    users = np.concatenate([users, rng.integers(n_users, size=LEAST_CLICKS * n_items)])
+    items = np.concatenate([items, np.repeat(np.arange(n_items), LEAST_CLICKS)])
+    items = rng.permutation(n_items)[items]
+    clicks = sp.csr_array((np.ones(len(users), np.float32), (users, items)), shape=(n_users, n_items))
+    clicks.data[:] = 1  # repeated clicks were added up
+    return clicks
+
+
+def anisotropic(n: int) -> DataSet:
+    """Gaussians (n, 768) whose variances fall as 1 / rank."""
+    return _gaussians("anisotropic", n, power=0.5, offset=0.0)
+
+
+def uncentred(n: int) -> DataSet:
+    """Gaussians (n, 768) of slowly falling variances around a mean as long as their deviation."""
+    return _gaussians("uncentred", n, power=0.25, offset=1.0)
+
+
+def _gaussians(name: str, n: int, power: float, offset: float) -> DataSet:
+    rng = np.random.default_rng(SEED)
+    ranks = np.arange(1, GAUSSIAN_DIM + 1)
+    deviations = ranks**-power / np.linalg.norm(ranks**-power)
+    mean = rng.standard_normal(GAUSSIAN_DIM)
+    mean *= offset / np.linalg.norm(mean)
+    noise = rng.standard_normal((n + QUERIES, GAUSSIAN_DIM))
+    rows = (mean + deviations * noise).astype(np.float32)
+    return DataSet(name, rows[:n], rows[n:])
+
+
+MADE: dict[str, Callable[[int], DataSet]] = {
+    make.__name__: make for make in (interactions, recommendations, anisotropic, uncentred)
+}
+"""Data sets that are made from SEED, by the number of vectors."""
