@@ -28,7 +28,7 @@ from compressae_index._engine import InvertedLists, search, simd
 from compressae_index.checks import FloatArray, normalize_rows
 from compressae_index.embedded import QUERY_NNZ, sparse_candidates
 from compressae_index.packing import Packed
-from compressae_index.report import figure_class
+from compressae_index.plots import figure_class
 from compressae_index.training.config import TrainConfig
 
 SPARSE, TWO_STAGE, DENSE = "ours: sparse", "ours: two_stage", "ours: dense"
