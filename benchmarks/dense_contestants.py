@@ -437,12 +437,3 @@ CONTESTANTS = {
     "turbovec": Contestant(turbovec, quick=True),
     "SVS": Contestant(lvq),
 }
-
-
-def built(names: tuple[str, ...], bench: Bench, say: Callable[[str], Any]) -> Iterator[Built]:
-    """All that the named contestants build, one after the other; those that are not installed are named."""
-    for name in names:
-        try:
-            yield from CONTESTANTS[name].make(bench)
-        except ModuleNotFoundError as error:
-            say(f"  ({name} is left out: {error})")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from common import timed
 from data_sets import DataSet
-from dense_contestants import KS, TRAIN_ROWS, Bench, Built, built
+from dense_contestants import CONTESTANTS, KS, TRAIN_ROWS, Bench, Built
 from memory import serving_bytes
 from stores import Store
 from threadpoolctl import threadpool_limits
@@ -71,14 +71,14 @@ def measured(contestant: Built, bench: Bench, memory: bool) -> dict[str, Any]:
     }
 
 
-def run(names: tuple[str, ...], bench: Bench, memory: bool, say: Callable[[str], Any]) -> list[dict[str, Any]]:
-    """The lines of all contestants."""
+def lines_of(name: str, bench: Bench, memory: bool, say: Callable[[str], Any]) -> list[dict[str, Any]]:
+    """The lines of one row of the table of contestants."""
     lines = []
-    for contestant in built(names, bench, say):
-        lines.append(measured(contestant, bench, memory))
-        line = lines[-1]
+    for contestant in CONTESTANTS[name].make(bench):
+        line = measured(contestant, bench, memory)
         say(
             f"  {line['family']}, {line['name']}: {line['bytes']:.0f} bytes, "
             f"recall@{KS[-1]} {line['recall'][KS[-1]]:.4f}, {line['ms_single']:.2f} ms"
         )
+        lines.append(line)
     return lines

@@ -1,30 +1,70 @@
 """One runner for what is compared with others; raw results are kept as JSON, tables and plots made from them.
 
     python benchmarks/run.py quality [DATA] [--quick]
+    python benchmarks/run.py paper [DATA]
     python benchmarks/run.py report
 
-The data sets are rows of `datasets.py`, the contestants rows of `dense_contestants.py` and
+The data sets are rows of `data_sets.py`, the contestants rows of `dense_contestants.py` and
 `sparse_contestants.py`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
+import paper
 import quality
 import torch
 from common import print_load, write_report
-from data_sets import data_set_argument, load
+from data_sets import DataSet, data_set_argument, load
 from dense_contestants import CONTESTANTS
 from threadpoolctl import threadpool_limits
 
 from compressae_index.checks import check_threads
+from compressae_index.training.config import Preset
 
 RESULTS = Path(__file__).parent / "results"
 QUICK_ROWS, QUICK_QUERIES = 20_000, 500
 QUICK_BUDGETS = (56, 128)
+QUICK_KS = (8, 32)
+SEED = 0
+
+Command = Callable[..., Any]
+
+
+def shared(command: Command) -> Command:
+    """Options of what trains and searches a data set."""
+    for option in (
+        click.option("--threads", type=int, help="Threads of building; all by default. Times are of one."),
+        click.option("--rows", type=int, help="Vectors of the database; all by default."),
+        click.option("--quick", is_flag=True, help="Fewer rows, queries and contestants; preset fast."),
+        data_set_argument,
+    ):
+        command = option(command)
+    return command
+
+
+def prepared(
+    source: str, quick: bool, rows: int | None, threads: int | None, budgets: tuple[int, ...]
+) -> tuple[DataSet, quality.Bench]:
+    """The data set, and what contestants are built from."""
+    count = check_threads(threads)
+    torch.set_num_threads(count)
+    data = load(source, rows=rows or (QUICK_ROWS if quick else None), queries=QUICK_QUERIES if quick else None)
+    click.echo(data)
+    print_load(count)
+    preset: Preset = "fast" if quick else "default"
+    return data, quality.bench_of(data, budgets, preset, None, count, SEED)
+
+
+def target(data: DataSet, quick: bool, name: str) -> Path:
+    """Where raw results go."""
+    folder = RESULTS / (f"{data.stem}-quick" if quick else data.stem)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{name.replace(' ', '-')}.json"
 
 
 @click.group()
@@ -33,37 +73,39 @@ def main() -> None:
 
 
 @main.command("quality")
-@data_set_argument
-@click.option("--quick", is_flag=True, help="Fewer rows, contestants and budgets; memory is not measured.")
-@click.option("--rows", type=int, help="Vectors of the database; all by default.")
+@shared
 @click.option("--contestant", "names", type=click.Choice(list(CONTESTANTS)), multiple=True, help="All by default.")
-@click.option("--budgets", help="Bytes a vector, as in 56,96,128.")
-@click.option("--threads", type=int, help="Threads of building; all by default. Times are of one.")
-@click.option("--output", type=click.Path(path_type=Path), help="JSON file; one in results/ by default.")
 def quality_command(
-    source: str,
-    quick: bool,
-    rows: int | None,
-    names: tuple[str, ...],
-    budgets: str | None,
-    threads: int | None,
-    output: Path | None,
+    source: str, quick: bool, rows: int | None, threads: int | None, names: tuple[str, ...]
 ) -> None:
-    """Recall at equal bytes, milliseconds, seconds of building and resident memory of dense contestants."""
-    threads = check_threads(threads)
-    torch.set_num_threads(threads)
-    data = load(source, rows=rows or (QUICK_ROWS if quick else None), queries=QUICK_QUERIES if quick else None)
-    names = names or tuple(name for name, row in CONTESTANTS.items() if row.quick or not quick)
-    sizes = tuple(map(int, budgets.split(","))) if budgets else QUICK_BUDGETS if quick else quality.BUDGETS
-    preset: Any = "fast" if quick else "default"
-    click.echo(data)
-    print_load(threads)
-    with threadpool_limits(threads):
-        bench = quality.bench_of(data, sizes, preset, None, threads, seed=0)
-        lines = quality.run(names, bench, not quick, lambda text: click.echo(text, err=True))
-    settings = {"quick": quick, "preset": preset, "budgets": sizes, "contestants": names, "seed": 0}
-    path = output or RESULTS / f"quality-{data.stem}.json"
-    write_report(path, threads, settings, {"data": data.facts(), "lines": lines})
+    """Recall at equal bytes, milliseconds, seconds of building and resident memory of dense contestants.
+
+    A quick run measures no resident memory.
+    """
+    budgets = QUICK_BUDGETS if quick else quality.BUDGETS
+    data, bench = prepared(source, quick, rows, threads, budgets)
+    for name in names or [name for name, row in CONTESTANTS.items() if row.quick or not quick]:
+        try:
+            with threadpool_limits(bench.threads):
+                lines = quality.lines_of(name, bench, not quick, click.echo)
+        except ModuleNotFoundError as error:
+            click.echo(f"  ({name} is left out: {error})")
+            continue
+        settings = {"contestant": name, "preset": bench.preset, "budgets": budgets, "seed": SEED}
+        path = target(data, quick, f"quality-{name}")
+        write_report(path, bench.threads, settings, {"data": data.facts(), "lines": lines})
+
+
+@main.command("paper")
+@shared
+def paper_command(source: str, quick: bool, rows: int | None, threads: int | None) -> None:
+    """The paper's figure redrawn: recall@100 against compression for 8 to 256 nonzeros."""
+    data, bench = prepared(source, quick, rows, threads, ())
+    ks = QUICK_KS if quick else paper.KS
+    with threadpool_limits(bench.threads):
+        points = paper.run(bench, ks, click.echo)
+    settings = {"preset": bench.preset, "ks": ks, "steps": paper.UPSTREAM_STEPS, "seed": SEED}
+    write_report(target(data, quick, "paper"), bench.threads, settings, {"data": data.facts(), "points": points})
 
 
 if __name__ == "__main__":
