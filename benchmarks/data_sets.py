@@ -5,7 +5,7 @@ The name has two words, as packages of others would import a module `datasets` i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ import numpy.typing as npt
 import scipy.sparse as sp
 from scipy.sparse.linalg import svds
 
+from compressae_index import SparseCodes
 from compressae_index.checks import FloatArray, check_int, check_vectors
 from compressae_index.demo import load_data
 from compressae_index.errors import CompressaeError, DimensionError, FormatError, InputError
@@ -33,6 +34,10 @@ FACTORS = 128
 CLUSTERS, CLUSTERS_A_USER, STRAY_CLICKS = 100, 3, 0.2
 POPULARITY = 0.8
 CLICKS, LEAST_CLICKS = 40, 3
+# Of generated codes: rows made at a time, the least share of a code that comes from one real code, and the
+# deviation of the factors on its values.
+CHUNK = 65_536
+LEAST_SHARE, VALUE_NOISE = 0.5, 0.1
 
 
 class DataSet(NamedTuple):
@@ -252,3 +257,43 @@ MADE: dict[str, Callable[[int], DataSet]] = {
     make.__name__: make for make in (interactions, recommendations, anisotropic, uncentred)
 }
 """Data sets that are made from SEED, by the number of vectors."""
+
+
+def generated_codes(codes: SparseCodes, n: int, seed: int) -> Iterator[SparseCodes]:
+    """Codes as real ones, chunk by chunk, so that n is not bound by memory.
+
+    Each takes half to all of its pairs from one real code and the rest from another, both drawn at random: a
+    latent is as frequent as in the real codes, with values of the same size, and most pairs of latents that
+    occur together do so in a real code. No two are equal, as they would be if real ones were repeated. Their
+    reconstructions have norms about those of the real ones; `CompresSAE.fold` makes them 1.
+
+    Args:
+        codes: real codes, k nonzeros each.
+        n: codes to make.
+        seed: of all that is random.
+
+    Yields:
+        Codes of the same k and n_latents, at most CHUNK at a time.
+    """
+    rng = np.random.default_rng(seed)
+    for begin in range(0, n, CHUNK):
+        yield _mixed(codes, min(CHUNK, n - begin), rng)
+
+
+def _mixed(codes: SparseCodes, n: int, rng: np.random.Generator) -> SparseCodes:
+    drawn = rng.integers(len(codes), size=(n, 2))
+    latents = codes.latents[drawn].reshape(n, -1)
+    order = np.argsort(latents, axis=1, kind="stable")
+    latents = np.take_along_axis(latents, order, axis=1)
+    # Those of the k pairs with the lowest keys are kept: a share of the first code's, then the second's that
+    # the first does not have, then what is left.
+    keys = rng.random(latents.shape, dtype=np.float32)
+    second = order >= codes.k
+    keys += second
+    keys += 2 * (~second & (keys >= rng.uniform(LEAST_SHARE, 1, (n, 1))))
+    keys[:, 1:] += 4 * (latents[:, 1:] == latents[:, :-1])
+    kept = np.zeros(latents.shape, dtype=bool)
+    np.put_along_axis(kept, np.argpartition(keys, codes.k - 1, axis=1)[:, : codes.k], True, axis=1)
+    values = np.take_along_axis(codes.values[drawn].reshape(n, -1), order, axis=1)[kept].reshape(n, -1)
+    values *= 1 + VALUE_NOISE * rng.standard_normal(values.shape, dtype=np.float32)
+    return SparseCodes(latents[kept].reshape(n, -1), values, codes.n_latents)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
 import data_sets
 import h5py
+import make_data
 import numpy as np
 import pytest
-from data_sets import MADE, load
+from click.testing import CliRunner
+from data_sets import MADE, generated_codes, load
 
+from compressae_index import CompresSAE, SparseCodes
 from compressae_index.checks import FloatArray
 from compressae_index.metric import METRICS, row_norms
 
@@ -135,3 +140,129 @@ def test_items_are_found_for_users_by_inner_products() -> None:
     # Popular items are long, so that cosines would find others.
     norms = row_norms(data.vectors)
     assert norms[expected[:, 0]].mean() > 1.5 * np.median(norms)
+
+
+def make(*arguments: object) -> str:
+    """Standard output of make_data.py."""
+    result = CliRunner().invoke(make_data.main, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_convert_to_ann_benchmarks(tmp_path: Path) -> None:
+    path = tmp_path / "set.hdf5"
+    assert "500 vectors of 384 dimensions, 1,000 queries" in make("convert", "shipped", path, "--rows", 500)
+    expected, data = load("shipped", rows=500), load(str(path))
+    np.testing.assert_array_equal(data.vectors, expected.vectors)
+    np.testing.assert_array_equal(data.queries, expected.queries)
+    np.testing.assert_array_equal(data.truth, expected.neighbours(100))
+    with h5py.File(path) as file:
+        assert dict(file.attrs) == {
+            "type": "dense",
+            "distance": "angular",
+            "dimension": 384,
+            "point_type": "float",
+        }
+        cosines = expected.queries @ expected.vectors.T
+        cosines /= row_norms(expected.queries)[:, None] * row_norms(expected.vectors)
+        np.testing.assert_allclose(file["distances"], 1 + np.sort(-cosines)[:, :100], atol=1e-5)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_convert_to_rows(tmp_path: Path) -> None:
+    make("convert", "anisotropic", tmp_path / "set.npy", "--rows", 300)
+    data, expected = load(str(tmp_path / "set.npy")), load("anisotropic", rows=300)
+    np.testing.assert_array_equal(data.vectors, expected.vectors)
+    np.testing.assert_array_equal(data.queries, expected.queries)
+
+
+class Lengths:
+    """A stand-in for a model of sentence-transformers: a text becomes its number and 1."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def encode(self, texts: list[str], show_progress_bar: bool) -> FloatArray:
+        assert self.name == "all-MiniLM-L6-v2"
+        assert show_progress_bar
+        return np.array([[int(text), 1] for text in texts], np.float32)
+
+
+def test_texts_become_shuffled_vectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sentence_transformers", SimpleNamespace(SentenceTransformer=Lengths))
+    texts = tmp_path / "texts.txt"
+    texts.write_text("".join(f"{number}\n" for number in range(1, 2501)) + "\n7\n 8 \n")
+    make("embed", texts, tmp_path / "texts.hdf5")
+    data = load(str(tmp_path / "texts.hdf5"))
+    numbers = np.concatenate([data.vectors, data.queries])[:, 0]
+    assert sorted(numbers) == list(range(1, 2501))
+    assert len(data.queries) == data_sets.QUERIES
+    # Queries are not simply the last lines.
+    assert 1100 < data.queries[:, 0].mean() < 1400
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["convert", "shipped", "set.txt"], "set.txt must end in .hdf5 or .npy"),
+        (["convert", "shipped", "nowhere/set.npy"], "there is no folder nowhere"),
+        (["convert", "shipped", "set.npy"], "has 1000 queries, and .npy holds 2000; write .hdf5"),
+        (["convert", "recommendations", "set.hdf5", "--rows", "500"], "is searched by inner_product"),
+        (["embed", "few.txt", "set.npy"], "few.txt holds 3 different lines; there must be more than"),
+        (["embed", "many.txt", "set.npy"], "run: pip install sentence-transformers"),
+    ],
+)
+def test_nothing_is_written_of_what_cannot_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    Path("few.txt").write_text("one\ntwo\nthree\none\n")
+    Path("many.txt").write_text("".join(f"{number}\n" for number in range(3000)))
+    result = CliRunner().invoke(make_data.main, arguments)
+    assert result.exit_code != 0
+    assert message in result.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["few.txt", "many.txt"]
+
+
+@pytest.fixture(scope="module")
+def real(model: CompresSAE, vectors: FloatArray) -> SparseCodes:
+    return model.fold(model.encode(vectors[:1000]))
+
+
+def test_generated_codes_are_made_of_two_real_ones(real: SparseCodes) -> None:
+    generated = SparseCodes.concatenate(generated_codes(real, 500, seed=1))
+    pattern, made = real.to_dense() != 0, generated.to_dense() != 0
+    shared = np.sort(made.astype(np.float32) @ pattern.T.astype(np.float32), axis=1)
+    assert (shared[:, -1] + shared[:, -2] >= real.k).all()
+    # Most of a code comes from one real code, so that latents which occur together still do.
+    assert shared[:, -1].mean() > 0.6 * real.k
+    assert len(np.unique(generated.latents, axis=0)) > 400
+
+
+def test_generated_codes_have_the_measured_distribution(real: SparseCodes) -> None:
+    n = 20_000
+    generated = SparseCodes.concatenate(generated_codes(real, n, seed=1))
+    measured, made = (
+        np.bincount(codes.latents.ravel(), minlength=real.n_latents) / len(codes)
+        for codes in (real, generated)
+    )
+    assert np.corrcoef(measured, made)[0, 1] > 0.98
+    assert np.square(made).sum() == pytest.approx(np.square(measured).sum(), rel=0.02)
+    assert (generated.values < 0).mean() == pytest.approx((real.values < 0).mean(), abs=0.01)
+    for quantile in (0.1, 0.5, 0.9):
+        expected = np.quantile(np.abs(real.values), quantile)
+        assert np.quantile(np.abs(generated.values), quantile) == pytest.approx(expected, rel=0.05)
+
+
+def test_generated_codes_come_in_chunks_and_repeat(
+    real: SparseCodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data_sets, "CHUNK", 64)
+    first, second = (list(generated_codes(real, 150, seed=3)) for _ in range(2))
+    assert [len(chunk) for chunk in first] == [64, 64, 22]
+    for one, other in zip(first, second, strict=True):
+        np.testing.assert_array_equal(one.latents, other.latents)
+        np.testing.assert_array_equal(one.values, other.values)
+    other = next(generated_codes(real, 150, seed=4))
+    assert (other.latents != first[0].latents).any()
