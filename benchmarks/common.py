@@ -12,6 +12,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,9 +23,12 @@ from compressae_index._engine import simd
 
 T = TypeVar("T")
 
+RESULTS = Path(__file__).parent / "results"
+
 PACKAGES = (
-    *("compressae-index", "numpy", "scipy", "torch", "faiss-cpu", "turbovec"),
-    *("pyvsag", "pyseismic-lsr", "kannolo", "bmp", "sparse_dot_mkl", "mkl"),
+    *("compressae-index", "numpy", "scipy", "torch", "faiss-cpu", "turbovec", "scalable-vs"),
+    *("compresso-pytorch", "wordllama", "pyvsag", "pyseismic-lsr", "kannolo", "bmp", "sparse_dot_mkl", "mkl"),
+    *("milvus-lite", "pymilvus"),
 )
 
 
@@ -83,6 +87,7 @@ def environment(threads: int) -> dict[str, Any]:
         except PackageNotFoundError:
             versions[package] = "not installed"
     return {
+        "date": datetime.now(timezone.utc).date().isoformat(),
         "python": platform.python_version(),
         "versions": versions,
         "machine": platform.platform(),
@@ -102,6 +107,13 @@ def _processor() -> str:
     except OSError:
         return platform.processor()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+
+
+def results_path(stem: str, name: str) -> Path:
+    """Where raw results of a data set are kept."""
+    folder = RESULTS / stem
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{name.replace(' ', '-')}.json"
 
 
 def write_report(

@@ -1,6 +1,6 @@
 """The engine against others: same codes, same queries, one process, one thread, interleaved rounds.
 
-    python benchmarks/engine.py [DATA]
+    python benchmarks/run.py engines [DATA]
 
 Real codes are tiled with noise to the asked numbers of documents. The rivals are optional, of the extra
 "bench"; one that is not installed is named and left out. Recall is against exact float32 scores, by the
@@ -18,9 +18,9 @@ from typing import Any
 
 import click
 import numpy as np
-from common import interleaved, markdown, print_load, timed, write_report
+from common import interleaved, markdown, print_load, results_path, timed, write_report
 from data_sets import data_set_argument, load
-from rivals import RIVALS, Bench, Contender, IntArray, available, best
+from sparse_contestants import RIVALS, Bench, Contender, IntArray, available, best
 from threadpoolctl import threadpool_limits
 
 from compressae_index import CompresSAE, SparseCodes, train
@@ -28,7 +28,6 @@ from compressae_index._engine import InvertedLists, search, simd
 from compressae_index.checks import FloatArray, normalize_rows
 from compressae_index.embedded import QUERY_NNZ, sparse_candidates
 from compressae_index.packing import Packed
-from compressae_index.plots import figure_class
 from compressae_index.training.config import TrainConfig
 
 SPARSE, TWO_STAGE, DENSE = "ours: sparse", "ours: two_stage", "ours: dense"
@@ -111,11 +110,12 @@ def bound(bench: Bench, lists: InvertedLists, bytes_per_second: float) -> dict[s
     return {"postings": postings, "bytes": read, "bound_ms": 1000 * read / bytes_per_second}
 
 
-def contenders_of(bench: Bench, names: tuple[str, ...], slow_at_most: int) -> Iterator[Contender]:
+def contenders_of(bench: Bench, names: tuple[str, ...]) -> Iterator[Contender]:
     """Those of the named rivals."""
     for name in names:
-        if RIVALS[name].slow and bench.n > slow_at_most:
-            click.echo(f"({name} is not built beyond {slow_at_most:,} documents)")
+        most = RIVALS[name].most
+        if most is not None and bench.n > most:
+            click.echo(f"({name} is not built beyond {most:,} documents)")
         else:
             yield from RIVALS[name].contenders(bench)
 
@@ -132,11 +132,11 @@ def overlap(found: list[IntArray], truth: list[IntArray], top: int) -> float:
 
 
 def measure(
-    bench: Bench, names: tuple[str, ...], slow_at_most: int, rounds: int, bytes_per_second: float
+    bench: Bench, names: tuple[str, ...], rounds: int, bytes_per_second: float
 ) -> dict[str, Any]:
     """Results of one number of documents."""
     own, lists = ours(bench)
-    contenders = [*own, *contenders_of(bench, names, slow_at_most)]
+    contenders = [*own, *contenders_of(bench, names)]
     truths = [
         [best(bench.matrix @ query, bench.top) for query in queries]
         for queries in (bench.cut, list(bench.projections))
@@ -161,47 +161,42 @@ def measure(
     }
 
 
-def print_measured(measured: dict[str, Any], bench: Bench) -> None:
+def table(measured: dict[str, Any], query_nnz: int, top: int) -> str:
     """The table of one number of documents, and how far the posting lists are from the bound of memory."""
     results, lower = measured["results"], measured["bound"]
-    click.echo(f"\n{measured['documents']:,} documents\n")
-    click.echo(
-        markdown(
+    lines = markdown(
+        [
+            f"{measured['documents']:,} documents",
+            f"recall@{top}, {query_nnz} latents",
+            f"recall@{top}, whole",
+            "ms/query",
+            "time / sparse",
+            "bytes/vector",
+            "build s",
+        ],
+        [
             [
-                "",
-                f"recall@{bench.top}, {bench.query_nnz} latents",
-                f"recall@{bench.top}, whole",
-                "ms/query",
-                "time / sparse",
-                "bytes/vector",
-                "build s",
-            ],
-            [
-                [
-                    name,
-                    f"{result['recall_strongest']:.4f}",
-                    f"{result['recall_whole']:.4f}",
-                    f"{result['ms']:.3f}",
-                    f"{result['ms'] / results[SPARSE]['ms']:.2f}",
-                    f"{result['row_bytes']:.0f}",
-                    f"{result['build_seconds']:.1f}",
-                ]
-                for name, result in results.items()
-            ],
-        )
+                name,
+                f"{result['recall_strongest']:.4f}",
+                f"{result['recall_whole']:.4f}",
+                f"{result['ms']:.3f}",
+                f"{result['ms'] / results[SPARSE]['ms']:.2f}",
+                f"{result['row_bytes']:.0f}",
+                f"{result['build_seconds']:.1f}",
+            ]
+            for name, result in results.items()
+        ],
     )
-    click.echo(
-        f"\nA query reads {lower['postings']:,.0f} postings, {lower['bytes'] / 1e6:.2f} MB: at least "
-        f"{lower['bound_ms']:.3f} ms. The posting lists alone take "
-        f"{lower['kernel_times_bound']:.1f} times that."
+    return (
+        f"{lines}\n\nA query reads {lower['postings']:,.0f} postings, {lower['bytes'] / 1e6:.2f} MB: at least "
+        f"{lower['bound_ms']:.3f} ms. The posting lists alone take {lower['kernel_times_bound']:.1f} times that."
     )
 
 
-def print_growth(reports: list[dict[str, Any]]) -> None:
+def growth_table(reports: list[dict[str, Any]]) -> str:
     """Milliseconds by number of documents, of what was measured at all of them."""
     first, last = reports[0], reports[-1]
-    click.echo("\nMilliseconds a query by documents\n")
-    header = ["", *(f"{report['documents']:,}" for report in reports), "growth"]
+    header = ["milliseconds a query", *(f"{report['documents']:,}" for report in reports), "growth"]
     names = [name for name in first["results"] if all(name in report["results"] for report in reports)]
     lines = [
         [
@@ -211,36 +206,10 @@ def print_growth(reports: list[dict[str, Any]]) -> None:
         ]
         for name in names
     ]
-    click.echo(markdown(header, lines))
+    return markdown(header, lines)
 
 
-def draw(reports: list[dict[str, Any]], path: Path, figure_class: Any) -> None:
-    """Milliseconds over recall: rows for the truths that engines aim at, columns for documents."""
-    figure = figure_class(figsize=(9 * len(reports), 10), layout="constrained")
-    grid = figure.subplots(2, len(reports), sharey=True, squeeze=False)
-    for axes_row, truth, label in (
-        (grid[0], "recall_strongest", "strongest latents"),
-        (grid[1], "recall_whole", "whole projections"),
-    ):
-        for axes, report in zip(axes_row, reports, strict=True):
-            named = {
-                name: result
-                for name, result in report["results"].items()
-                if result[truth] == max(result["recall_strongest"], result["recall_whole"])
-            }
-            for i, (name, result) in enumerate(named.items(), start=1):
-                point = (result[truth], result["ms"])
-                color = "C3" if name.startswith("ours") else "C0"
-                axes.plot(*point, "o", color=color, label=f"{i}  {name}")
-                axes.annotate(str(i), point, (4, 3), textcoords="offset points")
-            axes.set(title=f"{report['documents']:,} documents", yscale="log")
-            axes.set(xlabel=f"recall of exact scores by {label}", ylabel="milliseconds a query, one thread")
-            axes.grid(alpha=0.3)
-            axes.legend(fontsize=7, handlelength=0.5, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(path, dpi=150)
-
-
-@click.command()
+@click.command("engines")
 @data_set_argument
 @click.option("--model", "model_path", type=click.Path(exists=True, path_type=Path), help="A saved model.")
 @click.option(
@@ -260,39 +229,27 @@ def draw(reports: list[dict[str, Any]], path: Path, figure_class: Any) -> None:
     show_default=True,
     help="Engines beside ours; may be repeated.",
 )
-@click.option(
-    "--slow-at-most",
-    default=1_000_000,
-    show_default=True,
-    help="Documents up to which engines that are slow to build take part.",
-)
 @click.option("--query-nnz", default=32, show_default=True, help="Latents of a query.")
 @click.option("--top", default=SELECTED[0], show_default=True, help="Results of a query.")
 @click.option("--queries", default=50, show_default=True, help="Queries a round, one at a time.")
 @click.option("--rounds", default=5, show_default=True, help="Interleaved rounds, whose medians are printed.")
-@click.option("--output", type=click.Path(path_type=Path), help="JSON file to write.")
-@click.option("--plot", type=click.Path(path_type=Path), help="PNG file to write.")
 @click.pass_context
-def main(
+def command(
     context: click.Context,
     source: str,
     model_path: Path | None,
     documents: tuple[int, ...],
     rivals: tuple[str, ...],
-    slow_at_most: int,
     query_nnz: int,
     top: int,
     queries: int,
     rounds: int,
-    output: Path | None,
-    plot: Path | None,
 ) -> None:
     """Milliseconds a query of our engine and of others, at which recall, bytes and seconds of building."""
     names = available(rivals)
     for name in rivals:
         if name not in names:
             click.echo(f"({RIVALS[name].module} is not installed)")
-    figure = figure_class() if plot is not None else None
     data = load(source)
     if model_path is not None:
         model = CompresSAE.load(model_path)
@@ -312,19 +269,13 @@ def main(
         )
         for n in sorted(documents):
             bench = Bench(model, tiled(codes, n, seed=0), unit, projections, query_nnz, top)
-            reports.append(measure(bench, names, slow_at_most, rounds, speed))
-            print_measured(reports[-1], bench)
+            reports.append(measure(bench, names, rounds, speed))
+            click.echo("\n" + table(reports[-1], query_nnz, top))
     if len(reports) > 1:
-        print_growth(reports)
-    if plot is not None:
-        draw(reports, plot, figure)
+        click.echo("\n" + growth_table(reports))
     write_report(
-        output,
+        results_path(data.stem, "engines"),
         1,
         context.params,
-        {"copy_bytes_per_second": speed, "projection_ms": projecting, "measured": reports},
+        {"data": data.facts(), "copy_bytes_per_second": speed, "projection_ms": projecting, "measured": reports},
     )
-
-
-if __name__ == "__main__":
-    main()

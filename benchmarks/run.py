@@ -1,7 +1,9 @@
 """One runner for what is compared with others; raw results are kept as JSON, tables and plots made from them.
 
     python benchmarks/run.py quality [DATA] [--quick]
+    python benchmarks/run.py engines [DATA]
     python benchmarks/run.py paper [DATA]
+    python benchmarks/run.py scale [DATA]
     python benchmarks/run.py report
 
 The data sets are rows of `data_sets.py`, the contestants rows of `dense_contestants.py` and
@@ -15,18 +17,21 @@ from pathlib import Path
 from typing import Any
 
 import click
+import engines
 import paper
 import quality
+import report
+import scale
+import summaries
 import torch
-from common import print_load, write_report
+from common import RESULTS, print_load, results_path, write_report
 from data_sets import DataSet, data_set_argument, load
 from dense_contestants import CONTESTANTS
 from threadpoolctl import threadpool_limits
 
 from compressae_index.checks import check_threads
-from compressae_index.training.config import Preset
+from compressae_index.training.config import Preset, TrainConfig
 
-RESULTS = Path(__file__).parent / "results"
 QUICK_ROWS, QUICK_QUERIES = 20_000, 500
 QUICK_BUDGETS = (56, 128)
 QUICK_KS = (8, 32)
@@ -62,14 +67,15 @@ def prepared(
 
 def target(data: DataSet, quick: bool, name: str) -> Path:
     """Where raw results go."""
-    folder = RESULTS / (f"{data.stem}-quick" if quick else data.stem)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{name.replace(' ', '-')}.json"
+    return results_path(f"{data.stem}-quick" if quick else data.stem, name)
 
 
 @click.group()
 def main() -> None:
     """Compares compressae-index with others."""
+
+
+main.add_command(engines.command)
 
 
 @main.command("quality")
@@ -106,6 +112,30 @@ def paper_command(source: str, quick: bool, rows: int | None, threads: int | Non
         points = paper.run(bench, ks, click.echo)
     settings = {"preset": bench.preset, "ks": ks, "steps": paper.UPSTREAM_STEPS, "seed": SEED}
     write_report(target(data, quick, "paper"), bench.threads, settings, {"data": data.facts(), "points": points})
+
+
+@main.command("scale")
+@shared
+def scale_command(source: str, quick: bool, rows: int | None, threads: int | None) -> None:
+    """Time and memory at 100,000 to 10,000,000 generated codes, and what more would take."""
+    count = check_threads(threads)
+    torch.set_num_threads(count)
+    data = load(source, rows=rows)
+    click.echo(data)
+    print_load(count)
+    sizes = scale.SIZES[: -1 if quick else None]
+    config = TrainConfig.preset("fast" if quick else "default", seed=SEED)
+    measured = scale.run(data, sizes, config, count, SEED, click.echo)
+    write_report(target(data, quick, "scale"), count, {"sizes": sizes, "seed": SEED}, {"data": data.facts(), **measured})
+
+
+@main.command("report")
+def report_command() -> None:
+    """Writes the tables and plots of results/, and the README's, from the raw results."""
+    sections = [report.section(folder) for folder in sorted(RESULTS.iterdir()) if report.is_kept(folder)]
+    (RESULTS / "README.md").write_text("\n\n".join([report.HEAD, *sections]) + "\n")
+    readme = Path(__file__).parents[1] / "README.md"
+    readme.write_text(summaries.replaced(readme.read_text(), "benchmarks", report.summary(RESULTS)))
 
 
 if __name__ == "__main__":
