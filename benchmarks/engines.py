@@ -131,9 +131,7 @@ def overlap(found: list[IntArray], truth: list[IntArray], top: int) -> float:
     return statistics.fmean(shares)
 
 
-def measure(
-    bench: Bench, names: tuple[str, ...], rounds: int, bytes_per_second: float
-) -> dict[str, Any]:
+def measure(bench: Bench, names: tuple[str, ...], rounds: int, bytes_per_second: float) -> dict[str, Any]:
     """Results of one number of documents."""
     own, lists = ours(bench)
     contenders = [*own, *contenders_of(bench, names)]
@@ -188,8 +186,9 @@ def table(measured: dict[str, Any], query_nnz: int, top: int) -> str:
         ],
     )
     return (
-        f"{lines}\n\nA query reads {lower['postings']:,.0f} postings, {lower['bytes'] / 1e6:.2f} MB: at least "
-        f"{lower['bound_ms']:.3f} ms. The posting lists alone take {lower['kernel_times_bound']:.1f} times that."
+        f"{lines}\n\nA query reads {lower['postings']:,.0f} postings, {lower['bytes'] / 1e6:.2f} MB: at "
+        f"least {lower['bound_ms']:.3f} ms. The posting lists alone take "
+        f"{lower['kernel_times_bound']:.1f} times that."
     )
 
 
@@ -277,5 +276,10 @@ def command(
         results_path(data.stem, "engines"),
         1,
         context.params,
-        {"data": data.facts(), "copy_bytes_per_second": speed, "projection_ms": projecting, "measured": reports},
+        {
+            "data": data.facts(),
+            "copy_bytes_per_second": speed,
+            "projection_ms": projecting,
+            "measured": reports,
+        },
     )

@@ -13,9 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+from stores import Store
 
 from compressae_index.checks import FloatArray
-from stores import Store
 
 ANSWERED = 100
 TOP = 100
@@ -31,9 +31,9 @@ def resident() -> int:
 
 
 def serving_bytes(store: Store, queries: FloatArray) -> int:
-    """Bytes that a fresh process takes to open a store and to answer 100 queries, model and codebooks included.
+    """Bytes that a fresh process takes to open a store and to answer 100 queries.
 
-    Counted are anonymous memory and the pages of the store's files that were read by mapping them.
+    Models and codebooks are included. Counted are anonymous memory and the pages of the store's files that were read by mapping them.
     """
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "store"

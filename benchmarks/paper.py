@@ -1,4 +1,4 @@
-"""The figure of the paper, redrawn: recall@100 against compression, by the paper's accounting and by bytes stored."""
+"""The figure of the paper, redrawn: recall@100 against compression."""
 
 from __future__ import annotations
 
@@ -8,13 +8,10 @@ from typing import Any, NamedTuple
 
 import faiss
 import numpy as np
-from data_sets import DataSet
-from dense_contestants import UPSTREAM_STEPS, better_of_decoded, factory, truncated
-from quality import Bench
+from dense_contestants import Bench, better_of_decoded, factory, recipe, truncated
 from stores import IntArray
 
 from compressae_index import CompresSAE, CompressedIndex, SparseCodes, train
-from compressae_index.checks import FloatArray
 from compressae_index.evaluation import exact_neighbours, recall
 from compressae_index.model import Encoder
 from compressae_index.training.config import TrainConfig
@@ -39,10 +36,11 @@ class Point(NamedTuple):
 
     curve: str
     k: int
-    """Nonzeros, or half the components of a truncated vector: those of as many bytes by the paper's accounting."""
+    """Nonzeros, or half the components of a truncated vector, which take as many of the paper's bytes."""
     paper_bytes: float
+    """By the paper's accounting: 8 a nonzero."""
     bytes: float
-    """As stored; the same where nothing of ours stores it."""
+    """As our engine stores it; the same where it does not."""
     recall: float
 
 
@@ -64,11 +62,8 @@ def nearest_codes(codes: SparseCodes, asked: SparseCodes) -> IntArray:
 
 
 def of_recipe(bench: Bench, k: int) -> Iterator[Point]:
-    """The paper's recipe for one k, compared as it does: codes with codes, reconstructions with reconstructions."""
-    config = TrainConfig(
-        k=k, n_latents=bench.n_latents, initialization="random", refine_rounds=0, steps=UPSTREAM_STEPS
-    )
-    model = train(bench.unit, config).model
+    """The paper's recipe for one k, compared as it does: codes, or reconstructions, with each other."""
+    model = recipe(bench, k)
     encode = partial(model.encode, encoder="topk", num_threads=bench.threads)
     codes, asked = encode(bench.unit), encode(bench.queries)
     size = PAPER_BYTES * k

@@ -16,8 +16,8 @@ from compressae_index.plots import recall_against_bytes, speed_against_recall
 
 HEAD = """# Results
 
-Written by `python benchmarks/run.py report` from the raw results beside this file: do not edit. How they are measured
-is in [benchmarks/README.md](../README.md)."""
+Written by `python benchmarks/run.py report` from the raw results in the folders beside this file: do not edit.
+[benchmarks/README.md](../README.md) says how they are measured."""
 # The data set whose tables the project's README shows.
 MAIN = "wordnet-minilm"
 AT = 100
@@ -69,12 +69,20 @@ def _quality(folder: Path) -> list[str]:
     summaries.draw(
         folder / "recall-bytes.png",
         (7, 5),
-        [lambda axes: recall_against_bytes(axes, summaries.series_of(small, summaries.PLOTTED, joined=True), AT)],
+        [
+            lambda axes: recall_against_bytes(
+                axes, summaries.series_of(small, summaries.PLOTTED, joined=True), AT
+            )
+        ],
     )
     summaries.draw(
         folder / "speed-recall.png",
         (7, 5),
-        [lambda axes: speed_against_recall(axes, summaries.series_of(lines, summaries.FAST, joined=False), AT)],
+        [
+            lambda axes: speed_against_recall(
+                axes, summaries.series_of(lines, summaries.FAST, joined=False), AT
+            )
+        ],
     )
     return [
         f"### Recall at equal bytes\n\n{_facts(reports[0])} Of each family the best that fits.",
@@ -95,7 +103,9 @@ def _paper(folder: Path) -> list[str]:
     summaries.draw(folder / "paper.png", (12, 5), panels)
     curves = list(dict.fromkeys(point["curve"] for point in points))
     ks = sorted({point["k"] for point in points})
-    cells = {(point["curve"], point["k"]): f"{point['recall']:.3f} ({point['bytes']:.0f})" for point in points}
+    cells = {
+        (point["curve"], point["k"]): f"{point['recall']:.3f} ({point['bytes']:.0f})" for point in points
+    }
     return [
         f"### The paper's figure\n\n{_facts(reports[0])}",
         f"![recall against compression]({folder.name}/paper.png)",
@@ -123,12 +133,15 @@ def _scale(folder: Path) -> list[str]:
         parts += [
             f"### Scale\n\n{_facts(report)} Codes are generated from real ones.",
             summaries.size_table(report),
-            f"Training took {report['train_seconds']:.0f} s; {report['encoded_per_second']:,.0f} vectors a second "
-            f"are encoded by one thread; the projection of a query takes {report['projection_ms']:.2f} ms; a model "
-            f"takes {report['model_bytes'] / 1e6:.0f} MB.",
+            f"Training took {report['train_seconds']:.0f} s. One thread encodes "
+            f"{report['encoded_per_second']:,.0f} vectors a second. The projection of a query takes "
+            f"{report['projection_ms']:.2f} ms, and a model {report['model_bytes'] / 1e6:.0f} MB.",
             markdown(
                 ["one node, one thread", *(f"{plan['documents']:,} documents" for plan in planned)],
-                [[name.replace("_", " "), *(f"{plan[name]:,.4g}" for plan in planned)] for name in planned[0]][1:],
+                [
+                    [name.replace("_", " "), *(f"{plan[name]:,.4g}" for plan in planned)]
+                    for name in planned[0]
+                ][1:],
             ),
         ]
     return parts

@@ -26,7 +26,7 @@ import summaries
 import torch
 from common import RESULTS, print_load, results_path, write_report
 from data_sets import DataSet, data_set_argument, load
-from dense_contestants import CONTESTANTS
+from dense_contestants import CONTESTANTS, RECIPE_STEPS, Bench
 from threadpoolctl import threadpool_limits
 
 from compressae_index.checks import check_threads
@@ -54,11 +54,13 @@ def shared(command: Command) -> Command:
 
 def prepared(
     source: str, quick: bool, rows: int | None, threads: int | None, budgets: tuple[int, ...]
-) -> tuple[DataSet, quality.Bench]:
+) -> tuple[DataSet, Bench]:
     """The data set, and what contestants are built from."""
     count = check_threads(threads)
     torch.set_num_threads(count)
-    data = load(source, rows=rows or (QUICK_ROWS if quick else None), queries=QUICK_QUERIES if quick else None)
+    data = load(
+        source, rows=rows or (QUICK_ROWS if quick else None), queries=QUICK_QUERIES if quick else None
+    )
     click.echo(data)
     print_load(count)
     preset: Preset = "fast" if quick else "default"
@@ -80,7 +82,9 @@ main.add_command(engines.command)
 
 @main.command("quality")
 @shared
-@click.option("--contestant", "names", type=click.Choice(list(CONTESTANTS)), multiple=True, help="All by default.")
+@click.option(
+    "--contestant", "names", type=click.Choice(list(CONTESTANTS)), multiple=True, help="All by default."
+)
 def quality_command(
     source: str, quick: bool, rows: int | None, threads: int | None, names: tuple[str, ...]
 ) -> None:
@@ -110,8 +114,10 @@ def paper_command(source: str, quick: bool, rows: int | None, threads: int | Non
     ks = QUICK_KS if quick else paper.KS
     with threadpool_limits(bench.threads):
         points = paper.run(bench, ks, click.echo)
-    settings = {"preset": bench.preset, "ks": ks, "steps": paper.UPSTREAM_STEPS, "seed": SEED}
-    write_report(target(data, quick, "paper"), bench.threads, settings, {"data": data.facts(), "points": points})
+    settings = {"preset": bench.preset, "ks": ks, "steps": RECIPE_STEPS, "seed": SEED}
+    write_report(
+        target(data, quick, "paper"), bench.threads, settings, {"data": data.facts(), "points": points}
+    )
 
 
 @main.command("scale")
@@ -126,7 +132,12 @@ def scale_command(source: str, quick: bool, rows: int | None, threads: int | Non
     sizes = scale.SIZES[: -1 if quick else None]
     config = TrainConfig.preset("fast" if quick else "default", seed=SEED)
     measured = scale.run(data, sizes, config, count, SEED, click.echo)
-    write_report(target(data, quick, "scale"), count, {"sizes": sizes, "seed": SEED}, {"data": data.facts(), **measured})
+    write_report(
+        target(data, quick, "scale"),
+        count,
+        {"sizes": sizes, "seed": SEED},
+        {"data": data.facts(), **measured},
+    )
 
 
 @main.command("report")

@@ -16,6 +16,7 @@ from summaries import growth
 from threadpoolctl import threadpool_limits
 
 from compressae_index import CompresSAE, CompressedIndex, SparseCodes, train
+from compressae_index.checks import FloatArray
 from compressae_index.embedded import EmbeddedBackend
 from compressae_index.ids import Ids
 from compressae_index.index import MODES
@@ -26,10 +27,20 @@ ADDED = 10_000
 TOP = 100
 TIMED_QUERIES = 30
 # What grows, and its part of a plan for more documents.
-GROWING = ("build_seconds", "add_seconds", "save_seconds", "load_seconds", "sparse_ms", "two_stage_ms", "dense_ms")
+GROWING = (
+    "build_seconds",
+    "add_seconds",
+    "save_seconds",
+    "load_seconds",
+    "sparse_ms",
+    "two_stage_ms",
+    "dense_ms",
+)
 
 
-def filled(model: CompresSAE, codes: SparseCodes, n: int, threads: int, seed: int) -> tuple[EmbeddedBackend, float]:
+def filled(
+    model: CompresSAE, codes: SparseCodes, n: int, threads: int, seed: int
+) -> tuple[EmbeddedBackend, float]:
     """A back end of n generated codes, and the seconds of packing and inverting them."""
     backend, seconds = EmbeddedBackend(model.n_latents, codes.k), 0.0
     for chunk in generated_codes(codes, n, seed):
@@ -40,7 +51,7 @@ def filled(model: CompresSAE, codes: SparseCodes, n: int, threads: int, seed: in
     return joined, seconds + taken
 
 
-def single(index: CompressedIndex, queries: Sequence[Any]) -> dict[str, float]:
+def single(index: CompressedIndex, queries: FloatArray) -> dict[str, float]:
     """Milliseconds of single queries on one thread, by mode, their projection included."""
     taken = {}
     for mode in MODES:
@@ -51,7 +62,7 @@ def single(index: CompressedIndex, queries: Sequence[Any]) -> dict[str, float]:
 
 
 def of_size(
-    model: CompresSAE, codes: SparseCodes, queries: Sequence[Any], n: int, threads: int, seed: int
+    model: CompresSAE, codes: SparseCodes, queries: FloatArray, n: int, threads: int, seed: int
 ) -> dict[str, Any]:
     """Seconds, milliseconds and bytes at n documents."""
     backend, build_seconds = filled(model, codes, n, threads, seed)
@@ -82,7 +93,12 @@ def of_size(
 
 
 def run(
-    data: DataSet, sizes: Sequence[int], config: TrainConfig, threads: int, seed: int, say: Callable[[str], Any]
+    data: DataSet,
+    sizes: Sequence[int],
+    config: TrainConfig,
+    threads: int,
+    seed: int,
+    say: Callable[[str], Any],
 ) -> dict[str, Any]:
     """Growth over the sizes, and the terms that do not grow."""
     trained, train_seconds = timed(partial(train, data.vectors, config))
@@ -108,7 +124,7 @@ def run(
 def projected(measured: dict[str, Any], n: int) -> dict[str, float]:
     """What n documents would take: bytes and seconds by the largest size that was measured, times the growth.
 
-    Milliseconds are the line through the two largest sizes: what a query does for its latents alone does not grow.
+    Milliseconds are on the line through the two largest sizes, as a part of each query does not grow.
     """
     sizes = measured["sizes"]
     smaller, largest = sizes[-2], sizes[-1]

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from compressae_index import CompressedIndex
 from compressae_index.checks import FloatArray
 
-IntArray: TypeAlias = npt.NDArray[np.integer[Any]]
+IntArray: TypeAlias = npt.NDArray[Any]
 Opener: TypeAlias = Callable[[], "Store"]
 
 
@@ -116,7 +116,7 @@ class SvsStore:
         return found
 
     def save(self, folder: Path) -> Opener:
-        """See `Store`; the package cannot write a flat index, so that vectors are written and compressed again."""
+        """See `Store`. The package writes no flat index: vectors are written, and compressed again."""
         path = str(folder / "vectors.fvecs")
         importlib.import_module("svs").write_vecs(self.vectors, path)
         return partial(SvsStore.open, path, self.vectors[:0], self.bits)

@@ -12,7 +12,7 @@ import numpy as np
 from common import markdown
 
 from compressae_index.evaluation import Measurement
-from compressae_index.plots import Series, figure_class, recall_against_bytes, speed_against_recall
+from compressae_index.plots import Series, figure_class
 
 Line: TypeAlias = dict[str, Any]
 
@@ -116,7 +116,9 @@ def draw(path: Path, size: tuple[float, float], panels: Sequence[Callable[[Any],
     figure.savefig(path)
 
 
-def paper_panel(points: Sequence[Line], published: dict[str, dict[float, float]], dim: int, axes: Any) -> None:
+def paper_panel(
+    points: Sequence[Line], published: dict[str, dict[float, float]], dim: int, axes: Any
+) -> None:
     """Recall against compression by the paper's accounting, or by stored bytes where nothing is published."""
     size = "paper_bytes" if published else "bytes"
     for curve in dict.fromkeys(point["curve"] for point in points):
@@ -149,8 +151,8 @@ def machine(report: dict[str, Any]) -> str:
     """Where and when numbers come from."""
     place = report["environment"]
     return (
-        f"{place['date']}, {place['processor']}, {place['simd']}, load average {place['load_average'][0]:.1f}, "
-        f"{report['environment']['threads']} threads to build"
+        f"{place['date']}, {place['processor']}, {place['simd']}, {place['threads']} threads to build, "
+        f"load average {place['load_average'][0]:.1f}"
     )
 
 

@@ -10,11 +10,12 @@ import pytest
 from memory import serving_bytes
 from paper import nearest_codes
 from report import summary
-from scale import MODES, projected
+from scale import projected
 from stores import FaissStore
 from summaries import best_that_fit, equal_bytes, growth, replaced
 
 from compressae_index import SparseCodes
+from compressae_index.index import MODES
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -40,7 +41,10 @@ def test_equal_bytes_takes_the_best_that_fits() -> None:
         "a": {56: 50, 64: 50},
         "b": {64: 64},
     }
-    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in equal_bytes(lines, (56, 64), 100).split("\n")]
+    rows = [
+        [cell.strip() for cell in row.strip("|").split("|")]
+        for row in equal_bytes(lines, (56, 64), 100).split("\n")
+    ]
     assert rows[0] == ["recall@100", "56 bytes", "64 bytes"]
     assert rows[2:] == [["a", "**0.700**", "0.700"], ["b", "", "**0.900**"]]
 
@@ -97,4 +101,6 @@ def test_the_readme_shows_the_raw_results() -> None:
     text = (BENCHMARKS.parent / "README.md").read_text()
     assert replaced(text, "benchmarks", summary(results)) == text
     for path in results.glob("*/*.json"):
-        assert {"date", "versions", "processor", "threads", "load_average"} <= set(json.loads(path.read_text())["environment"])
+        assert {"date", "versions", "processor", "threads", "load_average"} <= set(
+            json.loads(path.read_text())["environment"]
+        )
