@@ -1,7 +1,7 @@
 """Ways to store dense vectors: the rows of the table that `run.py quality` measures.
 
-Bytes are those that a vector takes in the structure that serves, ids where it needs them. Codebooks, rotations
-and models are not counted, as they do not grow with the vectors; resident memory that is measured holds them.
+Bytes are those that a vector takes in the structure that serves, ids where it needs them. Codebooks,
+rotations and models are not counted, as they do not grow with the vectors; the resident memory holds them.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from compressae_index.plots import recall_against_bytes, speed_against_recall
 
 HEAD = """# Results
 
-Written by `python benchmarks/run.py report` from the raw results in the folders beside this file: do not edit.
+Written by `python benchmarks/run.py report` from the raw results in the folders here: do not edit.
 [benchmarks/README.md](../README.md) says how they are measured."""
 # The data set whose tables the project's README shows.
 MAIN = "wordnet-minilm"
