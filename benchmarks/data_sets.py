@@ -6,6 +6,7 @@ The name has two words, as packages of others would import a module `datasets` i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from scipy.sparse.linalg import svds
 
 from compressae_index import SparseCodes
 from compressae_index.checks import FloatArray, check_int, check_vectors
+from compressae_index.codes import MAX_LATENTS
 from compressae_index.demo import load_data
 from compressae_index.errors import CompressaeError, DimensionError, FormatError, InputError
 from compressae_index.evaluation import exact_neighbours
@@ -82,9 +84,19 @@ class DataSet(NamedTuple):
         return f"{self.name}: {n:,} vectors of {self.dim} dimensions, {len(self.queries):,} queries"
 
 
+@contextmanager
+def _told_in_one_line() -> Iterator[None]:
+    """Errors of this package as those of the command line."""
+    try:
+        yield
+    except CompressaeError as error:
+        raise click.ClickException(str(error)) from error
+
+
 data_set_argument = click.argument("source", metavar="[DATA]", default="shipped")
 
 
+@_told_in_one_line()
 def load(
     source: str,
     *,
@@ -105,19 +117,16 @@ def load(
     Raises:
         click.ClickException: no such name or file, or it is not what it should be; the message says why.
     """
-    try:
-        for name, count in (("rows", rows), ("queries", queries)):
-            check_int(1 if count is None else count, name, 1)
-        data = _named(source, rows)
-        if data.metric not in metrics:
-            msg = f"{source} is searched by {data.metric}; here it must be {' or '.join(metrics)}"
-            raise InputError(msg)
-        if len(data.vectors) > (rows or len(data.vectors)):
-            data = data._replace(vectors=data.vectors[:rows], truth=None)
-        truth = None if data.truth is None else data.truth[:queries]
-        return data._replace(queries=data.queries[:queries], truth=truth)
-    except CompressaeError as error:
-        raise click.ClickException(str(error)) from error
+    for name, count in (("rows", rows), ("queries", queries)):
+        check_int(1 if count is None else count, name, 1)
+    data = _named(source, rows)
+    if data.metric not in metrics:
+        msg = f"{source} is searched by {data.metric}; here it must be {' or '.join(metrics)}"
+        raise InputError(msg)
+    if len(data.vectors) > (rows or len(data.vectors)):
+        data = data._replace(vectors=data.vectors[:rows], truth=None)
+    truth = None if data.truth is None else data.truth[:queries]
+    return data._replace(queries=data.queries[:queries], truth=truth)
 
 
 def _named(source: str, rows: int | None) -> DataSet:
@@ -257,6 +266,56 @@ MADE: dict[str, Callable[[int], DataSet]] = {
     make.__name__: make for make in (interactions, recommendations, anisotropic, uncentred)
 }
 """Data sets that are made from SEED, by the number of vectors."""
+
+
+@_told_in_one_line()
+def sparse_rows(path: Path) -> sp.csr_array:
+    """Rows of a .csr file of big-ann-benchmarks, mapped: float32 of any sign.
+
+    The file holds, in little-endian order, int64 n, n_columns and nnz; int64 indptr (n + 1,); int32 indices
+    (nnz,); float32 data (nnz,).
+
+    Raises:
+        click.ClickException: the file is not that.
+    """
+    size = path.stat().st_size if path.is_file() else 0
+    n, n_columns, nnz = np.fromfile(path, "<i8", 3) if size >= 24 else (-1, -1, -1)
+    if min(n, n_columns, nnz) < 0 or size != 24 + 8 * (n + 1) + 8 * nnz:
+        msg = f"{path} is not a .csr file: its {size} bytes do not fit {n} rows of {nnz} nonzeros"
+        raise FormatError(msg)
+    indptr = np.memmap(path, "<i8", "r", 24, (n + 1,))
+    indices = np.memmap(path, "<i4", "r", 24 + indptr.nbytes, (nnz,))
+    values = np.memmap(path, "<f4", "r", 24 + indptr.nbytes + indices.nbytes, (nnz,))
+    if indptr[0] != 0 or indptr[-1] != nnz or (np.diff(indptr) < 0).any():
+        msg = f"{path} is damaged: rows must begin at 0, end at {nnz} and not overlap"
+        raise FormatError(msg)
+    if not 0 <= indices.min(initial=0) <= indices.max(initial=0) < n_columns:
+        msg = f"{path} is damaged: indices from {indices.min()} to {indices.max()} in {n_columns} columns"
+        raise FormatError(msg)
+    return sp.csr_array((values, indices, indptr), shape=(n, n_columns))
+
+
+@_told_in_one_line()
+def sparse_codes(rows: sp.csr_array) -> SparseCodes:
+    """Sparse rows as codes of one k, the most nonzeros of a row.
+
+    Shorter rows are filled with zeros in latents of their own, beyond the columns, so that the lists that
+    queries read stay as long as they were. They count where the bytes of our engine are given.
+
+    Raises:
+        click.ClickException: there are too many columns, or a row is not a code.
+    """
+    counts = np.diff(rows.indptr)
+    k, n_columns = int(counts.max(initial=0)), rows.shape[1]
+    n_latents = check_int(n_columns + k, "columns and nonzeros of the fullest row, together,", 1, MAX_LATENTS)
+    latents = np.tile(np.arange(n_columns, n_latents, dtype=np.uint16), (len(counts), 1))
+    values = np.zeros(latents.shape, np.float32)
+    held = np.arange(k) < counts[:, None]
+    latents[held], values[held] = rows.indices, rows.data
+    order = np.argsort(latents, axis=1)
+    return SparseCodes(
+        np.take_along_axis(latents, order, axis=1), np.take_along_axis(values, order, axis=1), n_latents
+    )
 
 
 def generated_codes(codes: SparseCodes, n: int, seed: int) -> Iterator[SparseCodes]:

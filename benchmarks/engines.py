@@ -1,11 +1,13 @@
 """The engine against others: same codes, same queries, one process, one thread, interleaved rounds.
 
     python benchmarks/run.py engines [DATA]
+    python benchmarks/run.py engines documents.csr --sparse-queries queries.csr
 
-Real codes are tiled with noise to the asked numbers of documents. The rivals are optional, of the extra
-"bench"; one that is not installed is named and left out. Recall is against exact float32 scores, by the
-strongest latents of a query and by its whole projection: an engine aims at one of the two. The projection of
-a query, which our engine and sparse rivals need and dense ones do not, is timed on its own.
+The second form searches sparse vectors of big-ann-benchmarks instead of codes of a data set. Real codes are
+tiled with noise to the asked numbers of documents. The rivals are optional, of the extra "bench"; one that is
+not installed is named and left out. Recall is against exact float32 scores, by the strongest latents of a
+query and by its whole projection: an engine aims at one of the two. The projection of a query, which our
+engine and sparse rivals need and dense ones do not, is timed on its own.
 """
 
 from __future__ import annotations
@@ -14,12 +16,12 @@ import statistics
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import numpy as np
 from common import interleaved, markdown, print_load, results_path, timed, write_report
-from data_sets import data_set_argument, load
+from data_sets import data_set_argument, load, sparse_codes, sparse_rows
 from sparse_contestants import RIVALS, Bench, Contender, IntArray, available, best
 from threadpoolctl import threadpool_limits
 
@@ -60,7 +62,8 @@ def ours(bench: Bench) -> tuple[list[Contender], InvertedLists]:
 
     def pack() -> Any:
         packing = Packed().fitted(bench.codes)
-        arrays = packing.pack(bench.codes, 1, bench.model.decoder_w)
+        dictionary = None if bench.model is None else bench.model.decoder_w
+        arrays = packing.pack(bench.codes, 1, dictionary)
         return packing, arrays, packing.engine(arrays, bench.codes.n_latents, bench.codes.k)
 
     def invert() -> InvertedLists:
@@ -116,6 +119,8 @@ def contenders_of(bench: Bench, names: tuple[str, ...]) -> Iterator[Contender]:
         most = RIVALS[name].most
         if most is not None and bench.n > most:
             click.echo(f"({name} is not built beyond {most:,} documents)")
+        elif RIVALS[name].dense and bench.model is None:
+            click.echo(f"({name} searches vectors, and there are none)")
         else:
             yield from RIVALS[name].contenders(bench)
 
@@ -208,8 +213,55 @@ def growth_table(reports: list[dict[str, Any]]) -> str:
     return markdown(header, lines)
 
 
+class Searched(NamedTuple):
+    """Codes and queries, as `Bench` holds them, before they are tiled."""
+
+    stem: str
+    """Of the files that results are written to."""
+    name: str
+    model: CompresSAE | None
+    codes: SparseCodes
+    vectors: FloatArray
+    projections: FloatArray
+    projection_ms: float
+
+
+def encoded(source: str, model_path: Path | None, queries: int) -> Searched:
+    """The codes of a data set."""
+    data = load(source, queries=queries)
+    if model_path is not None:
+        model = CompresSAE.load(model_path)
+    else:
+        model = train(data.vectors, TrainConfig.preset("fast"), progress=True).model
+    codes = model.fold(model.encode(data.vectors))
+    unit = normalize_rows(data.queries)
+    with threadpool_limits(1):
+        projections, seconds = timed(lambda: np.concatenate([model.project(query[None]) for query in unit]))
+    return Searched(data.stem, str(data), model, codes, unit, projections, 1000 * seconds / len(unit))
+
+
+def stored(source: str, query_path: Path, queries: int) -> Searched:
+    """The sparse vectors of a file; a query is looked up by its values, without a projection."""
+    documents, asked = sparse_rows(Path(source)), sparse_rows(query_path)[:queries]
+    if asked.shape[1] != documents.shape[1]:
+        msg = f"{query_path} has {asked.shape[1]} columns, {source} {documents.shape[1]}"
+        raise click.ClickException(msg)
+    codes = sparse_codes(documents)
+    projections = np.zeros((asked.shape[0], codes.n_latents), np.float32)
+    projections[:, : asked.shape[1]] = asked.toarray()
+    name = f"{source}: {len(codes):,} sparse vectors, {documents.nnz / len(codes):.0f} nonzeros on average"
+    return Searched(
+        Path(source).stem, name, None, codes, np.empty((len(projections), 0), np.float32), projections, 0.0
+    )
+
+
 @click.command("engines")
 @data_set_argument
+@click.option(
+    "--sparse-queries",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Queries, where DATA is a .csr file of big-ann-benchmarks.",
+)
 @click.option("--model", "model_path", type=click.Path(exists=True, path_type=Path), help="A saved model.")
 @click.option(
     "--documents",
@@ -236,6 +288,7 @@ def growth_table(reports: list[dict[str, Any]]) -> str:
 def command(
     context: click.Context,
     source: str,
+    sparse_queries: Path | None,
     model_path: Path | None,
     documents: tuple[int, ...],
     rivals: tuple[str, ...],
@@ -249,35 +302,32 @@ def command(
     for name in rivals:
         if name not in names:
             click.echo(f"({RIVALS[name].module} is not installed)")
-    data = load(source)
-    if model_path is not None:
-        model = CompresSAE.load(model_path)
+    if sparse_queries is not None:
+        searched = stored(source, sparse_queries, queries)
     else:
-        model = train(data.vectors, TrainConfig.preset("fast"), progress=True).model
-    codes = model.fold(model.encode(data.vectors))
-    unit = normalize_rows(data.queries[:queries])
+        searched = encoded(source, model_path, queries)
+    codes, projecting = searched.codes, searched.projection_ms
     reports = []
     with threadpool_limits(1):
-        click.echo(f"{data}; h={codes.n_latents}, k={codes.k}, top {top}, one thread, {simd()}")
+        click.echo(f"{searched.name}; h={codes.n_latents}, k={codes.k}, top {top}, one thread, {simd()}")
         print_load(1)
         speed = bandwidth()
-        projections, seconds = timed(lambda: np.concatenate([model.project(query[None]) for query in unit]))
-        projecting = 1000 * seconds / len(unit)
         click.echo(
             f"A copy moves {speed / 1e9:.1f} GB/s; the projection of a query takes {projecting:.3f} ms."
         )
         for n in sorted(documents):
-            bench = Bench(model, tiled(codes, n, seed=0), unit, projections, query_nnz, top)
+            several = tiled(codes, n, seed=0)
+            bench = Bench(searched.model, several, searched.vectors, searched.projections, query_nnz, top)
             reports.append(measure(bench, names, rounds, speed))
             click.echo("\n" + table(reports[-1], query_nnz, top))
     if len(reports) > 1:
         click.echo("\n" + growth_table(reports))
     write_report(
-        results_path(data.stem, "engines"),
+        results_path(searched.stem, "engines"),
         1,
         context.params,
         {
-            "data": data.facts(),
+            "data": searched.name,
             "copy_bytes_per_second": speed,
             "projection_ms": projecting,
             "measured": reports,

@@ -120,7 +120,7 @@ def _engines(folder: Path) -> list[str]:
     parts = []
     for report in summaries.raw(folder, "engines.json"):
         settings, measured = report["settings"], report["measured"]
-        parts.append(f"### Sparse engines\n\n{_facts(report)} One thread, interleaved rounds.")
+        parts.append(f"### Sparse engines\n\n{report['data']}; {summaries.machine(report)}.")
         parts += [engines.table(one, settings["query_nnz"], settings["top"]) for one in measured]
         parts += [engines.growth_table(measured)] if len(measured) > 1 else []
     return parts

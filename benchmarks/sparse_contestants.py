@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -70,7 +71,8 @@ class Contender(NamedTuple):
 class Bench:
     """What is searched, and with what."""
 
-    model: CompresSAE
+    model: CompresSAE | None
+    """What made the codes; None for codes of a file, which have no reconstructions."""
     codes: SparseCodes
     vectors: FloatArray
     """Unit queries (q, dim), for engines of dense vectors."""
@@ -85,12 +87,13 @@ class Bench:
 
     @cached_property
     def queries(self) -> list[SparseQuery]:
-        """The query_nnz strongest latents of each query."""
+        """The query_nnz strongest latents of each query, without zeros."""
         kept = np.argpartition(-np.abs(self.projections), self.query_nnz - 1, axis=1)[:, : self.query_nnz]
-        return [
-            SparseQuery(latents, projection[latents])
-            for latents, projection in zip(np.sort(kept, axis=1), self.projections, strict=True)
-        ]
+        queries = []
+        for latents, projection in zip(np.sort(kept, axis=1), self.projections, strict=True):
+            used = latents[projection[latents] != 0]
+            queries.append(SparseQuery(used, projection[used]))
+        return queries
 
     @cached_property
     def cut(self) -> list[FloatArray]:
@@ -102,20 +105,21 @@ class Bench:
 
     @cached_property
     def matrix(self) -> sp.csr_array:
-        """The codes as scipy's CSR."""
-        return self.codes.to_csr()
+        """The codes as scipy's CSR, without what fills rows up to k."""
+        matrix = self.codes.to_csr()
+        if not matrix.data.all():
+            matrix = matrix.copy()  # its values are those of the codes
+            matrix.eliminate_zeros()
+        return matrix
 
     @cached_property
-    def split(self) -> SparseCodes:
-        """The codes sign-split, over twice the latents."""
-        h = self.codes.n_latents
-        latents = np.where(self.codes.values < 0, self.codes.latents + h, self.codes.latents)
-        order = np.argsort(latents, axis=1)
-        return SparseCodes(
-            np.take_along_axis(latents, order, axis=1).astype(np.uint16),
-            np.take_along_axis(np.abs(self.codes.values), order, axis=1),
-            2 * h,
-        )
+    def split(self) -> sp.csr_array:
+        """The matrix sign-split, over twice the latents."""
+        n, h = self.matrix.shape
+        indices = np.where(self.matrix.data < 0, self.matrix.indices + h, self.matrix.indices)
+        split = sp.csr_array((np.abs(self.matrix.data), indices, self.matrix.indptr), shape=(n, 2 * h))
+        split.sort_indices()
+        return split
 
     @property
     def split_queries(self) -> list[SparseQuery]:
@@ -126,12 +130,9 @@ class Bench:
             for latents, values in self.queries
         ]
 
-    def offsets(self, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """Where rows begin in flat codes, (n + 1,)."""
-        return np.arange(self.n + 1, dtype=np.int64).astype(dtype) * self.codes.k
-
     def reconstructions(self, n: int) -> Iterator[FloatArray]:
         """Vectors (at most CHUNK, dim) of the first n codes, whose inner products are the scores."""
+        assert self.model is not None
         for first in range(0, min(n, self.n), CHUNK):
             rows = slice(first, min(first + CHUNK, n, self.n))
             codes = SparseCodes(self.codes.latents[rows], self.codes.values[rows], self.codes.n_latents)
@@ -168,7 +169,7 @@ def best(scores: FloatArray, top: int) -> IntArray:
 
 def scipy_csr(bench: Bench) -> Iterator[Contender]:
     """A product, as anybody with codes in CSR would write it, and one that touches the query's lists only."""
-    matrix, seconds = timed(bench.codes.to_csr)
+    matrix, seconds = timed(bench.matrix.copy)
     row_bytes = (matrix.data.nbytes + matrix.indices.nbytes + matrix.indptr.nbytes) / bench.n
     top = bench.top
     yield Contender(
@@ -206,13 +207,13 @@ def mkl(bench: Bench) -> Iterator[Contender]:
     )
 
 
-def _sindi_index(codes: SparseCodes, offsets: npt.NDArray[np.uint32], quantized: bool) -> Any:
+def _sindi_index(matrix: sp.csr_array, quantized: bool) -> Any:
     settings = {
         "dtype": "sparse",
         "metric_type": "ip",
-        "dim": codes.k,  # the most nonzeros, not the vocabulary
+        "dim": int(np.diff(matrix.indptr).max()),  # the most nonzeros, not the vocabulary
         "index_param": {
-            "term_id_limit": codes.n_latents,
+            "term_id_limit": matrix.shape[1],
             "window_size": SINDI_WINDOW,
             "doc_prune_ratio": 0.0,
             "use_quantization": quantized,
@@ -221,10 +222,10 @@ def _sindi_index(codes: SparseCodes, offsets: npt.NDArray[np.uint32], quantized:
     }
     index = importlib.import_module("pyvsag").Index("sindi", json.dumps(settings))
     index.build(
-        index_pointers=offsets,
-        indices=codes.latents.ravel().astype(np.uint32),
-        values=codes.values.ravel(),
-        ids=np.arange(len(codes), dtype=np.int64),
+        index_pointers=matrix.indptr.astype(np.uint32),
+        indices=matrix.indices.astype(np.uint32),
+        values=matrix.data,
+        ids=np.arange(matrix.shape[0], dtype=np.int64),
     )
     return index
 
@@ -233,11 +234,11 @@ def sindi(bench: Bench) -> Iterator[Contender]:
     """SINDI of VSAG without pruning: exact in float32; 8-bit values need sign-split codes."""
     top = bench.top
     parameters = json.dumps({"sindi": {"n_candidate": top, "query_prune_ratio": 0.0}})
-    for name, codes, queries, quantized in (
-        ("VSAG SINDI, float32", bench.codes, bench.queries, False),
+    for name, matrix, queries, quantized in (
+        ("VSAG SINDI, float32", bench.matrix, bench.queries, False),
         ("VSAG SINDI, SQ8, sign-split", bench.split, bench.split_queries, True),
     ):
-        make = partial(_sindi_index, codes, bench.offsets(np.uint32), quantized)
+        make = partial(_sindi_index, matrix, quantized)
         index, seconds, row_bytes = built(make, bench.n)
         yield Contender(
             name,
@@ -262,12 +263,12 @@ def seismic(bench: Bench) -> Iterator[Contender]:
     split = bench.split
 
     def make() -> Any:
-        dataset = module.SeismicDataset(split.n_latents)
+        dataset = module.SeismicDataset(split.shape[1])
         dataset.add_documents_by_id(
             [str(row) for row in range(bench.n)],
-            split.latents.ravel().astype(np.int64),
-            split.values.ravel(),
-            bench.offsets(np.int64),
+            split.indices.astype(np.int64),
+            split.data,
+            split.indptr.astype(np.int64),
         )
         return module.SeismicIndex.build_from_dataset(
             dataset,
@@ -300,9 +301,9 @@ def kannolo(bench: Bench) -> Iterator[Contender]:
 
     def make() -> Any:
         return module.SparsePlainHNSW.build_from_arrays(
-            bench.codes.latents.ravel().astype(np.int32),
-            bench.codes.values.ravel(),
-            bench.offsets(np.int64),
+            bench.matrix.indices.astype(np.int32),
+            bench.matrix.data,
+            bench.matrix.indptr.astype(np.int64),
             m=KANNOLO_M,
             ef_construction=KANNOLO_EF_CONSTRUCTION,
         )
@@ -331,18 +332,17 @@ def bmp(bench: Bench) -> Iterator[Contender]:
     """
     module = importlib.import_module("bmp")
     split = bench.split
-    names = [str(latent) for latent in range(split.n_latents)]
-    step = float(split.values.max()) / 255
+    names = [str(latent) for latent in range(split.shape[1])]
+    step = float(split.data.max()) / 255
 
     def make() -> Any:
         with tempfile.TemporaryDirectory() as folder:
             path = str(Path(folder, "index"))
             indexer = module.Indexer(path, bsize=BMP_BLOCK, compress_range=False)
-            for row, (latents, values) in enumerate(zip(split.latents, split.values, strict=True)):
-                levels = np.maximum(np.rint(values / step), 1).astype(int).tolist()
-                document = {
-                    names[latent]: level for latent, level in zip(latents.tolist(), levels, strict=True)
-                }
+            for row, (begin, end) in enumerate(pairwise(split.indptr)):
+                levels = np.maximum(np.rint(split.data[begin:end] / step), 1).astype(int).tolist()
+                latents = split.indices[begin:end].tolist()
+                document = {names[latent]: level for latent, level in zip(latents, levels, strict=True)}
                 indexer.add_document(str(row), document)
             indexer.finish()
             return module.Searcher(path)
@@ -408,7 +408,7 @@ def milvus(bench: Bench) -> Iterator[Contender]:
 def faiss(bench: Bench) -> Iterator[Contender]:
     """Fast scans of all reconstructions, quantised: product quantisation in 4 bits, and RaBitQ."""
     module = importlib.import_module("faiss")
-    dim = bench.model.dim
+    dim = bench.vectors.shape[1]
     for name, factory in (
         (f"Faiss PQ{dim // 2}x4fs", f"PQ{dim // 2}x4fs"),
         ("Faiss RaBitQfs", f"RR{dim},RaBitQfs"),
@@ -435,7 +435,7 @@ def turbovec(bench: Bench) -> Iterator[Contender]:
     """A scan of all reconstructions by the package turbovec."""
     module = importlib.import_module("turbovec")
     for bits in TURBOVEC_BITS:
-        index = module.TurboQuantIndex(dim=bench.model.dim, bit_width=bits)
+        index = module.TurboQuantIndex(dim=bench.vectors.shape[1], bit_width=bits)
 
         def make(index: Any = index) -> None:
             index.calibrate(next(bench.reconstructions(CHUNK)))
@@ -465,6 +465,8 @@ class Rival(NamedTuple):
     contenders: Callable[[Bench], Iterator[Contender]]
     most: int | None = None
     """Documents up to which it is built: more take many minutes or gigabytes."""
+    dense: bool = False
+    """Searches reconstructions."""
 
 
 RIVALS = {
@@ -475,6 +477,6 @@ RIVALS = {
     "kannolo": Rival("kannolo", kannolo, most=1_000_000),
     "bmp": Rival("bmp", bmp, most=1_000_000),
     "milvus": Rival("milvus_lite", milvus, most=20_000),
-    "faiss": Rival("faiss", faiss),
-    "turbovec": Rival("turbovec", turbovec),
+    "faiss": Rival("faiss", faiss, dense=True),
+    "turbovec": Rival("turbovec", turbovec, dense=True),
 }

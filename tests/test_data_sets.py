@@ -14,8 +14,9 @@ import h5py
 import make_data
 import numpy as np
 import pytest
+import scipy.sparse as sp
 from click.testing import CliRunner
-from data_sets import MADE, generated_codes, load
+from data_sets import MADE, generated_codes, load, sparse_codes, sparse_rows
 
 from compressae_index import CompresSAE, SparseCodes
 from compressae_index.checks import FloatArray
@@ -266,3 +267,65 @@ def test_generated_codes_come_in_chunks_and_repeat(
         np.testing.assert_array_equal(one.values, other.values)
     other = next(generated_codes(real, 150, seed=4))
     assert (other.latents != first[0].latents).any()
+
+
+def write_csr(path: Path, matrix: sp.csr_array, **changes: Any) -> Path:
+    """A file of big-ann-benchmarks."""
+    header = [*matrix.shape, matrix.nnz]
+    parts = {"header": header, "indptr": matrix.indptr, "indices": matrix.indices, "data": matrix.data}
+    dtypes = {"header": "<i8", "indptr": "<i8", "indices": "<i4", "data": "<f4"}
+    path.write_bytes(
+        b"".join(np.asarray(part, dtypes[name]).tobytes() for name, part in (parts | changes).items())
+    )
+    return path
+
+
+@pytest.fixture
+def sparse() -> sp.csr_array:
+    """Signed rows of 0 to 7 nonzeros in 40 columns."""
+    random = np.random.default_rng(0)
+    dense = random.standard_normal((30, 40)) * (random.random((30, 40)) < np.linspace(0, 0.15, 30)[:, None])
+    matrix = sp.csr_array(dense.astype(np.float32))
+    assert set(np.diff(matrix.indptr)) > {0, 3, 7}
+    return matrix
+
+
+def test_sparse_rows_are_what_the_file_holds(tmp_path: Path, sparse: sp.csr_array) -> None:
+    rows = sparse_rows(write_csr(tmp_path / "set.csr", sparse))
+    assert rows.dtype == np.float32
+    np.testing.assert_array_equal(rows.toarray(), sparse.toarray())
+
+
+def test_sparse_rows_become_codes_of_one_k(sparse: sp.csr_array) -> None:
+    codes = sparse_codes(sparse)
+    assert codes.k == np.diff(sparse.indptr).max()
+    np.testing.assert_array_equal(codes.to_dense()[:, :40], sparse.toarray())
+    # What fills the rows is where no query looks.
+    assert (codes.latents[codes.values == 0] >= 40).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"header": [30, 40, 7]}, "bytes do not fit 30 rows of 7 nonzeros"),
+        ({"data": []}, "is not a .csr file"),
+        ({"header": [], "indptr": [], "indices": [], "data": [1]}, "is not a .csr file: its 4 bytes"),
+        ({"indptr": np.full(31, 1)}, "rows must begin at 0"),
+    ],
+)
+def test_refused_csr(tmp_path: Path, sparse: sp.csr_array, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(click.ClickException, match=message):
+        sparse_rows(write_csr(tmp_path / "set.csr", sparse, **changes))
+
+
+def test_refused_columns(tmp_path: Path, sparse: sp.csr_array) -> None:
+    indices = sparse.indices.copy()
+    indices[5] = 40
+    path = write_csr(tmp_path / "set.csr", sparse, indices=indices)
+    with pytest.raises(click.ClickException, match=r"indices from 0 to 40 in 40 columns"):
+        sparse_rows(path)
+    with pytest.raises(click.ClickException, match="none is not"):
+        sparse_rows(tmp_path / "none")
+    wide = sp.csr_array((sparse.data, sparse.indices, sparse.indptr), shape=(30, 65_536))
+    with pytest.raises(click.ClickException, match="must be at most 65536"):
+        sparse_codes(wide)
