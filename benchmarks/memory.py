@@ -33,8 +33,8 @@ def resident() -> int:
 def serving_bytes(store: Store, queries: FloatArray) -> int:
     """Bytes that a fresh process takes to open a store and to answer 100 queries.
 
-    Models and codebooks are included. Counted are anonymous memory and the pages of the store's files that were
-    read by mapping them.
+    Models and codebooks are included. Counted are anonymous memory and the pages of the store's files that
+    were read by mapping them.
     """
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "store"

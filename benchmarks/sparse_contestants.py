@@ -378,9 +378,10 @@ def milvus(bench: Bench) -> Iterator[Contender]:
         params = client.prepare_index_params()
         params.add_index("code", index_type="SPARSE_INVERTED_INDEX", metric_type="IP")
         client.create_collection("codes", schema=schema, index_params=params)
+        indices, values = bench.split.indices.tolist(), bench.split.data.tolist()
         rows = [
-            {"id": row, "code": dict(zip(latents.tolist(), values.tolist(), strict=True))}
-            for row, (latents, values) in enumerate(zip(bench.split.latents, bench.split.values, strict=True))
+            {"id": row, "code": dict(zip(indices[begin:end], values[begin:end], strict=True))}
+            for row, (begin, end) in enumerate(pairwise(bench.split.indptr))
         ]
         for first in range(0, len(rows), MILVUS_ROWS):
             client.insert("codes", rows[first : first + MILVUS_ROWS])
