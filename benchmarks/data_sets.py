@@ -5,6 +5,7 @@ The name has two words, as packages of others would import a module `datasets` i
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,13 @@ from compressae_index import SparseCodes
 from compressae_index.checks import FloatArray, check_int, check_vectors
 from compressae_index.codes import MAX_LATENTS
 from compressae_index.demo import load_data
-from compressae_index.errors import CompressaeError, DimensionError, FormatError, InputError
+from compressae_index.errors import (
+    CompressaeError,
+    DimensionError,
+    FormatError,
+    InputError,
+    MissingExtraError,
+)
 from compressae_index.evaluation import exact_neighbours
 from compressae_index.metric import Metric, row_norms
 from compressae_index.sources import open_vectors
@@ -107,8 +114,8 @@ def load(
     """A data set by name or path.
 
     Args:
-        source: a name of `MADE`, which are seeded; "shipped"; a file in the ann-benchmarks layout (.hdf5 or
-            .h5 with `train`, `test`, `neighbors`); or any other file of embeddings that
+        source: a name of `SHIPPED`; a name of `MADE`, which are seeded; a file in the ann-benchmarks layout
+            (.hdf5 or .h5 with `train`, `test`, `neighbors`); or any other file of embeddings that
             `sources.open_vectors` reads, whose last 2,000 rows are the queries.
         rows: vectors to keep, the first ones; all by default, 20,000 of made ones.
         queries: the same for queries, of which 2,000 are made.
@@ -130,14 +137,13 @@ def load(
 
 
 def _named(source: str, rows: int | None) -> DataSet:
-    if source == "shipped":
-        data = load_data()
-        return DataSet("shipped data", data.embeddings, data.queries)
+    if source in SHIPPED:
+        return SHIPPED[source]()
     if source in MADE:
         return MADE[source](MADE_ROWS if rows is None else rows)
     path = Path(source)
     if not path.exists():
-        msg = f"no file {source}, nor a data set of that name: shipped, {', '.join(MADE)}"
+        msg = f"no file {source}, nor a data set of that name: {', '.join([*SHIPPED, *MADE])}"
         raise InputError(msg)
     return _from_hdf5(path) if path.suffix.lower() in (".hdf5", ".h5") else _from_file(path, rows)
 
@@ -187,6 +193,39 @@ def _from_hdf5(path: Path) -> DataSet:
 def _whole(path: Path, dataset: str) -> FloatArray:
     vectors = open_vectors(path, dataset=dataset)
     return check_vectors(vectors[0 : vectors.shape[0]], name=f"{path}: {dataset}")
+
+
+def shipped() -> DataSet:
+    """Texts that are shipped with their embeddings by all-MiniLM-L6-v2, (19,000, 384), and 1,000 queries."""
+    data = load_data()
+    return DataSet("shipped data", data.embeddings, data.queries)
+
+
+def wordllama() -> DataSet:
+    """The shipped texts by WordLlama, (19,000, 256), and 1,000 queries."""
+    data = load_data()
+    rows = embedded_by_wordllama(data.texts + data.query_texts)
+    return DataSet("wordllama", rows[: len(data.texts)], rows[len(data.texts) :])
+
+
+def embedded_by_wordllama(texts: list[str]) -> FloatArray:
+    """Embeddings (n, 256) of texts by WordLlama, whose model comes with its package.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        module = importlib.import_module("wordllama")
+    except ImportError as error:
+        raise MissingExtraError("wordllama", "bench", "embedding texts by WordLlama") from error
+    # It looks for its tokenizer in another folder than the one that it is installed to.
+    folder = Path(str(module.__file__)).parent
+    rows: FloatArray = module.WordLlama.load(cache_dir=folder, disable_download=True).embed(texts, norm=True)
+    return rows
+
+
+SHIPPED: dict[str, Callable[[], DataSet]] = {make.__name__: make for make in (shipped, wordllama)}
+"""Data sets of texts that are shipped."""
 
 
 def interactions(n: int) -> DataSet:
