@@ -23,6 +23,7 @@ from compressae_index import CompresSAE, CompressedIndex, SparseCodes, train
 from compressae_index.checks import FloatArray, normalize_rows
 from compressae_index.embedded import EmbeddedBackend
 from compressae_index.evaluation import recall
+from compressae_index.metric import Metric
 from compressae_index.model import Encoder
 from compressae_index.packing import Packed, usual_levels
 from compressae_index.training.config import Preset, TrainConfig
@@ -47,8 +48,10 @@ RECIPE_STEPS = 300
 class Bench(NamedTuple):
     """What every contestant is built from and measured on."""
 
-    unit: FloatArray
+    vectors: FloatArray
+    """Of unit norm, unless they are searched by inner products."""
     queries: FloatArray
+    metric: Metric
     truth: IntArray
     sample: FloatArray
     """Rows that our codes are chosen by, and turbovec calibrated."""
@@ -151,16 +154,28 @@ def coded(
     for budget in bench.budgets:
         shapes = [(most_nonzeros(model.n_latents, bits, budget), bits) for bits in VALUE_BITS]
         shapes = [shape for shape in shapes if shape[0]]
-        k, bits = max(shapes, key=lambda shape: cosine(model, bench.sample, shape[0], shape[1], encoder))
-        build = partial(CompressedIndex.build, bench.unit, k=k, model=model, encoder=encoder, value_bits=bits)
-        index, fill_seconds = timed(partial(build, num_threads=bench.threads, progress=False))
+        k, bits = max(
+            shapes, key=lambda shape: cosine(model, normalize_rows(bench.sample), shape[0], shape[1], encoder)
+        )
+        build = partial(
+            CompressedIndex.build,
+            bench.vectors,
+            k=k,
+            model=model,
+            encoder=encoder,
+            metric=bench.metric,
+            value_bits=bits,
+            num_threads=bench.threads,
+            progress=False,
+        )
+        index, fill_seconds = timed(build)
         yield from searched(family, f"k={k}, {bits} bits", index, ways, (train_seconds, fill_seconds))
 
 
 def ours(bench: Bench) -> Iterator[Built]:
     """Our dictionary and pursuit codes, in every mode."""
     config = TrainConfig.preset(bench.preset, n_latents=bench.n_latents)
-    trained, seconds = timed(partial(train, bench.unit, config))
+    trained, seconds = timed(partial(train, bench.vectors, config))
     yield from coded("ours", trained.model, "pursuit", ASYMMETRIC + SYMMETRIC, seconds, bench)
 
 
@@ -173,7 +188,7 @@ def recipe(bench: Bench, k: int) -> CompresSAE:
     config = TrainConfig(
         k=k, n_latents=bench.n_latents, initialization="random", refine_rounds=0, steps=RECIPE_STEPS
     )
-    return train(bench.unit, config).model
+    return train(bench.vectors, config).model
 
 
 def upstream(bench: Bench) -> Iterator[Built]:
@@ -185,12 +200,15 @@ def upstream(bench: Bench) -> Iterator[Built]:
 def compresso(bench: Bench) -> Iterator[Built]:
     """compresso-pytorch with its defaults but k: its codes, packed and searched by our engine.
 
-    Rows of its decoder have any norm. Ours have norm one, so that the values of its codes take theirs.
+    Rows of its decoder have any norm. Ours have norm one, so that the values of its codes take theirs. Norms of
+    vectors are not kept, so that it takes no part where they count.
     """
+    if bench.metric != "cosine":
+        return
     module = importlib.import_module("compresso")
     n_latents = bench.n_latents or TrainConfig.preset("default", n_latents=4096).n_latents
     trainer = module.TopKSAETrainer(module.TopKSAEConfig(hidden_dim=n_latents, k=32, show_progress=False))
-    _, train_seconds = timed(partial(trainer.fit, bench.unit))
+    _, train_seconds = timed(partial(trainer.fit, bench.vectors))
 
     def fill() -> CompressedIndex:
         state = {name: value.detach().numpy() for name, value in trainer.sae.state_dict().items()}
@@ -202,7 +220,7 @@ def compresso(bench: Bench) -> Iterator[Built]:
             normalize_rows(decoder),
             k=32,
         )
-        codes = model.encode(bench.unit, encoder="topk", num_threads=bench.threads)
+        codes = model.encode(bench.vectors, encoder="topk", num_threads=bench.threads)
         codes = SparseCodes(codes.latents, codes.values * norms[codes.latents], codes.n_latents)
         backend = EmbeddedBackend(model.n_latents, 32)
         backend = backend.added(model.fold(codes), bench.threads, model.decoder_w)
@@ -231,13 +249,14 @@ def factory(description: str, dim: int) -> Any:
     return faiss.index_factory(dim, description, faiss.METRIC_INNER_PRODUCT)
 
 
-def truncated(dims: int, quantizer: int | None, dim: int) -> Any:
-    """The first components, with norms made one again, as models that were trained for it allow."""
+def truncated(dims: int, quantizer: int | None, metric: Metric, dim: int) -> Any:
+    """The first components, as models that were trained for it allow; for cosines, of norm one again."""
     inner: Any = faiss.IndexFlatIP(dims)
     if quantizer is not None:
         inner = faiss.IndexScalarQuantizer(dims, quantizer, faiss.METRIC_INNER_PRODUCT)
     index = faiss.IndexPreTransform(inner)
-    index.prepend_transform(faiss.NormalizationTransform(dims, 2.0))
+    if metric == "cosine":
+        index.prepend_transform(faiss.NormalizationTransform(dims, 2.0))
     uniform: Any = False
     index.prepend_transform(faiss.RemapDimensionsTransform(dim, dims, uniform))
     return index
@@ -255,8 +274,10 @@ def inside(index: Any) -> Any:
 
 
 def better_of_decoded(decoded: FloatArray, bench: Bench) -> tuple[str, IntArray]:
-    """What inner products, or distances, find among decoded vectors: the better of both."""
-    metrics = {"IP": faiss.METRIC_INNER_PRODUCT, "L2": faiss.METRIC_L2}
+    """What inner products find among decoded vectors, or distances of unit ones: the better of both."""
+    metrics = {"IP": faiss.METRIC_INNER_PRODUCT}
+    if bench.metric == "cosine":
+        metrics["L2"] = faiss.METRIC_L2
     found = {
         name: faiss.knn(bench.queries, decoded, KS[-1], metric=metric)[1] for name, metric in metrics.items()
     }
@@ -285,10 +306,10 @@ def quantized(family: str, name: str, make: Callable[[int], Any], bench: Bench) 
         rotation.max_train_points = TRAIN_ROWS
     faiss.omp_set_num_threads(bench.threads)
     _, train_seconds = timed(partial(index.train, bench.training))
-    _, fill_seconds = timed(partial(index.add, bench.unit))
+    _, fill_seconds = timed(partial(index.add, bench.vectors))
     found = None
     if not isinstance(inner, faiss.IndexRaBitQ):  # whose scores use more than what it decodes to
-        metric, found = better_of_decoded(index.sa_decode(index.sa_encode(bench.unit)), bench)
+        metric, found = better_of_decoded(index.sa_decode(index.sa_encode(bench.vectors)), bench)
         name = f"{name} ({metric})"
     yield Built(family, name, FaissStore(index), size, train_seconds, fill_seconds, found)
 
@@ -334,7 +355,10 @@ def truncations(bench: Bench) -> Iterator[Built]:
             dims = 8 * budget // bits
             if dims <= bench.dim:
                 yield from quantized(
-                    f"truncation, SQ{bits}", f"first {dims}", partial(truncated, dims, kind), bench
+                    f"truncation, SQ{bits}",
+                    f"first {dims}",
+                    partial(truncated, dims, kind, bench.metric),
+                    bench,
                 )
                 make = partial(factory, f"PCAR{dims},SQ{bits}")
                 yield from quantized(f"PCA, SQ{bits}", f"PCAR{dims}", make, bench)
@@ -368,7 +392,7 @@ def uncompressed(bench: Bench) -> Iterator[Built]:
     """All of a vector, in single and in half precision."""
     for name, description, size in (("float32", "Flat", 4), ("float16", "SQfp16", 2)):
         index = factory(description, bench.dim)
-        _, fill_seconds = timed(partial(index.add, bench.unit))
+        _, fill_seconds = timed(partial(index.add, bench.vectors))
         yield Built("exact", name, FaissStore(index), size * bench.dim, 0.0, fill_seconds)
 
 
@@ -380,7 +404,7 @@ def inverted_file(bench: Bench) -> Iterator[Built]:
         description = f"IVF{LISTS},PQ{parts}x4fs"
         index = factory(description, bench.dim)
         _, train_seconds = timed(partial(index.train, bench.training))
-        _, fill_seconds = timed(partial(index.add, bench.unit))
+        _, fill_seconds = timed(partial(index.add, bench.vectors))
         for nprobe in NPROBES:
             tuned: Any = faiss.clone_index(index)
             tuned.nprobe = nprobe
@@ -393,8 +417,8 @@ def graphs(bench: Bench) -> Iterator[Built]:
     for quantizer in ("SQ8", "SQ4"):
         index = factory(f"HNSW{HNSW_M},{quantizer}", bench.dim)
         _, train_seconds = timed(partial(index.train, bench.training))
-        _, fill_seconds = timed(partial(index.add, bench.unit))
-        size = len(faiss.serialize_index(index)) / len(bench.unit)
+        _, fill_seconds = timed(partial(index.add, bench.vectors))
+        size = len(faiss.serialize_index(index)) / len(bench.vectors)
         for ef in EF_SEARCHES:
             tuned: Any = faiss.clone_index(index)
             tuned.hnsw.efSearch = ef
@@ -412,12 +436,12 @@ def turbovec(bench: Bench) -> Iterator[Built]:
         if bench.dim % 8 or bench.dim * bits // 8 >= max(bench.budgets):
             continue
         index = module.TurboQuantIndex(dim=bench.dim, bit_width=bits)
-        half = len(bench.unit) // 2
+        half = len(bench.vectors) // 2
         _, train_seconds = timed(partial(index.calibrate, bench.sample))
-        _, first = timed(partial(index.add, bench.unit[:half]))
+        _, first = timed(partial(index.add, bench.vectors[:half]))
         size = len(index.to_bytes())
-        _, second = timed(partial(index.add, bench.unit[half:]))
-        stored = (len(index.to_bytes()) - size) / (len(bench.unit) - half)
+        _, second = timed(partial(index.add, bench.vectors[half:]))
+        stored = (len(index.to_bytes()) - size) / (len(bench.vectors) - half)
         yield Built("turbovec", f"{bits} bits", TurbovecStore(index), stored, train_seconds, first + second)
 
 
@@ -427,8 +451,8 @@ def lvq(bench: Bench) -> Iterator[Built]:
     for bits in ((8, 0), (4, 4)):
         with TemporaryDirectory() as folder:
             path = str(Path(folder, "vectors.fvecs"))
-            svs.write_vecs(bench.unit, path)
-            store, fill_seconds = timed(partial(SvsStore.open, path, bench.unit, bits))
+            svs.write_vecs(bench.vectors, path)
+            store, fill_seconds = timed(partial(SvsStore.open, path, bench.vectors, bits))
         name = f"LVQ{bits[0]}" + (f"x{bits[1]}" if bits[1] else "")
         yield Built("SVS LVQ", name, store, bench.dim * sum(bits) / 8 + 4, 0.0, fill_seconds)
 

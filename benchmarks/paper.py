@@ -65,7 +65,7 @@ def of_recipe(bench: Bench, k: int) -> Iterator[Point]:
     """The paper's recipe for one k, compared as it does: codes, or reconstructions, with each other."""
     model = recipe(bench, k)
     encode = partial(model.encode, encoder="topk", num_threads=bench.threads)
-    codes, asked = encode(bench.unit), encode(bench.queries)
+    codes, asked = encode(bench.vectors), encode(bench.queries)
     size = PAPER_BYTES * k
     found = nearest_codes(codes, asked)
     yield Point("recipe: sparse", k, size, size, recall(found, bench.truth, AT))
@@ -76,7 +76,7 @@ def of_recipe(bench: Bench, k: int) -> Iterator[Point]:
 def of_ours(bench: Bench, model: CompresSAE, encoder: Encoder, k: int) -> Iterator[Point]:
     """Our dictionary and scoring, for codes of one encoder."""
     index = CompressedIndex.build(
-        bench.unit, k=k, model=model, encoder=encoder, num_threads=bench.threads, progress=False
+        bench.vectors, k=k, model=model, encoder=encoder, num_threads=bench.threads, progress=False
     )
     by_mode = index.stats().bytes_by_mode
     for mode in ("dense", "two_stage", "sparse"):
@@ -90,10 +90,13 @@ def of_truncation(bench: Bench, k: int) -> Iterator[Point]:
     dims = PAPER_BYTES * k // 4
     if dims > bench.dim:
         return
-    indexes = {"first": truncated(dims, None, bench.dim), "principal": factory(f"PCA{dims},Flat", bench.dim)}
+    indexes = {
+        "first": truncated(dims, None, "cosine", bench.dim),
+        "principal": factory(f"PCA{dims},Flat", bench.dim),
+    }
     for name, index in indexes.items():
         index.train(bench.training)
-        _, found = better_of_decoded(index.sa_decode(index.sa_encode(bench.unit)), bench)
+        _, found = better_of_decoded(index.sa_decode(index.sa_encode(bench.vectors)), bench)
         yield Point(f"{name} components, float32", k, 4.0 * dims, 4.0 * dims, recall(found, bench.truth, AT))
 
 
@@ -101,7 +104,7 @@ def run(bench: Bench, ks: tuple[int, ...], say: Callable[[str], Any]) -> list[di
     """The points of all curves."""
     faiss.omp_set_num_threads(bench.threads)
     config = TrainConfig.preset(bench.preset, n_latents=bench.n_latents)
-    model = train(bench.unit, config).model
+    model = train(bench.vectors, config).model
     points = []
     for k in ks:
         for of in (

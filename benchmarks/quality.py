@@ -27,14 +27,15 @@ def bench_of(
     data: DataSet, budgets: tuple[int, ...], preset: Preset, n_latents: int | None, threads: int, seed: int
 ) -> Bench:
     """What contestants are built from: rows that they learn from are drawn by the seed."""
-    unit, queries = normalize_rows(data.vectors), normalize_rows(data.queries)
-    shuffled = np.random.default_rng(seed).permutation(len(unit))
+    vectors = normalize_rows(data.vectors) if data.metric == "cosine" else data.vectors
+    shuffled = np.random.default_rng(seed).permutation(len(vectors))
     return Bench(
-        unit,
-        queries,
+        vectors,
+        normalize_rows(data.queries),
+        data.metric,
         data.neighbours(KS[-1]),
-        unit[shuffled[:SAMPLE_ROWS]],
-        unit[shuffled[:TRAIN_ROWS]],
+        vectors[shuffled[:SAMPLE_ROWS]],
+        vectors[shuffled[:TRAIN_ROWS]],
         budgets,
         preset,
         n_latents,

@@ -32,7 +32,7 @@ def is_kept(folder: Path) -> bool:
 def section(folder: Path) -> str:
     """The section of one data set, whose plots are written into its folder."""
     parts = [f"## {folder.name}"]
-    for part in (_quality, _paper, _engines, _scale):
+    for part in (_quality, _paper, _engines, _scale, _milvus):
         parts += part(folder)
     return "\n\n".join(parts)
 
@@ -142,6 +142,30 @@ def _scale(folder: Path) -> list[str]:
                     [name.replace("_", " "), *(f"{plan[name]:,.4g}" for plan in planned)]
                     for name in planned[0]
                 ][1:],
+            ),
+        ]
+    return parts
+
+
+def _milvus(folder: Path) -> list[str]:
+    parts = []
+    for report in summaries.raw(folder, "milvus.json"):
+        taken, n = report["import"], report["settings"]["rows"]
+        seconds = {phase: one for phase, one in taken["seconds"].items() if phase != "train"}
+        rate = n / sum(seconds.values())
+        parts += [
+            f"### Milvus\n\n{n:,} vectors on Milvus Lite; {summaries.machine(report)}.",
+            f"One thread imports {rate:,.0f} vectors a second, of them seconds in "
+            + ", ".join(f"{phase} {one:.1f}" for phase, one in seconds.items())
+            + f". A server's posting lists take {taken['bytes_after'] / n:.0f} bytes a vector, the vectors in "
+            f"float32 {taken['bytes_before'] / n:.0f}; Lite's files {report['disk']['codes']:.0f} and "
+            f"{report['disk']['dense']:.0f}.",
+            markdown(
+                ["cluster", *(f"{n_planned:,} vectors" for n_planned in PLANNED)],
+                [
+                    ["postings, GB", *(f"{m * taken['bytes_after'] / n / 1e9:,.0f}" for m in PLANNED)],
+                    ["import, hours of one thread", *(f"{m / rate / 3600:,.0f}" for m in PLANNED)],
+                ],
             ),
         ]
     return parts

@@ -30,6 +30,7 @@ from dense_contestants import CONTESTANTS, RECIPE_STEPS, Bench
 from threadpoolctl import threadpool_limits
 
 from compressae_index.checks import check_threads
+from compressae_index.metric import METRICS, Metric
 from compressae_index.training.config import Preset, TrainConfig
 
 QUICK_ROWS, QUICK_QUERIES = 20_000, 500
@@ -53,13 +54,21 @@ def shared(command: Command) -> Command:
 
 
 def prepared(
-    source: str, quick: bool, rows: int | None, threads: int | None, budgets: tuple[int, ...]
+    source: str,
+    quick: bool,
+    rows: int | None,
+    threads: int | None,
+    budgets: tuple[int, ...] = (),
+    metrics: tuple[Metric, ...] = ("cosine",),
 ) -> tuple[DataSet, Bench]:
     """The data set, and what contestants are built from."""
     count = check_threads(threads)
     torch.set_num_threads(count)
     data = load(
-        source, rows=rows or (QUICK_ROWS if quick else None), queries=QUICK_QUERIES if quick else None
+        source,
+        rows=rows or (QUICK_ROWS if quick else None),
+        queries=QUICK_QUERIES if quick else None,
+        metrics=metrics,
     )
     click.echo(data)
     print_load(count)
@@ -93,7 +102,7 @@ def quality_command(
     A quick run measures no resident memory.
     """
     budgets = QUICK_BUDGETS if quick else quality.BUDGETS
-    data, bench = prepared(source, quick, rows, threads, budgets)
+    data, bench = prepared(source, quick, rows, threads, budgets, METRICS)
     for name in names or [name for name, row in CONTESTANTS.items() if row.quick or not quick]:
         try:
             with threadpool_limits(bench.threads):
@@ -110,7 +119,7 @@ def quality_command(
 @shared
 def paper_command(source: str, quick: bool, rows: int | None, threads: int | None) -> None:
     """The paper's figure redrawn: recall@100 against compression for 8 to 256 nonzeros."""
-    data, bench = prepared(source, quick, rows, threads, ())
+    data, bench = prepared(source, quick, rows, threads)
     ks = QUICK_KS if quick else paper.KS
     with threadpool_limits(bench.threads):
         points = paper.run(bench, ks, click.echo)
