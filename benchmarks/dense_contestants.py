@@ -66,7 +66,7 @@ class Bench(NamedTuple):
     @property
     def dim(self) -> int:
         """Size of a vector."""
-        return int(self.unit.shape[1])
+        return int(self.vectors.shape[1])
 
     def recall(self, found: npt.NDArray[Any]) -> dict[int, float]:
         """recall@k by k."""
@@ -151,12 +151,11 @@ def coded(
     bench: Bench,
 ) -> Iterator[Built]:
     """Codes by a model: at each budget those whose packed form fits it and whose reconstructions are best."""
+    unit = normalize_rows(bench.sample)
     for budget in bench.budgets:
         shapes = [(most_nonzeros(model.n_latents, bits, budget), bits) for bits in VALUE_BITS]
         shapes = [shape for shape in shapes if shape[0]]
-        k, bits = max(
-            shapes, key=lambda shape: cosine(model, normalize_rows(bench.sample), shape[0], shape[1], encoder)
-        )
+        k, bits = max(shapes, key=lambda shape: cosine(model, unit, shape[0], shape[1], encoder))
         build = partial(
             CompressedIndex.build,
             bench.vectors,
@@ -200,8 +199,8 @@ def upstream(bench: Bench) -> Iterator[Built]:
 def compresso(bench: Bench) -> Iterator[Built]:
     """compresso-pytorch with its defaults but k: its codes, packed and searched by our engine.
 
-    Rows of its decoder have any norm. Ours have norm one, so that the values of its codes take theirs. Norms of
-    vectors are not kept, so that it takes no part where they count.
+    Rows of its decoder have any norm. Ours have norm one, so that the values of its codes take theirs. It takes
+    no part where norms of vectors count, which it does not keep.
     """
     if bench.metric != "cosine":
         return
@@ -354,12 +353,8 @@ def truncations(bench: Bench) -> Iterator[Built]:
         for bits, kind in kinds.items():
             dims = 8 * budget // bits
             if dims <= bench.dim:
-                yield from quantized(
-                    f"truncation, SQ{bits}",
-                    f"first {dims}",
-                    partial(truncated, dims, kind, bench.metric),
-                    bench,
-                )
+                first = partial(truncated, dims, kind, bench.metric)
+                yield from quantized(f"truncation, SQ{bits}", f"first {dims}", first, bench)
                 make = partial(factory, f"PCAR{dims},SQ{bits}")
                 yield from quantized(f"PCA, SQ{bits}", f"PCAR{dims}", make, bench)
 

@@ -91,7 +91,7 @@ def of_truncation(bench: Bench, k: int) -> Iterator[Point]:
     if dims > bench.dim:
         return
     indexes = {
-        "first": truncated(dims, None, "cosine", bench.dim),
+        "first": truncated(dims, None, bench.metric, bench.dim),
         "principal": factory(f"PCA{dims},Flat", bench.dim),
     }
     for name, index in indexes.items():

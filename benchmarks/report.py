@@ -157,8 +157,8 @@ def _milvus(folder: Path) -> list[str]:
             f"### Milvus\n\n{n:,} vectors on Milvus Lite; {summaries.machine(report)}.",
             f"One thread imports {rate:,.0f} vectors a second, of them seconds in "
             + ", ".join(f"{phase} {one:.1f}" for phase, one in seconds.items())
-            + f". A server's posting lists take {taken['bytes_after'] / n:.0f} bytes a vector, the vectors in "
-            f"float32 {taken['bytes_before'] / n:.0f}; Lite's files {report['disk']['codes']:.0f} and "
+            + f". A server's posting lists take {taken['bytes_after'] / n:.0f} bytes a vector, float32 "
+            f"vectors {taken['bytes_before'] / n:.0f}; Lite's files {report['disk']['codes']:.0f} and "
             f"{report['disk']['dense']:.0f}.",
             markdown(
                 ["cluster", *(f"{n_planned:,} vectors" for n_planned in PLANNED)],
