@@ -397,13 +397,16 @@ def milvus(bench: Bench) -> Iterator[Contender]:
             }
             for latents, values in bench.queries
         ],
-        lambda query: client.search("codes", [query], limit=bench.top, search_params={"metric_type": "IP"}),
+        partial(_search_milvus, client, folder, bench.top),
         lambda found: np.array([hit["id"] for hit in found[0]]),
         seconds,
         row_bytes,
     )
-    client.close()
-    folder.cleanup()
+
+
+def _search_milvus(client: Any, _folder: Any, top: int, query: dict[int, float]) -> Any:
+    """The folder of the files lasts as long as what searches them."""
+    return client.search("codes", [query], limit=top, search_params={"metric_type": "IP"})
 
 
 def faiss(bench: Bench) -> Iterator[Contender]:
