@@ -295,8 +295,8 @@ def better_of_decoded(decoded: FloatArray, bench: Bench) -> tuple[str, IntArray]
 def quantized(family: str, name: str, make: Callable[[int], Any], bench: Bench) -> Iterator[Built]:
     """A quantiser of Faiss, if it fits the largest budget.
 
-    One that decodes its codes is ranked by inner products or by distances, whatever is better; its milliseconds
-    are those of its own search by inner products.
+    One that decodes its codes is ranked by inner products or by distances, whatever is better; its
+    milliseconds are those of its own search by inner products.
     """
     index = make(bench.dim)
     size = index.sa_code_size()

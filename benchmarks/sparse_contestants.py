@@ -406,7 +406,7 @@ def milvus(bench: Bench) -> Iterator[Contender]:
 
 def _search_milvus(client: Any, _folder: Any, top: int, query: dict[int, float]) -> Any:
     """The folder of the files lasts as long as what searches them."""
-    return client.search("codes", [query], limit=top, search_params={"metric_type": "IP"})
+    return client.search("codes", [query], anns_field="code", limit=top, search_params={"metric_type": "IP"})
 
 
 def faiss(bench: Bench) -> Iterator[Contender]:

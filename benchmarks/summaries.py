@@ -26,7 +26,8 @@ FAST = (
     *("ours, dense", "ours, two_stage", "ours, sparse", "exact", "Faiss PQ", "Faiss RaBitQ"),
     *("Faiss IVF-PQ", "Faiss HNSW", "turbovec", "SVS LVQ"),
 )
-DPI = 100
+DPI = 90
+PUBLISHED_STYLES = ("x--", "+:", "s-.")
 
 
 def raw(folder: Path, pattern: str) -> list[dict[str, Any]]:
@@ -119,20 +120,21 @@ def draw(path: Path, size: tuple[float, float], panels: Sequence[Callable[[Any],
 def paper_panel(
     points: Sequence[Line], published: dict[str, dict[float, float]], dim: int, axes: Any
 ) -> None:
-    """Recall against compression by the paper's accounting, or by stored bytes where nothing is published."""
+    """Recall against compression by the paper's accounting; by stored bytes where none is published."""
     size = "paper_bytes" if published else "bytes"
     for curve in dict.fromkeys(point["curve"] for point in points):
         own = [point for point in points if point["curve"] == curve]
         factors = [4 * dim / point[size] for point in own]
         axes.plot(factors, [point["recall"] for point in own], marker="o", markersize=3.5, label=curve)
-    for curve, by_factor in published.items():
-        axes.plot(list(by_factor), list(by_factor.values()), "k--", marker="x", alpha=0.6, label=curve)
+    for (curve, by_factor), style in zip(published.items(), PUBLISHED_STYLES, strict=False):
+        axes.plot(list(by_factor), list(by_factor.values()), style, color="black", alpha=0.6, label=curve)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("compression, 8 bytes a nonzero" if published else "compression, bytes as stored")
     axes.set_ylabel("recall@100")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="x-small", loc="lower left")
+    if published:
+        axes.figure.legend(fontsize="x-small", loc="outside right center", frameon=False)
 
 
 def size_table(measured: dict[str, Any]) -> str:
