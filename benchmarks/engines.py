@@ -35,6 +35,8 @@ from compressae_index.training.config import TrainConfig
 SPARSE, TWO_STAGE, DENSE = "ours: sparse", "ours: two_stage", "ours: dense"
 LISTS = "ours: posting lists alone"
 SELECTED = (100, 1000)
+DOCUMENTS = (20_000, 1_000_000, 4_000_000)
+QUICK = (DOCUMENTS[:1], 20, 2)
 COPY_BYTES = 1 << 28
 COPIES = 5
 
@@ -267,7 +269,7 @@ def stored(source: str, query_path: Path, queries: int) -> Searched:
     "--documents",
     type=click.IntRange(min=max(SELECTED) + 1),
     multiple=True,
-    default=(1_000_000, 4_000_000),
+    default=DOCUMENTS,
     show_default=True,
     help="Documents to search; may be repeated.",
 )
@@ -283,6 +285,9 @@ def stored(source: str, query_path: Path, queries: int) -> Searched:
 @click.option("--query-nnz", default=32, show_default=True, help="Latents of a query.")
 @click.option("--top", default=SELECTED[0], show_default=True, help="Results of a query.")
 @click.option("--queries", default=50, show_default=True, help="Queries a round, one at a time.")
+@click.option(
+    "--quick", is_flag=True, help="20,000 documents, 20 queries and 2 rounds, whatever else is said."
+)
 @click.option("--rounds", default=5, show_default=True, help="Interleaved rounds, whose medians are printed.")
 @click.pass_context
 def command(
@@ -295,9 +300,12 @@ def command(
     query_nnz: int,
     top: int,
     queries: int,
+    quick: bool,
     rounds: int,
 ) -> None:
     """Milliseconds a query of our engine and of others, at which recall, bytes and seconds of building."""
+    if quick:
+        documents, queries, rounds = QUICK
     names = available(rivals)
     for name in rivals:
         if name not in names:
@@ -323,9 +331,9 @@ def command(
     if len(reports) > 1:
         click.echo("\n" + growth_table(reports))
     write_report(
-        results_path(searched.stem, "engines"),
+        results_path(f"{searched.stem}-quick" if quick else searched.stem, "engines"),
         1,
-        context.params,
+        context.params | {"documents": documents, "queries": queries, "rounds": rounds},
         {
             "data": searched.name,
             "copy_bytes_per_second": speed,
