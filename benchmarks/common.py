@@ -63,7 +63,7 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """A Markdown table, aligned for a terminal; numbers to the right."""
     rows = [list(map(str, row)) for row in rows]
     widths = [max(len(row[i]) for row in [list(header), *rows]) for i in range(len(header))]
-    left = [not all(row[i][:1] in "0123456789+-." for row in rows) for i in range(len(header))]
+    left = [not all(row[i].lstrip("*")[:1] in "0123456789+-." for row in rows) for i in range(len(header))]
     rule = [
         "-" * width if is_left else "-" * (width - 1) + ":"
         for width, is_left in zip(widths, left, strict=True)

@@ -22,6 +22,7 @@ from stores import FaissStore, IntArray, OurStore, Store, SvsStore, TurbovecStor
 from compressae_index import CompresSAE, CompressedIndex, SparseCodes, train
 from compressae_index.checks import FloatArray, normalize_rows
 from compressae_index.embedded import EmbeddedBackend
+from compressae_index.errors import InputError
 from compressae_index.evaluation import recall
 from compressae_index.metric import Metric
 from compressae_index.model import Encoder
@@ -174,10 +175,22 @@ def coded(
 
 
 def ours(bench: Bench) -> Iterator[Built]:
-    """Our dictionary and pursuit codes, in every mode."""
+    """Our dictionary and pursuit codes, in every mode; `two_stage` also as it is planned for a budget."""
     config = TrainConfig.preset(bench.preset, n_latents=bench.n_latents)
     trained, seconds = timed(partial(train, bench.vectors, config))
     yield from coded("ours", trained.model, "pursuit", ASYMMETRIC + SYMMETRIC, seconds, bench)
+    for budget in bench.budgets:
+        build = partial(CompressedIndex.build, bench.vectors, model=trained.model, metric=bench.metric)
+        try:
+            index, fill_seconds = timed(
+                partial(build, bytes_per_vector=budget, num_threads=bench.threads, progress=False)
+            )
+        except InputError:  # too small for posting lists
+            continue
+        plan = index.plan
+        assert plan is not None
+        name = f"k={plan.k}, {plan.value_bits} bits, {plan.postings} postings"
+        yield from searched("ours", name, index, ASYMMETRIC[1:2], (seconds, fill_seconds))
 
 
 def recipe(bench: Bench, k: int) -> CompresSAE:

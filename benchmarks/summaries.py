@@ -36,12 +36,15 @@ def raw(folder: Path, pattern: str) -> list[dict[str, Any]]:
 
 
 def best_that_fit(lines: Iterable[Line], budgets: Sequence[int], at: int) -> dict[str, dict[int, Line]]:
-    """Of each family the line of the highest recall@at at each budget, families by their best recall."""
+    """Of each family the line of the highest recall@at at each budget; families of the highest recall first.
+
+    Bytes are rounded, as a level or an offset of an index takes parts of a byte a vector.
+    """
     best: dict[str, dict[int, Line]] = {}
     for line in lines:
         for budget in budgets:
             kept = best.setdefault(line["family"], {})
-            if line["bytes"] <= budget and _recall(line, at) > _recall(kept.get(budget), at):
+            if round(line["bytes"]) <= budget and _recall(line, at) > _recall(kept.get(budget), at):
                 kept[budget] = line
     fitting = {family: kept for family, kept in best.items() if kept}
     return dict(
