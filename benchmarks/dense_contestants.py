@@ -7,6 +7,7 @@ rotations and models are not counted, as they do not grow with the vectors; the 
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -448,6 +449,7 @@ def graphs(bench: Bench) -> Iterator[Built]:
 
 def turbovec(bench: Bench) -> Iterator[Built]:
     """The package turbovec, calibrated as its documentation advises."""
+    os.environ["RAYON_NUM_THREADS"] = "1"  # read as it is loaded
     module = importlib.import_module("turbovec")
     for bits in (2, 4):
         if bench.dim % 8 or bench.dim * bits // 8 >= max(bench.budgets):

@@ -65,7 +65,7 @@ def _quality(folder: Path) -> list[str]:
     if not reports:
         return []
     lines, budgets = _lines(reports), reports[0]["settings"]["budgets"]
-    small = [line for line in lines if line["bytes"] <= 2 * max(budgets)]
+    small = summaries.improving((line for line in lines if line["bytes"] <= max(budgets)), AT)
     summaries.draw(
         folder / "recall-bytes.png",
         (7, 5),

@@ -102,6 +102,17 @@ def growth(sizes: Sequence[float], amounts: Sequence[float]) -> float:
     return float(np.polyfit(np.log(sizes), np.log(amounts), 1)[0])
 
 
+def improving(lines: Iterable[Line], at: int) -> list[Line]:
+    """Without those that another of the family beats in recall@at with no more bytes."""
+    best: dict[str, float] = {}
+    kept = []
+    for line in sorted(lines, key=lambda line: (float(line["bytes"]), -_recall(line, at))):
+        if _recall(line, at) > best.get(line["family"], -1.0):
+            best[line["family"]] = _recall(line, at)
+            kept.append(line)
+    return kept
+
+
 def series_of(lines: Iterable[Line], families: Sequence[str], joined: bool) -> list[Series]:
     """What plots take, family by family, by rising bytes."""
     by_family: dict[str, list[Measurement]] = {}

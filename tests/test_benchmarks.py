@@ -12,7 +12,7 @@ from paper import nearest_codes
 from report import summary
 from scale import projected
 from stores import FaissStore
-from summaries import best_that_fit, equal_bytes, growth, replaced
+from summaries import best_that_fit, equal_bytes, growth, improving, replaced
 
 from compressae_index import SparseCodes
 from compressae_index.index import MODES
@@ -47,6 +47,18 @@ def test_equal_bytes_takes_the_best_that_fits() -> None:
     ]
     assert rows[0] == ["recall@100", "56 bytes", "64 bytes"]
     assert rows[2:] == [["a", "**0.700**", "0.700"], ["b", "", "**0.900**"]]
+
+
+def test_what_is_beaten_at_fewer_bytes_is_not_drawn() -> None:
+    lines = [
+        line("a", 60, 0.65),
+        line("a", 50, 0.7),
+        line("a", 50, 0.6),
+        line("a", 70, 0.8),
+        line("b", 80, 0.1),
+    ]
+    kept = [(one["family"], one["bytes"], one["recall"]["100"]) for one in improving(lines, 100)]
+    assert kept == [("a", 50, 0.7), ("a", 70, 0.8), ("b", 80, 0.1)]
 
 
 def test_growth_is_the_exponent() -> None:
