@@ -20,7 +20,7 @@ from compressae_index.training.config import Preset
 
 BUDGETS = (56, 96, 128, 192, 384)
 SAMPLE_ROWS = 2048
-TIMED_QUERIES = 200
+TIMED_QUERIES = 100
 
 
 def bench_of(
