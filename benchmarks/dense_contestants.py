@@ -350,8 +350,8 @@ def split(dim: int, budget: int) -> tuple[int, int]:
 
 
 def product_quantizers(bench: Bench) -> Iterator[Built]:
-    """PQ of one sub-vector a byte."""
-    for budget in bench.budgets:
+    """PQ of one sub-vector a byte; with one a component, it would be scalar quantisation."""
+    for budget in (budget for budget in bench.budgets if budget < bench.dim):
         parts, padded = split(bench.dim, budget)
         pad = "" if padded == bench.dim else f"Pad{padded},"
         yield from quantized("Faiss PQ", f"PQ{parts}x8", partial(factory, f"{pad}PQ{parts}x8"), bench)
