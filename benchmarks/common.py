@@ -12,6 +12,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,9 +23,12 @@ from compressae_index._engine import simd
 
 T = TypeVar("T")
 
+RESULTS = Path(__file__).parent / "results"
+
 PACKAGES = (
-    *("compressae-index", "numpy", "scipy", "torch", "faiss-cpu", "turbovec"),
-    *("pyvsag", "pyseismic-lsr", "kannolo", "bmp", "sparse_dot_mkl", "mkl"),
+    *("compressae-index", "numpy", "scipy", "torch", "faiss-cpu", "turbovec", "scalable-vs"),
+    *("compresso-pytorch", "wordllama", "pyvsag", "pyseismic-lsr", "kannolo", "bmp", "sparse_dot_mkl", "mkl"),
+    *("milvus-lite", "pymilvus"),
 )
 
 
@@ -59,7 +63,7 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """A Markdown table, aligned for a terminal; numbers to the right."""
     rows = [list(map(str, row)) for row in rows]
     widths = [max(len(row[i]) for row in [list(header), *rows]) for i in range(len(header))]
-    left = [not all(row[i][:1] in "0123456789+-." for row in rows) for i in range(len(header))]
+    left = [not all(row[i].lstrip("*")[:1] in "0123456789+-." for row in rows) for i in range(len(header))]
     rule = [
         "-" * width if is_left else "-" * (width - 1) + ":"
         for width, is_left in zip(widths, left, strict=True)
@@ -83,6 +87,7 @@ def environment(threads: int) -> dict[str, Any]:
         except PackageNotFoundError:
             versions[package] = "not installed"
     return {
+        "date": datetime.now(UTC).date().isoformat(),
         "python": platform.python_version(),
         "versions": versions,
         "machine": platform.platform(),
@@ -102,6 +107,13 @@ def _processor() -> str:
     except OSError:
         return platform.processor()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+
+
+def results_path(stem: str, name: str) -> Path:
+    """Where raw results of a data set are kept."""
+    folder = RESULTS / stem
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{name.replace(' ', '-')}.json"
 
 
 def write_report(

@@ -35,6 +35,15 @@ class Measurement(NamedTuple):
     ms_per_query: float
     """Median of queries asked one by one with one thread, encoding of the query included."""
 
+    @property
+    def queries_per_second(self) -> float:
+        """What one thread answers that asks one by one."""
+        return 1000 / self.ms_per_query
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it, for JSON."""
+        return {**self._asdict(), "queries_per_second": self.queries_per_second}
+
 
 def exact_neighbours(
     vectors: Vectors,

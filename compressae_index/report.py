@@ -13,15 +13,15 @@ import numpy.typing as npt
 from compressae_index.checks import FloatArray, check_int, check_threads, check_vectors, normalize_rows
 from compressae_index.codes import SparseCodes
 from compressae_index.embedded import EmbeddedBackend
-from compressae_index.errors import InputError, MissingExtraError
+from compressae_index.errors import InputError
 from compressae_index.evaluation import exact_neighbours, recall
 from compressae_index.model import CompresSAE
+from compressae_index.plots import figure_class
 from compressae_index.progress import track
 from compressae_index.sources import Vectors, VectorSource, open_vectors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 # Nonzeros that recall is measured at, where a call names none.
 KS = (8, 16, 32, 64, 128)
@@ -104,8 +104,8 @@ class ModelReport(NamedTuple):
         """
         figure = figure_class()(figsize=(13, 4), dpi=120, layout="constrained")
         lists, cosines, recalls = figure.subplots(1, 3)
-        self._plot_lists(lists)
-        self._plot_cosines(cosines)
+        self.plot_lists(lists)
+        self.plot_cosines(cosines)
         self._plot_recall(recalls)
         for axes in (lists, cosines, recalls):
             axes.grid(alpha=0.3)
@@ -113,7 +113,8 @@ class ModelReport(NamedTuple):
         # Figure.savefig draws by Agg for PNG, whatever back end a program has chosen.
         figure.savefig(path, format="png")
 
-    def _plot_lists(self, axes: Axes) -> None:
+    def plot_lists(self, axes: Axes) -> None:
+        """Rows of each latent, most used first."""
         lengths = np.sort([length for length in self.list_lengths if length])[::-1]
         axes.plot(np.arange(1, len(lengths) + 1), lengths, color="C0")
         mean = self.k / self.n_latents
@@ -126,7 +127,8 @@ class ModelReport(NamedTuple):
         axes.set_title(f"{len(self.dead_latents):,} dead, {len(self.over_firing_latents):,} over-firing")
         axes.legend(fontsize="small")
 
-    def _plot_cosines(self, axes: Axes) -> None:
+    def plot_cosines(self, axes: Axes) -> None:
+        """Histogram of the cosines of vectors and their reconstructions."""
         shares = 100 * np.array(self.cosine_counts) / self.rows
         axes.stairs(shares, self.cosine_edges, fill=True, color="C0", alpha=0.7)
         for percentile, style in ((5, ":"), (50, "-"), (95, "--")):
@@ -230,19 +232,6 @@ def model_report(
         mean_squared_error=error,
         recall=recalls,
     )
-
-
-def figure_class() -> type[Figure]:
-    """The figure of matplotlib, for callers that want to know before they compute.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "plot", "plotting") from error
-    return Figure
 
 
 def _sample(vectors: Vectors, max_rows: int, dim: int) -> FloatArray:

@@ -10,7 +10,8 @@ import click
 from compressae_index.cli.options import PATH, dataset_option, json_option, threads_option, written_aside
 from compressae_index.errors import FormatError
 from compressae_index.model import CompresSAE
-from compressae_index.report import figure_class, model_report
+from compressae_index.plots import figure_class
+from compressae_index.report import model_report
 from compressae_index.sources import open_vectors
 
 
