@@ -31,7 +31,7 @@ from compressae_index.errors import (
 )
 from compressae_index.evaluation import exact_neighbours
 from compressae_index.metric import Metric, row_norms
-from compressae_index.sources import open_vectors
+from compressae_index.sources import Vectors, open_vectors
 
 QUERIES = 2000
 SEED = 0
@@ -130,10 +130,8 @@ def load(
     if data.metric not in metrics:
         msg = f"{source} is searched by {data.metric}; here it must be {' or '.join(metrics)}"
         raise InputError(msg)
-    if len(data.vectors) > (rows or len(data.vectors)):
-        data = data._replace(vectors=data.vectors[:rows], truth=None)
     truth = None if data.truth is None else data.truth[:queries]
-    return data._replace(queries=data.queries[:queries], truth=truth)
+    return data._replace(vectors=data.vectors[:rows], queries=data.queries[:queries], truth=truth)
 
 
 def _named(source: str, rows: int | None) -> DataSet:
@@ -145,7 +143,8 @@ def _named(source: str, rows: int | None) -> DataSet:
     if not path.exists():
         msg = f"no file {source}, nor a data set of that name: {', '.join([*SHIPPED, *MADE])}"
         raise InputError(msg)
-    return _from_hdf5(path) if path.suffix.lower() in (".hdf5", ".h5") else _from_file(path, rows)
+    read = _from_hdf5 if path.suffix.lower() in (".hdf5", ".h5") else _from_file
+    return read(path, rows)
 
 
 def _from_file(path: Path, rows: int | None) -> DataSet:
@@ -154,13 +153,15 @@ def _from_file(path: Path, rows: int | None) -> DataSet:
     if n < 1:
         msg = f"{path} holds {everything.shape[0]} rows, and the last {QUERIES} are the queries"
         raise InputError(msg)
-    vectors = check_vectors(everything[0 : n if rows is None else min(n, rows)])
-    return DataSet(
-        path.name, vectors, check_vectors(everything[n : n + QUERIES], name="queries", first_row=n)
-    )
+    vectors = _rows(everything, 0, n if rows is None else min(n, rows), f"{path}: embeddings")
+    return DataSet(path.name, vectors, _rows(everything, n, n + QUERIES, f"{path}: queries"))
 
 
-def _from_hdf5(path: Path) -> DataSet:
+def _rows(vectors: Vectors, begin: int, end: int, name: str) -> FloatArray:
+    return check_vectors(vectors[begin:end], name=name, first_row=begin)
+
+
+def _from_hdf5(path: Path, rows: int | None) -> DataSet:
     """A file of ann-benchmarks. There is no inner product in it; angular distances are cosines here."""
     try:
         with h5py.File(path, "r") as file:
@@ -172,27 +173,23 @@ def _from_hdf5(path: Path) -> DataSet:
     if distance not in ("angular", "euclidean"):
         msg = f"{path} has the distance {distance}; only angular ones can be searched here"
         raise InputError(msg)
-    vectors, queries = _whole(path, "train"), _whole(path, "test")
-    if vectors.shape[1] != queries.shape[1]:
-        msg = f"{path}: train has dimension {vectors.shape[1]}, test {queries.shape[1]}"
+    train, test = open_vectors(path, dataset="train"), open_vectors(path, dataset="test")
+    n, n_queries = train.shape[0], test.shape[0]
+    if train.shape[1] != test.shape[1]:
+        msg = f"{path}: train has dimension {train.shape[1]}, test {test.shape[1]}"
         raise DimensionError(msg)
+    vectors = _rows(train, 0, n if rows is None else min(n, rows), f"{path}: train")
+    queries = _rows(test, 0, n_queries, f"{path}: test")
     # Between unit vectors, Euclidean distances have the order of angular ones.
     if distance == "euclidean" and np.abs(row_norms(vectors) - 1).max() > 1e-3:
         msg = f"{path} has Euclidean distances, which have no cosine order: its vectors are not of unit norm"
         raise InputError(msg)
-    if truth is not None:
-        fitting = truth.size and 0 <= truth.min() <= truth.max() < len(vectors)
-        if not fitting or len(truth) != len(queries):
-            msg = (
-                f"{path}: neighbors {truth.shape} do not fit {len(queries)} queries of {len(vectors)} vectors"
-            )
-            raise FormatError(msg)
-    return DataSet(path.stem, vectors, queries, truth=truth)
-
-
-def _whole(path: Path, dataset: str) -> FloatArray:
-    vectors = open_vectors(path, dataset=dataset)
-    return check_vectors(vectors[0 : vectors.shape[0]], name=f"{path}: {dataset}")
+    if truth is not None and (
+        len(truth) != n_queries or not truth.size or not 0 <= truth.min() <= truth.max() < n
+    ):
+        msg = f"{path}: neighbors {truth.shape} do not fit {n_queries} queries of {n} vectors"
+        raise FormatError(msg)
+    return DataSet(path.stem, vectors, queries, truth=truth if len(vectors) == n else None)
 
 
 def shipped() -> DataSet:
@@ -247,6 +244,7 @@ def recommendations(n: int) -> DataSet:
 
 def _factors(n_items: int) -> tuple[FloatArray, FloatArray]:
     """Factors of users (n_users, 128) and items (n_items, 128), both in random order."""
+    check_int(n_items, "rows", FACTORS + 1)
     rng = np.random.default_rng(SEED)
     n_users = max(n_items // 2, 2 * QUERIES)
     clicks = _clicks(n_users, n_items, rng)

@@ -118,6 +118,7 @@ def write_garbage(path: Path) -> str:
         (write_garbage, {}, "cannot be read"),
         (lambda _: "recommendations", {"rows": 500}, "is searched by inner_product; here it must be cosine"),
         (lambda _: "shipped", {"rows": 0}, "rows must be at least 1, got 0"),
+        (lambda _: "recommendations", {"rows": 128}, "rows must be at least 129, got 128"),
     ],
 )
 def test_refused(tmp_path: Path, source: Callable[[Path], str], options: Any, message: str) -> None:
