@@ -8,7 +8,7 @@ comma = ,
 .PHONY: demo test lint types check stub sanitize sanitize-thread clean
 
 # Installed again whenever a source is newer. -P keeps the sources from hiding the installed package.
-SOURCES := pyproject.toml constraints.txt README.md $(shell find compressae_index connectors -name '*.py' -o -name '*.?pp' -o -name 'CMakeLists.txt' -o -name '*.pyi')
+SOURCES := pyproject.toml constraints.txt README.md $(shell find compressae_index connectors -name '*.py' -o -name '*.?pp' -o -name 'CMakeLists.txt' -o -name '*.pyi' -o -name '*.html')
 
 # Only where the system has none. Ninja is not needed: without it, the engine is built by make.
 CMAKE := $(if $(shell command -v cmake),,cmake)

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from compressae_index._engine import simd
+from compressae_index import environment as machine
 
 T = TypeVar("T")
 
@@ -80,33 +78,9 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 def environment(threads: int) -> dict[str, Any]:
     """Versions and the machine, for the report."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not installed"
-    return {
-        "date": datetime.now(UTC).date().isoformat(),
-        "python": platform.python_version(),
-        "versions": versions,
-        "machine": platform.platform(),
-        "processor": _processor(),
-        "simd": simd(),
-        "threads": threads,
-        "load_average": os.getloadavg(),
-        "variables": {
-            name: value for name, value in os.environ.items() if name.startswith(("OPENBLAS_", "OMP_"))
-        },
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+    variables = {name: value for name, value in os.environ.items() if name.startswith(("OPENBLAS_", "OMP_"))}
+    today = datetime.now(UTC).date().isoformat()
+    return {"date": today, **machine.environment(PACKAGES), "threads": threads, "variables": variables}
 
 
 def results_path(stem: str, name: str) -> Path:

@@ -1,10 +1,10 @@
-"""Recall, bytes and latency, measured against exact search and against product quantisation."""
+"""Recall, bytes and latency, measured against exact search and against Faiss's quantisers."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +22,14 @@ from compressae_index.sources import CHUNK_ROWS, Vectors
 TIMED_QUERIES = 200
 # Of each sub-vector in product quantisation: 8 bits.
 PQ_CENTROIDS = 256
+# Vectors that each of them is learned from, at most: Faiss's own 256 would take three times as long.
+PQ_POINTS_PER_CENTROID = 80
+RABITQ_BITS = range(1, 9)
+# What `sweep` varies: the option of each mode, and its values.
+SWEPT: dict[Mode, tuple[str, tuple[int, ...]]] = {
+    "sparse": ("query_nnz", (8, 16, 32, 64, 128, 256)),
+    "two_stage": ("candidates", (100, 300, 1000, 3000)),
+}
 
 
 class Measurement(NamedTuple):
@@ -43,6 +51,15 @@ class Measurement(NamedTuple):
     def as_dict(self) -> dict[str, Any]:
         """All of it, for JSON."""
         return {**self._asdict(), "queries_per_second": self.queries_per_second}
+
+
+class Sweep(NamedTuple):
+    """One mode at several values of one of its options."""
+
+    mode: Mode
+    option: str
+    measurements: dict[int, Measurement]
+    """By the value of the option."""
 
 
 def exact_neighbours(
@@ -129,13 +146,59 @@ def evaluate(
         scoring: as for `CompressedIndex.search`.
         options: candidates, query_nnz as for `CompressedIndex.search`.
     """
-    by_mode = index.stats().bytes_by_mode
+    return [_evaluate_mode(index, mode, queries, truth, ks, scoring, options) for mode in MODES]
 
-    def searcher(mode: Mode) -> Callable[[FloatArray, int], npt.NDArray[Any]]:
-        return lambda rows, k: index.search(rows, k, mode=mode, scoring=scoring, num_threads=1, **options).ids
 
-    suffix = "" if scoring == "asymmetric" else f" ({scoring})"
-    return [measure(mode + suffix, by_mode[mode], searcher(mode), queries, truth, ks) for mode in MODES]
+def sweep(
+    index: CompressedIndex,
+    queries: FloatArray,
+    truth: npt.NDArray[Any],
+    *,
+    ks: Iterable[int] = (10, 100),
+    scoring: Scoring = "asymmetric",
+    query_nnz: int | None = None,
+    progress: bool = False,
+) -> list[Sweep]:
+    """How recall and time trade in `sparse`, by its query_nnz, and in `two_stage`, by its candidates.
+
+    Args:
+        index: as for `evaluate`.
+        queries: as for `evaluate`.
+        truth: as for `evaluate`.
+        ks: as for `evaluate`.
+        scoring: as for `CompressedIndex.search`.
+        query_nnz: of `two_stage`, as for `CompressedIndex.search`.
+        progress: show a progress bar.
+    """
+    most = {"query_nnz": index.model.n_latents, "candidates": len(index)}
+    values = {mode: [v for v in tried if v <= most[of]] or [most[of]] for mode, (of, tried) in SWEPT.items()}
+    sweeps = []
+    with track(sum(map(len, values.values())), "sweep", enabled=progress, unit="settings") as advance:
+        for mode, (option, _) in SWEPT.items():
+            measurements = {}
+            for value in values[mode]:
+                options = {"query_nnz": query_nnz, option: value}
+                one = _evaluate_mode(index, mode, queries, truth, ks, scoring, options)
+                measurements[value] = one._replace(name=f"{one.name}, {option}={value}")
+                advance(1)
+            sweeps.append(Sweep(mode, option, measurements))
+    return sweeps
+
+
+def _evaluate_mode(
+    index: CompressedIndex,
+    mode: Mode,
+    queries: FloatArray,
+    truth: npt.NDArray[Any],
+    ks: Iterable[int],
+    scoring: Scoring,
+    options: Mapping[str, Any],
+) -> Measurement:
+    def search(rows: FloatArray, k: int) -> npt.NDArray[Any]:
+        return index.search(rows, k, mode=mode, scoring=scoring, num_threads=1, **options).ids
+
+    name = mode if scoring == "asymmetric" else f"{mode} ({scoring})"
+    return measure(name, index.stats().bytes_by_mode[mode], search, queries, truth, ks)
 
 
 def evaluate_exact(
@@ -173,27 +236,109 @@ def evaluate_pq(
         MissingExtraError: Faiss is not installed.
         InputError: fewer vectors than a sub-vector has centroids.
     """
+    faiss = import_faiss(vectors.shape[0])
+    rows = _comparable(check_vectors(vectors[0 : vectors.shape[0]]), metric)
+    return _evaluate_faiss(faiss, _pq(rows.shape[1], bytes_per_vector), rows, queries, truth, ks)
+
+
+def evaluate_quantisers(
+    vectors: Vectors,
+    queries: FloatArray,
+    truth: npt.NDArray[Any],
+    budgets: Iterable[float],
+    *,
+    ks: Iterable[int] = (10, 100),
+    metric: Metric = "cosine",
+    progress: bool = False,
+) -> dict[str, list[Measurement]]:
+    """Quantisers of Faiss, whose codes are scanned one and all, by family.
+
+    "Faiss SQ" stores each number in half precision, or in 8 bits. "Faiss PQ" (8 bits a sub-vector) and
+    "Faiss RaBitQ" (1 to 8 bits a number, after a random rotation) have, for each budget, the most bytes that
+    do not exceed it. Rotations and k-means start from fixed seeds of Faiss.
+
+    Args:
+        vectors: (n, d); all of them are kept in memory.
+        queries: (n_queries, d).
+        truth: rows of the true neighbours, best first, (n_queries, at least max(ks)).
+        budgets: bytes of a vector.
+        ks: the k of each recall@k.
+        metric: what neighbours are by.
+        progress: show a progress bar.
+
+    Raises:
+        MissingExtraError: Faiss is not installed.
+        InputError: fewer vectors than a sub-vector has centroids.
+    """
+    faiss = import_faiss(vectors.shape[0])
+    rows = _comparable(check_vectors(vectors[0 : vectors.shape[0]]), metric)
+    families = _quantisers(faiss, rows.shape[1], sorted(budgets))
+    measured: dict[str, list[Measurement]] = {family: [] for family in families}
+    with track(sum(map(len, families.values())), "Faiss", enabled=progress, unit="indexes") as advance:
+        for family, keys in families.items():
+            for key in keys:
+                measured[family].append(_evaluate_faiss(faiss, key, rows, queries, truth, ks))
+                advance(1)
+    return measured
+
+
+def _quantisers(faiss: Any, dim: int, budgets: list[float]) -> dict[str, list[str]]:
+    """Keys of Faiss's factory by family, fewest bytes first."""
+    sizes = {bits: faiss.index_factory(dim, f"RaBitQ{bits}").sa_code_size() for bits in RABITQ_BITS}
+    fitting = [[bits for bits, size in sizes.items() if size <= budget] for budget in budgets]
+    families = {
+        "Faiss SQ": ["SQ8", "SQfp16"],
+        "Faiss PQ": [_pq(dim, budget) for budget in budgets],
+        "Faiss RaBitQ": [f"RR{dim},RaBitQ{bits[-1]}" for bits in fitting if bits],
+    }
+    # Budgets that are nearly equal are met by the same one.
+    return {family: list(dict.fromkeys(keys)) for family, keys in families.items() if keys}
+
+
+def import_faiss(n: int) -> Any:
+    """The library, which is to quantise n vectors; for callers that want to know before they compute.
+
+    Raises:
+        MissingExtraError: Faiss is not installed.
+        InputError: fewer vectors than a sub-vector has centroids.
+    """
     try:
         import faiss
     except ImportError as error:
         raise MissingExtraError("faiss-cpu", "faiss", "comparing with product quantisation") from error
-    if vectors.shape[0] < PQ_CENTROIDS:
-        msg = f"product quantisation needs at least {PQ_CENTROIDS} vectors, got {vectors.shape[0]}"
+    if n < PQ_CENTROIDS:
+        msg = f"product quantisation needs at least {PQ_CENTROIDS} vectors, got {n}"
         raise InputError(msg)
-    rows = _comparable(check_vectors(vectors[0 : vectors.shape[0]]), metric)
-    dim = rows.shape[1]
-    parts = max(m for m in range(1, dim + 1) if dim % m == 0 and m <= max(bytes_per_vector, 1))
-    index = faiss.IndexPQ(dim, parts, 8, faiss.METRIC_INNER_PRODUCT)
+    return faiss
+
+
+def _pq(dim: int, budget: float) -> str:
+    """Faiss's key of a product quantiser of at most so many bytes, and of at least one."""
+    parts = max(m for m in range(1, dim + 1) if dim % m == 0 and m <= max(budget, 1))
+    return f"PQ{parts}x8np"  # not polysemous: that takes minutes, and changes no distance
+
+
+def _evaluate_faiss(
+    faiss: Any,
+    key: str,
+    rows: FloatArray,
+    queries: FloatArray,
+    truth: npt.NDArray[Any],
+    ks: Iterable[int],
+) -> Measurement:
+    """An index of Faiss by its factory's key."""
+    index = faiss.index_factory(rows.shape[1], key, faiss.METRIC_INNER_PRODUCT)
+    if isinstance(index, faiss.IndexPQ):
+        index.pq.cp.max_points_per_centroid = PQ_POINTS_PER_CENTROID
     index.train(rows)
     index.add(rows)
-    return measure(
-        f"Faiss PQ{parts}x8",
-        float(parts),
-        lambda q, k: index.search(normalize_rows(q), k)[1],
-        queries,
-        truth,
-        ks,
-    )
+
+    def search(query: FloatArray, k: int) -> npt.NDArray[Any]:
+        found: npt.NDArray[Any] = index.search(normalize_rows(query), k)[1]
+        return found
+
+    name = "Faiss " + key.split(",")[-1].removesuffix("np")
+    return measure(name, float(index.sa_code_size()), search, queries, truth, ks)
 
 
 def measure(

@@ -44,7 +44,7 @@ class Series(NamedTuple):
     name: str
     measurements: Sequence[Measurement]
     labels: Sequence[str] = ()
-    """A text beside each point, or none."""
+    """A text beside each point, which may be empty."""
     joined: bool = False
     """Whether a line joins the points in their order."""
 
@@ -90,7 +90,7 @@ def _draw(axes: Axes, series: Sequence[Series], place: Callable[[Measurement], P
         points = [place(measurement) for measurement in one.measurements]
         style = "-" if one.joined else "none"
         axes.plot(*zip(*points, strict=True), linestyle=style, marker="o", markersize=4.5, label=one.name)
-        texts |= dict(zip(points, one.labels, strict=False))
+        texts |= {point: text for point, text in zip(points, one.labels, strict=False) if text}
     axes.grid(alpha=0.3)
     axes.set_axisbelow(True)
     axes.margins(0.1)

@@ -266,12 +266,19 @@ def test_eval(model: CompresSAE, vectors: FloatArray) -> None:
     assert product[-1]["bytes_per_vector"] <= measured["two_stage"]["bytes_per_vector"]
     assert measured["exact float32"]["recall"] == {"10": 1, "100": 1}
     assert all(0 < each["recall"]["100"] <= 1 and each["ms_per_query"] > 0 for each in measured.values())
-    lines = run("eval", "i", "e.npy", "q.npy", "--no-pq", "--scoring", "symmetric").stdout.splitlines()
-    assert [line.split("|")[1].strip() for line in lines[2:]] == [
+    printed = run("eval", "i", "e.npy", "q.npy", "--no-faiss", "--scoring", "symmetric").stdout
+    contestants, settings = (
+        [line.split("|")[1].strip() for line in table.splitlines()[2:]] for table in printed.split("\n\n")
+    )
+    assert contestants == [
         "exact float32",
         "sparse (symmetric)",
         "dense (symmetric)",
         "two_stage (symmetric)",
+    ]
+    assert settings == [
+        *(f"sparse (symmetric), query_nnz={nnz}" for nnz in (8, 16, 32, 64, 128, 256)),
+        *(f"two_stage (symmetric), candidates={candidates}" for candidates in (100, 300)),
     ]
 
 
@@ -283,11 +290,11 @@ def test_eval_of_one_hdf5_file_and_string_ids(
         file["train"], file["test"], file["more"] = vectors[:60], queries[:6], queries[:7]
     ids = [f"id {i}" for i in range(60)]
     CompressedIndex.build(vectors[:60], ids, model=model, k=8, progress=False).save("s")
-    content = run_json("eval", "s", "e.hdf5", "--no-pq")
+    content = run_json("eval", "s", "e.hdf5", "--no-faiss")
     assert content["queries"] == 6
     assert content["measurements"][2]["recall"].keys() == {"10"}
     assert 0.2 < content["measurements"][2]["recall"]["10"] <= 1
-    assert run_json("eval", "s", "e.hdf5", "--no-pq", "--query-dataset", "more")["queries"] == 7
+    assert run_json("eval", "s", "e.hdf5", "--no-faiss", "--query-dataset", "more")["queries"] == 7
 
 
 @needs_place
@@ -349,7 +356,7 @@ def test_demo(
         ("search i integers.npy", "integers.npy: embeddings must be floating point"),
         ("search i bad.npy", "queries row 2 holds NaN"),
         ("search i q.npy -o r.txt", "r.txt: results are written as .npz"),
-        ("search i q.npy -o nowhere/r.npz", "No such file or directory"),
+        ("search i q.npy -o nowhere/r.npz", "nowhere is not a directory"),
         ("search i foreign/notes.txt", "unknown kind of file"),
         ("train e.npy -o new --k 0", "k must be at least 1, got 0"),
         ("train e.npy -o new --k 100 --n-latents 64", "k must be at most n_latents = 64, got 100"),
@@ -376,7 +383,7 @@ def test_demo(
         ("build --codes i -o new", "--codes needs the --model that encoded"),
         ("build --codes i -o new --model m", "i holds: index; expected: codes"),
         ("build e.npy -o new --encoder magic", "'magic' is not one of"),
-        ("eval i q.npy q.npy", "q.npy holds 6 vectors, the index 300"),
+        ("eval i q.npy q.npy", "embeddings hold 6 vectors, the index 300"),
         ("eval i e.npy", "QUERIES is needed"),
         ("eval i e.npy q.npy --max-queries 0", "max-queries must be at least 1"),
         ("eval i e.npy narrow.npy", "queries have dimension 9, expected 384"),

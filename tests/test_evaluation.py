@@ -15,10 +15,13 @@ from compressae_index.evaluation import (
     evaluate,
     evaluate_exact,
     evaluate_pq,
+    evaluate_quantisers,
     exact_neighbours,
     measure,
     recall,
+    sweep,
 )
+from compressae_index.metric import Metric
 
 
 def brute_force(vectors: FloatArray, queries: FloatArray, k: int) -> npt.NDArray[np.int64]:
@@ -109,6 +112,55 @@ def test_baselines(vectors: FloatArray, queries: FloatArray) -> None:
     assert 0 < recalls[0] < recalls[1] < recalls[2] < 1
     with pytest.raises(InputError, match="needs at least 256 vectors, got 255"):
         evaluate_pq(few[:255], queries, truth, 8, ks=[10])
+
+
+def test_sweeps_are_searches_with_these_options(
+    model: CompresSAE, vectors: FloatArray, queries: FloatArray
+) -> None:
+    index = CompressedIndex.build(vectors[:900], model=model, k=8, progress=False)
+    truth = exact_neighbours(vectors[:900], queries, 20)
+    sparse, two_stage = sweep(index, queries, truth, ks=[20], query_nnz=5)
+    assert (sparse.mode, sparse.option, two_stage.mode, two_stage.option) == (
+        *("sparse", "query_nnz"),
+        *("two_stage", "candidates"),
+    )
+    # Neither more latents than there are, nor more candidates.
+    assert list(sparse.measurements) == [8, 16, 32, 64, 128, 256]
+    assert list(two_stage.measurements) == [100, 300]
+    for nnz, one in sparse.measurements.items():
+        found = index.search(queries, 20, mode="sparse", query_nnz=nnz).ids
+        assert (one.name, one.recall) == (f"sparse, query_nnz={nnz}", {20: recall(found, truth, 20)})
+    for candidates, one in two_stage.measurements.items():
+        found = index.search(queries, 20, candidates=candidates, query_nnz=5).ids
+        assert (one.name, one.recall) == (
+            f"two_stage, candidates={candidates}",
+            {20: recall(found, truth, 20)},
+        )
+    assert len({one.recall[20] for one in sparse.measurements.values()}) > 3
+
+
+@pytest.mark.parametrize("metric", ["cosine", "inner_product"])
+def test_quantisers(vectors: FloatArray, queries: FloatArray, metric: Metric) -> None:
+    scale = np.random.default_rng(0).uniform(0.3, 3, (300, 1)).astype(np.float32)
+    rows = vectors[:300] * scale
+    truth = exact_neighbours(rows, queries, 10, metric=metric)
+    measured = evaluate_quantisers(rows, queries, truth, [13, 60, 13.9, 60.5], ks=[10], metric=metric)
+    names = {family: [one.name.removeprefix("Faiss ") for one in ones] for family, ones in measured.items()}
+    assert names == {
+        "Faiss SQ": ["SQ8", "SQfp16"],
+        "Faiss PQ": ["PQ12x8", "PQ48x8"],
+        "Faiss RaBitQ": ["RaBitQ1"],
+    }
+    sizes = {family: [one.bytes_per_vector for one in ones] for family, ones in measured.items()}
+    assert sizes == {"Faiss SQ": [384, 768], "Faiss PQ": [12, 48], "Faiss RaBitQ": [56]}
+    shares = {family: [one.recall[10] for one in ones] for family, ones in measured.items()}
+    assert 0.2 < shares["Faiss PQ"][0] < shares["Faiss PQ"][1] < shares["Faiss SQ"][0]
+    assert 0.4 < shares["Faiss RaBitQ"][0] < shares["Faiss SQ"][0]
+    halves = (normalize_rows(rows) if metric == "cosine" else rows).astype(np.float16).astype(np.float32)
+    oracle = exact_neighbours(halves, queries, 10, metric="inner_product")
+    assert shares["Faiss SQ"][1] == pytest.approx(recall(oracle, truth, 10), abs=0.004)
+    with pytest.raises(InputError, match="needs at least 256 vectors, got 255"):
+        evaluate_quantisers(rows[:255], queries, truth, [60], ks=[10])
 
 
 def test_each_query_is_asked_once_together_and_once_alone(queries: FloatArray) -> None:

@@ -35,7 +35,7 @@ def test_connectors_are_installed(path: Path) -> None:
 
 def test_what_is_shipped_and_what_is_not() -> None:
     wordnet = [f"data/wordnet/{name}" for name in ("LICENSE", "embeddings.npy", "texts.txt.gz")]
-    for name in ("py.typed", *wordnet):
+    for name in ("py.typed", "data/evaluation.html", *wordnet):
         assert (INSTALLED / name).is_file()
     assert not (INSTALLED / "csrc").exists()
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import click
 
+from compressae_index.errors import FormatError
 from compressae_index.index import MODES, SCORINGS
 from compressae_index.metric import METRICS
 from compressae_index.model import ENCODERS
@@ -133,6 +134,20 @@ def _readable(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return str(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+
+
+def check_file(path: Path, suffix: str, what: str) -> None:
+    """Refuses a file to write that has another suffix, or no folder to stand in, before any work.
+
+    Raises:
+        FormatError: it is so.
+    """
+    if path.suffix.lower() != suffix:
+        msg = f"{path}: {what} are written as {suffix}"
+        raise FormatError(msg)
+    if not path.parent.is_dir():
+        msg = f"{path.parent} is not a directory"
+        raise FormatError(msg)
 
 
 @contextmanager

@@ -7,8 +7,14 @@ from pathlib import Path
 
 import click
 
-from compressae_index.cli.options import PATH, dataset_option, json_option, threads_option, written_aside
-from compressae_index.errors import FormatError
+from compressae_index.cli.options import (
+    PATH,
+    check_file,
+    dataset_option,
+    json_option,
+    threads_option,
+    written_aside,
+)
 from compressae_index.model import CompresSAE
 from compressae_index.plots import figure_class
 from compressae_index.report import model_report
@@ -42,12 +48,7 @@ def report(
       compressae-index report items.model embeddings.npy --plot report.png
     """  # noqa: D301
     if plot is not None:
-        if plot.suffix.lower() != ".png":
-            msg = f"{plot}: pictures are written as .png"
-            raise FormatError(msg)
-        if not plot.parent.is_dir():
-            msg = f"{plot.parent} is not a directory"
-            raise FormatError(msg)
+        check_file(plot, ".png", "pictures")
         figure_class()  # what is missing should be said before the work
     trained = CompresSAE.load(model)
     vectors = open_vectors(embeddings, dataset=dataset)

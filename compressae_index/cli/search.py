@@ -9,9 +9,10 @@ from typing import Any
 import click
 import numpy as np
 
-from compressae_index.checks import FloatArray, check_int, check_vectors
+from compressae_index.checks import FloatArray, check_int
 from compressae_index.cli.options import (
     PATH,
+    check_file,
     dataset_option,
     json_option,
     mode_option,
@@ -20,17 +21,14 @@ from compressae_index.cli.options import (
     threads_option,
     written_aside,
 )
-from compressae_index.errors import DimensionError, FormatError, InputError
-from compressae_index.evaluation import (
-    as_table,
-    evaluate_exact,
-    evaluate_pq,
-    exact_neighbours,
-)
-from compressae_index.evaluation import evaluate as evaluate_index
+from compressae_index.errors import InputError
+from compressae_index.evaluation import as_table
+from compressae_index.evaluation_page import as_page
+from compressae_index.evaluation_report import evaluation_report
 from compressae_index.ids import IdArray
 from compressae_index.index import CompressedIndex, Mode, Scoring
 from compressae_index.metric import METRICS, Metric
+from compressae_index.plots import figure_class
 from compressae_index.sources import open_vectors
 
 
@@ -67,9 +65,8 @@ def search(
     Example:
       compressae-index search items.index queries.npy -k 10 --mode two_stage
     """  # noqa: D301
-    if output is not None and output.suffix != ".npz":
-        msg = f"{output}: results are written as .npz"
-        raise FormatError(msg)
+    if output is not None:
+        check_file(output, ".npz", "results")
     loaded = CompressedIndex.load(index, mmap=True)
     vectors = open_vectors(queries, dataset=query_dataset)
     scores, ids = loaded.search(
@@ -84,8 +81,8 @@ def search(
     if output is not None:
         # Strings as fixed-width text: an array of objects would have to be pickled.
         plain = np.where(ids == None, "", ids).astype(str) if ids.dtype == object else ids  # noqa: E711
-        with written_aside(output) as aside:
-            np.savez(aside, scores=scores, ids=plain)
+        with written_aside(output) as aside, aside.open("wb") as file:
+            np.savez(file, scores=scores, ids=plain)
         click.echo(
             json.dumps({"results": str(output)}) if as_json else f"{len(ids)} x {k} results in {output}"
         )
@@ -123,7 +120,14 @@ def _finite(score: float) -> float | None:
     "--metric", type=click.Choice(METRICS), help="What the truth is by.  [default: the index's metric]"
 )
 @click.option("--max-queries", type=int, default=1000, show_default=True, help="Queries to measure with.")
-@click.option("--pq/--no-pq", default=True, help="Compare with Faiss PQ at the same bytes (needs faiss).")
+@click.option(
+    "--faiss/--no-faiss",
+    default=True,
+    help="Compare with Faiss's quantisers at the same bytes (needs faiss).",
+)
+@click.option(
+    "--report", type=PATH, help="Write a page with tables and plots to this .html file (needs matplotlib)."
+)
 @dataset_option
 @query_dataset_option
 @json_option
@@ -136,7 +140,8 @@ def evaluate(
     scoring: Scoring,
     metric: Metric | None,
     max_queries: int,
-    pq: bool,
+    faiss: bool,
+    report: Path | None,
     dataset: str,
     query_dataset: str,
     as_json: bool,
@@ -144,47 +149,43 @@ def evaluate(
     """Measure INDEX against exact search over the EMBEDDINGS it was built from.
 
     QUERIES may be left out where EMBEDDINGS is an HDF5 file that holds them. They should be vectors that are
-    not in the index.
+    not in the index. Prints recall, bytes and time of each mode, of exact search and of Faiss's quantisers,
+    then what other settings of the modes give.
 
     \b
     Example:
-      compressae-index eval items.index embeddings.npy queries.npy
+      compressae-index eval items.index embeddings.npy queries.npy --report eval.html
     """  # noqa: D301
     check_int(max_queries, "max-queries", 1)
+    if report is not None:
+        check_file(report, ".html", "reports")
+        figure_class()
     loaded, vectors = CompressedIndex.load(index, mmap=True), open_vectors(embeddings, dataset=dataset)
-    if vectors.shape[0] != len(loaded):
-        msg = f"{embeddings} holds {vectors.shape[0]} vectors, the index {len(loaded)}"
-        raise DimensionError(msg)
     if queries is None and embeddings.suffix.lower() not in (".hdf5", ".h5"):
         msg = "QUERIES is needed, unless EMBEDDINGS is an HDF5 file"
         raise InputError(msg)
-    asked = open_vectors(embeddings if queries is None else queries, dataset=query_dataset)
-    rows = check_vectors(asked[0:max_queries], dim=loaded.model.dim, name="queries")
-    ks = [k for k in (10, 100) if k <= len(loaded)] or [len(loaded)]
-    by: Metric = loaded.metric if metric is None else metric
-    truth = exact_neighbours(vectors, rows, ks[-1], metric=by, progress=True)
-    measurements = [
-        evaluate_exact(vectors, rows, truth, ks=ks, metric=by),
-        *evaluate_index(
-            loaded,
-            rows,
-            loaded.ids[truth],
-            ks=ks,
-            scoring=scoring,
-            candidates=candidates,
-            query_nnz=query_nnz,
-        ),
-    ]
-    if pq:
-        by_mode = loaded.stats().bytes_by_mode
-        measurements += [
-            evaluate_pq(vectors, rows, truth, by_mode[mode], ks=ks, metric=by)
-            for mode in ("dense", "two_stage")
-        ]
-    content: list[dict[str, Any]] = [measurement._asdict() for measurement in measurements]
-    click.echo(
-        json.dumps({"queries": len(rows), "measurements": content}) if as_json else as_table(measurements)
+    asked_in = embeddings if queries is None else queries
+    asked = open_vectors(asked_in, dataset=query_dataset)
+    result = evaluation_report(
+        loaded,
+        vectors,
+        asked[0:max_queries],
+        metric=metric,
+        scoring=scoring,
+        candidates=candidates,
+        query_nnz=query_nnz,
+        faiss=faiss,
+        progress=True,
     )
+    if report is not None:
+        names = {"index": str(index), "embeddings": str(embeddings), "queries": str(asked_in)}
+        with written_aside(report) as aside:
+            aside.write_text(as_page(result, names), encoding="utf-8")
+    if as_json:
+        click.echo(json.dumps(result.as_dict()))
+    else:
+        click.echo(as_table(result.measurements))
+        click.echo("\n" + as_table(one for each in result.sweeps for one in each.measurements.values()))
 
 
 @click.command()
@@ -207,7 +208,7 @@ def demo(output: Path | None, as_json: bool) -> None:
             json.dumps(
                 {
                     "stats": result.stats._asdict(),
-                    "measurements": [measurement._asdict() for measurement in result.measurements],
+                    "measurements": [measurement.as_dict() for measurement in result.measurements],
                     "seconds": result.seconds,
                 }
             )

@@ -1,0 +1,215 @@
+"""An evaluation as one HTML page that needs nothing else: no script, no request, plots inside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from html import escape
+from importlib.resources import files
+from string import Template
+from typing import TYPE_CHECKING
+
+from compressae_index.evaluation import TIMED_QUERIES, Measurement
+from compressae_index.evaluation_report import EvaluationReport, Standing
+from compressae_index.index import MODES
+from compressae_index.plots import Series, as_svg, recall_against_bytes, speed_against_recall
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+OURS = "compressae-index"
+
+
+def as_page(report: EvaluationReport, names: Mapping[str, str]) -> str:
+    """HTML of a report, in one piece. Every number stands in a `data` element with its exact value.
+
+    Args:
+        report: what to show.
+        names: what was measured, as "embeddings" and its file; "embeddings" is in the title.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    template = (files("compressae_index") / "data" / "evaluation.html").read_text(encoding="utf-8")
+    return Template(template).substitute(
+        title=escape(f"compressae-index on {names['embeddings']}"),
+        lead=_lead(report),
+        contestants=_table("All contestants", report.measurements, report.modes),
+        standings=_standings(report),
+        sweeps="\n".join(
+            _table(f"{each.mode} by {each.option}", each.measurements.values()) for each in report.sweeps
+        ),
+        facts=_facts(report, names),
+        k=report.k,
+        queries=_number(report.queries),
+        timed=min(report.queries, TIMED_QUERIES),
+        metric=escape(report.metric.replace("_", " ")),
+        model_bytes=_number(report.stats.model_bytes),
+        **_figures(report),
+    )
+
+
+def _lead(report: EvaluationReport) -> str:
+    found = [
+        f"<code>{escape(mode.name)}</code> finds {_recall(mode, report.k)} in {_bytes(mode)}"
+        for mode in report.modes
+    ]
+    return (
+        f"Of the {report.k} nearest of {_number(report.stats.vectors)} vectors, {', '.join(found)} bytes a "
+        f"vector; their {_number(report.stats.dim)} float32 numbers take {_bytes(report.exact)}."
+    )
+
+
+def _standings(report: EvaluationReport) -> str:
+    items = "\n".join(_standing(each, report.k) for each in report.standings())
+    alone = "" if report.rivals else "\n<p>Exact search was all there was to lose to: Faiss was left out.</p>"
+    return f"<ul>\n{items}\n</ul>{alone}"
+
+
+def _standing(standing: Standing, k: int) -> str:
+    """A mode's losses in words, or that there are none."""
+    mode, more, faster = standing
+    said = []
+    if more is not None:
+        said.append(
+            f"finds fewer of the {k} nearest than {escape(more.name)} does in no more bytes: "
+            f"{_recall(mode, k)} in {_bytes(mode)} bytes against {_recall(more, k)} in {_bytes(more)}, at "
+            f"{_ms(mode)} ms a query against {_ms(more)}"
+        )
+    if faster is not None:
+        said.append(
+            f"is slower than {escape(faster.name)}, which finds {_recall(faster, k)}: {_ms(mode)} ms a query "
+            f"against {_ms(faster)}, in {_bytes(mode)} bytes against {_bytes(faster)}"
+        )
+    if not said:
+        said.append(
+            f"does not: nothing finds more than {_recall(mode, k)} in at most its {_bytes(mode)} bytes, and "
+            f"nothing finds as much in less than its {_ms(mode)} ms a query"
+        )
+    return f"<li><code>{escape(mode.name)}</code> {'; it '.join(said)}.</li>"
+
+
+def _table(caption: str, measurements: Iterable[Measurement], highlighted: Iterable[Measurement] = ()) -> str:
+    measurements, highlighted = list(measurements), list(highlighted)
+    ks = list(measurements[0].recall)
+    header = ["", *(f"recall@{k}" for k in ks), "bytes/vector", "ms/query", "queries/s"]
+    rows = []
+    for one in measurements:
+        cells = (*(_recall(one, k) for k in ks), _bytes(one), _ms(one), _per_second(one))
+        style = ' class="ours"' if one in highlighted else ""
+        rows.append(
+            f'<tr{style}><th scope="row">{escape(one.name)}</th>'
+            + "".join(f"<td>{cell}</td>" for cell in cells)
+            + "</tr>"
+        )
+    return (
+        f'<div class="scroll" role="region" aria-label="{escape(caption)}" tabindex="0">\n'
+        f"<table>\n<caption>{escape(caption)}</caption>\n<thead><tr>"
+        + "".join(f'<th scope="col">{name}</th>' for name in header)
+        + "</tr></thead>\n<tbody>\n"
+        + "\n".join(rows)
+        + "\n</tbody>\n</table>\n</div>"
+    )
+
+
+def _figures(report: EvaluationReport) -> dict[str, str]:
+    """The plots, by their place in the template."""
+    k = report.k
+    modes = Series(OURS, report.modes, [mode.name for mode in report.modes])
+    # In time, `sparse` and `two_stage` lie on the curves of their settings.
+    timed = modes._replace(
+        labels=[mode.name if of == "dense" else "" for of, mode in zip(MODES, report.modes, strict=True)]
+    )
+    others, settings = _others(report), _settings(report)
+    return {
+        "recall_figure": _figure(
+            "recall",
+            lambda axes: recall_against_bytes(axes, [modes, *others], k),
+            f"recall@{k} against bytes per vector. Up and to the left is better.",
+        ),
+        "speed_figure": _figure(
+            "speed",
+            lambda axes: speed_against_recall(axes, [timed, *others, *settings], k),
+            f"Queries per second against recall@{k}. Up and to the right is better.",
+        ),
+        "lists_figure": _figure(
+            "lists",
+            report.model.plot_lists,
+            f"Rows that use each latent, of a sample of {report.model.rows:,}. Even lists are the fastest to "
+            "search; latents without rows are wasted.",
+        ),
+        "cosines_figure": _figure(
+            "cosines",
+            report.model.plot_cosines,
+            "Cosine of each vector and what its code stands for. Further right is better.",
+        ),
+    }
+
+
+def _others(report: EvaluationReport) -> list[Series]:
+    """Exact search, and a series for each family of rivals."""
+    families = (
+        Series(family, ones, [one.name.removeprefix("Faiss ") for one in ones], joined=True)
+        for family, ones in report.rivals.items()
+    )
+    return [Series("exact", [report.exact], ["float32"]), *families]
+
+
+def _settings(report: EvaluationReport) -> list[Series]:
+    """A series for each sweep."""
+    return [
+        Series(
+            f"{each.mode}, by {each.option}",
+            list(each.measurements.values()),
+            list(map(str, each.measurements)),
+            joined=True,
+        )
+        for each in report.sweeps
+    ]
+
+
+def _figure(name: str, draw: Callable[[Axes], None], caption: str) -> str:
+    return f"<figure>\n{as_svg(draw, name, caption)}\n<figcaption>{escape(caption)}</figcaption>\n</figure>"
+
+
+def _facts(report: EvaluationReport, names: Mapping[str, str]) -> str:
+    stats, environment = report.stats, report.environment
+    parts = (f"{escape(name)} {_number(size, '.1f')}" for name, size in stats.bytes_per_vector.items())
+    versions = (f"{name} {each}" for name, each in environment["versions"].items() if each != "not installed")
+    load = environment["load_average"]
+    busy = "" if load is None else f"; load average {_number(load[0], '.1f')}"
+    facts = {
+        **{name: escape(value) for name, value in names.items()},
+        "vectors": f"{_number(stats.vectors)} of {_number(stats.dim)} dimensions",
+        "metric": escape(stats.metric),
+        "model": f"{_number(stats.n_latents)} latents, {_number(stats.dead_latents)} without postings",
+        "codes": f"{_number(stats.k)} nonzeros, {_number(stats.postings)} in posting lists, {stats.encoder}",
+        "bytes per vector": ", ".join(parts),
+        "measured at": f'<time datetime="{report.made_at}">{report.made_at}</time>',
+        "machine": escape(f"{environment['processor']}, {environment['machine']}"),
+        "processors": f"{environment['processors']}, {environment['simd']}{busy}",
+        "versions": escape(", ".join((f"Python {environment['python']}", *versions))),
+        "seeds": "Faiss’s own for k-means and rotations; nothing else is random",
+    }
+    rows = "\n".join(f"<dt>{escape(name)}</dt><dd>{value}</dd>" for name, value in facts.items())
+    return f"<dl>\n{rows}\n</dl>"
+
+
+def _recall(one: Measurement, k: int) -> str:
+    return _number(one.recall[k], ".3f")
+
+
+def _bytes(one: Measurement) -> str:
+    return _number(one.bytes_per_vector, ",.0f")
+
+
+def _ms(one: Measurement) -> str:
+    return _number(one.ms_per_query, ".2f")
+
+
+def _per_second(one: Measurement) -> str:
+    return _number(one.queries_per_second, ",.0f")
+
+
+def _number(value: float, shown: str = ",") -> str:
+    """A number, rounded for the eye and exact for programs."""
+    return f'<data value="{value}">{value:{shown}}</data>'
