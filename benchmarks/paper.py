@@ -103,8 +103,7 @@ def of_truncation(bench: Bench, k: int) -> Iterator[Point]:
 def run(bench: Bench, ks: tuple[int, ...], say: Callable[[str], Any]) -> list[dict[str, Any]]:
     """The points of all curves."""
     faiss.omp_set_num_threads(bench.threads)
-    config = TrainConfig.preset(bench.preset, n_latents=bench.n_latents)
-    model = train(bench.vectors, config).model
+    model = train(bench.vectors, TrainConfig.preset(bench.preset)).model
     points = []
     for k in ks:
         for of in (

@@ -10,22 +10,19 @@ from typing import Any
 import numpy as np
 from common import timed
 from data_sets import DataSet
-from dense_contestants import CONTESTANTS, KS, TRAIN_ROWS, Bench, Built
+from dense_contestants import CONTESTANTS, KS, QUICK_TRAIN_ROWS, TRAIN_ROWS, Bench, Built
 from memory import serving_bytes
 from stores import Store
 from threadpoolctl import threadpool_limits
 
 from compressae_index.checks import normalize_rows
-from compressae_index.training.config import Preset
 
 BUDGETS = (56, 96, 128, 192, 384)
 SAMPLE_ROWS = 2048
 TIMED_QUERIES = 100
 
 
-def bench_of(
-    data: DataSet, budgets: tuple[int, ...], preset: Preset, n_latents: int | None, threads: int, seed: int
-) -> Bench:
+def bench_of(data: DataSet, budgets: tuple[int, ...], quick: bool, threads: int, seed: int) -> Bench:
     """What contestants are built from: rows that they learn from are drawn by the seed."""
     vectors = normalize_rows(data.vectors) if data.metric == "cosine" else data.vectors
     shuffled = np.random.default_rng(seed).permutation(len(vectors))
@@ -35,10 +32,9 @@ def bench_of(
         data.metric,
         data.neighbours(KS[-1]),
         vectors[shuffled[:SAMPLE_ROWS]],
-        vectors[shuffled[:TRAIN_ROWS]],
+        vectors[shuffled[: QUICK_TRAIN_ROWS if quick else TRAIN_ROWS]],
         budgets,
-        preset,
-        n_latents,
+        "fast" if quick else "default",
         threads,
     )
 

@@ -31,7 +31,7 @@ from threadpoolctl import threadpool_limits
 
 from compressae_index.checks import check_threads
 from compressae_index.metric import METRICS, Metric
-from compressae_index.training.config import Preset, TrainConfig
+from compressae_index.training.config import TrainConfig
 
 QUICK_ROWS, QUICK_QUERIES = 20_000, 500
 QUICK_BUDGETS = (56, 128)
@@ -72,8 +72,7 @@ def prepared(
     )
     click.echo(data)
     print_load(count)
-    preset: Preset = "fast" if quick else "default"
-    return data, quality.bench_of(data, budgets, preset, None, count, SEED)
+    return data, quality.bench_of(data, budgets, quick, count, SEED)
 
 
 def target(data: DataSet, quick: bool, name: str) -> Path:
@@ -109,6 +108,9 @@ def quality_command(
                 lines = quality.lines_of(name, bench, not quick, click.echo)
         except ModuleNotFoundError as error:
             click.echo(f"  ({name} is left out: {error})")
+            continue
+        if not lines:
+            click.echo(f"  ({name} has nothing that fits)")
             continue
         settings = {"contestant": name, "preset": bench.preset, "budgets": budgets, "seed": SEED}
         path = target(data, quick, f"quality-{name}")
