@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 
 from compressae_index.checks import normalize_rows
 
-BUDGETS = (56, 96, 128, 192, 384)
+BUDGETS = (56, 96, 128, 192, 256)
 SAMPLE_ROWS = 2048
 TIMED_QUERIES = 100
 
@@ -68,14 +68,12 @@ def measured(contestant: Built, bench: Bench, memory: bool) -> dict[str, Any]:
     }
 
 
-def lines_of(name: str, bench: Bench, memory: bool, say: Callable[[str], Any]) -> list[dict[str, Any]]:
+def lines_of(name: str, bench: Bench, memory: bool, say: Callable[[str], Any]) -> Iterator[dict[str, Any]]:
     """The lines of one row of the table of contestants."""
-    lines = []
     for contestant in CONTESTANTS[name].make(bench):
         line = measured(contestant, bench, memory)
         say(
             f"  {line['family']}, {line['name']}: {line['bytes']:.0f} bytes, "
             f"recall@{KS[-1]} {line['recall'][KS[-1]]:.4f}, {line['ms_single']:.2f} ms"
         )
-        lines.append(line)
-    return lines
+        yield line

@@ -103,18 +103,16 @@ def quality_command(
     budgets = QUICK_BUDGETS if quick else quality.BUDGETS
     data, bench = prepared(source, quick, rows, threads, budgets, METRICS)
     for name in names or [name for name, row in CONTESTANTS.items() if row.quick or not quick]:
+        settings = {"contestant": name, "preset": bench.preset, "budgets": budgets, "seed": SEED}
+        path, lines = target(data, quick, f"quality-{name}"), []
         try:
             with threadpool_limits(bench.threads):
-                lines = quality.lines_of(name, bench, not quick, click.echo)
+                for line in quality.lines_of(name, bench, not quick, click.echo):
+                    lines.append(line)
+                    # After each, so that a run that is stopped keeps what it has measured.
+                    write_report(path, bench.threads, settings, {"data": data.facts(), "lines": lines})
         except ModuleNotFoundError as error:
             click.echo(f"  ({name} is left out: {error})")
-            continue
-        if not lines:
-            click.echo(f"  ({name} has nothing that fits)")
-            continue
-        settings = {"contestant": name, "preset": bench.preset, "budgets": budgets, "seed": SEED}
-        path = target(data, quick, f"quality-{name}")
-        write_report(path, bench.threads, settings, {"data": data.facts(), "lines": lines})
 
 
 @main.command("paper")
