@@ -105,7 +105,7 @@ class Contestant(NamedTuple):
 # Ours, and models of others whose codes our engine stores.
 
 
-def row_bytes(n_latents: int, k: int, value_bits: int) -> int:
+def packed_bytes(n_latents: int, k: int, value_bits: int) -> int:
     """Bytes of a packed code."""
     codes = SparseCodes(np.arange(k, dtype=np.uint16)[None], np.ones((1, k), np.float32), n_latents)
     rows = Packed(value_bits, usual_levels(value_bits)).pack(codes)["rows"]
@@ -115,7 +115,7 @@ def row_bytes(n_latents: int, k: int, value_bits: int) -> int:
 def most_nonzeros(n_latents: int, value_bits: int, budget: int) -> int:
     """The largest k whose packed codes take at most so many bytes; 0 if none does."""
     k = 0
-    while k < n_latents and row_bytes(n_latents, k + 1, value_bits) <= budget:
+    while k < n_latents and packed_bytes(n_latents, k + 1, value_bits) <= budget:
         k += 1
     return k
 
@@ -147,7 +147,9 @@ def searched(
     by_mode = index.stats().bytes_by_mode
     for way in ways:
         store = OurStore(index, {"mode": way.mode, "scoring": way.scoring})
-        yield Built(f"{family}, {way.label}", name, store, by_mode[way.mode], *seconds)
+        # What posting lists find, `sparse` scores by the codes, so that it needs both forms too.
+        row_bytes = by_mode["dense" if way.mode == "dense" else "two_stage"]
+        yield Built(f"{family}, {way.label}", name, store, row_bytes, *seconds)
 
 
 def coded(

@@ -11,6 +11,7 @@ import paper
 import scale
 import summaries
 from common import markdown
+from quality import BUDGETS
 
 from compressae_index.plots import recall_against_bytes, speed_against_recall
 
@@ -40,12 +41,12 @@ def section(folder: Path) -> str:
 def summary(results: Path) -> str:
     """What the project's README shows: recall at equal bytes, and two plots."""
     reports = summaries.raw(results / MAIN, "quality-*.json")
-    lines, budgets = _lines(reports), reports[0]["settings"]["budgets"]
+    lines = _lines(reports)
     plots = "\n".join(
         f"![{text}](benchmarks/results/{MAIN}/{name}.png)"
         for name, text in (("recall-bytes", "recall against bytes"), ("speed-recall", "speed against recall"))
     )
-    return f"{summaries.equal_bytes(lines, budgets, AT)}\n\n{plots}"
+    return f"{summaries.equal_bytes(lines, BUDGETS, AT)}\n\n{plots}"
 
 
 def _lines(reports: list[dict[str, Any]]) -> list[summaries.Line]:
@@ -64,8 +65,8 @@ def _quality(folder: Path) -> list[str]:
     reports = summaries.raw(folder, "quality-*.json")
     if not reports:
         return []
-    lines, budgets = _lines(reports), reports[0]["settings"]["budgets"]
-    small = summaries.improving((line for line in lines if line["bytes"] <= max(budgets)), AT)
+    lines = _lines(reports)
+    small = summaries.improving((line for line in lines if line["bytes"] <= max(BUDGETS)), AT)
     summaries.draw(
         folder / "recall-bytes.png",
         (7, 5),
@@ -86,8 +87,8 @@ def _quality(folder: Path) -> list[str]:
     )
     return [
         f"### Recall at equal bytes\n\n{_facts(reports[0])} Of each family the best that fits.",
-        summaries.equal_bytes(lines, budgets, AT),
-        summaries.equal_bytes(lines, budgets, 10),
+        summaries.equal_bytes(lines, BUDGETS, AT),
+        summaries.equal_bytes(lines, BUDGETS, 10),
         f"![recall against bytes]({folder.name}/recall-bytes.png)",
         f"![speed against recall]({folder.name}/speed-recall.png)",
         summaries.every_line(lines),

@@ -168,7 +168,7 @@ def machine(report: dict[str, Any]) -> str:
     place = report["environment"]
     return (
         f"{place['date']}, {place['processor']}, {place['simd']}, {place['threads']} threads to build, "
-        f"load average {place['load_average']:.1f}"
+        f"load average {place['load_average'][0]:.1f}"
     )
 
 
