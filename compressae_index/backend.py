@@ -24,7 +24,7 @@ from compressae_index.index import (
     explained,
     projections,
 )
-from compressae_index.metric import METRICS, Metric, RowScale
+from compressae_index.metric import METRICS, Metric, RowScale, check_model
 from compressae_index.model import ENCODERS, CompresSAE, Encoder
 from compressae_index.progress import track
 from compressae_index.sources import VectorSource, open_vectors
@@ -156,6 +156,8 @@ class Asked:
     """(n_queries, n_latents) what stage two scores with; None where there is no stage two."""
     factors: FloatArray | None
     """(n_queries, 1) what turns scores into the metric's; None for cosine."""
+    mean_scores: FloatArray | None
+    """(n_queries, 1) what the model's mean adds to all scores; None for nothing."""
 
     def __len__(self) -> int:
         return len(self.terms)
@@ -163,10 +165,13 @@ class Asked:
     def block(self, first: int) -> Asked:
         """The QUERY_BLOCK queries from `first` on."""
         rows = slice(first, first + QUERY_BLOCK)
-        u, factors = self.projections, self.factors
-        return Asked(
-            self.terms[rows], None if u is None else u[rows], None if factors is None else factors[rows]
-        )
+        others = (self.projections, self.factors, self.mean_scores)
+        return Asked(self.terms[rows], *(None if each is None else each[rows] for each in others))
+
+    def in_metric(self, sums: FloatArray) -> FloatArray:
+        """Scores by the metric, of sums over codes: (n_queries, c) both."""
+        scores = sums if self.factors is None else sums * self.factors
+        return scores if self.mean_scores is None else scores + self.mean_scores
 
 
 class BackedIndex:
@@ -196,6 +201,7 @@ class BackedIndex:
 
         Raises:
             DimensionError: the back end's codes are over another number of latents.
+            InputError: the model leaves out a mean, and the metric is not cosine.
         """
         if backend.n_latents != model.n_latents:
             msg = f"the back end has {backend.n_latents} latents, the model {model.n_latents}"
@@ -204,6 +210,7 @@ class BackedIndex:
         self.backend = backend
         self.encoder: Encoder = check_choice(encoder, "encoder", ENCODERS)
         self.metric: Metric = check_choice(metric, "metric", METRICS)
+        check_model(model, metric)
 
     def __len__(self) -> int:
         """Vectors that a search can find."""
@@ -269,10 +276,11 @@ class BackedIndex:
         threads = check_threads(num_threads)
         rows = check_vectors(queries, dim=self.model.dim, name="queries")
         factors = self._scale.of_queries(rows)
-        sparse_u, dense_u = projections(
+        sparse_u, dense_u, mean_scores = projections(
             self.model, rows, mode, scoring, self.backend.k, self.encoder, threads
         )
-        return Asked(strongest_terms(sparse_u, query_nnz), None if mode == "sparse" else dense_u, factors)
+        terms = strongest_terms(sparse_u, query_nnz)
+        return Asked(terms, None if mode == "sparse" else dense_u, factors, mean_scores)
 
     def _ranked(self, asked: Asked, found: Candidates, k: int) -> BackedResult:
         """The best k candidates by exact scores."""
@@ -289,8 +297,7 @@ class BackedIndex:
         best = _best(scores, found.ids, k)
         scores = np.take_along_axis(scores, best, axis=1)
         ids: Any = np.take_along_axis(found.ids, best, axis=1)
-        if asked.factors is not None:
-            scores = scores * asked.factors
+        scores = asked.in_metric(scores)
         if short := k - scores.shape[1]:
             nothing: Any = None if self.backend.are_strings else -1
             scores = np.pad(scores, ((0, 0), (0, short)), constant_values=-np.inf)
@@ -426,7 +433,9 @@ class BackedIndex:
             msg = f"explain takes one query, got {len(rows)}"
             raise DimensionError(msg)
         projection, factors = self.model.project(rows), self._scale.of_queries(rows)
-        return explained(projection[0] if factors is None else projection[0] * factors[0], self.codes([id]))
+        if factors is not None:
+            projection *= factors
+        return explained(projection[0], self.codes([id]), self.model.mean_scores(rows))
 
     def stats(self) -> BackedStats:
         """What the index holds, and what it costs as far as the back end tells."""

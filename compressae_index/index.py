@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
@@ -25,7 +26,7 @@ from compressae_index.embedded import RUN_ROWS, EmbeddedBackend
 from compressae_index.encoding import CodeStore, encoded_chunks
 from compressae_index.errors import DimensionError, FormatError, InputError
 from compressae_index.ids import IdArray, Ids, as_id_array
-from compressae_index.metric import Metric, RowScale
+from compressae_index.metric import Metric, RowScale, check_model
 from compressae_index.model import ENCODERS, CompresSAE, Encoder
 from compressae_index.packing import VALUE_BITS, Form, packing_of
 from compressae_index.planning import Plan
@@ -64,11 +65,13 @@ class Explanation(NamedTuple):
     latents: npt.NDArray[np.int64]
     """(k,) the document's latents."""
     contributions: FloatArray
-    """(k,) projection[latent] * value; they add up to the score."""
+    """(k,) projection[latent] * value; with `mean`, they add up to the score."""
     projections: FloatArray
     """(k,) the query's projection on each latent; of the normalised query for cosine."""
     values: FloatArray
     """(k,) the document's folded values."""
+    mean: float = 0.0
+    """What the model's mean adds to the score of every document."""
 
 
 class IndexStats(NamedTuple):
@@ -118,6 +121,7 @@ class CompressedIndex:
         unit: float | None = None,
     ) -> None:
         """An empty index, unless parts that fit together are given; `unit` is that of kept norms."""
+        check_model(model, metric)
         self.model = model
         self.k = model.k if k is None else check_int(k, "k", 1, model.n_latents, "n_latents")
         self.encoder: Encoder = check_choice(encoder, "encoder", ENCODERS)
@@ -166,7 +170,7 @@ class CompressedIndex:
                 precision, so that the index keeps norms from 1/1024 to 4096 times a power of two near the
                 median of the first rows. Long rows may be near by latents that a query's query_nnz strongest
                 leave out: the more norms differ, the more query_nnz "two_stage" needs; "dense" does not.
-                Training sees directions only.
+                Training sees directions only. A model that leaves out a mean does not fit.
             config: training settings; k and n_latents are taken from here.
             forward: how codes are stored for `dense` and `two_stage`: "packed" takes the fewest bytes,
                 "aligned" is the fastest.
@@ -196,13 +200,14 @@ class CompressedIndex:
         threads = check_threads(num_threads)
         if model is None:
             trained_k = planning.training_k(bytes_per_vector, vectors.shape[0]) if planned else k or DEFAULT_K
-            model = _trained(vectors, trained_k, n_latents, config, progress)
+            model = trained_model(vectors, trained_k, n_latents, config, metric, progress=progress)
         elif n_latents not in (None, model.n_latents):
             msg = f"n_latents is {n_latents}, but the model has {model.n_latents}"
             raise DimensionError(msg)
         elif config is not None:
             msg = "config has no use where a model is given"
             raise InputError(msg)
+        check_model(model, metric)
         plan = None
         if planned:
             plan = planning.choose(
@@ -337,7 +342,9 @@ class CompressedIndex:
         candidates = min(candidates, n_allowed)
         query_nnz = state.backend.query_nnz if query_nnz is None else query_nnz
         backend = state.backend
-        sparse_u, dense_u = projections(self.model, rows, mode, scoring, self.k, self.encoder, threads)
+        sparse_u, dense_u, mean_scores = projections(
+            self.model, rows, mode, scoring, self.k, self.encoder, threads
+        )
         if mode == "sparse":
             scores, found = backend.sparse(sparse_u, query_nnz, width, allowed, threads)
         elif mode == "dense":
@@ -348,6 +355,8 @@ class CompressedIndex:
             )
         if factors is not None:
             scores *= factors
+        if mean_scores is not None:
+            scores += mean_scores
         return _padded(scores, found, k, state.ids)
 
     def add(
@@ -503,7 +512,7 @@ class CompressedIndex:
         if len(projection) != 1:
             msg = f"explain takes one query, got {len(projection)}"
             raise DimensionError(msg)
-        return explained(projection[0], self.codes([id]))
+        return explained(projection[0], self.codes([id]), self.model.mean_scores(rows))
 
     def stats(self) -> IndexStats:
         """What the index holds and what it costs."""
@@ -607,25 +616,34 @@ def projections(
     k: int,
     encoder: Encoder,
     num_threads: int,
-) -> tuple[FloatArray, FloatArray]:
-    """What stage one and stage two score checked queries (n_queries, d) with: each (n_queries, n_latents)."""
+) -> tuple[FloatArray, FloatArray, FloatArray | None]:
+    """What stage one and stage two score checked queries (n_queries, d) with.
+
+    Returns:
+        Two arrays (n_queries, n_latents), and what the model's mean adds to all scores of a query:
+        (n_queries, 1), or None for nothing.
+    """
     if scoring == "asymmetric":
         u = model.project(queries)
-        return u, u
+        return u, u, model.mean_scores(queries)
     codes = model.encode(queries, k, encoder=encoder, num_threads=num_threads)
     codes = model.fold(codes, num_threads=num_threads)
     sparse_u = codes.to_dense()
-    return sparse_u, sparse_u if mode == "sparse" else model.decode(codes) @ model.decoder_w.T
+    if mode == "sparse":
+        return sparse_u, sparse_u, None
+    decoded = model.decode(codes)
+    return sparse_u, model.project(decoded), model.mean_scores(decoded)
 
 
-def explained(projection: FloatArray, code: SparseCodes) -> Explanation:
-    """How one code adds up to its score by a query's projection (n_latents,)."""
+def explained(projection: FloatArray, code: SparseCodes, mean_scores: FloatArray | None) -> Explanation:
+    """How one code adds up to its score by a query's projection (n_latents,), and what the mean adds."""
     latents, values = code.latents[0].astype(np.int64), code.values[0]
     of_latents = projection[latents]
     contributions = of_latents * values
     order = np.argsort(-np.abs(contributions), kind="stable")
-    score = float(contributions.sum(dtype=np.float64))
-    return Explanation(score, latents[order], contributions[order], of_latents[order], values[order])
+    mean = 0.0 if mean_scores is None else float(mean_scores[0, 0])
+    score = float(contributions.sum(dtype=np.float64)) + mean
+    return Explanation(score, latents[order], contributions[order], of_latents[order], values[order], mean)
 
 
 def _collected(chunks: Iterable[SparseCodes], advance: Callable[[int], object]) -> Iterator[SparseCodes]:
@@ -641,12 +659,21 @@ def _collected(chunks: Iterable[SparseCodes], advance: Callable[[int], object]) 
         yield SparseCodes.concatenate(held)
 
 
-def _trained(
-    vectors: Vectors, k: int, n_latents: int | None, config: TrainConfig | None, progress: bool
+def trained_model(
+    vectors: Vectors,
+    k: int,
+    n_latents: int | None,
+    config: TrainConfig | None,
+    metric: Metric,
+    *,
+    progress: bool,
 ) -> CompresSAE:
+    """A model that was trained for indexes of these codes and this metric."""
     from compressae_index.training import TrainConfig, train
 
-    settings = TrainConfig(k=k, n_latents=n_latents) if config is None else config.with_codes(k, n_latents)
+    settings = (TrainConfig() if config is None else config).with_codes(k, n_latents)
+    if metric != "cosine":
+        settings = replace(settings, center=False)
     return train(vectors, settings, progress=progress).model
 
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from compressae_index.checks import FloatArray, check_choice
 from compressae_index.errors import InputError
+from compressae_index.model import CompresSAE
 
 Metric: TypeAlias = Literal["cosine", "inner_product"]
 METRICS: tuple[Metric, ...] = ("cosine", "inner_product")
@@ -79,6 +80,20 @@ class RowScale:
             msg = f"queries row {far[0]} is so long that its inner products exceed float32"
             raise InputError(msg)
         return factors.astype(np.float32)[:, None]
+
+
+def check_model(model: CompresSAE, metric: Metric) -> None:
+    """Refuses a model whose codes cannot keep norms: what it adds to a code is the same for all rows.
+
+    Raises:
+        InputError: the model has a mean, and the metric is not cosine.
+    """
+    if metric != "cosine" and model.mean is not None:
+        msg = (
+            f'metric="{metric}" needs codes of whole vectors, but this model leaves out their mean: '
+            "train one with TrainConfig(center=False), or `train --no-center`"
+        )
+        raise InputError(msg)
 
 
 def row_norms(rows: FloatArray) -> npt.NDArray[np.float64]:

@@ -33,6 +33,8 @@ BATCH_ROWS = 2048
 SOLVE_EVERY = 4
 
 _TENSORS = ("encoder_w", "encoder_b", "decoder_w")
+# Rows nearer to the mean than this have a code of zeros.
+_AT_THE_MEAN = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,21 +45,28 @@ class CompresSAE:
     magnitude with their signs, and the reconstruction is x_hat = s W_dec. `pursuit` codes choose the support
     by orthogonal matching pursuit against the rows of W_dec, with least-squares values.
 
+    Unlike the paper's, a model may hold the mean m of what it was trained on. Then the direction of x - m is
+    encoded, s is scaled to its length, and x_hat = m + s W_dec. What all rows share takes no nonzero, has no
+    posting list as long as the index, and adds the same <q, m> to all scores of a query.
+
     Attributes:
         encoder_w: W_enc, (dim, n_latents) float32.
         encoder_b: b_enc, (n_latents,) float32.
         decoder_w: W_dec, the dictionary, (n_latents, dim) float32, unit rows.
         k: nonzeros a code, where a call names none.
+        mean: m, (dim,) float32, shorter than 1; None for zero, as in the paper.
 
     Raises:
         DimensionError: shapes do not fit together.
-        InputError: values are not finite, decoder rows are not of unit norm, or k is out of range.
+        InputError: values are not finite, decoder rows are not of unit norm, the mean is not shorter than 1,
+            or k is out of range.
     """
 
     encoder_w: FloatArray
     encoder_b: FloatArray
     decoder_w: FloatArray
     k: int
+    mean: FloatArray | None = None
 
     def __post_init__(self) -> None:
         if self.decoder_w.ndim != 2:
@@ -72,8 +81,10 @@ class CompresSAE:
             raise DimensionError(msg)
         check_int(h, "n_latents", 1, MAX_LATENTS)
         check_int(self.k, "k", 1, h, "n_latents")
-        for name in _TENSORS:
-            array = getattr(self, name)
+        if self.mean is not None and self.mean.shape != (d,):
+            msg = f"decoder_w is {self.decoder_w.shape}, so mean must be {(d,)}, got {self.mean.shape}"
+            raise DimensionError(msg)
+        for name, array in self.tensors().items():
             if array.dtype != np.float32 or not array.flags.c_contiguous or not np.isfinite(array).all():
                 msg = f"{name} must be C-contiguous, finite float32"
                 raise InputError(msg)
@@ -81,6 +92,9 @@ class CompresSAE:
         off = int(np.abs(norms - 1).argmax())
         if abs(norms[off] - 1) > 1e-3:
             msg = f"decoder_w rows must have unit norm, row {off} has {norms[off]:.6g}"
+            raise InputError(msg)
+        if self.mean is not None and not (length := float(np.linalg.norm(self.mean))) < 1:
+            msg = f"the mean of unit rows is shorter than 1, got {length:.6g}"
             raise InputError(msg)
 
     @property
@@ -97,8 +111,8 @@ class CompresSAE:
     def fingerprint(self) -> str:
         """A digest of the parameters: codes fit a model exactly when the fingerprints agree."""
         digest = hashlib.sha256(f"{self.dim} {self.n_latents}".encode())
-        for name in _TENSORS:
-            digest.update(getattr(self, name).tobytes())
+        for tensor in self.tensors().values():
+            digest.update(tensor.tobytes())
         return digest.hexdigest()[:32]
 
     @cached_property
@@ -133,6 +147,13 @@ class CompresSAE:
         check_choice(encoder, "encoder", ENCODERS)
         threads = check_threads(num_threads)
         unit = normalize_rows(check_vectors(vectors, dim=self.dim))
+        if self.mean is None:
+            return self._encoded(unit, k, encoder, threads, device)
+        directions, lengths = from_mean(unit, self.mean)
+        return self._encoded(directions, k, encoder, threads, device).scaled(lengths)
+
+    def _encoded(self, unit: FloatArray, k: int, encoder: Encoder, threads: int, device: str) -> SparseCodes:
+        """Codes of unit rows (n, dim), the mean left out."""
         if encoder == "pursuit" and device != "cpu":
             from compressae_index.training.pursuit import pursue_on
 
@@ -146,27 +167,35 @@ class CompresSAE:
         )
 
     def decode(self, codes: SparseCodes) -> FloatArray:
-        """Reconstructions x_hat = s W_dec, (n, dim) float32.
+        """Reconstructions x_hat = m + s W_dec, (n, dim) float32.
 
         Raises:
             DimensionError: the codes are over another number of latents.
         """
         self._check_codes(codes)
         reconstructions: FloatArray = codes.to_csr() @ self.decoder_w
+        if self.mean is not None:
+            reconstructions += self.mean
         return reconstructions
 
     def fold(self, codes: SparseCodes, *, num_threads: int | None = None) -> SparseCodes:
-        """Codes divided by the norm of their reconstruction.
+        """Codes scaled so that their reconstruction has unit norm.
 
-        With them, the cosine of a unit query q and x_hat is the plain sum <W_dec q, s>, at no extra byte. A
-        code whose reconstruction is zero stays as it is.
+        With them, the cosine of a unit query q and x_hat is the plain sum <W_dec q, s>, plus <q, m> where
+        there is a mean, at no extra byte. The factor g > 0 solves |m + g s W_dec| = 1; without a mean it is
+        1 / |s W_dec|. A code of which s W_dec is zero stays as it is.
         """
         norms = self.norms(codes, num_threads=num_threads)
         norms[norms < 1e-12] = 1
-        return SparseCodes(codes.latents, codes.values / norms[:, None], codes.n_latents)
+        factors = np.float32(1) / norms
+        if self.mean is not None:
+            # cosines of m and s W_dec, times |m|
+            along = np.einsum("nk,nk->n", codes.values, (self.decoder_w @ self.mean)[codes.latents]) * factors
+            factors *= np.sqrt(along**2 + 1 - self.mean @ self.mean) - along
+        return codes.scaled(factors)
 
     def norms(self, codes: SparseCodes, *, num_threads: int | None = None) -> FloatArray:
-        """Norms of the reconstructions, (n,) float32, by num_threads threads (all by default).
+        """Norms of s W_dec, (n,) float32, by num_threads threads (all by default).
 
         Raises:
             DimensionError: the codes are over another number of latents.
@@ -182,6 +211,16 @@ class CompresSAE:
     def project(self, queries: Any) -> FloatArray:
         """Queries seen by the dictionary, u = W_dec q for the normalised q: (n, n_latents) float32."""
         return normalize_rows(check_vectors(queries, dim=self.dim, name="queries")) @ self.decoder_w.T
+
+    def mean_scores(self, queries: Any) -> FloatArray | None:
+        """What the mean adds to all scores of a query, <q, m> for the normalised q: (n, 1) float32.
+
+        None where there is no mean.
+        """
+        if self.mean is None:
+            return None
+        unit = normalize_rows(check_vectors(queries, dim=self.dim, name="queries"))
+        return (unit @ self.mean)[:, None]
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any], k: int) -> CompresSAE:
@@ -225,8 +264,9 @@ class CompresSAE:
         return cls.from_stored(stored.meta, stored.tensors)
 
     def tensors(self) -> dict[str, FloatArray]:
-        """The parameters by name, as they are stored."""
-        return {name: getattr(self, name) for name in _TENSORS}
+        """The parameters by name, as they are stored; `mean` only where there is one."""
+        tensors = {name: getattr(self, name) for name in _TENSORS}
+        return tensors if self.mean is None else tensors | {"mean": self.mean}
 
     def manifest(self) -> dict[str, Any]:
         """What is stored of the model beside its parameters."""
@@ -240,13 +280,25 @@ class CompresSAE:
             FormatError: they do not belong together.
         """
         with persistence.reading("the model"):
-            model = cls(**{name: tensors[name] for name in _TENSORS}, k=meta["k"])
+            mean = tensors.get("mean")
+            model = cls(**{name: tensors[name] for name in _TENSORS}, k=meta["k"], mean=mean)
             if model.fingerprint != meta["fingerprint"]:
                 msg = (
                     f"the model's fingerprint is {model.fingerprint}, the manifest says {meta['fingerprint']}"
                 )
                 raise InputError(msg)
         return model
+
+
+def from_mean(unit: FloatArray, mean: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Directions (n, dim) and lengths (n,) from the mean to unit rows.
+
+    A row at the mean has length 0, and its own direction, as any would do.
+    """
+    rest = unit - mean
+    lengths = np.linalg.norm(rest, axis=1, keepdims=True)
+    lengths[lengths < _AT_THE_MEAN] = 0
+    return np.divide(rest, lengths, out=unit.copy(), where=lengths > 0), lengths[:, 0]
 
 
 def _batches(rows: FloatArray) -> Iterator[FloatArray]:

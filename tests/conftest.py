@@ -41,6 +41,15 @@ def model(vectors: FloatArray) -> CompresSAE:
 
 
 @pytest.fixture(scope="session")
+def uncentred_model(vectors: FloatArray) -> CompresSAE:
+    """A model without a mean, as indexes for inner products need it."""
+    from compressae_index.training import TrainConfig, train
+
+    config = TrainConfig(k=16, n_latents=512, center=False, refine_rounds=40, steps=10, batch_size=256)
+    return train(vectors, config).model
+
+
+@pytest.fixture(scope="session")
 def built(model: CompresSAE, vectors: FloatArray) -> CompressedIndex:
     """An index of the 4,000 embeddings. Not to be changed."""
     return CompressedIndex.build(vectors, model=model, k=16, progress=False)

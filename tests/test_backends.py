@@ -103,7 +103,9 @@ def exact(built: CompressedIndex, queries: FloatArray, query_nnz: int | None = N
     if query_nnz is not None:
         least = -np.sort(-np.abs(u), axis=1)[:, query_nnz - 1 : query_nnz]
         u = np.where(np.abs(u) >= least, u, 0)
-    scores: Float64 = u @ built.codes(built.ids).to_dense().astype(np.float64).T
+    mean_scores = built.model.mean_scores(queries)
+    assert mean_scores is not None
+    scores: Float64 = u @ built.codes(built.ids).to_dense().astype(np.float64).T + mean_scores
     return scores
 
 
@@ -172,7 +174,7 @@ def test_codes_and_explanations(whole: Index, built: CompressedIndex, queries: F
     np.testing.assert_array_equal(whole.reconstruct(ids), built.reconstruct(ids))
     why = whole.explain(queries[0], 7)
     assert why.score == pytest.approx(exact(built, queries[:1])[0, 7], abs=2e-6)
-    assert why.contributions.sum() == pytest.approx(why.score, abs=1e-6)
+    assert why.contributions.sum() + why.mean == pytest.approx(why.score, abs=1e-6)
     assert len(whole) == whole.stats().vectors == 4000
 
 
@@ -292,11 +294,13 @@ def test_bad_queries(whole: Index, queries: FloatArray) -> None:
         whole.explain(queries[:2], 1)
 
 
-def test_inner_products(opened: Open, model: CompresSAE, vectors: FloatArray, queries: FloatArray) -> None:
+def test_inner_products(
+    opened: Open, uncentred_model: CompresSAE, vectors: FloatArray, queries: FloatArray
+) -> None:
     metric: Metric = "inner_product"
     lengths = np.linspace(0.5, 3, 300, dtype=np.float32)[:, None]
     embedded = CompressedIndex.build(
-        vectors[:300] * lengths, model=model, k=16, metric=metric, progress=False
+        vectors[:300] * lengths, model=uncentred_model, k=16, metric=metric, progress=False
     )
     index = opened(embedded)
     assert index.metric == metric

@@ -139,10 +139,12 @@ def test_an_empty_store_fills_up(model: CompresSAE, vectors: FloatArray, queries
     assert store.search(vectors[1], 6).ids[0].tolist()[5] is None
 
 
-def test_inner_products_of_long_vectors(model: CompresSAE, vectors: FloatArray, queries: FloatArray) -> None:
+def test_inner_products_of_long_vectors(
+    uncentred_model: CompresSAE, vectors: FloatArray, queries: FloatArray
+) -> None:
     lengths = np.random.default_rng(0).uniform(0.5, 2, size=(500, 1)).astype(np.float32)
     rows = vectors[:500] * lengths * 2.0**20  # beyond half precision
-    index = CompressedIndex.build(rows, model=model, k=16, metric="inner_product", progress=False)
+    index = CompressedIndex.build(rows, model=uncentred_model, k=16, metric="inner_product", progress=False)
     store = DenseStore(index, device="cpu", progress=False)
     for mode in ("dense", "two_stage"):
         found = store.search(queries * 3, 5, mode=mode, candidates=500)
@@ -445,13 +447,13 @@ def test_bad_cuda_tensors(built: CompressedIndex, queries: FloatArray) -> None:
 
 
 def test_inner_products_of_cuda_tensors(
-    model: CompresSAE, vectors: FloatArray, queries: FloatArray, monkeypatch: pytest.MonkeyPatch
+    uncentred_model: CompresSAE, vectors: FloatArray, queries: FloatArray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: Stream())
     monkeypatch.setattr(library, "faiss", FakeFaiss(1))
     monkeypatch.setattr(gpu, "faiss", FakeFaiss(1))
     index = CompressedIndex.build(
-        vectors[:300] * 8, model=model, k=16, metric="inner_product", progress=False
+        vectors[:300] * 8, model=uncentred_model, k=16, metric="inner_product", progress=False
     )
     store = DenseStore(index, device="cuda", progress=False)
     for factor in (1, 1000):

@@ -145,7 +145,9 @@ def test_the_engine_refuses_what_does_not_fit() -> None:
 
 def test_sparse_scores_are_exact_sums(filed: FaissIndex, model: CompresSAE, queries: FloatArray) -> None:
     terms = strongest_terms(model.project(queries), 32)
-    expected = summed(filed.faiss_index, terms, len(filed))
+    mean_scores = model.mean_scores(queries)
+    assert mean_scores is not None
+    expected = summed(filed.faiss_index, terms, len(filed)) + mean_scores
     found = filed.search(queries, 20, mode="sparse", query_nnz=32)
     best = -np.sort(-expected, axis=1)[:, :20]
     np.testing.assert_allclose(found.scores, best, atol=1e-5)
@@ -158,6 +160,7 @@ def test_two_stage_scores_are_those_of_the_codes(
 ) -> None:
     found = filed.search(queries, 10, candidates=4000)
     exact = model.project(queries).astype(np.float64) @ built.codes(built.ids).to_csr().T.toarray()
+    exact += model.mean_scores(queries)
     np.testing.assert_allclose(
         np.take_along_axis(exact, found.ids.astype(int), axis=1), found.scores, atol=1e-6
     )
@@ -349,11 +352,11 @@ def test_from_lists_alone(built: CompressedIndex, queries: FloatArray, model: Co
 
 @pytest.mark.parametrize("unit", [1.0, 2.0**-6])
 def test_inner_products(
-    vectors: FloatArray, queries: FloatArray, model: CompresSAE, tmp_path: Path, unit: float
+    vectors: FloatArray, queries: FloatArray, uncentred_model: CompresSAE, tmp_path: Path, unit: float
 ) -> None:
     lengths = np.random.default_rng(0).uniform(0.5, 2, size=(500, 1)).astype(np.float32) * unit
     built = CompressedIndex.build(
-        vectors[:500] * lengths, model=model, k=16, metric="inner_product", progress=False
+        vectors[:500] * lengths, model=uncentred_model, k=16, metric="inner_product", progress=False
     )
     index = FaissIndex.from_index(built, progress=False)
     index.save(tmp_path / "index")
@@ -365,9 +368,9 @@ def test_inner_products(
         np.testing.assert_allclose(sums.scores, expected.scores, rtol=1e-3)
 
 
-def test_values_beyond_half_precision_are_refused(vectors: FloatArray, model: CompresSAE) -> None:
+def test_values_beyond_half_precision_are_refused(vectors: FloatArray, uncentred_model: CompresSAE) -> None:
     built = CompressedIndex.build(
-        vectors[:50] * 2.0**20, model=model, k=16, metric="inner_product", progress=False
+        vectors[:50] * 2.0**20, model=uncentred_model, k=16, metric="inner_product", progress=False
     )
     with pytest.raises(InputError, match="beyond half precision"):
         FaissIndex.from_index(built, progress=False)

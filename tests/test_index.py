@@ -38,13 +38,18 @@ def dense_codes(index: CompressedIndex) -> Float64:
 
 def dense_scores(index: CompressedIndex, queries: FloatArray, scoring: Scoring = "asymmetric") -> Float64:
     """Score of every document by the cosine with its reconstruction: (n_queries, n)."""
-    dictionary = index.model.decoder_w.astype(np.float64)
+    dictionary, mean = index.model.decoder_w.astype(np.float64), mean_of(index)
     if scoring == "asymmetric":
-        u = queries / np.linalg.norm(queries, axis=1, keepdims=True).astype(np.float64) @ dictionary.T
+        asked = queries / np.linalg.norm(queries, axis=1, keepdims=True).astype(np.float64)
     else:
-        u = query_codes(index, queries) @ dictionary @ dictionary.T
-    scores: Float64 = u @ dense_codes(index).T
+        asked = mean + query_codes(index, queries) @ dictionary
+    scores: Float64 = asked @ (mean + dense_codes(index) @ dictionary).T
     return scores
+
+
+def mean_of(index: CompressedIndex) -> Float64:
+    assert index.model.mean is not None
+    return index.model.mean.astype(np.float64)
 
 
 def query_codes(index: CompressedIndex, queries: FloatArray) -> Float64:
@@ -58,13 +63,14 @@ def sparse_scores(
 ) -> tuple[Float64, Float64]:
     """Scores by the strongest entries of u, and how far rounding in the posting lists may move each."""
     u = index.model.project(queries) if scoring == "asymmetric" else query_codes(index, queries)
+    added = normalize_rows(queries) @ mean_of(index) if scoring == "asymmetric" else np.zeros(len(queries))
     kept = np.argsort(-np.abs(u), axis=1, kind="stable")[:, :query_nnz]
     cut = np.zeros(u.shape)
     np.put_along_axis(cut, kept, np.take_along_axis(u, kept, axis=1), axis=1)
     codes = dense_codes(index)
     # A list's values are rounded to half a step of its largest magnitude / 127.
     step = np.abs(codes).max(axis=0) / 127 * 1.01
-    return cut @ codes.T, np.abs(cut) @ (step / 2 * (codes != 0)).T + 1e-5
+    return cut @ codes.T + added[:, None], np.abs(cut) @ (step / 2 * (codes != 0)).T + 1e-5
 
 
 def assert_best(
@@ -295,7 +301,8 @@ def test_explanations_add_up_to_the_dense_score(built: CompressedIndex, queries:
     for query, score, id_ in zip(queries[:5], scores[:, 2], ids[:, 2], strict=True):
         parts = built.explain(query, int(id_))
         assert parts.score == pytest.approx(score, abs=1e-5)
-        assert parts.contributions.sum() == pytest.approx(parts.score, abs=1e-6)
+        assert parts.mean == pytest.approx(float((normalize_rows(query[None]) @ mean_of(built))[0]), abs=1e-6)
+        assert parts.contributions.sum() + parts.mean == pytest.approx(parts.score, abs=1e-6)
         np.testing.assert_array_equal(parts.contributions, parts.projections * parts.values)
         assert (np.diff(np.abs(parts.contributions)) <= 0).all()
         code = built.codes([id_])
@@ -332,7 +339,7 @@ def test_stats(index: CompressedIndex, tmp_path: Path) -> None:
     assert stats.bytes_by_mode["sparse"] == pytest.approx(size["inverted"] + size["ids"])
     assert stats.bytes_by_mode["dense"] == pytest.approx(size["forward"] + size["ids"])
     assert stats.bytes_by_mode["two_stage"] == size["total"]
-    assert stats.model_bytes == 4 * (2 * 384 + 1) * 512
+    assert stats.model_bytes == 4 * ((2 * 384 + 1) * 512 + 384)
     index.compact()
     used = (dense_codes(index) != 0).sum(axis=0)
     assert index.stats().dead_latents == (used == 0).sum()

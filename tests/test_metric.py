@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,19 @@ import numpy.typing as npt
 import pytest
 from click.testing import CliRunner
 
-from compressae_index import CompresSAE, CompressedIndex, FormatError, InputError, SearchResult
+from compressae_index import (
+    CompresSAE,
+    CompressedIndex,
+    FormatError,
+    InputError,
+    SearchResult,
+    TrainConfig,
+)
 from compressae_index.checks import FloatArray, normalize_rows
 from compressae_index.cli import main
 from compressae_index.evaluation import exact_neighbours, recall
 from compressae_index.index import MODES
-from compressae_index.metric import RowScale, row_norms
+from compressae_index.metric import METRICS, RowScale, row_norms
 
 Float64 = npt.NDArray[np.float64]
 FORMS = ("packed", "aligned")
@@ -37,12 +45,14 @@ def asked(queries: FloatArray) -> FloatArray:
 
 
 @pytest.fixture(scope="module")
-def by_form(model: CompresSAE, long_rows: FloatArray) -> dict[str, CompressedIndex]:
-    return {form: build(model, long_rows, forward=form) for form in FORMS}
+def by_form(uncentred_model: CompresSAE, long_rows: FloatArray) -> dict[str, CompressedIndex]:
+    return {form: build(uncentred_model, long_rows, forward=form) for form in FORMS}
 
 
-def build(model: CompresSAE, rows: FloatArray, **options: Any) -> CompressedIndex:
-    return CompressedIndex.build(rows, model=model, k=16, metric="inner_product", progress=False, **options)
+def build(uncentred_model: CompresSAE, rows: FloatArray, **options: Any) -> CompressedIndex:
+    return CompressedIndex.build(
+        rows, model=uncentred_model, k=16, metric="inner_product", progress=False, **options
+    )
 
 
 def products(index: CompressedIndex, queries: FloatArray) -> Float64:
@@ -76,7 +86,7 @@ def test_dense_equals_brute_force(
 
 
 def test_neighbours_are_those_of_the_vectors(
-    by_form: dict[str, CompressedIndex], model: CompresSAE, long_rows: FloatArray, asked: FloatArray
+    by_form: dict[str, CompressedIndex], uncentred_model: CompresSAE, long_rows: FloatArray, asked: FloatArray
 ) -> None:
     exact = asked.astype(np.float64) @ long_rows.T.astype(np.float64)
     truth = np.argsort(-exact, axis=1, kind="stable")[:, :100]
@@ -88,7 +98,7 @@ def test_neighbours_are_those_of_the_vectors(
     assert recall(dense.ids, truth, 100) > 0.8
     assert recall(two_stage.ids, truth, 100) > 0.75
     # By cosine, others would be near.
-    cosine = CompressedIndex.build(long_rows, model=model, k=16, progress=False)
+    cosine = CompressedIndex.build(long_rows, model=uncentred_model, k=16, progress=False)
     assert cosine.metric == "cosine"
     assert recall(cosine.search(asked, 100, mode="dense").ids, truth, 100) < 0.5
     assert recall(exact_neighbours(long_rows, asked, 100), truth, 100) < 0.5
@@ -99,18 +109,22 @@ def test_neighbours_are_those_of_the_vectors(
     assert index.stats().bytes_per_vector["forward"] == cosine.stats().bytes_per_vector["forward"]
 
 
-def test_symmetric_scores(by_form: dict[str, CompressedIndex], model: CompresSAE, asked: FloatArray) -> None:
+def test_symmetric_scores(
+    by_form: dict[str, CompressedIndex], uncentred_model: CompresSAE, asked: FloatArray
+) -> None:
     index = by_form["packed"]
-    decoded = normalize_rows(model.decode(model.encode(asked, 16)))
+    decoded = normalize_rows(uncentred_model.decode(uncentred_model.encode(asked, 16)))
     exact = products(index, decoded) * row_norms(asked)[:, None]
     found = index.search(asked, 5, mode="dense", scoring="symmetric")
     np.testing.assert_allclose(found.scores, np.take_along_axis(exact, rows_of(found), axis=1), rtol=1e-4)
 
 
-def test_norms_of_one_are_cosine(model: CompresSAE, vectors: FloatArray, queries: FloatArray) -> None:
+def test_norms_of_one_are_cosine(
+    uncentred_model: CompresSAE, vectors: FloatArray, queries: FloatArray
+) -> None:
     rows, unit = normalize_rows(vectors[:500]), normalize_rows(queries)
-    cosine = CompressedIndex.build(rows, model=model, k=16, progress=False)
-    index = build(model, rows)
+    cosine = CompressedIndex.build(rows, model=uncentred_model, k=16, progress=False)
+    index = build(uncentred_model, rows)
     for mode in MODES:
         a, b = (each.search(unit, 5, mode=mode) for each in (index, cosine))
         np.testing.assert_allclose(a.scores, b.scores, atol=2e-3)
@@ -119,12 +133,12 @@ def test_norms_of_one_are_cosine(model: CompresSAE, vectors: FloatArray, queries
 @pytest.mark.parametrize("factor", [2.0**-20, 2.0**20])
 def test_units_do_not_matter(
     by_form: dict[str, CompressedIndex],
-    model: CompresSAE,
+    uncentred_model: CompresSAE,
     long_rows: FloatArray,
     asked: FloatArray,
     factor: float,
 ) -> None:
-    index = build(model, long_rows * np.float32(factor))
+    index = build(uncentred_model, long_rows * np.float32(factor))
     for mode in MODES:
         expected = by_form["packed"].search(asked, 10, mode=mode)
         found = index.search(asked, 10, mode=mode)
@@ -147,10 +161,15 @@ def test_explanations_add_up(by_form: dict[str, CompressedIndex], asked: FloatAr
 @each_form
 @pytest.mark.parametrize("mmap", [False, True])
 def test_save_load_add(
-    model: CompresSAE, long_rows: FloatArray, asked: FloatArray, tmp_path: Path, forward: str, mmap: bool
+    uncentred_model: CompresSAE,
+    long_rows: FloatArray,
+    asked: FloatArray,
+    tmp_path: Path,
+    forward: str,
+    mmap: bool,
 ) -> None:
-    whole = build(model, long_rows[:600], forward=forward)
-    build(model, long_rows[:400], forward=forward).save(tmp_path / "i")
+    whole = build(uncentred_model, long_rows[:600], forward=forward)
+    build(uncentred_model, long_rows[:400], forward=forward).save(tmp_path / "i")
     index = CompressedIndex.load(tmp_path / "i", mmap=mmap)
     assert index.metric == index.stats().metric == "inner_product"
     # The unit stays, whatever the new rows are.
@@ -174,9 +193,9 @@ def test_save_load_add(
 
 
 def test_an_empty_index_takes_its_unit_later(
-    model: CompresSAE, long_rows: FloatArray, asked: FloatArray, tmp_path: Path
+    uncentred_model: CompresSAE, long_rows: FloatArray, asked: FloatArray, tmp_path: Path
 ) -> None:
-    CompressedIndex(model, metric="inner_product").save(tmp_path / "i")
+    CompressedIndex(uncentred_model, metric="inner_product").save(tmp_path / "i")
     index = CompressedIndex.load(tmp_path / "i")
     assert (index.search(asked, 3).ids == -1).all()
     rows = long_rows[:300] * np.float32(1e-9)
@@ -191,9 +210,9 @@ def test_an_empty_index_takes_its_unit_later(
     )
 
 
-def test_norms_out_of_range(model: CompresSAE, long_rows: FloatArray, asked: FloatArray) -> None:
+def test_norms_out_of_range(uncentred_model: CompresSAE, long_rows: FloatArray, asked: FloatArray) -> None:
     rows = normalize_rows(long_rows[:20])
-    index = build(model, rows)
+    index = build(uncentred_model, rows)
     before = index.search(asked, 5)
     for factor in (2.0**-11, 2.0**13):
         bad = rows[:10].copy()
@@ -203,7 +222,7 @@ def test_norms_out_of_range(model: CompresSAE, long_rows: FloatArray, asked: Flo
         ):
             index.add(bad)
         with pytest.raises(InputError, match="row 4 has norm"):
-            build(model, bad)
+            build(uncentred_model, bad)
     np.testing.assert_array_equal(index.search(asked, 5).scores, before.scores)
     assert len(index) == 20
     index.add(np.concatenate([rows[:1] * 2.0**-9, rows[:1] * 2.0**11]))
@@ -213,11 +232,11 @@ def test_norms_out_of_range(model: CompresSAE, long_rows: FloatArray, asked: Flo
         index.search(np.stack([asked[0], asked[1] * np.float32(1e37)]))
 
 
-def test_bad_metric_and_unit(model: CompresSAE, vectors: FloatArray, queries: FloatArray) -> None:
+def test_bad_metric_and_unit(uncentred_model: CompresSAE, vectors: FloatArray, queries: FloatArray) -> None:
     wrong: Any = "l2"
     message = "metric must be one of 'cosine', 'inner_product', got 'l2'"
     with pytest.raises(InputError, match=message):
-        CompressedIndex.build(vectors[:100], model=model, metric=wrong)
+        CompressedIndex.build(vectors[:100], model=uncentred_model, metric=wrong)
     with pytest.raises(InputError, match=message):
         exact_neighbours(vectors[:10], queries, 1, metric=wrong)
     for unit in (3.0, 0.0, -1.0, np.inf, np.nan):
@@ -252,7 +271,7 @@ def test_indexes_without_a_metric_are_cosine(
 
 
 def test_commands(
-    model: CompresSAE,
+    uncentred_model: CompresSAE,
     long_rows: FloatArray,
     asked: FloatArray,
     tmp_path: Path,
@@ -261,7 +280,7 @@ def test_commands(
     monkeypatch.chdir(tmp_path)
     np.save("e.npy", long_rows)
     np.save("q.npy", asked)
-    model.save("m")
+    uncentred_model.save("m")
 
     def run(*arguments: str) -> Any:
         result = CliRunner().invoke(main, [*arguments, "--json"])
@@ -281,3 +300,18 @@ def test_commands(
         main, ["build", "--codes", "codes", "--model", "m", "-o", "n", "--metric", "inner_product"]
     )
     assert (refused.exit_code, refused.stderr) == (2, "Error: --metric has no use with --codes.\n")
+
+
+def test_a_model_with_a_mean_is_refused(vectors: FloatArray, uncentred_model: CompresSAE) -> None:
+    centred = replace(uncentred_model, mean=vectors.mean(axis=0))
+    with pytest.raises(InputError, match="center=False"):
+        CompressedIndex.build(vectors[:100], model=centred, metric="inner_product", progress=False)
+
+
+def test_training_for_inner_products_leaves_the_mean_in(vectors: FloatArray) -> None:
+    config = TrainConfig.preset("fast", refine_rounds=1, steps=1)
+    for metric in METRICS:
+        index = CompressedIndex.build(
+            vectors[:600], k=4, n_latents=64, config=config, metric=metric, progress=False
+        )
+        assert (index.model.mean is not None) == (metric == "cosine")

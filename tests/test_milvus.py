@@ -320,11 +320,11 @@ def test_strings_partitions_and_sync(client: MilvusClient, model: CompresSAE, ve
 
 
 def test_inner_products_are_taken_from_the_source(
-    client: MilvusClient, model: CompresSAE, vectors: FloatArray, queries: FloatArray
+    client: MilvusClient, uncentred_model: CompresSAE, vectors: FloatArray, queries: FloatArray
 ) -> None:
     collection = name()
     fill(client, collection, vectors[:150] * 3, metric="IP")
-    index, report = from_milvus(client, collection, model=model, progress=False)
+    index, report = from_milvus(client, collection, model=uncentred_model, progress=False)
     assert index.metric == "inner_product"
     assert report.recall[10] > 0.5
     truth = queries[:5] @ vectors[:150].T * 3
@@ -332,7 +332,7 @@ def test_inner_products_are_taken_from_the_source(
     np.testing.assert_allclose(found.scores, np.take_along_axis(truth, found.ids // 10, axis=1), atol=0.6)
     fill(client, collection + "l2", vectors[:10], metric="L2")
     with pytest.raises(InputError, match="is searched by L2"):
-        from_milvus(client, collection + "l2", model=model)
+        from_milvus(client, collection + "l2", model=uncentred_model)
 
 
 def test_a_model_is_trained_where_none_is_given(client: MilvusClient, dense: str) -> None:

@@ -50,9 +50,10 @@ def random_model(dim: int, n_latents: int, k: int, seed: int) -> CompresSAE:
 
 
 def test_pursuit_follows_the_textbook_on_real_data(model: CompresSAE, queries: FloatArray) -> None:
+    assert model.mean is not None
     codes = model.encode(queries, 16)
-    unit, dictionary = normalize_rows(queries).astype(np.float64), model.decoder_w.astype(np.float64)
-    expected = np.stack([textbook_pursuit(x, dictionary, 16, SOLVE_EVERY) for x in unit])
+    unit, dictionary = normalize_rows(queries) - model.mean, model.decoder_w.astype(np.float64)
+    expected = np.stack([textbook_pursuit(x, dictionary, 16, SOLVE_EVERY) for x in unit.astype(np.float64)])
     # Atoms are chosen by correlations of bytes: of two that correlate alike the other may be chosen, and
     # from then on others are.
     found = codes.to_dense()
@@ -77,8 +78,9 @@ def test_pursuit_recovers_planted_codes() -> None:
 
 
 def test_solving_every_few_atoms_costs_little(model: CompresSAE, queries: FloatArray) -> None:
+    assert model.mean is not None
     unit, dictionary = normalize_rows(queries).astype(np.float64), model.decoder_w.astype(np.float64)
-    exact = np.stack([textbook_pursuit(x, dictionary, 16, 1) for x in unit]) @ dictionary
+    exact = [textbook_pursuit(x, dictionary, 16, 1) for x in unit - model.mean] @ dictionary + model.mean
     fast = model.decode(model.encode(queries, 16))
     residuals = [np.linalg.norm(unit - approximation, axis=1).mean() for approximation in (exact, fast)]
     assert residuals[1] < 1.02 * residuals[0]
@@ -125,10 +127,13 @@ def test_a_code_does_not_depend_on_its_batch(model: CompresSAE, vectors: FloatAr
 
 
 def test_topk_equals_the_paper_in_float64(model: CompresSAE, queries: FloatArray) -> None:
+    assert model.mean is not None
     unit = normalize_rows(queries).astype(np.float64)
-    activations = unit @ model.encoder_w.astype(np.float64) + model.encoder_b
+    rest = unit - model.mean
+    lengths = np.linalg.norm(rest, axis=1, keepdims=True)
+    activations = rest / lengths @ model.encoder_w.astype(np.float64) + model.encoder_b
     kth = np.sort(np.abs(activations), axis=1)[:, -16]
-    expected = np.where(np.abs(activations) >= kth[:, None], activations, 0)
+    expected = lengths * np.where(np.abs(activations) >= kth[:, None], activations, 0)
     np.testing.assert_allclose(model.encode(queries, encoder="topk").to_dense(), expected, atol=1e-5)
 
 
@@ -136,13 +141,23 @@ def test_topk_equals_the_paper_in_float64(model: CompresSAE, queries: FloatArray
 def test_folded_codes_score_the_cosine_with_the_reconstruction(
     model: CompresSAE, vectors: FloatArray, queries: FloatArray, encoder: str
 ) -> None:
+    assert model.mean is not None
     codes = model.encode(vectors[:200], encoder=encoder)  # type: ignore[arg-type]
-    reconstruction = codes.to_dense().astype(np.float64) @ model.decoder_w.astype(np.float64)
+    folded = model.fold(codes)
+    # The direction of s W_dec stays, and the whole reconstruction gets unit norm.
+    np.testing.assert_array_equal(folded.latents, codes.latents)
+    factors = (folded.values * codes.values).sum(axis=1) / np.square(codes.values).sum(axis=1)
+    np.testing.assert_allclose(folded.values, codes.scaled(factors).values, atol=1e-6)
+    assert (factors > 0).all()
+    reconstruction = model.mean + folded.to_dense().astype(np.float64) @ model.decoder_w.astype(np.float64)
+    np.testing.assert_allclose(np.linalg.norm(reconstruction, axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(model.decode(folded), reconstruction, atol=1e-5)
     unit = queries.astype(np.float64)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
-    cosines = unit @ reconstruction.T / np.linalg.norm(reconstruction, axis=1)
-    scores = model.project(queries) @ model.fold(codes).to_dense().T
-    np.testing.assert_allclose(scores, cosines, atol=1e-5)
+    mean_scores = model.mean_scores(queries)
+    assert mean_scores is not None
+    scores = model.project(queries) @ folded.to_dense().T + mean_scores
+    np.testing.assert_allclose(scores, unit @ reconstruction.T, atol=1e-5)
 
 
 def test_encoding_ignores_the_norm(model: CompresSAE, queries: FloatArray) -> None:

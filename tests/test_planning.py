@@ -42,7 +42,9 @@ def test_lists_of_the_strongest_nonzeros(model: CompresSAE, vectors: FloatArray,
     stored = strongest(index.codes(index.ids), 4).to_dense()
     projections = model.project(queries)
     result = index.search(queries, 20, mode="sparse", query_nnz=model.n_latents)
-    whole = projections @ index.codes(index.ids).to_dense().T
+    mean_scores = model.mean_scores(queries)
+    assert mean_scores is not None
+    whole = projections @ index.codes(index.ids).to_dense().T + mean_scores
     found = result.ids.astype(np.int64)
     np.testing.assert_allclose(result.scores, np.take_along_axis(whole, found, axis=1), atol=1e-5)
     # What the kept nonzeros rank first is found; rounding may cost only the last candidates.

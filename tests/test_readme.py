@@ -133,7 +133,11 @@ def test_options_named_in_sentences_exist(option: str) -> None:
 def _options(command: click.Command, context: click.Context) -> list[str]:
     if isinstance(command, click.Group):
         return [name for inner in command.commands.values() for name in _options(inner, context)]
-    return [name for parameter in command.get_params(context) for name in parameter.opts]
+    return [
+        name
+        for parameter in command.get_params(context)
+        for name in (*parameter.opts, *parameter.secondary_opts)
+    ]
 
 
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])

@@ -41,6 +41,7 @@ def png_size(path: Path) -> tuple[int, int]:
 
 
 def test_numbers_by_numpy(report: ModelReport, model: CompresSAE, vectors: FloatArray) -> None:
+    assert model.mean is not None
     rows = normalize_rows(vectors[:990]).astype(np.float64)
     codes = model.encode(vectors[:990]).to_dense().astype(np.float64)
     assert (report.rows, report.queries, report.dim) == (990, 110, 384)
@@ -56,7 +57,7 @@ def test_numbers_by_numpy(report: ModelReport, model: CompresSAE, vectors: Float
     assert report.list_gini == pytest.approx(differences.mean() / (2 * lengths.mean()))
     assert report.longest_lists_share == pytest.approx(np.sort(lengths)[-6:].sum() / lengths.sum())
 
-    reconstructions = codes @ model.decoder_w.astype(np.float64)
+    reconstructions = model.mean + codes @ model.decoder_w.astype(np.float64)
     cosines = (rows * reconstructions).sum(axis=1) / np.linalg.norm(reconstructions, axis=1)
     assert list(report.cosine) == [1, 5, 25, 50, 75, 95, 99]
     for percentile, cosine in report.cosine.items():

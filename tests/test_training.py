@@ -12,9 +12,18 @@ import pytest
 import torch
 from threadpoolctl import threadpool_limits
 
-from compressae_index import CompresSAE, FormatError, InputError, TrainConfig, TrainingError, train
+from compressae_index import (
+    CompresSAE,
+    CompressedIndex,
+    FormatError,
+    InputError,
+    TrainConfig,
+    TrainingError,
+    train,
+)
 from compressae_index.checks import FloatArray, normalize_rows
 from compressae_index.demo import DemoData
+from compressae_index.evaluation import exact_neighbours, recall
 from compressae_index.training import CompresSAEModule
 from compressae_index.training.checkpoint import Checkpoint
 from compressae_index.training.run import _hold_out
@@ -234,7 +243,7 @@ def test_a_checkpoint_of_something_else_is_refused(vectors: FloatArray, tmp_path
 
 def test_steps_stop_when_held_out_rows_gain_no_more(vectors: FloatArray) -> None:
     settings: dict[str, Any] = {"steps": 400, "batch_size": 16, "patience": 1, "precision": "float32"}
-    config = TrainConfig(k=4, n_latents=64, refine_rounds=0, **settings)
+    config = TrainConfig(k=4, n_latents=64, refine_rounds=0, center=False, **settings)
     rows = vectors[:250]
     result = train(rows, config)
     losses = [check.loss for check in result.checks]
@@ -293,9 +302,28 @@ def test_any_dimension_trains(dim: int) -> None:
 
 def test_the_mean_of_uncentred_rows_is_an_atom() -> None:
     rows = normalize_rows(gaussians("uncentred", 1000, 32))
-    model = train(rows, TrainConfig(k=4, n_latents=64, refine_rounds=0, steps=0)).model
+    config = TrainConfig(k=4, n_latents=64, refine_rounds=0, steps=0, center=False)
+    model = train(rows, config).model
     mean = rows.mean(axis=0) / np.linalg.norm(rows.mean(axis=0))
     assert (model.decoder_w @ mean).max() > 0.999
+    assert model.mean is None
+
+
+def test_leaving_out_the_mean_spares_a_list_of_all_rows_and_gains_recall() -> None:
+    rows = gaussians("uncentred", 3000, 32)
+    rows, queries = rows[:-200], rows[-200:]
+    truth = exact_neighbours(rows, queries, 10)
+    longest, recalls = [], []
+    for center in (False, True):
+        config = TrainConfig(k=4, n_latents=128, refine_rounds=20, round_rows=1024, steps=0, center=center)
+        model = train(rows, config).model
+        codes = model.encode(rows)
+        longest.append(np.bincount(codes.latents[codes.values != 0]).max() / len(rows))
+        index = CompressedIndex.build(rows, model=model, progress=False)
+        recalls.append(recall(index.search(queries, 10, mode="dense").ids, truth, 10))
+    assert longest[0] > 0.9
+    assert longest[1] < 0.25
+    assert recalls[1] > recalls[0]
 
 
 def test_bfloat16_trains_as_well_as_float32(vectors: FloatArray) -> None:

@@ -43,6 +43,11 @@ if TYPE_CHECKING:
 @click.argument("embeddings", type=PATH)
 @click.option("--output", "-o", type=PATH, required=True, help="Directory to write the model to.")
 @click.option("--checkpoint", type=PATH, help="Directory to save the state to, and to go on from.")
+@click.option(
+    "--center/--no-center",
+    default=True,
+    help="Leave the mean of the vectors out of codes; indexes for inner products need it in.",
+)
 @training_options
 @dataset_option
 @json_option
@@ -50,6 +55,7 @@ def train(
     embeddings: Path,
     output: Path,
     checkpoint: Path | None,
+    center: bool,
     k: int | None,
     n_latents: int | None,
     preset: Preset,
@@ -68,7 +74,8 @@ def train(
 
     check_target(output)
     vectors = open_vectors(embeddings, dataset=dataset)
-    config = train_config(preset, steps, seed).with_codes(DEFAULT_K if k is None else k, n_latents)
+    config = replace(train_config(preset, steps, seed), center=center)
+    config = config.with_codes(DEFAULT_K if k is None else k, n_latents)
     result = train_model(vectors, config, checkpoint=checkpoint, progress=True)
     result.model.save(output)
     content = {

@@ -39,6 +39,9 @@ class TrainConfig:
     """Size of the dictionary; 4096 by default, less for fewer than 8,192 rows."""
     initialization: str = "data"
     """"data": dictionary rows are training vectors, less their mean; "random": as in the paper's code."""
+    center: bool = True
+    """Whether the mean of the unit rows is left out of codes. Indexes for inner products need it in, and the
+    paper leaves it in."""
     refine_rounds: int = PRESETS["default"]["refine_rounds"]
     """Rounds of dictionary learning against pursuit codes."""
     round_rows: int = 8192

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -145,6 +146,7 @@ class CompresSAEModule(nn.Module):
         """The parameters by name, as copies."""
         return {name: value.detach().cpu().numpy().copy() for name, value in self.state_dict().items()}
 
-    def to_model(self) -> CompresSAE:
-        """The parameters as plain arrays."""
-        return CompresSAE.from_state_dict(self.state_dict(), self.k)
+    def to_model(self, mean: FloatArray | None = None) -> CompresSAE:
+        """The parameters as plain arrays, and the mean that rows were trained without."""
+        model = CompresSAE.from_state_dict(self.state_dict(), self.k)
+        return model if mean is None else replace(model, mean=mean)

@@ -17,7 +17,7 @@ import torch
 from compressae_index.checks import FloatArray
 from compressae_index.dictionary import DictionaryLearner, Round
 from compressae_index.errors import InputError, TrainingError
-from compressae_index.model import CompresSAE
+from compressae_index.model import CompresSAE, from_mean
 from compressae_index.persistence import Stored
 from compressae_index.progress import track
 from compressae_index.sources import Vectors, open_vectors
@@ -95,15 +95,22 @@ def train(
     n_latents = _choose_latents(vectors.shape[0], config)
     rows = unit_sample(vectors, config.max_rows, np.random.default_rng(config.seed))
     rows, held_out = _hold_out(rows, config, n_latents)
+    mean = None
+    if config.center:
+        mean = rows.mean(axis=0)
+        rows, held_out = (from_mean(each, mean)[0] for each in (rows, held_out))
     run = _Run(config, rows, held_out, n_latents, None if checkpoint is None else Path(checkpoint), progress)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         module = run.fit()
-    model = module.to_model()
     if config.refine_rounds or config.steps:
-        _check_alive(model, held_out if len(held_out) else rows[:1024])
+        _check_alive(module.to_model(), held_out if len(held_out) else rows[:1024])
     return TrainResult(
-        model, run.rounds, np.array(run.losses, np.float32), run.checks, time.perf_counter() - started
+        module.to_model(mean),
+        run.rounds,
+        np.array(run.losses, np.float32),
+        run.checks,
+        time.perf_counter() - started,
     )
 
 

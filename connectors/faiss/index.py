@@ -124,10 +124,8 @@ class FaissIndex(BackedIndex):
     def _ranked(self, asked: Asked, found: Candidates, k: int) -> BackedResult:
         if asked.projections is None or not found.ids.shape[1]:
             return super()._ranked(asked, found, k)
-        scores, ids = self.backend.rescored(asked.projections, found.ids, k)
-        if asked.factors is not None:
-            scores *= asked.factors
-        return BackedResult(scores, ids, holds_best(found.scores, found.bounds, k))
+        sums, ids = self.backend.rescored(asked.projections, found.ids, k)
+        return BackedResult(asked.in_metric(sums), ids, holds_best(found.scores, found.bounds, k))
 
     @property
     def faiss_index(self) -> Any:

@@ -12,7 +12,7 @@ from pymilvus import DataType, MilvusClient
 from pymilvus.grpc_gen import milvus_pb2
 
 from compressae_index.backend import BoolArray, Candidates
-from compressae_index.checks import FloatArray, check_choice, check_int
+from compressae_index.checks import check_choice, check_int
 from compressae_index.codes import SparseCodes
 from compressae_index.connectors.milvus import wire
 from compressae_index.connectors.milvus.client import (
@@ -29,6 +29,7 @@ from compressae_index.connectors.milvus.collection import CODE_FIELD, DENSE_FIEL
 from compressae_index.connectors.milvus.errors import translated
 from compressae_index.errors import InputError, UnknownIdError
 from compressae_index.ids import IdArray, as_id_array
+from compressae_index.model import CompresSAE
 
 # Of one insert: a quarter of what a server's proxy takes, and rows beyond which nothing is gained.
 _REQUEST_BYTES = 16 << 20
@@ -63,7 +64,7 @@ class MilvusBackend:
         self,
         client: MilvusClient,
         opened: Opened,
-        decoder_w: FloatArray,
+        model: CompresSAE,
         *,
         consistency_level: ConsistencyLevel = "Strong",
         timeout: float = TIMEOUT,
@@ -73,7 +74,7 @@ class MilvusBackend:
         Args:
             client: a connection.
             opened: the collection.
-            decoder_w: the dictionary, (n_latents, d), from which reconstructed vectors are made.
+            model: the model of its codes, by which reconstructed vectors are made.
             consistency_level: of reads and searches. "Strong" sees all that was written before; the others
                 answer sooner on a busy server.
             timeout: seconds for each request, retries included.
@@ -88,7 +89,7 @@ class MilvusBackend:
         self.dense = opened.manifest.dense
         self.consistency_level = check_choice(consistency_level, "consistency_level", CONSISTENCY_LEVELS)
         self.timeout = timeout
-        self._decoder_w = decoder_w
+        self._model = model
 
     def __len__(self) -> int:
         return count(self.client, self.collection, timeout=self.timeout)
@@ -99,7 +100,7 @@ class MilvusBackend:
         n = len(self)
         parts = {"postings": n * self.k * wire.PAIR.itemsize, "rows": n * self.k * wire.PAIR.itemsize}
         if self.dense:
-            parts["dense"] = n * self._decoder_w.shape[1] * np.dtype(self.dense).itemsize
+            parts["dense"] = n * self._model.dim * np.dtype(self.dense).itemsize
         return parts
 
     def held(self, ids: IdArray) -> BoolArray:
@@ -139,7 +140,7 @@ class MilvusBackend:
         """Runs of rows small enough for a request."""
         fixed = 16 + self.k * wire.PAIR.itemsize
         if self.dense:
-            fixed += self._decoder_w.shape[1] * 4
+            fixed += self._model.dim * 4
         sizes = np.full(n, fixed)
         if others is not None:
             sizes += [len(str(row)) for row in others]
@@ -203,8 +204,7 @@ class MilvusBackend:
         self.client.upsert(self.collection, rows, partition_name=partition or None, timeout=self.timeout)
 
     def _reconstructed(self, codes: SparseCodes) -> npt.NDArray[Any]:
-        rows: npt.NDArray[Any] = (codes.to_csr() @ self._decoder_w).astype(self.dense)
-        return rows
+        return self._model.decode(codes).astype(self.dense)
 
     def remove(self, ids: IdArray) -> None:
         """Removes ids; those that are not held are passed over."""

@@ -213,17 +213,20 @@ def save_model(
         client.create_collection(
             beside, schema=schema, index_params=params, consistency_level="Strong", timeout=timeout
         )
-        weights = np.concatenate([model.decoder_w, model.encoder_w.T], axis=1)
+        weights, biases = np.concatenate([model.decoder_w, model.encoder_w.T], axis=1), model.encoder_b
+        if model.mean is not None:  # one row more
+            weights = np.concatenate([weights, np.concatenate([model.mean, model.mean])[None]])
+            biases = np.append(biases, np.float32(0))
         # The manifest comes last: with it, the model is whole.
-        for first in reversed(range(0, model.n_latents, _MODEL_ROWS)):
+        for first in reversed(range(0, len(weights), _MODEL_ROWS)):
             rows = [
                 {
                     "latent": latent,
                     "manifest": json.dumps(asdict(manifest)) if latent == 0 else "",
-                    "encoder_b": float(model.encoder_b[latent]),
+                    "encoder_b": float(biases[latent]),
                     "weights": weights[latent],
                 }
-                for latent in range(first, min(first + _MODEL_ROWS, model.n_latents))
+                for latent in range(first, min(first + _MODEL_ROWS, len(weights)))
             ]
             client.upsert(beside, rows, timeout=timeout)
 
@@ -290,18 +293,17 @@ def load_model(
             raise FormatError(msg)
         return given
     beside = name + MODEL_SUFFIX
-    dim = manifest.dim
-    weights, bias = (
-        np.zeros((manifest.n_latents, 2 * dim), np.float32),
-        np.zeros(manifest.n_latents, np.float32),
-    )
+    dim, h = manifest.dim, manifest.n_latents
+    # The last row is of the mean, where there is one.
+    weights, biases = np.zeros((h + 1, 2 * dim), np.float32), np.zeros(h + 1, np.float32)
     try:
         for page in pages(client, beside, "latent", ["encoder_b", "weights"], timeout=timeout):
             latents = [row["latent"] for row in page]
-            bias[latents] = [row["encoder_b"] for row in page]
+            biases[latents] = [row["encoder_b"] for row in page]
             weights[latents] = np.array([row["weights"] for row in page], dtype=np.float32)
-        decoder, encoder = np.ascontiguousarray(weights[:, :dim]), np.ascontiguousarray(weights[:, dim:].T)
-        loaded = CompresSAE(encoder, bias, decoder, manifest.k)
+        mean = weights[h, :dim] if weights[h].any() else None
+        decoder, encoder = np.ascontiguousarray(weights[:h, :dim]), np.ascontiguousarray(weights[:h, dim:].T)
+        loaded = CompresSAE(encoder, biases[:h], decoder, manifest.k, mean)
     except BackendError:
         raise
     except (CompressaeError, IndexError, KeyError, ValueError) as error:

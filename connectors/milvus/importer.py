@@ -36,7 +36,7 @@ from compressae_index.connectors.milvus.source import MilvusSource, Page
 from compressae_index.encoding import encoded_chunks
 from compressae_index.errors import BackendError, DimensionError, FormatError, InputError
 from compressae_index.ids import IdArray
-from compressae_index.index import DEFAULT_K
+from compressae_index.index import DEFAULT_K, trained_model
 from compressae_index.metric import Metric, RowScale
 from compressae_index.model import CompresSAE, Encoder
 from compressae_index.progress import track
@@ -161,7 +161,9 @@ def from_milvus(
             raise InputError(msg)
     if begun is None:
         with clock("train"):
-            trained = _trained(source, k, n_latents, config, progress) if given is None else given
+            trained = given or trained_model(
+                source, DEFAULT_K if k is None else k, n_latents, config, metric, progress=progress
+            )
         manifest = manifest_of(trained, k=k, encoder=encoder, metric=metric, dense=dense, source=origin)
         save_model(client, target, trained, manifest, timeout)
     else:
@@ -171,7 +173,7 @@ def from_milvus(
         trained = load_model(client, target, manifest, given, timeout)
     name = target if finished else target + BUILDING_SUFFIX
     opened = Opened(name, manifest, source.primary, source.are_strings)
-    backend = MilvusBackend(client, opened, trained.decoder_w, timeout=timeout)
+    backend = MilvusBackend(client, opened, trained, timeout=timeout)
     copier = _Copier(source, backend, trained, threads)
     if finished:
         ensure_loaded(client, name, timeout)
@@ -433,16 +435,6 @@ def _check_same(target: str, manifest: Manifest, wanted: Mapping[str, Any]) -> N
                 f"{value!r}: use the same settings, or another target"
             )
             raise FormatError(msg)
-
-
-def _trained(
-    source: MilvusSource, k: int | None, n_latents: int | None, config: TrainConfig | None, progress: bool
-) -> CompresSAE:
-    from compressae_index.training import TrainConfig, train
-
-    k = DEFAULT_K if k is None else k
-    settings = TrainConfig(k=k, n_latents=n_latents) if config is None else config.with_codes(k, n_latents)
-    return train(source, settings, progress=progress).model
 
 
 def _metric_of(source: MilvusSource) -> Metric:

@@ -101,9 +101,7 @@ class MilvusIndex(BackedIndex):
         client = _client(client, token, db_name, timeout)
         opened = open_collection(client, collection, timeout)
         loaded = load_model(client, opened.name, opened.manifest, model, timeout)
-        backend = MilvusBackend(
-            client, opened, loaded.decoder_w, consistency_level=consistency_level, timeout=timeout
-        )
+        backend = MilvusBackend(client, opened, loaded, consistency_level=consistency_level, timeout=timeout)
         return cls(backend, loaded)
 
     @classmethod
