@@ -183,7 +183,7 @@ def coded(
 
 def ours(bench: Bench) -> Iterator[Built]:
     """Our dictionary and pursuit codes, in every mode; `two_stage` also as it is planned for a budget."""
-    config = TrainConfig.preset(bench.preset)
+    config = TrainConfig.preset(bench.preset, center=bench.metric == "cosine")
     trained, seconds = timed(partial(train, bench.vectors, config))
     yield from coded("ours", trained.model, "pursuit", ASYMMETRIC + SYMMETRIC, seconds, bench)
     for budget in bench.budgets:
@@ -206,7 +206,7 @@ def recipe(bench: Bench, k: int) -> CompresSAE:
     Its authors released a model without a training loop: learning rate, warm-up, batches of 1,024 rows and
     the choice of the best weights by held-out rows are ours.
     """
-    config = TrainConfig(k=k, initialization="random", refine_rounds=0, steps=RECIPE_STEPS)
+    config = TrainConfig(k=k, initialization="random", refine_rounds=0, steps=RECIPE_STEPS, center=False)
     return train(bench.vectors, config).model
 
 
