@@ -11,6 +11,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,9 +21,12 @@ from compressae_index import environment as machine
 
 T = TypeVar("T")
 
+RESULTS = Path(__file__).parent / "results"
+
 PACKAGES = (
-    *("compressae-index", "numpy", "scipy", "torch", "faiss-cpu", "turbovec"),
-    *("pyvsag", "pyseismic-lsr", "kannolo", "bmp", "sparse_dot_mkl", "mkl"),
+    *("compressae-index", "numpy", "scipy", "torch", "faiss-cpu", "turbovec", "scalable-vs"),
+    *("compresso-pytorch", "wordllama", "pyvsag", "pyseismic-lsr", "kannolo", "bmp", "sparse_dot_mkl", "mkl"),
+    *("milvus-lite", "pymilvus"),
 )
 
 
@@ -57,7 +61,7 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """A Markdown table, aligned for a terminal; numbers to the right."""
     rows = [list(map(str, row)) for row in rows]
     widths = [max(len(row[i]) for row in [list(header), *rows]) for i in range(len(header))]
-    left = [not all(row[i][:1] in "0123456789+-." for row in rows) for i in range(len(header))]
+    left = [not all(row[i].lstrip("*")[:1] in "0123456789+-." for row in rows) for i in range(len(header))]
     rule = [
         "-" * width if is_left else "-" * (width - 1) + ":"
         for width, is_left in zip(widths, left, strict=True)
@@ -75,7 +79,15 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 def environment(threads: int) -> dict[str, Any]:
     """Versions and the machine, for the report."""
     variables = {name: value for name, value in os.environ.items() if name.startswith(("OPENBLAS_", "OMP_"))}
-    return {**machine.environment(PACKAGES), "threads": threads, "variables": variables}
+    today = datetime.now(UTC).date().isoformat()
+    return {"date": today, **machine.environment(PACKAGES), "threads": threads, "variables": variables}
+
+
+def results_path(stem: str, name: str) -> Path:
+    """Where raw results of a data set are kept."""
+    folder = RESULTS / stem
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{name.replace(' ', '-')}.json"
 
 
 def write_report(

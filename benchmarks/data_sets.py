@@ -5,6 +5,7 @@ The name has two words, as packages of others would import a module `datasets` i
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,13 @@ from compressae_index import SparseCodes
 from compressae_index.checks import FloatArray, check_int, check_vectors
 from compressae_index.codes import MAX_LATENTS
 from compressae_index.demo import load_data
-from compressae_index.errors import CompressaeError, DimensionError, FormatError, InputError
+from compressae_index.errors import (
+    CompressaeError,
+    DimensionError,
+    FormatError,
+    InputError,
+    MissingExtraError,
+)
 from compressae_index.evaluation import exact_neighbours
 from compressae_index.metric import Metric, row_norms
 from compressae_index.sources import Vectors, open_vectors
@@ -65,6 +72,20 @@ class DataSet(NamedTuple):
             return self.truth[:, :k]
         return exact_neighbours(self.vectors, self.queries, k, metric=self.metric)
 
+    @property
+    def stem(self) -> str:
+        """The name as part of a file's."""
+        return Path(self.name).stem.replace(" ", "-")
+
+    def facts(self) -> dict[str, str | int]:
+        """What a report says of the data."""
+        return {
+            "name": self.name,
+            "vectors": len(self.vectors),
+            "dim": self.dim,
+            "queries": len(self.queries),
+        }
+
     def __str__(self) -> str:
         n = len(self.vectors)
         return f"{self.name}: {n:,} vectors of {self.dim} dimensions, {len(self.queries):,} queries"
@@ -93,8 +114,8 @@ def load(
     """A data set by name or path.
 
     Args:
-        source: a name of `MADE`, which are seeded; "shipped"; a file in the ann-benchmarks layout (.hdf5 or
-            .h5 with `train`, `test`, `neighbors`); or any other file of embeddings that
+        source: a name of `SHIPPED`; a name of `MADE`, which are seeded; a file in the ann-benchmarks layout
+            (.hdf5 or .h5 with `train`, `test`, `neighbors`); or any other file of embeddings that
             `sources.open_vectors` reads, whose last 2,000 rows are the queries.
         rows: vectors to keep, the first ones; all by default, 20,000 of made ones.
         queries: the same for queries, of which 2,000 are made.
@@ -110,18 +131,17 @@ def load(
         msg = f"{source} is searched by {data.metric}; here it must be {' or '.join(metrics)}"
         raise InputError(msg)
     truth = None if data.truth is None else data.truth[:queries]
-    return data._replace(queries=data.queries[:queries], truth=truth)
+    return data._replace(vectors=data.vectors[:rows], queries=data.queries[:queries], truth=truth)
 
 
 def _named(source: str, rows: int | None) -> DataSet:
-    if source == "shipped":
-        data = load_data()
-        return DataSet("shipped data", data.embeddings[:rows], data.queries)
+    if source in SHIPPED:
+        return SHIPPED[source]()
     if source in MADE:
         return MADE[source](MADE_ROWS if rows is None else rows)
     path = Path(source)
     if not path.exists():
-        msg = f"no file {source}, nor a data set of that name: shipped, {', '.join(MADE)}"
+        msg = f"no file {source}, nor a data set of that name: {', '.join([*SHIPPED, *MADE])}"
         raise InputError(msg)
     read = _from_hdf5 if path.suffix.lower() in (".hdf5", ".h5") else _from_file
     return read(path, rows)
@@ -170,6 +190,39 @@ def _from_hdf5(path: Path, rows: int | None) -> DataSet:
         msg = f"{path}: neighbors {truth.shape} do not fit {n_queries} queries of {n} vectors"
         raise FormatError(msg)
     return DataSet(path.stem, vectors, queries, truth=truth if len(vectors) == n else None)
+
+
+def shipped() -> DataSet:
+    """Texts that are shipped with their embeddings by all-MiniLM-L6-v2, (19,000, 384), and 1,000 queries."""
+    data = load_data()
+    return DataSet("shipped data", data.embeddings, data.queries)
+
+
+def wordllama() -> DataSet:
+    """The shipped texts by WordLlama, (19,000, 256), and 1,000 queries."""
+    data = load_data()
+    rows = embedded_by_wordllama(data.texts + data.query_texts)
+    return DataSet("wordllama", rows[: len(data.texts)], rows[len(data.texts) :])
+
+
+def embedded_by_wordllama(texts: list[str]) -> FloatArray:
+    """Embeddings (n, 256) of texts by WordLlama, whose model comes with its package.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        module = importlib.import_module("wordllama")
+    except ImportError as error:
+        raise MissingExtraError("wordllama", "bench", "embedding texts by WordLlama") from error
+    # It looks for its tokenizer in another folder than the one that it is installed to.
+    folder = Path(str(module.__file__)).parent
+    rows: FloatArray = module.WordLlama.load(cache_dir=folder, disable_download=True).embed(texts, norm=True)
+    return rows
+
+
+SHIPPED: dict[str, Callable[[], DataSet]] = {make.__name__: make for make in (shipped, wordllama)}
+"""Data sets of texts that are shipped."""
 
 
 def interactions(n: int) -> DataSet:

@@ -9,15 +9,17 @@ a file .npy, the last 2,000 rows are the queries.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
 import click
 import h5py
 import numpy as np
-from data_sets import QUERIES, SEED, DataSet, data_set_argument, load
+from data_sets import QUERIES, SEED, DataSet, data_set_argument, embedded_by_wordllama, load
 
-from compressae_index.checks import check_vectors, normalize_rows
+from compressae_index.checks import FloatArray, check_vectors, normalize_rows
 from compressae_index.cli.options import written_aside
 
 NEIGHBOURS = 100
@@ -79,12 +81,23 @@ def convert(source: str, output: Path, rows: int | None) -> None:
     write(data, output)
 
 
+def _encoder(model: str) -> Callable[[list[str]], FloatArray]:
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        msg = "embedding needs sentence-transformers; run: pip install sentence-transformers"
+        raise click.ClickException(msg) from error
+    return partial(SentenceTransformer(model).encode, show_progress_bar=True)
+
+
 @main.command()
 @click.argument("texts", type=click.File(encoding="utf-8"))
 @output_argument
-@click.option("--model", default="all-MiniLM-L6-v2", show_default=True, help="A name or folder.")
+@click.option(
+    "--model", default="all-MiniLM-L6-v2", show_default=True, help="A name or folder, or wordllama."
+)
 def embed(texts: TextIO, output: Path, model: str) -> None:
-    """From TEXTS, a text a line, by a model of sentence-transformers.
+    """From TEXTS, a text a line, by a model of sentence-transformers, or by WordLlama.
 
     Empty and repeated lines are left out. The rest are shuffled, and the last 2,000 become the queries.
     """
@@ -94,13 +107,9 @@ def embed(texts: TextIO, output: Path, model: str) -> None:
             f"{texts.name} holds {len(lines)} different lines; there must be more than the {QUERIES} queries"
         )
         raise click.ClickException(msg)
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError as error:
-        msg = "embedding needs sentence-transformers; run: pip install sentence-transformers"
-        raise click.ClickException(msg) from error
+    encode = embedded_by_wordllama if model == "wordllama" else _encoder(model)
     np.random.default_rng(SEED).shuffle(lines)
-    rows = check_vectors(SentenceTransformer(model).encode(lines, show_progress_bar=True))
+    rows = check_vectors(encode(lines))
     write(DataSet(Path(texts.name).stem, rows[:-QUERIES], rows[-QUERIES:]), output)
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import click
 import numpy as np
 import numpy.typing as npt
-from common import markdown, print_load, timed, write_report
+from common import markdown, print_load, results_path, timed, write_report
 from data_sets import DataSet, data_set_argument, load
 from pymilvus import DataType, MilvusClient
 from threadpoolctl import threadpool_limits
@@ -148,8 +148,7 @@ def embedded(index: MilvusIndex, data: DataSet, truth: npt.NDArray[Any]) -> dict
 @click.option("--rows", default=100_000, show_default=True, help="Vectors of the database.")
 @click.option("--queries", default=200, show_default=True, help="Queries to measure with.")
 @click.option("--preset", default="default", show_default=True, help="Of the training.")
-@click.option("--output", type=click.Path(path_type=Path), help="JSON file to write.")
-def main(source: str, rows: int, queries: int, preset: str, output: Path | None) -> None:
+def main(source: str, rows: int, queries: int, preset: str) -> None:
     """Import a collection and search it by every mode."""
     data = load(source, rows=rows, queries=queries)
     click.echo(f"{data}; Milvus Lite in another process\n")
@@ -203,7 +202,7 @@ def main(source: str, rows: int, queries: int, preset: str, output: Path | None)
     header = ["mode", "candidates", "recall@10", "recall@100", "certified@10", "certified@100"]
     click.echo(markdown([*header, *(f"ms {phase}" for phase in PHASES)], lines))
     write_report(
-        output,
+        results_path(data.stem, "milvus"),
         1,
         {"rows": n, "queries": len(data.queries), "preset": preset},
         {"import": report, "disk": disk, "searches": results, "fused": fused, "embedded": reference},

@@ -110,7 +110,8 @@ def main(
     data = load(source, rows=rows)
     print_load(threads)
     with threadpool_limits(threads):
-        config = TrainConfig.preset(cast("Preset", preset), k=k, n_latents=n_latents)
+        # The pursuit in torch encodes whole vectors.
+        config = TrainConfig.preset(cast("Preset", preset), k=k, n_latents=n_latents, center=False)
         model = train(data.vectors, config).model
         vectors = data.vectors[:documents]
         unit = normalize_rows(vectors)

@@ -532,7 +532,7 @@ class CompressedIndex:
             metric=self._scale.metric,
             bytes_per_vector=per_vector,
             bytes_by_mode={
-                "sparse": per_vector["inverted"] + per_vector["ids"],
+                "sparse": per_vector["total"],  # what posting lists find is scored by its codes
                 "dense": per_vector["forward"] + per_vector["ids"],
                 "two_stage": per_vector["total"],
             },

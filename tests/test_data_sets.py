@@ -113,7 +113,7 @@ def write_garbage(path: Path) -> str:
 @pytest.mark.parametrize(
     ("source", "options", "message"),
     [
-        (lambda _: "nonsense", {}, "no file nonsense, nor a data set of that name: shipped, interactions"),
+        (lambda _: "nonsense", {}, "no file nonsense, nor a data set of that name: shipped, wordllama, "),
         (write_too_few, {}, "holds 2000 rows, and the last 2000 are the queries"),
         (write_garbage, {}, "cannot be read"),
         (lambda _: "recommendations", {"rows": 500}, "is searched by inner_product; here it must be cosine"),

@@ -1,7 +1,7 @@
 """The engine against others: same codes, same queries, one process, one thread, interleaved rounds.
 
-    python benchmarks/engine.py [DATA]
-    python benchmarks/engine.py documents.csr --sparse-queries queries.csr
+    python benchmarks/run.py engines [DATA]
+    python benchmarks/run.py engines documents.csr --sparse-queries queries.csr
 
 The second form searches sparse vectors of big-ann-benchmarks instead of codes of a data set. Real codes are
 tiled with noise to the asked numbers of documents. The rivals are optional, of the extra "bench"; one that is
@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 
 import click
 import numpy as np
-from common import interleaved, markdown, print_load, timed, write_report
+from common import interleaved, markdown, print_load, results_path, timed, write_report
 from data_sets import data_set_argument, load, sparse_codes, sparse_rows
-from rivals import RIVALS, Bench, Contender, IntArray, available, best
+from sparse_contestants import RIVALS, Bench, Contender, IntArray, available, best
 from threadpoolctl import threadpool_limits
 
 from compressae_index import CompresSAE, SparseCodes, train
@@ -30,13 +30,14 @@ from compressae_index._engine import InvertedLists, search, simd
 from compressae_index.checks import FloatArray, normalize_rows
 from compressae_index.embedded import QUERY_NNZ, sparse_candidates
 from compressae_index.packing import Packed
-from compressae_index.plots import figure_class
 from compressae_index.training.config import TrainConfig
 
 SPARSE, TWO_STAGE, DENSE = "ours: sparse", "ours: two_stage", "ours: dense"
 WIDE_SPARSE = f"{SPARSE}, {QUERY_NNZ} latents"
 LISTS = "ours: posting lists alone"
 SELECTED = (100, 1000)
+DOCUMENTS = (20_000, 1_000_000, 4_000_000)
+QUICK = (DOCUMENTS[:1], 20, 2)
 COPY_BYTES = 1 << 28
 COPIES = 5
 
@@ -119,11 +120,12 @@ def bound(bench: Bench, lists: InvertedLists, bytes_per_second: float) -> dict[s
     return {"postings": postings, "bytes": read, "bound_ms": 1000 * read / bytes_per_second}
 
 
-def contenders_of(bench: Bench, names: tuple[str, ...], slow_at_most: int) -> Iterator[Contender]:
+def contenders_of(bench: Bench, names: tuple[str, ...]) -> Iterator[Contender]:
     """Those of the named rivals."""
     for name in names:
-        if RIVALS[name].slow and bench.n > slow_at_most:
-            click.echo(f"({name} is not built beyond {slow_at_most:,} documents)")
+        most = RIVALS[name].most
+        if most is not None and bench.n > most:
+            click.echo(f"({name} is not built beyond {most:,} documents)")
         elif RIVALS[name].dense and bench.model is None:
             click.echo(f"({name} searches vectors, and there are none)")
         else:
@@ -141,12 +143,10 @@ def overlap(found: list[IntArray], truth: list[IntArray], top: int) -> float:
     return statistics.fmean(shares)
 
 
-def measure(
-    bench: Bench, names: tuple[str, ...], slow_at_most: int, rounds: int, bytes_per_second: float
-) -> dict[str, Any]:
+def measure(bench: Bench, names: tuple[str, ...], rounds: int, bytes_per_second: float) -> dict[str, Any]:
     """Results of one number of documents."""
     own, lists = ours(bench)
-    contenders = [*own, *contenders_of(bench, names, slow_at_most)]
+    contenders = [*own, *contenders_of(bench, names)]
     truths = [
         [best(bench.matrix @ query, bench.top) for query in queries]
         for queries in (bench.cut, list(bench.projections))
@@ -171,52 +171,46 @@ def measure(
     }
 
 
-def print_measured(measured: dict[str, Any], bench: Bench) -> None:
+def table(measured: dict[str, Any], query_nnz: int, top: int) -> str:
     """The table of one number of documents, and how far the posting lists are from the bound of memory."""
     results, lower = measured["results"], measured["bound"]
-    click.echo(f"\n{measured['documents']:,} documents\n")
-    click.echo(
-        markdown(
+    lines = markdown(
+        [
+            f"{measured['documents']:,} documents",
+            f"recall@{top}, {query_nnz} latents",
+            f"recall@{top}, whole",
+            "ms/query",
+            "time / sparse",
+            "bytes/vector",
+            "build s",
+        ],
+        [
             [
-                "",
-                f"recall@{bench.top}, {bench.query_nnz} latents",
-                f"recall@{bench.top}, whole",
-                "ms/query",
-                "time / sparse",
-                "bytes/vector",
-                "build s",
-            ],
-            [
-                [
-                    name,
-                    f"{result['recall_strongest']:.4f}",
-                    f"{result['recall_whole']:.4f}",
-                    f"{result['ms']:.3f}",
-                    f"{result['ms'] / results[SPARSE]['ms']:.2f}",
-                    f"{result['row_bytes']:.0f}",
-                    f"{result['build_seconds']:.1f}",
-                ]
-                for name, result in results.items()
-            ],
-        )
-    )
-    click.echo(
-        f"\nA query reads {lower['postings']:,.0f} postings, {lower['bytes'] / 1e6:.2f} MB: at least "
-        f"{lower['bound_ms']:.3f} ms. The posting lists alone take "
-        f"{lower['kernel_times_bound']:.1f} times that."
+                name,
+                f"{result['recall_strongest']:.4f}",
+                f"{result['recall_whole']:.4f}",
+                f"{result['ms']:.3f}",
+                f"{result['ms'] / results[SPARSE]['ms']:.2f}",
+                f"{result['row_bytes']:.0f}",
+                f"{result['build_seconds']:.1f}",
+            ]
+            for name, result in results.items()
+        ],
     )
     whole = measured["projection_ms"] + results[f"{TWO_STAGE}, {SELECTED[-1]:,} candidates"]["ms"]
-    click.echo(
-        f"Projection and {TWO_STAGE} with {SELECTED[-1]:,} candidates take {whole:.3f} ms, "
-        f"{whole / results[WIDE_SPARSE]['ms']:.2f} times {WIDE_SPARSE}."
+    return (
+        f"{lines}\n\nA query reads {lower['postings']:,.0f} postings, {lower['bytes'] / 1e6:.2f} MB: at "
+        f"least {lower['bound_ms']:.3f} ms. The posting lists alone take "
+        f"{lower['kernel_times_bound']:.1f} times that. Projection and {TWO_STAGE} with "
+        f"{SELECTED[-1]:,} candidates take {whole:.3f} ms, {whole / results[WIDE_SPARSE]['ms']:.2f} times "
+        f"{WIDE_SPARSE}."
     )
 
 
-def print_growth(reports: list[dict[str, Any]]) -> None:
+def growth_table(reports: list[dict[str, Any]]) -> str:
     """Milliseconds by number of documents, of what was measured at all of them."""
     first, last = reports[0], reports[-1]
-    click.echo("\nMilliseconds a query by documents\n")
-    header = ["", *(f"{report['documents']:,}" for report in reports), "growth"]
+    header = ["milliseconds a query", *(f"{report['documents']:,}" for report in reports), "growth"]
     names = [name for name in first["results"] if all(name in report["results"] for report in reports)]
     lines = [
         [
@@ -226,38 +220,14 @@ def print_growth(reports: list[dict[str, Any]]) -> None:
         ]
         for name in names
     ]
-    click.echo(markdown(header, lines))
-
-
-def draw(reports: list[dict[str, Any]], path: Path, figure_class: Any) -> None:
-    """Milliseconds over recall: rows for the truths that engines aim at, columns for documents."""
-    figure = figure_class(figsize=(9 * len(reports), 10), layout="constrained")
-    grid = figure.subplots(2, len(reports), sharey=True, squeeze=False)
-    for axes_row, truth, label in (
-        (grid[0], "recall_strongest", "strongest latents"),
-        (grid[1], "recall_whole", "whole projections"),
-    ):
-        for axes, report in zip(axes_row, reports, strict=True):
-            named = {
-                name: result
-                for name, result in report["results"].items()
-                if result[truth] == max(result["recall_strongest"], result["recall_whole"])
-            }
-            for i, (name, result) in enumerate(named.items(), start=1):
-                point = (result[truth], result["ms"])
-                color = "C3" if name.startswith("ours") else "C0"
-                axes.plot(*point, "o", color=color, label=f"{i}  {name}")
-                axes.annotate(str(i), point, (4, 3), textcoords="offset points")
-            axes.set(title=f"{report['documents']:,} documents", yscale="log")
-            axes.set(xlabel=f"recall of exact scores by {label}", ylabel="milliseconds a query, one thread")
-            axes.grid(alpha=0.3)
-            axes.legend(fontsize=7, handlelength=0.5, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(path, dpi=150)
+    return markdown(header, lines)
 
 
 class Searched(NamedTuple):
     """Codes and queries, as `Bench` holds them, before they are tiled."""
 
+    stem: str
+    """Of the files that results are written to."""
     name: str
     model: CompresSAE | None
     codes: SparseCodes
@@ -280,7 +250,7 @@ def encoded(source: str, model_path: Path | None, queries: int) -> Searched:
         projections, seconds = timed(
             lambda: np.concatenate([model.project(query[None], num_threads=1) for query in unit])
         )
-    return Searched(str(data), model, codes, unit, projections, 1000 * seconds / len(unit))
+    return Searched(data.stem, str(data), model, codes, unit, projections, 1000 * seconds / len(unit))
 
 
 def stored(source: str, query_path: Path, queries: int) -> Searched:
@@ -293,10 +263,12 @@ def stored(source: str, query_path: Path, queries: int) -> Searched:
     projections = np.zeros((asked.shape[0], codes.n_latents), np.float32)
     projections[:, : asked.shape[1]] = asked.toarray()
     name = f"{source}: {len(codes):,} sparse vectors, {documents.nnz / len(codes):.0f} nonzeros on average"
-    return Searched(name, None, codes, np.empty((len(projections), 0), np.float32), projections, 0.0)
+    return Searched(
+        Path(source).stem, name, None, codes, np.empty((len(projections), 0), np.float32), projections, 0.0
+    )
 
 
-@click.command()
+@click.command("engines")
 @data_set_argument
 @click.option(
     "--sparse-queries",
@@ -308,7 +280,7 @@ def stored(source: str, query_path: Path, queries: int) -> Searched:
     "--documents",
     type=click.IntRange(min=max(SELECTED) + 1),
     multiple=True,
-    default=(1_000_000, 4_000_000),
+    default=DOCUMENTS,
     show_default=True,
     help="Documents to search; may be repeated.",
 )
@@ -321,40 +293,34 @@ def stored(source: str, query_path: Path, queries: int) -> Searched:
     show_default=True,
     help="Engines beside ours; may be repeated.",
 )
-@click.option(
-    "--slow-at-most",
-    default=1_000_000,
-    show_default=True,
-    help="Documents up to which engines that are slow to build take part.",
-)
 @click.option("--query-nnz", default=32, show_default=True, help="Latents of a query.")
 @click.option("--top", default=SELECTED[0], show_default=True, help="Results of a query.")
 @click.option("--queries", default=50, show_default=True, help="Queries a round, one at a time.")
+@click.option(
+    "--quick", is_flag=True, help="20,000 documents, 20 queries and 2 rounds, whatever else is said."
+)
 @click.option("--rounds", default=5, show_default=True, help="Interleaved rounds, whose medians are printed.")
-@click.option("--output", type=click.Path(path_type=Path), help="JSON file to write.")
-@click.option("--plot", type=click.Path(path_type=Path), help="PNG file to write.")
 @click.pass_context
-def main(
+def command(
     context: click.Context,
     source: str,
     sparse_queries: Path | None,
     model_path: Path | None,
     documents: tuple[int, ...],
     rivals: tuple[str, ...],
-    slow_at_most: int,
     query_nnz: int,
     top: int,
     queries: int,
+    quick: bool,
     rounds: int,
-    output: Path | None,
-    plot: Path | None,
 ) -> None:
     """Milliseconds a query of our engine and of others, at which recall, bytes and seconds of building."""
+    if quick:
+        documents, queries, rounds = QUICK
     names = available(rivals)
     for name in rivals:
         if name not in names:
             click.echo(f"({RIVALS[name].module} is not installed)")
-    figure = figure_class() if plot is not None else None
     if sparse_queries is not None:
         searched = stored(source, sparse_queries, queries)
     else:
@@ -371,20 +337,13 @@ def main(
         for n in sorted(documents):
             several = tiled(codes, n, seed=0)
             bench = Bench(searched.model, several, searched.vectors, searched.projections, query_nnz, top)
-            measured = measure(bench, names, slow_at_most, rounds, speed)
-            reports.append({"projection_ms": projecting} | measured)
-            print_measured(reports[-1], bench)
+            reports.append({"projection_ms": projecting} | measure(bench, names, rounds, speed))
+            click.echo("\n" + table(reports[-1], query_nnz, top))
     if len(reports) > 1:
-        print_growth(reports)
-    if plot is not None:
-        draw(reports, plot, figure)
+        click.echo("\n" + growth_table(reports))
     write_report(
-        output,
+        results_path(f"{searched.stem}-quick" if quick else searched.stem, "engines"),
         1,
-        context.params,
-        {"copy_bytes_per_second": speed, "measured": reports},
+        context.params | {"documents": documents, "queries": queries, "rounds": rounds},
+        {"data": searched.name, "copy_bytes_per_second": speed, "measured": reports},
     )
-
-
-if __name__ == "__main__":
-    main()

@@ -7,8 +7,6 @@ opposite at l + n_latents, so that the scores stay what they were.
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import importlib
 import json
 import os
@@ -26,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 from common import timed
+from memory import resident
 
 from compressae_index import CompresSAE, SparseCodes
 from compressae_index.checks import FloatArray
@@ -41,6 +40,7 @@ SEISMIC_SETTINGS = ((10, 0.8), (32, 0.8), (64, 0.7))
 KANNOLO_M, KANNOLO_EF_CONSTRUCTION = 16, 100
 KANNOLO_EFS = (200, 800, 1600)
 BMP_BLOCK = 32
+MILVUS_ROWS = 5000
 # Rows that dense quantisers learn from, and rows that are reconstructed at a time.
 TRAIN_ROWS = 100_000
 CHUNK = 50_000
@@ -152,15 +152,6 @@ def available(names: tuple[str, ...]) -> tuple[str, ...]:
             importlib.import_module(RIVALS[name].module)
             found.append(name)
     return tuple(found)
-
-
-def resident() -> int:
-    """Bytes of memory that this process holds, after what is free was given back."""
-    gc.collect()
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def built(make: Callable[[], T], n: int) -> tuple[T, float, float]:
@@ -374,6 +365,50 @@ def bmp(bench: Bench) -> Iterator[Contender]:
     )
 
 
+def milvus(bench: Bench) -> Iterator[Contender]:
+    """Milvus Lite in this process, on sign-split codes; it reads all rows in Python."""
+    module = importlib.import_module("pymilvus")
+    folder = tempfile.TemporaryDirectory()
+    client = module.MilvusClient(str(Path(folder.name, "codes.db")))
+
+    def make() -> None:
+        schema = client.create_schema(auto_id=False)
+        schema.add_field("id", module.DataType.INT64, is_primary=True)
+        schema.add_field("code", module.DataType.SPARSE_FLOAT_VECTOR)
+        params = client.prepare_index_params()
+        params.add_index("code", index_type="SPARSE_INVERTED_INDEX", metric_type="IP")
+        client.create_collection("codes", schema=schema, index_params=params)
+        indices, values = bench.split.indices.tolist(), bench.split.data.tolist()
+        rows = [
+            {"id": row, "code": dict(zip(indices[begin:end], values[begin:end], strict=True))}
+            for row, (begin, end) in enumerate(pairwise(bench.split.indptr))
+        ]
+        for first in range(0, len(rows), MILVUS_ROWS):
+            client.insert("codes", rows[first : first + MILVUS_ROWS])
+        client.flush("codes")
+
+    _, seconds, row_bytes = built(make, bench.n)
+    yield Contender(
+        "Milvus Lite, agreeing signs alone",
+        [
+            {
+                int(latent + bench.codes.n_latents * (value < 0)): abs(float(value))
+                for latent, value in zip(latents, values, strict=True)
+            }
+            for latents, values in bench.queries
+        ],
+        partial(_search_milvus, client, folder, bench.top),
+        lambda found: np.array([hit["id"] for hit in found[0]]),
+        seconds,
+        row_bytes,
+    )
+
+
+def _search_milvus(client: Any, _folder: Any, top: int, query: dict[int, float]) -> Any:
+    """The folder of the files lasts as long as what searches them."""
+    return client.search("codes", [query], anns_field="code", limit=top, search_params={"metric_type": "IP"})
+
+
 def faiss(bench: Bench) -> Iterator[Contender]:
     """Fast scans of all reconstructions, quantised: product quantisation in 4 bits, and RaBitQ."""
     module = importlib.import_module("faiss")
@@ -432,8 +467,8 @@ class Rival(NamedTuple):
 
     module: str
     contenders: Callable[[Bench], Iterator[Contender]]
-    slow: bool = False
-    """Takes minutes or gigabytes to build at a million documents."""
+    most: int | None = None
+    """Documents up to which it is built: more take many minutes or gigabytes."""
     dense: bool = False
     """Searches reconstructions."""
 
@@ -442,9 +477,10 @@ RIVALS = {
     "scipy": Rival("scipy", scipy_csr),
     "mkl": Rival("sparse_dot_mkl", mkl),
     "sindi": Rival("pyvsag", sindi),
-    "seismic": Rival("seismic", seismic, slow=True),
-    "kannolo": Rival("kannolo", kannolo, slow=True),
-    "bmp": Rival("bmp", bmp, slow=True),
+    "seismic": Rival("seismic", seismic, most=1_000_000),
+    "kannolo": Rival("kannolo", kannolo, most=200_000),
+    "bmp": Rival("bmp", bmp, most=1_000_000),
+    "milvus": Rival("milvus_lite", milvus, most=20_000),
     "faiss": Rival("faiss", faiss, dense=True),
     "turbovec": Rival("turbovec", turbovec, dense=True),
 }

@@ -1,0 +1,73 @@
+"""Memory, measured: what a process holds, and what serving takes in a fresh one."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+from stores import Store
+
+from compressae_index.checks import FloatArray
+
+ANSWERED = 100
+TOP = 100
+
+
+def resident() -> int:
+    """Bytes of memory that this process holds, after what is free was given back."""
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def serving_bytes(store: Store, queries: FloatArray) -> int:
+    """Bytes that a fresh process takes to open a store and to answer 100 queries.
+
+    Models and codebooks are included. Counted are anonymous memory and the pages of the store's files that
+    were read by mapping them.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "store"
+        folder.mkdir()
+        opener = store.save(folder)
+        task = pickle.dumps((opener, folder, np.ascontiguousarray(queries[:ANSWERED])))
+        done = subprocess.run([sys.executable, __file__], input=task, stdout=subprocess.PIPE, check=True)
+    return int(done.stdout)
+
+
+def _held(folder: Path) -> int:
+    """Resident anonymous bytes, and those of mapped files in a folder."""
+    held, mapped = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        name, _, rest = line.partition(":")
+        if "-" in name.split(" ")[0]:
+            mapped = str(folder) in line
+        elif name == ("Rss" if mapped else "Anonymous"):
+            held += 1024 * int(rest.split()[0])
+    return held
+
+
+def _serve() -> None:
+    opener, folder, queries = pickle.load(sys.stdin.buffer)
+    queries @ queries.T  # BLAS takes its buffers
+    gc.collect()
+    before = _held(folder)
+    store = opener()
+    for query in queries:
+        store.search(query[None], TOP, 1)
+    gc.collect()
+    sys.stdout.write(str(_held(folder) - before))
+
+
+if __name__ == "__main__":
+    _serve()

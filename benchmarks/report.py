@@ -1,0 +1,172 @@
+"""The pages of results/: one section a data set, and the summary in the project's README."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import engines
+import paper
+import scale
+import summaries
+from common import markdown
+from quality import BUDGETS
+
+from compressae_index.plots import recall_against_bytes, speed_against_recall
+
+HEAD = """# Results
+
+Written by `python benchmarks/run.py report` from the raw results in the folders here: do not edit.
+[benchmarks/README.md](../README.md) says how they are measured."""
+# The data set whose tables the project's README shows.
+MAIN = "wordnet-minilm"
+AT = 100
+PLANNED = (10**8, 10**9)
+
+
+def is_kept(folder: Path) -> bool:
+    """Whether a folder holds results to show; quick runs are not shown."""
+    return folder.is_dir() and not folder.name.endswith("-quick")
+
+
+def section(folder: Path) -> str:
+    """The section of one data set, whose plots are written into its folder."""
+    parts = [f"## {folder.name}"]
+    for part in (_quality, _paper, _engines, _scale, _milvus):
+        parts += part(folder)
+    return "\n\n".join(parts)
+
+
+def summary(results: Path) -> str:
+    """What the project's README shows: recall at equal bytes, and two plots."""
+    reports = summaries.raw(results / MAIN, "quality-*.json")
+    lines = _lines(reports)
+    plots = "\n".join(
+        f"![{text}](benchmarks/results/{MAIN}/{name}.png)"
+        for name, text in (("recall-bytes", "recall against bytes"), ("speed-recall", "speed against recall"))
+    )
+    return f"{summaries.equal_bytes(lines, BUDGETS, AT)}\n\n{plots}"
+
+
+def _lines(reports: list[dict[str, Any]]) -> list[summaries.Line]:
+    return [line for report in reports for line in report["lines"]]
+
+
+def _facts(report: dict[str, Any]) -> str:
+    data = report["data"]
+    return (
+        f"{data['vectors']:,} vectors of {data['dim']} dimensions, {data['queries']:,} queries; "
+        f"{summaries.machine(report)}."
+    )
+
+
+def _quality(folder: Path) -> list[str]:
+    reports = summaries.raw(folder, "quality-*.json")
+    if not reports:
+        return []
+    lines = _lines(reports)
+    small = summaries.improving((line for line in lines if line["bytes"] <= max(BUDGETS)), AT)
+    summaries.draw(
+        folder / "recall-bytes.png",
+        (7, 5),
+        [
+            lambda axes: recall_against_bytes(
+                axes, summaries.series_of(small, summaries.PLOTTED, joined=True), AT
+            )
+        ],
+    )
+    summaries.draw(
+        folder / "speed-recall.png",
+        (7, 5),
+        [
+            lambda axes: speed_against_recall(
+                axes, summaries.series_of(lines, summaries.FAST, joined=False), AT
+            )
+        ],
+    )
+    return [
+        f"### Recall at equal bytes\n\n{_facts(reports[0])} Of each family the best that fits.",
+        summaries.equal_bytes(lines, BUDGETS, AT),
+        summaries.equal_bytes(lines, BUDGETS, 10),
+        f"![recall against bytes]({folder.name}/recall-bytes.png)",
+        f"![speed against recall]({folder.name}/speed-recall.png)",
+        summaries.every_line(lines),
+    ]
+
+
+def _paper(folder: Path) -> list[str]:
+    reports = summaries.raw(folder, "paper.json")
+    if not reports:
+        return []
+    points, dim = reports[0]["points"], reports[0]["data"]["dim"]
+    panels = [partial(summaries.paper_panel, points, published, dim) for published in (paper.PUBLISHED, {})]
+    summaries.draw(folder / "paper.png", (12, 5), panels)
+    curves = list(dict.fromkeys(point["curve"] for point in points))
+    ks = sorted({point["k"] for point in points})
+    cells = {
+        (point["curve"], point["k"]): f"{point['recall']:.3f} ({point['bytes']:.0f})" for point in points
+    }
+    return [
+        f"### The paper's figure\n\n{_facts(reports[0])}",
+        f"![recall against compression]({folder.name}/paper.png)",
+        markdown(
+            [f"recall@{AT} (bytes)", *(f"k = {k}" for k in ks)],
+            [[curve, *(cells.get((curve, k), "") for k in ks)] for curve in curves],
+        ),
+    ]
+
+
+def _engines(folder: Path) -> list[str]:
+    parts = []
+    for report in summaries.raw(folder, "engines.json"):
+        settings, measured = report["settings"], report["measured"]
+        parts.append(f"### Sparse engines\n\n{report['data']}; {summaries.machine(report)}.")
+        parts += [engines.table(one, settings["query_nnz"], settings["top"]) for one in measured]
+        parts += [engines.growth_table(measured)] if len(measured) > 1 else []
+    return parts
+
+
+def _scale(folder: Path) -> list[str]:
+    parts = []
+    for report in summaries.raw(folder, "scale.json"):
+        planned = [scale.projected(report, n) for n in PLANNED]
+        parts += [
+            f"### Scale\n\n{_facts(report)} Codes are generated from real ones.",
+            summaries.size_table(report),
+            f"Training took {report['train_seconds']:.0f} s. One thread encodes "
+            f"{report['encoded_per_second']:,.0f} vectors a second. The projection of a query takes "
+            f"{report['projection_ms']:.2f} ms, and a model {report['model_bytes'] / 1e6:.0f} MB.",
+            markdown(
+                ["one node, one thread", *(f"{plan['documents']:,} documents" for plan in planned)],
+                [
+                    [name.replace("_", " "), *(f"{plan[name]:,.4g}" for plan in planned)]
+                    for name in planned[0]
+                ][1:],
+            ),
+        ]
+    return parts
+
+
+def _milvus(folder: Path) -> list[str]:
+    parts = []
+    for report in summaries.raw(folder, "milvus.json"):
+        taken, n = report["import"], report["settings"]["rows"]
+        seconds = {phase: one for phase, one in taken["seconds"].items() if phase != "train"}
+        rate = n / sum(seconds.values())
+        parts += [
+            f"### Milvus\n\n{n:,} vectors on Milvus Lite; {summaries.machine(report)}.",
+            f"One thread imports {rate:,.0f} vectors a second, of them seconds in "
+            + ", ".join(f"{phase} {one:.1f}" for phase, one in seconds.items())
+            + f". A server's posting lists take {taken['bytes_after'] / n:.0f} bytes a vector, float32 "
+            f"vectors {taken['bytes_before'] / n:.0f}; Lite's files {report['disk']['codes']:.0f} and "
+            f"{report['disk']['dense']:.0f}.",
+            markdown(
+                ["cluster", *(f"{n_planned:,} vectors" for n_planned in PLANNED)],
+                [
+                    ["postings, GB", *(f"{m * taken['bytes_after'] / n / 1e9:,.0f}" for m in PLANNED)],
+                    ["import, hours of one thread", *(f"{m / rate / 3600:,.0f}" for m in PLANNED)],
+                ],
+            ),
+        ]
+    return parts

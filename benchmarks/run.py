@@ -1,0 +1,162 @@
+"""One runner for what is compared with others; raw results are kept as JSON, tables and plots made from them.
+
+    python benchmarks/run.py quality [DATA] [--quick]
+    python benchmarks/run.py engines [DATA]
+    python benchmarks/run.py paper [DATA]
+    python benchmarks/run.py scale [DATA]
+    python benchmarks/run.py report
+
+The data sets are rows of `data_sets.py`, the contestants rows of `dense_contestants.py` and
+`sparse_contestants.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import engines
+import paper
+import quality
+import report
+import scale
+import summaries
+import torch
+from common import RESULTS, print_load, results_path, write_report
+from data_sets import DataSet, data_set_argument, load
+from dense_contestants import CONTESTANTS, RECIPE_STEPS, Bench
+from threadpoolctl import threadpool_limits
+
+from compressae_index.checks import check_threads
+from compressae_index.metric import METRICS, Metric
+from compressae_index.training.config import TrainConfig
+
+QUICK_ROWS, QUICK_QUERIES = 20_000, 500
+QUICK_BUDGETS = (56, 128)
+QUICK_KS = (8, 32)
+SEED = 0
+
+Command = Callable[..., Any]
+
+
+def shared(command: Command) -> Command:
+    """Options of what trains and searches a data set."""
+    for option in (
+        click.option("--threads", type=int, help="Threads of building; all by default. Times are of one."),
+        click.option("--rows", type=int, help="Vectors of the database; all by default."),
+        click.option("--quick", is_flag=True, help="Fewer rows, queries and contestants; preset fast."),
+        data_set_argument,
+    ):
+        command = option(command)
+    return command
+
+
+def prepared(
+    source: str,
+    quick: bool,
+    rows: int | None,
+    threads: int | None,
+    budgets: tuple[int, ...] = (),
+    metrics: tuple[Metric, ...] = ("cosine",),
+) -> tuple[DataSet, Bench]:
+    """The data set, and what contestants are built from."""
+    count = check_threads(threads)
+    torch.set_num_threads(count)
+    data = load(
+        source,
+        rows=rows or (QUICK_ROWS if quick else None),
+        queries=QUICK_QUERIES if quick else None,
+        metrics=metrics,
+    )
+    click.echo(data)
+    print_load(count)
+    return data, quality.bench_of(data, budgets, quick, count, SEED)
+
+
+def target(data: DataSet, quick: bool, name: str) -> Path:
+    """Where raw results go."""
+    return results_path(f"{data.stem}-quick" if quick else data.stem, name)
+
+
+@click.group()
+def main() -> None:
+    """Compares compressae-index with others."""
+
+
+main.add_command(engines.command)
+
+
+@main.command("quality")
+@shared
+@click.option(
+    "--contestant", "names", type=click.Choice(list(CONTESTANTS)), multiple=True, help="All by default."
+)
+def quality_command(
+    source: str, quick: bool, rows: int | None, threads: int | None, names: tuple[str, ...]
+) -> None:
+    """Recall at equal bytes, milliseconds, seconds of building and resident memory of dense contestants.
+
+    A quick run measures no resident memory.
+    """
+    budgets = QUICK_BUDGETS if quick else quality.BUDGETS
+    data, bench = prepared(source, quick, rows, threads, budgets, METRICS)
+    for name in names or [name for name, row in CONTESTANTS.items() if row.quick or not quick]:
+        settings = {"contestant": name, "preset": bench.preset, "budgets": budgets, "seed": SEED}
+        path, lines = target(data, quick, f"quality-{name}"), []
+        try:
+            with threadpool_limits(bench.threads):
+                for line in quality.lines_of(name, bench, not quick, click.echo):
+                    lines.append(line)
+                    # After each, so that a run that is stopped keeps what it has measured.
+                    write_report(path, bench.threads, settings, {"data": data.facts(), "lines": lines})
+        except ModuleNotFoundError as error:
+            click.echo(f"  ({name} is left out: {error})")
+
+
+@main.command("paper")
+@shared
+def paper_command(source: str, quick: bool, rows: int | None, threads: int | None) -> None:
+    """The paper's figure redrawn: recall@100 against compression for 8 to 256 nonzeros."""
+    data, bench = prepared(source, quick, rows, threads)
+    ks = QUICK_KS if quick else paper.KS
+    with threadpool_limits(bench.threads):
+        points = paper.run(bench, ks, click.echo)
+    settings = {"preset": bench.preset, "ks": ks, "steps": RECIPE_STEPS, "seed": SEED}
+    write_report(
+        target(data, quick, "paper"), bench.threads, settings, {"data": data.facts(), "points": points}
+    )
+
+
+@main.command("scale")
+@shared
+def scale_command(source: str, quick: bool, rows: int | None, threads: int | None) -> None:
+    """Time and memory at 100,000 to 10,000,000 generated codes, and what more would take."""
+    count = check_threads(threads)
+    torch.set_num_threads(count)
+    data = load(source, rows=rows)
+    click.echo(data)
+    print_load(count)
+    sizes = scale.SIZES[: -1 if quick else None]
+    config = TrainConfig.preset("fast" if quick else "default", seed=SEED)
+    measured = scale.run(data, sizes, config, count, SEED, click.echo)
+    write_report(
+        target(data, quick, "scale"),
+        count,
+        {"sizes": sizes, "seed": SEED},
+        {"data": data.facts(), **measured},
+    )
+
+
+@main.command("report")
+def report_command() -> None:
+    """Writes the tables and plots of results/, and the README's, from the raw results."""
+    sections = [report.section(folder) for folder in sorted(RESULTS.iterdir()) if report.is_kept(folder)]
+    (RESULTS / "README.md").write_text("\n\n".join([report.HEAD, *sections]) + "\n")
+    readme = Path(__file__).parents[1] / "README.md"
+    readme.write_text(summaries.replaced(readme.read_text(), "benchmarks", report.summary(RESULTS)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""Tables and plots, made from the raw results in results/*/*.json and nothing else."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from common import markdown
+
+from compressae_index.evaluation import Measurement
+from compressae_index.plots import Series, figure_class
+
+Line: TypeAlias = dict[str, Any]
+
+OURS = "ours, dense"
+# Families that a plot shows; more of them cannot be told apart.
+PLOTTED = (
+    *("ours, dense", "ours, two_stage", "CompresSAE recipe, symmetric dense", "Faiss PQ", "Faiss RQ"),
+    *("Faiss RaBitQ", "Faiss TurboQuant", "PCA, SQ4", "truncation, SQ8"),
+)
+FAST = (
+    *("ours, dense", "ours, two_stage", "ours, sparse", "exact", "Faiss PQ", "Faiss RaBitQ"),
+    *("Faiss IVF-PQ", "Faiss HNSW", "turbovec", "SVS LVQ"),
+)
+DPI = 90
+PUBLISHED_STYLES = ("x--", "+:", "s-.")
+
+
+def raw(folder: Path, pattern: str) -> list[dict[str, Any]]:
+    """Raw results of one data set, by the name of their files."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob(pattern))]
+
+
+def best_that_fit(lines: Iterable[Line], budgets: Sequence[int], at: int) -> dict[str, dict[int, Line]]:
+    """Of each family the line of the highest recall@at at each budget; families of the highest recall first.
+
+    Bytes are rounded, as a level or an offset of an index takes parts of a byte a vector.
+    """
+    best: dict[str, dict[int, Line]] = {}
+    for line in lines:
+        for budget in budgets:
+            kept = best.setdefault(line["family"], {})
+            if round(line["bytes"]) <= budget and _recall(line, at) > _recall(kept.get(budget), at):
+                kept[budget] = line
+    fitting = {family: kept for family, kept in best.items() if kept}
+    return dict(
+        sorted(fitting.items(), key=lambda item: [-_recall(item[1].get(budget), at) for budget in budgets])
+    )
+
+
+def _recall(line: Line | None, at: int) -> float:
+    return -1.0 if line is None else float(line["recall"][str(at)])
+
+
+def equal_bytes(lines: Sequence[Line], budgets: Sequence[int], at: int) -> str:
+    """recall@at by family and budget, the best of a budget in bold."""
+    best = best_that_fit(lines, budgets, at)
+    winners = {budget: max(_recall(kept.get(budget), at) for kept in best.values()) for budget in budgets}
+
+    def cell(line: Line | None, budget: int) -> str:
+        if line is None:
+            return ""
+        share = _recall(line, at)
+        return f"**{share:.3f}**" if share == winners[budget] else f"{share:.3f}"
+
+    return markdown(
+        [f"recall@{at}", *(f"{budget} bytes" for budget in budgets)],
+        [[family, *(cell(kept.get(b), b) for b in budgets)] for family, kept in best.items()],
+    )
+
+
+def every_line(lines: Sequence[Line]) -> str:
+    """All that was measured of every contestant."""
+    header = ["family", "code", "bytes/vector", "resident MB", "recall@10", "recall@100"]
+    header += ["ms, single", "ms, batch", "train s", "fill s"]
+    return markdown(
+        header,
+        [
+            [
+                line["family"],
+                line["name"],
+                f"{line['bytes']:.0f}",
+                "" if line["resident_bytes"] is None else f"{line['resident_bytes'] / 1e6:.1f}",
+                f"{_recall(line, 10):.4f}",
+                f"{_recall(line, 100):.4f}",
+                f"{line['ms_single']:.2f}",
+                f"{line['ms_batch']:.2f}",
+                f"{line['train_seconds']:.1f}",
+                f"{line['fill_seconds']:.1f}",
+            ]
+            for line in lines
+        ],
+    )
+
+
+def growth(sizes: Sequence[float], amounts: Sequence[float]) -> float:
+    """The exponent e of the best fit amount = c * size^e, by least squares of logarithms."""
+    return float(np.polyfit(np.log(sizes), np.log(amounts), 1)[0])
+
+
+def improving(lines: Iterable[Line], at: int) -> list[Line]:
+    """Without those that another of the family beats in recall@at with no more bytes."""
+    best: dict[str, float] = {}
+    kept = []
+    for line in sorted(lines, key=lambda line: (float(line["bytes"]), -_recall(line, at))):
+        if _recall(line, at) > best.get(line["family"], -1.0):
+            best[line["family"]] = _recall(line, at)
+            kept.append(line)
+    return kept
+
+
+def series_of(lines: Iterable[Line], families: Sequence[str], joined: bool) -> list[Series]:
+    """What plots take, family by family, by rising bytes."""
+    by_family: dict[str, list[Measurement]] = {}
+    for line in sorted(lines, key=lambda line: float(line["bytes"])):
+        shares = {int(at): share for at, share in line["recall"].items()}
+        measurement = Measurement(line["name"], line["bytes"], shares, line["ms_single"])
+        by_family.setdefault(line["family"], []).append(measurement)
+    return [Series(name, by_family[name], joined=joined) for name in families if name in by_family]
+
+
+def draw(path: Path, size: tuple[float, float], panels: Sequence[Callable[[Any], None]]) -> None:
+    """Writes a PNG of panels side by side."""
+    figure = figure_class()(figsize=size, dpi=DPI, layout="constrained")
+    for axes, panel in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
+        panel(axes)
+    figure.savefig(path)
+
+
+def paper_panel(
+    points: Sequence[Line], published: dict[str, dict[float, float]], dim: int, axes: Any
+) -> None:
+    """Recall against compression by the paper's accounting; by stored bytes where none is published."""
+    size = "paper_bytes" if published else "bytes"
+    for curve in dict.fromkeys(point["curve"] for point in points):
+        own = [point for point in points if point["curve"] == curve]
+        factors = [4 * dim / point[size] for point in own]
+        axes.plot(factors, [point["recall"] for point in own], marker="o", markersize=3.5, label=curve)
+    for (curve, by_factor), style in zip(published.items(), PUBLISHED_STYLES, strict=False):
+        axes.plot(list(by_factor), list(by_factor.values()), style, color="black", alpha=0.6, label=curve)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel("compression, 8 bytes a nonzero" if published else "compression, bytes as stored")
+    axes.set_ylabel("recall@100")
+    axes.grid(alpha=0.3)
+    if published:
+        axes.figure.legend(fontsize="x-small", loc="outside right center", frameon=False)
+
+
+def size_table(measured: dict[str, Any]) -> str:
+    """What was measured at each number of documents, and how it grows."""
+    sizes = measured["sizes"]
+    rows = []
+    for name in sizes[0]:
+        exponent = measured["exponents"].get(name)
+        cells = [f"{one[name]:,.4g}" if name != "documents" else f"{one[name]:,}" for one in sizes]
+        rows.append([name.replace("_", " "), *cells, "" if exponent is None else f"{exponent:.2f}"])
+    header = ["", *(f"{one['documents']:,} documents" for one in sizes), "exponent"]
+    return markdown(header, rows[1:])
+
+
+def machine(report: dict[str, Any]) -> str:
+    """Where and when numbers come from."""
+    place = report["environment"]
+    return (
+        f"{place['date']}, {place['processor']}, {place['simd']}, {place['threads']} threads to build, "
+        f"load average {place['load_average'][0]:.1f}"
+    )
+
+
+def replaced(text: str, name: str, body: str) -> str:
+    """A text with what stands between <!-- name --> and <!-- /name --> replaced.
+
+    Raises:
+        ValueError: there are no such marks.
+    """
+    marks = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- /{re.escape(name)} -->)", re.DOTALL)
+    if not marks.search(text):
+        msg = f"no marks <!-- {name} --> and <!-- /{name} -->"
+        raise ValueError(msg)
+    return marks.sub(lambda match: f"{match[1]}{body.rstrip()}\n{match[2]}", text)

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import pytest
+from memory import serving_bytes
+from paper import nearest_codes
+from report import summary
+from scale import projected
+from stores import FaissStore
+from summaries import best_that_fit, equal_bytes, growth, improving, replaced
+
+from compressae_index import SparseCodes
+from compressae_index.index import MODES
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def line(family: str, size: float, share: float) -> dict[str, Any]:
+    return {
+        "family": family,
+        "name": f"{size:g} bytes",
+        "bytes": size,
+        "resident_bytes": None,
+        "recall": {"10": share, "100": share},
+        "train_seconds": 0.0,
+        "fill_seconds": 0.0,
+        "ms_single": 1.0,
+        "ms_batch": 1.0,
+    }
+
+
+def test_equal_bytes_takes_the_best_that_fits() -> None:
+    lines = [line("a", 50, 0.7), line("a", 60, 0.65), line("b", 64, 0.9), line("c", 200, 0.99)]
+    best = best_that_fit(lines, (56, 64), 100)
+    assert {family: {b: one["bytes"] for b, one in kept.items()} for family, kept in best.items()} == {
+        "a": {56: 50, 64: 50},
+        "b": {64: 64},
+    }
+    rows = [
+        [cell.strip() for cell in row.strip("|").split("|")]
+        for row in equal_bytes(lines, (56, 64), 100).split("\n")
+    ]
+    assert rows[0] == ["recall@100", "56 bytes", "64 bytes"]
+    assert rows[2:] == [["a", "**0.700**", "0.700"], ["b", "", "**0.900**"]]
+
+
+def test_what_is_beaten_at_fewer_bytes_is_not_drawn() -> None:
+    lines = [
+        line("a", 60, 0.65),
+        line("a", 50, 0.7),
+        line("a", 50, 0.6),
+        line("a", 70, 0.8),
+        line("b", 80, 0.1),
+    ]
+    kept = [(one["family"], one["bytes"], one["recall"]["100"]) for one in improving(lines, 100)]
+    assert kept == [("a", 50, 0.7), ("a", 70, 0.8), ("b", 80, 0.1)]
+
+
+def test_growth_is_the_exponent() -> None:
+    sizes = [1e5, 1e6, 1e7]
+    assert growth(sizes, [3 * n**0.75 for n in sizes]) == pytest.approx(0.75)
+
+
+def test_more_documents_are_on_the_line_of_the_largest_two() -> None:
+    def size(n: int) -> dict[str, float]:
+        taken = {f"{mode}_ms": 0.5 + 1e-6 * n for mode in MODES}
+        parts = {"forward_bytes": 62.0, "inverted_bytes": 98.0, "build_seconds": 2e-6 * n}
+        return {"documents": n, "save_seconds": 1e-6 * n, "load_seconds": 1e-7 * n, **parts, **taken}
+
+    plan = projected({"sizes": [size(10**5), size(10**6)], "encoded_per_second": 10_000.0}, 10**8)
+    assert plan["gigabytes"] == pytest.approx(16.0)
+    assert plan["dense_ms"] == pytest.approx(100.5)
+    assert plan["build_hours"] == pytest.approx(200 / 3600)
+    assert plan["encode_hours"] == pytest.approx(10_000 / 3600)
+
+
+def test_marked_text_is_replaced_and_nothing_else() -> None:
+    text = "before\n<!-- x -->\nold\n<!-- /x -->\nafter\n"
+    once = replaced(text, "x", "new \\1\n")
+    assert once == "before\n<!-- x -->\nnew \\1\n<!-- /x -->\nafter\n"
+    assert replaced(once, "x", "new \\1") == once
+    with pytest.raises(ValueError, match="no marks <!-- y -->"):
+        replaced(text, "y", "new")
+
+
+def test_nearest_codes_are_those_of_the_largest_cosine() -> None:
+    rng = np.random.default_rng(0)
+    latents = np.sort(rng.permuted(np.tile(np.arange(64), (400, 1)), axis=1)[:, :8], axis=1).astype(np.uint16)
+    codes = SparseCodes(latents, rng.standard_normal((400, 8)).astype(np.float32), 64)
+    dense = codes.to_dense() / np.linalg.norm(codes.values, axis=1, keepdims=True)
+    expected = np.argsort(-(dense[:5] @ dense.T), axis=1, kind="stable")[:, :100]
+    found = nearest_codes(codes, codes[:5])
+    for row, true in zip(found, expected, strict=True):
+        # Beyond the codes that share latents, all cosines are zero and any of them will do.
+        np.testing.assert_array_equal(row[:20], true[:20])
+
+
+def test_memory_of_serving_is_that_of_the_codes() -> None:
+    index = faiss.IndexFlatIP(256)
+    rows = np.random.default_rng(0).standard_normal((40_000, 256), dtype=np.float32)
+    index.add(rows)
+    taken = serving_bytes(FaissStore(index), rows[:10])
+    assert 0.95 * rows.nbytes < taken < 1.25 * rows.nbytes
+
+
+def test_the_readme_shows_the_raw_results() -> None:
+    results = BENCHMARKS / "results"
+    text = (BENCHMARKS.parent / "README.md").read_text()
+    assert replaced(text, "benchmarks", summary(results)) == text
+    for path in results.glob("*/*.json"):
+        assert {"date", "versions", "processor", "threads", "load_average"} <= set(
+            json.loads(path.read_text())["environment"]
+        )
