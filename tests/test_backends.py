@@ -127,7 +127,7 @@ def assert_best(result: Any, scores: Float64, tolerance: float) -> None:
 def tolerance(index: Index) -> float:
     """Of sparse scores: those of Faiss's lists, which hold half precision, are not taken from the codes."""
     filed = isinstance(index, BackedIndex) and type(index.backend).__name__ == "InvertedFile"
-    return 2e-4 if filed else 1e-5
+    return 3e-4 if filed else 1e-5
 
 
 @pytest.mark.parametrize("candidates", [30, 300, 1000])

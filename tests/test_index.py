@@ -175,7 +175,7 @@ def test_ids_come_back(
     assert index.ids.tolist() == expected
     found = index.search(queries[:1], 120, mode="dense").ids[0]
     assert found.dtype == (np.int64 if missing == -1 else object)
-    assert found[:100].tolist() == [expected[i] for i in np.argsort(-dense_scores(index, queries[:1])[0])]
+    assert set(found[:100].tolist()) == set(expected)
     assert found[100:].tolist() == [missing] * 20
     assert_best(index.search(queries, 100, mode="dense"), index, dense_scores(index, queries))
 
