@@ -553,8 +553,9 @@ void block_products(const ProductRows<Integers>& rows, std::size_t block, std::s
     for (std::size_t i = 0; i < n_rows; ++i) {
       float product = 0.0f;
       for (std::size_t p = 0; p < kPlanes; ++p)
-        product += static_cast<float>(sums[q * kPlanes + p][i] - Integers::kAdded * query_sums[p]) * scales[p];
-      columns[i] = product * rows.scales[block * kBlock + i];
+        product += static_cast<float>(sums[q * kPlanes + p][i] - Integers::kAdded * query_sums[p]) *
+                   (scales[p] * rows.scales[block * kBlock + i]);
+      columns[i] = product;
     }
   }
 }
