@@ -100,11 +100,10 @@ def of_truncation(bench: Bench, k: int) -> Iterator[Point]:
         yield Point(f"{name} components, float32", k, 4.0 * dims, 4.0 * dims, recall(found, bench.truth, AT))
 
 
-def run(bench: Bench, ks: tuple[int, ...], say: Callable[[str], Any]) -> list[dict[str, Any]]:
-    """The points of all curves."""
+def run(bench: Bench, ks: tuple[int, ...], say: Callable[[str], Any]) -> Iterator[dict[str, Any]]:
+    """The points of all curves, one by one."""
     faiss.omp_set_num_threads(bench.threads)
     model = train(bench.vectors, TrainConfig.preset(bench.preset)).model
-    points = []
     for k in ks:
         for of in (
             of_truncation(bench, k),
@@ -113,6 +112,5 @@ def run(bench: Bench, ks: tuple[int, ...], say: Callable[[str], Any]) -> list[di
             of_recipe(bench, k),
         ):
             for point in of:
-                points.append(point._asdict())
                 say(f"  {point.curve}, k={k}: {point.bytes:.0f} bytes, recall@{AT} {point.recall:.4f}")
-    return points
+                yield point._asdict()

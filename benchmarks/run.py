@@ -121,12 +121,13 @@ def paper_command(source: str, quick: bool, rows: int | None, threads: int | Non
     """The paper's figure redrawn: recall@100 against compression for 8 to 256 nonzeros."""
     data, bench = prepared(source, quick, rows, threads)
     ks = QUICK_KS if quick else paper.KS
-    with threadpool_limits(bench.threads):
-        points = paper.run(bench, ks, click.echo)
     settings = {"preset": bench.preset, "ks": ks, "steps": RECIPE_STEPS, "seed": SEED}
-    write_report(
-        target(data, quick, "paper"), bench.threads, settings, {"data": data.facts(), "points": points}
-    )
+    path, points = target(data, quick, "paper"), []
+    with threadpool_limits(bench.threads):
+        for point in paper.run(bench, ks, click.echo):
+            points.append(point)
+            # After each, so that a run that is stopped keeps what it has measured.
+            write_report(path, bench.threads, settings, {"data": data.facts(), "points": points})
 
 
 @main.command("scale")

@@ -310,10 +310,13 @@ def from_mean(unit: FloatArray, mean: FloatArray) -> tuple[FloatArray, FloatArra
 
     A row at the mean has length 0, and its own direction, as any would do.
     """
-    rest = unit - mean
-    lengths = np.linalg.norm(rest, axis=1, keepdims=True)
-    lengths[lengths < _AT_THE_MEAN] = 0
-    return np.divide(rest, lengths, out=unit.copy(), where=lengths > 0), lengths[:, 0]
+    directions = unit - mean
+    lengths = np.sqrt(np.einsum("nd,nd->n", directions, directions))
+    at_mean = lengths < _AT_THE_MEAN
+    lengths[at_mean] = 1
+    directions /= lengths[:, None]
+    directions[at_mean], lengths[at_mean] = unit[at_mean], 0
+    return directions, lengths
 
 
 def _batches(rows: FloatArray) -> Iterator[FloatArray]:

@@ -98,8 +98,8 @@ def names(n: int) -> list[str]:
 
 def exact(built: CompressedIndex, queries: FloatArray, query_nnz: int | None = None) -> Float64:
     """Scores of all documents, by whole projections or their query_nnz largest entries: (n_queries, n)."""
-    unit = queries.astype(np.float64) / np.linalg.norm(queries.astype(np.float64), axis=1, keepdims=True)
-    u = unit @ built.model.decoder_w.T
+    # In 16 bits; how far from exact these are is bounded by a test of their own.
+    u = built.model.project(queries).astype(np.float64)
     if query_nnz is not None:
         least = -np.sort(-np.abs(u), axis=1)[:, query_nnz - 1 : query_nnz]
         u = np.where(np.abs(u) >= least, u, 0)
@@ -127,7 +127,7 @@ def assert_best(result: Any, scores: Float64, tolerance: float) -> None:
 def tolerance(index: Index) -> float:
     """Of sparse scores: those of Faiss's lists, which hold half precision, are not taken from the codes."""
     filed = isinstance(index, BackedIndex) and type(index.backend).__name__ == "InvertedFile"
-    return 3e-4 if filed else 1e-5
+    return 2e-4 if filed else 1e-5
 
 
 @pytest.mark.parametrize("candidates", [30, 300, 1000])
@@ -135,7 +135,7 @@ def test_two_stage_gives_the_best_of_all_where_it_is_certified(
     whole: Index, built: CompressedIndex, queries: FloatArray, candidates: int
 ) -> None:
     result = whole.search(queries, 10, candidates=candidates, query_nnz=built.model.n_latents)
-    assert_best(result, exact(built, queries), 1e-5)
+    assert_best(result, exact(built, queries), 2e-6)
     if candidates == 1000:
         assert certified(result).all()
 
@@ -173,7 +173,7 @@ def test_codes_and_explanations(whole: Index, built: CompressedIndex, queries: F
     np.testing.assert_array_equal(codes.to_dense(), expected.to_dense())
     np.testing.assert_array_equal(whole.reconstruct(ids), built.reconstruct(ids))
     why = whole.explain(queries[0], 7)
-    assert why.score == pytest.approx(exact(built, queries[:1])[0, 7], abs=1e-5)
+    assert why.score == pytest.approx(exact(built, queries[:1])[0, 7], abs=2e-6)
     assert why.contributions.sum() + why.mean == pytest.approx(why.score, abs=1e-6)
     assert len(whole) == whole.stats().vectors == 4000
 
@@ -184,7 +184,7 @@ def test_a_filter_of_ids(whole: Index, built: CompressedIndex, queries: FloatArr
     scores = np.full((len(queries), 4000), -np.inf)
     scores[:, allowed] = exact(built, queries)[:, allowed]
     assert certified(result).all()
-    assert_best(result, scores, 1e-5)
+    assert_best(result, scores, 2e-6)
 
 
 def test_fewer_documents_than_k_are_padded(small: Index, named: Index, queries: FloatArray) -> None:
