@@ -13,11 +13,11 @@ from compressae_index.errors import InputError
 Preset: TypeAlias = Literal["fast", "default", "best"]
 PRESETS: dict[str, dict[str, int]] = {
     "fast": {"refine_rounds": 20, "steps": 30},
-    "default": {"refine_rounds": 75, "steps": 60},
+    "default": {"refine_rounds": 64, "steps": 60},
     "best": {"refine_rounds": 200, "steps": 400},
 }
-"""What each preset sets. On two cores, "fast" took 8 seconds and "default" 20 to 29 for 115,659 rows of 384
-dimensions and 4,096 latents; "best" has nearly three times the rounds of "default", and seven times its
+"""What each preset sets. On two cores, "fast" took 8 seconds and "default" 18 to 25 for 115,659 rows of 384
+dimensions and 4,096 latents; "best" has three times the rounds of "default", and seven times its
 steps."""
 
 
