@@ -16,6 +16,9 @@ T = TypeVar("T", bound=str)
 
 MAX_THREADS = 4096
 
+# A row whose squares all underflow has no direction that float32 can tell.
+_SMALLEST = 1e-18
+
 
 def as_array(values: Any, name: str) -> npt.NDArray[Any]:
     """Values as an array.
@@ -68,16 +71,16 @@ def check_vectors(
 
 def _check_rows(array: FloatArray, name: str, first_row: int) -> None:
     largest = np.abs(array).max(axis=1)  # NaN where a row holds NaN
+    if ((largest >= _SMALLEST) & (largest < np.inf)).all():
+        return
     bad = np.flatnonzero(~np.isfinite(largest))
     if bad.size:
         what = "NaN" if np.isnan(array[bad[0]]).any() else "values infinite in float32"
         msg = f"{name} row {first_row + bad[0]} holds {what} ({bad.size} such rows)"
         raise InputError(msg)
-    # A row whose squares all underflow has no direction that float32 can tell.
-    zero = np.flatnonzero(largest < 1e-18)
-    if zero.size:
-        msg = f"{name} row {first_row + zero[0]} is zero, so it has no direction ({zero.size} such rows)"
-        raise InputError(msg)
+    zero = np.flatnonzero(largest < _SMALLEST)
+    msg = f"{name} row {first_row + zero[0]} is zero, so it has no direction ({zero.size} such rows)"
+    raise InputError(msg)
 
 
 def normalize_rows(vectors: FloatArray) -> FloatArray:

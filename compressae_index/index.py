@@ -624,8 +624,8 @@ def projections(
         (n_queries, 1), or None for nothing.
     """
     if scoring == "asymmetric":
-        u = model.project(queries, num_threads=num_threads)
-        return u, u, model.mean_scores(queries)
+        u, mean_scores = model.seen(queries, num_threads)
+        return u, u, mean_scores
     codes = model.encode(queries, k, encoder=encoder, num_threads=num_threads)
     codes = model.fold(codes, num_threads=num_threads)
     sparse_u = codes.to_dense()

@@ -224,18 +224,22 @@ class CompresSAE:
             InputError: NaN, infinite values, zero rows, a wrong shape or dtype.
         """
         threads = check_threads(num_threads)
-        unit = normalize_rows(check_vectors(queries, dim=self.dim, name="queries"))
-        return self._dictionary.project(unit, threads)
+        return self.seen(check_vectors(queries, dim=self.dim, name="queries"), threads)[0]
 
     def mean_scores(self, queries: Any) -> FloatArray | None:
         """What the mean adds to all scores of a query, <q, m> for the normalised q: (n, 1) float32.
 
         None where there is no mean.
         """
-        if self.mean is None:
-            return None
-        unit = normalize_rows(check_vectors(queries, dim=self.dim, name="queries"))
-        return (unit @ self.mean)[:, None]
+        return self._mean_scores(normalize_rows(check_vectors(queries, dim=self.dim, name="queries")))
+
+    def seen(self, queries: FloatArray, num_threads: int) -> tuple[FloatArray, FloatArray | None]:
+        """`project` and `mean_scores` of queries (n, dim) that were checked."""
+        unit = normalize_rows(queries)
+        return self._dictionary.project(unit, num_threads), self._mean_scores(unit)
+
+    def _mean_scores(self, unit: FloatArray) -> FloatArray | None:
+        return None if self.mean is None else (unit @ self.mean)[:, None]
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any], k: int) -> CompresSAE:

@@ -13,6 +13,9 @@
 
 namespace compressae {
 
+// Rows that are scored at a time.
+inline constexpr std::size_t kScoredRows = 64;
+
 // Arrays of the forward part, borrowed: value i of row r is values[r][i] * scales[r].
 struct ForwardView {
   std::size_t n_documents = 0;
@@ -21,27 +24,61 @@ struct ForwardView {
   const std::int8_t* values = nullptr;     // (n_documents, k)
   const std::uint16_t* scales = nullptr;   // (n_documents) half precision
 
-  // <u, code of row>; u holds 65,536 entries, so that any latent of a damaged file still falls inside.
-  float score(std::size_t row, const float* u, const Kernels& kernel) const {
-    return from_half(scales[row]) * kernel.gather_dot(latents + row * k, values + row * k, k, u);
-  }
-
-  // Scores of consecutive rows.
+  // <u, code> of consecutive rows; u holds 65,536 entries, so that any latent of a damaged file still falls inside.
   void scores(std::size_t first, std::size_t count, const float* u, const Kernels& kernel, float* results) const {
-    for (std::size_t i = 0; i < count; ++i) results[i] = score(first + i, u, kernel);
+    for (std::size_t row = first; row < first + count; ++row)
+      *results++ = from_half(scales[row]) * kernel.gather_dot(latents + row * k, values + row * k, k, u);
   }
 
-  void prefetch(std::size_t row) const {
-    const char* latent = reinterpret_cast<const char*>(latents + row * k);
-    const char* value = reinterpret_cast<const char*>(values + row * k);
-    for (std::size_t byte = 0; byte < 2 * k; byte += 64) __builtin_prefetch(latent + byte);
-    for (std::size_t byte = 0; byte < k; byte += 64) __builtin_prefetch(value + byte);
-    __builtin_prefetch(scales + row);
+  // The same of at most kScoredRows rows anywhere.
+  void scores_of(const std::size_t* rows, std::size_t count, const float* u, const Kernels& kernel,
+                 float* results) const {
+    thread_local std::vector<std::uint16_t> near_latents;
+    thread_local std::vector<std::int8_t> near_values;
+    near_latents.resize(kScoredRows * k);
+    near_values.resize(kScoredRows * k);
+    std::uint16_t near_scales[kScoredRows];
+    for (std::size_t i = 0; i < count; ++i) {
+      std::copy_n(latents + rows[i] * k, k, near_latents.data() + i * k);
+      std::copy_n(values + rows[i] * k, k, near_values.data() + i * k);
+      near_scales[i] = scales[rows[i]];
+    }
+    const ForwardView near{count, k, near_latents.data(), near_values.data(), near_scales};
+    near.scores(0, count, u, kernel, results);
   }
 };
 
-// Rows the forward part is scanned in at a time.
-inline constexpr std::size_t kScanRows = 64;
+// Scores rows anywhere in a forward part, and offers them. Codes is ForwardView or PackedView. They are copied together
+// first: copies wait for memory side by side, scores nearly one by one, and to prefetch does not help where a row lies
+// in a page that the processor has not at hand.
+template <typename Codes>
+class RowScorer {
+ public:
+  // Scores go to top_k, where a row counts from first_row on.
+  RowScorer(const Codes& codes, const float* u, std::int64_t first_row, TopK& top_k)
+      : codes_(codes), u_(u), first_row_(first_row), top_k_(top_k) {}
+
+  void add(std::size_t row) {
+    rows_[count_++] = row;
+    if (count_ == kScoredRows) finish();
+  }
+
+  // Scores what was added and not scored yet.
+  void finish() {
+    float scores[kScoredRows];
+    codes_.scores_of(rows_, count_, u_, kernels(), scores);
+    for (std::size_t i = 0; i < count_; ++i) top_k_.offer(scores[i], first_row_ + static_cast<std::int64_t>(rows_[i]));
+    count_ = 0;
+  }
+
+ private:
+  const Codes& codes_;
+  const float* u_;
+  std::int64_t first_row_;
+  TopK& top_k_;
+  std::size_t rows_[kScoredRows];
+  std::size_t count_ = 0;
+};
 
 // Calls visit(row) for the allowed rows of [first, last); first is a multiple of 64.
 template <typename Visit>
@@ -55,30 +92,21 @@ void for_each_allowed(const Allowed& allowed, std::size_t first, std::size_t las
   }
 }
 
-// Offers the rows of [first, last) by their whole codes; first is a multiple of 64. Codes is ForwardView or PackedView.
+// Offers the rows of [first, last) by their whole codes; first is a multiple of 64.
 template <typename Codes>
 void scan_forward(const Codes& codes, const float* u, std::size_t first, std::size_t last, const Allowed& allowed,
                   std::int64_t first_row, TopK& top_k) {
-  const Kernels& kernel = kernels();
-  const auto offer = [&](float score, std::size_t row) {
-    if (score > top_k.threshold()) top_k.push(score, first_row + static_cast<std::int64_t>(row));
-  };
   if (!allowed.all()) {
-    // One row behind, so that the next one is already on its way.
-    std::size_t waiting = last;
-    for_each_allowed(allowed, first, last, [&](std::size_t row) {
-      codes.prefetch(row);
-      if (waiting != last) offer(codes.score(waiting, u, kernel), waiting);
-      waiting = row;
-    });
-    if (waiting != last) offer(codes.score(waiting, u, kernel), waiting);
+    RowScorer<Codes> scorer(codes, u, first_row, top_k);
+    for_each_allowed(allowed, first, last, [&](std::size_t row) { scorer.add(row); });
+    scorer.finish();
     return;
   }
-  float scores[kScanRows];
-  for (std::size_t begin = first; begin < last; begin += kScanRows) {
-    const std::size_t count = std::min(kScanRows, last - begin);
-    codes.scores(begin, count, u, kernel, scores);
-    for (std::size_t i = 0; i < count; ++i) offer(scores[i], begin + i);
+  float scores[kScoredRows];
+  for (std::size_t begin = first; begin < last; begin += kScoredRows) {
+    const std::size_t count = std::min(kScoredRows, last - begin);
+    codes.scores(begin, count, u, kernels(), scores);
+    for (std::size_t i = 0; i < count; ++i) top_k.offer(scores[i], first_row + static_cast<std::int64_t>(begin + i));
   }
 }
 
@@ -86,15 +114,9 @@ void scan_forward(const Codes& codes, const float* u, std::size_t first, std::si
 template <typename Codes>
 void rescore_forward(const Codes& codes, const float* u, const std::int64_t* rows, std::size_t n,
                      std::int64_t first_row, TopK& top_k) {
-  const Kernels& kernel = kernels();
-  constexpr std::size_t kAhead = 8;
-  const auto place = [&](std::size_t i) { return static_cast<std::size_t>(rows[i] - first_row); };
-  for (std::size_t i = 0; i < std::min(kAhead, n); ++i) codes.prefetch(place(i));
-  for (std::size_t i = 0; i < n; ++i) {
-    if (i + kAhead < n) codes.prefetch(place(i + kAhead));
-    const float score = codes.score(place(i), u, kernel);
-    if (score > top_k.threshold()) top_k.push(score, rows[i]);
-  }
+  RowScorer<Codes> scorer(codes, u, first_row, top_k);
+  for (std::size_t i = 0; i < n; ++i) scorer.add(static_cast<std::size_t>(rows[i] - first_row));
+  scorer.finish();
 }
 
 }  // namespace compressae

@@ -57,8 +57,7 @@ inline void harvest_window(float* scores, std::size_t width, std::size_t first, 
     for (std::size_t i = begin; i < end; ++i) above |= scores[i] > threshold;
     if (above == 0) continue;
     for (std::size_t i = begin; i < end; ++i)
-      if (scores[i] > top_k.threshold() && allowed(first + i))
-        top_k.push(scores[i], static_cast<std::int64_t>(first + i));
+      if (allowed(first + i)) top_k.offer(scores[i], static_cast<std::int64_t>(first + i));
   }
   std::fill(scores, scores + width, 0.0f);
 }

@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "cpu.hpp"
+#include "forward.hpp"
 #include "half.hpp"
 #include "thread_pool.hpp"
 
@@ -85,23 +86,20 @@ class PackedView {
     return i < first_copied_ ? rows_ + i * layout.row_bytes : copy_.data() + (i - first_copied_) * layout.row_bytes;
   }
 
-  // <u, code of row>, as ForwardView::score.
-  float score(std::size_t i, const float* u, const Kernels& kernel) const {
-    float result;
-    kernel.packed_dots(layout, row(i), 1, u, &result);
-    return result;
-  }
-
+  // As those of ForwardView.
   void scores(std::size_t first, std::size_t count, const float* u, const Kernels& kernel, float* results) const {
     const std::size_t in_place = first < first_copied_ ? std::min(count, first_copied_ - first) : 0;
     kernel.packed_dots(layout, row(first), in_place, u, results);
     if (in_place < count) kernel.packed_dots(layout, row(first + in_place), count - in_place, u, results + in_place);
   }
 
-  void prefetch(std::size_t i) const {
-    const std::uint8_t* begin = row(i);
-    for (std::size_t byte = 0; byte < layout.row_bytes; byte += 64) __builtin_prefetch(begin + byte);
-    __builtin_prefetch(begin + layout.row_bytes - 1);
+  void scores_of(const std::size_t* rows, std::size_t count, const float* u, const Kernels& kernel,
+                 float* results) const {
+    thread_local std::vector<std::uint8_t> near;
+    near.resize(kScoredRows * layout.row_bytes + kSlack);
+    for (std::size_t i = 0; i < count; ++i)
+      std::memcpy(near.data() + i * layout.row_bytes, row(rows[i]), layout.row_bytes);
+    kernel.packed_dots(layout, near.data(), count, u, results);
   }
 
   std::size_t n_documents = 0;

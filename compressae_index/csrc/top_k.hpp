@@ -68,6 +68,10 @@ class TopK {
   // Only scores above this can still enter, as long as rows arrive in ascending order.
   float threshold() const { return threshold_; }
 
+  void offer(float score, std::int64_t row) {
+    if (score > threshold_) push(score, row);
+  }
+
   void push(float score, std::int64_t row) {
     ascending_ = ascending_ && (hits_.empty() || hits_.back().row < row);
     hits_.push_back({score, row});
