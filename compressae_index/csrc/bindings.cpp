@@ -8,7 +8,6 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
-#include <bit>
 #include <cmath>
 #include <memory>
 #include <mutex>
@@ -89,12 +88,7 @@ Allowed to_allowed(const Bitmap& bitmap, std::size_t n_documents) {
 Scope scope_of(std::vector<Part>&& parts, std::size_t n_latents, const Bitmap& bitmap) {
   Scope scope{std::move(parts), n_latents, {}, 0};
   scope.allowed = to_allowed(bitmap, scope.n_documents());
-  if (!bitmap) {
-    scope.n_allowed = scope.n_documents();
-    return scope;
-  }
-  for (std::size_t i = 0; i < bitmap->size(); ++i)
-    scope.n_allowed += static_cast<std::size_t>(std::popcount(bitmap->data()[i]));
+  scope.n_allowed = bitmap ? kernels().count_bits(bitmap->data(), bitmap->size()) : scope.n_documents();
   return scope;
 }
 

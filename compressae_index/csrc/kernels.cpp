@@ -11,6 +11,13 @@
 namespace compressae {
 namespace {
 
+template <typename T>
+T load(const std::uint8_t* bytes) {
+  T value;
+  __builtin_memcpy(&value, bytes, sizeof value);
+  return value;
+}
+
 // What a list holds for the next window follows, about as long as for this one. The lists of a query are more than
 // the hardware can follow, so it is fetched while this one's postings are added.
 inline void fetch_next(const std::uint16_t* ids, const std::int8_t* values) {
@@ -76,13 +83,13 @@ std::size_t count_above(const std::int16_t* scores, std::size_t count, std::int1
 
 // Bits of up to 32 allowed documents from `at`, which is a multiple of 32; none is set from `end` on.
 std::uint32_t allowed_bits(const std::uint8_t* allowed, std::size_t at, std::size_t end) {
-  const std::size_t count = end - at < 32 ? end - at : 32;
-  std::uint32_t bits = 0xffffffff;
-  if (allowed != nullptr) {
-    bits = 0;
-    __builtin_memcpy(&bits, allowed + at / 8, (count + 7) / 8);
-  }
-  return count < 32 ? bits & ((std::uint32_t{1} << count) - 1) : bits;
+  if (end - at >= 32) return allowed == nullptr ? 0xffffffff : load<std::uint32_t>(allowed + at / 8);
+  const std::uint32_t inside = (std::uint32_t{1} << (end - at)) - 1;
+  if (allowed == nullptr) return inside;
+  std::uint32_t bits = 0;
+  for (std::size_t byte = 0; 8 * byte < end - at; ++byte)
+    bits |= static_cast<std::uint32_t>(allowed[at / 8 + byte]) << 8 * byte;
+  return bits & inside;
 }
 
 #if defined(__AVX512VBMI2__)
@@ -147,6 +154,14 @@ std::size_t harvest(std::int16_t* scores, std::size_t& begin, std::size_t end, s
   }
   begin = at;
   return n_hits;
+}
+
+std::size_t count_bits(const std::uint8_t* bytes, std::size_t count) {
+  std::size_t n_bits = 0, i = 0;
+  for (; i + 8 <= count; i += 8)
+    n_bits += static_cast<std::size_t>(__builtin_popcountll(load<std::uint64_t>(bytes + i)));
+  for (; i < count; ++i) n_bits += static_cast<std::size_t>(__builtin_popcount(bytes[i]));
+  return n_bits;
 }
 
 std::size_t arg_max_abs(const float* x, std::size_t count) {
@@ -228,13 +243,6 @@ float gather_dot(const std::uint16_t* latents, const std::int8_t* values, std::s
   for (std::size_t i = 0; i < k; ++i) sum += u[latents[i]] * static_cast<float>(values[i]);
   return sum;
 #endif
-}
-
-template <typename T>
-T load(const std::uint8_t* bytes) {
-  T value;
-  __builtin_memcpy(&value, bytes, sizeof value);
-  return value;
 }
 
 std::uint32_t number(const PackedField& field, const std::uint8_t* row, std::size_t i) {
@@ -649,7 +657,7 @@ void add_rows(const float* rows, std::size_t stride, const float* weights, std::
 }  // namespace
 
 extern const Kernels COMPRESSAE_KERNELS{
-    accumulate,         count_above,        harvest,       arg_max_abs, gather_dot, packed_dots,
-    products_of<Bytes>, products_of<Words>, add_byte_rows, dot,         dots,       add_rows};
+    accumulate,         count_above,        harvest,       count_bits, arg_max_abs, gather_dot, packed_dots,
+    products_of<Bytes>, products_of<Words>, add_byte_rows, dot,        dots,        add_rows};
 
 }  // namespace compressae

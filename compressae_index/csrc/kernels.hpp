@@ -81,6 +81,8 @@ struct Kernels {
   // positions and scores and returns their number; `begin` becomes where to go on. begin is a multiple of kGroup.
   std::size_t (*harvest)(std::int16_t* scores, std::size_t& begin, std::size_t end, std::int16_t threshold,
                          const std::uint8_t* allowed, std::uint16_t* positions, std::int16_t* hits);
+  // Set bits of `count` bytes.
+  std::size_t (*count_bits)(const std::uint8_t* bytes, std::size_t count);
   // Index of the largest absolute entry, the lowest of equal ones; count is a multiple of kBlock, at most 65,536.
   std::size_t (*arg_max_abs)(const float* x, std::size_t count);
   // sum of u[latents[i]] * values[i]; u must hold 65,536 entries.
