@@ -108,6 +108,10 @@ def test_a_document_outside_writes_nowhere_and_is_named(document: int) -> None:
     index = faiss_lists.empty_lists(2)
     documents, halves = np.array([0, document]), np.ones(2, np.float16).view(np.uint8)
     index.invlists.add_entries(1, 2, faiss.swig_ptr(documents), faiss.swig_ptr(halves))
+    if document < 0:
+        for read in (faiss_lists.stats, faiss_lists.read_codes):
+            with pytest.raises(FormatError, match=f"hold the row {document}"):
+                read(index)
     view = faiss_lists.borrowed(index, 5)
     with pytest.raises(ValueError, match=f"holds document {document} at place 1"):
         view.search(np.array([[1]], np.uint16), np.ones((1, 1), np.float32), 5, None, 1)

@@ -8,7 +8,7 @@ id. Faiss's own search adds nothing up over lists; the engine does, in the memor
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,22 @@ from compressae_index.errors import FormatError
 
 # A row number and a half-precision value.
 POSTING_BYTES = 10
+
+
+class ListStats(NamedTuple):
+    """What posting lists hold and what they cost."""
+
+    vectors: int
+    """Rows, up to the largest one that has a posting."""
+    n_latents: int
+    k: int
+    """Postings of the fullest row."""
+    bytes_per_vector: dict[str, float]
+    """Bytes a vector by part, as for other indexes: the lists are the only part."""
+    dead_latents: int
+    """Latents without a posting."""
+    list_skew: float
+    """Longest posting list over the mean list."""
 
 
 def empty_lists(n_latents: int) -> Any:
@@ -78,6 +94,38 @@ def borrowed(index: Any, n_rows: int) -> BorrowedLists:
     return BorrowedLists(addresses[0], addresses[1], counts, n_rows)
 
 
+def stats(index: Any) -> ListStats:
+    """What lists hold; they are read one after the other, also where they are mapped.
+
+    Raises:
+        FormatError: a row is negative.
+    """
+    lists, lengths = concrete_lists(index), list_lengths(index)
+    used = np.flatnonzero(lengths).tolist()
+    per_row = np.zeros(0, dtype=np.uint32)
+    for latent in used:
+        rows = faiss.rev_swig_ptr(lists.get_ids(latent), int(lengths[latent]))
+        _check_rows(rows)
+        if (more := int(rows.max()) + 1 - len(per_row)) > 0:
+            per_row = np.pad(per_row, (0, more))
+        per_row[rows] += 1
+    total = float(lengths.sum() * POSTING_BYTES / max(len(per_row), 1))
+    return ListStats(
+        vectors=len(per_row),
+        n_latents=index.nlist,
+        k=int(per_row.max(initial=0)),
+        bytes_per_vector={"inverted": total, "total": total},
+        dead_latents=index.nlist - len(used),
+        list_skew=float(lengths.max() / max(lengths.mean(), 1e-12)),
+    )
+
+
+def _check_rows(rows: npt.NDArray[np.int64]) -> None:
+    if rows.min(initial=0) < 0:
+        msg = f"posting lists hold the row {rows.min()}"
+        raise FormatError(msg)
+
+
 def read_codes(index: Any) -> SparseCodes:
     """The codes that the lists hold, of rows from 0 to the largest one; k is the fullest row's count.
 
@@ -94,9 +142,7 @@ def read_codes(index: Any) -> SparseCodes:
         rows[held] = faiss.rev_swig_ptr(lists.get_ids(latent), int(counts[latent]))
         halves = faiss.rev_swig_ptr(lists.get_codes(latent), 2 * int(counts[latent]))
         values[held].view(np.uint8)[:] = halves
-    if rows.min(initial=0) < 0:
-        msg = f"posting lists hold the row {rows.min()}"
-        raise FormatError(msg)
+    _check_rows(rows)
     n_rows = int(rows.max(initial=-1)) + 1
     indptr = np.concatenate([[0], ends])
     by_latent = sp.csc_array((values.astype(np.float32), rows, indptr), shape=(n_rows, index.nlist))
