@@ -11,7 +11,12 @@ from compressae_index import CompresSAE, CompressedIndex
 from compressae_index.demo import DemoData, load_data
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pymilvus import MilvusClient
+
     from compressae_index.checks import FloatArray
+    from compressae_index.connectors.milvus import MilvusIndex
 
 
 @pytest.fixture(scope="session")
@@ -59,3 +64,42 @@ def built(model: CompresSAE, vectors: FloatArray) -> CompressedIndex:
 def index(model: CompresSAE, vectors: FloatArray) -> CompressedIndex:
     """An index of 300 embeddings with ids 1000 .. 1299, for tests that change it."""
     return CompressedIndex.build(vectors[:300], np.arange(1000, 1300), model=model, k=16, progress=False)
+
+
+@pytest.fixture(scope="module")
+def quick_imports() -> Iterator[None]:
+    """Milvus Lite searches slowly, and imports measure; small requests are resumed closely."""
+    from compressae_index.connectors.milvus import importer
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(importer, "SAMPLE_ROWS", 20)
+        patched.setattr(importer, "REQUEST_ROWS", 500)
+        yield
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MilvusClient]:
+    """A client of a Milvus Lite without collections."""
+    from compressae_index.connectors.milvus import connect
+
+    client = connect(str(tmp_path_factory.mktemp("milvus") / "test.db"))
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="module")
+def dense(client: MilvusClient, vectors: FloatArray) -> str:
+    """A dense collection in Milvus of 600 vectors with ids 0, 10, .. . Not to be changed."""
+    from milvus_collections import fill, name
+
+    collection = name()
+    fill(client, collection, vectors[:600])
+    return collection
+
+
+@pytest.fixture(scope="module")
+def imported(client: MilvusClient, dense: str, model: CompresSAE) -> MilvusIndex:
+    """Made of it, with reconstructed vectors. Not to be changed."""
+    from compressae_index.connectors.milvus import from_milvus
+
+    return from_milvus(client, dense, model=model, dense="float32", progress=False).compressed

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import faiss
 import h5py
 import numpy as np
 import pytest
@@ -20,6 +21,8 @@ from click.testing import CliRunner, Result
 from compressae_index import CompresSAE, CompressedIndex, SparseCodes, TrainConfig, train
 from compressae_index.checks import FloatArray
 from compressae_index.cli import main
+from compressae_index.connectors.faiss import FaissIndex
+from compressae_index.connectors.faiss import lists as faiss_lists
 from compressae_index.demo import DemoData
 
 COMMANDS = ["build", "demo", "encode", "estimate", "eval", "info", "milvus", "report", "search", "train"]
@@ -306,6 +309,48 @@ def test_info(model: CompresSAE) -> None:
     text = run("info", "i").stdout
     assert "vectors           300\n" in text
     assert f"bytes per vector  forward {index.stats().bytes_per_vector['forward']:.4g}, inverted " in text
+
+
+@needs_place
+def test_info_of_a_faiss_index(model: CompresSAE) -> None:
+    index = CompressedIndex.load("i")
+    filed = FaissIndex.from_index(index, progress=False)
+    filed.remove([0])
+    filed.save("f")
+    told = run_json("info", "f")
+    assert told == json.loads(
+        json.dumps({"faiss_index": "f", "fingerprint": model.fingerprint, **filed.stats()._asdict()})
+    )
+    assert (told["vectors"], told["n_latents"], told["k"]) == (299, 512, 8)
+
+    faiss.write_index(filed.faiss_index, "lists.faiss")
+    codes = index.codes(index.ids)
+    postings = np.bincount(codes.latents[codes.values != 0], minlength=512)
+    bytes_per_vector = 10 * postings.sum() / 300
+    assert run_json("info", "lists.faiss") == {
+        "faiss_lists": "lists.faiss",
+        "vectors": 300,  # a removed one stays in the lists until they are compacted
+        "n_latents": 512,
+        "k": 8,
+        "bytes_per_vector": {"inverted": bytes_per_vector, "total": bytes_per_vector},
+        "dead_latents": int((postings == 0).sum()),
+        "list_skew": pytest.approx(postings.max() / postings.mean()),
+    }
+    assert "faiss lists       lists.faiss\nvectors           300\n" in run("info", "lists.faiss").stdout
+
+
+@needs_place
+def test_info_of_other_files_of_faiss() -> None:
+    faiss.write_index(faiss_lists.empty_lists(4), "empty.faiss")
+    told = run_json("info", "empty.faiss")
+    assert (told["vectors"], told["k"], told["dead_latents"]) == (0, 0, 4)
+    faiss.write_index(faiss.IndexFlatIP(3), "flat.faiss")
+    assert "one list a latent, got IndexFlatIP of 3 dimensions" in fail("info", "flat.faiss")
+    FaissIndex.from_index(CompressedIndex.load("i"), progress=False).save("f")
+    (whole,) = Path("f").rglob("lists.faiss")
+    for size in (3, 100, whole.stat().st_size - 1000):
+        Path("cut.faiss").write_bytes(whole.read_bytes()[:size])
+        assert "cut.faiss cannot be read by Faiss" in fail("info", "cut.faiss")
 
 
 def test_demo(

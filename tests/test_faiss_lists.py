@@ -19,7 +19,9 @@ from compressae_index.backend import strongest_terms
 from compressae_index.checks import FloatArray
 from compressae_index.connectors.faiss import FaissIndex, to_faiss
 from compressae_index.connectors.faiss import lists as faiss_lists
-from compressae_index.packing import row_bytes
+from compressae_index.embedded import EmbeddedBackend
+from compressae_index.packing import FORMS, Form, packing_of, row_bytes
+from compressae_index.sources import CHUNK_ROWS
 
 
 def summed(index: Any, terms: SparseCodes, n: int) -> npt.NDArray[np.float64]:
@@ -108,6 +110,10 @@ def test_a_document_outside_writes_nowhere_and_is_named(document: int) -> None:
     index = faiss_lists.empty_lists(2)
     documents, halves = np.array([0, document]), np.ones(2, np.float16).view(np.uint8)
     index.invlists.add_entries(1, 2, faiss.swig_ptr(documents), faiss.swig_ptr(halves))
+    if document < 0:
+        for read in (faiss_lists.stats, faiss_lists.read_codes):
+            with pytest.raises(FormatError, match=f"hold the row {document}"):
+                read(index)
     view = faiss_lists.borrowed(index, 5)
     with pytest.raises(ValueError, match=f"holds document {document} at place 1"):
         view.search(np.array([[1]], np.uint16), np.ones((1, 1), np.float32), 5, None, 1)
@@ -379,3 +385,95 @@ def test_values_beyond_half_precision_are_refused(vectors: FloatArray, uncentred
 def test_codes_of_another_shape_are_refused(few: FaissIndex) -> None:
     with pytest.raises(DimensionError, match="expected"):
         few.backend.put(random_codes(0, 2, 3, 512), np.arange(2))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The files of a saved index, without the random name of its folder."""
+    return {file.name: file.read_bytes() for file in folder.glob("data-*/*")}
+
+
+@pytest.mark.parametrize("form", ["packed", "aligned"])
+def test_lists_built_on_disk_are_those_built_in_memory(
+    model: CompresSAE, vectors: FloatArray, queries: FloatArray, tmp_path: Path, form: Form
+) -> None:
+    n = 2 * CHUNK_ROWS + 100
+    codes = model.fold(model.encode(vectors, 16))
+    repeated = SparseCodes.concatenate([codes] * (n // len(codes) + 1))[:n]
+    backend = EmbeddedBackend(model.n_latents, 16, packing_of(form)).added([repeated], 1)
+    index = CompressedIndex(model, k=16, backend=backend)
+    index.remove(np.arange(50, 5000))
+    FaissIndex.from_index(index, progress=False).save(tmp_path / "memory")
+    built = FaissIndex.from_index(index, tmp_path / "disk", progress=False)
+    assert contents(tmp_path / "disk") == contents(tmp_path / "memory")
+    assert isinstance(faiss.downcast_InvertedLists(built.faiss_index.invlists), faiss.OnDiskInvertedLists)
+    for mode in ("sparse", "two_stage"):
+        a = built.search(queries, 10, mode=mode)
+        b = FaissIndex.load(tmp_path / "memory").search(queries, 10, mode=mode)
+        np.testing.assert_array_equal(a.ids, b.ids)
+        np.testing.assert_array_equal(a.scores, b.scores)
+    # Mapped lists are written as they were read.
+    built.save(tmp_path / "again")
+    assert contents(tmp_path / "again") == contents(tmp_path / "memory")
+
+
+@pytest.mark.parametrize(("n", "n_latents"), [(0, 5), (2, 1000), (700, 9)])
+def test_files_of_lists_are_read_by_faiss(tmp_path: Path, n: int, n_latents: int) -> None:
+    codes = random_codes(3, n, 3, n_latents)
+    expected = faiss_lists.empty_lists(n_latents)
+    faiss_lists.append(expected, codes, 0)
+    faiss_lists.write_codes(tmp_path / "lists", n_latents, lambda: [codes[: n // 3], codes[n // 3 :]])
+    for read in (
+        faiss_lists.read_lists(tmp_path / "lists"),
+        faiss_lists.read_lists(tmp_path / "lists", mmap=True),
+    ):
+        assert read.ntotal == expected.ntotal
+        assert faiss_lists.stats(read) == faiss_lists.stats(expected)
+        if n:
+            held = faiss_lists.read_codes(read).to_dense()
+            np.testing.assert_array_equal(held, faiss_lists.read_codes(expected).to_dense())
+
+
+def test_a_build_on_disk_that_fails_leaves_nothing(
+    few: FaissIndex,
+    built: CompressedIndex,
+    vectors: FloatArray,
+    uncentred_model: CompresSAE,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    large = CompressedIndex.build(
+        vectors[:50] * 2.0**20, model=uncentred_model, k=16, metric="inner_product", progress=False
+    )
+    with pytest.raises(InputError, match="beyond half precision"):
+        FaissIndex.from_index(large, tmp_path / "new", progress=False)
+    few.save(tmp_path / "held")
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(faiss_lists, "write_codes", full)
+        with pytest.raises(OSError, match="No space left"):
+            FaissIndex.from_index(built, tmp_path / "held", progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["held"]
+    assert len(list((tmp_path / "held").iterdir())) == 2
+    assert len(FaissIndex.load(tmp_path / "held")) == 300
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "notes.txt").write_text("dear diary")
+    with pytest.raises(FormatError, match="was not written by compressae-index"):
+        FaissIndex.from_index(built, tmp_path / "foreign", progress=False)
+
+
+@pytest.mark.parametrize("string_ids", [False, True])
+def test_an_empty_index_is_built_on_disk(
+    model: CompresSAE, vectors: FloatArray, queries: FloatArray, tmp_path: Path, string_ids: bool
+) -> None:
+    ids = ["a", "b"] if string_ids else [5, 7]
+    for form in FORMS:
+        index = CompressedIndex.build(vectors[:2], ids, model=model, k=16, forward=form, progress=False)
+        found = FaissIndex.from_index(index, tmp_path / form, progress=False).search(vectors[:2], 1)
+        assert found.ids.ravel().tolist() == ids
+        index.remove(ids)
+        nothing = FaissIndex.from_index(index, tmp_path / f"{form} empty", progress=False)
+        assert len(nothing) == 0
+        assert set(nothing.search(queries, 2).ids.ravel()) <= {None, -1}

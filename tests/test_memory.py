@@ -69,6 +69,18 @@ parts = index.stats().bytes_per_vector
 print(json.dumps([loaded, status("VmRSS") - before, {name: round(size * n) for name, size in parts.items()}]))
 """
 )
+FILE = (
+    BEGIN
+    + """
+from compressae_index.connectors.faiss import FaissIndex
+path = folder + "/filed" if form == "disk" else None
+FaissIndex.from_index(CompressedIndex.load(folder + "/small", mmap=True), path, progress=False)
+before = status("VmRSS")
+open("/proc/self/clear_refs", "w").write("5")
+index = FaissIndex.from_index(CompressedIndex.load(folder + "/index", mmap=True), path, progress=False)
+print(json.dumps([status("VmRSS") - before, status("VmHWM") - before, index.backend.nbytes]))
+"""
+)
 
 
 def run_python(code: str, *arguments: object, keeps_freed: bool = False) -> tuple[int, int, dict[str, int]]:
@@ -133,3 +145,22 @@ def test_a_mapped_index_takes_what_searches_touch(stored: Path) -> None:
     assert loaded < 3 * MIB
     # The system maps up to a MiB around each place that is read.
     assert searched < 0.4 * parts["total"]
+
+
+def test_lists_of_faiss_are_built_on_disk_in_the_memory_of_a_batch(
+    tmp_path: Path, model: CompresSAE, vectors: FloatArray
+) -> None:
+    model.save(tmp_path / "model")
+    few = model.fold(model.encode(vectors, K))
+    run = SparseCodes.concatenate([few] * (RUN_ROWS // len(few) + 1))[:RUN_ROWS]
+    for name, runs in (("small", 1), ("index", 8)):
+        backend = EmbeddedBackend(model.n_latents, K, packing_of("packed"))
+        for _ in range(runs):
+            backend = backend.added([run], 1)
+        CompressedIndex(model, k=K, backend=backend).save(tmp_path / name)
+    _, peak, parts = run_python(FILE, tmp_path, "memory", 0, 0)
+    assert peak > parts["inverted"] > 75 * MIB
+    _, peak, parts = run_python(FILE, tmp_path, "disk", 0, 0)
+    assert parts["inverted"] > 75 * MIB
+    # Pages of the packed rows that are read, and a batch.
+    assert peak < parts["forward"] + 24 * MIB, f"{peak / MIB:.1f} MiB at most"

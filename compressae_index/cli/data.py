@@ -6,7 +6,7 @@ import re
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
@@ -325,23 +325,39 @@ def estimate(
 @click.argument("path", type=PATH)
 @json_option
 def info(path: Path, as_json: bool) -> None:
-    """Describe the index, the model or the codes at PATH.
+    """Describe the index, the model or the codes at PATH; also an index of the Faiss connector, or its lists.
 
     \b
     Example:
       compressae-index info items.index
     """  # noqa: D301
+    report(_described(path), as_json)
+
+
+def _described(path: Path) -> dict[str, Any]:
+    """What is at a path, by name; the first name is what it is."""
+    if path.is_file() and _is_faiss(path):
+        from compressae_index.connectors.faiss import lists
+
+        return {"faiss_lists": str(path), **lists.stats(lists.read_lists(path, mmap=True))._asdict()}
     try:
-        model = CompresSAE.load(path)
+        return {"model": str(path), **CompresSAE.load(path).manifest()}
     except FormatError as error:
         if "expected: model" not in str(error):
             raise
-        if "holds: codes" in str(error):
-            report({"codes": str(path), **CodeStore.load(path).manifest()}, as_json)
-            return
-        index = CompressedIndex.load(path, mmap=True)
-        report(
-            {"index": str(path), "fingerprint": index.model.fingerprint, **index.stats()._asdict()}, as_json
-        )
-    else:
-        report({"model": str(path), **model.manifest()}, as_json)
+        found = str(error)
+    if "holds: codes" in found:
+        return {"codes": str(path), **CodeStore.load(path).manifest()}
+    if "holds: faiss index" in found:
+        from compressae_index.connectors.faiss import FaissIndex
+
+        filed = FaissIndex.load(path, mmap=True)
+        return {"faiss_index": str(path), "fingerprint": filed.model.fingerprint, **filed.stats()._asdict()}
+    index = CompressedIndex.load(path, mmap=True)
+    return {"index": str(path), "fingerprint": index.model.fingerprint, **index.stats()._asdict()}
+
+
+def _is_faiss(file: Path) -> bool:
+    """Whether a file begins as those of `faiss.write_index`; what Faiss makes of it is for Faiss to say."""
+    with file.open("rb") as handle:
+        return handle.read(2) in (b"Ix", b"Iw")

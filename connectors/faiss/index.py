@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from compressae_index import persistence
 from compressae_index.backend import Asked, BackedIndex, BackedResult, Candidates, holds_best
 from compressae_index.connectors.faiss import lists
-from compressae_index.connectors.faiss.inverted import InvertedFile
+from compressae_index.connectors.faiss.inverted import VALUE_BITS, InvertedFile
 from compressae_index.errors import FormatError, InputError
-from compressae_index.ids import Ids
+from compressae_index.ids import Ids, RowArray
 from compressae_index.index import CompressedIndex
 from compressae_index.metric import Metric
 from compressae_index.model import CompresSAE, Encoder
@@ -59,32 +63,57 @@ class FaissIndex(BackedIndex):
         super().__init__(model, backend, encoder=encoder, metric=metric)
 
     @classmethod
-    def from_index(cls, index: CompressedIndex, *, progress: bool = True) -> FaissIndex:
+    def from_index(
+        cls, index: CompressedIndex, path: str | Path | None = None, *, progress: bool = True
+    ) -> FaissIndex:
         """With the codes of an index; nothing is encoded again.
 
         Packed codes stay what they are, bit for bit; those of the aligned form are packed.
+
+        Args:
+            index: whose codes; it may be mapped.
+            path: a directory to write as `save` does. The lists are then built on disk, in the memory of
+                one batch of codes and 8 bytes a row, and mapped from there, as by `load(path, mmap=True)`.
+            progress: show a progress bar.
+
+        Raises:
+            InputError: a value is beyond half precision.
+            FormatError: something that this package did not write is at `path`.
         """
         documents, packing = index.documents, index.documents.backend.packing
-        backend = InvertedFile(
-            index.model,
-            index.k,
-            packing=packing if isinstance(packing, Packed) else None,
-            unit=index.unit,
-            string_ids=documents.ids.are_strings,
-        )
-        made = cls(index.model, encoder=index.encoder, metric=index.metric, backend=backend)
         rows = documents.alive_rows()
         stored = documents.backend.to_arrays() if len(rows) else {}
-        with track(len(rows), "filing codes", enabled=progress) as advance:
-            for first in range(0, len(rows), CHUNK_ROWS):
-                part = rows[first : first + CHUNK_ROWS]
-                ids = documents.ids.of(part)
-                if isinstance(packing, Packed):
-                    backend.put_packed(stored["forward_rows"][part], packing, ids)
-                else:
-                    backend.put(index.codes(ids), ids)
-                advance(len(part))
-        return made
+
+        def parts() -> Iterator[RowArray]:
+            with track(len(rows), "filing codes", enabled=progress) as advance:
+                for first in range(0, len(rows), CHUNK_ROWS):
+                    yield (part := rows[first : first + CHUNK_ROWS])
+                    advance(len(part))
+
+        def packed(part: RowArray) -> npt.NDArray[np.uint8]:
+            return (
+                stored["forward_rows"][part]
+                if isinstance(packing, Packed)
+                else backend.pack(index.codes(documents.ids.of(part)))[0]
+            )
+
+        if isinstance(packing, Packed):
+            used = packing
+        else:
+            used = Packed(VALUE_BITS)
+            if len(rows):
+                first_codes = index.codes(documents.ids.of(rows[:CHUNK_ROWS]))
+                used = used.fitted(first_codes.scaled(1 / index.unit))
+        backend = InvertedFile(
+            index.model, index.k, packing=used, unit=index.unit, string_ids=documents.ids.are_strings
+        )
+        made = cls(index.model, encoder=index.encoder, metric=index.metric, backend=backend)
+        if path is None:
+            for part in parts():
+                backend.put_packed(packed(part), used, documents.ids.of(part))
+            return made
+        made._save_parts(path, *backend.without_holding(documents.live_ids, map(packed, parts()), _LISTS))
+        return cls.load(path, mmap=True)
 
     @classmethod
     def from_lists(
@@ -161,15 +190,19 @@ class FaissIndex(BackedIndex):
         Raises:
             FormatError: something that this package did not write is at `path`.
         """
-        meta = {"encoder": self.encoder, "metric": self.metric, "model": self.model.manifest()}
-        persistence.write(
-            path,
-            _KIND,
-            meta | self.backend.manifest(),
-            arrays=self.backend.to_arrays(),
-            tensors=self.model.tensors(),
-            files={_LISTS: lambda file: lists.write_lists(self.faiss_index, file)},
-        )
+        files = {_LISTS: lambda file: lists.write_lists(self.faiss_index, file)}
+        self._save_parts(path, self.backend.manifest(), self.backend.to_arrays(), files)
+
+    def _save_parts(
+        self,
+        path: str | Path,
+        held: Mapping[str, Any],
+        arrays: Mapping[str, npt.NDArray[Any]],
+        files: Mapping[str, Callable[[Path], None]],
+    ) -> None:
+        """Writes the directory, of what the back end holds or of what is never held."""
+        meta = {"encoder": self.encoder, "metric": self.metric, "model": self.model.manifest(), **held}
+        persistence.write(path, _KIND, meta, arrays=arrays, tensors=self.model.tensors(), files=files)
 
     @classmethod
     def load(cls, path: str | Path, *, mmap: bool = False) -> FaissIndex:

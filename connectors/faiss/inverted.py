@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -135,10 +137,14 @@ class InvertedFile:
             )
             raise DimensionError(msg)
         if len(codes):
-            in_unit = codes.scaled(1 / self._unit)
-            packing = self._packing.fitted(in_unit)
-            arrays = packing.pack(in_unit, self.num_threads, self.model.decoder_w)
-            self.put_packed(arrays["rows"], packing, ids)
+            packed, packing = self.pack(codes)
+            self.put_packed(packed, packing, ids)
+
+    def pack(self, codes: SparseCodes) -> tuple[npt.NDArray[np.uint8], Packed]:
+        """Packed rows of codes, and their packing: the one of what is held, or one fitted to these codes."""
+        in_unit = codes.scaled(1 / self._unit)
+        packing = self._packing.fitted(in_unit)
+        return packing.pack(in_unit, self.num_threads, self.model.decoder_w)["rows"], packing
 
     def put_packed(self, packed: npt.NDArray[np.uint8], packing: Packed, ids: IdArray) -> None:
         """Stores rows that a packing made of codes in this back end's unit; they are not rounded again.
@@ -150,12 +156,7 @@ class InvertedFile:
         """
         with self._lock:
             self._check_writable()
-            codes = self._unpacked(packed, packing)
-            if (largest := float(np.abs(codes.values).max(initial=0))) > LARGEST_HALF:
-                msg = (
-                    f"a value of {largest:.4g} is beyond half precision: divide the vectors by a power of two"
-                )
-                raise InputError(msg)
+            codes = self._for_lists(packed, packing)
             rows, new = self._rows, Ids.from_user(ids, len(ids))
             replaced = ids[self.held(ids)]
             if len(replaced):
@@ -187,6 +188,13 @@ class InvertedFile:
     def _unpacked(self, packed: npt.NDArray[np.uint8], packing: Packed) -> SparseCodes:
         codes = packing.unpack({"rows": packed}, self.n_latents, self.k, self.num_threads)
         return codes if self._unit == 1 else codes.scaled(self._unit)
+
+    def _for_lists(self, packed: npt.NDArray[np.uint8], packing: Packed) -> SparseCodes:
+        codes = self._unpacked(packed, packing)
+        if (largest := float(np.abs(codes.values).max(initial=0))) > LARGEST_HALF:
+            msg = f"a value of {largest:.4g} is beyond half precision: divide the vectors by a power of two"
+            raise InputError(msg)
+        return codes
 
     def _all_packed(self) -> npt.NDArray[np.uint8]:
         with self._lock:
@@ -293,12 +301,49 @@ class InvertedFile:
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """The arrays to store beside the lists."""
-        arrays = {"forward_rows": self._all_packed()} | self._rows.ids.to_arrays()
-        if self._packing.levels is not None:
-            arrays["forward_levels"] = self._packing.levels
+        arrays = {"forward_rows": self._all_packed()} | self._rows.ids.to_arrays() | self._level_arrays()
         if self._rows.alive is not None:
             arrays["alive"] = np.packbits(self._rows.alive, bitorder="little")
         return arrays
+
+    def _level_arrays(self) -> dict[str, npt.NDArray[Any]]:
+        return {} if self._packing.levels is None else {"forward_levels": self._packing.levels}
+
+    def without_holding(
+        self, ids: Ids, parts: Iterable[npt.NDArray[np.uint8]], lists_name: str
+    ) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]], dict[str, Callable[[Path], None]]]:
+        """What is stored of documents that are not put: the manifest, arrays, and what writes which file.
+
+        Args:
+            ids: of all documents.
+            parts: their rows, packed by this back end's packing; they are read once, and never held.
+            lists_name: the file of the lists.
+
+        Returns:
+            as `manifest` and `to_arrays`, where a file makes up for the array of packed rows. The writers are
+            to be called in their order, in one folder, and raise InputError as `put`.
+        """
+        n, width, packing = len(ids), self._row_bytes, self._packing
+        rows_name = "forward_rows.npy"
+
+        def write_rows(path: Path) -> None:
+            with path.open("wb") as file:
+                header = {"descr": "|u1", "fortran_order": False, "shape": (n, width)}
+                np.lib.format.write_array_header_1_0(file, header)
+                for packed in parts:
+                    file.write(packed.data)
+
+        def codes(path: Path) -> Iterator[SparseCodes]:
+            with path.open("rb") as file:
+                file.seek(-n * width, os.SEEK_END)
+                while len(part := np.fromfile(file, np.uint8, CHUNK_ROWS * width)):
+                    yield self._for_lists(part.reshape(-1, width), packing)
+
+        def write_lists(path: Path) -> None:
+            lists.write_codes(path, self.n_latents, lambda: codes(path.parent / rows_name))
+
+        arrays = ids.to_arrays() | self._level_arrays()
+        return self.manifest() | {"n": n}, arrays, {rows_name: write_rows, lists_name: write_lists}
 
     @classmethod
     def from_stored(

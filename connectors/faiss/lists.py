@@ -7,8 +7,9 @@ id. Faiss's own search adds nothing up over lists; the engine does, in the memor
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +17,27 @@ import numpy.typing as npt
 from compressae_index._engine import BorrowedLists
 from compressae_index.codes import MAX_LATENTS, SparseCodes
 from compressae_index.connectors.faiss.library import faiss
-from compressae_index.errors import FormatError
+from compressae_index.errors import FormatError, InstallationError
 
-# A row number and a half-precision value.
-POSTING_BYTES = 10
+ROW_BYTES = 8
+VALUE_BYTES = 2  # half precision
+POSTING_BYTES = ROW_BYTES + VALUE_BYTES
+
+
+class ListStats(NamedTuple):
+    """What posting lists hold and what they cost."""
+
+    vectors: int
+    """Rows, up to the largest one that has a posting."""
+    n_latents: int
+    k: int
+    """Postings of the fullest row."""
+    bytes_per_vector: dict[str, float]
+    """Bytes a vector by part, as for other indexes: the lists are the only part."""
+    dead_latents: int
+    """Latents without a posting."""
+    list_skew: float
+    """Longest posting list over the mean list."""
 
 
 def empty_lists(n_latents: int) -> Any:
@@ -37,20 +55,30 @@ def empty_lists(n_latents: int) -> Any:
 
 def append(index: Any, codes: SparseCodes, first_row: int) -> None:
     """Files the nonzeros of codes, which belong to consecutive rows, behind those of lower rows."""
+    rows, values, counts = _by_latent(codes, first_row)
+    for latent, run in _runs(counts):
+        row_address, value_address = faiss.swig_ptr(rows[run]), faiss.swig_ptr(values[run].view(np.uint8))
+        index.invlists.add_entries(latent, run.stop - run.start, row_address, value_address)
+    index.ntotal += len(rows)
+
+
+def _by_latent(
+    codes: SparseCodes, first_row: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float16], npt.NDArray[np.int64]]:
+    """The postings of codes, list after list: rows and values, and how many each latent has, (n_latents,)."""
     latents, values = codes.latents.ravel(), codes.values.ravel().astype(np.float16)
     nonzero = np.flatnonzero(values)
     # Stable, so that rows ascend within a list.
     order = nonzero[np.argsort(latents[nonzero], kind="stable")]
-    rows = first_row + order // codes.k
-    halves = values[order].view(np.uint8)
-    ends = np.cumsum(np.bincount(latents[order], minlength=index.nlist))
-    lists, begin = index.invlists, 0
-    for latent, end in enumerate(ends.tolist()):
-        if end > begin:
-            row_address = faiss.swig_ptr(rows[begin:end])
-            lists.add_entries(latent, end - begin, row_address, faiss.swig_ptr(halves[2 * begin : 2 * end]))
-        begin = end
-    index.ntotal += len(rows)
+    counts = np.bincount(latents[order], minlength=codes.n_latents)
+    return first_row + order // codes.k, values[order], counts
+
+
+def _runs(counts: npt.NDArray[np.int64]) -> Iterator[tuple[int, slice]]:
+    """Latents that have postings, and where these are among all, list after list."""
+    ends = np.cumsum(counts).tolist()
+    for latent in np.flatnonzero(counts).tolist():
+        yield latent, slice(ends[latent] - int(counts[latent]), ends[latent])
 
 
 def concrete_lists(index: Any) -> Any:
@@ -78,6 +106,38 @@ def borrowed(index: Any, n_rows: int) -> BorrowedLists:
     return BorrowedLists(addresses[0], addresses[1], counts, n_rows)
 
 
+def stats(index: Any) -> ListStats:
+    """What lists hold; they are read one after the other, also where they are mapped.
+
+    Raises:
+        FormatError: a row is negative.
+    """
+    lists, lengths = concrete_lists(index), list_lengths(index)
+    used = np.flatnonzero(lengths).tolist()
+    per_row = np.zeros(0, dtype=np.uint32)
+    for latent in used:
+        rows = faiss.rev_swig_ptr(lists.get_ids(latent), int(lengths[latent]))
+        _check_rows(rows)
+        if (more := int(rows.max()) + 1 - len(per_row)) > 0:
+            per_row = np.pad(per_row, (0, more))
+        per_row[rows] += 1
+    total = float(lengths.sum() * POSTING_BYTES / max(len(per_row), 1))
+    return ListStats(
+        vectors=len(per_row),
+        n_latents=index.nlist,
+        k=int(per_row.max(initial=0)),
+        bytes_per_vector={"inverted": total, "total": total},
+        dead_latents=index.nlist - len(used),
+        list_skew=float(lengths.max() / max(lengths.mean(), 1e-12)),
+    )
+
+
+def _check_rows(rows: npt.NDArray[np.int64]) -> None:
+    if rows.min(initial=0) < 0:
+        msg = f"posting lists hold the row {rows.min()}"
+        raise FormatError(msg)
+
+
 def read_codes(index: Any) -> SparseCodes:
     """The codes that the lists hold, of rows from 0 to the largest one; k is the fullest row's count.
 
@@ -94,9 +154,7 @@ def read_codes(index: Any) -> SparseCodes:
         rows[held] = faiss.rev_swig_ptr(lists.get_ids(latent), int(counts[latent]))
         halves = faiss.rev_swig_ptr(lists.get_codes(latent), 2 * int(counts[latent]))
         values[held].view(np.uint8)[:] = halves
-    if rows.min(initial=0) < 0:
-        msg = f"posting lists hold the row {rows.min()}"
-        raise FormatError(msg)
+    _check_rows(rows)
     n_rows = int(rows.max(initial=-1)) + 1
     indptr = np.concatenate([[0], ends])
     by_latent = sp.csc_array((values.astype(np.float32), rows, indptr), shape=(n_rows, index.nlist))
@@ -113,22 +171,78 @@ def write_lists(index: Any, path: Path) -> None:
     Raises:
         OSError: the disk is full or refuses.
     """
-    whole = _in_memory(index) if are_mapped(index) else index
+    if are_mapped(index):
+        _write_mapped(index, path)
+        return
     try:
-        faiss.write_index(whole, str(path))
+        faiss.write_index(index, str(path))
     except RuntimeError as error:
         msg = f"{path} cannot be written: {error}"
         raise OSError(msg) from error
 
 
-def _in_memory(index: Any) -> Any:
-    """A copy with lists in memory: Faiss writes no more of mapped ones than the name of their file."""
-    copy, lists = empty_lists(index.nlist), concrete_lists(index)
-    for latent in np.flatnonzero(list_lengths(index)).tolist():
-        n = lists.list_size(latent)
-        copy.invlists.add_entries(latent, n, lists.get_ids(latent), lists.get_codes(latent))
-    copy.ntotal = index.ntotal
-    return copy
+def _write_mapped(index: Any, path: Path) -> None:
+    """List after list: Faiss writes no more of mapped ones than the name of their file."""
+    lists, lengths = concrete_lists(index), list_lengths(index)
+    with path.open("wb") as file:
+        file.write(_head(lengths))
+        for latent in np.flatnonzero(lengths).tolist():
+            n = int(lengths[latent])
+            file.write(faiss.rev_swig_ptr(lists.get_codes(latent), VALUE_BYTES * n).data)
+            file.write(faiss.rev_swig_ptr(lists.get_ids(latent), n).tobytes())
+
+
+def write_codes(path: Path, n_latents: int, parts: Callable[[], Iterable[SparseCodes]]) -> None:
+    """Writes the file of lists that `append` would fill, in the memory of one part of the codes.
+
+    Parts are read twice: to count the postings of each list, and to write them where they belong.
+
+    Args:
+        path: the file, which `read_lists` reads or maps.
+        n_latents: lists.
+        parts: gives the codes in the order of their rows, the same each time.
+
+    Raises:
+        OSError: the disk is full or refuses.
+    """
+    lengths = np.zeros(n_latents, dtype=np.int64)
+    for codes in parts():
+        lengths += _by_latent(codes, 0)[2]
+    head = _head(lengths)
+    ends = len(head) + np.cumsum(lengths * POSTING_BYTES)
+    # Where the next value and the next row of each list go: its values are before its rows.
+    value_at = ends - lengths * POSTING_BYTES
+    row_at = value_at + lengths * VALUE_BYTES
+    with path.open("wb") as file:
+        file.write(head)
+        first_row = 0
+        for codes in parts():
+            rows, values, counts = _by_latent(codes, first_row)
+            for latent, run in _runs(counts):
+                file.seek(value_at[latent])
+                file.write(values[run].data)
+                file.seek(row_at[latent])
+                file.write(rows[run].data)
+            value_at += counts * VALUE_BYTES
+            row_at += counts * ROW_BYTES
+            first_row += len(codes)
+
+
+def _head(lengths: npt.NDArray[np.int64]) -> bytes:
+    """What `faiss.write_index` writes before the postings of lists of such lengths.
+
+    All of it is Faiss's own but the lengths, after a mark that every list has one. The values and then the
+    rows of each list come next.
+    """
+    index = empty_lists(len(lengths))
+    index.ntotal = int(lengths.sum())
+    written: bytes = faiss.serialize_index(index).tobytes()
+    # Without postings, it ends in another mark and a count of 0.
+    before = written.removesuffix(b"sprs" + bytes(8))
+    if len(before) == len(written):
+        msg = f"Faiss {faiss.__version__} writes inverted lists in a form that is unknown here"
+        raise InstallationError(msg)
+    return before + b"full" + len(lengths).to_bytes(8, "little") + lengths.astype("<i8").tobytes()
 
 
 def read_lists(path: Path, *, mmap: bool = False) -> Any:
