@@ -38,6 +38,7 @@ LISTS = "ours: posting lists alone"
 SELECTED = (100, 1000)
 DOCUMENTS = (20_000, 1_000_000, 4_000_000)
 QUICK = (DOCUMENTS[:1], 20, 2)
+ALLOWED = (0.1, 0.01, 0.001)
 COPY_BYTES = 1 << 28
 COPIES = 5
 
@@ -60,8 +61,16 @@ def bandwidth() -> float:
     return 2 * COPY_BYTES / statistics.median(seconds)
 
 
-def ours(bench: Bench) -> tuple[list[Contender], InvertedLists]:
-    """The modes of our index, their posting lists alone, and those lists."""
+class Own(NamedTuple):
+    """Our index, and its modes as contenders."""
+
+    contenders: list[Contender]
+    lists: InvertedLists
+    forward: Any
+
+
+def ours(bench: Bench) -> Own:
+    """The modes of our index, and its posting lists alone."""
 
     def pack() -> Any:
         packing = Packed().fitted(bench.codes)
@@ -109,7 +118,37 @@ def ours(bench: Bench) -> tuple[list[Contender], InvertedLists]:
         )
         for name, (call, reads_codes, reads_lists) in searches.items()
     ]
-    return contenders, lists
+    return Own(contenders, lists, forward)
+
+
+def filtered(bench: Bench, own: Own, rounds: int) -> list[dict[str, float]]:
+    """Milliseconds of `two_stage` where a random share of the documents is allowed, and how many it finds."""
+    parts, rng = [(own.lists, own.forward)], np.random.default_rng(0)
+
+    def call(bitmap: Any) -> list[Any]:
+        searched = (projection[None] for projection in bench.projections)
+        return [search(parts, u, u, QUERY_NNZ, SELECTED[-1], bench.top, bitmap, 1)[1] for u in searched]
+
+    drawn = rng.random(bench.n)
+    bitmaps = {share: np.packbits(drawn < share, bitorder="little") for share in ALLOWED}
+    calls = {"all": partial(call, None)} | {
+        str(share): partial(call, each) for share, each in bitmaps.items()
+    }
+    seconds = interleaved(calls, rounds)
+    lines = []
+    for share, bitmap in bitmaps.items():
+        found = np.concatenate(call(bitmap))
+        allowed = np.unpackbits(bitmap, count=bench.n, bitorder="little").astype(bool)
+        wanted = min(bench.top, int(allowed.sum()))
+        lines.append(
+            {
+                "allowed": share,
+                "ms": 1000 * seconds[str(share)] / len(bench.projections),
+                "times_unfiltered": seconds[str(share)] / seconds["all"],
+                "found": float(((found >= 0) & allowed[found]).sum() / (wanted * len(found))),
+            }
+        )
+    return lines
 
 
 def bound(bench: Bench, lists: InvertedLists, bytes_per_second: float) -> dict[str, float]:
@@ -145,8 +184,8 @@ def overlap(found: list[IntArray], truth: list[IntArray], top: int) -> float:
 
 def measure(bench: Bench, names: tuple[str, ...], rounds: int, bytes_per_second: float) -> dict[str, Any]:
     """Results of one number of documents."""
-    own, lists = ours(bench)
-    contenders = [*own, *contenders_of(bench, names)]
+    own = ours(bench)
+    contenders = [*own.contenders, *contenders_of(bench, names)]
     truths = [
         [best(bench.matrix @ query, bench.top) for query in queries]
         for queries in (bench.cut, list(bench.projections))
@@ -163,10 +202,11 @@ def measure(bench: Bench, names: tuple[str, ...], rounds: int, bytes_per_second:
             "build_seconds": each.build_seconds,
         }
     kernel = results[f"{LISTS}, top {SELECTED[0]:,}"]["ms"]
-    lower = bound(bench, lists, bytes_per_second)
+    lower = bound(bench, own.lists, bytes_per_second)
     return {
         "documents": bench.n,
         "results": results,
+        "filters": filtered(bench, own, rounds),
         "bound": lower | {"kernel_ms": kernel, "kernel_times_bound": kernel / lower["bound_ms"]},
     }
 
@@ -198,9 +238,22 @@ def table(measured: dict[str, Any], query_nnz: int, top: int) -> str:
         ],
     )
     whole = measured["projection_ms"] + results[f"{TWO_STAGE}, {SELECTED[-1]:,} candidates"]["ms"]
+    filters = markdown(
+        ["allowed documents", "ms/query", "time / all allowed", "found of what is wanted"],
+        [
+            [
+                f"{100 * line['allowed']:g} %",
+                f"{line['ms']:.3f}",
+                f"{line['times_unfiltered']:.2f}",
+                f"{line['found']:.4f}",
+            ]
+            for line in measured["filters"]
+        ],
+    )
     return (
-        f"{lines}\n\nA query reads {lower['postings']:,.0f} postings, {lower['bytes'] / 1e6:.2f} MB: at "
-        f"least {lower['bound_ms']:.3f} ms. The posting lists alone take "
+        f"{lines}\n\n{TWO_STAGE} with {SELECTED[-1]:,} candidates, filtered:\n\n{filters}\n\n"
+        f"A query reads {lower['postings']:,.0f} postings, {lower['bytes'] / 1e6:.2f} MB: at least "
+        f"{lower['bound_ms']:.3f} ms. The posting lists alone take "
         f"{lower['kernel_times_bound']:.1f} times that. Projection and {TWO_STAGE} with "
         f"{SELECTED[-1]:,} candidates take {whole:.3f} ms, {whole / results[WIDE_SPARSE]['ms']:.2f} times "
         f"{WIDE_SPARSE}."

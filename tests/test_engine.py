@@ -176,6 +176,24 @@ def test_real_codes_over_several_windows(built: CompressedIndex, queries: FloatA
             np.testing.assert_array_equal(many[1], one[1])
 
 
+@pytest.mark.parametrize("order", ["best first", "best last", "hardly any above zero", "as they come"])
+@pytest.mark.parametrize("top", [100, 3000])
+def test_candidates_do_not_depend_on_the_order_of_documents(order: str, top: int) -> None:
+    """The first window says what to expect of the others, and may be wrong."""
+    codes = random_codes(3 * WINDOW + 10, 64, 4, 9)
+    u = np.random.default_rng(3).standard_normal((1, 64)).astype(np.float32)
+    exact = (u.astype(np.float64) @ codes.to_dense().T)[0]
+    if order == "hardly any above zero":
+        codes.values[exact > np.sort(exact[exact > 0])[50]] *= -1
+    elif order != "as they come":
+        codes = codes[np.argsort(-exact if order == "best first" else exact)]
+    lists = InvertedLists.build(codes.latents, codes.values, codes.n_latents, 2)
+    exact = cut_query(u, 64) @ stored_in_lists(lists, codes.n_latents).T
+    for num_threads in (1, 2):
+        scores, rows = lists.search(u, 64, top, None, num_threads)
+        assert_best(scores, rows, exact, top, None, float((16 / steps(u, 64, lists)).max()))
+
+
 def test_candidates_of_two_stages_are_those_of_the_lists(built: CompressedIndex, queries: FloatArray) -> None:
     real = built.codes(built.ids)
     lists = InvertedLists.build(real.latents, real.values, real.n_latents, 2)

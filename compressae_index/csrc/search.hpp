@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <mutex>
@@ -172,15 +173,15 @@ class ListSearch {
     thread_local std::vector<std::int16_t> scores(kScores);
     thread_local CandidateSelection selection;
     const float step = steps(q);
-    // Documents that score below 0 are wanted only where there are few others.
-    for (const std::int16_t floor : {std::int16_t{-1}, std::int16_t{-32768}}) {
-      selection.begin(candidates_, floor);
+    for (const Attempt& attempt : attempts(end - begin)) {
+      selection.begin(candidates_, attempt.floor);
       for (std::size_t i = begin; i < end;) {
         const Part& part = *windows_[i].part;
         std::size_t last = i + 1;
         while (last < end && windows_[last].part == &part) ++last;
         scan_lists(*part.inverted, terms_[q], step, windows_[i].number, windows_[last - 1].number + 1,
-                   part.of(scope_.allowed), static_cast<std::int64_t>(part.first_row), scores.data(), selection);
+                   part.of(scope_.allowed), static_cast<std::int64_t>(part.first_row),
+                   i == begin ? attempt.first_wanted : 0, scores.data(), selection);
         i = last;
       }
       if (selection.best().size() == candidates_) break;
@@ -200,6 +201,25 @@ class ListSearch {
   }
 
  private:
+  // Candidates score above `floor`, and above all but the best `first_wanted` of the first window, unless that is 0.
+  struct Attempt {
+    std::size_t first_wanted;
+    std::int16_t floor;
+  };
+
+  // What to try until there are enough candidates.
+  std::vector<Attempt> attempts(std::size_t n_windows) const {
+    // Documents that score below 0 are wanted only where there are few others.
+    std::vector<Attempt> all{{0, -1}, {0, -32768}};
+    // That the first window holds hardly more than its share of the candidates is tried before: then few documents are
+    // taken up that others push out later.
+    const double share = static_cast<double>(candidates_) / static_cast<double>(n_windows);
+    const double wanted = std::min(share + 4.0 * std::sqrt(share) + 8.0, static_cast<double>(candidates_));
+    if (scope_.allowed.all() && wanted <= kMostWanted)
+      all.insert(all.begin(), Attempt{static_cast<std::size_t>(wanted), -1});
+    return all;
+  }
+
   const Scope& scope_;
   std::vector<Window> windows_;
   std::size_t candidates_;

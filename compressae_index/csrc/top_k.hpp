@@ -130,8 +130,11 @@ class CandidateSelection {
   // Only scores above this can still enter, as long as rows arrive in ascending order.
   std::int16_t threshold() const { return threshold_; }
 
-  bool is_empty() const { return size_ == 0; }
-  std::size_t top() const { return top_; }
+  // Gives up what scores no more than this, before anything was pushed.
+  void raise(std::int16_t threshold) {
+    threshold_ = threshold;
+    bucket_ = bucket_of(threshold);
+  }
 
   void push(const std::int16_t* scores, const std::uint16_t* positions, std::size_t count, std::int64_t first_row) {
     if (candidates_.size() < size_ + count) candidates_.resize(2 * (size_ + count));
