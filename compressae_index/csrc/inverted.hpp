@@ -242,7 +242,8 @@ inline std::int16_t threshold_of(const std::int16_t* scores, std::size_t wanted,
 }
 
 // Offers every document of windows first ... last by the signed sum over the terms' lists, in steps; a document in
-// none of them scores 0. scores: kScores zeros, left as zeros but for places that no document has.
+// none of them scores 0. first_wanted: how many to expect in the first window, which is a whole one, or 0.
+// scores: kScores zeros, left as zeros but for places that no document has.
 inline void scan_lists(const InvertedView& lists, const std::vector<Term>& terms, float steps, std::size_t first,
                        std::size_t last, const Allowed& allowed, std::int64_t first_row, std::size_t first_wanted,
                        std::int16_t* scores, CandidateSelection& selection) {
@@ -261,8 +262,7 @@ inline void scan_lists(const InvertedView& lists, const std::vector<Term>& terms
     std::uint16_t positions[kHits + kHitSlack];
     std::int16_t hits[kHits + kHitSlack];
     // Nearly every document of the first window would enter, and most would leave again.
-    if (first_wanted != 0 && w == first && count == kWindow)
-      selection.raise(threshold_of(scores, first_wanted, selection.threshold()));
+    if (first_wanted != 0 && w == first) selection.raise(threshold_of(scores, first_wanted, selection.threshold()));
     for (std::size_t at = 0; at < count;) {
       const std::size_t n_hits = kernel.harvest(scores, at, count, selection.threshold(), bitmap, positions, hits);
       selection.push(hits, positions, n_hits, first_row + static_cast<std::int64_t>(w * kWindow));

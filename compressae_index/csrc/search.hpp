@@ -173,7 +173,7 @@ class ListSearch {
     thread_local std::vector<std::int16_t> scores(kScores);
     thread_local CandidateSelection selection;
     const float step = steps(q);
-    for (const Attempt& attempt : attempts(end - begin)) {
+    for (const Attempt& attempt : attempts(begin, end)) {
       selection.begin(candidates_, attempt.floor);
       for (std::size_t i = begin; i < end;) {
         const Part& part = *windows_[i].part;
@@ -207,15 +207,16 @@ class ListSearch {
     std::int16_t floor;
   };
 
-  // What to try until there are enough candidates.
-  std::vector<Attempt> attempts(std::size_t n_windows) const {
+  // What to try in windows begin ... end until there are enough candidates.
+  std::vector<Attempt> attempts(std::size_t begin, std::size_t end) const {
     // Documents that score below 0 are wanted only where there are few others.
     std::vector<Attempt> all{{0, -1}, {0, -32768}};
     // That the first window holds hardly more than its share of the candidates is tried before: then few documents are
     // taken up that others push out later.
-    const double share = static_cast<double>(candidates_) / static_cast<double>(n_windows);
+    const double share = static_cast<double>(candidates_) / static_cast<double>(end - begin);
     const double wanted = std::min(share + 4.0 * std::sqrt(share) + 8.0, static_cast<double>(candidates_));
-    if (scope_.allowed.all() && wanted <= kMostWanted)
+    const bool is_full = begin < end && windows_[begin].last() - windows_[begin].first() == kWindow;
+    if (scope_.allowed.all() && is_full && wanted <= kMostWanted)
       all.insert(all.begin(), Attempt{static_cast<std::size_t>(wanted), -1});
     return all;
   }
