@@ -234,7 +234,7 @@ class CompresSAE:
         return self._mean_scores(normalize_rows(check_vectors(queries, dim=self.dim, name="queries")))
 
     def seen(self, queries: FloatArray, num_threads: int) -> tuple[FloatArray, FloatArray | None]:
-        """`project` and `mean_scores` of queries (n, dim) that `check_vectors` gave, which are normalised once."""
+        """`project` and `mean_scores` of queries (n, dim) that were checked, normalised once for both."""
         unit = normalize_rows(queries)
         return self._dictionary.project(unit, num_threads), self._mean_scores(unit)
 
