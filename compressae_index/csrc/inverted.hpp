@@ -249,14 +249,17 @@ inline void scan_lists(const InvertedView& lists, const std::vector<Term>& terms
                        std::int16_t* scores, CandidateSelection& selection) {
   const Kernels& kernel = kernels();
   const std::size_t n_windows = lists.n_windows();
+  std::vector<Postings> postings(terms.size());
   for (std::size_t w = first; w < last; ++w) {
-    for (const Term& term : terms) {
+    for (std::size_t i = 0; i < terms.size(); ++i) {
+      const Term& term = terms[i];
       const std::uint32_t* offset = lists.offsets + term.latent * (n_windows + 1) + w;
       const std::uint64_t begin = lists.starts[term.latent] + offset[0];
       const float weight = 128.0f * steps * term.weight * from_half(lists.scales[term.latent * n_windows + w]);
-      kernel.accumulate(lists.ids + begin, lists.values + begin, offset[1] - offset[0],
-                        static_cast<std::int16_t>(std::lrintf(std::clamp(weight, -32767.0f, 32767.0f))), scores);
+      postings[i] = {lists.ids + begin, lists.values + begin, offset[1] - offset[0],
+                     static_cast<std::int16_t>(std::lrintf(std::clamp(weight, -32767.0f, 32767.0f)))};
     }
+    kernel.accumulate(postings.data(), postings.size(), scores);
     const std::size_t count = std::min(kWindow, lists.n_documents - w * kWindow);
     const std::uint8_t* bitmap = allowed.all() ? nullptr : allowed.bitmap + w * kWindow / 8;
     std::uint16_t positions[kHits + kHitSlack];

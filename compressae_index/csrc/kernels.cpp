@@ -20,52 +20,99 @@ T load(const std::uint8_t* bytes) {
 
 // What a list holds for the next window follows, about as long as for this one. The lists of a query are more than
 // the hardware can follow, so it is fetched while this one's postings are added.
-inline void fetch_next(const std::uint16_t* ids, const std::int8_t* values) {
-  __builtin_prefetch(ids, 0, 2);
-  __builtin_prefetch(values, 0, 2);
+inline void fetch_next(const Postings& list, std::size_t at) {
+  __builtin_prefetch(list.ids + list.count + at, 0, 2);
+  __builtin_prefetch(list.values + list.count + at, 0, 2);
 }
 
-// The products of a few postings are rounded side by side, then added one by one: the addresses differ, so that
-// no addition waits for another.
-void accumulate(const std::uint16_t* ids, const std::int8_t* values, std::size_t count, std::int16_t weight,
-                std::int16_t* scores) {
-  std::size_t i = 0;
+// Postings whose products are rounded side by side, then added one by one: their documents differ, so that no addition
+// waits for another. That goes by kMany, by kFew, and at last once more by kFew, products that were added before set
+// to 0: a loop over what is left would mispredict its end, and most lists are short in a window.
 #if defined(__AVX512BW__)
-  alignas(64) std::int16_t products[32];
-  const __m512i factor = _mm512_set1_epi16(weight);
-  const auto multiply = [&](__m256i some) {
-    const __m512i shifted = _mm512_slli_epi16(_mm512_cvtepi8_epi16(some), 8);
-    _mm512_store_si512(products, _mm512_mulhrs_epi16(shifted, factor));
-  };
-  for (; i + 32 <= count; i += 32) {
-    fetch_next(ids + count + i + 32, values + count + i + 32);
-    multiply(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(values + i)));
-#pragma GCC unroll 32
-    for (std::size_t j = 0; j < 32; ++j)
-      scores[ids[i + j]] = static_cast<std::int16_t>(scores[ids[i + j]] + products[j]);
+constexpr std::size_t kMany = 64, kFew = 8;
+
+struct Products {
+  __m512i weight;
+  alignas(64) std::int16_t of[kMany];
+
+  explicit Products(std::int16_t each) : weight(_mm512_set1_epi16(each)) {}
+
+  void many(const std::int8_t* values) {
+    for (std::size_t i = 0; i < kMany; i += 32) {
+      const __m256i some = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(values + i));
+      const __m512i shifted = _mm512_slli_epi16(_mm512_cvtepi8_epi16(some), 8);
+      _mm512_store_si512(of + i, _mm512_mulhrs_epi16(shifted, weight));
+    }
   }
-  if (i < count) {
-    fetch_next(ids + count + i + 32, values + count + i + 32);
-    multiply(_mm256_maskz_loadu_epi8((std::uint32_t{1} << (count - i)) - 1, values + i));
-    for (std::size_t j = 0; i < count; ++i, ++j)
-      scores[ids[i]] = static_cast<std::int16_t>(scores[ids[i]] + products[j]);
+  void few(const std::int8_t* values, std::size_t left_out) {
+    const auto some = static_cast<__mmask16>(0xff << left_out & 0xff);
+    const __m128i shifted = _mm_slli_epi16(_mm_cvtepi8_epi16(_mm_maskz_loadu_epi8(some, values)), 8);
+    _mm_store_si128(reinterpret_cast<__m128i*>(of), _mm_mulhrs_epi16(shifted, _mm512_castsi512_si128(weight)));
   }
-#else
-#if defined(__AVX2__)
-  alignas(32) std::int16_t products[16];
-  const __m256i factor = _mm256_set1_epi16(weight);
-  for (; i + 16 <= count; i += 16) {
-    fetch_next(ids + count + i + 32, values + count + i + 32);
-    const __m128i some = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values + i));
+};
+#elif defined(__AVX2__)
+constexpr std::size_t kMany = 16, kFew = 8;
+
+struct Products {
+  __m256i weight;
+  alignas(32) std::int16_t of[kMany];
+
+  explicit Products(std::int16_t each) : weight(_mm256_set1_epi16(each)) {}
+
+  void many(const std::int8_t* values) {
+    const __m128i some = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values));
     const __m256i shifted = _mm256_slli_epi16(_mm256_cvtepi8_epi16(some), 8);
-    _mm256_store_si256(reinterpret_cast<__m256i*>(products), _mm256_mulhrs_epi16(shifted, factor));
-#pragma GCC unroll 16
-    for (std::size_t j = 0; j < 16; ++j)
-      scores[ids[i + j]] = static_cast<std::int16_t>(scores[ids[i + j]] + products[j]);
+    _mm256_store_si256(reinterpret_cast<__m256i*>(of), _mm256_mulhrs_epi16(shifted, weight));
+  }
+  void few(const std::int8_t* values, std::size_t left_out) {
+    const std::uint64_t some = load<std::uint64_t>(reinterpret_cast<const std::uint8_t*>(values)) & ~std::uint64_t{0}
+                                                                                                        << 8 * left_out;
+    const __m128i shifted = _mm_slli_epi16(_mm_cvtepi8_epi16(_mm_cvtsi64_si128(static_cast<long long>(some))), 8);
+    _mm_store_si128(reinterpret_cast<__m128i*>(of), _mm_mulhrs_epi16(shifted, _mm256_castsi256_si128(weight)));
+  }
+};
+#endif
+
+inline void accumulate_list(const Postings& list, std::int16_t* scores) {
+  std::size_t i = 0;
+#if defined(__AVX2__)
+  if (list.count >= kFew) {
+    Products products(list.weight);
+    const auto add = [&](std::size_t at, std::size_t j) {
+      std::int16_t& score = scores[list.ids[at + j]];
+      score = static_cast<std::int16_t>(score + products.of[j]);
+    };
+    for (; i + kMany <= list.count; i += kMany) {
+      for (std::size_t at = 0; at < kMany; at += 32) fetch_next(list, i + 32 + at);
+      products.many(list.values + i);
+#pragma GCC unroll 64
+      for (std::size_t j = 0; j < kMany; ++j) add(i, j);
+    }
+    if (i < list.count) fetch_next(list, i + 32);
+    while (i < list.count) {
+      const std::size_t at = i + kFew <= list.count ? i : list.count - kFew;
+      products.few(list.values + at, i - at);
+#pragma GCC unroll 8
+      for (std::size_t j = 0; j < kFew; ++j) add(at, j);
+      i = at + kFew;
+    }
   }
 #endif
-  for (; i < count; ++i) scores[ids[i]] = static_cast<std::int16_t>(scores[ids[i]] + ((values[i] * weight + 64) >> 7));
-#endif
+  for (; i < list.count; ++i) {
+    const std::int32_t product = (list.values[i] * list.weight + 64) >> 7;
+    scores[list.ids[i]] = static_cast<std::int16_t>(scores[list.ids[i]] + product);
+  }
+}
+
+void accumulate(const Postings* lists, std::size_t n_lists, std::int16_t* scores) {
+  for (std::size_t i = 0; i < n_lists; ++i) {
+    if (i + 1 < n_lists) {
+      __builtin_prefetch(lists[i + 1].ids);
+      __builtin_prefetch(lists[i + 1].ids + 32);
+      __builtin_prefetch(lists[i + 1].values);
+    }
+    accumulate_list(lists[i], scores);
+  }
 }
 
 std::size_t count_above(const std::int16_t* scores, std::size_t count, std::int16_t threshold) {

@@ -70,10 +70,17 @@ struct ProductQueries {
   std::size_t n;
 };
 
+// Some postings of a list, where a document stands at most once, and what their values are multiplied with.
+struct Postings {
+  const std::uint16_t* ids;
+  const std::int8_t* values;
+  std::size_t count;
+  std::int16_t weight;
+};
+
 struct Kernels {
-  // scores[ids[i]] += values[i] * weight / 128, rounded; a document stands at most once in a posting list.
-  void (*accumulate)(const std::uint16_t* ids, const std::int8_t* values, std::size_t count, std::int16_t weight,
-                     std::int16_t* scores);
+  // scores[ids[i]] += values[i] * weight / 128, rounded, for the postings of each list.
+  void (*accumulate)(const Postings* lists, std::size_t n_lists, std::int16_t* scores);
   // Scores above the threshold among the first `count`, a multiple of kGroup.
   std::size_t (*count_above)(const std::int16_t* scores, std::size_t count, std::int16_t threshold);
   // Scans scores from `begin` on, and sets them to 0, until the buffers may not hold another group's hits, which are
