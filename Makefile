@@ -55,7 +55,7 @@ sanitize: .venv/installed
 	PYTHONPATH=$(SANITIZED)-memory PYTHONMALLOC=malloc \
 	  LD_PRELOAD="$(call runtime,libasan.so) $(call runtime,libubsan.so) $(call runtime,libstdc++.so.6)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-	  $(BIN)/python -P -m pytest tests/test_engine.py tests/test_packing.py tests/test_model.py $(ARGS)
+	  $(BIN)/python -P -m pytest tests/test_engine.py tests/test_clusters.py tests/test_packing.py tests/test_model.py $(ARGS)
 
 # Its shadow memory has fixed addresses, which a kernel that places libraries at random may have given away: setarch -R.
 # One thread of OpenMP: torch's are not built with the sanitizer, so that it takes what they share for races.
@@ -64,7 +64,7 @@ sanitize-thread: .venv/installed
 	setarch -R env OMP_NUM_THREADS=1 PYTHONPATH=$(SANITIZED)-thread PYTHONMALLOC=malloc \
 	  LD_PRELOAD="$(call runtime,libtsan.so) $(call runtime,libstdc++.so.6)" \
 	  TSAN_OPTIONS=halt_on_error=1:suppressions=tests/tsan.supp \
-	  $(BIN)/python -P -m pytest -k thread tests/test_engine.py tests/test_changes.py $(ARGS)
+	  $(BIN)/python -P -m pytest -k "thread or probed" tests/test_engine.py tests/test_clusters.py tests/test_changes.py $(ARGS)
 
 clean:
 	rm -rf .venv build demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis

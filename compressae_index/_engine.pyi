@@ -99,6 +99,21 @@ class InvertedLists:
     @property
     def n_documents(self) -> int: ...
 
+class Clusters:
+    """
+    Runs of documents that are alike: where they stand in posting lists, and their means.
+    """
+
+    def __init__(self, arrays: dict[str, Any]) -> None: ...
+    @staticmethod
+    def build(lists: InvertedLists, n_windows: int, num_threads: int) -> Clusters:
+        """Of the first windows of posting lists."""
+
+    def arrays(self) -> dict[str, Any]: ...
+    def __len__(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+
 class BorrowedLists:
     """
     Posting lists in another library's memory, which must outlive this object unchanged.
@@ -270,9 +285,12 @@ def search(
     allowed: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order="C", device="cpu", writable=False)]
     | None,
     num_threads: int,
+    clusters: Clusters | None = None,
+    nprobe: int = 0,
 ) -> tuple[NDArray[numpy.float32], NDArray[numpy.int64]]:
     """
     Best documents of parts, (lists, codes) each: (scores, rows), (n_queries, top). With projections stage_one,
     the best candidates by the posting lists of their query_nnz largest entries are scored by their codes: with
-    the projections stage_two, or with those entries alone. With stage_two alone every document is.
+    the projections stage_two, or with those entries alone. With stage_two alone every document is. With clusters of
+    the first windows, posting lists are read of the nprobe whose means score best, and behind all clusters.
     """

@@ -148,6 +148,13 @@ class Documents(Rows):
         if self.alive is None:
             return self
         rows = self.alive_rows()
-        if not len(rows):
-            return Documents(self.backend.subset(rows, num_threads), Ids(0, {}), None)
-        return Documents(self.backend.subset(rows, num_threads), self.ids.subset(rows), None)
+        # What is left of clusters makes up new ones.
+        return self._of(rows, num_threads, int(np.searchsorted(rows, self.backend.n_clustered)))
+
+    def clustered(self, order: RowArray, num_threads: int) -> Documents:
+        """The documents that were not removed in another order, where similar ones are near each other."""
+        return self._of(self.alive_rows()[order], num_threads, len(order))
+
+    def _of(self, rows: RowArray, num_threads: int, n_clustered: int) -> Documents:
+        ids = self.ids.subset(rows) if len(rows) else Ids(0, {})
+        return Documents(self.backend.subset(rows, num_threads, n_clustered), ids, None)

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from compressae_index._engine import ForwardCodes, InvertedLists, PackedCodes, search
+from compressae_index._engine import Clusters, ForwardCodes, InvertedLists, PackedCodes, search
 from compressae_index.checks import FloatArray
 from compressae_index.codes import SparseCodes
 from compressae_index.errors import DimensionError
@@ -19,6 +19,9 @@ from compressae_index.packing import Arrays, Packed, Packing, packing_of
 
 # Documents a window of the inverted part; must be the engine's kWindow.
 WINDOW = 32768
+
+# Documents of a cluster; must be the engine's kCluster.
+CLUSTER = 4096
 
 # Rows that are packed or inverted at once, whole windows: what that needs beside its result is several times
 # as much.
@@ -59,21 +62,29 @@ class EmbeddedBackend:
         parts: Sequence[Part] = (),
         *,
         postings: int | None = None,
+        clusters: Clusters | None = None,
     ) -> None:
         """Without documents, unless parts are given; `packing` says how the forward part is stored.
 
         A packing that is not fitted is fitted to the first codes that are added, and stays as it is then.
-        The inverted part holds the `postings` strongest nonzeros of each code, all k by default.
+        The inverted part holds the `postings` strongest nonzeros of each code, all k by default. `clusters`
+        are of the first documents.
         """
         self.n_latents = n_latents
         self.k = k
         self.postings = k if postings is None else postings
         self.packing = Packed() if packing is None else packing
+        self.clusters = clusters
         self._parts = tuple(parts)
         self._starts = np.cumsum([0, *map(len, self._parts)])
 
     def __len__(self) -> int:
         return int(self._starts[-1])
+
+    @property
+    def n_clustered(self) -> int:
+        """Documents in clusters, the first ones."""
+        return 0 if self.clusters is None else CLUSTER * len(self.clusters)
 
     @property
     def query_nnz(self) -> int:
@@ -102,10 +113,18 @@ class EmbeddedBackend:
         # Stored rows are moved as they are: rounding them again would change them.
         return self._with(packing, arrays, num_threads)
 
-    def subset(self, rows: RowArray, num_threads: int) -> EmbeddedBackend:
-        """With only some documents, in the order of `rows`."""
-        empty = self._of(self.packing, ())
-        return empty._with(self.packing, self._rows(rows), num_threads) if len(rows) else empty
+    def subset(self, rows: RowArray, num_threads: int, n_clustered: int = 0) -> EmbeddedBackend:
+        """With only some documents, in the order of `rows`; the first n_clustered are near to similar ones.
+
+        Clusters are made of these, as far as they fill whole windows.
+        """
+        empty = EmbeddedBackend(self.n_latents, self.k, self.packing, postings=self.postings)
+        if not len(rows):
+            return empty
+        taken = empty._with(self.packing, self._rows(rows), num_threads)
+        if windows := n_clustered // WINDOW:
+            taken.clusters = Clusters.build(taken._parts[0].inverted, windows, num_threads)
+        return taken
 
     def _with(self, packing: Packing, arrays: Arrays, num_threads: int) -> EmbeddedBackend:
         parts = list(self._parts)
@@ -136,7 +155,9 @@ class EmbeddedBackend:
         return _concatenated(lists)
 
     def _of(self, packing: Packing, parts: Sequence[Part]) -> EmbeddedBackend:
-        return EmbeddedBackend(self.n_latents, self.k, packing, parts, postings=self.postings)
+        return EmbeddedBackend(
+            self.n_latents, self.k, packing, parts, postings=self.postings, clusters=self.clusters
+        )
 
     def codes(self, rows: RowArray) -> SparseCodes:
         """The stored codes of rows: folded, and rounded to the stored precision."""
@@ -152,14 +173,20 @@ class EmbeddedBackend:
         return taken
 
     def sparse(
-        self, projections: FloatArray, query_nnz: int, top: int, allowed: Bitmap | None, num_threads: int
+        self,
+        projections: FloatArray,
+        query_nnz: int,
+        top: int,
+        allowed: Bitmap | None,
+        num_threads: int,
+        nprobe: int | None = None,
     ) -> Hits:
-        """Best rows by the query_nnz largest entries of each projection.
+        """Best rows by the query_nnz largest entries of each projection, of the nprobe best clusters.
 
         The posting lists find somewhat more rows than are asked for, whose codes then give exact scores.
         """
         candidates = sparse_candidates(top)
-        return self._search(projections, None, query_nnz, candidates, top, allowed, num_threads)
+        return self._search(projections, None, query_nnz, candidates, top, allowed, num_threads, nprobe)
 
     def dense(self, projections: FloatArray, top: int, allowed: Bitmap | None, num_threads: int) -> Hits:
         """Best rows by whole projections."""
@@ -174,9 +201,10 @@ class EmbeddedBackend:
         top: int,
         allowed: Bitmap | None,
         num_threads: int,
+        nprobe: int | None = None,
     ) -> Hits:
         """Of the best candidates by entries of one projection, the best by another whole one."""
-        return self._search(stage_one, stage_two, query_nnz, candidates, top, allowed, num_threads)
+        return self._search(stage_one, stage_two, query_nnz, candidates, top, allowed, num_threads, nprobe)
 
     def _search(
         self,
@@ -187,9 +215,11 @@ class EmbeddedBackend:
         top: int,
         allowed: Bitmap | None,
         num_threads: int,
+        nprobe: int | None = None,
     ) -> Hits:
         parts = [(part.inverted, part.forward) for part in self._parts]
-        return search(parts, stage_one, stage_two, query_nnz, candidates, top, allowed, num_threads)
+        probing = (None, 0) if nprobe is None else (self.clusters, nprobe)
+        return search(parts, stage_one, stage_two, query_nnz, candidates, top, allowed, num_threads, *probing)
 
     def list_lengths(self) -> npt.NDArray[np.int64]:
         """Postings of each latent, (n_latents,)."""
@@ -203,7 +233,8 @@ class EmbeddedBackend:
         """Bytes of the forward and the inverted part."""
         return {
             "forward": sum(part.forward.nbytes for part in self._parts),
-            "inverted": sum(part.inverted.nbytes for part in self._parts),
+            "inverted": sum(part.inverted.nbytes for part in self._parts)
+            + (0 if self.clusters is None else self.clusters.nbytes),
         }
 
     def joined(self) -> EmbeddedBackend:
@@ -218,6 +249,8 @@ class EmbeddedBackend:
         for part in self.joined()._parts:
             arrays |= {f"forward_{name}": array for name, array in part.forward.arrays().items()}
             arrays |= {f"inverted_{name}": array for name, array in part.inverted.arrays().items()}
+        if self.clusters is not None:
+            arrays |= {f"clusters_{name}": array for name, array in self.clusters.arrays().items()}
         if isinstance(self.packing, Packed) and self.packing.levels is not None:
             arrays["forward_levels"] = self.packing.levels
         return arrays
@@ -247,7 +280,7 @@ class EmbeddedBackend:
         """
         taken = {
             kind: {name.removeprefix(kind): array for name, array in arrays.items() if name.startswith(kind)}
-            for kind in ("forward_", "inverted_")
+            for kind in ("forward_", "inverted_", "clusters_")
         }
         chosen = packing_of(**packing, levels=taken["forward_"].pop("levels", None))
         if n == 0:
@@ -257,7 +290,9 @@ class EmbeddedBackend:
             msg = f"expected {n} codes, got {forward.n_documents}"
             raise DimensionError(msg)
         inverted = InvertedLists(taken["inverted_"], n, n_latents)
-        return cls(n_latents, k, chosen, [Part(forward, inverted)], postings=postings)
+        clusters = Clusters(taken["clusters_"]) if taken["clusters_"] else None
+        parts = [Part(forward, inverted)]
+        return cls(n_latents, k, chosen, parts, postings=postings, clusters=clusters)
 
     def _by_part(self, rows: RowArray) -> list[tuple[Part, int, npt.NDArray[np.bool_]]]:
         return [

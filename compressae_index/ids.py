@@ -18,7 +18,8 @@ RowArray: TypeAlias = npt.NDArray[np.int64]
 class Ids:
     """The ids of rows 0 .. n-1: int64 or strings, no two the same; immutable.
 
-    Ids that count up from 0 take no memory. Strings are kept as one UTF-8 buffer with offsets.
+    Ids that count up from 0 take no memory, other integers 4 bytes where all are below 2^32, else 8. Strings
+    are kept as one UTF-8 buffer with offsets.
     """
 
     def __init__(self, n: int, arrays: dict[str, npt.NDArray[Any]]) -> None:
@@ -53,8 +54,10 @@ class Ids:
 
     @classmethod
     def _of_integers(cls, array: IdArray) -> Ids:
-        counted = np.array_equal(array, np.arange(len(array)))
-        return cls(len(array), {} if counted else {"ids": array})
+        if np.array_equal(array, np.arange(len(array))):
+            return cls(len(array), {})
+        small = array.max() <= np.iinfo(np.uint32).max
+        return cls(len(array), {"ids": array.astype(np.uint32 if small else np.int64)})
 
     def __len__(self) -> int:
         return self._n
@@ -91,7 +94,7 @@ class Ids:
             return rows.astype(np.int64)
         if self._n == 0:
             return np.full(rows.shape, -1, dtype=np.int64)
-        return np.where(rows < 0, -1, self._arrays["ids"][rows])
+        return np.where(rows < 0, np.int64(-1), self._arrays["ids"][rows])
 
     def rows_of(self, ids: Any) -> RowArray:
         """Row of each id.
@@ -141,8 +144,9 @@ class Ids:
 
     @cached_property
     def _sorted(self) -> tuple[RowArray, RowArray]:
-        order = np.argsort(self._arrays["ids"], kind="stable")
-        return order, self._arrays["ids"][order]
+        ids = self._arrays["ids"].astype(np.int64)
+        order = np.argsort(ids, kind="stable")
+        return order, ids[order]
 
     @cached_property
     def _row_of_string(self) -> dict[str, int]:

@@ -20,9 +20,10 @@ from compressae_index.checks import (
     check_threads,
     check_vectors,
 )
+from compressae_index.clustering import similar_order
 from compressae_index.codes import SparseCodes
 from compressae_index.documents import Documents
-from compressae_index.embedded import RUN_ROWS, EmbeddedBackend
+from compressae_index.embedded import RUN_ROWS, WINDOW, EmbeddedBackend
 from compressae_index.encoding import CodeStore, encoded_chunks
 from compressae_index.errors import DimensionError, FormatError, InputError
 from compressae_index.ids import IdArray, Ids, as_id_array
@@ -98,6 +99,8 @@ class IndexStats(NamedTuple):
     """Longest posting list over the mean list."""
     simd: str
     """The engine's instruction set."""
+    clusters: int
+    """Clusters of similar vectors, of which a search may skip some; 0 unless `cluster` made them."""
 
 
 class CompressedIndex:
@@ -291,6 +294,7 @@ class CompressedIndex:
         candidates: int = 1000,
         query_nnz: int | None = None,
         scoring: Scoring = "asymmetric",
+        nprobe: int | None = None,
         filter: npt.ArrayLike | None = None,  # noqa: A002
         num_threads: int | None = None,
     ) -> SearchResult:
@@ -309,6 +313,9 @@ class CompressedIndex:
                 64 k / postings where the posting lists keep fewer than k nonzeros, which is as fast.
             scoring: "asymmetric" compares the query itself with the codes; "symmetric" encodes the query
                 first, as the paper does: s_q with s in "sparse", x_hat_q with x_hat in "dense".
+            nprobe: clusters whose posting lists are scanned, those whose mean codes score best; all by
+                default, which is exact. Needs `cluster`, and has no use in "dense". All are scanned where
+                those hold fewer than k documents.
             filter: ids to search among, or a boolean mask with one entry a vector in the order of adding.
                 It is applied inside scoring, so k results come back where k are allowed.
             num_threads: threads to share the queries, or the documents where there are fewer queries; all by
@@ -319,8 +326,8 @@ class CompressedIndex:
             than k documents match: id -1 (None for string ids) and score -inf.
 
         Raises:
-            InputError: bad queries, another dimension, k, candidates or query_nnz below 1, a filter of
-                another length, unknown ids.
+            InputError: bad queries, another dimension, k, candidates, query_nnz or nprobe below 1, nprobe
+                without clusters, a filter of another length, unknown ids.
         """
         k = check_int(k, "k", 1, MAX_K)
         check_choice(mode, "mode", MODES)
@@ -331,6 +338,7 @@ class CompressedIndex:
         threads = check_threads(num_threads)
         rows = check_vectors(queries, dim=self.model.dim, name="queries")
         state = self._state
+        nprobe = _check_nprobe(nprobe, mode, state.backend)
         allowed, n_allowed = state.allowed(filter)
         width = min(k, n_allowed)
         if width == 0:
@@ -346,12 +354,12 @@ class CompressedIndex:
             self.model, rows, mode, scoring, self.k, self.encoder, threads
         )
         if mode == "sparse":
-            scores, found = backend.sparse(sparse_u, query_nnz, width, allowed, threads)
+            scores, found = backend.sparse(sparse_u, query_nnz, width, allowed, threads, nprobe)
         elif mode == "dense":
             scores, found = backend.dense(dense_u, width, allowed, threads)
         else:
             scores, found = backend.two_stage(
-                sparse_u, dense_u, query_nnz, candidates, width, allowed, threads
+                sparse_u, dense_u, query_nnz, candidates, width, allowed, threads, nprobe
             )
         if factors is not None:
             scores *= factors
@@ -458,6 +466,23 @@ class CompressedIndex:
         with self._writer:
             self._state = self._state.compacted(check_threads(num_threads))
 
+    def cluster(self, *, num_threads: int | None = None, progress: bool = False) -> None:
+        """Brings similar vectors together, so that a search may skip most of them: `search` with nprobe.
+
+        Vectors are moved, so that `ids` has another order, in which ids that counted from 0 take 4 bytes
+        each; clusters take 3. What was removed is dropped, as by `compact`. Clusters hold 4,096 vectors of
+        32,768 whole ones: what is left over, and what is added later, is scanned by every search.
+
+        Args:
+            num_threads: threads to work with; all by default.
+            progress: show a progress bar.
+        """
+        threads = check_threads(num_threads)
+        with self._writer:
+            state = self._state
+            order = similar_order(self.model, state.backend, state.alive_rows(), threads, progress=progress)
+            self._state = state.clustered(order, threads)
+
     @property
     def metric(self) -> Metric:
         """What scores are."""
@@ -540,6 +565,7 @@ class CompressedIndex:
             dead_latents=int((lengths == 0).sum()),
             list_skew=float(lengths.max() / max(lengths.mean(), 1e-12)),
             simd=simd(),
+            clusters=0 if state.backend.clusters is None else len(state.backend.clusters),
         )
 
     def save(self, path: str | Path) -> None:
@@ -606,6 +632,21 @@ class CompressedIndex:
             alive=alive,
             unit=unit,
         )
+
+
+def _check_nprobe(nprobe: int | None, mode: Mode, backend: EmbeddedBackend) -> int | None:
+    if nprobe is None:
+        return None
+    if mode == "dense":
+        msg = "nprobe has no use in mode 'dense', which reads no posting lists"
+        raise InputError(msg)
+    if backend.clusters is None:
+        msg = (
+            f"nprobe is {nprobe!r}, but this index has no clusters: "
+            f"`cluster` makes them, of at least {WINDOW:,} vectors"
+        )
+        raise InputError(msg)
+    return check_int(nprobe, "nprobe", 1)
 
 
 def projections(

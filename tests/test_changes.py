@@ -31,10 +31,10 @@ class Step(NamedTuple):
 
 @st.composite
 def sequences(draw: st.DrawFn) -> list[Step]:
-    """Adds of ids that are out, upserts of any, removals of ids that are in, compactions, reloads."""
+    """Adds of ids that are out, upserts of any, removals of ids that are in, what moves rows, reloads."""
     steps: list[Step] = []
     held: set[int] = set()
-    kinds = st.sampled_from(["add", "add", "upsert", "upsert", "remove", "compact", "load", "map"])
+    kinds = st.sampled_from(["add", "add", "upsert", "upsert", "remove", "compact", "cluster", "load", "map"])
     for kind in draw(st.lists(kinds, min_size=2, max_size=9)):
         pools = {"add": set(range(POOL)) - held, "upsert": set(range(POOL)), "remove": held}
         pool = sorted(pools.get(kind, ()))
@@ -54,8 +54,8 @@ def changed(index: CompressedIndex, step: Step, ids: list[Any], vectors: FloatAr
         index.upsert(rows, ids)
     elif step.kind == "remove":
         index.remove(ids)
-    elif step.kind == "compact":
-        index.compact()
+    elif step.kind in ("compact", "cluster"):
+        index.compact() if step.kind == "compact" else index.cluster()
         assert index.stats().removed == 0
     else:
         with tempfile.TemporaryDirectory() as folder:

@@ -18,6 +18,7 @@
 #include <utility>
 #include <vector>
 
+#include "clusters.hpp"
 #include "cpu.hpp"
 #include "dictionary.hpp"
 #include "forward.hpp"
@@ -219,6 +220,49 @@ class InvertedLists {
   std::size_t nbytes_ = 0;
 };
 
+// Clusters of the first windows of posting lists.
+class Clusters {
+ public:
+  static Clusters build(const InvertedLists& lists, std::size_t n_windows, std::size_t num_threads) {
+    const InvertedView& view = lists.view();
+    require(n_windows >= 1 && n_windows * kWindow <= view.n_documents,
+            std::to_string(n_windows) + " windows of " + std::to_string(view.n_documents) + " documents are not whole");
+    std::optional<ClusterArrays> built;
+    {
+      nb::gil_scoped_release release;
+      built = build_clusters(view, n_windows, num_threads);
+    }
+    Arrays arrays;
+    arrays["begins"] = to_numpy(std::move(built->begins), {view.n_latents, n_windows, kClusters});
+    arrays["means"] = to_numpy(std::move(built->means), {view.n_latents, ClusterView::stride_of(n_windows)});
+    arrays["scales"] = to_numpy(std::move(built->scales), {view.n_latents});
+    return Clusters(std::move(arrays));
+  }
+
+  explicit Clusters(Arrays arrays) : arrays_(std::move(arrays)) {
+    const auto begins = take<std::uint16_t, 3>(arrays_, "begins");
+    const auto means = take<std::int8_t, 2>(arrays_, "means");
+    const auto scales = take<float, 1>(arrays_, "scales");
+    view_ = {begins.shape(1), begins.shape(0), begins.data(), means.data(), scales.data()};
+    require(view_.n_windows >= 1, "there are no clusters");
+    require_equal(begins.shape(2), kClusters, "clusters of a window");
+    require_equal(means.shape(0), view_.n_latents, "rows of 'means'");
+    require_equal(means.shape(1), view_.stride(), "columns of 'means'");
+    require_equal(scales.shape(0), view_.n_latents, "length of 'scales'");
+    nbytes_ = begins.nbytes() + means.nbytes() + scales.nbytes();
+  }
+
+  Arrays arrays() const { return arrays_; }
+  std::size_t nbytes() const { return nbytes_; }
+  std::size_t size() const { return view_.n_clusters(); }
+  const ClusterView& view() const { return view_; }
+
+ private:
+  Arrays arrays_;
+  ClusterView view_;
+  std::size_t nbytes_ = 0;
+};
+
 // Posting lists in the memory of another library, which the caller keeps alive and unchanged.
 class BorrowedLists {
  public:
@@ -348,11 +392,12 @@ class ForwardCodes : public CodesPart<ForwardView> {
 };
 
 // Searches parts, (lists, codes) each, all but the last of whole windows. With stage_one (n_queries, n_latents) by
-// posting lists first, then the candidates by their codes; with stage_two alone every document by its codes.
+// posting lists first, then the candidates by their codes; with stage_two alone every document by its codes. With
+// clusters, posting lists are read of the nprobe best of them alone.
 Hits search(const std::vector<std::pair<const InvertedLists*, const ForwardPart*>>& pairs,
             const std::optional<Input<float, 2>>& stage_one, const std::optional<Input<float, 2>>& stage_two,
             std::size_t query_nnz, std::size_t candidates, std::size_t top, const Bitmap& bitmap,
-            std::size_t num_threads) {
+            std::size_t num_threads, const Clusters* clusters, std::size_t nprobe) {
   require(!pairs.empty(), "there are no parts to search");
   require(stage_one || stage_two, "there are no projections");
   require(query_nnz >= 1, "query_nnz is 0, expected at least 1");
@@ -368,7 +413,14 @@ Hits search(const std::vector<std::pair<const InvertedLists*, const ForwardPart*
     parts.push_back({&lists->view(), codes, codes->n_documents(), n_documents});
     n_documents += codes->n_documents();
   }
-  const Scope scope = scope_of(std::move(parts), n_latents, bitmap);
+  Scope scope = scope_of(std::move(parts), n_latents, bitmap);
+  if (clusters != nullptr) {
+    require(nprobe >= 1, "nprobe is 0, expected at least 1");
+    require_equal(clusters->view().n_latents, n_latents, "latents of the clusters");
+    require(clusters->view().n_windows * kWindow <= n_documents, "clusters are of more documents than there are");
+    scope.clusters = &clusters->view();
+    scope.nprobe = nprobe;
+  }
   const std::size_t n_queries = (stage_one ? stage_one : stage_two)->shape(0);
   for (const auto* projections : {&stage_one, &stage_two})
     if (*projections) {
@@ -662,6 +714,15 @@ NB_MODULE(_engine, m) {
       .def_prop_ro("nbytes", &InvertedLists::nbytes)
       .def_prop_ro("n_documents", &InvertedLists::n_documents);
 
+  nb::class_<Clusters>(m, "Clusters",
+                       "Runs of documents that are alike: where they stand in posting lists, and their means.")
+      .def(nb::init<Arrays>(), "arrays"_a)
+      .def_static("build", &Clusters::build, "lists"_a, "n_windows"_a, "num_threads"_a,
+                  "Of the first windows of posting lists.")
+      .def("arrays", &Clusters::arrays)
+      .def("__len__", &Clusters::size)
+      .def_prop_ro("nbytes", &Clusters::nbytes);
+
   nb::class_<BorrowedLists>(m, "BorrowedLists",
                             "Posting lists in another library's memory, which must outlive this object unchanged.")
       .def(nb::init<const Input<std::uint64_t, 1>&, const Input<std::uint64_t, 1>&, const Input<std::int64_t, 1>&,
@@ -707,8 +768,11 @@ NB_MODULE(_engine, m) {
            "n_latents"_a, "k"_a);
 
   m.def("search", &search, "parts"_a, "stage_one"_a.noconvert().none(), "stage_two"_a.noconvert().none(), "query_nnz"_a,
-        "candidates"_a, "top"_a, "allowed"_a.noconvert().none(), "num_threads"_a,
+        "candidates"_a, "top"_a, "allowed"_a.noconvert().none(), "num_threads"_a, "clusters"_a.none() = nb::none(),
+        "nprobe"_a = 0,
         "Best documents of parts, (lists, codes) each: (scores, rows), (n_queries, top). With projections stage_one,\n"
         "the best candidates by the posting lists of their query_nnz largest entries are scored by their codes: with\n"
-        "the projections stage_two, or with those entries alone. With stage_two alone every document is.");
+        "the projections stage_two, or with those entries alone. With stage_two alone every document is. With clusters "
+        "of\n"
+        "the first windows, posting lists are read of the nprobe whose means score best, and behind all clusters.");
 }

@@ -23,8 +23,18 @@ namespace compressae {
 // Documents a window: its 16-bit scores stay in the second-level cache, and its part of a list is longer than the
 // cost of starting it.
 inline constexpr std::size_t kWindow = 32768;
+// Documents of a cluster, and clusters of a window: each of these is scanned on its own where a search skips others.
+inline constexpr std::size_t kCluster = 4096, kClusters = kWindow / kCluster;
 // Length of the scores: any 16-bit id of a damaged file still falls inside.
 inline constexpr std::size_t kScores = 65536;
+
+// What a list holds of one window's documents.
+struct ListWindow {
+  const std::uint16_t* ids;
+  const std::int8_t* values;
+  std::size_t count;
+  float scale;
+};
 
 // Arrays of the inverted part, borrowed. The list of latent j stands at starts[j] of ids and values, window after
 // window, so that a query reads one run of memory for each of its terms: window w holds the documents
@@ -43,6 +53,12 @@ struct InvertedView {
   float largest_norm = 0.0f;               // of the documents' postings, as they are rounded
 
   std::size_t n_windows() const { return (n_documents + kWindow - 1) / kWindow; }
+
+  ListWindow window(std::size_t latent, std::size_t w) const {
+    const std::uint32_t* offset = offsets + latent * (n_windows() + 1) + w;
+    const std::uint64_t begin = starts[latent] + offset[0];
+    return {ids + begin, values + begin, offset[1] - offset[0], from_half(scales[latent * n_windows() + w])};
+  }
 
   // Throws where a list would reach outside of the arrays.
   void validate() const {
@@ -241,38 +257,79 @@ inline std::int16_t threshold_of(const std::int16_t* scores, std::size_t wanted,
   return static_cast<std::int16_t>(low);
 }
 
-// Offers every document of windows first ... last by the signed sum over the terms' lists, in steps; a document in
-// none of them scores 0. first_wanted: how many to expect in the first window, which is a whole one, or 0.
-// scores: kScores zeros, left as zeros but for places that no document has.
-inline void scan_lists(const InvertedView& lists, const std::vector<Term>& terms, float steps, std::size_t first,
-                       std::size_t last, const Allowed& allowed, std::int64_t first_row, std::size_t first_wanted,
-                       std::int16_t* scores, CandidateSelection& selection) {
-  const Kernels& kernel = kernels();
-  const std::size_t n_windows = lists.n_windows();
-  std::vector<Postings> postings(terms.size());
-  for (std::size_t w = first; w < last; ++w) {
-    for (std::size_t i = 0; i < terms.size(); ++i) {
-      const Term& term = terms[i];
-      const std::uint32_t* offset = lists.offsets + term.latent * (n_windows + 1) + w;
-      const std::uint64_t begin = lists.starts[term.latent] + offset[0];
-      const float weight = 128.0f * steps * term.weight * from_half(lists.scales[term.latent * n_windows + w]);
-      postings[i] = {lists.ids + begin, lists.values + begin, offset[1] - offset[0],
-                     static_cast<std::int16_t>(std::lrintf(std::clamp(weight, -32767.0f, 32767.0f)))};
+// A window to scan, by its number, and which of its clusters: bit c stands for cluster c.
+struct Visit {
+  std::size_t window;
+  std::uint32_t clusters;
+};
+
+inline constexpr std::uint32_t kAllClusters = (1u << kClusters) - 1;
+
+// Where the 16-bit scores of a window are added up and taken from. One serves after the other, in one thread.
+class WindowScan {
+ public:
+  // Scores that the lists add up to in a window.
+  void add(const InvertedView& lists, std::size_t w, const std::vector<Term>& terms, float steps) {
+    collect(lists, w, terms, steps,
+            [](const Term&, const ListWindow& list) { return std::pair{std::size_t{0}, list.count}; });
+    kernels().accumulate(postings_.data(), postings_.size(), scores_.data());
+  }
+
+  // The same of what stands between two places of each list: between(term, list) gives them.
+  template <typename Between>
+  void add_between(const InvertedView& lists, std::size_t w, const std::vector<Term>& terms, float steps,
+                   const Between& between) {
+    collect(lists, w, terms, steps, between);
+    // Unlike those of whole windows, they do not follow what was read before.
+    for (const Postings& list : postings_) {
+      __builtin_prefetch(list.ids);
+      __builtin_prefetch(list.ids + 32);
+      __builtin_prefetch(list.values);
     }
-    kernel.accumulate(postings.data(), postings.size(), scores);
-    const std::size_t count = std::min(kWindow, lists.n_documents - w * kWindow);
-    const std::uint8_t* bitmap = allowed.all() ? nullptr : allowed.bitmap + w * kWindow / 8;
+    kernels().accumulate(postings_.data(), postings_.size(), scores_.data());
+  }
+
+  // A threshold that at least `wanted` of the scores of a whole window exceed.
+  std::int16_t threshold(std::size_t wanted, std::int16_t floor) const {
+    return threshold_of(scores_.data(), wanted, floor);
+  }
+
+  // Offers documents first ... last of a window, of which `count` exist, and sets their scores to 0. One in no list
+  // scores 0.
+  void take(std::size_t first, std::size_t last, std::size_t count, const Allowed& allowed, std::int64_t first_row,
+            CandidateSelection& selection) {
     std::uint16_t positions[kHits + kHitSlack];
     std::int16_t hits[kHits + kHitSlack];
-    // Nearly every document of the first window would enter, and most would leave again.
-    if (first_wanted != 0 && w == first) selection.raise(threshold_of(scores, first_wanted, selection.threshold()));
-    for (std::size_t at = 0; at < count;) {
-      const std::size_t n_hits = kernel.harvest(scores, at, count, selection.threshold(), bitmap, positions, hits);
-      selection.push(hits, positions, n_hits, first_row + static_cast<std::int64_t>(w * kWindow));
+    for (std::size_t at = first; at < std::min(last, count);) {
+      const std::size_t n_hits = kernels().harvest(scores_.data(), at, std::min(last, count), selection.threshold(),
+                                                   allowed.bitmap, positions, hits);
+      selection.push(hits, positions, n_hits, first_row);
     }
     // A damaged file may have scored documents that are not there.
-    if (count < kWindow) std::fill(scores + count, scores + kWindow, std::int16_t{0});
+    if (count < last)
+      std::fill(scores_.begin() + static_cast<std::ptrdiff_t>(count),
+                scores_.begin() + static_cast<std::ptrdiff_t>(last), std::int16_t{0});
   }
-}
+
+  // Forgets scores of documents that were not taken.
+  void clear() { std::fill_n(scores_.begin(), kWindow, std::int16_t{0}); }
+
+ private:
+  template <typename Between>
+  void collect(const InvertedView& lists, std::size_t w, const std::vector<Term>& terms, float steps,
+               const Between& between) {
+    postings_.clear();
+    for (const Term& term : terms) {
+      const ListWindow list = lists.window(term.latent, w);
+      const auto [begin, end] = between(term, list);
+      const float weight = std::clamp(128.0f * steps * term.weight * list.scale, -32767.0f, 32767.0f);
+      postings_.push_back(
+          {list.ids + begin, list.values + begin, end - begin, static_cast<std::int16_t>(std::lrintf(weight))});
+    }
+  }
+
+  std::vector<std::int16_t> scores_ = std::vector<std::int16_t>(kScores);
+  std::vector<Postings> postings_;
+};
 
 }  // namespace compressae
