@@ -91,40 +91,40 @@ def ours(bench: Bench) -> Own:
     lists, inverting_seconds = timed(invert)
     parts = [(lists, forward)]
     nnz, top = bench.query_nnz, bench.top
-    # The call, and whether it reads the codes and the lists.
-    searches: dict[str, tuple[Callable[[Any], Any], bool, bool]] = {
-        SPARSE: (lambda u: search(parts, u, None, nnz, sparse_candidates(top), top, None, 1), True, True),
-        DENSE: (lambda u: search(parts, None, u, nnz, top, top, None, 1), True, False),
-    }
+
+    def sparse(query_nnz: int, u: FloatArray) -> Any:
+        return search(parts, u, None, query_nnz, sparse_candidates(top), top, None, 1)
 
     def two_stage(candidates: int, u: FloatArray) -> Any:
         return search(parts, u, u, QUERY_NNZ, candidates, top, None, 1)
 
-    def wide_sparse(u: FloatArray) -> Any:
-        return search(parts, u, None, QUERY_NNZ, sparse_candidates(top), top, None, 1)
+    def dense(u: FloatArray) -> Any:
+        return search(parts, None, u, nnz, top, top, None, 1)
 
     def lists_alone(count: int, u: FloatArray) -> Any:
         return lists.search(u, nnz, count, None, 1)
 
-    searches[WIDE_SPARSE] = (wide_sparse, True, True)
-    for count in SELECTED:
-        searches[f"{TWO_STAGE}, {count:,} candidates"] = (partial(two_stage, count), True, True)
-    for count in SELECTED:
-        searches[f"{LISTS}, top {count:,}"] = (partial(lists_alone, count), False, True)
     queries = [projection[None] for projection in bench.projections]
-    row_bytes = (forward.nbytes + lists.nbytes) / bench.n
-    contenders = [
-        Contender(
+
+    def contender(
+        name: str, call: Callable[[FloatArray], Any], *, codes: int = 1, postings: int = 1
+    ) -> Contender:
+        """What reads the codes, the posting lists, or both."""
+        return Contender(
             name,
             queries,
             call,
             lambda found: found[1][0, :top],
-            packing_seconds * reads_codes + inverting_seconds * reads_lists,
-            (forward.nbytes * reads_codes + lists.nbytes * reads_lists) / bench.n,
+            packing_seconds * codes + inverting_seconds * postings,
+            (forward.nbytes * codes + lists.nbytes * postings) / bench.n,
         )
-        for name, (call, reads_codes, reads_lists) in searches.items()
+
+    contenders = [
+        contender(SPARSE, partial(sparse, nnz)),
+        contender(WIDE_SPARSE, partial(sparse, QUERY_NNZ)),
+        *(contender(f"{TWO_STAGE}, {n:,} candidates", partial(two_stage, n)) for n in SELECTED),
+        *(contender(f"{LISTS}, top {n:,}", partial(lists_alone, n), codes=0) for n in SELECTED),
     ]
-    seconds = packing_seconds + inverting_seconds
     if bench.model is not None:
         backend = EmbeddedBackend(bench.codes.n_latents, bench.codes.k, packing, [Part(forward, lists)])
         index = CompressedIndex(bench.model, k=bench.codes.k, backend=backend)
@@ -134,11 +134,13 @@ def ours(bench: Bench) -> Own:
                 [vector[None] for vector in bench.vectors],
                 lambda query: index.search(query, top, candidates=SELECTED[-1], num_threads=1),
                 lambda found: found.ids[0],
-                seconds,
-                row_bytes,
+                packing_seconds + inverting_seconds,
+                (forward.nbytes + lists.nbytes) / bench.n,
             )
         )
-        contenders += clustered(bench, backend, seconds)
+        contenders += clustered(bench, backend, packing_seconds + inverting_seconds)
+    # Last, as it drives what others read out of the caches.
+    contenders.append(contender(DENSE, dense, postings=0))
     return Own(contenders, lists, forward)
 
 
@@ -155,11 +157,15 @@ def clustered(bench: Bench, backend: EmbeddedBackend, seconds: float) -> Iterato
     row_bytes = sum(ordered.nbytes.values()) / bench.n + 4  # of ids that no longer count up
     if ordered.clusters is None:
         return
+
+    def probed(nprobe: int, u: FloatArray) -> Any:
+        return ordered.sparse(u, bench.query_nnz, top, None, 1, nprobe)
+
     for nprobe in NPROBES:
         yield Contender(
             _probing(nprobe),
             [projection[None] for projection in bench.projections],
-            lambda u, n=nprobe: ordered.sparse(u, bench.query_nnz, top, None, 1, n),
+            partial(probed, nprobe),
             lambda found: order[found[1][0]],
             seconds + clustering_seconds,
             row_bytes,

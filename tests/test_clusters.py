@@ -26,7 +26,8 @@ def near(vectors: FloatArray) -> FloatArray:
     rng = np.random.default_rng(0)
     length = np.linalg.norm(vectors, axis=1).mean() / np.sqrt(vectors.shape[1])
     noise = 0.3 * length * rng.standard_normal((ROWS, vectors.shape[1]), dtype=np.float32)
-    return vectors[rng.integers(len(vectors), size=ROWS)] + noise
+    near: FloatArray = vectors[rng.integers(len(vectors), size=ROWS)] + noise
+    return near
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +56,8 @@ def parts_of(index: CompressedIndex) -> tuple[EmbeddedBackend, Clusters]:
 def means_of(clusters: Clusters) -> npt.NDArray[np.float64]:
     """Mean codes as they are stored, (n_clusters, n_latents)."""
     arrays = clusters.arrays()
-    whole = arrays["means"].astype(np.float64) * arrays["scales"].astype(np.float64)[:, None]
-    return whole[:, : len(clusters)].T
+    means: npt.NDArray[np.float64] = arrays["means"] * arrays["scales"].astype(np.float64)[:, None]
+    return means[:, : len(clusters)].T
 
 
 def overlap(found: Any, true: Any) -> float:
