@@ -478,7 +478,7 @@ RIVALS = {
     "mkl": Rival("sparse_dot_mkl", mkl),
     "sindi": Rival("pyvsag", sindi),
     "seismic": Rival("seismic", seismic, most=1_000_000),
-    "kannolo": Rival("kannolo", kannolo, most=200_000),
+    "kannolo": Rival("kannolo", kannolo, most=1_000_000),
     "bmp": Rival("bmp", bmp, most=1_000_000),
     "milvus": Rival("milvus_lite", milvus, most=20_000),
     "faiss": Rival("faiss", faiss, dense=True),

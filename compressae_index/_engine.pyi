@@ -11,6 +11,23 @@ def simd() -> str:
     Instruction set in use: avx512vbmi, avx512, avx2 or plain (COMPRESSAE_SIMD forces one).
     """
 
+def first_without_direction(
+    rows: Annotated[
+        NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)
+    ],
+    smallest: float,
+) -> int:
+    """
+    First row (n, dim) that is not finite, or holds nothing as large as `smallest`; n where there is none.
+    """
+
+def directions(
+    rows: Annotated[
+        NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)
+    ],
+) -> NDArray[numpy.float32]:
+    """Rows (n, dim), none of them zero, divided by their norms."""
+
 class Dictionary:
     """A dictionary (n_latents, dim) of unit rows, which is borrowed."""
 

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from compressae_index._engine import directions, first_without_direction
 from compressae_index.errors import DimensionError, InputError
 
 FloatArray: TypeAlias = npt.NDArray[np.float32]
@@ -63,16 +64,18 @@ def check_vectors(
     if dim is not None and array.shape[1] != dim:
         msg = f"{name} have dimension {array.shape[1]}, expected {dim}"
         raise DimensionError(msg)
-    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is named below
-        array = np.ascontiguousarray(array, dtype=np.float32)
+    if array.dtype != np.float32:
+        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is named below
+            array = array.astype(np.float32)
+    array = np.ascontiguousarray(array)
     _check_rows(array, name, first_row)
     return array
 
 
 def _check_rows(array: FloatArray, name: str, first_row: int) -> None:
-    largest = np.abs(array).max(axis=1)  # NaN where a row holds NaN
-    if ((largest >= _SMALLEST) & (largest < np.inf)).all():
+    if first_without_direction(array, _SMALLEST) == len(array):
         return
+    largest = np.abs(array).max(axis=1)  # NaN where a row holds NaN
     bad = np.flatnonzero(~np.isfinite(largest))
     if bad.size:
         what = "NaN" if np.isnan(array[bad[0]]).any() else "values infinite in float32"
@@ -84,11 +87,8 @@ def _check_rows(array: FloatArray, name: str, first_row: int) -> None:
 
 
 def normalize_rows(vectors: FloatArray) -> FloatArray:
-    """Rows divided by their Euclidean norm; the rows must not be zero."""
-    # Scaling by the largest entry first keeps tiny and huge rows from under- and overflowing.
-    scaled: FloatArray = vectors / np.abs(vectors).max(axis=1, keepdims=True)
-    scaled /= np.linalg.norm(scaled, axis=1, keepdims=True)
-    return scaled
+    """Rows (n, d), C-contiguous, divided by their Euclidean norm; none must be zero."""
+    return directions(vectors)
 
 
 def check_int(value: Any, name: str, low: int, high: int | None = None, high_name: str = "") -> int:

@@ -25,11 +25,12 @@ PQ_CENTROIDS = 256
 # Vectors that each of them is learned from, at most: Faiss's own 256 would take three times as long.
 PQ_POINTS_PER_CENTROID = 80
 RABITQ_BITS = range(1, 9)
-# What `sweep` varies: the option of each mode, and its values.
-SWEPT: dict[Mode, tuple[str, tuple[int, ...]]] = {
-    "sparse": ("query_nnz", (8, 16, 32, 64, 128, 256)),
-    "two_stage": ("candidates", (100, 300, 1000, 3000)),
-}
+# What `sweep` varies: a mode, one of its options, and the values of that.
+SWEPT: tuple[tuple[Mode, str, tuple[int, ...]], ...] = (
+    ("sparse", "query_nnz", (8, 16, 32, 64, 128, 256)),
+    ("two_stage", "candidates", (100, 300, 1000, 3000)),
+    ("two_stage", "nprobe", (8, 16, 32, 64, 128, 256)),
+)
 
 
 class Measurement(NamedTuple):
@@ -159,7 +160,9 @@ def sweep(
     query_nnz: int | None = None,
     progress: bool = False,
 ) -> list[Sweep]:
-    """How recall and time trade in `sparse`, by its query_nnz, and in `two_stage`, by its candidates.
+    """How recall and time trade: in `sparse` by its query_nnz, in `two_stage` by its candidates.
+
+    Of an index with clusters, also in `two_stage` by nprobe.
 
     Args:
         index: as for `evaluate`.
@@ -170,13 +173,22 @@ def sweep(
         query_nnz: of `two_stage`, as for `CompressedIndex.search`.
         progress: show a progress bar.
     """
-    most = {"query_nnz": index.model.n_latents, "candidates": len(index)}
-    values = {mode: [v for v in tried if v <= most[of]] or [most[of]] for mode, (of, tried) in SWEPT.items()}
+    most = {
+        "query_nnz": index.model.n_latents,
+        "candidates": len(index),
+        "nprobe": index.stats().clusters,
+    }
+    swept = [
+        (mode, option, [value for value in values if value <= most[option]] or [most[option]])
+        for mode, option, values in SWEPT
+        if most[option]
+    ]
     sweeps = []
-    with track(sum(map(len, values.values())), "sweep", enabled=progress, unit="settings") as advance:
-        for mode, (option, _) in SWEPT.items():
+    total = sum(len(values) for _, _, values in swept)
+    with track(total, "sweep", enabled=progress, unit="settings") as advance:
+        for mode, option, values in swept:
             measurements = {}
-            for value in values[mode]:
+            for value in values:
                 options = {"query_nnz": query_nnz, option: value}
                 one = _evaluate_mode(index, mode, queries, truth, ks, scoring, options)
                 measurements[value] = one._replace(name=f"{one.name}, {option}={value}")

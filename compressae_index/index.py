@@ -313,9 +313,9 @@ class CompressedIndex:
                 64 k / postings where the posting lists keep fewer than k nonzeros, which is as fast.
             scoring: "asymmetric" compares the query itself with the codes; "symmetric" encodes the query
                 first, as the paper does: s_q with s in "sparse", x_hat_q with x_hat in "dense".
-            nprobe: clusters whose posting lists are scanned, those whose mean codes score best; all by
-                default, which is exact. Needs `cluster`, and has no use in "dense". All are scanned where
-                those hold fewer than k documents.
+            nprobe: clusters that posting lists are scanned of, those whose mean codes score best; all by
+                default, which is exact. `cluster` makes them, at least 8, of 32,768 vectors and more. All are
+                scanned where those hold fewer than k that match.
             filter: ids to search among, or a boolean mask with one entry a vector in the order of adding.
                 It is applied inside scoring, so k results come back where k are allowed.
             num_threads: threads to share the queries, or the documents where there are fewer queries; all by
@@ -327,7 +327,7 @@ class CompressedIndex:
 
         Raises:
             InputError: bad queries, another dimension, k, candidates, query_nnz or nprobe below 1, nprobe
-                without clusters, a filter of another length, unknown ids.
+                without clusters or in "dense", a filter of another length, unknown ids.
         """
         k = check_int(k, "k", 1, MAX_K)
         check_choice(mode, "mode", MODES)
@@ -469,9 +469,10 @@ class CompressedIndex:
     def cluster(self, *, num_threads: int | None = None, progress: bool = False) -> None:
         """Brings similar vectors together, so that a search may skip most of them: `search` with nprobe.
 
-        Vectors are moved, so that `ids` has another order, in which ids that counted from 0 take 4 bytes
-        each; clusters take 3. What was removed is dropped, as by `compact`. Clusters hold 4,096 vectors of
-        32,768 whole ones: what is left over, and what is added later, is scanned by every search.
+        Vectors are moved, so that `ids` has another order; ids that counted from 0 take 4 bytes each then.
+        Removed ones are dropped, as by `compact`. Clusters hold 4,096 vectors and take 3 bytes of each; they
+        are made of whole windows of 32,768. What is left over, and what is added later, is in none, and every
+        search scans it: cluster again after adding much.
 
         Args:
             num_threads: threads to work with; all by default.
@@ -635,18 +636,17 @@ class CompressedIndex:
 
 
 def _check_nprobe(nprobe: int | None, mode: Mode, backend: EmbeddedBackend) -> int | None:
+    """The nprobe to search with; None for all, as nothing is left out of fewer documents than a window."""
     if nprobe is None:
         return None
+    nprobe = check_int(nprobe, "nprobe", 1)
     if mode == "dense":
         msg = "nprobe has no use in mode 'dense', which reads no posting lists"
         raise InputError(msg)
-    if backend.clusters is None:
-        msg = (
-            f"nprobe is {nprobe!r}, but this index has no clusters: "
-            f"`cluster` makes them, of at least {WINDOW:,} vectors"
-        )
+    if backend.clusters is None and len(backend) >= WINDOW:
+        msg = f"nprobe is {nprobe}, but this index has no clusters: call `cluster` first"
         raise InputError(msg)
-    return check_int(nprobe, "nprobe", 1)
+    return None if backend.clusters is None else nprobe
 
 
 def projections(

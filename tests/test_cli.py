@@ -25,7 +25,19 @@ from compressae_index.connectors.faiss import FaissIndex
 from compressae_index.connectors.faiss import lists as faiss_lists
 from compressae_index.demo import DemoData
 
-COMMANDS = ["build", "demo", "encode", "estimate", "eval", "info", "milvus", "report", "search", "train"]
+COMMANDS = [
+    "build",
+    "cluster",
+    "demo",
+    "encode",
+    "estimate",
+    "eval",
+    "info",
+    "milvus",
+    "report",
+    "search",
+    "train",
+]
 SIZES = ["--k", 8, "--n-latents", 64]
 
 needs_place = pytest.mark.usefixtures("place")

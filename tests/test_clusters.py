@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from click.testing import CliRunner
 from test_engine import assert_best, bitmap, cut_query, stored_in_lists
 
 from compressae_index import CompresSAE, CompressedIndex, InputError
 from compressae_index._engine import Clusters, search
 from compressae_index.checks import FloatArray
+from compressae_index.cli import main
 from compressae_index.embedded import CLUSTER, WINDOW, EmbeddedBackend
+from compressae_index.evaluation import sweep
 from compressae_index.index import MODES, Mode
 
 ROWS = 2 * WINDOW + 5000
@@ -186,11 +190,12 @@ def test_string_ids_and_few_vectors(index: CompressedIndex, vectors: FloatArray,
         assert one.stats().clusters == 0
         after = one.search(queries, 5)
         np.testing.assert_array_equal(after.ids, before.ids)
-        with pytest.raises(InputError, match=r"nprobe is 4, but this index has no clusters"):
-            one.search(queries, 5, nprobe=4)
+        np.testing.assert_array_equal(one.search(queries, 5, nprobe=1).ids, before.ids)
 
 
-def test_bad_nprobe_is_refused(clustered: Path, queries: FloatArray) -> None:
+def test_bad_nprobe_is_refused(plain: CompressedIndex, clustered: Path, queries: FloatArray) -> None:
+    with pytest.raises(InputError, match="nprobe is 4, but this index has no clusters: call `cluster` first"):
+        plain.search(queries, 5, nprobe=4)
     index = CompressedIndex.load(clustered, mmap=True)
     with pytest.raises(InputError, match="nprobe must be at least 1, got 0"):
         index.search(queries, nprobe=0)
@@ -222,3 +227,30 @@ def test_damaged_clusters_are_refused_or_harmless(clustered: Path, queries: Floa
         search(parts, u, None, 32, 100, 50, None, 1, clusters, 0)
     with pytest.raises(ValueError, match="3 windows of 70536 documents are not whole"):
         Clusters.build(backend._parts[0].inverted, 3, 1)
+
+
+def test_on_the_command_line(plain: CompressedIndex, queries: FloatArray, tmp_path: Path) -> None:
+    path, asked = tmp_path / "items.index", tmp_path / "queries.npy"
+    plain.save(path)
+    np.save(asked, queries)
+
+    def run(*arguments: object) -> Any:
+        done = CliRunner().invoke(main, [*map(str, arguments), "--json"])
+        assert done.exit_code == 0, done.output
+        return json.loads(done.stdout)
+
+    assert run("cluster", path, "-o", tmp_path / "other", "--threads", 2)["clusters"] == 16
+    assert run("info", path)["clusters"] == 0
+    assert run("cluster", path)["clusters"] == 16
+    found = run("search", path, asked, "--nprobe", 2)
+    assert found["ids"] == CompressedIndex.load(path).search(queries, nprobe=2).ids.tolist()
+    assert found["ids"] != CompressedIndex.load(path).search(queries).ids.tolist()
+
+
+def test_a_sweep_varies_nprobe(clustered: Path, queries: FloatArray) -> None:
+    index = CompressedIndex.load(clustered, mmap=True)
+    truth = index.search(queries[:10], 10, mode="dense").ids
+    swept = [each for each in sweep(index, queries[:10], truth, ks=[10]) if each.option == "nprobe"]
+    assert [each.mode for each in swept] == ["two_stage"]
+    recalls = {nprobe: one.recall[10] for nprobe, one in swept[0].measurements.items()}
+    assert recalls == {n: overlap(index.search(queries[:10], 10, nprobe=n).ids, truth) for n in (8, 16)}

@@ -116,8 +116,10 @@ def test_flat_indexes_score_as_dense_does(
     scores, ids = read.search(normalize_rows(queries), 10)
     expected = built.search(queries, 10, mode="dense")
     np.testing.assert_allclose(scores, expected.scores, atol=tolerance)
-    if kind == "float32":
-        np.testing.assert_array_equal(ids, expected.ids)
+    # Documents that are nearly level may change places: each still has its own score.
+    everything = built.search(queries, len(built), mode="dense")
+    by_id = np.take_along_axis(everything.scores, np.argsort(everything.ids, axis=1), axis=1)
+    np.testing.assert_allclose(scores, np.take_along_axis(by_id, ids, axis=1), atol=tolerance)
 
 
 def test_own_ids_are_those_of_faiss(index: CompressedIndex, queries: FloatArray) -> None:

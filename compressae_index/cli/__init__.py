@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from compressae_index.cli.data import build, encode, estimate, info, train
+from compressae_index.cli.data import build, cluster, encode, estimate, info, train
 from compressae_index.cli.milvus import milvus
 from compressae_index.cli.report import report
 from compressae_index.cli.search import demo, evaluate, search
@@ -55,5 +55,5 @@ def main() -> None:
     """  # noqa: D301
 
 
-for command in (train, encode, build, estimate, search, evaluate, report, info, milvus, demo):
+for command in (train, encode, build, cluster, estimate, search, evaluate, report, info, milvus, demo):
     main.add_command(command)

@@ -278,6 +278,30 @@ def _read_ids(path: Path) -> object:
 
 
 @click.command()
+@click.argument("index", type=PATH)
+@click.option("--output", "-o", type=PATH, help="Directory to write to.  [default: INDEX, which is replaced]")
+@threads_option
+@json_option
+def cluster(index: Path, output: Path | None, threads: int | None, as_json: bool) -> None:
+    """Bring similar vectors of INDEX together, so that `search --nprobe` may skip most of them.
+
+    \b
+    Example:
+      compressae-index cluster items.index
+      compressae-index search items.index queries.npy --nprobe 32
+    """  # noqa: D301
+    target = index if output is None else output
+    check_target(target)
+    loaded = CompressedIndex.load(index)
+    started = time.perf_counter()
+    loaded.cluster(num_threads=threads, progress=True)
+    loaded.save(target)
+    report(
+        {"index": str(target), "seconds": time.perf_counter() - started, **loaded.stats()._asdict()}, as_json
+    )
+
+
+@click.command()
 @click.argument("embeddings", type=PATH)
 @click.option("--k", type=int, help="Nonzeros a code.  [default: 32]")
 @click.option("--n-latents", type=int, help="Size of the dictionary.  [default: 4096, less for few rows]")

@@ -38,6 +38,7 @@ from compressae_index.sources import open_vectors
 @click.option("-k", "k", type=int, default=10, show_default=True, help="Neighbours of each query.")
 @mode_option
 @search_options
+@click.option("--nprobe", type=int, help="Clusters to scan, of an index that `cluster` made.  [default: all]")
 @click.option(
     "--output", "-o", type=PATH, help="Write scores and ids to this .npz file instead of printing them."
 )
@@ -52,6 +53,7 @@ def search(
     candidates: int,
     query_nnz: int | None,
     scoring: Scoring,
+    nprobe: int | None,
     output: Path | None,
     query_dataset: str,
     threads: int | None,
@@ -76,6 +78,7 @@ def search(
         candidates=candidates,
         query_nnz=query_nnz,
         scoring=scoring,
+        nprobe=nprobe,
         num_threads=threads,
     )
     if output is not None:

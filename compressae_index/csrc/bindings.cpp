@@ -28,6 +28,7 @@
 #include "packed.hpp"
 #include "pursuit.hpp"
 #include "rounding.hpp"
+#include "rows.hpp"
 #include "search.hpp"
 #include "thread_pool.hpp"
 #include "top_k.hpp"
@@ -492,6 +493,21 @@ void for_each_row(std::size_t n, std::size_t num_threads, const PackRow& pack_ro
   });
 }
 
+std::size_t first_without_direction_of(const Input<float, 2>& rows, float smallest) {
+  nb::gil_scoped_release release;
+  return first_without_direction(rows.data(), rows.shape(0), rows.shape(1), smallest);
+}
+
+Output<float> directions(const Input<float, 2>& rows) {
+  const std::size_t n = rows.shape(0), dim = rows.shape(1);
+  std::vector<float> result(n * dim);
+  {
+    nb::gil_scoped_release release;
+    for (std::size_t r = 0; r < n; ++r) write_direction(rows.data() + r * dim, dim, result.data() + r * dim);
+  }
+  return to_numpy(std::move(result), {n, dim});
+}
+
 // Norms of the reconstructions, the sums of values times rows of the dictionary.
 Output<float> code_norms(const Input<std::uint16_t, 2>& latents, const Input<float, 2>& values,
                          const Input<float, 2>& dictionary, std::size_t num_threads) {
@@ -690,6 +706,9 @@ NB_MODULE(_engine, m) {
   m.doc() = "The search engine: posting lists, forward codes, re-scoring, pursuit.";
 
   m.def("simd", &simd_name, "Instruction set in use: avx512vbmi, avx512, avx2 or plain (COMPRESSAE_SIMD forces one).");
+  m.def("first_without_direction", &first_without_direction_of, "rows"_a.noconvert(), "smallest"_a,
+        "First row (n, dim) that is not finite, or holds nothing as large as `smallest`; n where there is none.");
+  m.def("directions", &directions, "rows"_a.noconvert(), "Rows (n, dim), none of them zero, divided by their norms.");
   nb::class_<DictionaryBinding>(m, "Dictionary", "A dictionary (n_latents, dim) of unit rows, which is borrowed.")
       .def(nb::init<Input<float, 2>>(), "atoms"_a.noconvert())
       .def("project", &DictionaryBinding::project, "vectors"_a.noconvert(), "num_threads"_a,

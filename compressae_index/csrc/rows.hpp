@@ -1,0 +1,40 @@
+// Vectors that callers bring: which of them have a direction, and that direction.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+
+#include "cpu.hpp"
+
+namespace compressae {
+
+// The largest magnitude, infinite or NaN where an entry is: compared as integers, in which order magnitudes are.
+inline float largest_magnitude(const float* row, std::size_t dim) {
+  std::int32_t largest = 0;
+  for (std::size_t i = 0; i < dim; ++i)
+    largest = std::max(largest, static_cast<std::int32_t>(__builtin_bit_cast(std::uint32_t, row[i]) & 0x7fffffff));
+  return __builtin_bit_cast(float, largest);
+}
+
+// The first of n rows that holds NaN or infinity, or nothing as large as `smallest`; n where there is none.
+inline std::size_t first_without_direction(const float* rows, std::size_t n, std::size_t dim, float smallest) {
+  std::size_t r = 0;
+  for (; r < n; ++r) {
+    const float largest = largest_magnitude(rows + r * dim, dim);
+    if (!(largest >= smallest && std::isfinite(largest))) break;
+  }
+  return r;
+}
+
+// The row divided by its norm. Scaling it by its largest entry first keeps tiny and huge ones from under- and
+// overflowing.
+inline void write_direction(const float* row, std::size_t dim, float* direction) {
+  const float largest = largest_magnitude(row, dim);
+  for (std::size_t i = 0; i < dim; ++i) direction[i] = row[i] / largest;
+  const float norm = std::sqrt(kernels().dot(direction, direction, dim));
+  for (std::size_t i = 0; i < dim; ++i) direction[i] /= norm;
+}
+
+}  // namespace compressae
