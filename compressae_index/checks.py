@@ -87,8 +87,8 @@ def _check_rows(array: FloatArray, name: str, first_row: int) -> None:
 
 
 def normalize_rows(vectors: FloatArray) -> FloatArray:
-    """Rows (n, d), C-contiguous, divided by their Euclidean norm; none must be zero."""
-    return directions(vectors)
+    """Rows (n, d) divided by their Euclidean norm; none must be zero."""
+    return directions(np.ascontiguousarray(vectors))
 
 
 def check_int(value: Any, name: str, low: int, high: int | None = None, high_name: str = "") -> int:

@@ -23,6 +23,8 @@ class Compressae(BaseANN):  # type: ignore[misc]
     def __init__(self, metric: str, dimension: int, build_options: Mapping[str, Any]) -> None:
         """From the data set's metric and dimension, and arguments of `CompressedIndex.build`.
 
+        With `cluster` true, the index is then clustered.
+
         Raises:
             ValueError: the metric is not angular.
         """
@@ -41,7 +43,11 @@ class Compressae(BaseANN):  # type: ignore[misc]
         vectors = np.asarray(X, dtype=np.float32)
         # Vectors without a direction have no angular distance, and are in some data sets.
         rows = np.flatnonzero(vectors.any(axis=1))
-        self._index = CompressedIndex.build(vectors[rows], rows, progress=False, **self._build_options)
+        options = dict(self._build_options)
+        is_clustered = options.pop("cluster", False)
+        self._index = CompressedIndex.build(vectors[rows], rows, progress=False, **options)
+        if is_clustered:
+            self._index.cluster()
         # Until `done`: set for each query, it would take longer than the query.
         self._limits = threadpool_limits(1)
 
