@@ -44,6 +44,7 @@ SELECTED = (100, 1000)
 DOCUMENTS = (20_000, 1_000_000, 4_000_000)
 QUICK = (DOCUMENTS[:1], 20, 2)
 ALLOWED = (0.1, 0.01, 0.001)
+THREADS = (1, 2)
 COPY_BYTES = 1 << 28
 COPIES = 5
 
@@ -206,6 +207,32 @@ def filtered(bench: Bench, own: Own, rounds: int) -> list[dict[str, float]]:
     return lines
 
 
+def threaded(bench: Bench, own: Own, rounds: int) -> list[dict[str, float]]:
+    """Milliseconds of `two_stage` on one thread and on two: all queries at once, and one after the other."""
+    parts, projections = [(own.lists, own.forward)], bench.projections
+
+    def batch(threads: int) -> Any:
+        return search(parts, projections, projections, QUERY_NNZ, SELECTED[-1], bench.top, None, threads)
+
+    def single(threads: int) -> Any:
+        searched = (projection[None] for projection in projections)
+        return [search(parts, u, u, QUERY_NNZ, SELECTED[-1], bench.top, None, threads) for u in searched]
+
+    seconds = interleaved(
+        {
+            f"{call.__name__} {threads}": partial(call, threads)
+            for call in (batch, single)
+            for threads in THREADS
+        },
+        rounds,
+    )
+    return [
+        {"threads": threads}
+        | {name: 1000 * seconds[f"{name} {threads}"] / len(projections) for name in ("batch", "single")}
+        for threads in THREADS
+    ]
+
+
 def bound(bench: Bench, lists: InvertedLists, bytes_per_second: float) -> dict[str, float]:
     """Postings and bytes that a query reads, and the least time that memory takes to deliver them."""
     lengths = lists.list_lengths()
@@ -262,6 +289,7 @@ def measure(bench: Bench, names: tuple[str, ...], rounds: int, bytes_per_second:
         "documents": bench.n,
         "results": results,
         "filters": filtered(bench, own, rounds),
+        "threads": threaded(bench, own, rounds),
         "bound": lower | {"kernel_ms": kernel, "kernel_times_bound": kernel / lower["bound_ms"]},
     }
 
@@ -310,8 +338,16 @@ def table(measured: dict[str, Any], query_nnz: int, top: int) -> str:
             for line in measured["filters"]
         ],
     )
+    threads = markdown(
+        ["threads", "ms/query in a batch", "ms/query, one by one"],
+        [
+            [str(each["threads"]), f"{each['batch']:.3f}", f"{each['single']:.3f}"]
+            for each in measured["threads"]
+        ],
+    )
     return (
         f"{lines}\n\n{TWO_STAGE} with {SELECTED[-1]:,} candidates, filtered:\n\n{filters}\n\n"
+        f"The same unfiltered, by threads, of which the others have one:\n\n{threads}\n\n"
         f"A query reads {lower['postings']:,.0f} postings, {lower['bytes'] / 1e6:.2f} MB: at least "
         f"{lower['bound_ms']:.3f} ms. The posting lists alone take "
         f"{lower['kernel_times_bound']:.1f} times that. Projection and {TWO_STAGE} with "
@@ -320,14 +356,18 @@ def table(measured: dict[str, Any], query_nnz: int, top: int) -> str:
 
 
 def growth_table(reports: list[dict[str, Any]]) -> str:
-    """Milliseconds by number of documents, of what was measured at all of them."""
-    first = reports[0]
-    header = ["milliseconds a query", *(f"{report['documents']:,}" for report in reports), "growth"]
+    """Milliseconds by number of documents, of what was measured at all of them, and growth at the end."""
+    first, before = reports[0], reports[-2]
+    header = [
+        "milliseconds a query",
+        *(f"{report['documents']:,}" for report in reports),
+        f"growth from {before['documents']:,}",
+    ]
     names = [name for name in first["results"] if all(name in report["results"] for report in reports)]
     rows = {name: [report["results"][name]["ms"] for report in reports] for name in names}
     rows[f"{SPARSE}, fewest clusters for {ENOUGH} of its recall"] = [_skipping(report) for report in reports]
     lines = [
-        [name, *(f"{each:.3f}" for each in milliseconds), f"{milliseconds[-1] / milliseconds[0]:.2f}"]
+        [name, *(f"{each:.3f}" for each in milliseconds), f"{milliseconds[-1] / milliseconds[-2]:.2f}"]
         for name, milliseconds in rows.items()
     ]
     return markdown(header, lines)

@@ -213,8 +213,10 @@ def test_damaged_clusters_are_refused_or_harmless(clustered: Path, queries: Floa
     rng = np.random.default_rng(0)
     arrays["begins"][:] = rng.integers(0, 2**16, arrays["begins"].shape)
     parts = [(part.inverted, part.forward) for part in backend._parts]
-    _, rows = search(parts, u, None, 32, 100, 50, None, 1, Clusters(arrays), 3)
-    assert (rows < ROWS).all()
+    for scale in (1.0, 3e38, np.nan):
+        arrays["scales"][::2] = scale
+        _, rows = search(parts, u, None, 32, 100, 50, None, 1, Clusters(arrays), 3)
+        assert (rows < ROWS).all()
     for name in arrays:
         with pytest.raises(ValueError, match="is missing"):
             Clusters({key: array for key, array in arrays.items() if key != name})

@@ -43,7 +43,7 @@ def stored_in_lists(lists: InvertedLists, n_latents: int) -> Float64:
 
 
 def steps(u: FloatArray, query_nnz: int, lists: InvertedLists) -> Float64:
-    """16-bit steps of a score of each query, (n_queries, 1), as inverted.hpp derives them."""
+    """16-bit steps of a score of each query, (n_queries, 1), as scan.hpp derives them."""
     cut = cut_query(u, query_nnz)
     bound = np.linalg.norm(cut, axis=1) * lists.arrays()["largest_norm"][0]
     largest = 32000 - (cut != 0).sum(axis=1)

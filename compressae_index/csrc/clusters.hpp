@@ -11,6 +11,7 @@
 #include "cpu.hpp"
 #include "huge.hpp"
 #include "inverted.hpp"
+#include "scan.hpp"
 #include "thread_pool.hpp"
 
 namespace compressae {
@@ -75,6 +76,14 @@ inline ClusterArrays build_clusters(const InvertedView& lists, std::size_t n_win
   });
   return arrays;
 }
+
+// A window to scan, by its number, and which of its clusters: bit c stands for cluster c.
+struct Visit {
+  std::size_t window;
+  std::uint32_t clusters;
+};
+
+inline constexpr std::uint32_t kAllClusters = (1u << kClusters) - 1;
 
 // The windows that hold the nprobe clusters whose mean codes score best, the best of these first, then all windows of
 // documents that are in no cluster.

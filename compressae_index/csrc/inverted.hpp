@@ -1,22 +1,19 @@
-// The inverted part: posting lists scanned term at a time.
+// The inverted part: posting lists by latent, window after window.
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <numeric>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
-#include "cpu.hpp"
 #include "half.hpp"
 #include "huge.hpp"
 #include "thread_pool.hpp"
-#include "top_k.hpp"
 
 namespace compressae {
 
@@ -190,146 +187,5 @@ inline InvertedArrays concatenate(const std::vector<WindowRange>& ranges, std::s
     arrays.largest_norm = std::max(arrays.largest_norm, range.lists->largest_norm);
   return arrays;
 }
-
-struct Term {
-  std::size_t latent;
-  float weight;
-};
-
-// The query_nnz largest absolute entries of a projection in the order of latents (a tie goes to the lower latent),
-// zeros left out.
-inline std::vector<Term> largest_terms(const float* projection, std::size_t n_latents, std::size_t query_nnz) {
-  // Counts by the leading bits of the magnitudes find the few that must be compared.
-  constexpr unsigned kShift = 19;
-  const auto bucket = [projection](std::size_t j) {
-    return (__builtin_bit_cast(std::uint32_t, projection[j]) & 0x7fffffff) >> kShift;
-  };
-  std::vector<std::uint32_t> counts(std::size_t{1} << (31 - kShift));
-  for (std::size_t j = 0; j < n_latents; ++j) ++counts[bucket(j)];
-  std::size_t lowest = counts.size(), n_above = 0;
-  while (lowest > 0 && n_above < query_nnz) n_above += counts[--lowest];
-  std::vector<Term> terms;
-  terms.reserve(n_above);
-  for (std::size_t j = 0; j < n_latents; ++j)
-    if (bucket(j) >= lowest && projection[j] != 0.0f) terms.push_back({j, projection[j]});
-  if (terms.size() > query_nnz) {
-    const auto nth = terms.begin() + static_cast<std::ptrdiff_t>(query_nnz);
-    std::nth_element(terms.begin(), nth, terms.end(), [](const Term& a, const Term& b) {
-      const float x = std::fabs(a.weight), y = std::fabs(b.weight);
-      return x > y || (x == y && a.latent < b.latent);
-    });
-    terms.resize(query_nnz);
-    std::sort(terms.begin(), terms.end(), [](const Term& a, const Term& b) { return a.latent < b.latent; });
-  }
-  return terms;
-}
-
-// 16-bit steps of a score, so that no sum over the terms' lists can overflow. By Cauchy and Schwarz such a sum is at
-// most the product of the norms of the terms' weights and of a document's postings, and it is at most the sum of what
-// each list could add.
-inline float steps_of(const std::vector<Term>& terms, float largest_norm) {
-  double squares = 0.0;
-  for (const Term& term : terms) squares += static_cast<double>(term.weight) * term.weight;
-  const double bound = std::sqrt(squares) * largest_norm;
-  // Each term's product is rounded by half a step, and a weight by half of 1 / 128 of one.
-  const double largest = 32000.0 - static_cast<double>(std::min<std::size_t>(terms.size(), 16384));
-  return bound > 0.0 ? static_cast<float>(largest / bound) : 1.0f;
-}
-
-// The most that threshold_of can be asked for.
-inline constexpr std::size_t kMostWanted = 2048;
-
-// A threshold that at least `wanted` of a window's scores exceed, where that many exceed `floor`, and few more: the
-// largest scores of groups of 8 take their place, which are counted in a fraction of the time.
-inline std::int16_t threshold_of(const std::int16_t* scores, std::size_t wanted, std::int16_t floor) {
-  std::array<std::int16_t, 2 * kMostWanted> largest;
-  std::copy_n(scores, largest.size(), largest.begin());
-  for (std::size_t first = largest.size(); first < kWindow; first += largest.size())
-    for (std::size_t i = 0; i < largest.size(); ++i) largest[i] = std::max(largest[i], scores[first + i]);
-  std::int32_t low = floor, high = 32767;
-  while (high - low > 16) {
-    const std::int32_t middle = (low + high + 1) / 2;
-    if (kernels().count_above(largest.data(), largest.size(), static_cast<std::int16_t>(middle)) >= wanted)
-      low = middle;
-    else
-      high = middle - 1;
-  }
-  return static_cast<std::int16_t>(low);
-}
-
-// A window to scan, by its number, and which of its clusters: bit c stands for cluster c.
-struct Visit {
-  std::size_t window;
-  std::uint32_t clusters;
-};
-
-inline constexpr std::uint32_t kAllClusters = (1u << kClusters) - 1;
-
-// Where the 16-bit scores of a window are added up and taken from. One serves after the other, in one thread.
-class WindowScan {
- public:
-  // Scores that the lists add up to in a window.
-  void add(const InvertedView& lists, std::size_t w, const std::vector<Term>& terms, float steps) {
-    collect(lists, w, terms, steps,
-            [](const Term&, const ListWindow& list) { return std::pair{std::size_t{0}, list.count}; });
-    kernels().accumulate(postings_.data(), postings_.size(), scores_.data());
-  }
-
-  // The same of what stands between two places of each list: between(term, list) gives them.
-  template <typename Between>
-  void add_between(const InvertedView& lists, std::size_t w, const std::vector<Term>& terms, float steps,
-                   const Between& between) {
-    collect(lists, w, terms, steps, between);
-    // Unlike those of whole windows, they do not follow what was read before.
-    for (const Postings& list : postings_) {
-      __builtin_prefetch(list.ids);
-      __builtin_prefetch(list.ids + 32);
-      __builtin_prefetch(list.values);
-    }
-    kernels().accumulate(postings_.data(), postings_.size(), scores_.data());
-  }
-
-  // A threshold that at least `wanted` of the scores of a whole window exceed.
-  std::int16_t threshold(std::size_t wanted, std::int16_t floor) const {
-    return threshold_of(scores_.data(), wanted, floor);
-  }
-
-  // Offers documents first ... last of a window, of which `count` exist, and sets their scores to 0. One in no list
-  // scores 0.
-  void take(std::size_t first, std::size_t last, std::size_t count, const Allowed& allowed, std::int64_t first_row,
-            CandidateSelection& selection) {
-    std::uint16_t positions[kHits + kHitSlack];
-    std::int16_t hits[kHits + kHitSlack];
-    for (std::size_t at = first; at < std::min(last, count);) {
-      const std::size_t n_hits = kernels().harvest(scores_.data(), at, std::min(last, count), selection.threshold(),
-                                                   allowed.bitmap, positions, hits);
-      selection.push(hits, positions, n_hits, first_row);
-    }
-    // A damaged file may have scored documents that are not there.
-    if (count < last)
-      std::fill(scores_.begin() + static_cast<std::ptrdiff_t>(count),
-                scores_.begin() + static_cast<std::ptrdiff_t>(last), std::int16_t{0});
-  }
-
-  // Forgets scores of documents that were not taken.
-  void clear() { std::fill_n(scores_.begin(), kWindow, std::int16_t{0}); }
-
- private:
-  template <typename Between>
-  void collect(const InvertedView& lists, std::size_t w, const std::vector<Term>& terms, float steps,
-               const Between& between) {
-    postings_.clear();
-    for (const Term& term : terms) {
-      const ListWindow list = lists.window(term.latent, w);
-      const auto [begin, end] = between(term, list);
-      const float weight = std::clamp(128.0f * steps * term.weight * list.scale, -32767.0f, 32767.0f);
-      postings_.push_back(
-          {list.ids + begin, list.values + begin, end - begin, static_cast<std::int16_t>(std::lrintf(weight))});
-    }
-  }
-
-  std::vector<std::int16_t> scores_ = std::vector<std::int16_t>(kScores);
-  std::vector<Postings> postings_;
-};
 
 }  // namespace compressae

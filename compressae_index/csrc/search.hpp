@@ -12,6 +12,7 @@
 #include "clusters.hpp"
 #include "forward.hpp"
 #include "inverted.hpp"
+#include "scan.hpp"
 #include "thread_pool.hpp"
 #include "top_k.hpp"
 

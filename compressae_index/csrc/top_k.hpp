@@ -5,6 +5,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <limits>
 #include <numeric>
 #include <span>
@@ -29,10 +30,32 @@ struct Better {
   }
 };
 
+// Of several times `top` rows, leaves the best and few more, in their order. What scores below the largest of `top`
+// groups is not among the best; to find that costs less than to move all rows around.
+template <typename Score>
+void thin_out(std::vector<ScoredRow<Score>>& rows, std::size_t top) {
+  const std::size_t n_groups = rows.size() / 4;
+  if (n_groups < top) return;
+  std::vector<Score> largest(n_groups, std::numeric_limits<Score>::lowest());
+  for (std::size_t first = 0; first < rows.size(); first += n_groups)
+    for (std::size_t i = 0; i < std::min(n_groups, rows.size() - first); ++i)
+      largest[i] = std::max(largest[i], rows[first + i].score);
+  const auto last = largest.begin() + static_cast<std::ptrdiff_t>(top - 1);
+  std::nth_element(largest.begin(), last, largest.end(), std::greater<Score>());
+  const Score least = *last;
+  std::size_t kept = 0;
+  for (const ScoredRow<Score>& row : rows) {
+    rows[kept] = row;
+    kept += !(row.score < least);
+  }
+  rows.resize(kept);
+}
+
 // Leaves the `top` best, in any order.
 template <typename Score>
 void keep_best(std::vector<ScoredRow<Score>>& rows, std::size_t top) {
   if (rows.size() <= top) return;
+  thin_out(rows, top);
   std::nth_element(rows.begin(), rows.begin() + static_cast<std::ptrdiff_t>(top), rows.end(), Better());
   rows.resize(top);
 }
