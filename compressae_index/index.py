@@ -318,8 +318,8 @@ class CompressedIndex:
                 scanned where those hold fewer than k that match.
             filter: ids to search among, or a boolean mask with one entry a vector in the order of adding.
                 It is applied inside scoring, so k results come back where k are allowed.
-            num_threads: threads to share the queries, or the documents where there are fewer queries; all by
-                default.
+            num_threads: threads to share the queries, or the documents where there are fewer queries and no
+                nprobe; all by default.
 
         Returns:
             scores and ids, each (n_queries, k); ties go to the document that was added first. Where fewer

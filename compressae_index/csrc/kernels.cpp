@@ -115,6 +115,18 @@ void accumulate(const Postings* lists, std::size_t n_lists, std::int16_t* scores
   }
 }
 
+void group_maxima(const std::int16_t* scores, std::size_t count, std::size_t n_groups, std::int16_t* largest) {
+  for (std::size_t begin = 0; begin < n_groups; begin += kGroup) {
+    std::int16_t some[kGroup];
+    __builtin_memcpy(some, scores + begin, sizeof some);
+    for (std::size_t first = begin + n_groups; first < count; first += n_groups) {
+#pragma omp simd
+      for (std::size_t i = 0; i < kGroup; ++i) some[i] = scores[first + i] > some[i] ? scores[first + i] : some[i];
+    }
+    __builtin_memcpy(largest + begin, some, sizeof some);
+  }
+}
+
 std::size_t count_above(const std::int16_t* scores, std::size_t count, std::int16_t threshold) {
   std::size_t above = 0;
   for (std::size_t begin = 0; begin < count; begin += kGroup) {
@@ -704,7 +716,7 @@ void add_rows(const float* rows, std::size_t stride, const float* weights, std::
 }  // namespace
 
 extern const Kernels COMPRESSAE_KERNELS{
-    accumulate,         count_above,        harvest,       count_bits, arg_max_abs, gather_dot, packed_dots,
-    products_of<Bytes>, products_of<Words>, add_byte_rows, dot,        dots,        add_rows};
+    accumulate,  group_maxima,       count_above,        harvest,       count_bits, arg_max_abs, gather_dot,
+    packed_dots, products_of<Bytes>, products_of<Words>, add_byte_rows, dot,        dots,        add_rows};
 
 }  // namespace compressae

@@ -81,6 +81,9 @@ struct Postings {
 struct Kernels {
   // scores[ids[i]] += values[i] * weight / 128, rounded, for the postings of each list.
   void (*accumulate)(const Postings* lists, std::size_t n_lists, std::int16_t* scores);
+  // largest[i] becomes the largest of scores[i], scores[i + n_groups], ...; both counts are multiples of kGroup, and
+  // count one of n_groups.
+  void (*group_maxima)(const std::int16_t* scores, std::size_t count, std::size_t n_groups, std::int16_t* largest);
   // Scores above the threshold among the first `count`, a multiple of kGroup.
   std::size_t (*count_above)(const std::int16_t* scores, std::size_t count, std::int16_t threshold);
   // Scans scores from `begin` on, and sets them to 0, until the buffers may not hold another group's hits, which are

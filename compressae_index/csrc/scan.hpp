@@ -67,9 +67,7 @@ inline constexpr std::size_t kMostWanted = 2048;
 // largest scores of groups of 8 take their place, which are counted in a fraction of the time.
 inline std::int16_t threshold_of(const std::int16_t* scores, std::size_t wanted, std::int16_t floor) {
   std::array<std::int16_t, 2 * kMostWanted> largest;
-  std::copy_n(scores, largest.size(), largest.begin());
-  for (std::size_t first = largest.size(); first < kWindow; first += largest.size())
-    for (std::size_t i = 0; i < largest.size(); ++i) largest[i] = std::max(largest[i], scores[first + i]);
+  kernels().group_maxima(scores, kWindow, largest.size(), largest.data());
   std::int32_t low = floor, high = 32767;
   while (high - low > 16) {
     const std::int32_t middle = (low + high + 1) / 2;
