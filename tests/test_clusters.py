@@ -193,6 +193,13 @@ def test_string_ids_and_few_vectors(index: CompressedIndex, vectors: FloatArray,
         np.testing.assert_array_equal(one.search(queries, 5, nprobe=1).ids, before.ids)
 
 
+def test_an_empty_index_stays_empty(model: CompresSAE, queries: FloatArray) -> None:
+    empty = CompressedIndex(model)
+    empty.cluster()
+    assert len(empty) == 0
+    assert (empty.search(queries, 3, nprobe=1).ids == -1).all()
+
+
 def test_bad_nprobe_is_refused(plain: CompressedIndex, clustered: Path, queries: FloatArray) -> None:
     with pytest.raises(InputError, match="nprobe is 4, but this index has no clusters: call `cluster` first"):
         plain.search(queries, 5, nprobe=4)

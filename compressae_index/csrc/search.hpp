@@ -198,15 +198,20 @@ class ListSearch {
     if (scope_.is_probed()) window_scan.clear();
     const std::span<const Candidate> best = selection.best();
     const std::lock_guard lock(mutex_);
-    found_[q].insert(found_[q].end(), best.begin(), best.end());
+    found_[q].emplace_back(best.begin(), best.end());
   }
 
   // The best of all that was scanned for a query, by ascending row.
   std::vector<Candidate> candidates(std::size_t q) {
-    std::vector<Candidate> found = std::move(found_[q]);
     const auto by_row = [](const Candidate& a, const Candidate& b) { return a.row < b.row; };
-    keep_best(found, candidates_);
+    std::vector<std::vector<Candidate>> shares = std::move(found_[q]);
+    std::erase_if(shares, [](const std::vector<Candidate>& share) { return share.empty(); });
+    std::sort(shares.begin(), shares.end(), [&](const auto& a, const auto& b) { return by_row(a.front(), b.front()); });
+    std::vector<Candidate> found;
+    for (const std::vector<Candidate>& share : shares) found.insert(found.end(), share.begin(), share.end());
+    // Clusters were not scanned in the order of rows.
     if (!std::is_sorted(found.begin(), found.end(), by_row)) std::sort(found.begin(), found.end(), by_row);
+    keep_best_in_order(found, candidates_);
     return found;
   }
 
@@ -283,7 +288,7 @@ class ListSearch {
   std::vector<std::vector<Term>> terms_;
   std::vector<float> steps_;
   std::mutex mutex_;
-  std::vector<std::vector<Candidate>> found_;
+  std::vector<std::vector<std::vector<Candidate>>> found_;  // of each query, by share
 };
 
 // The best by the posting lists alone; scores are off by what rounding to 16-bit steps does.

@@ -60,6 +60,26 @@ void keep_best(std::vector<ScoredRow<Score>>& rows, std::size_t top) {
   rows.resize(top);
 }
 
+// The same in their order, which rows ascend in.
+template <typename Score>
+void keep_best_in_order(std::vector<ScoredRow<Score>>& rows, std::size_t top) {
+  if (rows.size() <= top) return;
+  std::vector<Score> scores;
+  for (const ScoredRow<Score>& row : rows) scores.push_back(row.score);
+  const auto last = scores.begin() + static_cast<std::ptrdiff_t>(top - 1);
+  std::nth_element(scores.begin(), last, scores.end(), std::greater<Score>());
+  const Score least = *last;
+  auto ties = 1 + std::count(scores.begin(), last, least);
+  std::size_t kept = 0;
+  for (const ScoredRow<Score>& row : rows) {
+    rows[kept] = row;
+    const bool is_tie = row.score == least;
+    kept += row.score > least || (is_tie && ties > 0);
+    ties -= is_tie && ties > 0;
+  }
+  rows.resize(kept);
+}
+
 // Sorts by descending score and leaves ties in their order: by digits, as comparisons of a thousand hits mispredict.
 inline void sort_by_score(std::vector<Hit>& hits) {
   constexpr unsigned kBits = 11, kDigits = 3;
