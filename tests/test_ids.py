@@ -122,3 +122,17 @@ def test_stored_arrays_of_another_length(length: int) -> None:
     packed = Ids.from_user([str(i) for i in range(length)], length).to_arrays()
     with pytest.raises(DimensionError, match=f"3 rows need 4 entries of id_ends, got {length + 1}"):
         Ids(3, packed)
+
+
+@pytest.mark.parametrize(("largest", "size"), [(2**32 - 1, 4), (2**32, 8), (2**63 - 1, 8)])
+def test_integers_take_four_bytes_where_they_fit(largest: int, size: int) -> None:
+    ids = Ids.from_user([largest, 0, 7], 3)
+    assert ids.nbytes == 3 * size
+    assert ids.all().dtype == np.int64
+    assert ids.all().tolist() == [largest, 0, 7]
+    assert ids.of(np.array([0, -1])).tolist() == [largest, -1]
+    assert ids.rows_of([7, largest]).tolist() == [2, 0]
+    assert ids.find(np.array([1, 2**31])).tolist() == [-1, -1]
+    grown = ids.extended(Ids.from_user([5, 2**40], 2))
+    assert grown.all().tolist() == [largest, 0, 7, 5, 2**40]
+    assert grown.nbytes == 5 * 8
