@@ -30,7 +30,9 @@ from compressae_index._engine import InvertedLists, search, simd
 from compressae_index.checks import FloatArray, normalize_rows
 from compressae_index.clustering import similar_order
 from compressae_index.embedded import QUERY_NNZ, EmbeddedBackend, Part, sparse_candidates
+from compressae_index.evaluation import Measurement
 from compressae_index.packing import Packed
+from compressae_index.plots import Series
 from compressae_index.training.config import TrainConfig
 
 SPARSE, TWO_STAGE, DENSE = "ours: sparse", "ours: two_stage", "ours: dense"
@@ -38,6 +40,17 @@ WIDE_SPARSE = f"{SPARSE}, {QUERY_NNZ} latents"
 LISTS = "ours: posting lists alone"
 CALL = "ours: index.search, two_stage"
 NPROBES = (16, 32, 48, 64, 96)
+# Lines of the plot; ours goes by clusters.
+FAMILIES = (
+    SPARSE,
+    "VSAG SINDI",
+    "Seismic, sign-split",
+    "kANNolo HNSW",
+    "BMP",
+    "Milvus Lite",
+    "scipy CSR @ dense query",
+    "sparse_dot_mkl CSR @ dense query",
+)
 # Of the recall of a search that leaves no cluster out.
 ENOUGH = 0.99
 SELECTED = (100, 1000)
@@ -355,6 +368,23 @@ def table(measured: dict[str, Any], query_nnz: int, top: int) -> str:
         f"{lower['kernel_times_bound']:.1f} times that. Projection and {TWO_STAGE} with "
         f"{SELECTED[-1]:,} candidates take {whole:.3f} ms, {whole / wide:.2f} times {WIDE_SPARSE}{called}."
     )
+
+
+def series(measured: dict[str, Any], top: int) -> list[Series]:
+    """What plots take of one number of documents: engines that answer for a query's strongest latents."""
+    found = []
+    for family in FAMILIES:
+        names = [name for name in measured["results"] if name == family or name.startswith(f"{family}, ")]
+        if family == SPARSE:
+            names = [name for name in (*map(_probing, NPROBES), SPARSE) if name in measured["results"]]
+        results = {name: measured["results"][name] for name in names}
+        points = [
+            Measurement(name, each["row_bytes"], {top: each["recall_strongest"]}, each["ms"])
+            for name, each in results.items()
+        ]
+        if points:
+            found.append(Series(family, points, joined=True))
+    return found
 
 
 def growth_table(reports: list[dict[str, Any]]) -> str:

@@ -124,6 +124,15 @@ def _engines(folder: Path) -> list[str]:
         parts.append(f"### Sparse engines\n\n{report['data']}; {summaries.machine(report)}.")
         parts += [engines.table(one, settings["query_nnz"], settings["top"]) for one in measured]
         parts += [engines.growth_table(measured)] if len(measured) > 1 else []
+        # The number of documents that most was measured of.
+        widest = max(measured, key=lambda one: (len(one["results"]), one["documents"]))
+        drawn, top = engines.series(widest, settings["top"]), settings["top"]
+        panel = partial(speed_against_recall, series=drawn, at=top)
+        summaries.draw(folder / "engines.png", (7, 5), [panel])
+        parts.append(
+            f"Queries a second against recall, {widest['documents']:,} documents:\n\n"
+            f"![speed of engines against recall]({folder.name}/engines.png)"
+        )
     return parts
 
 
