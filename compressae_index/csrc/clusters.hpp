@@ -16,6 +16,9 @@
 
 namespace compressae {
 
+// Documents of a cluster, and clusters of a window: each of these is scanned on its own where a search skips others.
+inline constexpr std::size_t kCluster = 4096, kClusters = kWindow / kCluster;
+
 // The clusters of the first n_windows windows of an index, all whole; borrowed arrays.
 struct ClusterView {
   std::size_t n_windows = 0;

@@ -20,8 +20,6 @@ namespace compressae {
 // Documents a window: its 16-bit scores stay in the second-level cache, and its part of a list is longer than the
 // cost of starting it.
 inline constexpr std::size_t kWindow = 32768;
-// Documents of a cluster, and clusters of a window: each of these is scanned on its own where a search skips others.
-inline constexpr std::size_t kCluster = 4096, kClusters = kWindow / kCluster;
 // Length of the scores: any 16-bit id of a damaged file still falls inside.
 inline constexpr std::size_t kScores = 65536;
 

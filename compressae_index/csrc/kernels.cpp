@@ -28,47 +28,37 @@ inline void fetch_next(const Postings& list, std::size_t at) {
 // Postings whose products are rounded side by side, then added one by one: their documents differ, so that no addition
 // waits for another. That goes by kMany, by kFew, and at last once more by kFew, products that were added before set
 // to 0: a loop over what is left would mispredict its end, and most lists are short in a window.
+#if defined(__AVX2__)
 #if defined(__AVX512BW__)
-constexpr std::size_t kMany = 64, kFew = 8;
+constexpr std::size_t kMany = 64;
+#else
+constexpr std::size_t kMany = 16;
+#endif
+constexpr std::size_t kFew = 8;
 
 struct Products {
-  __m512i weight;
+  std::int16_t weight;
   alignas(64) std::int16_t of[kMany];
 
-  explicit Products(std::int16_t each) : weight(_mm512_set1_epi16(each)) {}
-
   void many(const std::int8_t* values) {
+#if defined(__AVX512BW__)
     for (std::size_t i = 0; i < kMany; i += 32) {
       const __m256i some = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(values + i));
       const __m512i shifted = _mm512_slli_epi16(_mm512_cvtepi8_epi16(some), 8);
-      _mm512_store_si512(of + i, _mm512_mulhrs_epi16(shifted, weight));
+      _mm512_store_si512(of + i, _mm512_mulhrs_epi16(shifted, _mm512_set1_epi16(weight)));
     }
-  }
-  void few(const std::int8_t* values, std::size_t left_out) {
-    const auto some = static_cast<__mmask16>(0xff << left_out & 0xff);
-    const __m128i shifted = _mm_slli_epi16(_mm_cvtepi8_epi16(_mm_maskz_loadu_epi8(some, values)), 8);
-    _mm_store_si128(reinterpret_cast<__m128i*>(of), _mm_mulhrs_epi16(shifted, _mm512_castsi512_si128(weight)));
-  }
-};
-#elif defined(__AVX2__)
-constexpr std::size_t kMany = 16, kFew = 8;
-
-struct Products {
-  __m256i weight;
-  alignas(32) std::int16_t of[kMany];
-
-  explicit Products(std::int16_t each) : weight(_mm256_set1_epi16(each)) {}
-
-  void many(const std::int8_t* values) {
+#else
     const __m128i some = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values));
     const __m256i shifted = _mm256_slli_epi16(_mm256_cvtepi8_epi16(some), 8);
-    _mm256_store_si256(reinterpret_cast<__m256i*>(of), _mm256_mulhrs_epi16(shifted, weight));
+    _mm256_store_si256(reinterpret_cast<__m256i*>(of), _mm256_mulhrs_epi16(shifted, _mm256_set1_epi16(weight)));
+#endif
   }
+
   void few(const std::int8_t* values, std::size_t left_out) {
-    const std::uint64_t some = load<std::uint64_t>(reinterpret_cast<const std::uint8_t*>(values)) & ~std::uint64_t{0}
-                                                                                                        << 8 * left_out;
+    const std::uint64_t kept = ~std::uint64_t{0} << 8 * left_out;
+    const std::uint64_t some = load<std::uint64_t>(reinterpret_cast<const std::uint8_t*>(values)) & kept;
     const __m128i shifted = _mm_slli_epi16(_mm_cvtepi8_epi16(_mm_cvtsi64_si128(static_cast<long long>(some))), 8);
-    _mm_store_si128(reinterpret_cast<__m128i*>(of), _mm_mulhrs_epi16(shifted, _mm256_castsi256_si128(weight)));
+    _mm_store_si128(reinterpret_cast<__m128i*>(of), _mm_mulhrs_epi16(shifted, _mm_set1_epi16(weight)));
   }
 };
 #endif
@@ -77,7 +67,7 @@ inline void accumulate_list(const Postings& list, std::int16_t* scores) {
   std::size_t i = 0;
 #if defined(__AVX2__)
   if (list.count >= kFew) {
-    Products products(list.weight);
+    Products products{list.weight, {}};
     const auto add = [&](std::size_t at, std::size_t j) {
       std::int16_t& score = scores[list.ids[at + j]];
       score = static_cast<std::int16_t>(score + products.of[j]);
