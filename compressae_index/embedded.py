@@ -291,8 +291,14 @@ class EmbeddedBackend:
             raise DimensionError(msg)
         inverted = InvertedLists(taken["inverted_"], n, n_latents)
         clusters = Clusters(taken["clusters_"]) if taken["clusters_"] else None
-        parts = [Part(forward, inverted)]
-        return cls(n_latents, k, chosen, parts, postings=postings, clusters=clusters)
+        loaded = cls(n_latents, k, chosen, [Part(forward, inverted)], postings=postings, clusters=clusters)
+        if clusters is not None and (loaded.n_clustered > n or clusters.n_latents != n_latents):
+            msg = (
+                f"clusters are of {loaded.n_clustered} documents and {clusters.n_latents} latents, "
+                f"the index has {n} and {n_latents}"
+            )
+            raise DimensionError(msg)
+        return loaded
 
     def _by_part(self, rows: RowArray) -> list[tuple[Part, int, npt.NDArray[np.bool_]]]:
         return [

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 from test_engine import assert_best, bitmap, cut_query, stored_in_lists
 
-from compressae_index import CompresSAE, CompressedIndex, InputError
+from compressae_index import CompresSAE, CompressedIndex, DimensionError, InputError
 from compressae_index._engine import Clusters, search
 from compressae_index.checks import FloatArray
 from compressae_index.cli import main
@@ -236,6 +236,29 @@ def test_damaged_clusters_are_refused_or_harmless(clustered: Path, queries: Floa
         search(parts, u, None, 32, 100, 50, None, 1, clusters, 0)
     with pytest.raises(ValueError, match="3 windows of 70536 documents are not whole"):
         Clusters.build(backend._parts[0].inverted, 3, 1)
+
+
+def test_clusters_of_another_index_are_refused_by_load(clustered: Path) -> None:
+    backend, clusters = parts_of(CompressedIndex.load(clustered))
+    arrays = backend.to_arrays()
+    n, packing = len(backend), backend.packing.manifest()
+
+    def loaded(clusters: Clusters) -> EmbeddedBackend:
+        foreign = {f"clusters_{name}": array for name, array in clusters.arrays().items()}
+        return EmbeddedBackend.from_arrays(
+            arrays | foreign, n, backend.n_latents, backend.k, packing, backend.postings
+        )
+
+    assert loaded(clusters).n_clustered == 2 * WINDOW
+    few = {name: array[:-1] for name, array in clusters.arrays().items()}
+    with pytest.raises(
+        DimensionError, match="clusters are of 65536 documents and 511 latents, the index has"
+    ):
+        loaded(Clusters(few))
+    begins = clusters.arrays()["begins"]
+    many = {"begins": np.repeat(begins, 2, axis=1), "means": clusters.arrays()["means"]}
+    with pytest.raises(DimensionError, match="clusters are of 131072 documents and 512 latents"):
+        loaded(Clusters(clusters.arrays() | many))
 
 
 def test_on_the_command_line(plain: CompressedIndex, queries: FloatArray, tmp_path: Path) -> None:

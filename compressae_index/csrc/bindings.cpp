@@ -256,6 +256,7 @@ class Clusters {
   Arrays arrays() const { return arrays_; }
   std::size_t nbytes() const { return nbytes_; }
   std::size_t size() const { return view_.n_clusters(); }
+  std::size_t n_latents() const { return view_.n_latents; }
   const ClusterView& view() const { return view_; }
 
  private:
@@ -740,7 +741,8 @@ NB_MODULE(_engine, m) {
                   "Of the first windows of posting lists.")
       .def("arrays", &Clusters::arrays)
       .def("__len__", &Clusters::size)
-      .def_prop_ro("nbytes", &Clusters::nbytes);
+      .def_prop_ro("nbytes", &Clusters::nbytes)
+      .def_prop_ro("n_latents", &Clusters::n_latents);
 
   nb::class_<BorrowedLists>(m, "BorrowedLists",
                             "Posting lists in another library's memory, which must outlive this object unchanged.")
