@@ -316,14 +316,14 @@ class CompressedIndex:
             nprobe: clusters that posting lists are scanned of, those whose mean codes score best; all by
                 default, which is exact. `cluster` makes them, at least 8, of 32,768 vectors and more. All are
                 scanned where those hold fewer than k that match.
-            filter: ids to search among, or a boolean mask with one entry a vector in the order of adding.
+            filter: ids to search among, or a boolean mask with one entry a vector in the order of `ids`.
                 It is applied inside scoring, so k results come back where k are allowed.
             num_threads: threads to share the queries, or the documents where there are fewer queries and no
                 nprobe; all by default.
 
         Returns:
-            scores and ids, each (n_queries, k); ties go to the document that was added first. Where fewer
-            than k documents match: id -1 (None for string ids) and score -inf.
+            scores and ids, each (n_queries, k); ties go to the document that is first in `ids`. Where
+            fewer than k documents match: id -1 (None for string ids) and score -inf.
 
         Raises:
             InputError: bad queries, another dimension, k, candidates, query_nnz or nprobe below 1, nprobe
@@ -501,7 +501,7 @@ class CompressedIndex:
 
     @property
     def ids(self) -> IdArray:
-        """The ids in the order of adding, removed ones left out."""
+        """The ids in the order of adding, or in that of `cluster`, removed ones left out."""
         state = self._state
         return state.ids.of(state.alive_rows())
 
