@@ -351,7 +351,7 @@ class CompressedIndex:
         query_nnz = state.backend.query_nnz if query_nnz is None else query_nnz
         backend = state.backend
         sparse_u, dense_u, mean_scores = projections(
-            self.model, rows, mode, scoring, self.k, self.encoder, threads
+            self.model, rows, mode, query_nnz, scoring, self.k, self.encoder, threads
         )
         if mode == "sparse":
             scores, found = backend.sparse(sparse_u, query_nnz, width, allowed, threads, nprobe)
@@ -653,6 +653,7 @@ def projections(
     model: CompresSAE,
     queries: FloatArray,
     mode: str,
+    query_nnz: int,
     scoring: Scoring,
     k: int,
     encoder: Encoder,
@@ -660,12 +661,14 @@ def projections(
 ) -> tuple[FloatArray, FloatArray, FloatArray | None]:
     """What stage one and stage two score checked queries (n_queries, d) with.
 
+    In mode "sparse", which needs no others, only the query_nnz largest entries need be there.
+
     Returns:
         Two arrays (n_queries, n_latents), and what the model's mean adds to all scores of a query:
         (n_queries, 1), or None for nothing.
     """
     if scoring == "asymmetric":
-        u, mean_scores = model.seen(queries, num_threads)
+        u, mean_scores = model.seen(queries, num_threads, query_nnz if mode == "sparse" else None)
         return u, u, mean_scores
     codes = model.encode(queries, k, encoder=encoder, num_threads=num_threads)
     codes = model.fold(codes, num_threads=num_threads)

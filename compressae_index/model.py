@@ -233,10 +233,20 @@ class CompresSAE:
         """
         return self._mean_scores(normalize_rows(check_vectors(queries, dim=self.dim, name="queries")))
 
-    def seen(self, queries: FloatArray, num_threads: int) -> tuple[FloatArray, FloatArray | None]:
-        """`project` and `mean_scores` of queries (n, dim) that were checked, normalised once for both."""
+    def seen(
+        self, queries: FloatArray, num_threads: int, query_nnz: int | None = None
+    ) -> tuple[FloatArray, FloatArray | None]:
+        """`project` and `mean_scores` of queries (n, dim) that were checked, normalised once for both.
+
+        With query_nnz, all but so many entries of each projection are 0, the largest ones left: these are
+        found by a dictionary of 8 bits in half the time, and are exact.
+        """
         unit = normalize_rows(queries)
-        return self._dictionary.project(unit, num_threads), self._mean_scores(unit)
+        if query_nnz is None:
+            projections = self._dictionary.project(unit, num_threads)
+        else:
+            projections = self._dictionary.project_largest(unit, min(query_nnz, self.n_latents), num_threads)
+        return projections, self._mean_scores(unit)
 
     def _mean_scores(self, unit: FloatArray) -> FloatArray | None:
         return None if self.mean is None else (unit @ self.mean)[:, None]

@@ -301,10 +301,13 @@ def lists_of(codes: SparseCodes) -> dict[str, Any]:
     n=st.integers(1, 60),
     n_latents=st.integers(1, 200),
     dim=st.integers(1, 50) | st.just(400),
+    count=st.integers(1, 201),
     spikes=st.booleans(),
     seed=st.integers(0, 2**31),
 )
-def test_projections_equal_products(n: int, n_latents: int, dim: int, spikes: bool, seed: int) -> None:
+def test_projections_equal_products(
+    n: int, n_latents: int, dim: int, count: int, spikes: bool, seed: int
+) -> None:
     rng = np.random.default_rng(seed)
     atoms, vectors = (rng.standard_normal((rows, dim)).astype(np.float32) for rows in (n_latents, n))
     if spikes:  # whole rows in one entry: the largest words there are
@@ -321,6 +324,12 @@ def test_projections_equal_products(n: int, n_latents: int, dim: int, spikes: bo
     assert got.shape == (n, n_latents)
     assert (np.abs(got - exact) <= bound).all()
     np.testing.assert_array_equal(Dictionary(atoms).project(vectors[-1:], 1), got[-1:])
+    largest = Dictionary(atoms).project_largest(vectors, count, 2)
+    kept, tiny = largest != 0, 1e-6 * norms[0] * norms[1].T
+    assert (kept.sum(axis=1) == np.minimum(count, (exact != 0).sum(axis=1))).all()
+    assert (np.abs(largest - exact)[kept] <= tiny[kept]).all()
+    least = np.where(kept, np.abs(exact), np.inf).min(axis=1, keepdims=True)
+    assert (np.where(kept, 0, np.abs(exact) - tiny) <= least).all()
 
 
 def test_corrupt_posting_lists_are_refused_or_harmless() -> None:

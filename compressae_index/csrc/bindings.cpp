@@ -478,18 +478,18 @@ class PackedCodes : public CodesPart<PackedView> {
 // Rows a task of packing takes.
 constexpr std::size_t kPackRows = 1024;
 
-// Calls task(begin, end) for runs of rows.
-template <typename Task>
-void for_each_task(std::size_t n, std::size_t num_threads, const Task& task) {
+// Calls run(begin, end) for every `length` of n rows, without the GIL.
+template <typename Run>
+void for_each_run(std::size_t n, std::size_t length, std::size_t num_threads, const Run& run) {
   nb::gil_scoped_release release;
-  ThreadPool::instance().parallel_for((n + kPackRows - 1) / kPackRows, num_threads, [&](std::size_t number) {
-    task(number * kPackRows, std::min((number + 1) * kPackRows, n));
+  ThreadPool::instance().parallel_for((n + length - 1) / length, num_threads, [&](std::size_t number) {
+    run(number * length, std::min((number + 1) * length, n));
   });
 }
 
 template <typename PackRow>
 void for_each_row(std::size_t n, std::size_t num_threads, const PackRow& pack_row) {
-  for_each_task(n, num_threads, [&](std::size_t begin, std::size_t end) {
+  for_each_run(n, kPackRows, num_threads, [&](std::size_t begin, std::size_t end) {
     for (std::size_t row = begin; row < end; ++row) pack_row(row);
   });
 }
@@ -548,7 +548,7 @@ Output<std::uint8_t> quantize(const Input<std::uint16_t, 2>& latents, const Inpu
     });
   } else {
     require_below(latents, dictionary->shape(0));
-    for_each_task(n, num_threads, [&](std::size_t begin, std::size_t end) {
+    for_each_run(n, kPackRows, num_threads, [&](std::size_t begin, std::size_t end) {
       PlaneRounder rounder(quantizer, dictionary->data(), dictionary->shape(1), k);
       for (std::size_t row = begin; row < end; ++row)
         rounder.quantize(latents.data() + row * k, values.data() + row * k, k, scales.data()[row],
@@ -600,20 +600,15 @@ std::tuple<Output<std::uint16_t>, Output<std::uint8_t>, Output<std::uint16_t>> u
   return {to_numpy(std::move(latents), {n, k}), to_numpy(std::move(codes), {n, k}), to_numpy(std::move(scales), {n})};
 }
 
-// Rows a task of an encoder takes.
+// Rows that an encoder takes at a time.
 constexpr std::size_t kEncodeRows = Dictionary::kTile;
 
-template <typename EncodeRow>
-Codes encode_batch(std::size_t rows, std::size_t k, std::size_t num_threads, const EncodeRow& encode_rows) {
+template <typename EncodeRows>
+Codes encode_batch(std::size_t rows, std::size_t k, std::size_t num_threads, const EncodeRows& encode_rows) {
   std::vector<std::uint16_t> latents(rows * k);
   std::vector<float> values(rows * k);
-  {
-    nb::gil_scoped_release release;
-    ThreadPool::instance().parallel_for((rows + kEncodeRows - 1) / kEncodeRows, num_threads, [&](std::size_t task) {
-      const std::size_t begin = task * kEncodeRows;
-      encode_rows(begin, std::min(begin + kEncodeRows, rows), latents.data(), values.data());
-    });
-  }
+  for_each_run(rows, kEncodeRows, num_threads,
+               [&](std::size_t begin, std::size_t end) { encode_rows(begin, end, latents.data(), values.data()); });
   return {to_numpy(std::move(latents), {rows, k}), to_numpy(std::move(values), {rows, k})};
 }
 
@@ -631,40 +626,41 @@ class DictionaryBinding {
   Output<float> project(const Input<float, 2>& vectors, std::size_t num_threads) {
     require_equal(vectors.shape(1), dim(), "columns of vectors");
     const std::size_t n = vectors.shape(0);
-    std::vector<float> products(n * n_latents());
-    {
-      nb::gil_scoped_release release;
-      const RoundedRows<Words>& words = made(words_, [&] { words_.emplace(atoms_.data(), n_latents(), dim()); });
-      ThreadPool::instance().parallel_for(
-          (n + kProjectedRows - 1) / kProjectedRows, num_threads, [&](std::size_t task) {
-            const std::size_t begin = task * kProjectedRows, count = std::min(kProjectedRows, n - begin);
-            words.products(vectors.data() + begin * dim(), count, n_latents(), products.data() + begin * n_latents());
-          });
-    }
-    return to_numpy(std::move(products), {n, n_latents()});
+    const RoundedRows<Words>& words = made(words_, [&] { words_.emplace(atoms_.data(), n_latents(), dim()); });
+    std::vector<float> projections(n * n_latents());
+    for_each_run(n, kProjectedRows, num_threads, [&](std::size_t begin, std::size_t end) {
+      words.products(vectors.data() + begin * dim(), end - begin, n_latents(),
+                     projections.data() + begin * n_latents());
+    });
+    return to_numpy(std::move(projections), {n, n_latents()});
+  }
+
+  Output<float> project_largest(const Input<float, 2>& vectors, std::size_t count, std::size_t num_threads) {
+    require_equal(vectors.shape(1), dim(), "columns of vectors");
+    const std::size_t n = vectors.shape(0);
+    const Dictionary& dictionary = rounded();
+    std::vector<float> projections(n * n_latents());
+    for_each_run(n, kEncodeRows, num_threads, [&](std::size_t begin, std::size_t end) {
+      const float* products = products_of(dictionary, vectors.data() + begin * dim(), end - begin);
+      for (std::size_t row = begin; row < end; ++row, products += dictionary.stride())
+        for (const Term& term : dictionary.largest_products(vectors.data() + row * dim(), products, count))
+          projections[row * n_latents() + term.latent] = term.weight;
+    });
+    return to_numpy(std::move(projections), {n, n_latents()});
   }
 
   Codes pursue(const Input<float, 2>& vectors, std::size_t k, std::size_t solve_every, std::size_t num_threads) {
     require_nonzeros(k, n_latents());
     require_equal(vectors.shape(1), dim(), "columns of vectors");
     require(solve_every >= 1, "solve_every is 0, expected at least 1");
-    {
-      nb::gil_scoped_release release;
-      made(gram_, [&] {
-        dictionary_.emplace(atoms_.data(), n_latents(), dim());
-        gram_.emplace(*dictionary_, num_threads);
-      });
-    }
-    const std::size_t stride = dictionary_->stride();
+    const Dictionary& dictionary = rounded();
+    const GramBytes& gram = made(gram_, [&] { gram_.emplace(dictionary, num_threads); });
     return encode_batch(vectors.shape(0), k, num_threads,
                         [&](std::size_t begin, std::size_t end, std::uint16_t* latents, float* values) {
-                          Pursuit encoder(*dictionary_, *gram_, k, solve_every);
-                          thread_local std::vector<float> products;
-                          products.resize(kEncodeRows * stride);
-                          dictionary_->products(vectors.data() + begin * dim(), end - begin, products.data());
-                          for (std::size_t row = begin; row < end; ++row)
-                            encoder.encode(vectors.data() + row * dim(), products.data() + (row - begin) * stride,
-                                           latents + row * k, values + row * k);
+                          Pursuit encoder(dictionary, gram, k, solve_every);
+                          const float* products = products_of(dictionary, vectors.data() + begin * dim(), end - begin);
+                          for (std::size_t row = begin; row < end; ++row, products += dictionary.stride())
+                            encoder.encode(vectors.data() + row * dim(), products, latents + row * k, values + row * k);
                         });
   }
 
@@ -672,9 +668,22 @@ class DictionaryBinding {
   std::size_t n_latents() const { return atoms_.shape(0); }
   std::size_t dim() const { return atoms_.shape(1); }
 
+  const Dictionary& rounded() {
+    return made(dictionary_, [&] { dictionary_.emplace(atoms_.data(), n_latents(), dim()); });
+  }
+
+  // Rounded products of at most kEncodeRows vectors with all atoms, until the thread asks for others.
+  static const float* products_of(const Dictionary& dictionary, const float* vectors, std::size_t n) {
+    thread_local std::vector<float> products;
+    products.resize(kEncodeRows * dictionary.stride());
+    dictionary.products(vectors, n, products.data());
+    return products.data();
+  }
+
   // What is made by the first call that needs it.
   template <typename T, typename Make>
   const T& made(const std::optional<T>& part, const Make& make) {
+    nb::gil_scoped_release release;
     const std::lock_guard lock(mutex_);
     if (!part) make();
     return *part;
@@ -714,6 +723,8 @@ NB_MODULE(_engine, m) {
       .def(nb::init<Input<float, 2>>(), "atoms"_a.noconvert())
       .def("project", &DictionaryBinding::project, "vectors"_a.noconvert(), "num_threads"_a,
            "Products of vectors (n, dim) with all rows, (n, n_latents), by a copy of these in 16 bits.")
+      .def("project_largest", &DictionaryBinding::project_largest, "vectors"_a.noconvert(), "count"_a, "num_threads"_a,
+           "The same of which all but the count largest by magnitude are 0, those by the rows themselves.")
       .def("pursue", &DictionaryBinding::pursue, "vectors"_a.noconvert(), "k"_a, "solve_every"_a, "num_threads"_a,
            "Codes of unit rows (n, dim) by orthogonal matching pursuit: (latents, values), (n, k).");
   m.def("top_k_codes", &top_k_codes, "activations"_a.noconvert(), "k"_a, "num_threads"_a,

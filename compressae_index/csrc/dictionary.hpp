@@ -11,6 +11,7 @@
 
 #include "cpu.hpp"
 #include "huge.hpp"
+#include "terms.hpp"
 #include "thread_pool.hpp"
 
 namespace compressae {
@@ -28,6 +29,16 @@ template <typename Put>
 void round_to(const float* x, std::size_t count, const Steps& steps, const Put& put) {
   const float inverse = steps.size > 0.0f ? steps.most / steps.size : 0.0f;
   for (std::size_t i = 0; i < count; ++i) put(i, static_cast<std::int32_t>(std::lrintf(x[i] * inverse)));
+}
+
+// The norm of what rounding takes away, or adds.
+inline float rounding_error(const float* x, std::size_t count, const Steps& steps) {
+  double squares = 0.0;
+  round_to(x, count, steps, [&](std::size_t i, std::int32_t entry) {
+    const double error = static_cast<double>(x[i]) - static_cast<double>(entry) * steps.scale();
+    squares += error * error;
+  });
+  return static_cast<float>(std::sqrt(squares));
 }
 
 inline float largest_of(const float* x, std::size_t count) {
@@ -113,7 +124,13 @@ class Dictionary {
 
   // atoms: (n_latents, dim) rows of unit norm, borrowed.
   Dictionary(const float* atoms, std::size_t n_latents, std::size_t dim)
-      : atoms_(atoms), n_latents_(n_latents), dim_(dim), bytes_(atoms, n_latents, dim) {}
+      : atoms_(atoms), n_latents_(n_latents), dim_(dim), bytes_(atoms, n_latents, dim) {
+    for (std::size_t latent = 0; latent < n_latents; ++latent) {
+      largest_norm_ = std::max(largest_norm_, norm_of(atom(latent), dim));
+      largest_error_ =
+          std::max(largest_error_, rounding_error(atom(latent), dim, row_steps(atom(latent), dim, Bytes())));
+    }
+  }
 
   const float* atom(std::size_t latent) const { return atoms_ + latent * dim_; }
   std::size_t n_latents() const { return n_latents_; }
@@ -127,11 +144,30 @@ class Dictionary {
     bytes_.products(vectors, n, stride(), products);
   }
 
+  // The `count` products of a vector (dim) that are largest in magnitude, exact: of its `products` as above, only those
+  // that may be among them are taken again.
+  std::vector<Term> largest_products(const float* vector, const float* products, std::size_t count) const {
+    // <a, x> - <a', x'> = <a - a', x> + <a', x - x'>, and by Cauchy and Schwarz neither is more than its norms'
+    // product.
+    const float vector_error = rounding_error(vector, dim_, query_steps(vector, dim_, Bytes()));
+    const float off = largest_error_ * norm_of(vector, dim_) + (largest_norm_ + largest_error_) * vector_error;
+    const float reached = magnitude_reached(products, n_latents_, std::min(count, n_latents_), 0);
+    std::vector<Term> terms = terms_reaching(products, n_latents_, reached - 2.0f * kSlack * off);
+    for (Term& term : terms) term.weight = kernels().dot(vector, atom(term.latent), dim_);
+    keep_largest(terms, count);
+    return terms;
+  }
+
  private:
+  // For what float32 takes away in all that.
+  static constexpr float kSlack = 1.001f;
+
   const float* atoms_;
   std::size_t n_latents_;
   std::size_t dim_;
   RoundedRows<Bytes> bytes_;
+  float largest_norm_ = 0.0f;
+  float largest_error_ = 0.0f;  // the norm of what rounding took from an atom
 };
 
 // The products of all atoms with each other, rounded to bytes, the diagonal left out.

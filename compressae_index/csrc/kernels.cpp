@@ -213,6 +213,29 @@ std::size_t count_bits(const std::uint8_t* bytes, std::size_t count) {
   return n_bits;
 }
 
+std::size_t count_at_least(const float* x, std::size_t count, float least) {
+  std::uint32_t reached = 0;
+#pragma omp simd reduction(+ : reached)
+  for (std::size_t i = 0; i < count; ++i) reached += __builtin_fabsf(x[i]) >= least ? 1u : 0u;
+  return reached;
+}
+
+std::size_t find_at_least(const float* x, std::size_t count, float least, std::uint32_t* positions) {
+  std::size_t found = 0, i = 0;
+#if defined(__AVX512F__)
+  for (; i + 16 <= count; i += 16) {
+    const __m512 some = _mm512_abs_ps(_mm512_loadu_ps(x + i));
+    for (std::uint32_t bits = _mm512_cmp_ps_mask(some, _mm512_set1_ps(least), _CMP_GE_OQ); bits != 0; bits &= bits - 1)
+      positions[found++] = static_cast<std::uint32_t>(i) + static_cast<std::uint32_t>(__builtin_ctz(bits));
+  }
+#endif
+  for (; i < count; ++i) {
+    positions[found] = static_cast<std::uint32_t>(i);
+    found += __builtin_fabsf(x[i]) >= least ? 1u : 0u;
+  }
+  return found;
+}
+
 std::size_t arg_max_abs(const float* x, std::size_t count) {
 #if defined(__AVX512F__)
   // Two candidates a lane: enough to hide the latency of the comparison.
@@ -527,27 +550,39 @@ void add_byte_rows(const std::int8_t* const* rows, const float* weights, std::si
   }
 }
 
-// sums + the products of the kStep entries of each lane's row with those of a query.
 #if defined(__AVX512BW__)
 using Lanes = __m512i;
 constexpr std::size_t kLaneVectors = 4;
+Lanes repeated(std::int32_t entries) { return _mm512_set1_epi32(entries); }
+Lanes add_pairs(Lanes sums, Lanes x, Lanes y) {
 #if defined(__AVX512VNNI__)
-Lanes add_products(Lanes sums, Lanes rows, std::int32_t query, Bytes) {
-  return _mm512_dpbusd_epi32(sums, rows, _mm512_set1_epi32(query));
-}
-Lanes add_products(Lanes sums, Lanes rows, std::int32_t query, Words) {
-  return _mm512_dpwssd_epi32(sums, rows, _mm512_set1_epi32(query));
-}
+  return _mm512_dpwssd_epi32(sums, x, y);
 #else
-Lanes add_products(Lanes sums, Lanes rows, std::int32_t query, Words) {
-  return _mm512_add_epi32(sums, _mm512_madd_epi16(rows, _mm512_set1_epi32(query)));
-}
+  return _mm512_add_epi32(sums, _mm512_madd_epi16(x, y));
 #endif
+}
 #elif defined(__AVX2__)
 using Lanes = __m256i;
 constexpr std::size_t kLaneVectors = 2;
-Lanes add_products(Lanes sums, Lanes rows, std::int32_t query, Words) {
-  return _mm256_add_epi32(sums, _mm256_madd_epi16(rows, _mm256_set1_epi32(query)));
+Lanes repeated(std::int32_t entries) { return _mm256_set1_epi32(entries); }
+Lanes add_pairs(Lanes sums, Lanes x, Lanes y) { return _mm256_add_epi32(sums, _mm256_madd_epi16(x, y)); }
+#endif
+
+#if defined(__AVX2__)
+// sums + the products of the kStep entries of each lane's row with those of a query.
+Lanes add_products(Lanes sums, Lanes rows, std::int32_t query, Words) { return add_pairs(sums, rows, repeated(query)); }
+Lanes add_products(Lanes sums, Lanes rows, std::int32_t query, Bytes) {
+#if defined(__AVX512VNNI__)
+  return _mm512_dpbusd_epi32(sums, rows, repeated(query));
+#else
+  // The even bytes as words, then the odd ones.
+  using Unsigned = std::uint16_t __attribute__((vector_size(sizeof(Lanes))));
+  using Signed = std::int16_t __attribute__((vector_size(sizeof(Lanes))));
+  const auto bytes = reinterpret_cast<Unsigned>(rows);
+  const auto entries = reinterpret_cast<Signed>(repeated(query));
+  sums = add_pairs(sums, reinterpret_cast<Lanes>(bytes & 0xff), reinterpret_cast<Lanes>(entries << 8 >> 8));
+  return add_pairs(sums, reinterpret_cast<Lanes>(bytes >> 8), reinterpret_cast<Lanes>(entries >> 8));
+#endif
 }
 #endif
 
@@ -706,7 +741,8 @@ void add_rows(const float* rows, std::size_t stride, const float* weights, std::
 }  // namespace
 
 extern const Kernels COMPRESSAE_KERNELS{
-    accumulate,  group_maxima,       count_above,        harvest,       count_bits, arg_max_abs, gather_dot,
-    packed_dots, products_of<Bytes>, products_of<Words>, add_byte_rows, dot,        dots,        add_rows};
+    accumulate,    group_maxima, count_above, harvest,     count_bits,         count_at_least,
+    find_at_least, arg_max_abs,  gather_dot,  packed_dots, products_of<Bytes>, products_of<Words>,
+    add_byte_rows, dot,          dots,        add_rows};
 
 }  // namespace compressae

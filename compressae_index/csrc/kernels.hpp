@@ -93,6 +93,10 @@ struct Kernels {
                          const std::uint8_t* allowed, std::uint16_t* positions, std::int16_t* hits);
   // Set bits of `count` bytes.
   std::size_t (*count_bits)(const std::uint8_t* bytes, std::size_t count);
+  // Entries x with |x| >= least.
+  std::size_t (*count_at_least)(const float* x, std::size_t count, float least);
+  // Writes their positions, and returns their number.
+  std::size_t (*find_at_least)(const float* x, std::size_t count, float least, std::uint32_t* positions);
   // Index of the largest absolute entry, the lowest of equal ones; count is a multiple of kBlock, at most 65,536.
   std::size_t (*arg_max_abs)(const float* x, std::size_t count);
   // sum of u[latents[i]] * values[i]; u must hold 65,536 entries.

@@ -1,4 +1,4 @@
-// Posting lists scanned term at a time: the terms of a query, and the scores of a window.
+// Posting lists scanned term at a time: the scores of a window.
 #pragma once
 
 #include <algorithm>
@@ -11,42 +11,10 @@
 
 #include "cpu.hpp"
 #include "inverted.hpp"
+#include "terms.hpp"
 #include "top_k.hpp"
 
 namespace compressae {
-
-struct Term {
-  std::size_t latent;
-  float weight;
-};
-
-// The query_nnz largest absolute entries of a projection in the order of latents (a tie goes to the lower latent),
-// zeros left out.
-inline std::vector<Term> largest_terms(const float* projection, std::size_t n_latents, std::size_t query_nnz) {
-  // Counts by the leading bits of the magnitudes find the few that must be compared.
-  constexpr unsigned kShift = 19;
-  const auto bucket = [projection](std::size_t j) {
-    return (__builtin_bit_cast(std::uint32_t, projection[j]) & 0x7fffffff) >> kShift;
-  };
-  std::vector<std::uint32_t> counts(std::size_t{1} << (31 - kShift));
-  for (std::size_t j = 0; j < n_latents; ++j) ++counts[bucket(j)];
-  std::size_t lowest = counts.size(), n_above = 0;
-  while (lowest > 0 && n_above < query_nnz) n_above += counts[--lowest];
-  std::vector<Term> terms;
-  terms.reserve(n_above);
-  for (std::size_t j = 0; j < n_latents; ++j)
-    if (bucket(j) >= lowest && projection[j] != 0.0f) terms.push_back({j, projection[j]});
-  if (terms.size() > query_nnz) {
-    const auto nth = terms.begin() + static_cast<std::ptrdiff_t>(query_nnz);
-    std::nth_element(terms.begin(), nth, terms.end(), [](const Term& a, const Term& b) {
-      const float x = std::fabs(a.weight), y = std::fabs(b.weight);
-      return x > y || (x == y && a.latent < b.latent);
-    });
-    terms.resize(query_nnz);
-    std::sort(terms.begin(), terms.end(), [](const Term& a, const Term& b) { return a.latent < b.latent; });
-  }
-  return terms;
-}
 
 // 16-bit steps of a score, so that no sum over the terms' lists can overflow. By Cauchy and Schwarz such a sum is at
 // most the product of the norms of the terms' weights and of a document's postings, and it is at most the sum of what
