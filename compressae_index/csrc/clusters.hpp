@@ -13,6 +13,7 @@
 #include "inverted.hpp"
 #include "scan.hpp"
 #include "thread_pool.hpp"
+#include "top_k.hpp"
 
 namespace compressae {
 
@@ -99,21 +100,21 @@ inline std::vector<Visit> probed(const ClusterView& clusters, const std::vector<
     weights.push_back(term.weight * clusters.scales[term.latent]);
   }
   kernels().add_byte_rows(rows.data(), weights.data(), rows.size(), clusters.stride(), scores.data());
-  std::vector<std::uint32_t> best(clusters.n_clusters());
-  for (std::uint32_t c = 0; c < best.size(); ++c) best[c] = c;
-  const auto end = best.begin() + static_cast<std::ptrdiff_t>(std::min(nprobe, best.size()));
-  std::partial_sort(best.begin(), end, best.end(), [&](std::uint32_t a, std::uint32_t b) {
-    return scores[a] > scores[b] || (scores[a] == scores[b] && a < b);
-  });
+  nprobe = std::min(nprobe, clusters.n_clusters());
+  TopK best(nprobe);
+  for (std::size_t c = 0; c < clusters.n_clusters(); ++c) best.offer(scores[c], static_cast<std::int64_t>(c));
+  std::vector<std::int64_t> chosen(nprobe);
+  best.write(scores.data(), chosen.data());
   std::vector<Visit> visits;
   std::vector<std::size_t> visit_of(clusters.n_windows, n_windows);
-  for (auto cluster = best.begin(); cluster != end; ++cluster) {
-    const std::size_t window = *cluster / kClusters;
+  for (const std::int64_t cluster : chosen) {
+    if (cluster < 0) break;  // a damaged file's clusters may score NaN
+    const std::size_t window = static_cast<std::size_t>(cluster) / kClusters;
     if (visit_of[window] == n_windows) {
       visit_of[window] = visits.size();
       visits.push_back({window, 0});
     }
-    visits[visit_of[window]].clusters |= 1u << *cluster % kClusters;
+    visits[visit_of[window]].clusters |= 1u << static_cast<std::size_t>(cluster) % kClusters;
   }
   for (std::size_t window = clusters.n_windows; window < n_windows; ++window) visits.push_back({window, kAllClusters});
   return visits;

@@ -66,7 +66,9 @@ class WindowScan {
     for (const Postings& list : postings_) {
       __builtin_prefetch(list.ids);
       __builtin_prefetch(list.ids + 32);
+      __builtin_prefetch(list.ids + list.count);
       __builtin_prefetch(list.values);
+      __builtin_prefetch(list.values + list.count);
     }
     kernels().accumulate(postings_.data(), postings_.size(), scores_.data());
   }
