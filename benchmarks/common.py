@@ -49,10 +49,14 @@ def timed(call: Callable[[], T]) -> tuple[T, float]:
 
 
 def interleaved(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median seconds of each call over rounds of one call each, so that all meet the same disturbances."""
+    """Median seconds of each call over rounds of one call each, so that all meet the same disturbances.
+
+    Before each of them the call is made once untimed: the one before it left its own data in the caches.
+    """
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
+            call()
             taken[name].append(timed(call)[1])
     return {name: statistics.median(seconds) for name, seconds in taken.items()}
 

@@ -39,7 +39,7 @@ SPARSE, TWO_STAGE, DENSE = "ours: sparse", "ours: two_stage", "ours: dense"
 WIDE_SPARSE = f"{SPARSE}, {QUERY_NNZ} latents"
 LISTS = "ours: posting lists alone"
 CALL = "ours: index.search, two_stage"
-NPROBES = (16, 32, 48, 64, 96)
+NPROBES = (16, 32, 48, 56, 64, 80, 96)
 # Lines of the plot; ours goes by clusters.
 FAMILIES = (
     SPARSE,
@@ -153,7 +153,6 @@ def ours(bench: Bench) -> Own:
             )
         )
         contenders += clustered(bench, backend, packing_seconds + inverting_seconds)
-    # Last, as it drives what others read out of the caches.
     contenders.append(contender(DENSE, dense, postings=0))
     return Own(contenders, lists, forward)
 
