@@ -19,7 +19,7 @@ from compressae_index import CompresSAE, CompressedIndex, SparseCodes, train
 from compressae_index.checks import FloatArray
 from compressae_index.embedded import EmbeddedBackend
 from compressae_index.ids import Ids
-from compressae_index.index import MODES
+from compressae_index.queries import MODES
 from compressae_index.training.config import TrainConfig
 
 SIZES = (100_000, 1_000_000, 10_000_000)

@@ -31,8 +31,9 @@ from compressae_index.errors import (
     TrainingError,
     UnknownIdError,
 )
-from compressae_index.index import CompressedIndex, Explanation, IndexStats, SearchResult
+from compressae_index.index import CompressedIndex, IndexStats
 from compressae_index.model import CompresSAE
+from compressae_index.queries import Explanation, SearchResult
 
 if TYPE_CHECKING:
     from compressae_index.training import TrainConfig, TrainResult, train

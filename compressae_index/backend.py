@@ -15,7 +15,10 @@ from compressae_index.embedded import QUERY_NNZ
 from compressae_index.encoding import encoded_chunks
 from compressae_index.errors import DimensionError, InputError, UnknownIdError
 from compressae_index.ids import IdArray, Ids, as_id_array
-from compressae_index.index import (
+from compressae_index.metric import METRICS, Metric, RowScale, check_model
+from compressae_index.model import ENCODERS, CompresSAE, Encoder
+from compressae_index.progress import track
+from compressae_index.queries import (
     MAX_K,
     SCORINGS,
     Explanation,
@@ -24,9 +27,6 @@ from compressae_index.index import (
     explained,
     projections,
 )
-from compressae_index.metric import METRICS, Metric, RowScale, check_model
-from compressae_index.model import ENCODERS, CompresSAE, Encoder
-from compressae_index.progress import track
 from compressae_index.sources import VectorSource, open_vectors
 
 # Queries answered at a time: the codes of all their candidates are held at once.

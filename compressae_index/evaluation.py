@@ -13,9 +13,10 @@ from threadpoolctl import threadpool_limits
 
 from compressae_index.checks import FloatArray, check_choice, check_int, check_vectors, normalize_rows
 from compressae_index.errors import DimensionError, InputError, MissingExtraError
-from compressae_index.index import MODES, CompressedIndex, Mode, Scoring
+from compressae_index.index import CompressedIndex
 from compressae_index.metric import METRICS, Metric
 from compressae_index.progress import track
+from compressae_index.queries import MODES, Mode, Scoring
 from compressae_index.sources import CHUNK_ROWS, Vectors
 
 # Latency is the median over this many queries, asked one by one.

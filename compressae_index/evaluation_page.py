@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from compressae_index.evaluation import TIMED_QUERIES, Measurement
 from compressae_index.evaluation_report import EvaluationReport, Standing
-from compressae_index.index import MODES
 from compressae_index.plots import Series, as_svg, recall_against_bytes, speed_against_recall
+from compressae_index.queries import MODES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -20,8 +20,9 @@ from compressae_index.evaluation import (
     import_faiss,
     sweep,
 )
-from compressae_index.index import CompressedIndex, IndexStats, Scoring
+from compressae_index.index import CompressedIndex, IndexStats
 from compressae_index.metric import METRICS, Metric
+from compressae_index.queries import Scoring
 from compressae_index.report import ModelReport, model_report
 from compressae_index.sources import Vectors
 

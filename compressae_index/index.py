@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,47 +32,25 @@ from compressae_index.model import ENCODERS, CompresSAE, Encoder
 from compressae_index.packing import VALUE_BITS, Form, packing_of
 from compressae_index.planning import Plan
 from compressae_index.progress import track
+from compressae_index.queries import (
+    MAX_K,
+    MODES,
+    SCORINGS,
+    Explanation,
+    Mode,
+    Scoring,
+    SearchResult,
+    explained,
+    projections,
+)
 from compressae_index.sources import CHUNK_ROWS, Vectors, VectorSource, open_vectors
 
 if TYPE_CHECKING:
     from compressae_index.training import TrainConfig
 
-Mode: TypeAlias = Literal["sparse", "dense", "two_stage"]
-MODES: tuple[Mode, ...] = ("sparse", "dense", "two_stage")
-Scoring: TypeAlias = Literal["asymmetric", "symmetric"]
-SCORINGS: tuple[Scoring, ...] = ("asymmetric", "symmetric")
-
 # Rows whose codes are collected before they become part of an index; whole windows of the back end.
 APPEND_ROWS = RUN_ROWS
 DEFAULT_K = 32
-# Neighbours that one may ask for.
-MAX_K = 2**31 - 1
-
-
-class SearchResult(NamedTuple):
-    """Neighbours of a batch of queries, best first."""
-
-    scores: FloatArray
-    """(n_queries, k) float32; -inf where fewer than k documents match."""
-    ids: IdArray
-    """(n_queries, k) int64, or str objects; -1, or None, where fewer than k documents match."""
-
-
-class Explanation(NamedTuple):
-    """How the parts of a document's code add up to its `dense` score, largest contribution first."""
-
-    score: float
-    """Cosine, or inner product, of the query and the document's reconstruction."""
-    latents: npt.NDArray[np.int64]
-    """(k,) the document's latents."""
-    contributions: FloatArray
-    """(k,) projection[latent] * value; with `mean`, they add up to the score."""
-    projections: FloatArray
-    """(k,) the query's projection on each latent; of the normalised query for cosine."""
-    values: FloatArray
-    """(k,) the document's folded values."""
-    mean: float = 0.0
-    """What the model's mean adds to the score of every document."""
 
 
 class IndexStats(NamedTuple):
@@ -647,47 +625,6 @@ def _check_nprobe(nprobe: int | None, mode: Mode, backend: EmbeddedBackend) -> i
         msg = f"nprobe is {nprobe}, but this index has no clusters: call `cluster` first"
         raise InputError(msg)
     return None if backend.clusters is None else nprobe
-
-
-def projections(
-    model: CompresSAE,
-    queries: FloatArray,
-    mode: str,
-    query_nnz: int,
-    scoring: Scoring,
-    k: int,
-    encoder: Encoder,
-    num_threads: int,
-) -> tuple[FloatArray, FloatArray, FloatArray | None]:
-    """What stage one and stage two score checked queries (n_queries, d) with.
-
-    In mode "sparse", which needs no others, only the query_nnz largest entries need be there.
-
-    Returns:
-        Two arrays (n_queries, n_latents), and what the model's mean adds to all scores of a query:
-        (n_queries, 1), or None for nothing.
-    """
-    if scoring == "asymmetric":
-        u, mean_scores = model.seen(queries, num_threads, query_nnz if mode == "sparse" else None)
-        return u, u, mean_scores
-    codes = model.encode(queries, k, encoder=encoder, num_threads=num_threads)
-    codes = model.fold(codes, num_threads=num_threads)
-    sparse_u = codes.to_dense()
-    if mode == "sparse":
-        return sparse_u, sparse_u, None
-    decoded = model.decode(codes)
-    return sparse_u, decoded @ model.decoder_w.T, model.mean_scores(decoded)
-
-
-def explained(projection: FloatArray, code: SparseCodes, mean_scores: FloatArray | None) -> Explanation:
-    """How one code adds up to its score by a query's projection (n_latents,), and what the mean adds."""
-    latents, values = code.latents[0].astype(np.int64), code.values[0]
-    of_latents = projection[latents]
-    contributions = of_latents * values
-    order = np.argsort(-np.abs(contributions), kind="stable")
-    mean = 0.0 if mean_scores is None else float(mean_scores[0, 0])
-    score = float(contributions.sum(dtype=np.float64)) + mean
-    return Explanation(score, latents[order], contributions[order], of_latents[order], values[order], mean)
 
 
 def _collected(chunks: Iterable[SparseCodes], advance: Callable[[int], object]) -> Iterator[SparseCodes]:

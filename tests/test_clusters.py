@@ -18,7 +18,7 @@ from compressae_index.checks import FloatArray
 from compressae_index.cli import main
 from compressae_index.embedded import CLUSTER, WINDOW, EmbeddedBackend
 from compressae_index.evaluation import sweep
-from compressae_index.index import MODES, Mode
+from compressae_index.queries import MODES, Mode
 
 ROWS = 2 * WINDOW + 5000
 PROBING: tuple[Mode, ...] = ("sparse", "two_stage")

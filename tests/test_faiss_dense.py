@@ -21,7 +21,7 @@ from compressae_index import (
 )
 from compressae_index.checks import FloatArray, normalize_rows
 from compressae_index.connectors.faiss import DenseStore, FaissIndex, gpu, library
-from compressae_index.index import SearchResult
+from compressae_index.queries import SearchResult
 
 
 @pytest.fixture(scope="module")

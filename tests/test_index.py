@@ -22,7 +22,7 @@ from compressae_index import (
     UnknownIdError,
 )
 from compressae_index.checks import FloatArray, normalize_rows
-from compressae_index.index import MODES, SCORINGS, Mode, Scoring
+from compressae_index.queries import MODES, SCORINGS, Mode, Scoring
 
 Float64 = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]

@@ -23,8 +23,8 @@ from compressae_index import (
 from compressae_index.checks import FloatArray, normalize_rows
 from compressae_index.cli import main
 from compressae_index.evaluation import exact_neighbours, recall
-from compressae_index.index import MODES
 from compressae_index.metric import METRICS, RowScale, row_norms
+from compressae_index.queries import MODES
 
 Float64 = npt.NDArray[np.float64]
 FORMS = ("packed", "aligned")

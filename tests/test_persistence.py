@@ -16,8 +16,8 @@ import pytest
 
 from compressae_index import CompresSAE, CompressedIndex, FormatError, NewerFormatError
 from compressae_index.checks import FloatArray
-from compressae_index.index import MODES
 from compressae_index.persistence import _manifest_checksum, describe
+from compressae_index.queries import MODES
 
 
 def assert_same(a: CompressedIndex, b: CompressedIndex, queries: FloatArray) -> None:

@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 import click
 
 from compressae_index.errors import FormatError
-from compressae_index.index import MODES, SCORINGS
 from compressae_index.metric import METRICS
 from compressae_index.model import ENCODERS
+from compressae_index.queries import MODES, SCORINGS
 
 F = TypeVar("F", bound=Callable[..., Any])
 

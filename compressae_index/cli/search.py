@@ -26,9 +26,10 @@ from compressae_index.evaluation import as_table
 from compressae_index.evaluation_page import as_page
 from compressae_index.evaluation_report import evaluation_report
 from compressae_index.ids import IdArray
-from compressae_index.index import CompressedIndex, Mode, Scoring
+from compressae_index.index import CompressedIndex
 from compressae_index.metric import METRICS, Metric
 from compressae_index.plots import figure_class
+from compressae_index.queries import Mode, Scoring
 from compressae_index.sources import open_vectors
 
 

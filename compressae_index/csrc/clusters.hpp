@@ -11,7 +11,7 @@
 #include "cpu.hpp"
 #include "huge.hpp"
 #include "inverted.hpp"
-#include "scan.hpp"
+#include "terms.hpp"
 #include "thread_pool.hpp"
 #include "top_k.hpp"
 

@@ -17,9 +17,10 @@ from compressae_index.documents import Rows
 from compressae_index.embedded import Hits
 from compressae_index.errors import DimensionError, InputError, UnknownIdError
 from compressae_index.ids import IdArray, Ids, RowArray, as_id_array
-from compressae_index.index import MAX_K, MODES, SCORINGS, CompressedIndex, Mode, Scoring, SearchResult
+from compressae_index.index import CompressedIndex
 from compressae_index.metric import row_norms
 from compressae_index.progress import track
+from compressae_index.queries import MAX_K, MODES, SCORINGS, Mode, Scoring, SearchResult
 from compressae_index.sources import CHUNK_ROWS, VectorSource
 
 # Norms of CUDA queries that are searched as they are, without a copy; beyond, half precision would suffer.

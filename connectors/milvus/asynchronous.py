@@ -16,8 +16,8 @@ from compressae_index.connectors.milvus.backend import Scope
 from compressae_index.connectors.milvus.client import TIMEOUT, ConsistencyLevel
 from compressae_index.connectors.milvus.errors import translated
 from compressae_index.connectors.milvus.index import MilvusIndex
-from compressae_index.index import Scoring
 from compressae_index.model import CompresSAE
+from compressae_index.queries import Scoring
 from compressae_index.sources import VectorSource
 
 

@@ -36,9 +36,9 @@ from compressae_index.connectors.milvus.collection import (
 from compressae_index.connectors.milvus.errors import translated
 from compressae_index.errors import DimensionError, InputError
 from compressae_index.ids import IdArray, as_id_array
-from compressae_index.index import Scoring
 from compressae_index.metric import METRICS, Metric
 from compressae_index.model import ENCODERS, CompresSAE, Encoder
+from compressae_index.queries import Scoring
 from compressae_index.sources import VectorSource, open_vectors
 
 MilvusMode: TypeAlias = Literal["sparse", "two_stage", "dense", "hybrid"]

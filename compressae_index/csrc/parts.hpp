@@ -1,0 +1,66 @@
+// What is searched: an index as a row of parts, and which of its documents.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "clusters.hpp"
+#include "inverted.hpp"
+#include "top_k.hpp"
+
+namespace compressae {
+
+// The forward part in either form.
+class Forward {
+ public:
+  virtual ~Forward() = default;
+  // As scan_forward and rescore_forward do.
+  virtual void scan(const float* u, std::size_t first, std::size_t last, const Allowed& allowed, std::int64_t first_row,
+                    TopK& top_k) const = 0;
+  virtual void rescore(const float* u, const std::int64_t* rows, std::size_t n, std::int64_t first_row,
+                       TopK& top_k) const = 0;
+};
+
+// A run of documents in both forms, of which a search may need only one. All parts but the last hold whole windows.
+struct Part {
+  const InvertedView* inverted;
+  const Forward* forward;
+  std::size_t n_documents;
+  std::size_t first_row;
+
+  Allowed of(const Allowed& allowed) const { return {allowed.all() ? nullptr : allowed.bitmap + first_row / 8}; }
+};
+
+// A window of a part.
+struct Window {
+  const Part* part;
+  std::size_t number;
+
+  std::size_t first() const { return number * kWindow; }
+  std::size_t last() const { return std::min(first() + kWindow, part->n_documents); }
+};
+
+// What every query of a batch is searched in.
+struct Scope {
+  std::vector<Part> parts;
+  std::size_t n_latents;
+  Allowed allowed;
+  std::size_t n_allowed;
+  const ClusterView* clusters = nullptr;  // of the first windows
+  std::size_t nprobe = 0;                 // clusters whose posting lists a query scans; 0: all
+
+  bool is_probed() const { return clusters != nullptr && nprobe != 0 && nprobe < clusters->n_clusters(); }
+
+  std::size_t n_documents() const { return parts.empty() ? 0 : parts.back().first_row + parts.back().n_documents; }
+
+  std::vector<Window> windows() const {
+    std::vector<Window> all;
+    for (const Part& part : parts)
+      for (std::size_t w = 0; w * kWindow < part.n_documents; ++w) all.push_back({&part, w});
+    return all;
+  }
+};
+
+}  // namespace compressae
