@@ -64,6 +64,7 @@ void keep_best(std::vector<ScoredRow<Score>>& rows, std::size_t top) {
 template <typename Score>
 void keep_best_in_order(std::vector<ScoredRow<Score>>& rows, std::size_t top) {
   if (rows.size() <= top) return;
+  thin_out(rows, top);
   std::vector<Score> scores;
   for (const ScoredRow<Score>& row : rows) scores.push_back(row.score);
   const auto last = scores.begin() + static_cast<std::ptrdiff_t>(top - 1);
@@ -80,9 +81,9 @@ void keep_best_in_order(std::vector<ScoredRow<Score>>& rows, std::size_t top) {
   rows.resize(kept);
 }
 
-// Sorts by descending score and leaves ties in their order: by digits, as comparisons of a thousand hits mispredict.
+// Sorts by descending score and leaves ties in their order: by digits, as comparisons of many hits mispredict.
 inline void sort_by_score(std::vector<Hit>& hits) {
-  constexpr unsigned kBits = 11, kDigits = 3;
+  constexpr unsigned kBits = 8, kDigits = 4;
   constexpr std::uint32_t kValues = 1u << kBits;
   // Ascending where scores descend.
   const auto key = [](const Hit& hit) {
@@ -132,12 +133,13 @@ class TopK {
 
   // Writes `top` entries, padded with row -1 and score -inf.
   void write(float* scores, std::int64_t* rows) {
-    ascending_ = ascending_ && hits_.size() <= top_;
-    keep_best(hits_, top_);
-    if (ascending_ && hits_.size() > kFew)
+    if (ascending_) {
+      keep_best_in_order(hits_, top_);
       sort_by_score(hits_);
-    else
+    } else {
+      keep_best(hits_, top_);
       std::sort(hits_.begin(), hits_.end(), Better());
+    }
     for (std::size_t i = 0; i < top_; ++i) {
       const bool found = i < hits_.size();
       scores[i] = found ? hits_[i].score : -std::numeric_limits<float>::infinity();
@@ -146,9 +148,6 @@ class TopK {
   }
 
  private:
-  // Hits that comparisons sort as fast as digits do.
-  static constexpr std::size_t kFew = 200;
-
   std::size_t top_;
   std::size_t capacity_;
   bool ascending_ = true;  // rows of the hits
