@@ -179,6 +179,23 @@ std::size_t harvest(std::int16_t* scores, std::size_t& begin, std::size_t end, s
       above[i] = _mm512_cmpgt_epi16_mask(some[i], bound);
       _mm512_store_si512(group + 32 * i, some[i]);
     }
+#elif defined(__AVX2__)
+    const __m256i bound = _mm256_set1_epi16(threshold);
+    auto* some = reinterpret_cast<__m256i*>(group);
+    __m256i any = _mm256_setzero_si256();
+    for (std::size_t i = 0; i < 8; ++i) {
+      auto* place = reinterpret_cast<__m256i*>(scores + at + 16 * i);
+      some[i] = _mm256_loadu_si256(place);
+      any = _mm256_or_si256(any, _mm256_cmpgt_epi16(some[i], bound));
+      _mm256_storeu_si256(place, _mm256_setzero_si256());
+    }
+    if (_mm256_testz_si256(any, any)) continue;
+    for (std::size_t i = 0; i < 4; ++i) {
+      const __m256i lower = _mm256_cmpgt_epi16(some[2 * i], bound), upper = _mm256_cmpgt_epi16(some[2 * i + 1], bound);
+      // Packing goes by halves of a register: the order is put right.
+      const __m256i both = _mm256_permute4x64_epi64(_mm256_packs_epi16(lower, upper), 0xd8);
+      above[i] = static_cast<std::uint32_t>(_mm256_movemask_epi8(both));
+    }
 #else
     std::int16_t largest = scores[at];
 #pragma omp simd reduction(max : largest)
@@ -188,6 +205,11 @@ std::size_t harvest(std::int16_t* scores, std::size_t& begin, std::size_t end, s
     if (largest <= threshold) continue;
     for (std::size_t i = 0; i < kGroup / 32; ++i) {
       above[i] = 0;
+      std::int16_t n_above = 0;
+#pragma omp simd reduction(+ : n_above)
+      for (std::size_t j = 0; j < 32; ++j)
+        n_above = static_cast<std::int16_t>(n_above + (group[32 * i + j] > threshold));
+      if (n_above == 0) continue;
       for (std::size_t j = 0; j < 32; ++j) above[i] |= static_cast<std::uint32_t>(group[32 * i + j] > threshold) << j;
     }
 #endif
