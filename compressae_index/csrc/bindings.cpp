@@ -639,11 +639,12 @@ class DictionaryBinding {
     require_equal(vectors.shape(1), dim(), "columns of vectors");
     const std::size_t n = vectors.shape(0);
     const Dictionary& dictionary = rounded();
+    const LargestProducts& largest = made(largest_, [&] { largest_.emplace(dictionary); });
     std::vector<float> projections(n * n_latents());
     for_each_run(n, kEncodeRows, num_threads, [&](std::size_t begin, std::size_t end) {
       const float* products = products_of(dictionary, vectors.data() + begin * dim(), end - begin);
       for (std::size_t row = begin; row < end; ++row, products += dictionary.stride())
-        for (const Term& term : dictionary.largest_products(vectors.data() + row * dim(), products, count))
+        for (const Term& term : largest.find(vectors.data() + row * dim(), products, count))
           projections[row * n_latents() + term.latent] = term.weight;
     });
     return to_numpy(std::move(projections), {n, n_latents()});
@@ -693,6 +694,7 @@ class DictionaryBinding {
   std::mutex mutex_;
   std::optional<RoundedRows<Words>> words_;
   std::optional<Dictionary> dictionary_;
+  std::optional<LargestProducts> largest_;
   std::optional<GramBytes> gram_;
 };
 

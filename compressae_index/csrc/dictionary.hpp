@@ -124,13 +124,7 @@ class Dictionary {
 
   // atoms: (n_latents, dim) rows of unit norm, borrowed.
   Dictionary(const float* atoms, std::size_t n_latents, std::size_t dim)
-      : atoms_(atoms), n_latents_(n_latents), dim_(dim), bytes_(atoms, n_latents, dim) {
-    for (std::size_t latent = 0; latent < n_latents; ++latent) {
-      largest_norm_ = std::max(largest_norm_, norm_of(atom(latent), dim));
-      largest_error_ =
-          std::max(largest_error_, rounding_error(atom(latent), dim, row_steps(atom(latent), dim, Bytes())));
-    }
-  }
+      : atoms_(atoms), n_latents_(n_latents), dim_(dim), bytes_(atoms, n_latents, dim) {}
 
   const float* atom(std::size_t latent) const { return atoms_ + latent * dim_; }
   std::size_t n_latents() const { return n_latents_; }
@@ -144,16 +138,36 @@ class Dictionary {
     bytes_.products(vectors, n, stride(), products);
   }
 
-  // The `count` products of a vector (dim) that are largest in magnitude, exact: of its `products` as above, only those
-  // that may be among them are taken again.
-  std::vector<Term> largest_products(const float* vector, const float* products, std::size_t count) const {
+ private:
+  const float* atoms_;
+  std::size_t n_latents_;
+  std::size_t dim_;
+  RoundedRows<Bytes> bytes_;
+};
+
+// Finds the largest products of a vector with all atoms from rounded ones.
+class LargestProducts {
+ public:
+  explicit LargestProducts(const Dictionary& dictionary) : dictionary_(dictionary) {
+    for (std::size_t latent = 0; latent < dictionary.n_latents(); ++latent) {
+      const float* atom = dictionary.atom(latent);
+      largest_norm_ = std::max(largest_norm_, norm_of(atom, dictionary.dim()));
+      const Steps steps = row_steps(atom, dictionary.dim(), Bytes());
+      largest_error_ = std::max(largest_error_, rounding_error(atom, dictionary.dim(), steps));
+    }
+  }
+
+  // The `count` products of a vector (dim) that are largest in magnitude, exact: of its `products`, as the dictionary
+  // gives them, only those that may be among them are taken again.
+  std::vector<Term> find(const float* vector, const float* products, std::size_t count) const {
+    const std::size_t n = dictionary_.n_latents(), dim = dictionary_.dim();
     // <a, x> - <a', x'> = <a - a', x> + <a', x - x'>, and by Cauchy and Schwarz neither is more than its norms'
     // product.
-    const float vector_error = rounding_error(vector, dim_, query_steps(vector, dim_, Bytes()));
-    const float off = largest_error_ * norm_of(vector, dim_) + (largest_norm_ + largest_error_) * vector_error;
-    const float reached = magnitude_reached(products, n_latents_, std::min(count, n_latents_), 0);
-    std::vector<Term> terms = terms_reaching(products, n_latents_, reached - 2.0f * kSlack * off);
-    for (Term& term : terms) term.weight = kernels().dot(vector, atom(term.latent), dim_);
+    const float vector_error = rounding_error(vector, dim, query_steps(vector, dim, Bytes()));
+    const float off = largest_error_ * norm_of(vector, dim) + (largest_norm_ + largest_error_) * vector_error;
+    const float reached = magnitude_reached(products, n, std::min(count, n), 0);
+    std::vector<Term> terms = terms_reaching(products, n, reached - 2.0f * kSlack * off);
+    for (Term& term : terms) term.weight = kernels().dot(vector, dictionary_.atom(term.latent), dim);
     keep_largest(terms, count);
     return terms;
   }
@@ -162,12 +176,9 @@ class Dictionary {
   // For what float32 takes away in all that.
   static constexpr float kSlack = 1.001f;
 
-  const float* atoms_;
-  std::size_t n_latents_;
-  std::size_t dim_;
-  RoundedRows<Bytes> bytes_;
-  float largest_norm_ = 0.0f;
-  float largest_error_ = 0.0f;  // the norm of what rounding took from an atom
+  const Dictionary& dictionary_;
+  float largest_norm_ = 0.0f;   // of an atom
+  float largest_error_ = 0.0f;  // the norm of what rounding took from one
 };
 
 // The products of all atoms with each other, rounded to bytes, the diagonal left out.

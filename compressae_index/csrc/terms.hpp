@@ -19,7 +19,7 @@ struct Term {
 };
 
 // The largest magnitude that at least `wanted` of n entries reach, or a lower one that at most `spare` more do; 0 where
-// that many are not numbers.
+// fewer are numbers.
 inline float magnitude_reached(const float* entries, std::size_t n, std::size_t wanted, std::size_t spare) {
   // Magnitudes are in the order of their bits.
   std::uint32_t low = 0, high = __builtin_bit_cast(std::uint32_t, std::numeric_limits<float>::infinity()) + 1;
@@ -57,7 +57,9 @@ inline void keep_largest(std::vector<Term>& terms, std::size_t count) {
   std::erase_if(terms, [&](const Term& term) {
     const float magnitude = std::fabs(term.weight);
     if (magnitude != least) return !(magnitude > least);
-    return ties == 0 || ties-- == 0;
+    if (ties == 0) return true;
+    --ties;
+    return false;
   });
 }
 

@@ -133,13 +133,14 @@ class TopK {
 
   // Writes `top` entries, padded with row -1 and score -inf.
   void write(float* scores, std::int64_t* rows) {
-    if (ascending_) {
+    if (ascending_)
       keep_best_in_order(hits_, top_);
-      sort_by_score(hits_);
-    } else {
+    else
       keep_best(hits_, top_);
+    if (ascending_ && hits_.size() > kFew)
+      sort_by_score(hits_);
+    else
       std::sort(hits_.begin(), hits_.end(), Better());
-    }
     for (std::size_t i = 0; i < top_; ++i) {
       const bool found = i < hits_.size();
       scores[i] = found ? hits_[i].score : -std::numeric_limits<float>::infinity();
@@ -148,6 +149,9 @@ class TopK {
   }
 
  private:
+  // Hits that comparisons sort as fast as digits do.
+  static constexpr std::size_t kFew = 32;
+
   std::size_t top_;
   std::size_t capacity_;
   bool ascending_ = true;  // rows of the hits
