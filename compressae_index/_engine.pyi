@@ -45,19 +45,8 @@ class Dictionary:
         num_threads: int,
     ) -> NDArray[numpy.float32]:
         """
-        Products of vectors (n, dim) with all rows, (n, n_latents), by a copy of these in 16 bits.
-        """
-
-    def project_largest(
-        self,
-        vectors: Annotated[
-            NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)
-        ],
-        count: int,
-        num_threads: int,
-    ) -> NDArray[numpy.float32]:
-        """
-        The same of which all but the count largest by magnitude are 0, those by the rows themselves.
+        Products of vectors (n, dim) with all rows, (n, n_latents): by one byte an entry where rows are multiples
+        of such, else by two.
         """
 
     def pursue(

@@ -277,7 +277,7 @@ class BackedIndex:
         rows = check_vectors(queries, dim=self.model.dim, name="queries")
         factors = self._scale.of_queries(rows)
         sparse_u, dense_u, mean_scores = projections(
-            self.model, rows, mode, query_nnz, scoring, self.backend.k, self.encoder, threads
+            self.model, rows, mode, scoring, self.backend.k, self.encoder, threads
         )
         terms = strongest_terms(sparse_u, query_nnz)
         return Asked(terms, None if mode == "sparse" else dense_u, factors, mean_scores)

@@ -329,7 +329,7 @@ class CompressedIndex:
         query_nnz = state.backend.query_nnz if query_nnz is None else query_nnz
         backend = state.backend
         sparse_u, dense_u, mean_scores = projections(
-            self.model, rows, mode, query_nnz, scoring, self.k, self.encoder, threads
+            self.model, rows, mode, scoring, self.k, self.encoder, threads
         )
         if mode == "sparse":
             scores, found = backend.sparse(sparse_u, query_nnz, width, allowed, threads, nprobe)

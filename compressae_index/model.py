@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -211,7 +211,8 @@ class CompresSAE:
     def project(self, queries: Any, *, num_threads: int | None = None) -> FloatArray:
         """Queries seen by the dictionary: u = W_dec q for the normalised q.
 
-        The dictionary is rounded to 16 bits, which halves what must be read: an entry is off by about 2e-6.
+        A dictionary that `rounded` made is read byte by byte, and products are as exact as in float32. Any
+        other is rounded to two bytes an entry, and a product is off by about 2e-6.
 
         Args:
             queries: (n, dim) floating point.
@@ -233,23 +234,22 @@ class CompresSAE:
         """
         return self._mean_scores(normalize_rows(check_vectors(queries, dim=self.dim, name="queries")))
 
-    def seen(
-        self, queries: FloatArray, num_threads: int, query_nnz: int | None = None
-    ) -> tuple[FloatArray, FloatArray | None]:
-        """`project` and `mean_scores` of queries (n, dim) that were checked, normalised once for both.
-
-        With query_nnz, all but so many entries of each projection are 0, the largest ones left: these are
-        found by a dictionary of 8 bits in half the time, and are exact.
-        """
+    def seen(self, queries: FloatArray, num_threads: int) -> tuple[FloatArray, FloatArray | None]:
+        """`project` and `mean_scores` of queries (n, dim) that were checked, normalised once for both."""
         unit = normalize_rows(queries)
-        if query_nnz is None:
-            projections = self._dictionary.project(unit, num_threads)
-        else:
-            projections = self._dictionary.project_largest(unit, min(query_nnz, self.n_latents), num_threads)
-        return projections, self._mean_scores(unit)
+        return self._dictionary.project(unit, num_threads), self._mean_scores(unit)
 
     def _mean_scores(self, unit: FloatArray) -> FloatArray | None:
         return None if self.mean is None else (unit @ self.mean)[:, None]
+
+    def rounded(self) -> CompresSAE:
+        """The same with each row of W_dec rounded to multiples of 1 / 127 of its largest entry.
+
+        Such a dictionary is projected on in half the time, and as training ends with it, codes are made for
+        it: what rounding takes away is less than 1 % of an atom, and no recall that could be measured.
+        """
+        steps = np.abs(self.decoder_w).max(axis=1, keepdims=True) / np.float32(127)
+        return replace(self, decoder_w=normalize_rows(np.rint(self.decoder_w / steps)))
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any], k: int) -> CompresSAE:

@@ -51,7 +51,6 @@ def projections(
     model: CompresSAE,
     queries: FloatArray,
     mode: str,
-    query_nnz: int,
     scoring: Scoring,
     k: int,
     encoder: Encoder,
@@ -59,14 +58,12 @@ def projections(
 ) -> tuple[FloatArray, FloatArray, FloatArray | None]:
     """What stage one and stage two score checked queries (n_queries, d) with.
 
-    In mode "sparse", which needs no others, only the query_nnz largest entries need be there.
-
     Returns:
         Two arrays (n_queries, n_latents), and what the model's mean adds to all scores of a query:
         (n_queries, 1), or None for nothing.
     """
     if scoring == "asymmetric":
-        u, mean_scores = model.seen(queries, num_threads, query_nnz if mode == "sparse" else None)
+        u, mean_scores = model.seen(queries, num_threads)
         return u, u, mean_scores
     codes = model.encode(queries, k, encoder=encoder, num_threads=num_threads)
     codes = model.fold(codes, num_threads=num_threads)

@@ -160,6 +160,20 @@ def test_folded_codes_score_the_cosine_with_the_reconstruction(
     np.testing.assert_allclose(scores, unit @ reconstruction.T, atol=1e-5)
 
 
+def test_rounding_the_dictionary_costs_next_to_nothing(vectors: FloatArray, queries: FloatArray) -> None:
+    atoms, rows = normalize_rows(vectors[:1000]), normalize_rows(queries)
+    exact = CompresSAE(np.ascontiguousarray(atoms.T), np.zeros(1000, dtype=np.float32), atoms, 16)
+    rounded = exact.rounded()
+    in_steps = rounded.decoder_w / np.abs(rounded.decoder_w).max(axis=1, keepdims=True) * 127
+    np.testing.assert_allclose(in_steps, np.rint(in_steps), atol=1e-4)
+    np.testing.assert_allclose(np.linalg.norm(rounded.decoder_w - atoms, axis=1), 0, atol=0.015)
+    np.testing.assert_allclose(rounded.decoder_w, rounded.rounded().decoder_w, atol=1e-7)
+    errors = [np.square(rows - m.decode(m.encode(queries))).sum(axis=1).mean() for m in (rounded, exact)]
+    assert errors[0] < 1.002 * errors[1]
+    projections = queries.astype(np.float64) @ rounded.decoder_w.T / np.linalg.norm(queries, axis=1)[:, None]
+    np.testing.assert_allclose(rounded.project(queries), projections, atol=5e-7)
+
+
 def test_encoding_ignores_the_norm(model: CompresSAE, queries: FloatArray) -> None:
     for scale in (1e-10, 1e10):
         np.testing.assert_array_equal(

@@ -196,6 +196,8 @@ def test_the_encoder_learns_while_the_refined_decoder_stays(vectors: FloatArray)
     np.testing.assert_allclose(trained.model.decoder_w, refined.model.decoder_w, atol=1e-6)
     assert not np.allclose(trained.model.encoder_w, refined.model.encoder_w, atol=1e-3)
     assert trained.checks[-1].loss < trained.checks[-11].loss
+    # The dictionary is one of bytes already.
+    np.testing.assert_allclose(refined.model.rounded().decoder_w, refined.model.decoder_w, atol=1e-7)
 
 
 class InterruptionError(Exception):
@@ -252,11 +254,11 @@ def test_steps_stop_when_held_out_rows_gain_no_more(vectors: FloatArray) -> None
     losses = [check.loss for check in result.checks]
     assert len(result.losses) < 400
     assert losses[-1] > min(losses)
-    # The best weights are kept, not the last ones.
+    # The best weights are kept, not the last ones; their dictionary was rounded since.
     module = CompresSAEModule(rows.shape[1], 64, 4)
     module.load_state_dict({name: torch.from_numpy(w) for name, w in result.model.tensors().items()})
     _, held_out = _hold_out(normalize_rows(rows), config, 64)
-    assert module.held_out_loss(torch.from_numpy(held_out)) == pytest.approx(min(losses), rel=1e-4)
+    assert module.held_out_loss(torch.from_numpy(held_out)) == pytest.approx(min(losses), rel=3e-4)
 
 
 def test_training_that_diverges_stops_with_a_reason(vectors: FloatArray) -> None:

@@ -612,6 +612,9 @@ Codes encode_batch(std::size_t rows, std::size_t k, std::size_t num_threads, con
   return {to_numpy(std::move(latents), {rows, k}), to_numpy(std::move(values), {rows, k})};
 }
 
+// Dimensions that no sum of products of bytes overflows 32 bits by.
+constexpr std::size_t kMaxDim = 65536;
+
 // Vectors whose products with a dictionary are taken at once, so that its rows are read once for all.
 constexpr std::size_t kProjectedRows = 48;
 
@@ -620,32 +623,17 @@ class DictionaryBinding {
  public:
   explicit DictionaryBinding(Input<float, 2> atoms) : atoms_(std::move(atoms)) {
     require_latents(n_latents());
-    require(dim() >= 1, "atoms have 0 dimensions");
+    require(dim() >= 1 && dim() <= kMaxDim, "atoms have " + std::to_string(dim()) + " dimensions, expected 1 to 65536");
   }
 
   Output<float> project(const Input<float, 2>& vectors, std::size_t num_threads) {
     require_equal(vectors.shape(1), dim(), "columns of vectors");
     const std::size_t n = vectors.shape(0);
-    const RoundedRows<Words>& words = made(words_, [&] { words_.emplace(atoms_.data(), n_latents(), dim()); });
+    const Dictionary& dictionary = rounded();
+    const Projection& projection = made(projection_, [&] { projection_.emplace(dictionary); });
     std::vector<float> projections(n * n_latents());
     for_each_run(n, kProjectedRows, num_threads, [&](std::size_t begin, std::size_t end) {
-      words.products(vectors.data() + begin * dim(), end - begin, n_latents(),
-                     projections.data() + begin * n_latents());
-    });
-    return to_numpy(std::move(projections), {n, n_latents()});
-  }
-
-  Output<float> project_largest(const Input<float, 2>& vectors, std::size_t count, std::size_t num_threads) {
-    require_equal(vectors.shape(1), dim(), "columns of vectors");
-    const std::size_t n = vectors.shape(0);
-    const Dictionary& dictionary = rounded();
-    const LargestProducts& largest = made(largest_, [&] { largest_.emplace(dictionary); });
-    std::vector<float> projections(n * n_latents());
-    for_each_run(n, kEncodeRows, num_threads, [&](std::size_t begin, std::size_t end) {
-      const float* products = products_of(dictionary, vectors.data() + begin * dim(), end - begin);
-      for (std::size_t row = begin; row < end; ++row, products += dictionary.stride())
-        for (const Term& term : largest.find(vectors.data() + row * dim(), products, count))
-          projections[row * n_latents() + term.latent] = term.weight;
+      projection.add(vectors.data() + begin * dim(), end - begin, projections.data() + begin * n_latents());
     });
     return to_numpy(std::move(projections), {n, n_latents()});
   }
@@ -692,9 +680,8 @@ class DictionaryBinding {
 
   Input<float, 2> atoms_;
   std::mutex mutex_;
-  std::optional<RoundedRows<Words>> words_;
   std::optional<Dictionary> dictionary_;
-  std::optional<LargestProducts> largest_;
+  std::optional<Projection> projection_;
   std::optional<GramBytes> gram_;
 };
 
@@ -724,9 +711,8 @@ NB_MODULE(_engine, m) {
   nb::class_<DictionaryBinding>(m, "Dictionary", "A dictionary (n_latents, dim) of unit rows, which is borrowed.")
       .def(nb::init<Input<float, 2>>(), "atoms"_a.noconvert())
       .def("project", &DictionaryBinding::project, "vectors"_a.noconvert(), "num_threads"_a,
-           "Products of vectors (n, dim) with all rows, (n, n_latents), by a copy of these in 16 bits.")
-      .def("project_largest", &DictionaryBinding::project_largest, "vectors"_a.noconvert(), "count"_a, "num_threads"_a,
-           "The same of which all but the count largest by magnitude are 0, those by the rows themselves.")
+           "Products of vectors (n, dim) with all rows, (n, n_latents): by one byte an entry where rows are multiples\n"
+           "of such, else by two.")
       .def("pursue", &DictionaryBinding::pursue, "vectors"_a.noconvert(), "k"_a, "solve_every"_a, "num_threads"_a,
            "Codes of unit rows (n, dim) by orthogonal matching pursuit: (latents, values), (n, k).");
   m.def("top_k_codes", &top_k_codes, "activations"_a.noconvert(), "k"_a, "num_threads"_a,

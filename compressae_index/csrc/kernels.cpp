@@ -576,12 +576,8 @@ void add_byte_rows(const std::int8_t* const* rows, const float* weights, std::si
 using Lanes = __m512i;
 constexpr std::size_t kLaneVectors = 4;
 Lanes repeated(std::int32_t entries) { return _mm512_set1_epi32(entries); }
-Lanes add_pairs(Lanes sums, Lanes x, Lanes y) {
-#if defined(__AVX512VNNI__)
-  return _mm512_dpwssd_epi32(sums, x, y);
-#else
+[[maybe_unused]] Lanes add_pairs(Lanes sums, Lanes x, Lanes y) {
   return _mm512_add_epi32(sums, _mm512_madd_epi16(x, y));
-#endif
 }
 #elif defined(__AVX2__)
 using Lanes = __m256i;
@@ -592,8 +588,7 @@ Lanes add_pairs(Lanes sums, Lanes x, Lanes y) { return _mm256_add_epi32(sums, _m
 
 #if defined(__AVX2__)
 // sums + the products of the kStep entries of each lane's row with those of a query.
-Lanes add_products(Lanes sums, Lanes rows, std::int32_t query, Words) { return add_pairs(sums, rows, repeated(query)); }
-Lanes add_products(Lanes sums, Lanes rows, std::int32_t query, Bytes) {
+Lanes add_products(Lanes sums, Lanes rows, std::int32_t query) {
 #if defined(__AVX512VNNI__)
   return _mm512_dpbusd_epi32(sums, rows, repeated(query));
 #else
@@ -609,83 +604,95 @@ Lanes add_products(Lanes sums, Lanes rows, std::int32_t query, Bytes) {
 #endif
 
 // sums[p][i] = <plane p, row i> for the rows of a block, whose entries begin at `row`.
-template <typename Integers, std::size_t Planes>
-void block_sums(const typename Integers::Row* row, const typename Integers::Query* plane, std::size_t steps,
-                std::int32_t (*sums)[kBlock]) {
-  constexpr std::size_t kStep = Integers::kStep;
+template <std::size_t Planes>
+void block_sums(const std::uint8_t* row, const std::int8_t* plane, std::size_t steps, std::int32_t (*sums)[kBlock]) {
+  constexpr std::size_t kStep = ProductRows::kStep;
 #if defined(__AVX2__)
-  if constexpr (requires(Lanes some) { add_products(some, some, 0, Integers()); }) {
-    constexpr std::size_t kWidth = sizeof(Lanes) / 4;
-    for (std::size_t first = 0; first < kBlock; first += kLaneVectors * kWidth) {
-      Lanes lanes[Planes][kLaneVectors] = {};
-      for (std::size_t step = 0; step < steps; ++step) {
-        Lanes rows[kLaneVectors];
-        for (std::size_t v = 0; v < kLaneVectors; ++v) {
-          const std::size_t i = first + v * kWidth;
-          __builtin_memcpy(&rows[v], row + ((i / 16 * steps + step) * 16 + i % 16) * kStep, sizeof rows[v]);
-        }
-        for (std::size_t p = 0; p < Planes; ++p) {
-          std::int32_t entries;
-          __builtin_memcpy(&entries, plane + (p * steps + step) * kStep, sizeof entries);
-          for (std::size_t v = 0; v < kLaneVectors; ++v)
-            lanes[p][v] = add_products(lanes[p][v], rows[v], entries, Integers());
-        }
+  constexpr std::size_t kWidth = sizeof(Lanes) / 4;
+  for (std::size_t first = 0; first < kBlock; first += kLaneVectors * kWidth) {
+    Lanes lanes[Planes][kLaneVectors] = {};
+    for (std::size_t step = 0; step < steps; ++step) {
+      Lanes rows[kLaneVectors];
+#pragma GCC unroll 4
+      for (std::size_t v = 0; v < kLaneVectors; ++v) {
+        const std::size_t i = first + v * kWidth;
+        rows[v] = load<Lanes>(row + ((i / 16 * steps + step) * 16 + i % 16) * kStep);
       }
-      for (std::size_t p = 0; p < Planes; ++p) __builtin_memcpy(sums[p] + first, lanes[p], sizeof lanes[p]);
+#pragma GCC unroll 8
+      for (std::size_t p = 0; p < Planes; ++p) {
+        std::int32_t entries;
+        __builtin_memcpy(&entries, plane + (p * steps + step) * kStep, sizeof entries);
+#pragma GCC unroll 4
+        for (std::size_t v = 0; v < kLaneVectors; ++v) lanes[p][v] = add_products(lanes[p][v], rows[v], entries);
+      }
     }
-    return;
+    // One by one: copied as a whole, the sums would stand in memory from the start.
+#pragma GCC unroll 8
+    for (std::size_t p = 0; p < Planes; ++p)
+#pragma GCC unroll 4
+      for (std::size_t v = 0; v < kLaneVectors; ++v) {
+        const Lanes lane = lanes[p][v];
+        __builtin_memcpy(sums[p] + first + v * kWidth, &lane, sizeof lane);
+      }
   }
-#endif
+#else
   for (std::size_t p = 0; p < Planes; ++p)
     for (std::size_t first = 0; first < kBlock; first += 16) {
       std::int32_t lanes[16] = {};
       for (std::size_t step = 0; step < steps; ++step) {
-        const typename Integers::Row* rows = row + (first / 16 * steps + step) * 16 * kStep;
-        const typename Integers::Query* entries = plane + (p * steps + step) * kStep;
+        const std::uint8_t* rows = row + (first / 16 * steps + step) * 16 * kStep;
+        const std::int8_t* entries = plane + (p * steps + step) * kStep;
 #pragma omp simd
         for (std::size_t i = 0; i < 16; ++i)
           for (std::size_t e = 0; e < kStep; ++e) lanes[i] += rows[kStep * i + e] * entries[e];
       }
       __builtin_memcpy(sums[p] + first, lanes, sizeof lanes);
     }
+#endif
 }
 
-// Products of `Queries` queries from `first` on with the first n_rows rows of a block.
-template <typename Integers, std::size_t Queries>
-void block_products(const ProductRows<Integers>& rows, std::size_t block, std::size_t n_rows,
-                    const ProductQueries<Integers>& queries, std::size_t first, float* products, std::size_t stride) {
-  constexpr std::size_t kPlanes = Integers::kPlanes;
-  const std::size_t length = Integers::kStep * rows.steps;
-  alignas(64) std::int32_t sums[Queries * kPlanes][kBlock];
-  block_sums<Integers, Queries * kPlanes>(rows.entries + block * kBlock * length,
-                                          queries.entries + first * kPlanes * length, rows.steps, sums);
+// Adds products of `Queries` queries from `first` on with the first n_rows rows of a block.
+template <std::size_t Planes, std::size_t Queries>
+void add_block_products(const ProductRows& rows, std::size_t block, std::size_t n_rows, const ProductQueries& queries,
+                        std::size_t first, float* products, std::size_t stride) {
+  const std::size_t length = ProductRows::kStep * rows.steps;
+  alignas(64) std::int32_t sums[Queries * Planes][kBlock];
+  block_sums<Queries * Planes>(rows.entries + block * kBlock * length, queries.entries + first * Planes * length,
+                               rows.steps, sums);
   for (std::size_t q = 0; q < Queries; ++q) {
     float* columns = products + (first + q) * stride + block * kBlock;
-    const float* scales = queries.scales + (first + q) * kPlanes;
-    const std::int32_t* query_sums = queries.sums + (first + q) * kPlanes;
+    const float* scales = queries.scales + (first + q) * Planes;
+    const std::int32_t* query_sums = queries.sums + (first + q) * Planes;
 #pragma omp simd
     for (std::size_t i = 0; i < n_rows; ++i) {
       float product = 0.0f;
-      for (std::size_t p = 0; p < kPlanes; ++p)
-        product += static_cast<float>(sums[q * kPlanes + p][i] - Integers::kAdded * query_sums[p]) *
-                   (scales[p] * rows.scales[block * kBlock + i]);
-      columns[i] = product;
+      for (std::size_t p = 0; p < Planes; ++p)
+        product += static_cast<float>(sums[q * Planes + p][i] - ProductRows::kAdded * query_sums[p]) * scales[p];
+      columns[i] += product * rows.scales[block * kBlock + i];
     }
   }
 }
 
 // A block of rows stays in the first-level cache while all queries pass by.
-template <typename Integers>
-void products_of(const ProductRows<Integers>& rows, std::size_t n_rows, const ProductQueries<Integers>& queries,
-                 float* products, std::size_t stride) {
-  constexpr std::size_t kTile = 6 / Integers::kPlanes;
+template <std::size_t Planes>
+void add_products_of(const ProductRows& rows, std::size_t n_rows, const ProductQueries& queries, float* products,
+                     std::size_t stride) {
+  constexpr std::size_t kTile = 6 / Planes;
   for (std::size_t block = 0; block < rows.n_blocks; ++block) {
     const std::size_t left = n_rows - block * kBlock, count = left < kBlock ? left : kBlock;
     std::size_t q = 0;
     for (; q + kTile <= queries.n; q += kTile)
-      block_products<Integers, kTile>(rows, block, count, queries, q, products, stride);
-    for (; q < queries.n; ++q) block_products<Integers, 1>(rows, block, count, queries, q, products, stride);
+      add_block_products<Planes, kTile>(rows, block, count, queries, q, products, stride);
+    for (; q < queries.n; ++q) add_block_products<Planes, 1>(rows, block, count, queries, q, products, stride);
   }
+}
+
+void add_products(const ProductRows& rows, std::size_t n_rows, const ProductQueries& queries, float* products,
+                  std::size_t stride) {
+  if (queries.n_planes == 1)
+    add_products_of<1>(rows, n_rows, queries, products, stride);
+  else
+    add_products_of<3>(rows, n_rows, queries, products, stride);
 }
 
 float dot(const float* x, const float* y, std::size_t count) {
@@ -762,9 +769,8 @@ void add_rows(const float* rows, std::size_t stride, const float* weights, std::
 
 }  // namespace
 
-extern const Kernels COMPRESSAE_KERNELS{
-    accumulate,    group_maxima, count_above, harvest,     count_bits,         count_at_least,
-    find_at_least, arg_max_abs,  gather_dot,  packed_dots, products_of<Bytes>, products_of<Words>,
-    add_byte_rows, dot,          dots,        add_rows};
+extern const Kernels COMPRESSAE_KERNELS{accumulate,     group_maxima,  count_above, harvest,    count_bits,
+                                        count_at_least, find_at_least, arg_max_abs, gather_dot, packed_dots,
+                                        add_products,   add_byte_rows, dot,         dots,       add_rows};
 
 }  // namespace compressae

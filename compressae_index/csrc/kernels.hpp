@@ -36,38 +36,26 @@ struct PackedLayout {
   float levels[256];  // value of each code relative to the row's scale
 };
 
-// The integers that rows and queries are rounded to where products with all rows are taken, kStep columns at a time.
-// A query is the sum of kPlanes rounded vectors, each of which makes up for the rounding of the one before.
-struct Bytes {
-  using Row = std::uint8_t;  // with kAdded added
-  using Query = std::int8_t;
-  static constexpr std::int32_t kAdded = 128;
-  static constexpr std::size_t kStep = 4, kPlanes = 1;
-};
-struct Words {
-  using Row = std::int16_t;
-  using Query = std::int16_t;
-  static constexpr std::int32_t kAdded = 0;
-  static constexpr std::size_t kStep = 2, kPlanes = 2;
-};
-
-// Rows that products are taken with, 16 of them side by side: entry j of row i stands at
-// ((i / 16 * steps + j / kStep) * 16 + i % 16) * kStep + j % kStep and holds round(entry / scales[i]) + kAdded.
-template <typename Integers>
+// Rows of bytes that products are taken with, 16 of them side by side and kStep columns of each: entry j of row i
+// stands at ((i / 16 * steps + j / kStep) * 16 + i % 16) * kStep + j % kStep and holds round(entry / scales[i]) +
+// kAdded.
 struct ProductRows {
-  const typename Integers::Row* entries;  // (n_blocks * 4, steps, 16, kStep)
-  const float* scales;                    // (n_blocks * kBlock)
-  std::size_t n_blocks;                   // of kBlock rows
-  std::size_t steps;                      // of kStep columns
+  static constexpr std::size_t kStep = 4;
+  static constexpr std::int32_t kAdded = 128;
+
+  const std::uint8_t* entries;  // (n_blocks * 4, steps, 16, kStep)
+  const float* scales;          // (n_blocks * kBlock)
+  std::size_t n_blocks;         // of kBlock rows
+  std::size_t steps;            // of kStep columns
 };
 
-// The other side of such products.
-template <typename Integers>
+// The other side of such products: each query is the sum of n_planes vectors of bytes.
 struct ProductQueries {
-  const typename Integers::Query* entries;  // (n, kPlanes, kStep * steps)
-  const float* scales;                      // (n, kPlanes)
-  const std::int32_t* sums;                 // (n, kPlanes) of the entries
+  const std::int8_t* entries;  // (n, n_planes, kStep * steps)
+  const float* scales;         // (n, n_planes)
+  const std::int32_t* sums;    // (n, n_planes) of the entries
   std::size_t n;
+  std::size_t n_planes;  // 1 or 3
 };
 
 // Some postings of a list, where a document stands at most once, and what their values are multiplied with.
@@ -105,11 +93,9 @@ struct Kernels {
   // entries; up to 64 bytes from inside a row on are read.
   void (*packed_dots)(const PackedLayout& layout, const std::uint8_t* rows, std::size_t n_rows, const float* u,
                       float* scores);
-  // products[q * stride + i] = <query q, row i> for the first n_rows rows; no sum of 32 bits may overflow.
-  void (*byte_products)(const ProductRows<Bytes>& rows, std::size_t n_rows, const ProductQueries<Bytes>& queries,
-                        float* products, std::size_t stride);
-  void (*word_products)(const ProductRows<Words>& rows, std::size_t n_rows, const ProductQueries<Words>& queries,
-                        float* products, std::size_t stride);
+  // products[q * stride + i] += <query q, row i> for the first n_rows rows; no sum of 32 bits may overflow.
+  void (*add_products)(const ProductRows& rows, std::size_t n_rows, const ProductQueries& queries, float* products,
+                       std::size_t stride);
   // y += the sum of weights[r] * rows[r], rows of bytes; count is a multiple of kBlock.
   void (*add_byte_rows)(const std::int8_t* const* rows, const float* weights, std::size_t n_rows, std::size_t count,
                         float* y);

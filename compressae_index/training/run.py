@@ -106,7 +106,7 @@ def train(
     if config.refine_rounds or config.steps:
         _check_alive(module.to_model(), held_out if len(held_out) else rows[:1024])
     return TrainResult(
-        module.to_model(mean),
+        module.to_model(mean).rounded(),
         run.rounds,
         np.array(run.losses, np.float32),
         run.checks,
