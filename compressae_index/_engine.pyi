@@ -42,11 +42,13 @@ class Dictionary:
         vectors: Annotated[
             NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)
         ],
+        mean: Annotated[NDArray[numpy.float32], dict(shape=(None,), order="C", device="cpu", writable=False)]
+        | None,
         num_threads: int,
-    ) -> NDArray[numpy.float32]:
+    ) -> tuple[NDArray[numpy.float32], NDArray[numpy.float32] | None]:
         """
-        Products of vectors (n, dim) with all rows, (n, n_latents): by one byte an entry where rows are multiples
-        of such, else by two.
+        Products of the directions of vectors (n, dim) with all rows, (n, n_latents), and with a mean (dim), if
+        any, (n, 1). Where rows are multiples of bytes, these are what is read of them; else it is twice as much.
         """
 
     def pursue(

@@ -57,7 +57,7 @@ def _directions(model: CompresSAE, backend: EmbeddedBackend, rows: RowArray) -> 
 
 
 def _nearest(directions: FloatArray, centroids: FloatArray, num_threads: int) -> RowArray:
-    nearest: RowArray = Dictionary(centroids).project(directions, num_threads).argmax(axis=1)
+    nearest: RowArray = Dictionary(centroids).project(directions, None, num_threads)[0].argmax(axis=1)
     return nearest
 
 

@@ -77,6 +77,7 @@ class EmbeddedBackend:
         self.clusters = clusters
         self._parts = tuple(parts)
         self._starts = np.cumsum([0, *map(len, self._parts)])
+        self._pairs = [(part.inverted, part.forward) for part in self._parts]
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -217,9 +218,10 @@ class EmbeddedBackend:
         num_threads: int,
         nprobe: int | None = None,
     ) -> Hits:
-        parts = [(part.inverted, part.forward) for part in self._parts]
         probing = (None, 0) if nprobe is None else (self.clusters, nprobe)
-        return search(parts, stage_one, stage_two, query_nnz, candidates, top, allowed, num_threads, *probing)
+        return search(
+            self._pairs, stage_one, stage_two, query_nnz, candidates, top, allowed, num_threads, *probing
+        )
 
     def list_lengths(self) -> npt.NDArray[np.int64]:
         """Postings of each latent, (n_latents,)."""

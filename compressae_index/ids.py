@@ -81,7 +81,10 @@ class Ids:
         return self.of(np.arange(self._n))
 
     def of(self, rows: RowArray) -> IdArray:
-        """Ids of rows of any shape; row -1 gives -1, or None where ids are strings."""
+        """Ids of rows of any shape; row -1 gives -1, or None where ids are strings.
+
+        Where row numbers are the ids, these are `rows` themselves.
+        """
         if self.are_strings:
             text, ends = self._arrays["id_text"], self._arrays["id_ends"]
             found = [
@@ -91,7 +94,7 @@ class Ids:
             result[:] = found
             return result.reshape(rows.shape)
         if "ids" not in self._arrays:
-            return rows.astype(np.int64)
+            return rows
         if self._n == 0:
             return np.full(rows.shape, -1, dtype=np.int64)
         return np.where(rows < 0, np.int64(-1), self._arrays["ids"][rows])

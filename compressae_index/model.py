@@ -232,15 +232,12 @@ class CompresSAE:
 
         None where there is no mean.
         """
-        return self._mean_scores(normalize_rows(check_vectors(queries, dim=self.dim, name="queries")))
+        rows = check_vectors(queries, dim=self.dim, name="queries")
+        return None if self.mean is None else (normalize_rows(rows) @ self.mean)[:, None]
 
     def seen(self, queries: FloatArray, num_threads: int) -> tuple[FloatArray, FloatArray | None]:
         """`project` and `mean_scores` of queries (n, dim) that were checked, normalised once for both."""
-        unit = normalize_rows(queries)
-        return self._dictionary.project(unit, num_threads), self._mean_scores(unit)
-
-    def _mean_scores(self, unit: FloatArray) -> FloatArray | None:
-        return None if self.mean is None else (unit @ self.mean)[:, None]
+        return self._dictionary.project(queries, self.mean, num_threads)
 
     def rounded(self) -> CompresSAE:
         """The same with each row of W_dec rounded to multiples of 1 / 127 of its largest entry.

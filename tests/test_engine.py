@@ -316,14 +316,21 @@ def test_projections_equal_products(n: int, n_latents: int, dim: int, kind: str,
             np.float32(100) * np.sign(x) * (x == x.max(axis=1, keepdims=True)) for x in (atoms, vectors)
         )
     vectors[0] = 0
-    norms = [np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True) for x in (vectors, atoms)]
-    exact = vectors.astype(np.float64) @ atoms.T.astype(np.float64)
-    got = Dictionary(atoms).project(vectors, 2)
+    mean = rng.standard_normal(dim).astype(np.float32)
+    unit = vectors.astype(np.float64)
+    unit[1:] /= np.linalg.norm(unit[1:], axis=1, keepdims=True)
+    norms = np.linalg.norm(atoms.astype(np.float64), axis=1)
+    exact = unit @ atoms.T.astype(np.float64)
+    got, of_mean = Dictionary(atoms).project(vectors, mean, 2)
     # Entries of rows that are not of bytes are off by half of 1 / 254 of 1 / 127 of the largest.
     step = 0 if kind == "bytes" else np.abs(atoms).max(axis=1) / 127 / 254
     assert got.shape == (n, n_latents)
-    assert (np.abs(got - exact) <= 0.51 * np.sqrt(dim) * norms[0] * step + 2e-6 * norms[0] * norms[1].T).all()
-    np.testing.assert_array_equal(Dictionary(atoms).project(vectors[-1:], 1), got[-1:])
+    assert (np.abs(got - exact) <= 0.51 * np.sqrt(dim) * step + 2e-6 * norms).all()
+    assert of_mean is not None
+    np.testing.assert_allclose(of_mean, unit @ mean[:, None], atol=1e-6 * float(np.linalg.norm(mean)))
+    alone, nothing = Dictionary(atoms).project(vectors[-1:], None, 1)
+    np.testing.assert_array_equal(alone, got[-1:])
+    assert nothing is None
 
 
 def test_corrupt_posting_lists_are_refused_or_harmless() -> None:
@@ -382,7 +389,7 @@ def test_wrong_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="k is 9, expected 1 to n_latents 8"):
         Dictionary(np.eye(8, dtype=np.float32)).pursue(u, 9, 1, 1)
     nine = Dictionary(np.ones((8, 9), dtype=np.float32))
-    for refused in (lambda: nine.pursue(u, 2, 1, 1), lambda: nine.project(u, 1)):
+    for refused in (lambda: nine.pursue(u, 2, 1, 1), lambda: nine.project(u, None, 1)):
         with pytest.raises(ValueError, match="columns of vectors is 8, expected 9"):
             refused()
 

@@ -626,16 +626,27 @@ class DictionaryBinding {
     require(dim() >= 1 && dim() <= kMaxDim, "atoms have " + std::to_string(dim()) + " dimensions, expected 1 to 65536");
   }
 
-  Output<float> project(const Input<float, 2>& vectors, std::size_t num_threads) {
+  std::pair<Output<float>, std::optional<Output<float>>> project(const Input<float, 2>& vectors,
+                                                                 const std::optional<Input<float, 1>>& mean,
+                                                                 std::size_t num_threads) {
     require_equal(vectors.shape(1), dim(), "columns of vectors");
+    if (mean) require_equal(mean->shape(0), dim(), "length of mean");
     const std::size_t n = vectors.shape(0);
     const Dictionary& dictionary = rounded();
     const Projection& projection = made(projection_, [&] { projection_.emplace(dictionary); });
-    std::vector<float> projections(n * n_latents());
+    std::vector<float> projections(n * n_latents()), on_mean(mean ? n : 0);
     for_each_run(n, kProjectedRows, num_threads, [&](std::size_t begin, std::size_t end) {
-      projection.add(vectors.data() + begin * dim(), end - begin, projections.data() + begin * n_latents());
+      std::vector<float> unit((end - begin) * dim());
+      for (std::size_t row = begin; row < end; ++row) {
+        float* direction = unit.data() + (row - begin) * dim();
+        write_direction(vectors.data() + row * dim(), dim(), direction);
+        if (mean) on_mean[row] = kernels().dot(direction, mean->data(), dim());
+      }
+      projection.add(unit.data(), end - begin, projections.data() + begin * n_latents());
     });
-    return to_numpy(std::move(projections), {n, n_latents()});
+    std::optional<Output<float>> mean_scores;
+    if (mean) mean_scores = to_numpy(std::move(on_mean), {n, 1});
+    return {to_numpy(std::move(projections), {n, n_latents()}), mean_scores};
   }
 
   Codes pursue(const Input<float, 2>& vectors, std::size_t k, std::size_t solve_every, std::size_t num_threads) {
@@ -710,9 +721,10 @@ NB_MODULE(_engine, m) {
   m.def("directions", &directions, "rows"_a.noconvert(), "Rows (n, dim), none of them zero, divided by their norms.");
   nb::class_<DictionaryBinding>(m, "Dictionary", "A dictionary (n_latents, dim) of unit rows, which is borrowed.")
       .def(nb::init<Input<float, 2>>(), "atoms"_a.noconvert())
-      .def("project", &DictionaryBinding::project, "vectors"_a.noconvert(), "num_threads"_a,
-           "Products of vectors (n, dim) with all rows, (n, n_latents): by one byte an entry where rows are multiples\n"
-           "of such, else by two.")
+      .def("project", &DictionaryBinding::project, "vectors"_a.noconvert(), "mean"_a.noconvert().none(),
+           "num_threads"_a,
+           "Products of the directions of vectors (n, dim) with all rows, (n, n_latents), and with a mean (dim), if\n"
+           "any, (n, 1). Where rows are multiples of bytes, these are what is read of them; else it is twice as much.")
       .def("pursue", &DictionaryBinding::pursue, "vectors"_a.noconvert(), "k"_a, "solve_every"_a, "num_threads"_a,
            "Codes of unit rows (n, dim) by orthogonal matching pursuit: (latents, values), (n, k).");
   m.def("top_k_codes", &top_k_codes, "activations"_a.noconvert(), "k"_a, "num_threads"_a,

@@ -7,27 +7,27 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <numeric>
 #include <optional>
 #include <vector>
 
 #include "cpu.hpp"
 #include "huge.hpp"
+#include "rows.hpp"
 #include "thread_pool.hpp"
 
 namespace compressae {
 
 // The step that x is rounded to, of which its largest magnitude is 127.
-inline float step_of(const float* x, std::size_t count) {
-  float largest = 0.0f;
-  for (std::size_t i = 0; i < count; ++i) largest = std::max(largest, std::fabs(x[i]));
-  return largest / 127.0f;
-}
+inline float step_of(const float* x, std::size_t count) { return largest_magnitude(x, count) / 127.0f; }
 
-// Calls put(i, x[i] in steps, rounded).
+// Calls put(i, x[i] in steps, rounded), the latter as a float that holds a whole number: all in vectors, where put is.
 template <typename Put>
 void round_to(const float* x, std::size_t count, float step, const Put& put) {
+  // Added and taken away, it leaves no place for what is behind the point.
+  constexpr float kWhole = 0x1.8p23f;
   const float inverse = step >= std::numeric_limits<float>::min() ? 1.0f / step : 0.0f;
-  for (std::size_t i = 0; i < count; ++i) put(i, static_cast<std::int32_t>(std::lrintf(x[i] * inverse)));
+  for (std::size_t i = 0; i < count; ++i) put(i, (x[i] * inverse + kWhole) - kWhole);
 }
 
 // Rows as the kernels take products with them.
@@ -47,8 +47,9 @@ class RoundedRows {
     for (std::size_t r = 0; r < n; ++r) {
       std::uint8_t* first = entries_.data() + (r / 16 * steps_ * 16 + r % 16) * kStep;
       scales_[r] = step_of(rows + r * dim, dim);
-      round_to(rows + r * dim, dim, scales_[r], [&](std::size_t i, std::int32_t entry) {
-        first[i / kStep * 16 * kStep + i % kStep] = static_cast<std::uint8_t>(entry + ProductRows::kAdded);
+      round_to(rows + r * dim, dim, scales_[r], [&](std::size_t i, float entry) {
+        first[i / kStep * 16 * kStep + i % kStep] =
+            static_cast<std::uint8_t>(static_cast<std::int32_t>(entry) + ProductRows::kAdded);
       });
     }
   }
@@ -63,12 +64,13 @@ class RoundedRows {
     std::vector<std::int32_t> sums(n * n_planes);
     for (std::size_t p = 0; p < n * n_planes; ++p) {
       if (p % n_planes == 0) std::copy_n(vectors + p / n_planes * dim_, dim_, rest.begin());
-      scales[p] = step_of(rest.data(), dim_);
-      round_to(rest.data(), dim_, scales[p], [&](std::size_t i, std::int32_t entry) {
-        entries[p * length + i] = static_cast<std::int8_t>(entry);
-        sums[p] += entry;
-        rest[i] -= static_cast<float>(entry) * scales[p];
+      const float step = scales[p] = step_of(rest.data(), dim_);
+      std::int8_t* plane = entries.data() + p * length;
+      round_to(rest.data(), dim_, step, [plane, step, rest = rest.data()](std::size_t i, float entry) {
+        plane[i] = static_cast<std::int8_t>(entry);
+        rest[i] -= entry * step;
       });
+      sums[p] = std::accumulate(plane, plane + dim_, std::int32_t{0});
     }
     kernels().add_products({entries_.data(), scales_.data(), n_blocks_, steps_}, n_rows,
                            {entries.data(), scales.data(), sums.data(), n, n_planes}, products, n_rows);
@@ -124,7 +126,7 @@ class Projection {
     for (std::size_t latent = 0; latent < n; ++latent) {
       float* row = rest.data() + latent * dim;
       const float step = step_of(row, dim), norm = norm_of(row, dim);
-      round_to(row, dim, step, [&](std::size_t i, std::int32_t entry) { row[i] -= static_cast<float>(entry) * step; });
+      round_to(row, dim, step, [&](std::size_t i, float entry) { row[i] -= entry * step; });
       is_exact = is_exact && norm_of(row, dim) <= kNegligible * norm;
     }
     if (!is_exact) rest_.emplace(rest.data(), n, dim);
@@ -162,9 +164,8 @@ class GramBytes {
         float* row = products.data() + (latent - first) * stride_;
         row[latent] = 0.0f;
         scales_[latent] = step_of(row, stride_);
-        round_to(row, stride_, scales_[latent], [&](std::size_t i, std::int32_t byte) {
-          bytes_[latent * stride_ + i] = static_cast<std::int8_t>(byte);
-        });
+        round_to(row, stride_, scales_[latent],
+                 [&](std::size_t i, float byte) { bytes_[latent * stride_ + i] = static_cast<std::int8_t>(byte); });
       }
     });
   }

@@ -603,6 +603,9 @@ Lanes add_products(Lanes sums, Lanes rows, std::int32_t query) {
 }
 #endif
 
+// Bytes between the entries in use and those to fetch: rows are read at several places at once.
+constexpr std::size_t kRowsAhead = 512;
+
 // sums[p][i] = <plane p, row i> for the rows of a block, whose entries begin at `row`.
 template <std::size_t Planes>
 void block_sums(const std::uint8_t* row, const std::int8_t* plane, std::size_t steps, std::int32_t (*sums)[kBlock]) {
@@ -616,7 +619,9 @@ void block_sums(const std::uint8_t* row, const std::int8_t* plane, std::size_t s
 #pragma GCC unroll 4
       for (std::size_t v = 0; v < kLaneVectors; ++v) {
         const std::size_t i = first + v * kWidth;
-        rows[v] = load<Lanes>(row + ((i / 16 * steps + step) * 16 + i % 16) * kStep);
+        const std::uint8_t* entries = row + ((i / 16 * steps + step) * 16 + i % 16) * kStep;
+        __builtin_prefetch(entries + kRowsAhead);
+        rows[v] = load<Lanes>(entries);
       }
 #pragma GCC unroll 8
       for (std::size_t p = 0; p < Planes; ++p) {

@@ -28,10 +28,14 @@ inline std::size_t first_without_direction(const float* rows, std::size_t n, std
   return r;
 }
 
-// The row divided by its norm. Scaling it by its largest entry first keeps tiny and huge ones from under- and
-// overflowing.
+// The row divided by its norm, or zeros where it is zero. Scaling it by its largest entry first keeps tiny and huge
+// ones from under- and overflowing.
 inline void write_direction(const float* row, std::size_t dim, float* direction) {
   const float largest = largest_magnitude(row, dim);
+  if (largest == 0.0f) {
+    std::fill_n(direction, dim, 0.0f);
+    return;
+  }
   for (std::size_t i = 0; i < dim; ++i) direction[i] = row[i] / largest;
   const float norm = std::sqrt(kernels().dot(direction, direction, dim));
   for (std::size_t i = 0; i < dim; ++i) direction[i] /= norm;
