@@ -301,7 +301,7 @@ std::size_t arg_max_abs(const float* x, std::size_t count) {
 #endif
 }
 
-#if defined(__AVX2__) && !defined(__AVX512F__)
+#if defined(__AVX2__)
 float horizontal_sum(__m256 x) {
   __m128 sum = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
   sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
@@ -425,7 +425,7 @@ float sum_groups(const PackedLayout& layout, const std::uint8_t* row, const floa
   const __m512i sign = _mm512_set1_epi32(layout.value.width == 6 ? 1 << 5 : 0);
   const __m512i sixteen_bits = _mm512_set1_epi32(0xffff);
   __m512i number = zero_to_fifteen();
-  __m512 sums = _mm512_setzero_ps();
+  __m256 sums = _mm256_setzero_ps();
   for (std::size_t i = 0; i < layout.k; i += 16) {
     const __m512i high = _mm512_sll_epi32(_mm512_sub_epi32(next_positions(i), number), low_width);
     // A damaged row's latent may be anything.
@@ -440,12 +440,15 @@ float sum_groups(const PackedLayout& layout, const std::uint8_t* row, const floa
       level = _mm512_i32gather_ps(code, layout.levels, 4);
     }
     if (layout.k - i < 16) level = _mm512_maskz_mov_ps(static_cast<__mmask16>((1u << (layout.k - i)) - 1), level);
-    sums = _mm512_fmadd_ps(_mm512_i32gather_ps(latent, u, 4), level, sums);
+    // By halves: after multiplications of 512 bits the processor runs slower for a while, postings and all.
+    const __m512 entries = _mm512_i32gather_ps(latent, u, 4);
+    sums = _mm256_fmadd_ps(_mm512_castps512_ps256(entries), _mm512_castps512_ps256(level), sums);
+    sums = _mm256_fmadd_ps(_mm512_extractf32x8_ps(entries, 1), _mm512_extractf32x8_ps(level, 1), sums);
     number = _mm512_add_epi32(number, _mm512_set1_epi32(16));
     low += 2 * layout.low.width;
     value += 2 * layout.value.width;
   }
-  return _mm512_reduce_add_ps(sums);
+  return horizontal_sum(sums);
 }
 
 float packed_dot_fast(const PackedLayout& layout, const std::uint8_t* row, const float* u) {
