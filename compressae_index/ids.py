@@ -85,6 +85,8 @@ class Ids:
 
         Where row numbers are the ids, these are `rows` themselves.
         """
+        if not self._arrays:
+            return rows
         if self.are_strings:
             text, ends = self._arrays["id_text"], self._arrays["id_ends"]
             found = [
@@ -93,8 +95,6 @@ class Ids:
             result = np.empty(rows.size, dtype=object)
             result[:] = found
             return result.reshape(rows.shape)
-        if "ids" not in self._arrays:
-            return rows
         if self._n == 0:
             return np.full(rows.shape, -1, dtype=np.int64)
         return np.where(rows < 0, np.int64(-1), self._arrays["ids"][rows])
