@@ -29,6 +29,8 @@ ENCODERS: tuple[Encoder, ...] = ("pursuit", "topk")
 
 # Rows encoded at a time: their dense activations (rows x n_latents float32) must stay small.
 BATCH_ROWS = 2048
+# Must be the engine's kMaxDim: products of bytes add up to 32 bits.
+MAX_DIM = 65536
 # Atoms between two least-squares solves of the pursuit; 4 costs 0.001 of recall@100 against 1, 8 costs 0.003.
 SOLVE_EVERY = 4
 
@@ -80,6 +82,7 @@ class CompresSAE:
             )
             raise DimensionError(msg)
         check_int(h, "n_latents", 1, MAX_LATENTS)
+        check_int(d, "dim", 1, MAX_DIM)
         check_int(self.k, "k", 1, h, "n_latents")
         if self.mean is not None and self.mean.shape != (d,):
             msg = f"decoder_w is {self.decoder_w.shape}, so mean must be {(d,)}, got {self.mean.shape}"

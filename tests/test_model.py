@@ -194,6 +194,9 @@ def test_wrong_parameters() -> None:
     good = random_model(4, 8, 2, 0)
     with pytest.raises(DimensionError, match=r"\(8, 4\).*\(5, 8\)"):
         CompresSAE(np.zeros((5, 8), dtype=np.float32), good.encoder_b, good.decoder_w, 2)
+    wide = np.zeros((8, 65537), dtype=np.float32)
+    with pytest.raises(InputError, match="dim must be at most 65536, got 65537"):
+        CompresSAE(np.ascontiguousarray(wide.T), good.encoder_b, wide, 2)
     with pytest.raises(InputError, match="k must be at most n_latents = 8, got 9"):
         CompresSAE(good.encoder_w, good.encoder_b, good.decoder_w, 9)
     with pytest.raises(InputError, match=r"row \d has 2"):

@@ -623,7 +623,8 @@ class DictionaryBinding {
  public:
   explicit DictionaryBinding(Input<float, 2> atoms) : atoms_(std::move(atoms)) {
     require_latents(n_latents());
-    require(dim() >= 1 && dim() <= kMaxDim, "atoms have " + std::to_string(dim()) + " dimensions, expected 1 to 65536");
+    require(dim() >= 1 && dim() <= kMaxDim,
+            "atoms have " + std::to_string(dim()) + " dimensions, expected 1 to " + std::to_string(kMaxDim));
   }
 
   std::pair<Output<float>, std::optional<Output<float>>> project(const Input<float, 2>& vectors,
