@@ -48,7 +48,7 @@ class Dictionary:
     ) -> tuple[NDArray[numpy.float32], NDArray[numpy.float32] | None]:
         """
         Products of the directions of vectors (n, dim) with all rows, (n, n_latents), and with a mean (dim), if
-        any, (n, 1). Where rows are multiples of bytes, these are what is read of them; else it is twice as much.
+        any, (n, 1). Rows that are multiples of bytes are read as such, others at two bytes an entry.
         """
 
     def pursue(

@@ -725,7 +725,7 @@ NB_MODULE(_engine, m) {
       .def("project", &DictionaryBinding::project, "vectors"_a.noconvert(), "mean"_a.noconvert().none(),
            "num_threads"_a,
            "Products of the directions of vectors (n, dim) with all rows, (n, n_latents), and with a mean (dim), if\n"
-           "any, (n, 1). Where rows are multiples of bytes, these are what is read of them; else it is twice as much.")
+           "any, (n, 1). Rows that are multiples of bytes are read as such, others at two bytes an entry.")
       .def("pursue", &DictionaryBinding::pursue, "vectors"_a.noconvert(), "k"_a, "solve_every"_a, "num_threads"_a,
            "Codes of unit rows (n, dim) by orthogonal matching pursuit: (latents, values), (n, k).");
   m.def("top_k_codes", &top_k_codes, "activations"_a.noconvert(), "k"_a, "num_threads"_a,

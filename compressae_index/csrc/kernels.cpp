@@ -591,7 +591,7 @@ Lanes add_pairs(Lanes sums, Lanes x, Lanes y) { return _mm256_add_epi32(sums, _m
 
 #if defined(__AVX2__)
 // sums + the products of the kStep entries of each lane's row with those of a query.
-Lanes add_products(Lanes sums, Lanes rows, std::int32_t query) {
+Lanes add_to_lanes(Lanes sums, Lanes rows, std::int32_t query) {
 #if defined(__AVX512VNNI__)
   return _mm512_dpbusd_epi32(sums, rows, repeated(query));
 #else
@@ -631,7 +631,7 @@ void block_sums(const std::uint8_t* row, const std::int8_t* plane, std::size_t s
         std::int32_t entries;
         __builtin_memcpy(&entries, plane + (p * steps + step) * kStep, sizeof entries);
 #pragma GCC unroll 4
-        for (std::size_t v = 0; v < kLaneVectors; ++v) lanes[p][v] = add_products(lanes[p][v], rows[v], entries);
+        for (std::size_t v = 0; v < kLaneVectors; ++v) lanes[p][v] = add_to_lanes(lanes[p][v], rows[v], entries);
       }
     }
     // One by one: copied as a whole, the sums would stand in memory from the start.

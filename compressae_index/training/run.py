@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from compressae_index.checks import FloatArray
+from compressae_index.checks import FloatArray, check_int
 from compressae_index.dictionary import DictionaryLearner, Round
 from compressae_index.errors import InputError, TrainingError
-from compressae_index.model import CompresSAE, from_mean
+from compressae_index.model import MAX_DIM, CompresSAE, from_mean
 from compressae_index.persistence import Stored
 from compressae_index.progress import track
 from compressae_index.sources import Vectors, open_vectors
@@ -74,7 +74,7 @@ def train(
     checkpoint: str | Path | None = None,
     progress: bool = False,
 ) -> TrainResult:
-    """Trains a model on embeddings.
+    """Trains a model on embeddings. Its dictionary is `CompresSAE.rounded` at the end.
 
     Args:
         embeddings: (n, d) floating point, array or file path; rows finite and not zero.
@@ -85,13 +85,15 @@ def train(
         progress: show progress bars.
 
     Raises:
-        InputError: bad rows, more latents than rows to initialise them from, a checkpoint of other settings.
+        InputError: bad rows, more than 65,536 dimensions, more latents than rows to initialise them from, a
+            checkpoint of other settings.
         FormatError: the checkpoint is damaged.
         TrainingError: training diverged or collapsed; the message says how.
     """
     config = TrainConfig() if config is None else config
     started = time.perf_counter()
     vectors = open_vectors(embeddings)
+    check_int(vectors.shape[1], "dim", 1, MAX_DIM)
     n_latents = _choose_latents(vectors.shape[0], config)
     rows = unit_sample(vectors, config.max_rows, np.random.default_rng(config.seed))
     rows, held_out = _hold_out(rows, config, n_latents)
