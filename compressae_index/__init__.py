@@ -28,6 +28,7 @@ from compressae_index.errors import (
     InstallationError,
     MissingExtraError,
     NewerFormatError,
+    StorageError,
     TrainingError,
     UnknownIdError,
 )
@@ -53,6 +54,7 @@ __all__ = [
     "NewerFormatError",
     "SearchResult",
     "SparseCodes",
+    "StorageError",
     "TrainConfig",
     "TrainResult",
     "TrainingError",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
+from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -124,6 +125,28 @@ def check_choice(value: T, name: str, choices: tuple[T, ...]) -> T:
         msg = f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}"
         raise InputError(msg)
     return value
+
+
+def as_path(value: Any, name: str = "path") -> Path:
+    """A path as callers give it: a string or an `os.PathLike`, of which a leading ~ is the home directory.
+
+    Raises:
+        InputError: it is neither, is empty, or holds a NUL.
+    """
+    try:
+        text = os.fspath(value)
+    except TypeError:
+        msg = f"{name} must be a string or os.PathLike, got {type(value).__name__}"
+        raise InputError(msg) from None
+    text = os.fsdecode(text)
+    if not text or "\0" in text:
+        msg = f"{name} must be a path, got {text!r}"
+        raise InputError(msg)
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:  # ~ of a user that does not exist
+        msg = f"{name} {text!r} cannot be expanded: {error}"
+        raise InputError(msg) from error
 
 
 def check_threads(num_threads: int | None) -> int:

@@ -6,6 +6,7 @@ CompressaeError
 │   └── UnknownIdError       an id that the index does not hold; also a KeyError
 ├── FormatError          a file or directory is not what it should be
 │   └── NewerFormatError     written by a newer version of this package
+├── StorageError         the system refuses to read or write: no permission, a full disk; also an OSError
 ├── BackendError         something that keeps codes outside of this process failed or refused
 ├── TrainingError        training cannot go on
 ├── InstallationError    installed packages do not work together; also an ImportError
@@ -23,6 +24,7 @@ __all__ = [
     "InstallationError",
     "MissingExtraError",
     "NewerFormatError",
+    "StorageError",
     "TrainingError",
     "UnknownIdError",
 ]
@@ -53,6 +55,10 @@ class FormatError(CompressaeError):
 
 class NewerFormatError(FormatError):
     """Written by a newer version of this package."""
+
+
+class StorageError(CompressaeError, OSError):
+    """The system refuses to read or write a file, for want of permission or room; `errno` says which."""
 
 
 class BackendError(CompressaeError):
