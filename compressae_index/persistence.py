@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap as mmap_module
 import os
 import re
 import secrets
@@ -21,12 +22,15 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from compressae_index.errors import FormatError, NewerFormatError
+from compressae_index.errors import CompressaeError, FormatError, InputError, NewerFormatError
+from compressae_index.npy import read_header
+
+T = TypeVar("T")
 
 FORMAT = "compressae-index"
 FORMAT_VERSION = 1
@@ -150,16 +154,38 @@ def read(path: str | Path, kind: str, *, mmap: bool = False) -> Stored:
                 arrays[file.stem] = _read_array(file, mmap)
             else:
                 files[name] = file
-        return Stored(manifest["meta"], arrays, tensors, files)
+        return Stored(entry(manifest, "meta", dict), arrays, tensors, files)
 
 
 def _read_array(file: Path, mmap: bool) -> npt.NDArray[Any]:
-    """Not by np.load, which would also take archives."""
+    """Not by np.load, which would also take archives, and only what the file is long enough for."""
+    read_header(file)
     if mmap:
         return np.lib.format.open_memmap(file, mode="r")
     with file.open("rb") as handle:
         array: npt.NDArray[Any] = np.lib.format.read_array(handle, allow_pickle=False)
         return array
+
+
+def entry(content: Mapping[str, Any], name: str, kind: type[T]) -> T:
+    """An entry of a manifest, of the type that it must have.
+
+    Raises:
+        InputError: it is missing or of another type.
+    """
+    value = content.get(name)
+    if not isinstance(value, kind):
+        msg = f"{name} in its manifest must be of type {kind.__name__}, got {value!r:.100}"
+        raise InputError(msg)
+    return value
+
+
+def release_pages(arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Lets the system take back what was read of mapped arrays; it is read again where it is needed."""
+    for array in arrays.values():
+        base: Any = array.base
+        if isinstance(base, mmap_module.mmap) and hasattr(mmap_module, "MADV_DONTNEED"):
+            base.madvise(mmap_module.MADV_DONTNEED)
 
 
 @contextmanager
@@ -169,8 +195,13 @@ def reading(what: str) -> Iterator[None]:
         yield
     except (FormatError, OSError, MemoryError):
         raise
+    except KeyError as error:
+        msg = f"{what} is damaged: it lacks {error}"
+        raise FormatError(msg) from error
     except Exception as error:
-        msg = f"{what} is damaged: {type(error).__name__}: {error}"
+        # Errors of checks are sentences; others need their name.
+        name = "" if isinstance(error, (CompressaeError, ValueError)) else f"{type(error).__name__}: "
+        msg = f"{what} is damaged: {name}{error}"
         raise FormatError(msg) from error
 
 
@@ -245,7 +276,10 @@ def read_manifest(path: Path, kind: str) -> dict[str, Any]:
         msg = f"{path / _MANIFEST} was not written by compressae-index"
         raise FormatError(msg)
     version = manifest.get("format_version")
-    if isinstance(version, int) and version > FORMAT_VERSION:
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        msg = f"{path / _MANIFEST} is damaged: its format version is {version!r}"
+        raise FormatError(msg)
+    if version > FORMAT_VERSION:
         msg = f"{path} has format version {version}, but this compressae-index reads up to {FORMAT_VERSION}"
         raise NewerFormatError(msg)
     if manifest.get("checksum") != _manifest_checksum(manifest):
