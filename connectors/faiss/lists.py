@@ -314,16 +314,14 @@ def _read_lengths(file: BinaryIO, path: Path) -> npt.NDArray[np.int64]:
     first = file.read(_FIRST.size).ljust(_FIRST.size, b"\0")
     mark, dim, n_postings, _, _, _, n_latents, nprobe = _FIRST.unpack(first)
     kind = _MARKS.get(mark, f"an index marked {mark!r}")
-    if size < _FIRST.size:
+    if size < (8 if kind != _MARKS[b"IwSq"] else _FIRST.size):
         msg = f"it holds {size} bytes"
         raise ValueError(msg)
-    if (
-        kind != _MARKS[b"IwSq"]
-        or not 1 <= n_latents <= MAX_LATENTS
-        or not 0 <= n_postings <= size
-        or not 1 <= nprobe <= n_latents
-    ):
+    if kind != _MARKS[b"IwSq"] or not 1 <= n_latents <= MAX_LATENTS or not 1 <= nprobe <= n_latents:
         raise FormatError(_not_lists(f"{kind} of {dim} dimensions", path))
+    if not 0 <= n_postings <= size:
+        msg = f"it holds {size} bytes, too few for its {n_postings} postings"
+        raise ValueError(msg)
     before = _before_lengths(n_latents, n_postings, nprobe)
     file.seek(0)
     head = file.read(len(before))
@@ -415,7 +413,7 @@ def check_lists(index: Any) -> None:
 
 def _check_mapped(lists: Any) -> None:
     """Refuses mapped lists that are not within their file, where reading them would end the process."""
-    # What holds all of an index is mapped without a name, and as long as it is; other files may say any length.
+    # A file that holds all of an index has no name here, and this length; others may say any.
     path, size = Path(lists.filename), lists.totsize
     if lists.filename:
         size = min(size, path.stat().st_size if path.is_file() else 0)
