@@ -27,20 +27,22 @@ import numpy as np
 
 from compressae_index import persistence
 from compressae_index.checks import as_path, check_choice, check_int, check_threads, check_vectors
-from compressae_index.codes import SparseCodes
-from compressae_index.errors import DimensionError, FormatError
+from compressae_index.codes import MAX_LATENTS, SparseCodes
+from compressae_index.errors import DimensionError, FormatError, InputError
 from compressae_index.metric import RowScale
-from compressae_index.model import ENCODERS, CompresSAE, Encoder
+from compressae_index.model import ENCODERS, MAX_DIM, CompresSAE, Encoder
+from compressae_index.npy import read_header
 from compressae_index.progress import track
 from compressae_index.sources import CHUNK_ROWS, Vectors, VectorSource, open_vectors
 from compressae_index.sources.base import Concatenated, bounds
-from compressae_index.sources.flat import open_npy
+from compressae_index.sources.flat import FlatFile
 from compressae_index.storage import (
     FolderLock,
     accessing,
     check_writable,
     make_folders,
     new_file,
+    open_file,
     remove_empty,
     sync,
     sync_folder,
@@ -74,11 +76,19 @@ class CodeStore:
         """Of the model that encoded."""
         self.shard_rows: int = meta["shard_rows"]
         self._n: int = meta["n"]
-        paths = {name: [_shard_path(path, name, i) for i in range(_n_shards(meta))] for name in _PARTS}
-        self._seen = {name: [_identity(file) for file in files] for name, files in paths.items()}
+        numbers = range(_n_shards(meta))
+        self._seen = {
+            name: [_identity(_shard_path(path, name, number)) for number in numbers] for name in _PARTS
+        }
         lengths = [rows.stop - rows.start for rows in (_rows_of(meta, i) for i in range(_n_shards(meta)))]
-        self._latents = Concatenated(lengths, self.k, lambda i: open_npy(paths["latents"][i]))
-        self._values = Concatenated(lengths, self.k, lambda i: open_npy(paths["values"][i]))
+
+        def opened(name: str) -> Callable[[int], FlatFile]:
+            return lambda number: _open_shard(
+                _shard_path(path, name, number), name, (lengths[number], self.k)
+            )
+
+        self._latents = Concatenated(lengths, self.k, opened("latents"))
+        self._values = Concatenated(lengths, self.k, opened("values"))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> CodeStore:
@@ -93,19 +103,22 @@ class CodeStore:
 
     @classmethod
     def _load(cls, path: Path) -> CodeStore:
-        manifest = persistence.read_manifest(path, _KIND)
+        manifest = _read_manifest(path)
+        shards, meta = manifest["shards"], manifest["meta"]
+        finished = sum(entry is not None for entry in shards)
+        if finished < len(shards):
+            msg = (
+                f"{path} holds {finished} of {len(shards)} shards: "
+                "encode again with the same settings to finish it"
+            )
+            raise FormatError(msg)
         with accessing(path, "read"), persistence.reading(str(path)):
-            shards = manifest["shards"]
-            finished = sum(entry is not None for entry in shards)
-            if finished < _n_shards(manifest["meta"]):
-                msg = (
-                    f"{path} holds {finished} of {_n_shards(manifest['meta'])} shards: "
-                    "encode again with the same settings to finish it"
-                )
-                raise FormatError(msg)
             for number, entry in enumerate(shards):
                 _verify_shard(path, number, entry)
-            return cls(path, manifest)
+                rows = _rows_of(meta, number)
+                for name in _PARTS:
+                    _open_shard(_shard_path(path, name, number), name, (rows.stop - rows.start, meta["k"]))
+        return cls(path, manifest)
 
     def __len__(self) -> int:
         return self._n
@@ -119,7 +132,7 @@ class CodeStore:
 
         Raises:
             InputError: the slice has a step.
-            FormatError: a file was cut short or replaced since it was opened.
+            FormatError: a file holds no codes, or was cut short or replaced since it was opened.
             StorageError: a file can no longer be read.
         """
         first, end = bounds(rows, self._n)
@@ -134,7 +147,8 @@ class CodeStore:
                         raise FormatError(msg)
         if not len(latents):
             latents, values = np.empty((0, self.k), np.uint16), np.empty((0, self.k), np.float32)
-        return SparseCodes(latents, values, self.n_latents)
+        with persistence.reading(f"{self.path}, at rows from {rows.start or 0} on,"):
+            return SparseCodes(latents, values, self.n_latents)
 
 
 def encode_to_directory(
@@ -253,24 +267,45 @@ def _begun(path: Path, meta: dict[str, Any]) -> dict[str, Any]:
     if _is_fresh(path):
         meta["shard_rows"] = meta["shard_rows"] or SHARD_ROWS
         return {"meta": meta, "shards": [None] * _n_shards(meta)}
+    manifest = _read_manifest(path)
+    before, shards = manifest["meta"], manifest["shards"]
+    for name, value in meta.items():
+        if value not in (before[name], None):
+            msg = (
+                f"{path} was begun with {name} = {before[name]}, now it is {value}: "
+                "use the same settings, or another directory"
+            )
+            raise FormatError(msg)
+    return {"meta": before, "shards": shards}
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a directory of codes, its entries checked.
+
+    Raises:
+        FormatError: there is none, or an entry is not what it should be.
+    """
     manifest = persistence.read_manifest(path, _KIND)
-    with persistence.reading(str(path)):
-        before, shards = manifest["meta"], manifest["shards"]
-        for name, value in meta.items():
-            if value not in (before[name], None):
-                msg = (
-                    f"{path} was begun with {name} = {before[name]}, now it is {value}: "
-                    "use the same settings, or another directory"
-                )
-                raise FormatError(msg)
-        if len(shards) != _n_shards(before):
-            msg = f"{len(shards)} shards for {before['n']} rows"
-            raise FormatError(f"{path / 'manifest.json'} is damaged: {msg}")
+    with persistence.reading(str(path / "manifest.json")):
+        meta, shards = persistence.entry(manifest, "meta", dict), persistence.entry(manifest, "shards", list)
+        check_int(meta["n"], "n", 1)
+        check_int(meta["dim"], "dim", 1, MAX_DIM)
+        check_int(meta["n_latents"], "n_latents", 1, MAX_LATENTS)
+        check_int(meta["k"], "k", 1, meta["n_latents"], "n_latents")
+        check_int(meta["shard_rows"], "shard_rows", 1)
+        check_choice(meta["encoder"], "encoder", ENCODERS)
+        persistence.entry(meta, "fingerprint", str)
+        if len(shards) != _n_shards(meta):
+            msg = f"{len(shards)} shards for {meta['n']} rows"
+            raise InputError(msg)
         for entry in shards:
-            if entry is not None and not isinstance(entry["embeddings"], str):
-                msg = f"{entry['embeddings']!r} is no digest of embeddings"
-                raise ValueError(msg)
-        return {"meta": before, "shards": shards}
+            if entry is None:
+                continue
+            files = persistence.entry({"a shard": entry}, "a shard", dict)
+            persistence.entry(files, "embeddings", str)
+            for name in _PARTS:
+                persistence.entry(persistence.entry(files, "files", dict), name, dict)
+    return manifest
 
 
 def _keep_intact(path: Path, manifest: dict[str, Any], vectors: Vectors, progress: bool) -> None:
@@ -386,6 +421,20 @@ def _write_shard(
         for aside in asides.values():
             aside.unlink(missing_ok=True)
     return described
+
+
+def _open_shard(file: Path, name: str, shape: tuple[int, int]) -> FlatFile:
+    """A part of a shard, to slice.
+
+    Raises:
+        FormatError: the file does not hold rows of this shape.
+    """
+    with open_file(file) as handle:
+        header = read_header(handle, file)
+    if header.shape != shape or header.dtype != np.dtype(_PARTS[name]) or header.fortran_order:
+        msg = f"{file} must hold {_PARTS[name]} {shape}, got {header.dtype.str} {header.shape}"
+        raise FormatError(msg)
+    return FlatFile(file, shape, header.dtype, offset=header.offset)
 
 
 def _verify_shard(path: Path, number: int, entry: dict[str, Any]) -> None:

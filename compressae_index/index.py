@@ -23,7 +23,7 @@ from compressae_index.checks import (
 )
 from compressae_index.clustering import similar_order
 from compressae_index.codes import SparseCodes
-from compressae_index.documents import Documents
+from compressae_index.documents import STORED_ROWS, Documents, stored_rows
 from compressae_index.embedded import RUN_ROWS, WINDOW, EmbeddedBackend
 from compressae_index.encoding import CodeStore, encoded_chunks
 from compressae_index.errors import DimensionError, FormatError, InputError
@@ -584,26 +584,26 @@ class CompressedIndex:
         """
         stored = persistence.read(path, "index", mmap=mmap)
         with persistence.reading(str(as_path(path))):
-            return cls._from_stored(
-                stored.meta, stored.arrays, CompresSAE.from_stored(stored.meta["model"], stored.tensors)
-            )
+            model = CompresSAE.from_stored(persistence.entry(stored.meta, "model", dict), stored.tensors)
+            return cls._from_stored(stored.meta, stored.arrays, model)
 
     @classmethod
     def _from_stored(
         cls, meta: Mapping[str, Any], arrays: dict[str, npt.NDArray[Any]], model: CompresSAE
     ) -> CompressedIndex:
-        n, k = meta["n"], meta["k"]
-        backend = EmbeddedBackend.from_arrays(
-            arrays, n, model.n_latents, k, meta["packing"], meta["postings"]
-        )
-        ids = Ids(n, {name: array for name, array in arrays.items() if name in ("ids", "id_text", "id_ends")})
-        marks = arrays.get("alive")
-        alive = None if marks is None else np.unpackbits(marks, count=n, bitorder="little").astype(bool)
+        n = check_int(meta["n"], "n", 0)
+        k = check_int(meta["k"], "k", 1, model.n_latents, "n_latents")
+        postings = check_int(meta["postings"], "postings", 1, k, "k")
+        packing = persistence.entry(meta, "packing", dict)
+        of_rows = {name: array for name, array in arrays.items() if name in STORED_ROWS}
+        of_codes = {name: array for name, array in arrays.items() if name not in STORED_ROWS}
+        backend = EmbeddedBackend.from_arrays(of_codes, n, model.n_latents, k, packing, postings)
+        ids, alive = stored_rows(n, of_rows)
         # Older indexes have no metric, which was cosine.
         metric, unit = meta.get("metric", "cosine"), meta.get("unit")
         if n and metric != "cosine" and unit is None:
             msg = "norms are kept, but not in which unit"
-            raise FormatError(msg)
+            raise InputError(msg)
         return cls(
             model,
             k=k,

@@ -292,7 +292,8 @@ class CompresSAE:
             StorageError: there is no permission to read it.
         """
         stored = persistence.read(path, "model")
-        return cls.from_stored(stored.meta, stored.tensors)
+        with persistence.reading(str(path)):
+            return cls.from_stored(stored.meta, stored.tensors)
 
     def tensors(self) -> dict[str, FloatArray]:
         """The parameters by name, as they are stored; `mean` only where there is one."""
@@ -308,15 +309,14 @@ class CompresSAE:
         """The model of a manifest's entry and its tensors.
 
         Raises:
-            FormatError: they do not belong together.
+            InputError: they are not those of a model, or do not belong together.
+            KeyError: an entry or a tensor is missing.
         """
-        with persistence.reading("the model"):
-            mean = tensors.get("mean")
-            model = cls(**{name: tensors[name] for name in _TENSORS}, k=meta["k"], mean=mean)
-            if model.fingerprint != meta["fingerprint"]:
-                msg = (
-                    f"the model's fingerprint is {model.fingerprint}, the manifest says {meta['fingerprint']}"
-                )
+        mean = tensors.get("mean")
+        model = cls(**{name: tensors[name] for name in _TENSORS}, k=check_int(meta["k"], "k", 1), mean=mean)
+        for name, value in model.manifest().items():
+            if meta[name] != value or type(meta[name]) is not type(value):
+                msg = f"{name} of the model is {value}, its manifest says {meta[name]!r:.100}"
                 raise InputError(msg)
         return model
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import math
+import mmap as mmap_module
 import os
 import re
 import shutil
@@ -30,13 +30,14 @@ from contextlib import ExitStack, contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from compressae_index.checks import as_path
-from compressae_index.errors import FormatError, NewerFormatError
+from compressae_index.errors import CompressaeError, FormatError, InputError, NewerFormatError
+from compressae_index.npy import read_header
 from compressae_index.storage import (
     accessing,
     check_writable,
@@ -291,11 +292,10 @@ def _read(path: Path, kind: str, mmap: bool) -> Stored:
 
                 tensors = load(handle.read())
             elif file.suffix == ".npy":
-                with reading(str(file)):
-                    arrays[file.stem] = _read_array(handle, mmap)
+                arrays[file.stem] = _read_array(handle, file, mmap)
             else:
                 files[name] = file
-        return Stored(manifest["meta"], arrays, tensors, files)
+        return Stored(entry(manifest, "meta", dict), arrays, tensors, files)
 
 
 def _data_folder(path: Path, manifest: Mapping[str, Any]) -> Path:
@@ -317,27 +317,38 @@ def _bare(name: str) -> str:
     return name
 
 
-def _read_array(handle: BufferedReader, mmap: bool) -> npt.NDArray[Any]:
-    """Not by np.load, which would also take archives."""
-    version = np.lib.format.read_magic(handle)
-    read_header = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }[version]
-    shape, fortran_order, dtype = read_header(handle)
-    offset = handle.tell()
-    room = os.fstat(handle.fileno()).st_size - offset
-    # Before memory is taken for what a header claims.
-    fits = dtype.itemsize and min(shape, default=0) >= 0 and math.prod(shape) * dtype.itemsize == room
-    if dtype.hasobject or not fits:
-        msg = f"its header says {dtype} of shape {shape}, and {room} bytes come after it"
-        raise ValueError(msg)
+def _read_array(handle: BufferedReader, file: Path, mmap: bool) -> npt.NDArray[Any]:
+    """Not by np.load, which would also take archives, and only what the file is long enough for."""
+    header = read_header(handle, file)
+    empty = 0 in header.shape
     # A header of odd length leaves numbers where processors need not find them.
-    if mmap and room and offset % dtype.alignment == 0:
-        return np.memmap(handle, dtype, "r", offset, shape, "F" if fortran_order else "C")
+    if mmap and not empty and header.offset % header.dtype.alignment == 0:
+        order: Literal["F", "C"] = "F" if header.fortran_order else "C"
+        return np.memmap(handle, header.dtype, "r", header.offset, header.shape, order)
     handle.seek(0)
     array: npt.NDArray[Any] = np.lib.format.read_array(handle, allow_pickle=False)
     return array
+
+
+def entry(content: Mapping[str, Any], name: str, kind: type[T]) -> T:
+    """An entry of a manifest, of the type that it must have.
+
+    Raises:
+        InputError: it is missing or of another type.
+    """
+    value = content.get(name)
+    if not isinstance(value, kind):
+        msg = f"{name} in its manifest must be of type {kind.__name__}, got {value!r:.100}"
+        raise InputError(msg)
+    return value
+
+
+def release_pages(arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Lets the system take back what was read of mapped arrays; it is read again where it is needed."""
+    for array in arrays.values():
+        base: Any = array.base
+        if isinstance(base, mmap_module.mmap) and hasattr(mmap_module, "MADV_DONTNEED"):
+            base.madvise(mmap_module.MADV_DONTNEED)
 
 
 @contextmanager
@@ -347,8 +358,13 @@ def reading(what: str) -> Iterator[None]:
         yield
     except (FormatError, OSError, MemoryError):
         raise
+    except KeyError as error:
+        msg = f"{what} is damaged: it lacks {error}"
+        raise FormatError(msg) from error
     except Exception as error:
-        msg = f"{what} is damaged: {type(error).__name__}: {error}"
+        # Errors of checks are sentences; others need their name.
+        name = "" if isinstance(error, (CompressaeError, ValueError)) else f"{type(error).__name__}: "
+        msg = f"{what} is damaged: {name}{error}"
         raise FormatError(msg) from error
 
 
@@ -438,7 +454,10 @@ def read_manifest(path: Path, kind: str | None) -> dict[str, Any]:
         msg = f"{path / _MANIFEST} was not written by compressae-index"
         raise FormatError(msg)
     version = manifest.get("format_version")
-    if isinstance(version, int) and version > FORMAT_VERSION:
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        msg = f"{path / _MANIFEST} is damaged: its format version is {version!r}"
+        raise FormatError(msg)
+    if version > FORMAT_VERSION:
         msg = f"{path} has format version {version}, but this compressae-index reads up to {FORMAT_VERSION}"
         raise NewerFormatError(msg)
     if manifest.get("checksum") != _manifest_checksum(manifest):

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from compressae_index import persistence
 from compressae_index.backend import Asked, BackedIndex, BackedResult, Candidates, holds_best
-from compressae_index.checks import as_path
+from compressae_index.checks import as_path, check_int
 from compressae_index.connectors.faiss import lists
 from compressae_index.connectors.faiss.inverted import VALUE_BITS, InvertedFile
 from compressae_index.errors import FormatError, InputError
@@ -228,7 +228,14 @@ class FaissIndex(BackedIndex):
     def _load(cls, path: Path, mmap: bool) -> FaissIndex:
         stored = persistence.read(path, _KIND, mmap=mmap)
         with persistence.reading(str(path)):
-            model = CompresSAE.from_stored(stored.meta["model"], stored.tensors)
-            faiss_index = lists.read_lists(stored.files[_LISTS], mmap=mmap)
+            model = CompresSAE.from_stored(persistence.entry(stored.meta, "model", dict), stored.tensors)
+            n = check_int(stored.meta["n"], "n", 0)
+            faiss_index = lists.read_lists(stored.files[_LISTS], mmap=mmap, n_rows=n)
             backend = InvertedFile.from_stored(model, faiss_index, stored.meta, stored.arrays)
-            return cls(model, encoder=stored.meta["encoder"], metric=stored.meta["metric"], backend=backend)
+            metric = stored.meta["metric"]
+            if metric == "cosine" and stored.meta["unit"] != 1:
+                msg = f"unit must be 1 where the metric is cosine, got {stored.meta['unit']!r}"
+                raise InputError(msg)
+            loaded = cls(model, encoder=stored.meta["encoder"], metric=metric, backend=backend)
+        persistence.release_pages(stored.arrays)
+        return loaded
