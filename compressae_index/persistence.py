@@ -47,6 +47,33 @@ class Stored(NamedTuple):
     """The model's parameters by name."""
     files: dict[str, Path]
     """Files of another form, by name."""
+    checksum: str
+    """The manifest's, which tells one content of the directory from another."""
+
+
+class Mapped(NamedTuple):
+    """Where mapped arrays are, for another process to map them too."""
+
+    path: Path
+    checksum: str
+
+    @classmethod
+    def of(cls, path: Path, stored: Stored) -> Mapped:
+        """Of a directory that was read, however the process was started that will read it."""
+        return cls(path.absolute(), stored.checksum)
+
+    def check(self, found: Mapped | None) -> None:
+        """Refuses what another process found at the path, where it is not the same.
+
+        Raises:
+            FormatError: the directory was written anew.
+        """
+        if self != found:
+            msg = (
+                f"{self.path} was written anew since an index that maps it was pickled: "
+                "load and pickle it again"
+            )
+            raise FormatError(msg)
 
 
 def write(
@@ -150,7 +177,7 @@ def read(path: str | Path, kind: str, *, mmap: bool = False) -> Stored:
                 arrays[file.stem] = _read_array(file, mmap)
             else:
                 files[name] = file
-        return Stored(manifest["meta"], arrays, tensors, files)
+        return Stored(manifest["meta"], arrays, tensors, files, manifest["checksum"])
 
 
 def _read_array(file: Path, mmap: bool) -> npt.NDArray[Any]:
