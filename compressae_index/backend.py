@@ -135,6 +135,9 @@ class BackedResult(SearchResult):
         result.certified = certified
         return result
 
+    def __getnewargs__(self) -> tuple[Any, ...]:
+        return *self, self.certified
+
 
 class BackedStats(NamedTuple):
     """What an index over a back end holds."""

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -96,7 +97,8 @@ class ThreadPool {
   // Has up to `wanted` workers take part in a batch.
   void call(Batch& batch, std::size_t wanted) {
     const std::lock_guard lock(mutex_);
-    needed_ = std::max(wanted, needed_ * 7 / 8);
+    wanted_[n_calls_++ % wanted_.size()] = wanted;
+    const std::size_t needed = *std::max_element(wanted_.begin(), wanted_.end());
     while (workers_ < wanted && start_worker()) {
     }
     batch.running = std::min(wanted, workers_);
@@ -106,7 +108,7 @@ class ThreadPool {
       rouse(*idle_.back(), &Idle::called);
       idle_.pop_back();
     }
-    while (!idle_.empty() && workers_ > needed_) {
+    while (!idle_.empty() && workers_ > needed) {
       rouse(*idle_.front(), &Idle::dismissed);
       idle_.pop_front();
       --workers_;
@@ -177,7 +179,8 @@ class ThreadPool {
   std::deque<Batch*> queue_;
   std::deque<Idle*> idle_;  // that waited longest first
   std::size_t workers_ = 0;
-  std::size_t needed_ = 0;  // by recent batches: the more there were since, the less a larger one counts
+  std::array<std::size_t, 16> wanted_{};  // by the last batches, of which a search has some
+  std::size_t n_calls_ = 0;
 };
 
 }  // namespace compressae
