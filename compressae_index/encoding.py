@@ -80,6 +80,7 @@ class CodeStore:
         self._seen = {
             name: [_identity(_shard_path(path, name, number)) for number in numbers] for name in _PARTS
         }
+        self._shards: list[Any] = manifest["shards"]
         lengths = [rows.stop - rows.start for rows in (_rows_of(meta, i) for i in range(_n_shards(meta)))]
 
         def opened(name: str) -> Callable[[int], FlatFile]:
@@ -122,6 +123,29 @@ class CodeStore:
 
     def __len__(self) -> int:
         return self._n
+
+    def __repr__(self) -> str:
+        return (
+            f"CodeStore({str(self.path)!r}, {self._n} codes, n_latents={self.n_latents}, k={self.k}, "
+            f"{self.k * 6} bytes a vector)"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles the path; whoever unpickles that must find the same codes there."""
+        return CodeStore._again, (self.path.absolute(), self._meta, self._shards)
+
+    @classmethod
+    def _again(cls, path: Path, meta: dict[str, Any], shards: list[Any]) -> CodeStore:
+        """What a store was pickled as.
+
+        Raises:
+            FormatError: its files are gone, damaged, or others.
+        """
+        store = cls.load(path)
+        if (store._meta, store._shards) != (meta, shards):
+            msg = f"{path} was written anew since a store of its codes was pickled: load and pickle it again"
+            raise FormatError(msg)
+        return store
 
     def manifest(self) -> dict[str, Any]:
         """What the codes are, as it is stored beside them."""

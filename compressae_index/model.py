@@ -6,7 +6,6 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -23,6 +22,7 @@ from compressae_index.checks import (
 )
 from compressae_index.codes import MAX_LATENTS, SparseCodes
 from compressae_index.errors import DimensionError, InputError
+from compressae_index.processes import cached_property, lasting_state
 
 Encoder: TypeAlias = Literal["pursuit", "topk"]
 ENCODERS: tuple[Encoder, ...] = ("pursuit", "topk")
@@ -39,7 +39,7 @@ _TENSORS = ("encoder_w", "encoder_b", "decoder_w")
 _AT_THE_MEAN = 1e-6
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class CompresSAE:
     """A sparse autoencoder for embeddings (Kasalicky et al., RecSys 2025, arXiv 2505.11388).
 
@@ -99,6 +99,16 @@ class CompresSAE:
         if self.mean is not None and not (length := float(np.linalg.norm(self.mean))) < 1:
             msg = f"the mean of unit rows is shorter than 1, got {length:.6g}"
             raise InputError(msg)
+
+    def __repr__(self) -> str:
+        mean = "" if self.mean is None else ", with a mean"
+        size = sum(tensor.nbytes for tensor in self.tensors().values())
+        return (
+            f"CompresSAE(dim={self.dim}, n_latents={self.n_latents}, k={self.k}{mean}, {size / 1e6:.1f} MB)"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return lasting_state(self)
 
     @property
     def dim(self) -> int:

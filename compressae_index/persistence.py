@@ -73,6 +73,33 @@ class Stored(NamedTuple):
     """The model's parameters by name."""
     files: dict[str, Path]
     """Files of another form, by name."""
+    checksum: str
+    """The manifest's, which tells one content of the directory from another."""
+
+
+class Mapped(NamedTuple):
+    """Where mapped arrays are, for another process to map them too."""
+
+    path: Path
+    checksum: str
+
+    @classmethod
+    def of(cls, path: Path, stored: Stored) -> Mapped:
+        """Of a directory that was read, however the process was started that will read it."""
+        return cls(path.absolute(), stored.checksum)
+
+    def check(self, found: Mapped | None) -> None:
+        """Refuses what another process found at the path, where it is not the same.
+
+        Raises:
+            FormatError: the directory was written anew.
+        """
+        if self != found:
+            msg = (
+                f"{self.path} was written anew since an index that maps it was pickled: "
+                "load and pickle it again"
+            )
+            raise FormatError(msg)
 
 
 def write(
@@ -295,7 +322,7 @@ def _read(path: Path, kind: str, mmap: bool) -> Stored:
                 arrays[file.stem] = _read_array(handle, file, mmap)
             else:
                 files[name] = file
-        return Stored(entry(manifest, "meta", dict), arrays, tensors, files)
+        return Stored(entry(manifest, "meta", dict), arrays, tensors, files, manifest["checksum"])
 
 
 def _data_folder(path: Path, manifest: Mapping[str, Any]) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from compressae_index import persistence
 from compressae_index.backend import Asked, BackedIndex, BackedResult, Candidates, holds_best
 from compressae_index.checks import as_path, check_int
 from compressae_index.connectors.faiss import lists
-from compressae_index.connectors.faiss.inverted import VALUE_BITS, InvertedFile
+from compressae_index.connectors.faiss.inverted import VALUE_BITS, FoundRows, InvertedFile
 from compressae_index.errors import FormatError, InputError
 from compressae_index.ids import Ids, RowArray
 from compressae_index.index import CompressedIndex
@@ -63,6 +64,26 @@ class FaissIndex(BackedIndex):
         if backend is None:
             backend = InvertedFile(model, k, string_ids=string_ids, num_threads=num_threads)
         super().__init__(model, backend, encoder=encoder, metric=metric)
+        # The files that a back end is mapped from.
+        self._mapped: tuple[InvertedFile, persistence.Mapped] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles packed rows and ids, or where they are mapped from, as `CompressedIndex` does."""
+        if self._mapped is not None and self._mapped[0] is self.backend:
+            return type(self)._mapped_again, (self._mapped[1], self.backend.alive)
+        return copyreg.__newobj__, (type(self),), vars(self) | {"_mapped": None}  # type: ignore[attr-defined]
+
+    @classmethod
+    def _mapped_again(cls, mapped: persistence.Mapped, alive: npt.NDArray[np.bool_] | None) -> FaissIndex:
+        """What a mapped index was pickled as.
+
+        Raises:
+            FormatError: its files are gone, damaged, or others.
+        """
+        index = cls.load(mapped.path, mmap=True)
+        mapped.check(index._mapped and index._mapped[1])
+        index.backend.mark(alive)
+        return index
 
     @classmethod
     def from_index(
@@ -154,9 +175,9 @@ class FaissIndex(BackedIndex):
         return made
 
     def _ranked(self, asked: Asked, found: Candidates, k: int) -> BackedResult:
-        if asked.projections is None or not found.ids.shape[1]:
+        if asked.projections is None or not found.ids.shape[1] or not isinstance(found, FoundRows):
             return super()._ranked(asked, found, k)
-        sums, ids = self.backend.rescored(asked.projections, found.ids, k)
+        sums, ids = self.backend.rescored(asked.projections, found, k)
         return BackedResult(asked.in_metric(sums), ids, holds_best(found.scores, found.bounds, k))
 
     @property
@@ -236,6 +257,8 @@ class FaissIndex(BackedIndex):
             if metric == "cosine" and stored.meta["unit"] != 1:
                 msg = f"unit must be 1 where the metric is cosine, got {stored.meta['unit']!r}"
                 raise InputError(msg)
-            loaded = cls(model, encoder=stored.meta["encoder"], metric=metric, backend=backend)
+            index = cls(model, encoder=stored.meta["encoder"], metric=metric, backend=backend)
+        if mmap:
+            index._mapped = backend, persistence.Mapped.of(path, stored)
         persistence.release_pages(stored.arrays)
-        return loaded
+        return index
