@@ -189,7 +189,9 @@ class FaissIndex(BackedIndex):
         self.backend = self.backend.compacted()
 
     def save(self, path: str | Path) -> None:
-        """Writes a directory in one step, with the lists as `lists.faiss`, which Faiss reads but cannot search.
+        """Writes a directory in one step, with the lists as `lists.faiss`.
+
+        Faiss reads that file, but its own search of it means nothing; see `faiss_index`.
 
         Raises:
             FormatError: something that this package did not write is at `path`.

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -149,11 +150,26 @@ def create_collection(
         params.add_index(DENSE_FIELD, index_type="AUTOINDEX", metric_type=dense_metric(manifest.metric))
     with translated(f"creating collection {name!r}"):
         # Pages of ids are read at the collection's own level, and must hold what was just written.
-        client.create_collection(
-            name, schema=schema, index_params=params, consistency_level="Strong", timeout=timeout
-        )
+        _create(client, name, schema, params, timeout)
         for partition in partitions:
             client.create_partition(name, partition, timeout=timeout)
+
+
+def _create(client: MilvusClient, name: str, schema: Any, params: Any, timeout: float) -> None:
+    """Creates a collection, also where Milvus Lite was killed while it made or dropped one of this name.
+
+    Lite (3.2) then has a folder without a schema, which it neither takes for a collection nor replaces.
+    """
+    options = {"schema": schema, "index_params": params, "consistency_level": "Strong", "timeout": timeout}
+    try:
+        client.create_collection(name, **options)
+    except MilvusException as error:
+        found = re.search(r"File exists: '(.+)'", str(error))
+        left = Path(found[1]) if found else None
+        if left is None or left.name != name or not left.is_dir() or (left / "schema.json").exists():
+            raise
+        shutil.rmtree(left, ignore_errors=True)
+        client.create_collection(name, **options)
 
 
 def check_schema(primary: FieldSchema, fields: Sequence[FieldSchema]) -> None:
@@ -250,9 +266,7 @@ def save_model(
         params = client.prepare_index_params()
         schema.add_field("weights", DataType.FLOAT_VECTOR, dim=2 * model.dim)
         params.add_index("weights", index_type="FLAT", metric_type="IP")
-        client.create_collection(
-            beside, schema=schema, index_params=params, consistency_level="Strong", timeout=timeout
-        )
+        _create(client, beside, schema, params, timeout)
         weights, biases = np.concatenate([model.decoder_w, model.encoder_w.T], axis=1), model.encoder_b
         if model.mean is not None:  # one row more
             weights = np.concatenate([weights, np.concatenate([model.mean, model.mean])[None]])

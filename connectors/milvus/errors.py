@@ -24,6 +24,8 @@ _ADDRESS = re.compile(r"(?<![a-z])(https?|tcp|unix)(://?)([^\s'\"<>]+)", re.IGNO
 _HIDDEN = "***"
 
 _translating: ContextVar[bool] = ContextVar("_translating", default=False)
+# Requests within `translated` of all threads, as Milvus Lite answers in threads of its own.
+_requests: set[object] = set()
 
 
 class _NotWhileTranslating(logging.Filter):
@@ -33,6 +35,14 @@ class _NotWhileTranslating(logging.Filter):
         return not _translating.get()
 
 
+class _NotWhileAnswering(logging.Filter):
+    """Keeps Milvus Lite, in this process, from printing a traceback of an error that it also answers with."""
+
+    def filter(self, record: logging.LogRecord) -> bool:  # noqa: ARG002
+        return not _requests
+
+
+logging.getLogger("milvus_lite.adapter.grpc.servicer").addFilter(_NotWhileAnswering())
 for _name in (
     "pymilvus.decorators",
     "pymilvus.client.connection_manager",
@@ -58,7 +68,8 @@ def translated(action: str, *, expression: str = "", secrets: Sequence[str] = ()
         InputError: the server could not parse the expression.
         BackendError: everything else.
     """
-    token = _translating.set(True)
+    token, request = _translating.set(True), object()
+    _requests.add(request)
     try:
         yield
     except (MilvusException, grpc.RpcError) as error:
@@ -75,6 +86,7 @@ def translated(action: str, *, expression: str = "", secrets: Sequence[str] = ()
             if not clean:
                 new.__context__ = None
     finally:
+        _requests.discard(request)
         _translating.reset(token)
 
 
@@ -166,7 +178,7 @@ def _advice(error: Exception, reason: str) -> str:
             "; this server does not know the request: a server of Milvus 2.5 or newer is needed. Milvus Lite "
             "2.5 and older lack such calls whatever their number: install milvus-lite>=3.2.2"
         )
-    if "already exist" in reason:
+    if "already exist" in reason or "File exists" in reason:
         return "; something else made it meanwhile: see whether an import runs, and run it again afterwards"
     if status == grpc.StatusCode.DEADLINE_EXCEEDED or "timeout" in reason.lower():
         return "; the server did not answer in time: see whether it runs, or allow more with `timeout`"
