@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from compressae_index.backend import strongest_terms
-from compressae_index.checks import FloatArray, as_array, check_choice, check_int, check_vectors
+from compressae_index.checks import FloatArray, check_choice, check_int, check_vectors
 from compressae_index.codes import SparseCodes
 from compressae_index.embedded import QUERY_NNZ
 from compressae_index.errors import DimensionError, InputError
@@ -56,38 +56,40 @@ class SplitEncoder:
         return strongest_terms(self.model.project(self._rows(embeddings, n)), self.query_nnz)
 
     def _rows(self, embeddings: Any, n: int) -> FloatArray:
-        name = "embeddings of the embedder"
-        array = _as_rows(embeddings, name)
-        if array.dtype.kind in "iu":  # lists of Python numbers, all of which are whole
-            array = array.astype(np.float32)
-        if array.ndim == 3 and 1 in array.shape[:2]:  # each text was embedded as a batch of its own
-            array = array.reshape(-1, array.shape[2])
-        rows = check_vectors(array, dim=self.model.dim, name=name)
+        name, dim = "embeddings of the embedder", self.model.dim
+        if embeddings is None:
+            msg = f"{name} are None, not vectors"
+            raise InputError(msg)
+        if isinstance(embeddings, Iterator):
+            embeddings = list(embeddings)
+        if _are_arrays(embeddings):
+            rows = np.concatenate([check_vectors(row, dim=dim, name=name) for row in embeddings])
+        else:
+            rows = check_vectors(_floating(embeddings, name), dim=dim, name=name)
         if len(rows) != n:
             msg = f"the embedder gave {len(rows)} vectors for {n} texts"
             raise DimensionError(msg)
         return rows
 
 
-def _as_rows(embeddings: Any, name: str) -> Any:
-    """Embeddings as one array, also where each is an array or a tensor of its own.
+def _are_arrays(embeddings: Any) -> bool:
+    """Whether these are several arrays or tensors, one a text or a batch."""
+    return isinstance(embeddings, (list, tuple)) and any(
+        hasattr(row, "shape") and row.shape for row in embeddings
+    )
+
+
+def _floating(embeddings: Any, name: str) -> Any:
+    """Lists of Python numbers, among which whole ones may be integers, as an array; others as they are.
 
     Raises:
-        InputError: rows of different lengths, or no numbers.
+        InputError: rows of different lengths.
     """
-    if embeddings is None:
-        msg = f"{name} are None, not vectors"
-        raise InputError(msg)
-    if isinstance(embeddings, Iterator):
-        embeddings = list(embeddings)
-    if isinstance(embeddings, (list, tuple)) and not all(
-        isinstance(row, (list, tuple)) for row in embeddings
-    ):
-        # A plain number stays one.
-        rows = [as_array(row, name) for row in embeddings]
-        if len({row.shape for row in rows}) > 1:
-            shapes = sorted({row.shape for row in rows})
-            msg = f"{name} have different shapes: {', '.join(map(str, shapes[:5]))}"
-            raise DimensionError(msg)
-        embeddings = np.stack(rows)
-    return as_array(embeddings, name)
+    if not isinstance(embeddings, (list, tuple)):
+        return embeddings
+    try:
+        array = np.asarray(embeddings)
+    except (TypeError, ValueError) as error:
+        msg = f"{name} cannot be read as an array: {error}"
+        raise InputError(msg) from error
+    return array.astype(np.float32) if array.dtype.kind in "iu" else array
