@@ -276,7 +276,9 @@ def check_primary(name: str, where: str) -> str:
 def check_fields(
     described: dict[str, Any], names: Sequence[str], what: str = "output_fields"
 ) -> tuple[str, ...]:
-    """Names of fields to read, as pymilvus takes them: "*" is all; unknown ones may be dynamic.
+    """Names of fields to read, as pymilvus takes them: "*" is all, unknown ones may be dynamic.
+
+    With "*", the fields of the schema are named beside it.
 
     Raises:
         InputError: not a sequence of names, or a field that the collection does not have.
@@ -288,7 +290,7 @@ def check_fields(
         name = described["collection_name"]
         msg = f"collection {name!r} has no field {unknown[0]!r}; it has: {', '.join(held)}"
         raise InputError(msg)
-    return wanted
+    return tuple(dict.fromkeys([*wanted, *held])) if "*" in wanted else wanted
 
 
 def check_partitions(

@@ -352,7 +352,7 @@ class MilvusIndex(BackedIndex):
             wanted: Any = np.unique(result.ids[~missing])
             rows = self.backend.rows_held(wanted, names)
         if "*" in names or "$meta" in names:
-            # What all is, the rows say: each has its own dynamic fields.
+            # Rows have dynamic fields of their own beside those of the schema.
             named = [name for name in names if name not in ("*", "$meta")]
             names = tuple(dict.fromkeys([*named, *(name for row in rows.values() for name in row)]))
         nothing: dict[str, Any] = {}
