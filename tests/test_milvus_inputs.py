@@ -7,14 +7,12 @@ import json
 import logging
 import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
@@ -53,6 +51,7 @@ from compressae_index.connectors.milvus.hooks.encoder import SplitEncoder
 from compressae_index.connectors.milvus.hooks.langchain import CompresSAESparseEmbedding
 from compressae_index.connectors.milvus.hooks.pymilvus_model import CompresSAEEmbeddingFunction
 
+ml_dtypes, pd = pytest.importorskip("ml_dtypes"), pytest.importorskip("pandas")
 pytestmark = pytest.mark.usefixtures("quick_imports")
 
 
@@ -102,7 +101,7 @@ def test_no_credential_is_repeated(
     uri: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    calls = [
+    calls: list[Callable[[], Any]] = [
         lambda: connect(uri, timeout=0.1),
         lambda: MilvusIndex.open(uri, "x", token=f"root:{SECRET}", timeout=0.1),
         lambda: asyncio.run(AsyncMilvusIndex.open(uri, "x", timeout=0.1)),
@@ -204,7 +203,7 @@ def test_paths_that_are_no_database(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "folder.db").iterdir()] == ["mine.txt"]
     for wrong in (None, 3, b"\xff", ["a.db"]):
         with pytest.raises(InputError, match=r"(uri|client) must be"):
-            MilvusIndex.open(wrong, "x")  # type: ignore[arg-type]
+            MilvusIndex.open(wrong, "x")
     for timeout in (0, -1, float("nan"), float("inf"), "1", True):
         with pytest.raises(InputError, match="timeout must be a positive number"):
             connect(tmp_path / "new.db", timeout=timeout)  # type: ignore[arg-type]

@@ -297,12 +297,11 @@ def die_in(owner, name, call, *, after=False):
         return result
     setattr(owner, name, dying)
 
-put = backend.MilvusBackend
 points = {
     "while a folder of Lite is made": lambda: die_in(milvus_lite.db, "save_schema", 1),
     "while the model is stored": lambda: die_in(MilvusClient, "upsert", 1),
     "before the indexes": lambda: die_in(GrpcHandler, "create_index", 2),
-    "after a page": lambda: die_in(put, "put", 1, after=True),
+    "after a page": lambda: die_in(backend.MilvusBackend, "put", 1, after=True),
     "while renaming": lambda: die_in(milvus_lite.db, "save_schema", 1),
 }
 points[sys.argv[1]]()

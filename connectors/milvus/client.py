@@ -202,6 +202,7 @@ def reading_client(
         InputError: there is no such database; as for `connect`.
         BackendError: as for `connect`.
     """
+    check_timeout(timeout)
     if not isinstance(client, (str, os.PathLike)):
         return check_client(client)
     path = lite_path(client)
