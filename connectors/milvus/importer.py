@@ -163,7 +163,7 @@ def from_milvus(
         FormatError: an import to this target was begun with other settings.
         BackendError: Milvus does not answer or refuses, or what was stored is not what was sent.
     """
-    target = check_name(collection + SUFFIX if target is None else target)
+    target = check_name(f"{collection}{SUFFIX}" if target is None else target)
     threads = check_threads(num_threads)
     client = reading_client(client, collection, token=token, db_name=db_name, timeout=timeout)
     check_dense(client, dense)
@@ -409,31 +409,38 @@ class _Copier:
         for name, source in parts:
             if source is None:
                 continue
-            own = _ids(self.backend, name)
-            if not compare:
-                missing = np.setdiff1d(source.ids, own)
-                kept += len(own)
-                advance(len(own))
-                for first in range(0, len(missing), REQUEST_ROWS):
-                    pages = list(source.select(missing[first : first + REQUEST_ROWS], self.fields))
-                    if pages:
-                        page = Page.joined(pages)
-                        self._store(page, self.codes(page), name)
-                        written += len(page.ids)
-                        advance(len(page.ids))
-                continue
-            seen = 0
-            for page in source.stream(self.fields):
-                end = int(np.searchsorted(own, page.ids[-1], side="right"))
-                gone = np.setdiff1d(own[seen:end], page.ids)  # deleted since the removals above
-                self.backend.remove(gone, partition=name)
-                new = self._level(page, own[seen:end], name)
-                removed, written, kept = removed + len(gone), written + new, kept + len(page.ids) - new
-                seen = end
-                advance(len(page.ids))
-            self.backend.remove(own[seen:], partition=name)
-            removed += len(own) - seen
+            part = (self._compared if compare else self._filled_up)(source, name, advance)
+            removed, written, kept = removed + part.removed, written + part.written, kept + part.kept
         return _Changes(removed, written, kept)
+
+    def _filled_up(self, source: MilvusSource, partition: str, advance: Callable[[int], object]) -> _Changes:
+        """Writes the rows of a partition that are missing, as their ids say."""
+        own = _ids(self.backend, partition)
+        missing, written = np.setdiff1d(source.ids, own), 0
+        advance(len(own))
+        for first in range(0, len(missing), REQUEST_ROWS):
+            pages = list(source.select(missing[first : first + REQUEST_ROWS], self.fields))
+            if pages:
+                page = Page.joined(pages)
+                self._store(page, self.codes(page), partition)
+                written += len(page.ids)
+                advance(len(page.ids))
+        return _Changes(0, written, len(own))
+
+    def _compared(self, source: MilvusSource, partition: str, advance: Callable[[int], object]) -> _Changes:
+        """Reads all rows of a partition, and writes those that are missing or differ."""
+        own, seen = _ids(self.backend, partition), 0
+        removed = written = kept = 0
+        for page in source.stream(self.fields):
+            end = int(np.searchsorted(own, page.ids[-1], side="right"))
+            gone = np.setdiff1d(own[seen:end], page.ids)  # deleted since the removals of `take_over`
+            self.backend.remove(gone, partition=partition)
+            new = self._level(page, own[seen:end], partition)
+            removed, written, kept = removed + len(gone), written + new, kept + len(page.ids) - new
+            seen = end
+            advance(len(page.ids))
+        self.backend.remove(own[seen:], partition=partition)
+        return _Changes(removed + len(own) - seen, written, kept)
 
     def _level(self, page: Page, held: IdArray, partition: str) -> int:
         """Writes the rows of a page that are not held, or not as the source has them; gives their number."""
