@@ -150,14 +150,22 @@ def import_(
 @milvus.command()
 @connection_options
 @click.option("--collection", required=True, help="The compressed collection.")
+@click.option("--compare", is_flag=True, help="Read the whole source, and find replaced rows too.")
 @threads_option
 @json_option
 def sync(
-    uri: str, token: str, db_name: str, timeout: float, collection: str, threads: int | None, as_json: bool
+    uri: str,
+    token: str,
+    db_name: str,
+    timeout: float,
+    collection: str,
+    compare: bool,
+    threads: int | None,
+    as_json: bool,
 ) -> None:
     """Take over rows that were inserted into the source, or deleted, since the import.
 
-    Rows that were replaced under the same id cannot be seen.
+    Rows that were replaced under the same id are seen with --compare only.
 
     \b
     Example:
@@ -166,7 +174,7 @@ def sync(
     from compressae_index.connectors.milvus import sync as sync_index
 
     index = _opened(uri, token, db_name, timeout, collection)
-    report(sync_index(index, num_threads=threads)._asdict(), as_json)
+    report(sync_index(index, compare=compare, num_threads=threads)._asdict(), as_json)
     index.close()
 
 

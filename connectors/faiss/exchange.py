@@ -32,7 +32,9 @@ def to_faiss(
         index: what to export.
         kind: "float32", "float16" or "bfloat16" for a flat index of inner products over the reconstructions,
             as `search(mode="dense")` scores them; "inverted" for the codes in inverted lists, one list a
-            latent, which Faiss keeps and `FaissIndex.from_lists` searches.
+            latent, which Faiss keeps and only `FaissIndex.from_lists` searches. Faiss's own `search` of the
+            latter gives ids and scores that mean nothing, without a warning: to Faiss, these are vectors of
+            one number, which it compares one by one and never adds up.
         ids: integers, one for each of `index.ids` and in their order, to use in their place: Faiss has no
             strings.
         progress: show a progress bar.

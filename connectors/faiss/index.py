@@ -34,6 +34,7 @@ class FaissIndex(BackedIndex):
 
     `faiss_index` is an ordinary Faiss index: `faiss.write_index` writes it, and `from_lists` takes what
     `faiss.read_index` reads. It holds the codes and nothing else; `save` also keeps the model and the ids.
+    Search by this class: `faiss_index.search` compares single postings, and its answers mean nothing.
     Searches may run in several threads, one after the other.
     """
 
@@ -182,7 +183,10 @@ class FaissIndex(BackedIndex):
 
     @property
     def faiss_index(self) -> Any:
-        """The Faiss index of the posting lists, with row numbers for ids; not to be changed."""
+        """The Faiss index of the posting lists, with row numbers for ids; not to be changed.
+
+        Nor to be searched by Faiss, which does not add up postings: its answers mean nothing.
+        """
         return self.backend.faiss_index
 
     def merge(self, other: FaissIndex) -> None:
@@ -209,7 +213,9 @@ class FaissIndex(BackedIndex):
         self.backend = self.backend.compacted()
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a directory in one step, with the lists as `lists.faiss`, which Faiss reads.
+        """Writes a directory in one step, with the lists as `lists.faiss`.
+
+        Faiss reads that file, but its own search of it means nothing; see `faiss_index`.
 
         Raises:
             FormatError: something other than such an index is at `path`.

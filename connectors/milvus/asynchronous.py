@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -11,11 +12,11 @@ from typing import Any, Literal
 import numpy.typing as npt
 from pymilvus import AsyncMilvusClient
 
-from compressae_index.backend import QUERY_BLOCK, BackedResult
+from compressae_index.backend import QUERY_BLOCK
 from compressae_index.connectors.milvus.backend import Scope
-from compressae_index.connectors.milvus.client import TIMEOUT, ConsistencyLevel
-from compressae_index.connectors.milvus.errors import translated
-from compressae_index.connectors.milvus.index import MilvusIndex
+from compressae_index.connectors.milvus.client import TIMEOUT, ConsistencyLevel, lite_path
+from compressae_index.connectors.milvus.errors import secrets_of, shown, translated
+from compressae_index.connectors.milvus.index import Fields, MilvusIndex, MilvusResult
 from compressae_index.model import CompresSAE
 from compressae_index.queries import Scoring
 from compressae_index.sources import VectorSource
@@ -36,7 +37,7 @@ class AsyncMilvusIndex:
     @classmethod
     async def open(
         cls,
-        uri: str,
+        uri: str | os.PathLike[str],
         collection: str,
         *,
         token: str = "",
@@ -58,8 +59,11 @@ class AsyncMilvusIndex:
                 timeout=timeout,
             )
         )
-        with translated(f"connecting to {uri}"):
-            client = AsyncMilvusClient(uri, token=token, db_name=db_name, timeout=timeout)
+        path = lite_path(uri)
+        address = str(uri if path is None else path)
+        secrets = secrets_of(address, token) if path is None else ()
+        with translated(f"connecting to {shown(address) if path is None else address}", secrets=secrets):
+            client = AsyncMilvusClient(address, token=token, db_name=db_name, timeout=timeout)
         return cls(index, client)
 
     async def search(
@@ -72,14 +76,16 @@ class AsyncMilvusIndex:
         query_nnz: int | None = None,
         scoring: Scoring = "asymmetric",
         filter: Any = None,  # noqa: A002
+        output_fields: Sequence[str] = (),
         partitions: Sequence[str] = (),
         consistency_level: ConsistencyLevel | None = None,
-    ) -> BackedResult:
+    ) -> MilvusResult:
         """The k nearest documents of each query; arguments, result and errors as for `MilvusIndex.search`."""
         index, backend = self.index, self.index.backend
         k, n = index._depth(k, candidates, mode)
-        await asyncio.to_thread(index._check_partitions, partitions)
-        scope = Scope(filter, tuple(partitions), consistency_level)
+        names = await asyncio.to_thread(index._checked_fields, output_fields)
+        held = await asyncio.to_thread(index._checked_partitions, partitions)
+        scope = Scope(filter, held, consistency_level)
         asked = await asyncio.to_thread(index._asked, queries, mode, scoring, query_nnz, None)
         results = []
         for first in range(0, len(asked), QUERY_BLOCK):
@@ -88,14 +94,14 @@ class AsyncMilvusIndex:
             with translated(f"searching collection {backend.collection!r}", expression=request["filter"]):
                 hits = await self._client.search(**request)
             results.append(index._ranked(block, backend.found(hits, n), k))
-        return index._joined(results)
+        return await asyncio.to_thread(index._with_fields, index._joined(results), names)
 
     async def add(
         self,
         embeddings: VectorSource,
         ids: Any,
         *,
-        fields: Mapping[str, Sequence[Any]] | None = None,
+        fields: Fields | None = None,
         partition: str = "",
     ) -> None:
         """Adds vectors; arguments and errors as for `MilvusIndex.add`."""
@@ -106,7 +112,7 @@ class AsyncMilvusIndex:
         embeddings: VectorSource,
         ids: Any,
         *,
-        fields: Mapping[str, Sequence[Any]] | None = None,
+        fields: Fields | None = None,
         partition: str = "",
     ) -> None:
         """Adds or replaces vectors; arguments and errors as for `MilvusIndex.add`."""

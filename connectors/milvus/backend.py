@@ -18,11 +18,12 @@ from compressae_index.connectors.milvus import wire
 from compressae_index.connectors.milvus.client import (
     CONSISTENCY_LEVELS,
     MAX_RESULTS,
-    PAGE_ROWS,
     TIMEOUT,
     ConsistencyLevel,
     among,
     count,
+    names_of,
+    portions,
     rows_of,
 )
 from compressae_index.connectors.milvus.collection import CODE_FIELD, DENSE_FIELD, Opened
@@ -83,6 +84,7 @@ class MilvusBackend:
         self.collection = opened.name
         self.primary = opened.primary
         self.are_strings = opened.are_strings
+        self.max_length = opened.max_length
         self.manifest = opened.manifest
         self.n_latents = opened.manifest.n_latents
         self.k = opened.manifest.k
@@ -108,6 +110,23 @@ class MilvusBackend:
         rows = rows_of(self.client, self.collection, self.primary, ids, [], timeout=self.timeout)
         return np.array([id_ in rows for id_ in ids.tolist()], dtype=bool)
 
+    def check_ids(self, ids: IdArray) -> None:
+        """Refuses ids that Milvus cannot store.
+
+        Raises:
+            InputError: a string of more bytes than the primary key takes.
+        """
+        if self.max_length is None:
+            return
+        for id_ in ids.tolist():
+            if len(id_.encode()) > self.max_length:
+                some = id_ if len(id_) <= 40 else id_[:40] + "..."
+                msg = (
+                    f"id {some!r} has {len(id_.encode())} bytes, but the primary key {self.primary!r} of "
+                    f"collection {self.collection!r} takes at most {self.max_length}"
+                )
+                raise InputError(msg)
+
     def put(
         self, codes: SparseCodes, ids: IdArray, others: Rows | None = None, *, partition: str = ""
     ) -> None:
@@ -120,9 +139,11 @@ class MilvusBackend:
             partition: where to store them; the default one if empty.
 
         Raises:
-            InputError: a code without a nonzero value, which Milvus does not store.
+            InputError: a code without a nonzero value, or a longer id than the primary key takes, which
+                Milvus does not store.
             BackendError: a request failed; those before it are stored, and all can be repeated.
         """
+        self.check_ids(ids)
         empty = np.flatnonzero(~codes.values.any(axis=1))
         if empty.size:
             msg = f"the code of id {ids.tolist()[empty[0]]!r} is zero, so Milvus cannot store it"
@@ -206,11 +227,16 @@ class MilvusBackend:
     def _reconstructed(self, codes: SparseCodes) -> npt.NDArray[Any]:
         return self._model.decode(codes).astype(self.dense)
 
-    def remove(self, ids: IdArray) -> None:
-        """Removes ids; those that are not held are passed over."""
-        for some in _chunks(ids.tolist()):
+    def remove(self, ids: IdArray, *, partition: str = "") -> None:
+        """Removes ids, from one partition or all; those that are not held are passed over."""
+        for some in portions(ids.tolist()):
             with translated(f"removing from collection {self.collection!r}"):
-                self.client.delete(self.collection, filter=among(self.primary, some), timeout=self.timeout)
+                self.client.delete(
+                    self.collection,
+                    filter=among(self.primary, some),
+                    partition_name=partition or None,
+                    timeout=self.timeout,
+                )
 
     def codes(self, ids: IdArray) -> SparseCodes:
         """The stored codes of ids, in their order; ids may repeat.
@@ -227,7 +253,16 @@ class MilvusBackend:
         Raises:
             UnknownIdError: an id is not held.
         """
-        found = rows_of(
+        found = self.rows_held(ids, fields)
+        missing = [id_ for id_ in ids.tolist() if id_ not in found]
+        if missing:
+            msg = f"unknown id {missing[0]!r} ({len(missing)} of {len(ids)} ids are unknown)"
+            raise UnknownIdError(msg)
+        return [found[id_] for id_ in ids.tolist()]
+
+    def rows_held(self, ids: IdArray, fields: Sequence[str]) -> dict[int | str, dict[str, Any]]:
+        """Fields by id, of the ids that are held; others may have been removed since a search found them."""
+        return rows_of(
             self.client,
             self.collection,
             self.primary,
@@ -236,11 +271,6 @@ class MilvusBackend:
             consistency_level=self.consistency_level,
             timeout=self.timeout,
         )
-        missing = [id_ for id_ in ids.tolist() if id_ not in found]
-        if missing:
-            msg = f"unknown id {missing[0]!r} ({len(missing)} of {len(ids)} ids are unknown)"
-            raise UnknownIdError(msg)
-        return [found[id_] for id_ in ids.tolist()]
 
     def candidates(self, terms: SparseCodes, n: int, filter: Any) -> Candidates:  # noqa: A002
         """The n documents of the largest agreement scores, with their codes."""
@@ -275,7 +305,7 @@ class MilvusBackend:
         return {
             "collection_name": self.collection,
             "filter": self._expression(scope.filter),
-            "partition_names": list(scope.partitions) or None,
+            "partition_names": list(names_of(scope.partitions, "partitions")) or None,
             "consistency_level": check_choice(level, "consistency_level", CONSISTENCY_LEVELS),
             "timeout": self.timeout,
         }
@@ -325,8 +355,3 @@ def _contents(hits: Any) -> Sequence[bytes]:
             return contents[hits.start : hits.start + len(hits.ids)]
     rows = [hit["entity"][CODE_FIELD] for hit in hits]
     return [np.array(sorted(row.items()), dtype=wire.PAIR).tobytes() for row in rows]
-
-
-def _chunks(ids: list[Any]) -> Iterator[list[Any]]:
-    for first in range(0, len(ids), PAGE_ROWS):
-        yield ids[first : first + PAGE_ROWS]

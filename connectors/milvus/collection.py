@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -73,13 +75,13 @@ class Manifest:
     format_version: int = FORMAT_VERSION
 
 
-def check_name(name: str) -> str:
+def check_name(name: Any) -> str:
     """A name that Milvus takes, also with what is added to it here.
 
     Raises:
         InputError: it is not one.
     """
-    if not _NAME.fullmatch(name):
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
         msg = f"collection names are letters, digits and _, at most 231, not a digit first; got {name!r}"
         raise InputError(msg)
     return name
@@ -137,14 +139,9 @@ def create_collection(
         InputError: a field has a name that is used here.
         BackendError: Milvus refused.
     """
-    taken = {CODE_FIELD, DENSE_FIELD} & {field.name for field in fields}
-    if taken:
-        msg = (
-            f"a field is called {taken.pop()!r}, which compressae-index uses itself; rename it in the source"
-        )
-        raise InputError(msg)
+    check_schema(primary or empty_primary(False), fields)
     schema = client.create_schema(auto_id=False, enable_dynamic_field=dynamic)
-    for each in [primary or FieldSchema("id", DataType.INT64, is_primary=True), *fields]:
+    for each in [primary or empty_primary(False), *fields]:
         _add(schema, each)
     schema.add_field(CODE_FIELD, DataType.SPARSE_FLOAT_VECTOR)
     params = client.prepare_index_params()
@@ -156,11 +153,57 @@ def create_collection(
         params.add_index(DENSE_FIELD, index_type="AUTOINDEX", metric_type=dense_metric(manifest.metric))
     with translated(f"creating collection {name!r}"):
         # Pages of ids are read at the collection's own level, and must hold what was just written.
-        client.create_collection(
-            name, schema=schema, index_params=params, consistency_level="Strong", timeout=timeout
-        )
+        _create(client, name, schema, params, timeout)
         for partition in partitions:
             client.create_partition(name, partition, timeout=timeout)
+
+
+def _create(client: MilvusClient, name: str, schema: Any, params: Any, timeout: float) -> None:
+    """Creates a collection, also where Milvus Lite was killed while it made or dropped one of this name.
+
+    Lite (3.2) then has a folder without a schema, which it neither takes for a collection nor replaces.
+    """
+    options = {"schema": schema, "index_params": params, "consistency_level": "Strong", "timeout": timeout}
+    try:
+        client.create_collection(name, **options)
+    except MilvusException as error:
+        found = re.search(r"File exists: '(.+)'", str(error))
+        left = Path(found[1]) if found else None
+        if left is None or left.name != name or not left.is_dir() or (left / "schema.json").exists():
+            raise
+        shutil.rmtree(left, ignore_errors=True)
+        client.create_collection(name, **options)
+
+
+def check_schema(primary: FieldSchema, fields: Sequence[FieldSchema]) -> None:
+    """Refuses fields of a compressed collection that cannot be.
+
+    Raises:
+        InputError: a name that is used here, or twice; something else than a `FieldSchema`; a vector.
+    """
+    names = {primary.name}
+    for each in fields:
+        if not isinstance(each, FieldSchema):
+            msg = f"fields must be a list of pymilvus.FieldSchema, got a {type(each).__name__}"
+            raise InputError(msg)
+        if "VECTOR" in each.dtype.name or each.is_primary:
+            msg = f"field {each.name!r} is {each.dtype.name}: fields hold neither vectors nor primary keys"
+            raise InputError(msg)
+        if each.name in names:
+            msg = f"there are two fields {each.name!r}"
+            raise InputError(msg)
+        names.add(each.name)
+    taken = sorted({CODE_FIELD, DENSE_FIELD} & names)
+    if taken:
+        msg = f"a field is called {taken[0]!r}, which compressae-index uses itself; rename it in the source"
+        raise InputError(msg)
+
+
+def is_whole(client: MilvusClient, name: str, manifest: Manifest, timeout: float = TIMEOUT) -> bool:
+    """Whether a collection for codes has its indexes, without which a stopped `create_collection` left it."""
+    with translated(f"reading the indexes of collection {name!r}"):
+        held = set(client.list_indexes(name, timeout=timeout))
+    return {CODE_FIELD, *([DENSE_FIELD] if manifest.dense else [])} <= held
 
 
 def dense_metric(metric: Metric) -> str:
@@ -202,20 +245,31 @@ def copied_fields(described: Mapping[str, Any]) -> tuple[FieldSchema, list[Field
 def save_model(
     client: MilvusClient, name: str, model: CompresSAE, manifest: Manifest, timeout: float = TIMEOUT
 ) -> None:
-    """Writes the model and manifest of collection `name` beside it, over an unfinished one."""
+    """Writes the model and manifest of collection `name` beside it, over an unfinished one.
+
+    Of several processes that do so at the same time, one succeeds.
+
+    Raises:
+        BackendError: another process did so meanwhile; or Milvus refused.
+    """
     beside = name + MODEL_SUFFIX
+    with translated(f"looking for collection {beside!r}"):
+        unfinished = client.has_collection(beside, timeout=timeout)
+    if unfinished and load_manifest(client, name, timeout) is not None:
+        raise BackendError(made_meanwhile(name))
+    mine = secrets.token_hex(8)
     with translated(f"storing the model in collection {beside!r}"):
-        client.drop_collection(beside, timeout=timeout)
-        schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
+        # Dropped only where it was seen to be unfinished: else the creation below is what decides.
+        if unfinished:
+            client.drop_collection(beside, timeout=timeout)
+        schema = client.create_schema(auto_id=False, enable_dynamic_field=False, description=mine)
         schema.add_field("latent", DataType.INT64, is_primary=True)
         schema.add_field("manifest", DataType.VARCHAR, max_length=65535)
         schema.add_field("encoder_b", DataType.FLOAT)
         params = client.prepare_index_params()
         schema.add_field("weights", DataType.FLOAT_VECTOR, dim=2 * model.dim)
         params.add_index("weights", index_type="FLAT", metric_type="IP")
-        client.create_collection(
-            beside, schema=schema, index_params=params, consistency_level="Strong", timeout=timeout
-        )
+        _create(client, beside, schema, params, timeout)
         weights, biases = np.concatenate([model.decoder_w, model.encoder_w.T], axis=1), model.encoder_b
         if model.mean is not None:  # one row more
             weights = np.concatenate([weights, np.concatenate([model.mean, model.mean])[None]])
@@ -232,6 +286,15 @@ def save_model(
                 for latent in range(first, min(first + _MODEL_ROWS, len(weights)))
             ]
             client.upsert(beside, rows, timeout=timeout)
+        # A server takes a second creation of the same collection for the first; Lite keeps no description.
+        owner = client.describe_collection(beside, timeout=timeout).get("description")
+    if owner not in ("", None, mine):
+        raise BackendError(made_meanwhile(name))
+
+
+def made_meanwhile(name: str) -> str:
+    """What to say where another process was faster."""
+    return f"another process began to make {name!r} meanwhile: wait until it has ended, then run it again"
 
 
 def load_manifest(client: MilvusClient, name: str, timeout: float = TIMEOUT) -> Manifest | None:
@@ -340,9 +403,15 @@ def load_model(
     return loaded
 
 
-def publish(client: MilvusClient, name: str, timeout: float = TIMEOUT) -> None:
-    """Gives a built collection its name, in one step, and loads it."""
+def publish(client: MilvusClient, name: str, manifest: Manifest, timeout: float = TIMEOUT) -> None:
+    """Gives a built collection its name, in one step, and loads it.
+
+    Raises:
+        BackendError: the model beside it is not the one that it was built with any more; or Milvus refused.
+    """
     building = name + BUILDING_SUFFIX
+    if load_manifest(client, name, timeout) != manifest:
+        raise BackendError(made_meanwhile(name))
     with translated(f"renaming collection {building!r} to {name!r}"):
         try:
             client.rename_collection(building, name, timeout=timeout)
@@ -377,13 +446,15 @@ class Opened(NamedTuple):
     manifest: Manifest
     primary: str
     are_strings: bool
+    max_length: int | None = None
+    """Bytes of an id at most, where ids are strings."""
 
 
 def open_collection(client: MilvusClient, name: str, timeout: float = TIMEOUT) -> Opened:
     """Loads a compressed collection, by name or alias, and reads its manifest.
 
     Raises:
-        InputError: there is no such collection.
+        InputError: there is no such collection, or no expression can hold the name of its primary key.
         FormatError: it was not made by compressae-index.
     """
     described = describe(client, name, timeout)
@@ -396,4 +467,10 @@ def open_collection(client: MilvusClient, name: str, timeout: float = TIMEOUT) -
         )
         raise FormatError(msg)
     ensure_loaded(client, name, timeout)
-    return Opened(name, manifest, *primary_field(described))
+    return Opened(name, manifest, *primary_field(described), max_length_of(described))
+
+
+def max_length_of(described: Mapping[str, Any]) -> int | None:
+    """Bytes of a string id at most; None where ids are integers."""
+    params = next(field for field in described["fields"] if field.get("is_primary"))["params"]
+    return int(params["max_length"]) if "max_length" in params else None

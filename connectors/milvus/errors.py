@@ -1,12 +1,14 @@
-"""Errors of pymilvus and gRPC as this package's own, with what to do."""
+"""Errors of pymilvus and gRPC as this package's own, with what to do and without credentials."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 from pymilvus.exceptions import MilvusException
@@ -17,55 +19,129 @@ from compressae_index.errors import BackendError, InputError
 _NOT_CONNECTED, _NOT_FOUND, _NOT_LOADED = 2, 100, 101
 _OVER_QUOTA = (8, 9)  # rate limit; writes denied for memory or disk
 
+# What may be a credential in an address: all before its last @, and its query.
+_ADDRESS = re.compile(r"(?<![a-z])(https?|tcp|unix)(://?)([^\s'\"<>]+)", re.IGNORECASE)
+_HIDDEN = "***"
+
 _translating: ContextVar[bool] = ContextVar("_translating", default=False)
+# Requests within `translated` of all threads, as Milvus Lite answers in threads of its own.
+_requests: set[object] = set()
 
 
 class _NotWhileTranslating(logging.Filter):
-    """Keeps pymilvus from printing a traceback of an error that is raised here with its reason."""
+    """Keeps others from printing a traceback of an error that is raised here with its reason."""
 
     def filter(self, record: logging.LogRecord) -> bool:  # noqa: ARG002
         return not _translating.get()
 
 
-logging.getLogger("pymilvus.decorators").addFilter(_NotWhileTranslating())
+class _NotWhileAnswering(logging.Filter):
+    """Keeps Milvus Lite, in this process, from printing a traceback of an error that it also answers with."""
+
+    def filter(self, record: logging.LogRecord) -> bool:  # noqa: ARG002
+        return not _requests
+
+
+logging.getLogger("milvus_lite.adapter.grpc.servicer").addFilter(_NotWhileAnswering())
+for _name in (
+    "pymilvus.decorators",
+    "pymilvus.client.connection_manager",
+    "pymilvus.client.global_topology",
+    "pymilvus.client.grpc_handler",
+    "milvus_lite.server_manager",
+):
+    logging.getLogger(_name).addFilter(_NotWhileTranslating())
 
 
 @contextmanager
-def translated(action: str, *, expression: str = "") -> Iterator[None]:
+def translated(action: str, *, expression: str = "", secrets: Sequence[str] = ()) -> Iterator[None]:
     """Raises what pymilvus and gRPC raise inside as a BackendError that says what was being done.
+
+    The error of pymilvus is the cause of the new one, unless it holds credentials.
 
     Args:
         action: what is being done, as in "reading collection 'items'".
         expression: a filter of the caller's, which is at fault where the server cannot parse it.
+        secrets: what must not be repeated, beside the credentials of addresses.
 
     Raises:
         InputError: the server could not parse the expression.
         BackendError: everything else.
     """
-    token = _translating.set(True)
+    token, request = _translating.set(True), object()
+    _requests.add(request)
     try:
         yield
     except (MilvusException, grpc.RpcError) as error:
         reason = _reason(error)
+        new: InputError | BackendError
         if expression and _is_about_expression(reason):
-            msg = f"Milvus cannot evaluate the filter {expression!r}: {reason}"
-            raise InputError(msg) from error
-        msg = f"{action} failed: {reason}{_advice(error, reason)}"
-        raise BackendError(msg) from error
+            new = InputError(f"Milvus cannot evaluate the filter {expression!r}: {redacted(reason, secrets)}")
+        else:
+            new = BackendError(f"{action} failed: {redacted(reason, secrets)}{_advice(error, reason)}")
+        clean = all(text == redacted(text, secrets) for text in map(_all_text, _chain(error)))
+        try:
+            raise new from (error if clean else None)
+        finally:
+            if not clean:
+                new.__context__ = None
     finally:
+        _requests.discard(request)
         _translating.reset(token)
+
+
+def redacted(text: str, secrets: Sequence[str] = ()) -> str:
+    """A text of others without the credentials of addresses in it, and without some secrets."""
+    for secret in sorted(filter(None, secrets), key=len, reverse=True):
+        text = text.replace(secret, _HIDDEN)
+    return _ADDRESS.sub(lambda found: found[1] + found[2] + _without_credentials(found[3]), text)
+
+
+def secrets_of(uri: str, token: str) -> list[str]:
+    """What others may repeat of an address and a token that must not be seen."""
+    rest = uri.partition("://")[2] or uri
+    credentials, query = rest.rpartition("@")[0], re.split(r"[?#]", rest, maxsplit=1)[1:]
+    given = [token, token.partition(":")[2], credentials, *credentials.split(":", 1), *query]
+    given += [part.partition("=")[2] for part in "".join(query).split("&")]
+    return [*given, *map(unquote, given)]
+
+
+def shown(uri: str) -> str:
+    """An address, or what was meant as one, without what may be credentials."""
+    scheme, separator, rest = uri.partition("://")
+    return scheme + separator + _without_credentials(rest) if separator else _without_credentials(uri)
+
+
+def _without_credentials(rest: str) -> str:
+    """What follows the scheme of an address; all of it is hidden where the credentials have no clear end."""
+    credentials, at, place = rest.rpartition("@")
+    if "?" in credentials or "#" in credentials:
+        return _HIDDEN
+    place, *query = re.split(r"[?#]", place, maxsplit=1)
+    return (_HIDDEN + at if at else "") + place + ("?" + _HIDDEN if query else "")
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error, and those that it was raised from or after."""
+    seen: list[BaseException] = []
+    ahead: list[BaseException | None] = [error]
+    while ahead:
+        each = ahead.pop()
+        # pymilvus raises errors from themselves.
+        if each is not None and not any(each is other for other in seen):
+            seen.append(each)
+            ahead += [each.__context__, each.__cause__]
+            yield each
+
+
+def _all_text(error: BaseException) -> str:
+    return f"{error} {error!r} {error.args!r}"
 
 
 def status_of(error: BaseException) -> grpc.StatusCode | None:
     """The gRPC status behind an error, also where pymilvus made another error of it."""
-    cause: BaseException | None = error
-    seen: set[int] = set()  # pymilvus raises errors from themselves
-    while cause is not None and id(cause) not in seen:
-        if isinstance(cause, grpc.RpcError) and hasattr(cause, "code"):
-            return cause.code()
-        seen.add(id(cause))
-        cause = cause.__context__ if cause.__cause__ in (None, cause) else cause.__cause__
-    return None
+    calls = (each for each in _chain(error) if isinstance(each, grpc.RpcError) and hasattr(each, "code"))
+    return next((call.code() for call in calls), None)
 
 
 def _reason(error: Exception) -> str:
@@ -85,7 +161,10 @@ def _is_about_expression(reason: str) -> bool:
 def _advice(error: Exception, reason: str) -> str:
     code, status = getattr(error, "code", None), status_of(error)
     if "Open local milvus failed" in reason:
-        return "; one process at a time can open a file of Milvus Lite, and its folder must exist"
+        return (
+            "; one process at a time can open a database of Milvus Lite, its folder must exist, "
+            "and this user must be allowed to write there"
+        )
     if code in _OVER_QUOTA or status == grpc.StatusCode.RESOURCE_EXHAUSTED:
         return "; the server is over a quota: wait, or raise its limits, and run it again"
     if code == _NOT_LOADED:
@@ -95,7 +174,12 @@ def _advice(error: Exception, reason: str) -> str:
     if status in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED) or "auth" in reason:
         return "; check the token (user:password, or an API key) and what it may do"
     if status == grpc.StatusCode.UNIMPLEMENTED:
-        return "; this server does not know the request: Milvus 2.5 or newer, or Lite 3.2.2, is needed"
+        return (
+            "; this server does not know the request: a server of Milvus 2.5 or newer is needed. Milvus Lite "
+            "2.5 and older lack such calls whatever their number: install milvus-lite>=3.2.2"
+        )
+    if "already exist" in reason or "File exists" in reason:
+        return "; something else made it meanwhile: see whether an import runs, and run it again afterwards"
     if status == grpc.StatusCode.DEADLINE_EXCEEDED or "timeout" in reason.lower():
         return "; the server did not answer in time: see whether it runs, or allow more with `timeout`"
     if status == grpc.StatusCode.UNAVAILABLE or code == _NOT_CONNECTED:

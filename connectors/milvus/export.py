@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from compressae_index.checks import check_int
+from compressae_index.checks import as_path, check_int
 from compressae_index.codes import SparseCodes
+from compressae_index.connectors.milvus.client import check_primary
 from compressae_index.connectors.milvus.collection import CODE_FIELD, DENSE, DENSE_FIELD, Dense
 from compressae_index.connectors.milvus.wire import to_dicts
 from compressae_index.errors import FormatError, InputError, MissingExtraError
@@ -37,7 +38,7 @@ class Exported(NamedTuple):
 
 def export_parquet(
     index: CompressedIndex,
-    output: str | Path,
+    output: str | os.PathLike[str],
     *,
     dense: Dense | None = None,
     primary: str = "id",
@@ -58,7 +59,7 @@ def export_parquet(
         progress: show a progress bar.
 
     Raises:
-        InputError: an empty index, or an option out of range.
+        InputError: an empty index, an option out of range, or a name that a primary key cannot have.
         FormatError: the directory is not empty.
         MissingExtraError: pyarrow is not installed.
     """
@@ -67,8 +68,11 @@ def export_parquet(
         import pyarrow.parquet as pq
     except ImportError as error:
         raise MissingExtraError("pyarrow", "files", "writing Parquet files") from error
-    path, ids = Path(output), index.ids
+    path, ids = as_path(output, "output"), index.ids
     check_int(file_rows, "file_rows", 1)
+    if check_primary(primary, "these files") in (CODE_FIELD, DENSE_FIELD):
+        msg = f"the primary key cannot be called {primary!r}, as another field is"
+        raise InputError(msg)
     if dense not in (None, *DENSE):
         msg = f"dense must be one of {', '.join(map(repr, DENSE))}, got {dense!r}"
         raise InputError(msg)

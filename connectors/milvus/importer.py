@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,22 +12,36 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from pymilvus import MilvusClient
 
+from compressae_index.backend import BoolArray
 from compressae_index.checks import check_threads
 from compressae_index.codes import SparseCodes
+from compressae_index.connectors.milvus import wire
 from compressae_index.connectors.milvus.backend import REQUEST_ROWS, MilvusBackend
-from compressae_index.connectors.milvus.client import TIMEOUT, connect, describe, ensure_loaded, listed_ids
+from compressae_index.connectors.milvus.client import (
+    TIMEOUT,
+    describe,
+    ensure_loaded,
+    listed_ids,
+    reading_client,
+)
 from compressae_index.connectors.milvus.collection import (
     BUILDING_SUFFIX,
+    CODE_FIELD,
+    DENSE_FIELD,
     MODEL_SUFFIX,
     Dense,
     Manifest,
     Opened,
     check_dense,
     check_name,
+    check_schema,
     copied_fields,
     create_collection,
+    is_whole,
     load_manifest,
     load_model,
+    made_meanwhile,
+    max_length_of,
     publish,
     save_model,
 )
@@ -47,6 +62,10 @@ if TYPE_CHECKING:
 SUFFIX = "_compressed"
 # Rows whose stored codes are compared with new ones, and rows that serve as queries.
 SAMPLE_ROWS = 100
+# How often an import looks again for what changed in the source while it read it.
+_ROUNDS = 3
+# Share of a code's largest value by which rounding may change another when vectors are encoded again.
+_ROUNDING = 1e-5
 
 
 class ImportReport(NamedTuple):
@@ -85,7 +104,7 @@ class SyncReport(NamedTuple):
 
 
 def from_milvus(
-    client: MilvusClient | str,
+    client: MilvusClient | str | os.PathLike[str],
     collection: str,
     *,
     target: str | None = None,
@@ -108,12 +127,14 @@ def from_milvus(
     """Makes a compressed collection of a dense one: same ids, scalar and dynamic fields, and partitions.
 
     It is built under the name target + "_building", verified, and then renamed, so that the target is whole
-    or not there. Stopped and run again with the same arguments, it goes on after the last rows that were
-    stored; where it was finished, it only verifies and measures. The source is loaded if it was not, and
-    otherwise not changed. Rows that are written to it meanwhile are taken over by `sync`.
+    or not there. Stopped and run again with the same arguments, it goes on: it reads the source anew and
+    writes what is missing or differs, so that rows that were deleted, changed or inserted since are taken
+    over too. Where it was finished, it only verifies and measures. The source is loaded if it was not, and
+    otherwise not changed. Rows that are written to it meanwhile are taken over by `sync`. Of several imports
+    to one target at the same time, those that began together end with an error but one; later ones help.
 
     Args:
-        client: what `connect` gives, or a uri.
+        client: what `connect` gives, or a uri as it takes; a database is not made.
         collection: the dense collection.
         target: name of the compressed one; with "_compressed" after the source's by default.
         vector_field: the dense field; may be left out where there is one only.
@@ -137,28 +158,29 @@ def from_milvus(
         The index and the report.
 
     Raises:
-        InputError: no such collection or field, a taken or bad name, bad rows, options out of range.
+        InputError: no such collection or field, a taken or bad name, bad rows, options out of range, a
+            primary key that no expression can hold, the id -1.
         FormatError: an import to this target was begun with other settings.
         BackendError: Milvus does not answer or refuses, or what was stored is not what was sent.
     """
-    target = check_name(collection + SUFFIX if target is None else target)
+    target = check_name(f"{collection}{SUFFIX}" if target is None else target)
     threads = check_threads(num_threads)
-    if isinstance(client, str):
-        client = connect(client, token=token, db_name=db_name, timeout=timeout)
+    client = reading_client(client, collection, token=token, db_name=db_name, timeout=timeout)
     check_dense(client, dense)
     source = MilvusSource(client, collection, vector_field=vector_field, filter=filter, timeout=timeout)
     origin = {"collection": collection, "vector_field": source.field, "filter": filter}
     metric = _metric_of(source) if metric is None else metric
-    given = CompresSAE.load(model) if isinstance(model, (str, Path)) else model
+    given = CompresSAE.load(model) if isinstance(model, (str, os.PathLike)) else model
     if given is not None and given.dim != source.dim:
         msg = f"field {source.field!r} has dimension {source.dim}, the model {given.dim}"
         raise DimensionError(msg)
     clock = _Clock()
-    begun, finished = _begun(client, target, origin, timeout)
+    begun, finished = _begun(client, target, origin, source.dim, timeout)
     with clock("list"):
         if not len(source):
             msg = f"collection {collection!r} has no rows to import"
             raise InputError(msg)
+    _check_source(source)
     if begun is None:
         with clock("train"):
             trained = given or trained_model(
@@ -172,14 +194,15 @@ def from_milvus(
         _check_same(target, manifest, wanted)
         trained = load_model(client, target, manifest, given, timeout)
     name = target if finished else target + BUILDING_SUFFIX
-    opened = Opened(name, manifest, source.primary, source.are_strings)
+    longest = max_length_of(describe(client, collection, timeout))
+    opened = Opened(name, manifest, source.primary, source.are_strings, longest)
     backend = MilvusBackend(client, opened, trained, timeout=timeout)
     copier = _Copier(source, backend, trained, threads)
     if finished:
         ensure_loaded(client, name, timeout)
         resumed = len(backend)
     else:
-        copier.create(algorithm)
+        copier.create(target, algorithm)
         with clock("write"):
             resumed = copier.fill(progress)
         with clock("flush"), translated(f"flushing collection {name!r}"):
@@ -187,7 +210,7 @@ def from_milvus(
     with clock("verify"):
         sample = copier.check()
     if not finished:
-        publish(client, target, timeout)
+        publish(client, target, manifest, timeout)
     index = MilvusIndex.open(client, target, model=trained, timeout=timeout)
     with clock("measure"):
         measured = _measured(source, index, sample)
@@ -205,19 +228,26 @@ def from_milvus(
     return Imported(index, report)
 
 
-def sync(index: MilvusIndex, *, num_threads: int | None = None, progress: bool = True) -> SyncReport:
+def sync(
+    index: MilvusIndex, *, compare: bool = False, num_threads: int | None = None, progress: bool = True
+) -> SyncReport:
     """Takes over rows that were inserted into the source, or deleted, since the import.
 
-    Ids of both collections are listed and compared. What cannot be seen: rows whose vector or fields were
-    replaced under the same id; `MilvusIndex.remove` them before, and they are taken over anew.
+    Ids of both collections are listed and compared, by partitions where there are several. Stopped at any
+    point, it can be run again.
 
     Args:
         index: a collection that was made by `from_milvus`.
+        compare: also read and encode the whole source, and take over rows whose vector or fields were
+            replaced under the same id, which their ids do not show.
         num_threads: threads to encode with; all by default.
         progress: show a progress bar.
 
+    Returns:
+        Counts of rows; those that were replaced count as added.
+
     Raises:
-        InputError: the index was not imported, or its source is gone.
+        InputError: the index was not imported, or its source is gone, or has the id -1.
         BackendError: Milvus does not answer or refuses. Run again, it goes on.
     """
     origin = index.manifest.source
@@ -234,19 +264,28 @@ def sync(index: MilvusIndex, *, num_threads: int | None = None, progress: bool =
         filter=origin["filter"],
         timeout=backend.timeout,
     )
-    own = _ids(backend)
-    surplus, missing = np.setdiff1d(own, source.ids), np.setdiff1d(source.ids, own)
+    _check_source(source)
     copier = _Copier(source, backend, index.model, threads)
-    with track(len(surplus) + len(missing), "syncing", enabled=progress) as advance:
-        for part in copier.parts():
-            for page in part.select(missing, copier.fields):
-                copier.store(page, part.partition)
-                advance(len(page.ids))
-        backend.remove(surplus)
-        advance(len(surplus))
-    if len(missing):
+    with track(len(source), "syncing", enabled=progress) as advance:
+        changes = copier.take_over(compare, advance)
+    if changes.written:
         index.flush()
-    return SyncReport(len(missing), len(surplus), len(index))
+    return SyncReport(changes.written, changes.removed, len(index))
+
+
+def _check_source(source: MilvusSource) -> None:
+    """Refuses what a compressed collection cannot hold, before anything is written.
+
+    Raises:
+        InputError: the id -1, by which results say that there is no neighbour; names that are used here.
+    """
+    if not source.are_strings and (source.ids == -1).any():
+        msg = (
+            f"collection {source.collection!r} has the id -1, which marks a missing neighbour in results: "
+            f"give this row another id, or leave it out by filter='{source.primary} != -1'"
+        )
+        raise InputError(msg)
+    check_schema(*copied_fields(describe(source.client, source.collection, source.timeout))[:2])
 
 
 class _Clock:
@@ -264,14 +303,23 @@ class _Clock:
             self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - started
 
 
+class _Changes(NamedTuple):
+    """What a copy took over, in rows."""
+
+    removed: int
+    written: int
+    kept: int
+
+
 class _Copier:
     """Rows of a dense collection to rows of a compressed one."""
 
     def __init__(self, source: MilvusSource, backend: MilvusBackend, model: CompresSAE, threads: int) -> None:
         described = describe(source.client, source.collection, source.timeout)
         self._primary, self._scalars, self.left_out = copied_fields(described)
+        self._dropped = {source.primary, source.field, *self.left_out}
         self._dynamic = bool(described.get("enable_dynamic_field"))
-        self._partitions = _partitions(source, described)
+        self._keyed = any(field.get("is_partition_key") for field in described["fields"])
         self.source = source
         self.backend = backend
         self._model = model
@@ -279,11 +327,22 @@ class _Copier:
         # Fields beyond the schema come with all fields only.
         self.fields = ["*"] if self._dynamic else [field.name for field in self._scalars]
 
-    def create(self, algorithm: str | None) -> None:
-        """Creates the compressed collection, or what is missing of it after a stop."""
+    def create(self, target: str, algorithm: str | None) -> None:
+        """Creates the compressed collection, or what is missing of it after a stop.
+
+        Raises:
+            BackendError: another import of this target ended meanwhile; or Milvus refused.
+        """
         client, name, timeout = self.source.client, self.backend.collection, self.source.timeout
         with translated(f"looking for collection {name!r}"):
             there = client.has_collection(name, timeout=timeout)
+            finished = client.has_collection(target, timeout=timeout)
+        if finished:
+            raise BackendError(made_meanwhile(target))
+        if there and not self._can_go_on():
+            with translated(f"dropping collection {name!r}"):
+                client.drop_collection(name, timeout=timeout)
+            there = False
         if not there:
             create_collection(
                 client,
@@ -295,47 +354,162 @@ class _Copier:
                 algorithm=algorithm,
                 timeout=timeout,
             )
-        with translated(f"creating partitions of {name!r}"):
-            for partition in self._partitions:
-                if partition and not client.has_partition(name, partition, timeout=timeout):
-                    client.create_partition(name, partition, timeout=timeout)
         ensure_loaded(client, name, timeout)
 
+    def _can_go_on(self) -> bool:
+        """Whether the collection has its indexes and the fields that the source has now."""
+        client, name, timeout = self.source.client, self.backend.collection, self.source.timeout
+        described = describe(client, name, timeout)
+        primary, scalars, _ = copied_fields(described)
+        same = {(each.name, each.dtype) for each in [primary, *scalars]} == {
+            (each.name, each.dtype) for each in [self._primary, *self._scalars]
+        }
+        return (
+            same
+            and bool(described.get("enable_dynamic_field")) == self._dynamic
+            and max_length_of(described) == self.backend.max_length
+            and is_whole(client, name, self.backend.manifest, timeout)
+        )
+
     def fill(self, progress: bool) -> int:
-        """Copies all rows that are not there yet; gives the number of those that were.
+        """Makes the copy what the source is; gives the number of rows that were right already.
 
         Raises:
-            BackendError: not all rows are there in the end.
+            BackendError: it is not so in the end, as something else writes to the copy.
         """
-        resumed = total = 0
-        with track(len(self.source), "importing", enabled=progress) as advance:
-            for part in self.parts():
-                stored = _ids(self.backend, part.partition)
-                # The last request may have been stored in part, so it is sent again.
-                kept = stored[: max(len(stored) - REQUEST_ROWS, 0)]
-                resumed, total = resumed + len(stored), total + len(kept)
-                advance(len(kept))
-                for page in part.stream(self.fields, after=kept.tolist()[-1] if len(kept) else None):
-                    self.store(page, part.partition)
-                    total += len(page.ids)
-                    advance(len(page.ids))
-        if (there := len(self.backend)) != total:
-            name = self.backend.collection
-            msg = f"collection {name!r} holds {there} rows after {total} were sent; run it again"
-            raise BackendError(msg)
-        return resumed
+        resumed = 0
+        for number in range(_ROUNDS):
+            with track(len(self.source), "importing", enabled=progress) as advance:
+                changes = self.take_over(True, advance)
+            resumed = changes.kept if number == 0 else resumed
+            if (there := len(self.backend)) == changes.kept + changes.written:
+                return resumed
+        name, sent = self.backend.collection, changes.kept + changes.written
+        msg = (
+            f"collection {name!r} holds {there} rows after {sent} were sent, {_ROUNDS} times: something else "
+            "writes to it; stop that and run the import again"
+        )
+        raise BackendError(msg)
 
-    def parts(self) -> Iterator[MilvusSource]:
-        """The source, partition by partition where rows belong to named ones."""
-        for partition in self._partitions:
-            yield MilvusSource(
-                self.source.client,
-                self.source.collection,
-                vector_field=self.source.field,
-                filter=self.source.filter,
-                partition=partition,
-                timeout=self.source.timeout,
-            )
+    def take_over(self, compare: bool, advance: Callable[[int], object]) -> _Changes:
+        """Removes rows that the source does not hold, and writes those that are missing here.
+
+        Args:
+            compare: read the whole source, and also write rows that differ from it.
+            advance: called with numbers of rows.
+        """
+        removed = written = kept = 0
+        parts = self._parts()
+        # All removals come first: a row may have gone from one partition to another.
+        for name, source in parts:
+            own = _ids(self.backend, name)
+            surplus = np.setdiff1d(own, source.ids if source is not None and len(own) else own[:0])
+            self.backend.remove(surplus, partition=name)
+            removed += len(surplus)
+        for name, source in parts:
+            if source is None:
+                continue
+            part = (self._compared if compare else self._filled_up)(source, name, advance)
+            removed, written, kept = removed + part.removed, written + part.written, kept + part.kept
+        return _Changes(removed, written, kept)
+
+    def _filled_up(self, source: MilvusSource, partition: str, advance: Callable[[int], object]) -> _Changes:
+        """Writes the rows of a partition that are missing, as their ids say."""
+        own = _ids(self.backend, partition)
+        missing, written = np.setdiff1d(source.ids, own), 0
+        advance(len(own))
+        for first in range(0, len(missing), REQUEST_ROWS):
+            pages = list(source.select(missing[first : first + REQUEST_ROWS], self.fields))
+            if pages:
+                page = Page.joined(pages)
+                self._store(page, self.codes(page), partition)
+                written += len(page.ids)
+                advance(len(page.ids))
+        return _Changes(0, written, len(own))
+
+    def _compared(self, source: MilvusSource, partition: str, advance: Callable[[int], object]) -> _Changes:
+        """Reads all rows of a partition, and writes those that are missing or differ."""
+        own, seen = _ids(self.backend, partition), 0
+        removed = written = kept = 0
+        for page in source.stream(self.fields):
+            end = int(np.searchsorted(own, page.ids[-1], side="right"))
+            gone = np.setdiff1d(own[seen:end], page.ids)  # deleted since the removals of `take_over`
+            self.backend.remove(gone, partition=partition)
+            new = self._level(page, own[seen:end], partition)
+            removed, written, kept = removed + len(gone), written + new, kept + len(page.ids) - new
+            seen = end
+            advance(len(page.ids))
+        self.backend.remove(own[seen:], partition=partition)
+        return _Changes(removed + len(own) - seen, written, kept)
+
+    def _level(self, page: Page, held: IdArray, partition: str) -> int:
+        """Writes the rows of a page that are not held, or not as the source has them; gives their number."""
+        codes, wanted = self.codes(page), ~np.isin(page.ids, held)
+        both = np.flatnonzero(~wanted)
+        if len(both):
+            fields = ["*"] if self._dynamic else [*self.fields, CODE_FIELD]
+            stored = self.backend.rows_held(page.ids[both], fields)
+            wanted[both] = self._differs(page, codes, both, stored)
+        rows = np.flatnonzero(wanted)
+        if len(rows):
+            some = Page(page.ids[rows], page.vectors[rows], [page.rows[row] for row in rows.tolist()])
+            self._store(some, codes[rows], partition)
+        return len(rows)
+
+    def _differs(
+        self, page: Page, codes: SparseCodes, rows: Any, stored: Mapping[int | str, dict[str, Any]]
+    ) -> BoolArray:
+        """Which of some rows of a page are stored otherwise, or not any more."""
+        ids = page.ids.tolist()
+        differs = np.array([ids[row] not in stored for row in rows.tolist()], dtype=bool)
+        there = rows[~differs]
+        if not len(there):
+            return differs
+        own = {self.source.primary, CODE_FIELD, DENSE_FIELD}
+        others = [stored[ids[row]] for row in there.tolist()]
+        fields = [
+            {name: row[name] for name in row.keys() - own} != self._others(page.rows[number])
+            for row, number in zip(others, there.tolist(), strict=True)
+        ]
+        backend = self.backend
+        held = wire.from_rows([row[CODE_FIELD] for row in others], backend.n_latents, backend.k)
+        largest = np.abs(codes.values[there]).max(axis=1)
+        change = abs(codes[there].to_csr() - held.to_csr()).max(axis=1).toarray().ravel()
+        differs[~differs] = np.array(fields, dtype=bool) | (change > _ROUNDING * largest)
+        return differs
+
+    def _parts(self) -> list[tuple[str, MilvusSource | None]]:
+        """Partitions to copy one by one, with the source of each; None where the source has it no more.
+
+        One part that has no name where there is one partition, or where Milvus assigns rows by a key.
+        Partitions that are missing in the copy are made.
+        """
+        client, timeout, backend = self.source.client, self.source.timeout, self.backend
+        if self._keyed:
+            return [("", self._part(""))]
+        names = []
+        for collection in (self.source.collection, backend.collection):
+            with translated(f"listing partitions of {collection!r}"):
+                names.append(list(client.list_partitions(collection, timeout=timeout)))
+        theirs, own = names
+        if len({*theirs, *own}) == 1:
+            return [("", self._part(""))]
+        for name in theirs:
+            if name not in own:
+                with translated(f"creating partition {name!r} of {backend.collection!r}"):
+                    client.create_partition(backend.collection, name, timeout=timeout)
+        return [(name, self._part(name) if name in theirs else None) for name in sorted({*theirs, *own})]
+
+    def _part(self, partition: str) -> MilvusSource:
+        source = self.source
+        return MilvusSource(
+            source.client,
+            source.collection,
+            vector_field=source.field,
+            filter=source.filter,
+            partition=partition,
+            timeout=source.timeout,
+        )
 
     def codes(self, page: Page) -> SparseCodes:
         """Folded codes of a page, times the norms that the metric keeps."""
@@ -355,11 +529,23 @@ class _Copier:
             msg = f"collection {self.source.collection!r}, rows of ids {first!r} to {last!r}: {error}"
             raise InputError(msg) from error
 
-    def store(self, page: Page, partition: str) -> None:
-        """Encodes and writes a page."""
-        dropped = {self.source.primary, self.source.field, *self.left_out}
-        others = [{name: row[name] for name in row.keys() - dropped} for row in page.rows]
-        self.backend.put(self.codes(page), page.ids, others, partition=partition)
+    def _store(self, page: Page, codes: SparseCodes, partition: str) -> None:
+        self.backend.put(codes, page.ids, [self._others(row) for row in page.rows], partition=partition)
+
+    def _others(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of a row of the source that are copied.
+
+        Raises:
+            InputError: a dynamic field has a name that is used here.
+        """
+        others = {name: row[name] for name in row.keys() - self._dropped}
+        if taken := others.keys() & {CODE_FIELD, DENSE_FIELD}:
+            msg = (
+                f"the row of id {row[self.source.primary]!r} has a field {min(taken)!r}, which "
+                "compressae-index uses itself; rename it in the source"
+            )
+            raise InputError(msg)
+        return others
 
     def check(self) -> IdArray:
         """Compares a sample of stored codes with new ones; gives the ids of the sample.
@@ -377,19 +563,11 @@ class _Copier:
                 msg = (
                     f"codes in collection {self.backend.collection!r} are not those of their vectors "
                     f"({int(differ.sum())} of {len(differ)}, as id {page.ids[differ].tolist()[0]!r}): "
-                    "rows of the source were replaced, or something else wrote; drop it and import again"
+                    "rows of the source were replaced, or something else wrote; `sync` with compare=True "
+                    "takes them over"
                 )
                 raise BackendError(msg)
         return ids
-
-
-def _partitions(source: MilvusSource, described: Mapping[str, Any]) -> list[str]:
-    """Partitions to copy one by one; [""] where there is one, or where Milvus assigns rows by a key."""
-    if any(field.get("is_partition_key") for field in described["fields"]):
-        return [""]
-    with translated(f"listing partitions of {source.collection!r}"):
-        names = list(source.client.list_partitions(source.collection, timeout=source.timeout))
-    return names if len(names) > 1 else [""]
 
 
 def _ids(backend: MilvusBackend, partition: str = "") -> IdArray:
@@ -405,9 +583,12 @@ def _ids(backend: MilvusBackend, partition: str = "") -> IdArray:
 
 
 def _begun(
-    client: MilvusClient, target: str, origin: dict[str, Any], timeout: float
+    client: MilvusClient, target: str, origin: dict[str, Any], dim: int, timeout: float
 ) -> tuple[Manifest | None, bool]:
-    """The manifest of an import to this target that was begun, and whether it was finished."""
+    """The manifest of an import to this target that was begun, and whether it was finished.
+
+    What is of no use any more is dropped: a copy of vectors of another dimension, or beside a finished one.
+    """
     with translated(f"looking for collection {target!r}"):
         finished = client.has_collection(target, timeout=timeout)
         building = client.has_collection(target + BUILDING_SUFFIX, timeout=timeout)
@@ -424,6 +605,15 @@ def _begun(
             f"choose another target, or drop {taken!r} and {target + MODEL_SUFFIX!r}"
         )
         raise FormatError(msg)
+    outdated = manifest is not None and not finished and manifest.dim != dim
+    if building and (finished or outdated):
+        with translated(f"dropping collection {target + BUILDING_SUFFIX!r}"):
+            if CODE_FIELD in client.list_indexes(target + BUILDING_SUFFIX, timeout=timeout):
+                client.drop_collection(target + BUILDING_SUFFIX, timeout=timeout)
+    if outdated:
+        with translated(f"dropping collection {target + MODEL_SUFFIX!r}"):
+            client.drop_collection(target + MODEL_SUFFIX, timeout=timeout)
+        manifest = None
     return manifest, finished
 
 

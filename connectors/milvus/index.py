@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,8 +16,20 @@ from compressae_index.backend import QUERY_BLOCK, BackedIndex, BackedResult
 from compressae_index.checks import FloatArray, check_choice, check_int, check_vectors, normalize_rows
 from compressae_index.codes import SparseCodes
 from compressae_index.connectors.milvus.backend import MilvusBackend, Scope
-from compressae_index.connectors.milvus.client import MAX_RESULTS, TIMEOUT, ConsistencyLevel, connect
+from compressae_index.connectors.milvus.client import (
+    MAX_RESULTS,
+    TIMEOUT,
+    ConsistencyLevel,
+    check_client,
+    check_fields,
+    check_partitions,
+    connect,
+    describe,
+    names_of,
+    reading_client,
+)
 from compressae_index.connectors.milvus.collection import (
+    CODE_FIELD,
     DENSE,
     DENSE_FIELD,
     MODEL_SUFFIX,
@@ -25,6 +38,7 @@ from compressae_index.connectors.milvus.collection import (
     check_dense,
     check_free,
     check_name,
+    check_schema,
     create_collection,
     dense_metric,
     drop,
@@ -34,6 +48,7 @@ from compressae_index.connectors.milvus.collection import (
     save_model,
 )
 from compressae_index.connectors.milvus.errors import translated
+from compressae_index.connectors.milvus.fields import as_columns
 from compressae_index.errors import DimensionError, InputError
 from compressae_index.ids import IdArray, as_id_array
 from compressae_index.metric import METRICS, Metric
@@ -41,6 +56,8 @@ from compressae_index.model import ENCODERS, CompresSAE, Encoder
 from compressae_index.queries import Scoring
 from compressae_index.sources import VectorSource, open_vectors
 
+# Columns by name.
+Fields: TypeAlias = Mapping[str, Sequence[Any]] | Any
 MilvusMode: TypeAlias = Literal["sparse", "two_stage", "dense", "hybrid"]
 MILVUS_MODES: tuple[MilvusMode, ...] = ("sparse", "two_stage", "dense", "hybrid")
 
@@ -49,7 +66,8 @@ class MilvusResult(BackedResult):
     """Neighbours of a batch of queries, and fields of theirs."""
 
     fields: dict[str, npt.NDArray[np.object_]]
-    """(n_queries, k) by name, for the output_fields that were asked for; None where there is no neighbour."""
+    """(n_queries, k) by name, for the output_fields that were asked for; None where there is no neighbour, or
+    none any more."""
 
 
 class MilvusIndex(BackedIndex):
@@ -73,7 +91,7 @@ class MilvusIndex(BackedIndex):
     @classmethod
     def open(
         cls,
-        client: MilvusClient | str,
+        client: MilvusClient | str | os.PathLike[str],
         collection: str,
         *,
         token: str = "",
@@ -85,7 +103,7 @@ class MilvusIndex(BackedIndex):
         """Opens a compressed collection, and loads it if it is not loaded.
 
         Args:
-            client: what `connect` gives, or a uri as it takes.
+            client: what `connect` gives, or a uri as it takes; a database is not made.
             collection: name or alias.
             token: for a uri: "user:password" or an API key.
             db_name: for a uri: the database.
@@ -94,11 +112,11 @@ class MilvusIndex(BackedIndex):
             timeout: seconds for each request, retries included.
 
         Raises:
-            InputError: there is no such collection.
+            InputError: there is no such database or collection.
             FormatError: it was not made by compressae-index, or by another model than the one given.
             BackendError: Milvus does not answer or refuses.
         """
-        client = _client(client, token, db_name, timeout)
+        client = reading_client(client, collection, token=token, db_name=db_name, timeout=timeout)
         opened = open_collection(client, collection, timeout)
         loaded = load_model(client, opened.name, opened.manifest, model, timeout)
         backend = MilvusBackend(client, opened, loaded, consistency_level=consistency_level, timeout=timeout)
@@ -107,7 +125,7 @@ class MilvusIndex(BackedIndex):
     @classmethod
     def create(
         cls,
-        client: MilvusClient | str,
+        client: MilvusClient | str | os.PathLike[str],
         collection: str,
         model: CompresSAE,
         *,
@@ -126,7 +144,7 @@ class MilvusIndex(BackedIndex):
         """An empty compressed collection, with the model beside it.
 
         Args:
-            client: as for `open`.
+            client: as for `open`, but a database of Milvus Lite is made where there is none.
             collection: a name that is free.
             model: encodes what is added.
             token: as for `open`.
@@ -148,7 +166,10 @@ class MilvusIndex(BackedIndex):
         """
         check_name(collection)
         manifest = manifest_of(model, k=k, encoder=encoder, metric=metric, dense=dense)
-        client = _client(client, token, db_name, timeout)
+        check_schema(empty_primary(string_ids), fields)
+        if isinstance(client, (str, os.PathLike)):
+            client = connect(client, token=token, db_name=db_name, timeout=timeout)
+        check_client(client)
         check_dense(client, dense)
         check_free(client, collection, timeout)
         check_free(client, collection + MODEL_SUFFIX, timeout)
@@ -218,7 +239,8 @@ class MilvusIndex(BackedIndex):
             scoring: as for `CompressedIndex.search`; "asymmetric" for "dense" and "hybrid".
             filter: a Milvus expression as "price < 10", or ids.
             num_threads: as for `BackedIndex.search`.
-            output_fields: fields of the neighbours to fetch.
+            output_fields: names of fields of the neighbours to fetch, as for pymilvus: "*" is all, also
+                dynamic ones and the code itself.
             partitions: to search in; all by default.
             consistency_level: of this search; that of the index by default.
             ranker: of pymilvus, for "hybrid"; `RRFRanker()` by default. Its scores are the result's.
@@ -229,12 +251,13 @@ class MilvusIndex(BackedIndex):
 
         Raises:
             InputError: bad queries, another dimension, k, candidates or query_nnz out of range, a filter that
-                Milvus cannot evaluate, an unknown partition, a mode that needs a reconstructed field.
+                Milvus cannot evaluate, an unknown partition or field, a mode that needs a reconstructed
+                field.
             BackendError: Milvus does not answer or refuses.
         """
         check_choice(mode, "mode", MILVUS_MODES)
-        self._check_partitions(partitions)
-        scope = Scope(filter, tuple(partitions), consistency_level)
+        names = self._checked_fields(output_fields)
+        scope = Scope(filter, self._checked_partitions(partitions), consistency_level)
         if mode in ("sparse", "two_stage"):
             if ranker is not None:
                 msg = "a ranker is for mode 'hybrid'"
@@ -254,7 +277,7 @@ class MilvusIndex(BackedIndex):
                 msg = f"in mode {mode!r}, scoring must be 'asymmetric', got {scoring!r}"
                 raise InputError(msg)
             result = self._search_dense(queries, k, mode, candidates, query_nnz, scope, ranker)
-        return self._with_fields(result, output_fields)
+        return self._with_fields(result, names)
 
     def _search_dense(
         self,
@@ -332,36 +355,51 @@ class MilvusIndex(BackedIndex):
             ids[row, : len(hits.ids)] = hits.ids
         return scores, ids
 
-    def _with_fields(self, result: BackedResult, names: Sequence[str]) -> MilvusResult:
+    def _with_fields(self, result: BackedResult, names: tuple[str, ...]) -> MilvusResult:
         whole = MilvusResult(result.scores, result.ids, result.certified)
+        whole.fields = {}
+        if not names:
+            return whole
         missing = np.isneginf(result.scores)
-        whole.fields = {name: np.full(result.ids.shape, None, dtype=object) for name in names}
-        if names and not missing.all():
-            wanted: Any
-            wanted, place = np.unique(result.ids[~missing], return_inverse=True)
-            rows = self.backend.rows(wanted, names)
-            for name, values in whole.fields.items():
-                of_ids = np.empty(len(rows), dtype=object)
-                of_ids[:] = [row.get(name) for row in rows]
-                values[~missing] = of_ids[place]
+        rows: dict[int | str, dict[str, Any]] = {}
+        if not missing.all():
+            wanted: Any = np.unique(result.ids[~missing])
+            rows = self.backend.rows_held(wanted, names)
+        if "*" in names or "$meta" in names:
+            # Rows have dynamic fields of their own beside those of the schema.
+            named = [name for name in names if name not in ("*", "$meta")]
+            names = tuple(dict.fromkeys([*named, *(name for row in rows.values() for name in row)]))
+        nothing: dict[str, Any] = {}
+        of_neighbours = [rows.get(id_, nothing) for id_ in result.ids.ravel().tolist()]
+        for name in names:
+            values = np.empty(len(of_neighbours), dtype=object)
+            values[:] = [
+                None if gone else row.get(name)
+                for row, gone in zip(of_neighbours, missing.ravel().tolist(), strict=True)
+            ]
+            whole.fields[name] = values.reshape(result.ids.shape)
         return whole
 
-    def _check_partitions(self, partitions: Sequence[str]) -> None:
-        if not partitions:
-            return
-        with translated(f"listing partitions of {self.collection!r}"):
-            held = self.client.list_partitions(self.collection, timeout=self.backend.timeout)
-        unknown = sorted(set(partitions) - set(held))
-        if unknown:
-            msg = f"collection {self.collection!r} has no partition {unknown[0]!r}; it has: {', '.join(held)}"
-            raise InputError(msg)
+    def _checked_fields(self, names: Sequence[str], what: str = "output_fields") -> tuple[str, ...]:
+        """Names of fields that can be asked for; Milvus is asked only where there are names."""
+        wanted = names_of(names, what)
+        if not wanted:
+            return wanted
+        return check_fields(describe(self.client, self.collection, self.backend.timeout), wanted, what)
+
+    def _checked_partitions(self, names: Sequence[str]) -> tuple[str, ...]:
+        return check_partitions(self.client, self.collection, names, self.backend.timeout)
+
+    def _check_kind(self, ids: IdArray) -> None:
+        super()._check_kind(ids)
+        self.backend.check_ids(ids)
 
     def add(
         self,
         embeddings: VectorSource,
         ids: Any,
         *,
-        fields: Mapping[str, Sequence[Any]] | None = None,
+        fields: Fields | None = None,
         partition: str = "",
         num_threads: int | None = None,
         progress: bool = False,
@@ -371,14 +409,16 @@ class MilvusIndex(BackedIndex):
         Args:
             embeddings: as for `BackedIndex.add`.
             ids: new ids of the kind of the primary key.
-            fields: values of other fields by name, one a vector.
+            fields: values of other fields by name, one a vector: a mapping of names to columns, which are
+                lists, arrays or series, or a data frame of pandas or polars, or an Arrow table.
             partition: to store them in; the default one if empty.
             num_threads: threads to encode with; all by default.
             progress: show a progress bar.
 
         Raises:
-            InputError: as for `BackedIndex.add`, or a field with another number of values, or an unknown
-                partition. Nothing was added.
+            InputError: as for `BackedIndex.add`, or ids longer than the primary key takes, a field with
+                another number of values, that the collection does not have, that it needs and is not given,
+                or that has a name that is used here, or an unknown partition. Nothing was added.
             BackendError: Milvus does not answer or refuses. What was sent before is stored; do it again with
                 `upsert`.
         """
@@ -390,7 +430,7 @@ class MilvusIndex(BackedIndex):
         embeddings: VectorSource,
         ids: Any,
         *,
-        fields: Mapping[str, Sequence[Any]] | None = None,
+        fields: Fields | None = None,
         partition: str = "",
         num_threads: int | None = None,
         progress: bool = False,
@@ -399,34 +439,53 @@ class MilvusIndex(BackedIndex):
         put = self._putting(embeddings, fields, partition)
         self._write(put[0], ids, put[1], replace=True, num_threads=num_threads, progress=progress)
 
-    def _putting(
-        self, embeddings: VectorSource, fields: Mapping[str, Sequence[Any]] | None, partition: str
-    ) -> tuple[Any, Any]:
+    def _putting(self, embeddings: VectorSource, fields: Fields | None, partition: str) -> tuple[Any, Any]:
         vectors = open_vectors(embeddings)
-        for name, values in (fields or {}).items():
+        columns = {} if fields is None else as_columns(fields)
+        for name, values in columns.items():
             if len(values) != vectors.shape[0]:
                 msg = f"field {name!r} has {len(values)} values for {vectors.shape[0]} vectors"
                 raise DimensionError(msg)
-        self._check_partitions([partition] if partition else [])
-
-        names, columns = tuple(fields or {}), tuple((fields or {}).values())
+        self._checked_partitions([partition] if partition else [])
+        self._check_columns(columns)
 
         def put(codes: SparseCodes, ids: IdArray, rows: slice) -> None:
             others = [
-                dict(zip(names, values, strict=True))
-                for values in zip(*(column[rows] for column in columns), strict=True)
+                dict(zip(columns, values, strict=True))
+                for values in zip(*(column[rows] for column in columns.values()), strict=True)
             ]
             self.backend.put(codes, ids, others or None, partition=partition)
 
         return vectors, put
 
+    def _check_columns(self, columns: Mapping[str, Any]) -> None:
+        """Refuses columns that the collection has not, needs, or fills itself."""
+        described = describe(self.client, self.collection, self.backend.timeout)
+        own = {self.backend.primary: "give its values as ids", CODE_FIELD: "it holds the code"}
+        own[DENSE_FIELD] = "it holds the reconstructed vector"
+        for name in columns:
+            if name in own:
+                msg = f"field {name!r} is not among those to give: {own[name]}"
+                raise InputError(msg)
+        if columns:
+            check_fields(described, tuple(columns), "fields")
+        for field in described["fields"]:
+            optional = field.get("nullable") or field.get("default_value") is not None
+            if field["name"] not in {*own, *columns} and not optional:
+                msg = f"collection {self.collection!r} needs a value of field {field['name']!r}: give fields="
+                raise InputError(msg)
+
     def rows(self, ids: Any, fields: Sequence[str] = ("*",)) -> list[dict[str, Any]]:
-        """Fields of ids, in their order.
+        """Fields of ids, in their order; "*" is all of them, as for pymilvus.
 
         Raises:
             UnknownIdError: an id is not in the collection.
+            InputError: a field that the collection does not have, or fields that are no list of names.
         """
-        return self.backend.rows(as_id_array(ids), fields)
+        names, array = self._checked_fields(fields, "fields"), as_id_array(ids)
+        if len(array) and (array.dtype == object) != self.backend.are_strings:
+            self._check_held(array)
+        return self.backend.rows(array, names)
 
     def flush(self) -> None:
         """Seals what was written. Searches see it without; on Milvus Lite they are much faster after."""
@@ -466,9 +525,3 @@ def manifest_of(
         dense=None if dense is None else check_choice(dense, "dense", DENSE),
         source=source or {},
     )
-
-
-def _client(client: MilvusClient | str, token: str, db_name: str, timeout: float) -> MilvusClient:
-    if isinstance(client, str):
-        return connect(client, token=token, db_name=db_name, timeout=timeout)
-    return client

@@ -15,6 +15,7 @@ from compressae_index.connectors.milvus.client import (
     TIMEOUT,
     as_ids,
     both,
+    check_partitions,
     describe,
     ensure_loaded,
     listed_ids,
@@ -38,6 +39,15 @@ class Page(NamedTuple):
     """(m, d) float32."""
     rows: list[dict[str, Any]]
     """The rows as Milvus gave them, with the fields that were asked for."""
+
+    @classmethod
+    def joined(cls, pages: Sequence[Page]) -> Page:
+        """Some pages, at least one, as one."""
+        return cls(
+            np.concatenate([page.ids for page in pages]),
+            np.concatenate([page.vectors for page in pages]),
+            [row for page in pages for row in page.rows],
+        )
 
 
 class MilvusSource:
@@ -70,8 +80,8 @@ class MilvusSource:
             timeout: seconds for each request.
 
         Raises:
-            InputError: no such collection, field or partition, several dense fields and none named, or a
-                field that is not dense and floating point.
+            InputError: no such collection, field or partition, several dense fields and none named, a field
+                that is not dense and floating point, or a primary key that no expression can hold.
         """
         described = describe(client, collection, timeout)
         self.client = client
@@ -84,9 +94,8 @@ class MilvusSource:
         fields = {field["name"]: field for field in described["fields"]}
         self._type = fields[self.field]["type"]
         self.dim = int(fields[self.field]["params"]["dim"])
-        if partition and partition not in client.list_partitions(collection, timeout=timeout):
-            msg = f"collection {collection!r} has no partition {partition!r}"
-            raise InputError(msg)
+        if partition:
+            check_partitions(client, collection, [partition], timeout)
         ensure_loaded(client, collection, timeout)
 
     @cached_property

@@ -29,8 +29,10 @@ class CompresSAESparseEmbedding(BaseSparseEmbedding):  # type: ignore[misc]
 
     def embed_query(self, query: str) -> dict[int, float]:
         """Index to value of a query."""
-        return to_dicts(self._encoder.queries([self._embeddings.embed_query(query)]))[0]
+        return to_dicts(self._encoder.queries(self._embeddings.embed_query(query), 1))[0]
 
     def embed_documents(self, texts: list[str]) -> list[dict[int, float]]:
         """Index to value of each document."""
-        return to_dicts(self._encoder.documents(self._embeddings.embed_documents(texts))) if texts else []
+        if not texts:
+            return []
+        return to_dicts(self._encoder.documents(self._embeddings.embed_documents(texts), len(texts)))

@@ -33,12 +33,12 @@ class CompresSAESparseEmbeddingFunction(BaseSparseEmbeddingFunction):  # type: i
         """Index to value of each query."""
         if not queries:
             return []
-        return to_dicts(
-            self._encoder.queries([self._embedding.get_query_embedding(text) for text in queries])
-        )
+        found = [self._embedding.get_query_embedding(text) for text in queries]
+        return to_dicts(self._encoder.queries(found, len(queries)))
 
     def encode_documents(self, documents: list[str]) -> list[dict[int, float]]:
         """Index to value of each document."""
         if not documents:
             return []
-        return to_dicts(self._encoder.documents(self._embedding.get_text_embedding_batch(documents)))
+        found = self._embedding.get_text_embedding_batch(documents)
+        return to_dicts(self._encoder.documents(found, len(documents)))

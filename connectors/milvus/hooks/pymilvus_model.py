@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import scipy.sparse as sp
 
 from compressae_index.codes import SparseCodes
@@ -31,11 +32,19 @@ class CompresSAEEmbeddingFunction:
 
     def encode_queries(self, queries: list[str]) -> sp.csr_array:
         """One row a query, (n, dim); a row for pymilvus is `rows[[i]]`, as `rows[i]` has one dimension."""
-        return _csr(self._encoder.queries(self._dense.encode_queries(queries)))
+        if not len(queries):
+            return self._none()
+        return _csr(self._encoder.queries(self._dense.encode_queries(queries), len(queries)))
 
     def encode_documents(self, documents: list[str]) -> sp.csr_array:
         """One row a document, (n, dim)."""
-        return _csr(self._encoder.documents(self._dense.encode_documents(documents)))
+        if not len(documents):
+            return self._none()
+        return _csr(self._encoder.documents(self._dense.encode_documents(documents), len(documents)))
+
+    def _none(self) -> sp.csr_array:
+        nothing = np.empty((0, 1))
+        return _csr(SparseCodes(nothing.astype(np.uint16), nothing.astype(np.float32), self.dim // 2))
 
 
 def _csr(codes: SparseCodes) -> sp.csr_array:
