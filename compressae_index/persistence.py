@@ -138,7 +138,8 @@ def write(
         if previous is not None:
             # Nobody writes what a manifest has named, so this needs no lock, which some file systems lack.
             shutil.rmtree(path / previous, ignore_errors=True)
-        _sweep(path)
+        with suppress(OSError):  # all is saved
+            _sweep(path)
 
 
 @contextmanager
@@ -206,11 +207,12 @@ def check_target(path: str | os.PathLike[str], kind: str) -> None:
 
 def was_written(path: Path) -> bool:
     """Whether a path holds a manifest, of whatever it is; a first write that was killed leaves none."""
-    try:
-        (path / _MANIFEST).lstat()
-    except FileNotFoundError:
-        return False
-    return True
+    with accessing(path, "read"):
+        try:
+            (path / _MANIFEST).lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
 
 
 def _replaced_by(path: Path, kind: str, *, with_data: bool = True) -> str | None:
@@ -228,7 +230,9 @@ def _replaced_by(path: Path, kind: str, *, with_data: bool = True) -> str | None
     except (FormatError, IsADirectoryError, ValueError, KeyError, TypeError, RecursionError):
         ours = False
     if ours and found != kind:
-        msg = f"{path} holds: {found}; to be written: {kind}; use another path, or remove what is there"
+        msg = (
+            f"{path} holds: {found}; expected: {kind}, or nothing; use another path, or remove what is there"
+        )
         raise FormatError(msg)
     # The name decides what is deleted, so it must be one that this module gives.
     if not ours or (with_data and not _is_data(data)):

@@ -56,7 +56,7 @@ def _in_words(error: OSError, path: Path, doing: str) -> StorageError:
     if number is None:
         return StorageError(str(error))
     name = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else str(path)
-    words = f"{name} cannot be {doing}: {error.strerror or error}"
+    words = f"{name} cannot be {doing}: {error.strerror or os.strerror(number)}"
     if number in _NO_ROOM:
         words += "; make room, or use another disk"
     elif number in _NO_ACCESS:

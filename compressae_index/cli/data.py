@@ -16,6 +16,7 @@ from click.core import ParameterSource
 
 from compressae_index.cli.options import (
     PATH,
+    check_file,
     dataset_option,
     encoder_option,
     json_option,
@@ -140,6 +141,8 @@ def encode(
       compressae-index encode embeddings.npy --model items.model -o codes
       compressae-index encode embeddings.npy --model items.model -o codes.npz
     """  # noqa: D301
+    if output.suffix == ".npz":
+        check_file(output, ".npz", "matrices")
     trained, vectors = CompresSAE.load(model), open_vectors(embeddings, dataset=dataset)
     started = time.perf_counter()
     if output.suffix == ".npz":

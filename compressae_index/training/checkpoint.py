@@ -13,8 +13,23 @@ import torch
 
 from compressae_index import persistence
 from compressae_index.errors import InputError
-from compressae_index.persistence import Stored, check_target
+from compressae_index.persistence import Stored
+from compressae_index.storage import check_writable
 from compressae_index.training.module import CompresSAEModule
+
+_KIND = "checkpoint"
+
+
+def check_place(path: Path) -> None:
+    """Refuses a directory that holds something else than a checkpoint, or that none can be written to.
+
+    Raises:
+        FormatError, StorageError: it is so.
+    """
+    check_writable(path)
+    if persistence.was_written(path):
+        persistence.read_manifest(path, _KIND)  # says more of a damaged one
+    persistence.check_target(path, _KIND)
 
 
 class Checkpoint:
@@ -30,10 +45,10 @@ class Checkpoint:
             InputError: it belongs to other settings or other rows.
             FormatError: it is damaged, or something else is there.
         """
-        check_target(self._path, "checkpoint")
+        check_place(self._path)
         if not persistence.was_written(self._path):
             return None
-        stored = persistence.read(self._path, "checkpoint")
+        stored = persistence.read(self._path, _KIND)
         with self.reading():
             theirs = persistence.entry(stored.meta, "identity", dict)
         for name, value in self._identity.items():
@@ -55,9 +70,7 @@ class Checkpoint:
         Raises:
             StorageError: the disk is full or refuses; what was saved before is untouched.
         """
-        persistence.write(
-            self._path, "checkpoint", {**meta, "identity": self._identity}, arrays=arrays, tensors={}
-        )
+        persistence.write(self._path, _KIND, {**meta, "identity": self._identity}, arrays=arrays, tensors={})
 
 
 def saved_like(arrays: Mapping[str, npt.NDArray[Any]], name: str, own: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -20,11 +20,11 @@ from compressae_index.checks import FloatArray, as_path, check_choice, check_int
 from compressae_index.dictionary import DictionaryLearner, Round
 from compressae_index.errors import InputError, TrainingError
 from compressae_index.model import MAX_DIM, CompresSAE, from_mean
-from compressae_index.persistence import Stored, check_target
+from compressae_index.persistence import Stored
 from compressae_index.progress import track
 from compressae_index.sources import Vectors, open_vectors
 from compressae_index.sources.sample import unit_sample
-from compressae_index.training.checkpoint import Checkpoint, ModuleState, saved_like
+from compressae_index.training.checkpoint import Checkpoint, ModuleState, check_place, saved_like
 from compressae_index.training.config import TrainConfig
 from compressae_index.training.device import device_of
 from compressae_index.training.module import CompresSAEModule
@@ -97,7 +97,7 @@ def train(
     started = time.perf_counter()
     state = None if checkpoint is None else as_path(checkpoint, "checkpoint")
     if state is not None:
-        check_target(state, "checkpoint")
+        check_place(state)
     vectors = open_vectors(embeddings)
     check_int(vectors.shape[1], "dim", 1, MAX_DIM)
     n_latents = _choose_latents(vectors.shape[0], config)

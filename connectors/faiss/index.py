@@ -105,6 +105,8 @@ class FaissIndex(BackedIndex):
             FormatError: something other than such an index is at `path`.
             StorageError: the disk is full or refuses; what was there before is untouched.
         """
+        if path is not None:
+            persistence.check_target(path, _KIND)
         documents, packing = index.documents, index.documents.backend.packing
         rows = documents.alive_rows()
         stored = documents.backend.to_arrays() if len(rows) else {}
