@@ -31,7 +31,7 @@ from compressae_index.errors import DimensionError, FormatError, InputError
 from compressae_index.metric import RowScale
 from compressae_index.model import ENCODERS, CompresSAE, Encoder
 from compressae_index.progress import track
-from compressae_index.sources import CHUNK_ROWS, Vectors, VectorSource, open_vectors
+from compressae_index.sources import CHUNK_ROWS, Vectors, VectorSource, checked_rows, open_vectors
 from compressae_index.sources.base import Concatenated
 from compressae_index.sources.flat import open_npy
 
@@ -201,7 +201,7 @@ def encoded_chunks(
     """
     end = vectors.shape[0] if end is None else end
     for first in range(begin, end, CHUNK_ROWS):
-        rows = check_vectors(vectors[first : min(first + CHUNK_ROWS, end)], dim=model.dim, first_row=first)
+        rows = checked_rows(vectors, first, min(first + CHUNK_ROWS, end), dim=model.dim)
         factors = None if scale is None else scale.of_rows(rows, first)
         codes = model.encode(rows, k, encoder=encoder, num_threads=num_threads, device=device)
         codes = model.fold(codes, num_threads=num_threads)

@@ -7,8 +7,9 @@ from typing import Literal, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from compressae_index.checks import FloatArray
+from compressae_index.checks import FloatArray, check_int
 from compressae_index.codes import SparseCodes
+from compressae_index.errors import InputError
 from compressae_index.ids import IdArray
 from compressae_index.model import CompresSAE, Encoder
 
@@ -19,6 +20,23 @@ SCORINGS: tuple[Scoring, ...] = ("asymmetric", "symmetric")
 
 # Neighbours that one may ask for.
 MAX_K = 2**31 - 1
+# Documents that stage one hands to stage two, where a call does not say.
+CANDIDATES = 1000
+
+
+def check_candidates(candidates: int | None, k: int) -> int:
+    """How many documents stage one hands to stage two; None for the default.
+
+    Raises:
+        InputError: they are fewer than k, the neighbours that are asked for.
+    """
+    if candidates is None:
+        return max(CANDIDATES, k)
+    candidates = check_int(candidates, "candidates", 1)
+    if candidates < k:
+        msg = f"candidates must be at least k = {k}, got {candidates}"
+        raise InputError(msg)
+    return candidates
 
 
 class SearchResult(NamedTuple):
@@ -27,7 +45,8 @@ class SearchResult(NamedTuple):
     scores: FloatArray
     """(n_queries, k) float32; -inf where fewer than k documents match."""
     ids: IdArray
-    """(n_queries, k) int64, or str objects; -1, or None, where fewer than k documents match."""
+    """(n_queries, k) int64, or str objects; -1, or None, where fewer than k documents match. A collection of
+    Milvus may hold the id -1: the score of a document is never -inf."""
 
 
 class Explanation(NamedTuple):

@@ -14,14 +14,17 @@ from typing import BinaryIO, cast
 import numpy as np
 import numpy.typing as npt
 
-from compressae_index.checks import check_vectors
+from compressae_index.checks import as_floats, check_vectors
+from compressae_index.conversion import as_array
 from compressae_index.errors import InputError
-from compressae_index.sources.base import Vectors, floating
+from compressae_index.sources.base import Vectors
 from compressae_index.sources.flat import FlatFile
 
 
-def spooled(batches: Iterator[npt.ArrayLike]) -> Vectors:
+def spooled(batches: Iterator[npt.ArrayLike], *, nan_rows: bool = False) -> Vectors:
     """All batches as float32 rows of a temporary file; only one batch is in memory at a time.
+
+    With nan_rows, bad rows are written as well, and those that are missing as NaN.
 
     Raises:
         InputError: a batch that is not (m, d), differs in d or holds bad rows, or no rows at all.
@@ -32,10 +35,14 @@ def spooled(batches: Iterator[npt.ArrayLike]) -> Vectors:
     file = tempfile.TemporaryFile(prefix="compressae-index-")  # noqa: SIM115
     try:
         for number, batch in enumerate(batches):
-            array = floating(np.asarray(batch))
+            name = f"embeddings (batch {number})"
+            array = as_array(batch, name, nan_rows=nan_rows)
             if array.ndim == 2 and not len(array):
                 continue
-            rows = check_vectors(array, dim=dim, name=f"embeddings (batch {number})", first_row=n)
+            if nan_rows:
+                rows = as_floats(array, dim=dim, name=name)
+            else:
+                rows = check_vectors(array, dim=dim, name=name, first_row=n)
             n, dim = n + len(rows), rows.shape[1]
             _write(file, rows)
         if dim is None:

@@ -13,6 +13,7 @@ from compressae_index.checks import FloatArray, check_choice, check_int, check_v
 from compressae_index.connectors.faiss.flat import STORAGES, CpuFlat, Storage, in_order
 from compressae_index.connectors.faiss.gpu import LONGEST, SPREADS, GpuFlat, Spread
 from compressae_index.connectors.faiss.library import find_gpus
+from compressae_index.conversion import as_array
 from compressae_index.documents import Rows
 from compressae_index.embedded import Hits
 from compressae_index.errors import DimensionError, InputError, UnknownIdError
@@ -20,7 +21,7 @@ from compressae_index.ids import IdArray, Ids, RowArray, as_id_array
 from compressae_index.index import CompressedIndex
 from compressae_index.metric import row_norms
 from compressae_index.progress import track
-from compressae_index.queries import MAX_K, MODES, SCORINGS, Mode, Scoring, SearchResult
+from compressae_index.queries import MAX_K, MODES, SCORINGS, Mode, Scoring, SearchResult, check_candidates
 from compressae_index.sources import CHUNK_ROWS, VectorSource
 
 # Norms of CUDA queries that are searched as they are, without a copy; beyond, half precision would suffer.
@@ -124,8 +125,10 @@ class DenseStore:
                 memory left: the index then has the vectors, and `refresh` is needed once there is room.
         """
         self._check_current()
-        self.index.add(_on_host(embeddings), ids, num_threads=num_threads)
+        self.index.add(embeddings, ids, num_threads=num_threads)
         added = self._ids_of_index()[len(self) :] if ids is None else as_id_array(ids)
+        if not len(added):
+            return
         if not len(self):
             self.refresh(added)
             return
@@ -141,7 +144,9 @@ class DenseStore:
             InputError: an id stands twice.
         """
         self.index.remove(ids)
-        self._rows = self._rows.without(self._rows.rows_of(ids))
+        rows = self._rows.rows_of(ids)
+        if len(rows):
+            self._rows = self._rows.without(rows)
 
     def search(
         self,
@@ -149,7 +154,7 @@ class DenseStore:
         k: int = 10,
         *,
         mode: Mode = "two_stage",
-        candidates: int = 1000,
+        candidates: int | None = None,
         query_nnz: int | None = None,
         scoring: Scoring = "asymmetric",
         filter: Any = None,  # noqa: A002
@@ -180,24 +185,29 @@ class DenseStore:
         k = check_int(k, "k", 1, MAX_K)
         check_choice(mode, "mode", MODES)
         check_choice(scoring, "scoring", SCORINGS)
+        n_candidates = check_candidates(candidates, k)
+        if not _is_cuda(queries):
+            queries = as_array(queries, "queries")
         self._check_current()
         options: dict[str, Any] = {"scoring": scoring, "filter": filter, "num_threads": num_threads}
         if mode == "sparse":
-            return self.index.search(_on_host(queries), k, mode=mode, query_nnz=query_nnz, **options)
+            return self.index.search(queries, k, mode=mode, query_nnz=query_nnz, **options)
         if mode == "dense" and not self._can_scan(k, filter):
             if isinstance(self.index, BackedIndex):
                 msg = (
                     f"on a GPU, dense takes no filter and k up to {LONGEST}, and this index has no dense mode"
                 )
                 raise InputError(msg)
-            return self.index.search(_on_host(queries), k, mode=mode, **options)
+            return self.index.search(queries, k, mode=mode, **options)
         vectors, factors = self._comparable(queries, scoring, mode, num_threads)
+        if not len(vectors):
+            return self._result(factors[:, :0], np.empty((0, 0), dtype=np.int64), k)
         if mode == "dense":
             scores, rows = self._scan(vectors, k, filter)
         else:
             found = self.index.search(
-                _on_host(queries),
-                max(min(max(check_int(candidates, "candidates", 1), k), len(self)), 1),
+                queries,
+                max(min(n_candidates, len(self)), 1),
                 mode="sparse",
                 query_nnz=query_nnz,
                 **options,
@@ -245,7 +255,7 @@ class DenseStore:
             and (mode, scoring) == ("dense", "asymmetric")
         ):
             return _of_tensor(queries, model.dim, None if cosine else self._unit)
-        rows = check_vectors(_on_host(queries), dim=model.dim, name="queries")
+        rows = check_vectors(queries, dim=model.dim, name="queries", may_be_empty=True)
         unit = normalize_rows(rows)
         if scoring == "symmetric":
             codes = model.encode(rows, self._k, encoder=self.index.encoder, num_threads=num_threads)
@@ -278,11 +288,6 @@ def _is_cuda(queries: Any) -> bool:
     return bool(getattr(queries, "is_cuda", False))
 
 
-def _on_host(queries: Any) -> Any:
-    """Queries where numpy reads them."""
-    return queries.detach().cpu().numpy() if hasattr(queries, "detach") else queries
-
-
 def _chunks(ids: IdArray) -> Iterator[IdArray]:
     for first in range(0, len(ids), CHUNK_ROWS):
         yield ids[first : first + CHUNK_ROWS]
@@ -295,15 +300,15 @@ def _of_tensor(queries: Any, dim: int, unit: float | None) -> tuple[Any, FloatAr
 
     Raises:
         DimensionError: another shape.
-        InputError: not floating point, empty, NaN, infinite or zero rows.
+        InputError: not floating point, NaN, infinite or zero rows.
     """
     tensor = queries.detach()
     tensor = tensor[None] if tensor.ndim == 1 else tensor
     if tensor.ndim != 2 or tensor.shape[1] != dim:
         msg = f"queries have shape {tuple(tensor.shape)}, expected (n_queries, {dim})"
         raise DimensionError(msg)
-    if not tensor.is_floating_point() or not len(tensor):
-        msg = f"queries must be floating point and not empty, got {tensor.dtype} {tuple(tensor.shape)}"
+    if not tensor.is_floating_point():
+        msg = f"queries must be floating point, got {tensor.dtype}"
         raise InputError(msg)
     tensor = tensor.float().contiguous()
     lengths = tensor.norm(dim=1, keepdim=True)
@@ -312,6 +317,6 @@ def _of_tensor(queries: Any, dim: int, unit: float | None) -> tuple[Any, FloatAr
     if bad.size:
         msg = f"queries row {bad[0]} is zero or holds NaN or infinite values ({bad.size} such rows)"
         raise InputError(msg)
-    if norms.min() >= SHORTEST_NORM and norms.max() <= LONGEST_NORM:
+    if norms.min(initial=1) >= SHORTEST_NORM and norms.max(initial=1) <= LONGEST_NORM:
         return tensor, np.reciprocal(norms) if unit is None else np.full_like(norms, unit)
     return tensor / lengths, np.ones_like(norms) if unit is None else norms * np.float32(unit)

@@ -181,8 +181,7 @@ class InvertedFile:
 
     def _codes_of(self, rows: RowArray) -> SparseCodes:
         if not len(rows):
-            nothing = np.empty((0, self.k))
-            return SparseCodes(nothing.astype(np.uint16), nothing.astype(np.float32), self.n_latents)
+            return SparseCodes.empty(self.k, self.n_latents)
         return self._unpacked(self._all_packed()[rows], self._packing)
 
     def _unpacked(self, packed: npt.NDArray[np.uint8], packing: Packed) -> SparseCodes:

@@ -34,6 +34,7 @@ from compressae_index.connectors.milvus.collection import (
     save_model,
 )
 from compressae_index.connectors.milvus.errors import translated
+from compressae_index.conversion import as_array
 from compressae_index.errors import DimensionError, InputError
 from compressae_index.ids import IdArray, as_id_array
 from compressae_index.metric import METRICS, Metric
@@ -180,7 +181,7 @@ class MilvusIndex(BackedIndex):
         k: int = 10,
         *,
         mode: MilvusMode = "two_stage",
-        candidates: int = 1000,
+        candidates: int | None = None,
         query_nnz: int | None = None,
         scoring: Scoring = "asymmetric",
         filter: Any = None,  # noqa: A002
@@ -199,7 +200,7 @@ class MilvusIndex(BackedIndex):
                 field by its own index; "hybrid" fuses the ranks of the sparse and the reconstructed field
                 inside of Milvus.
             candidates: documents that Milvus finds for the re-scoring, or for each part of "hybrid"; at least
-                k are, and at most 16,384.
+                k, and at most 16,384; by default 1,000, or k where that is more.
             query_nnz: latents of the query that sparse search keeps, of largest magnitude; 64 by default.
             scoring: as for `CompressedIndex.search`; "asymmetric" for "dense" and "hybrid".
             filter: a Milvus expression as "price < 10", or ids.
@@ -247,7 +248,7 @@ class MilvusIndex(BackedIndex):
         queries: npt.ArrayLike,
         k: int,
         mode: str,
-        candidates: int,
+        candidates: int | None,
         query_nnz: int | None,
         scope: Scope,
         ranker: Any,
@@ -256,8 +257,9 @@ class MilvusIndex(BackedIndex):
             msg = f"mode {mode!r} needs a reconstructed field: make the collection with dense='float32'"
             raise InputError(msg)
         k, n = self._depth(check_int(k, "k", 1, MAX_RESULTS), candidates, mode)
+        queries = as_array(queries, "queries")
         asked = self._asked(queries, "two_stage", "asymmetric", query_nnz, None)
-        unit = normalize_rows(check_vectors(queries, dim=self.model.dim, name="queries"))
+        unit = normalize_rows(check_vectors(queries, dim=self.model.dim, name="queries", may_be_empty=True))
         found = []
         for first in range(0, len(asked), QUERY_BLOCK):
             data = list(unit[first : first + QUERY_BLOCK].astype(self.backend.dense))
@@ -388,7 +390,7 @@ class MilvusIndex(BackedIndex):
     def _putting(
         self, embeddings: VectorSource, fields: Mapping[str, Sequence[Any]] | None, partition: str
     ) -> tuple[Any, Any]:
-        vectors = open_vectors(embeddings)
+        vectors = open_vectors(embeddings, may_be_empty=True)
         for name, values in (fields or {}).items():
             if len(values) != vectors.shape[0]:
                 msg = f"field {name!r} has {len(values)} values for {vectors.shape[0]} vectors"
