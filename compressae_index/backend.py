@@ -14,7 +14,7 @@ from compressae_index.codes import SparseCodes
 from compressae_index.embedded import QUERY_NNZ
 from compressae_index.encoding import encoded_chunks
 from compressae_index.errors import DimensionError, InputError, UnknownIdError
-from compressae_index.ids import IdArray, Ids, as_id_array
+from compressae_index.ids import IdArray, as_id_array
 from compressae_index.metric import METRICS, Metric, RowScale, check_model
 from compressae_index.model import ENCODERS, CompresSAE, Encoder
 from compressae_index.progress import track
@@ -28,7 +28,7 @@ from compressae_index.queries import (
     explained,
     projections,
 )
-from compressae_index.sources import VectorSource, check_no_rows, open_vectors
+from compressae_index.sources import VectorSource, check_no_rows, ids_of_rows, open_vectors
 
 # Queries answered at a time: the codes of all their candidates are held at once.
 QUERY_BLOCK = 16
@@ -374,7 +374,7 @@ class BackedIndex:
     ) -> None:
         """Encodes, then stores chunk by chunk; `put` gets the codes, ids and rows of each."""
         vectors = open_vectors(embeddings, may_be_empty=True)
-        new = Ids.from_user(as_id_array(ids), vectors.shape[0])
+        new, _ = ids_of_rows(as_id_array(ids), vectors)
         if not len(new):
             check_no_rows(vectors, self.model.dim)
             return

@@ -154,6 +154,9 @@ class SparseCodes:
         import scipy.sparse as sp
 
         dense = as_array(array, "dense codes")
+        if dense.dtype.kind not in "fiub":
+            msg = f"dense codes must be real numbers, got dtype {dense.dtype}"
+            raise InputError(msg)
         if dense.ndim != 2:
             msg = f"dense codes must have shape (n, n_latents), got {dense.shape}"
             raise DimensionError(msg)

@@ -74,9 +74,7 @@ def _plain(values: Any, name: str, nan_rows: bool) -> Any:
     """Values as numpy reads them: an array, or lists, in which nothing is masked or of another library."""
     if isinstance(values, np.ndarray):
         if isinstance(values, np.ma.MaskedArray):
-            msg = (
-                f"{name} are masked, and the mask would be lost: leave out what is masked, or call .filled()"
-            )
+            msg = f"{name} are masked, and the mask would be lost: leave masked rows out, or call .filled()"
             raise InputError(msg)
         return np.asarray(values) if values.dtype != object or values.ndim != 1 else _plain_list(values, name)
     if isinstance(values, np.generic):
@@ -86,13 +84,7 @@ def _plain(values: Any, name: str, nan_rows: bool) -> Any:
     if isinstance(values, (Iterator, KeysView, ValuesView)):
         return _plain(list(values), name, nan_rows)
     if _is_sparse(values):
-        call = (
-            "toarray"
-            if hasattr(values, "toarray")
-            else "to_dense"
-            if hasattr(values, "detach")
-            else "todense"
-        )
+        call = next(each for each in ("toarray", "to_dense", "todense") if hasattr(values, each))
         msg = f"{name} are sparse ({type(values).__name__}): call .{call}()"
         raise InputError(msg)
     if hasattr(values, "detach"):
@@ -126,9 +118,8 @@ def _of_tensor(tensor: Any) -> Any:
     tensor = tensor.detach().cpu()
     if getattr(tensor, "is_quantized", False):
         tensor = tensor.dequantize()
-    if (
-        str(tensor.dtype).partition(".")[2].startswith(("bfloat", "float8", "float4"))
-    ):  # numpy has none of them
+    # numpy has none of them.
+    if str(tensor.dtype).removeprefix("torch.").startswith(("bfloat", "float8", "float4")):
         tensor = tensor.float()
     return tensor.numpy()
 

@@ -47,10 +47,10 @@ from compressae_index.queries import (
 from compressae_index.sources import (
     CHUNK_ROWS,
     BadRows,
-    GoodRows,
     Vectors,
     VectorSource,
     check_no_rows,
+    ids_of_rows,
     open_vectors,
 )
 
@@ -189,7 +189,7 @@ class CompressedIndex:
             planning.check_budget(bytes_per_vector, target_recall, k, value_bits, postings, forward)
         packing = packing_of(forward, VALUE_BITS if value_bits is None else value_bits)
         vectors = open_vectors(embeddings, on_bad_rows=on_bad_rows)
-        row_ids, skipped = _ids_of_good(ids, vectors)
+        row_ids, skipped = ids_of_rows(ids, vectors)
         # Before training, which takes a while.
         check_choice(encoder, "encoder", ENCODERS)
         scale = RowScale(metric)
@@ -387,9 +387,9 @@ class CompressedIndex:
         """
         vectors = open_vectors(embeddings, on_bad_rows=on_bad_rows, may_be_empty=True)
         with self._writer:
-            if ids is None and len(self._state.ids):
+            if ids is None and len(self._state.ids) and vectors.shape[0]:
                 ids = self._state.next_ids(getattr(vectors, "n_rows", vectors.shape[0]))
-            new_ids, skipped = _ids_of_good(ids, vectors)
+            new_ids, skipped = ids_of_rows(ids, vectors)
             self._encode(vectors, new_ids, num_threads, progress, self._state)
             self.skipped = skipped
 
@@ -418,7 +418,7 @@ class CompressedIndex:
                 of range. Nothing was changed.
         """
         vectors = open_vectors(embeddings, on_bad_rows=on_bad_rows, may_be_empty=True)
-        new_ids, skipped = _ids_of_good(as_id_array(ids), vectors)
+        new_ids, skipped = ids_of_rows(as_id_array(ids), vectors)
         with self._writer:
             self._encode(vectors, new_ids, num_threads, progress, self._state.without_ids(new_ids))
             self.skipped = skipped
@@ -638,14 +638,6 @@ class CompressedIndex:
             alive=alive,
             unit=unit,
         )
-
-
-def _ids_of_good(ids: Any, vectors: Vectors) -> tuple[Ids, IdArray]:
-    """The ids of opened rows, of one for each row of their source, and those of rows that are left out."""
-    if not isinstance(vectors, GoodRows):
-        return Ids.from_user(ids, vectors.shape[0]), np.empty(0, dtype=np.int64)
-    whole = Ids.from_user(ids, vectors.n_rows)
-    return (whole.subset(vectors.kept) if vectors.skipped.size else whole), whole.of(vectors.skipped)
 
 
 def _check_nprobe(nprobe: int | None, mode: Mode, backend: EmbeddedBackend) -> int | None:

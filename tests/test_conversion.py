@@ -359,7 +359,11 @@ def test_device_arrays_are_copied_to_the_host(rows: FloatArray) -> None:
         lambda r: torch.tensor(r),
     ],
 )
-def test_bad_rows_are_left_out(rows: FloatArray, make: Make) -> None:
+@pytest.mark.parametrize("chunk", [2, 5, 100])
+def test_bad_rows_are_left_out(
+    rows: FloatArray, make: Make, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compressae_index.sources.rows.CHUNK_ROWS", chunk)
     spoiled = np.vstack([rows] * 3)
     spoiled[[2, 5, 17]] = np.nan
     spoiled[[6, 7]] = 0

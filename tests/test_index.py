@@ -270,6 +270,9 @@ def test_no_queries_no_rows_and_nothing_left(
             each.explain(vectors[0], 77)
         with pytest.raises(InputError, match="not be empty"):
             each.explain(vectors[:0], 1000)
+    named = CompressedIndex.build(vectors[:2], ["a", "b"], model=model, k=16, progress=False)
+    named.add(vectors[:0])
+    assert named.search([], 3, mode=mode).ids.dtype == object
     with pytest.raises(DimensionError, match="dimension 3, expected 384"):
         index.add(np.empty((0, 3)))
     with pytest.raises(InputError, match="not be empty"):

@@ -25,7 +25,7 @@ from compressae_index.sources.hdf5 import open_hdf5
 from compressae_index.sources.ids import read_ids
 from compressae_index.sources.parquet import open_parquet
 from compressae_index.sources.paths import PathLike, files_of, names_files
-from compressae_index.sources.rows import GoodRows, check_no_rows, checked_rows
+from compressae_index.sources.rows import GoodRows, check_no_rows, checked_rows, ids_of_rows
 from compressae_index.sources.shards import open_shards
 from compressae_index.sources.spool import spooled
 
@@ -38,6 +38,7 @@ __all__ = [
     "Vectors",
     "check_no_rows",
     "checked_rows",
+    "ids_of_rows",
     "open_vectors",
     "read_ids",
 ]

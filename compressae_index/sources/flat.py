@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compressae_index.errors import FormatError
-from compressae_index.sources.base import bounds, floating
+from compressae_index.sources.base import bounds, floating, reading
 
 
 class FlatFile:
@@ -53,11 +53,12 @@ class FlatFile:
         """Rows (m, d) of the file's dtype, of float32 where that is uint8.
 
         Raises:
-            FormatError: the file is shorter than it was, has another header, or a row is of another
+            FormatError: the file is gone or shorter than it was, has another header, or a row is of another
                 dimension.
+            StorageError: the system refuses.
         """
         start, stop = bounds(rows, self.shape[0])
-        with self._opened() as file:
+        with reading(self._path), self._opened() as file:
             if file.read(len(self._head)) != self._head:
                 msg = f"{self._path} changed since it was opened: its header is another one"
                 raise FormatError(msg)

@@ -53,6 +53,9 @@ def _matched(path: Path) -> list[Path]:
             return [path]
         # Folders that a pattern names are searched where it says so, by "**".
         found = [Path(match) for match in glob.glob(str(path), recursive=True)]
+        if not found:
+            msg = f"{path} does not exist, and as a pattern it matches no file"
+            raise FormatError(msg)
         return _chosen(found, str(path))
 
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from compressae_index.checks import FloatArray, as_floats, bad_rows, complaint
 from compressae_index.conversion import as_array
 from compressae_index.errors import DimensionError, InputError
-from compressae_index.ids import RowArray
+from compressae_index.ids import IdArray, Ids, RowArray
 from compressae_index.sources.base import CHUNK_ROWS, Vectors, bounds
 
 
@@ -80,10 +80,19 @@ class GoodRows:
         start, stop = bounds(rows, self.shape[0])
         if start == stop:
             return np.empty((0, self.shape[1]), dtype=np.float32)
-        begin, end = self.row(start), self.row(stop - 1) + 1
+        first, last = self.row(start), self.row(stop - 1)
+        # Piece by piece: there may be many more bad rows between than good ones.
+        pieces = [
+            self._piece(begin, min(begin + CHUNK_ROWS, last + 1))
+            for begin in range(first, last + 1, CHUNK_ROWS)
+        ]
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    def _piece(self, begin: int, end: int) -> npt.NDArray[Any]:
+        """Good rows among begin .. end of the source."""
         content = as_array(self._vectors[begin:end], "embeddings")
         inside = self.skipped[np.searchsorted(self.skipped, begin) : np.searchsorted(self.skipped, end)]
-        return np.delete(content, inside - begin, axis=0)
+        return np.delete(content, inside - begin, axis=0) if inside.size else content
 
     def row(self, number: int) -> int:
         """The source's number of a row that is left."""
@@ -98,3 +107,19 @@ class GoodRows:
         """Where a row is, for messages."""
         place = getattr(self._vectors, "place", None)
         return place(self.row(row)) if place else f"row {self.row(row)} of the source"
+
+
+def ids_of_rows(ids: Any, vectors: Vectors) -> tuple[Ids, IdArray]:
+    """Ids of opened rows, and of those that `GoodRows` leave out.
+
+    Args:
+        ids: as a caller gives them, one for each row of the source.
+        vectors: what `open_vectors` gave.
+
+    Raises:
+        InputError: as `Ids.from_user`.
+    """
+    if not isinstance(vectors, GoodRows):
+        return Ids.from_user(ids, vectors.shape[0]), np.empty(0, dtype=np.int64)
+    whole = Ids.from_user(ids, vectors.n_rows)
+    return (whole.subset(vectors.kept) if vectors.skipped.size else whole), whole.of(vectors.skipped)

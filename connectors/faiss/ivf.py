@@ -11,10 +11,16 @@ from compressae_index.checks import FloatArray, check_int, check_vectors, normal
 from compressae_index.connectors.faiss.library import faiss
 from compressae_index.embedded import Hits
 from compressae_index.errors import DimensionError, InputError
-from compressae_index.ids import Ids
 from compressae_index.model import CompresSAE
 from compressae_index.progress import track
-from compressae_index.sources import CHUNK_ROWS, Vectors, VectorSource, checked_rows, open_vectors
+from compressae_index.sources import (
+    CHUNK_ROWS,
+    Vectors,
+    VectorSource,
+    checked_rows,
+    ids_of_rows,
+    open_vectors,
+)
 
 # Vectors that a payload's quantiser is trained on, spread evenly over all.
 TRAINING_ROWS = 65_536
@@ -57,7 +63,7 @@ def dictionary_ivf(
         DimensionError: vectors of another dimension than the model's.
     """
     vectors = open_vectors(embeddings)
-    row_ids = Ids.from_user(ids, vectors.shape[0])
+    row_ids, _ = ids_of_rows(ids, vectors)
     if row_ids.are_strings:
         msg = "Faiss's ids are integers, got strings"
         raise InputError(msg)
