@@ -14,7 +14,7 @@ from compressae_index.codes import SparseCodes
 from compressae_index.embedded import QUERY_NNZ
 from compressae_index.encoding import encoded_chunks
 from compressae_index.errors import DimensionError, InputError, UnknownIdError
-from compressae_index.ids import IdArray, Ids, as_id_array
+from compressae_index.ids import IdArray, as_id_array
 from compressae_index.metric import METRICS, Metric, RowScale, check_model
 from compressae_index.model import ENCODERS, CompresSAE, Encoder
 from compressae_index.progress import track
@@ -25,11 +25,12 @@ from compressae_index.queries import (
     Explanation,
     Scoring,
     SearchResult,
+    check_candidates,
     check_k,
     explained,
     projections,
 )
-from compressae_index.sources import VectorSource, open_vectors
+from compressae_index.sources import VectorSource, check_no_rows, ids_of_rows, open_vectors
 
 # Queries answered at a time: the codes of all their candidates are held at once.
 QUERY_BLOCK = 16
@@ -232,11 +233,11 @@ class BackedIndex:
 
     def search(
         self,
-        queries: npt.ArrayLike,
+        queries: Any,
         k: int = 10,
         *,
         mode: Literal["sparse", "two_stage"] = "two_stage",
-        candidates: int = 1000,
+        candidates: int | None = None,
         query_nnz: int | None = None,
         scoring: Scoring = "asymmetric",
         filter: Any = None,  # noqa: A002
@@ -249,8 +250,9 @@ class BackedIndex:
             k: neighbours of each query.
             mode: "sparse" scores by the query's query_nnz strongest latents; "two_stage" scores what these
                 find by the metric with the reconstruction.
-            candidates: documents that the back end's stage one gives; at least k are. In "sparse" they are
-                fetched only where the back end's scores are no more than upper bounds.
+            candidates: documents that the back end's stage one gives, at least k; by default 1,000, or k
+                where that is more. In "sparse" they are fetched only where the back end's scores are no more
+                than upper bounds.
             query_nnz: latents of the query that stage one keeps, of largest magnitude; 64 by default.
             scoring: as for `CompressedIndex.search`.
             filter: what to search among, in the back end's own words.
@@ -261,27 +263,31 @@ class BackedIndex:
             with the query: id -1 (None for string ids) and score -inf.
 
         Raises:
-            InputError: bad queries, another dimension, k, candidates or query_nnz below 1, a bad filter.
+            InputError: bad queries, another dimension, k or query_nnz below 1, candidates below k, a bad
+                filter.
         """
         k, n = self._depth(k, candidates, mode)
         asked = self._asked(queries, mode, scoring, query_nnz, num_threads)
         if k * len(asked) > MAX_PLACES:  # as counting documents may be a question to a server
             check_k(k, len(self), len(asked))
         return self._joined(
-            self._ranked(block, self.backend.candidates(block.terms, n, filter), k)
-            for block in (asked.block(first) for first in range(0, len(asked), QUERY_BLOCK))
+            (
+                self._ranked(block, self.backend.candidates(block.terms, n, filter), k)
+                for block in (asked.block(first) for first in range(0, len(asked), QUERY_BLOCK))
+            ),
+            k,
         )
 
-    def _depth(self, k: int, candidates: int, mode: str) -> tuple[int, int]:
+    def _depth(self, k: int, candidates: int | None, mode: str) -> tuple[int, int]:
         """The k, and how many candidates to ask for."""
         k = check_int(k, "k", 1, MAX_K)
-        candidates = max(check_int(candidates, "candidates", 1), k)
+        candidates = check_candidates(candidates, k)
         check_choice(mode, "mode", self.modes)
         return k, k if mode == "sparse" and self.backend.is_exact else candidates
 
     def _asked(
         self,
-        queries: npt.ArrayLike,
+        queries: Any,
         mode: str,
         scoring: Scoring,
         query_nnz: int | None,
@@ -290,7 +296,7 @@ class BackedIndex:
         check_choice(scoring, "scoring", SCORINGS)
         query_nnz = QUERY_NNZ if query_nnz is None else check_int(query_nnz, "query_nnz", 1)
         threads = check_threads(num_threads)
-        rows = check_vectors(queries, dim=self.model.dim, name="queries")
+        rows = check_vectors(queries, dim=self.model.dim, name="queries", may_be_empty=True)
         factors = self._scale.of_queries(rows)
         sparse_u, dense_u, mean_scores = projections(
             self.model, rows, mode, scoring, self.backend.k, self.encoder, threads
@@ -361,9 +367,12 @@ class BackedIndex:
         codes = SparseCodes(nothing.astype(np.uint16), nothing.astype(np.float32), self.model.n_latents)
         return held, codes
 
-    @staticmethod
-    def _joined(results: Iterable[BackedResult]) -> BackedResult:
+    def _joined(self, results: Iterable[BackedResult], k: int) -> BackedResult:
+        """Results of blocks of queries, one below the other; there may be none."""
         blocks = list(results)
+        if not blocks:
+            ids: Any = np.empty((0, k), dtype=object if self.backend.are_strings else np.int64)
+            return BackedResult(np.empty((0, k), dtype=np.float32), ids, np.empty(0, dtype=bool))
         return BackedResult(
             np.concatenate([block.scores for block in blocks]),
             np.concatenate([block.ids for block in blocks]),
@@ -376,8 +385,8 @@ class BackedIndex:
         """Appends vectors.
 
         Args:
-            embeddings: (n, d) floating point, as for `CompressedIndex.build`. Their codes are held in memory
-                until all are made, so that a bad row is found before anything is written.
+            embeddings: (n, d) floating point, as for `CompressedIndex.build`; there may be none. Their codes
+                are held in memory until all are made, so that a bad row is found before anything is written.
             ids: new ids of the kind that the back end holds.
             num_threads: threads to encode with; all by default.
             progress: show a progress bar.
@@ -408,8 +417,11 @@ class BackedIndex:
         progress: bool,
     ) -> None:
         """Encodes, then stores chunk by chunk; `put` gets the codes, ids and rows of each."""
-        vectors = open_vectors(embeddings)
-        new = Ids.from_user(as_id_array(ids), vectors.shape[0])
+        vectors = open_vectors(embeddings, may_be_empty=True)
+        new, _ = ids_of_rows(as_id_array(ids), vectors)
+        if not len(new):
+            check_no_rows(vectors, self.model.dim)
+            return
         self._check_kind(new.all())
         if not replace and (held := self.backend.held(new.all())).any():
             first = new.all()[held].tolist()[0]
@@ -453,7 +465,9 @@ class BackedIndex:
             UnknownIdError: an id is not in the index.
         """
         array = as_id_array(ids)
-        if len(array) and (array.dtype == object) != self.backend.are_strings:
+        if not len(array):
+            return SparseCodes.empty(self.backend.k, self.model.n_latents)
+        if (array.dtype == object) != self.backend.are_strings:
             self._check_held(array)
         return self.backend.codes(array)
 
@@ -465,7 +479,7 @@ class BackedIndex:
         """
         return self.model.decode(self.codes(ids))
 
-    def explain(self, query: npt.ArrayLike, id: int | str) -> Explanation:  # noqa: A002
+    def explain(self, query: Any, id: int | str) -> Explanation:  # noqa: A002
         """How a document's code adds up to its score in "two_stage".
 
         Raises:

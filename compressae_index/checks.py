@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compressae_index._engine import directions, first_without_direction
+from compressae_index.conversion import as_array, is_float
 from compressae_index.errors import DimensionError, InputError
 from compressae_index.processes import usable_threads
 
@@ -23,69 +24,129 @@ MAX_THREADS = 4096
 _SMALLEST = 1e-18
 
 
-def as_array(values: Any, name: str) -> npt.NDArray[Any]:
-    """Values as an array.
-
-    Raises:
-        InputError: they are ragged, or otherwise no array.
-    """
-    try:
-        return np.asarray(values)
-    except (TypeError, ValueError) as error:
-        msg = f"{name} cannot be read as an array: {error}"
-        raise InputError(msg) from error
-
-
 def check_vectors(
-    vectors: npt.ArrayLike, *, dim: int | None = None, name: str = "embeddings", first_row: int = 0
+    vectors: Any,
+    *,
+    dim: int | None = None,
+    name: str = "embeddings",
+    first_row: int = 0,
+    may_be_empty: bool = False,
+    integers: bool = False,
 ) -> FloatArray:
     """Vectors as a C-contiguous float32 array (n, d) of finite, nonzero rows.
 
     Args:
-        vectors: (n, d), or (d,) for a single vector; any real floating dtype.
+        vectors: (n, d), or (d,) for a single vector, as `conversion.as_array` takes them; any real floating
+            dtype, or uint8.
         dim: the d that is expected, where one is.
         name: what to call the argument in messages.
         first_row: number of the first row in messages, for callers that check batch by batch.
+        may_be_empty: whether there may be no rows, also as an empty list.
+        integers: whether other integers are taken, as embedders give whole numbers among others.
 
     Raises:
         DimensionError: the array is not (n, d), or d is not `dim`.
         InputError: not a real floating dtype, no rows, NaN, infinite values or zero rows.
     """
-    array = as_array(vectors, name)
-    if array.ndim == 1 and array.dtype.kind == "f":
+    raw = as_array(vectors, name)
+    array = as_floats(raw, dim=dim, name=name, may_be_empty=may_be_empty, integers=integers)
+    bad = bad_rows(array)
+    if bad.size:
+        raise InputError(complaint(raw, array, bad, name, first_row)[1])
+    return array
+
+
+def as_floats(
+    array: npt.NDArray[Any],
+    *,
+    dim: int | None = None,
+    name: str = "embeddings",
+    may_be_empty: bool = False,
+    integers: bool = False,
+) -> FloatArray:
+    """As `check_vectors`, of what `as_array` gave, and with rows of any values."""
+    if not array.size and may_be_empty and array.shape in {(0,), (0, 0)}:
+        array = np.empty((0, dim or 0), dtype=np.float32)
+    if array.ndim == 1:
         array = array[None, :]
     if array.ndim != 2:
-        msg = f"{name} must have shape (n, d), got shape {array.shape}"
+        msg = f"{name} must have shape (n, d), got shape {array.shape}{contents_of(array)}"
         raise DimensionError(msg)
-    if array.dtype.kind != "f":
-        msg = f"{name} must be floating point (float16, float32 or float64), got dtype {array.dtype}"
-        raise InputError(msg)
-    if array.shape[0] == 0 or array.shape[1] == 0:
+    if array.size or not may_be_empty:
+        check_float_dtype(array.dtype, name, integers=integers, contents=contents_of(array))
+    if array.shape[1] == 0 if array.shape[0] else not may_be_empty:
         msg = f"{name} must not be empty, got shape {array.shape}"
         raise InputError(msg)
     if dim is not None and array.shape[1] != dim:
         msg = f"{name} have dimension {array.shape[1]}, expected {dim}"
         raise DimensionError(msg)
-    if array.dtype != np.float32:
-        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is named below
-            array = array.astype(np.float32)
-    array = np.ascontiguousarray(array)
-    _check_rows(array, name, first_row)
-    return array
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is named as such
+        return np.require(array, np.float32, ["C", "A"])
 
 
-def _check_rows(array: FloatArray, name: str, first_row: int) -> None:
-    if first_without_direction(array, _SMALLEST) == len(array):
+def check_float_dtype(dtype: np.dtype[Any], name: str, *, integers: bool = False, contents: str = "") -> None:
+    """Refuses another dtype than `check_vectors` takes.
+
+    Raises:
+        InputError: it is so; the message says how to convert.
+    """
+    if is_float(dtype) or dtype == np.uint8 or (integers and dtype.kind in "iu"):
         return
-    largest = np.abs(array).max(axis=1)  # NaN where a row holds NaN
-    bad = np.flatnonzero(~np.isfinite(largest))
-    if bad.size:
-        what = "NaN" if np.isnan(array[bad[0]]).any() else "values infinite in float32"
-        msg = f"{name} row {first_row + bad[0]} holds {what} ({bad.size} such rows)"
-        raise InputError(msg)
-    zero = np.flatnonzero(largest < _SMALLEST)
-    msg = f"{name} row {first_row + zero[0]} is zero, so it has no direction ({zero.size} such rows)"
+    msg = f"{name} must be floating point (float16, float32 or float64) or uint8, got dtype {dtype}{contents}"
+    if dtype.kind in "iub":
+        msg += ": convert them by .astype(numpy.float32)"
+    elif dtype == np.dtype("V2"):
+        msg += (
+            ": numpy.save has lost that they are bfloat16; convert them by .astype(numpy.float32) before it"
+        )
     raise InputError(msg)
+
+
+def contents_of(array: npt.NDArray[Any]) -> str:
+    """What an array of objects or of records holds, for messages."""
+    if array.dtype.names:
+        return ": numpy.lib.recfunctions.structured_to_unstructured makes rows of records"
+    if array.dtype != object or not array.size:
+        return ""
+    names = sorted({type(value).__name__ for value in array.ravel()[:1000]})
+    return f" ({', '.join(names)})"
+
+
+def bad_rows(array: FloatArray) -> npt.NDArray[np.int64]:
+    """Rows (n, d) that have no direction: NaN or infinite values in them, or nothing but zeros."""
+    first = first_without_direction(array, _SMALLEST)
+    if first == len(array):
+        return np.empty(0, dtype=np.int64)
+    largest = np.abs(array[first:]).max(axis=1)  # NaN where a row holds NaN
+    return first + np.flatnonzero(~(np.isfinite(largest) & (largest >= _SMALLEST)))
+
+
+def complaint(
+    raw: npt.NDArray[Any], array: FloatArray, bad: npt.NDArray[np.int64], name: str, first_row: int
+) -> tuple[int, str]:
+    """The bad row to name, the first that is not finite or else the first of zeros, and what is wrong.
+
+    Args:
+        raw: the rows as they were given, (n, d) or (d,).
+        array: the rows in float32.
+        bad: what `bad_rows` gave.
+        name: what to call the rows.
+        first_row: number of the first row.
+    """
+    infinite = bad[~np.isfinite(array[bad]).all(axis=1)]
+    alike = infinite if infinite.size else bad
+    row, count = int(alike[0]), f"({alike.size} such rows)"
+    if infinite.size:
+        what = "NaN" if np.isnan(array[row]).any() else "values infinite in float32"
+        return row, f"{name} row {first_row + row} holds {what} {count}"
+    largest = np.abs(np.atleast_2d(raw)[row]).max()
+    if largest == 0:
+        return row, f"{name} row {first_row + row} is zero, so it has no direction {count}"
+    return (
+        row,
+        f"{name} row {first_row + row} is too short: its largest entry is {float(largest):.3g}, whose square "
+        f"float32 does not hold; multiply the rows by a power of two {count}",
+    )
 
 
 def normalize_rows(vectors: FloatArray) -> FloatArray:

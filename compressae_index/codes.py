@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compressae_index.checks import FloatArray, check_int
+from compressae_index.conversion import as_array
 from compressae_index.errors import DimensionError, InputError
 
 if TYPE_CHECKING:
@@ -85,6 +86,11 @@ class SparseCodes:
         return SparseCodes(self.latents, self.values * factors, self.n_latents)
 
     @classmethod
+    def empty(cls, k: int, n_latents: int) -> SparseCodes:
+        """No rows of codes of k pairs."""
+        return cls(np.empty((0, k), np.uint16), np.empty((0, k), np.float32), n_latents)
+
+    @classmethod
     def concatenate(cls, parts: Iterable[SparseCodes]) -> SparseCodes:
         """Codes one below the other; k and n_latents must agree."""
         parts = list(parts)
@@ -150,11 +156,14 @@ class SparseCodes:
         """From a dense array (n, n_latents), whose nonzeros become the pairs; k as in `from_csr`."""
         import scipy.sparse as sp
 
-        dense = np.asarray(array, dtype=np.float32)
+        dense = as_array(array, "dense codes")
+        if dense.dtype.kind not in "fiub":
+            msg = f"dense codes must be real numbers, got dtype {dense.dtype}"
+            raise InputError(msg)
         if dense.ndim != 2:
             msg = f"dense codes must have shape (n, n_latents), got {dense.shape}"
             raise DimensionError(msg)
-        return cls.from_csr(sp.csr_array(dense), k)
+        return cls.from_csr(sp.csr_array(dense.astype(np.float32)), k)
 
     def to_dense(self) -> FloatArray:
         """As a dense array (n, n_latents) of float32."""

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from compressae_index.checks import FloatArray, as_array
+from compressae_index.checks import FloatArray
 from compressae_index.codes import SparseCodes
+from compressae_index.conversion import as_array
 from compressae_index.embedded import Bitmap, EmbeddedBackend
 from compressae_index.errors import DimensionError, InputError
 from compressae_index.ids import Ids, RowArray
@@ -47,10 +48,21 @@ class Rows:
         # An id may have been removed and added again: only the living one counts.
         return self.ids if self.alive is None else self.ids.subset(self.alive_rows())
 
-    def allowed(self, wanted: npt.ArrayLike | None) -> tuple[Bitmap | None, int]:
-        """The bitmap that the engine filters by, and how many documents it allows."""
+    def allowed(self, wanted: Any) -> tuple[Bitmap | None, int]:
+        """The bitmap that the engine filters by, and how many documents it allows.
+
+        Args:
+            wanted: ids, in which repeats count once, or a boolean mask of the documents that were not
+                removed; None allows all.
+
+        Raises:
+            UnknownIdError: an id is not held.
+            InputError: a mask of another length, or integers that may be meant as one.
+        """
         if wanted is None:
             return self._bitmap, self.n_alive
+        if isinstance(wanted, (set, frozenset)):
+            wanted = list(wanted)
         array = as_array(wanted, "filter")
         mask = np.zeros(len(self.ids), dtype=bool)
         if array.dtype == bool:
@@ -59,7 +71,8 @@ class Rows:
                 raise DimensionError(msg)
             mask[self.alive_rows()] = array
         else:
-            mask[self.rows_of(wanted)] = True
+            _refuse_mask_of_integers(array, self.n_alive)
+            mask[self.rows_of(array)] = True
         return np.packbits(mask, bitorder="little"), int(mask.sum())
 
     def extended(self, ids: Ids) -> Rows:
@@ -91,6 +104,22 @@ def stored_rows(n: int, arrays: Mapping[str, npt.NDArray[Any]]) -> tuple[Ids, np
         alive = np.unpackbits(marks, count=n, bitorder="little").astype(bool)
     held = {name: array for name, array in arrays.items() if name != "alive"}
     return Ids.from_stored(n, held, alive), alive
+
+
+def _refuse_mask_of_integers(array: npt.NDArray[Any], n: int) -> None:
+    """Refuses a filter of 0 and 1 for each of n documents: ids would not repeat.
+
+    Raises:
+        InputError: it is so.
+    """
+    if array.dtype.kind not in "iu" or array.shape != (n,) or len(np.unique(array)) == n:
+        return
+    if np.isin(array, (0, 1)).all():
+        msg = (
+            f"the filter holds a 0 or 1 for each of the {n} vectors: pass numpy.asarray(filter, dtype=bool) "
+            "if it is a mask, or numpy.unique(filter) if these are ids"
+        )
+        raise InputError(msg)
 
 
 class Documents(Rows):

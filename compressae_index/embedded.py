@@ -175,6 +175,8 @@ class EmbeddedBackend:
 
     def codes(self, rows: RowArray) -> SparseCodes:
         """The stored codes of rows: folded, and rounded to the stored precision."""
+        if not len(rows):
+            return SparseCodes.empty(self.k, self.n_latents)
         return self.packing.unpack(self._rows(rows), self.n_latents, self.k)
 
     def _rows(self, rows: RowArray) -> Arrays:

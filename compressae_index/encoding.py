@@ -33,7 +33,7 @@ from compressae_index.metric import RowScale
 from compressae_index.model import ENCODERS, MAX_DIM, CompresSAE, Encoder
 from compressae_index.npy import read_header
 from compressae_index.progress import track
-from compressae_index.sources import CHUNK_ROWS, Vectors, VectorSource, open_vectors
+from compressae_index.sources import CHUNK_ROWS, Vectors, VectorSource, checked_rows, open_vectors
 from compressae_index.sources.base import Concatenated, bounds
 from compressae_index.sources.flat import FlatFile
 from compressae_index.storage import (
@@ -263,7 +263,7 @@ def encoded_chunks(
     """
     end = vectors.shape[0] if end is None else end
     for first in range(begin, end, CHUNK_ROWS):
-        rows = check_vectors(vectors[first : min(first + CHUNK_ROWS, end)], dim=model.dim, first_row=first)
+        rows = checked_rows(vectors, first, min(first + CHUNK_ROWS, end), dim=model.dim)
         if note is not None:
             note(rows.data)
         factors = None if scale is None else scale.of_rows(rows, first)
@@ -455,10 +455,12 @@ def _open_shard(file: Path, name: str, shape: tuple[int, int]) -> FlatFile:
     """
     with open_file(file) as handle:
         header = read_header(handle, file)
+        handle.seek(0)
+        head = handle.read(header.offset)
     if header.shape != shape or header.dtype != np.dtype(_PARTS[name]) or header.fortran_order:
         msg = f"{file} must hold {_PARTS[name]} {shape}, got {header.dtype.str} {header.shape}"
         raise FormatError(msg)
-    return FlatFile(file, shape, header.dtype, offset=header.offset)
+    return FlatFile(file, shape, header.dtype, head=head)
 
 
 def _verify_shard(path: Path, number: int, entry: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from compressae_index.index import CompressedIndex
 from compressae_index.metric import METRICS, Metric
 from compressae_index.progress import track
 from compressae_index.queries import MODES, Mode, Scoring
-from compressae_index.sources import CHUNK_ROWS, Vectors
+from compressae_index.sources import CHUNK_ROWS, Vectors, checked_rows
 
 # Latency is the median over this many queries, asked one by one.
 TIMED_QUERIES = 200
@@ -84,9 +84,7 @@ def exact_neighbours(
     rows = np.empty((len(unit), 0), dtype=np.int64)
     with track(vectors.shape[0], "exact search", enabled=progress) as advance:
         for begin in range(0, vectors.shape[0], CHUNK_ROWS):
-            chunk = _comparable(
-                check_vectors(vectors[begin : begin + CHUNK_ROWS], dim=unit.shape[1], first_row=begin), metric
-            )
+            chunk = _comparable(checked_rows(vectors, begin, begin + CHUNK_ROWS, dim=unit.shape[1]), metric)
             scores = np.concatenate([scores, unit @ chunk.T], axis=1)
             here = np.broadcast_to(np.arange(begin, begin + len(chunk)), (len(unit), len(chunk)))
             rows = np.concatenate([rows, here], axis=1)

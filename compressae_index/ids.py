@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compressae_index._engine import first_repeated
-from compressae_index.checks import as_array
+from compressae_index.conversion import as_array, is_missing
 from compressae_index.errors import DimensionError, InputError, UnknownIdError
 from compressae_index.processes import cached_property, lasting_state
 
@@ -46,13 +46,8 @@ class Ids:
         if len(array) != n:
             msg = f"{len(array)} ids for {n} vectors"
             raise DimensionError(msg)
-        _refuse_duplicates(array)
-        if array.dtype == object:
-            return cls(n, _pack_strings(array))
-        if array.min(initial=0) < 0:
-            msg = f"ids must not be negative (-1 marks a missing result), got {array.min()}"
-            raise InputError(msg)
-        return cls._of_integers(array)
+        check_unique(array)
+        return cls(n, _pack_strings(array)) if array.dtype == object else cls._of_integers(array)
 
     @classmethod
     def from_stored(
@@ -196,22 +191,21 @@ def as_id_array(ids: Any) -> IdArray:
     array = as_array(ids, "ids")
     if array.ndim != 1:
         msg = f"ids must be one-dimensional, got shape {array.shape}"
+        if array.ndim == 0:
+            msg += f": {_scalar_advice(ids)}"
         raise InputError(msg)
     if array.size == 0:
         return np.empty(0, dtype=np.int64)
-    if array.dtype.kind in "iu":
-        if array.dtype.kind == "u" and array.max() > np.iinfo(np.int64).max:
-            msg = f"ids must fit int64, got {array.max()}"
-            raise InputError(msg)
-        return array.astype(np.int64)
-    # A list that mixes numbers and strings becomes an array of strings: look at what was passed.
-    if array.dtype.kind in "OU" and all(isinstance(name, str) for name in ids):
+    kinds = set(map(type, array)) if array.dtype == object else set()
+    if array.dtype.kind in "UT" or (kinds and all(issubclass(kind, str) for kind in kinds)):
         strings = np.empty(array.size, dtype=object)
-        strings[:] = [str(name) for name in ids]
+        strings[:] = [str.__str__(name) for name in array]  # str() of numpy.str_ would lose NULs
         return strings
-    kind = "a mix of types" if array.dtype.kind in "OU" else array.dtype
-    msg = f"ids must be integers or strings, got {kind}"
-    raise InputError(msg)
+    if array.dtype.kind in "iu" or (
+        kinds and bool not in kinds and all(issubclass(kind, int) for kind in kinds)
+    ):
+        return _as_int64(array)
+    raise InputError(_not_ids(array, kinds))
 
 
 def _check_stored_integers(n: int, ids: npt.NDArray[Any], alive: npt.NDArray[np.bool_] | None) -> None:
@@ -262,11 +256,67 @@ def _check_stored_strings(
         raise InputError(msg)
 
 
-def _refuse_duplicates(array: npt.NDArray[Any]) -> None:
-    values, counts = np.unique(array, return_counts=True)
+def _as_int64(array: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    low, high = int(array.min()), int(array.max())
+    if high > np.iinfo(np.int64).max or low < np.iinfo(np.int64).min:
+        msg = f"ids must fit int64, got {high if high > -low else low}"
+        raise InputError(msg)
+    return array.astype(np.int64)
+
+
+def _scalar_advice(ids: Any) -> str:
+    if isinstance(ids, (set, frozenset)):
+        return "a set has no order, pass a list"
+    return (
+        f"pass a list, for one id [{ids!r}]" if isinstance(ids, (int, str)) else f"got {type(ids).__name__}"
+    )
+
+
+def _not_ids(array: npt.NDArray[Any], kinds: set[type]) -> str:
+    """What is wrong with ids that are neither integers nor strings, and what to call."""
+    missing = [row for row, value in enumerate(array) if is_missing(value)]
+    names = sorted(kind.__name__ for kind in kinds)
+    got = str(array.dtype) if not names else names[0] if len(names) == 1 else "a mix of types"
+    if len(names) > 1:
+        got += f" ({', '.join(names)})"
+    msg = f"ids must be integers or strings, got {got}"
+    if missing:
+        return f"{msg}: row {missing[0]} is missing ({len(missing)} such rows)"
+    if array.dtype.kind == "f":
+        return f"{msg}: where they are whole numbers, pass ids.astype(numpy.int64)"
+    if array.dtype.kind == "b":
+        return f"{msg}: a mask is for filters; index.ids[mask] are the ids"
+    if array.dtype.kind == "S" or names == ["bytes"]:
+        return f"{msg}: pass [i.decode() for i in ids], or [i.hex() for i in ids]"
+    return f"{msg}: pass [str(i) for i in ids]"
+
+
+def check_unique(array: IdArray, place: str = "row", first: int = 0) -> None:
+    """Refuses ids that cannot be those of rows.
+
+    Args:
+        array: what `as_id_array` gave.
+        place: what an id's place is called in messages: a row, or a line of a file.
+        first: number of the first place.
+
+    Raises:
+        InputError: an id stands more than once, or is negative.
+    """
+    values, starts, counts = np.unique(array, return_index=True, return_counts=True)
     if len(values) < len(array):
         twice = counts > 1
-        msg = f"duplicate id {values[twice].tolist()[0]!r} ({int(twice.sum())} ids stand more than once)"
+        begin = int(starts[twice][0])
+        again = begin + 1 + int(np.flatnonzero(array[begin + 1 :] == array[begin])[0])
+        msg = (
+            f"duplicate id {array[begin : begin + 1].tolist()[0]!r} ({int(twice.sum())} ids stand more than "
+            f"once), in {place}s {first + begin} and {first + again}"
+        )
+        raise InputError(msg)
+    if array.dtype != object and array.min(initial=0) < 0:
+        msg = (
+            f"ids must not be negative (-1 marks a missing result), got {array.min()} "
+            f"in {place} {first + int(array.argmin())}"
+        )
         raise InputError(msg)
 
 

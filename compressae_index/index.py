@@ -41,11 +41,20 @@ from compressae_index.queries import (
     Mode,
     Scoring,
     SearchResult,
+    check_candidates,
     check_k,
     explained,
     projections,
 )
-from compressae_index.sources import CHUNK_ROWS, Vectors, VectorSource, open_vectors
+from compressae_index.sources import (
+    CHUNK_ROWS,
+    BadRows,
+    Vectors,
+    VectorSource,
+    check_no_rows,
+    ids_of_rows,
+    open_vectors,
+)
 
 if TYPE_CHECKING:
     from compressae_index.training import TrainConfig
@@ -112,6 +121,8 @@ class CompressedIndex:
         backend = EmbeddedBackend(model.n_latents, self.k) if backend is None else backend
         self.plan: Plan | None = None
         """What `build` chose for its budget and what it expects, where there was one. It is not saved."""
+        self.skipped: IdArray = np.empty(0, dtype=np.int64)
+        """Ids of rows that the last `build`, `add` or `upsert` left out by on_bad_rows="skip". Not saved."""
         self._state = Documents(backend, ids or Ids(len(backend), {}), alive)
         # Replaced, before the state, when the first rows choose the unit.
         self._scale = RowScale(metric, unit)
@@ -136,15 +147,16 @@ class CompressedIndex:
         postings: int | None = None,
         bytes_per_vector: float | None = None,
         target_recall: float | None = None,
+        on_bad_rows: BadRows = "error",
         num_threads: int | None = None,
         progress: bool = True,
     ) -> CompressedIndex:
         """Trains a model on the embeddings, unless one is given, and encodes them.
 
         Args:
-            embeddings: (n, d) floating point: an array, memory map, file, folder of shards or iterator of
-                batches, as `sources.open_vectors` takes them. They are read in batches; rows must be finite
-                and not zero.
+            embeddings: (n, d) floating point: an array, a table or column of vectors, a memory map, file,
+                folder of shards or iterator of batches, as `sources.open_vectors` takes them. They are read
+                in batches; rows must be finite and not zero.
             ids: one int64 (not negative) or string a row; 0 .. n-1 by default.
             k: nonzeros a code; the model's, or 32, by default.
             n_latents: size of the dictionary; 4096 by default, less for fewer than 8,192 rows.
@@ -167,6 +179,9 @@ class CompressedIndex:
                 value_bits and postings are chosen to fit it by measuring recall (by cosine) of held-out rows;
                 `plan` then says what was chosen and what to expect.
             target_recall: the same, for the smallest budget whose expected recall@100 is at least this.
+            on_bad_rows: "error", or "skip" to leave out rows that are zero, missing, or hold NaN or infinite
+                values. Ids are still one for each row that is given, and by default the numbers of these;
+                `skipped` has those of the rows that were left out.
             num_threads: threads to encode with; all by default.
             progress: show a progress bar.
 
@@ -178,8 +193,8 @@ class CompressedIndex:
         if planned:
             planning.check_budget(bytes_per_vector, target_recall, k, value_bits, postings, forward)
         packing = packing_of(forward, VALUE_BITS if value_bits is None else value_bits)
-        vectors = open_vectors(embeddings)
-        row_ids = Ids.from_user(ids, vectors.shape[0])
+        vectors = open_vectors(embeddings, on_bad_rows=on_bad_rows)
+        row_ids, skipped = ids_of_rows(ids, vectors)
         # Before training, which takes a while.
         check_choice(encoder, "encoder", ENCODERS)
         scale = RowScale(metric)
@@ -212,7 +227,7 @@ class CompressedIndex:
             check_int(postings, "postings", 1, k, "k")
         backend = EmbeddedBackend(model.n_latents, k, packing, postings=postings)
         index = cls(model, k=k, encoder=encoder, metric=metric, backend=backend)
-        index.plan = plan
+        index.plan, index.skipped = plan, skipped
         chunks = encoded_chunks(model, vectors, k, encoder, threads, scale=scale)
         index._append(chunks, row_ids, threads, progress, scale=scale)
         return index
@@ -309,15 +324,15 @@ class CompressedIndex:
 
     def search(
         self,
-        queries: npt.ArrayLike,
+        queries: Any,
         k: int = 10,
         *,
         mode: Mode = "two_stage",
-        candidates: int = 1000,
+        candidates: int | None = None,
         query_nnz: int | None = None,
         scoring: Scoring = "asymmetric",
         nprobe: int | None = None,
-        filter: npt.ArrayLike | None = None,  # noqa: A002
+        filter: Any = None,  # noqa: A002
         num_threads: int | None = None,
     ) -> SearchResult:
         """The k nearest documents of each query.
@@ -331,7 +346,8 @@ class CompressedIndex:
                 best `candidates` by posting lists and scores them as "dense" does. Posting lists hold values
                 of 8 bits and sum them in 16, which may change who comes last among the candidates; scores
                 are exact for the stored codes.
-            candidates: documents that stage one hands to stage two; at least k are.
+            candidates: documents that stage one hands to stage two, at least k; by default 1,000, or k where
+                that is more.
             query_nnz: latents of the query that stage one keeps, of largest magnitude; by default 64, and
                 64 k / postings where the posting lists keep fewer than k nonzeros, which is as fast.
             scoring: "asymmetric" compares the query itself with the codes; "symmetric" encodes the query
@@ -340,7 +356,8 @@ class CompressedIndex:
                 default, which is exact. `cluster` makes them, at least 8, of 32,768 vectors and more. All are
                 scanned where those hold fewer than k that match.
             filter: ids to search among, or a boolean mask with one entry a vector in the order of `ids`.
-                It is applied inside scoring, so k results come back where k are allowed.
+                Ids are taken as a set, in which repeats count once. It is applied inside scoring, so k
+                results come back where k are allowed.
             num_threads: threads to share the queries, or the documents where there are fewer queries and no
                 nprobe; all by default.
 
@@ -349,21 +366,22 @@ class CompressedIndex:
             fewer than k documents match: id -1 (None for string ids) and score -inf.
 
         Raises:
-            InputError: bad queries, another dimension, k, candidates, query_nnz or nprobe below 1, nprobe
-                without clusters or in "dense", a filter of another length, unknown ids.
+            InputError: bad queries, another dimension, k, query_nnz or nprobe below 1, candidates below k,
+                nprobe without clusters or in "dense", a filter of another length, unknown ids, or integers
+                that may be meant as a mask.
         """
         check_choice(mode, "mode", MODES)
         check_choice(scoring, "scoring", SCORINGS)
-        candidates = check_int(candidates, "candidates", 1)
+        candidates = check_candidates(candidates, k)
         if query_nnz is not None:
             query_nnz = min(check_int(query_nnz, "query_nnz", 1), self.model.n_latents)
         threads = check_threads(num_threads)
-        rows = check_vectors(queries, dim=self.model.dim, name="queries")
+        rows = check_vectors(queries, dim=self.model.dim, name="queries", may_be_empty=True)
         state = self._state
         k = check_k(k, state.n_alive, len(rows))
         nprobe = _check_nprobe(nprobe, mode, state.backend)
         allowed, n_allowed = state.allowed(filter)
-        width = min(k, n_allowed)
+        width = min(k, n_allowed) if len(rows) else 0
         if width == 0:
             return _padded(
                 np.empty((len(rows), 0), np.float32), np.empty((len(rows), 0), np.int64), k, state.ids
@@ -395,14 +413,16 @@ class CompressedIndex:
         embeddings: VectorSource,
         ids: Any = None,
         *,
+        on_bad_rows: BadRows = "error",
         num_threads: int | None = None,
         progress: bool = False,
     ) -> None:
         """Appends vectors; the model stays as it is.
 
         Args:
-            embeddings: (n, d) floating point, as for `build`.
+            embeddings: (n, d) floating point, as for `build`; there may be none.
             ids: new ids of the kind the index has; by default integers above the largest one.
+            on_bad_rows: as for `build`.
             num_threads: threads to encode with; all by default.
             progress: show a progress bar.
 
@@ -410,18 +430,20 @@ class CompressedIndex:
             InputError: bad rows, another dimension, ids that repeat or that the index already holds, a kept
                 norm out of range. Nothing was added.
         """
-        vectors = open_vectors(embeddings)
+        vectors = open_vectors(embeddings, on_bad_rows=on_bad_rows, may_be_empty=True)
         with self._writer.lock:
-            if ids is None and len(self._state.ids):
-                ids = self._state.next_ids(vectors.shape[0])
-            new_ids = Ids.from_user(ids, vectors.shape[0])
+            if ids is None and len(self._state.ids) and vectors.shape[0]:
+                ids = self._state.next_ids(getattr(vectors, "n_rows", vectors.shape[0]))
+            new_ids, skipped = ids_of_rows(ids, vectors)
             self._encode(vectors, new_ids, num_threads, progress, self._state)
+            self.skipped = skipped
 
     def upsert(
         self,
         embeddings: VectorSource,
         ids: Any,
         *,
+        on_bad_rows: BadRows = "error",
         num_threads: int | None = None,
         progress: bool = False,
     ) -> None:
@@ -430,8 +452,9 @@ class CompressedIndex:
         The memory of what was replaced stays in use until `compact`. Replaced ids come last in `ids`.
 
         Args:
-            embeddings: (n, d) floating point, as for `build`.
+            embeddings: (n, d) floating point, as for `build`; there may be none.
             ids: one id a row, of the kind the index has, held or new.
+            on_bad_rows: as for `build`; what was held by the ids of bad rows stays.
             num_threads: threads to encode with; all by default.
             progress: show a progress bar.
 
@@ -439,16 +462,20 @@ class CompressedIndex:
             InputError: bad rows, another dimension, ids that repeat or are of the other kind, a kept norm out
                 of range. Nothing was changed.
         """
-        vectors = open_vectors(embeddings)
-        new_ids = Ids.from_user(as_id_array(ids), vectors.shape[0])
+        vectors = open_vectors(embeddings, on_bad_rows=on_bad_rows, may_be_empty=True)
+        new_ids, skipped = ids_of_rows(as_id_array(ids), vectors)
         with self._writer.lock:
             self._encode(vectors, new_ids, num_threads, progress, self._state.without_ids(new_ids))
+            self.skipped = skipped
 
     def _encode(
         self, vectors: Vectors, ids: Ids, num_threads: int | None, progress: bool, state: Documents
     ) -> None:
         """Replaces the state by `state` and vectors, while nobody else writes."""
         threads, scale = check_threads(num_threads), self._scale.copy()
+        if not len(ids):
+            check_no_rows(vectors, self.model.dim)
+            return
         chunks = encoded_chunks(self.model, vectors, self.k, self.encoder, threads, scale=scale)
         self._append(chunks, ids, threads, progress, scale=scale, state=state)
 
@@ -546,7 +573,7 @@ class CompressedIndex:
         """
         return self.model.decode(self.codes(ids))
 
-    def explain(self, query: npt.ArrayLike, id: int | str) -> Explanation:  # noqa: A002
+    def explain(self, query: Any, id: int | str) -> Explanation:  # noqa: A002
         """How a document's code adds up to its `dense` score.
 
         Raises:
@@ -554,13 +581,13 @@ class CompressedIndex:
             InputError: not one query of the index's dimension.
         """
         rows = check_vectors(query, dim=self.model.dim, name="queries")
+        if len(rows) != 1:
+            msg = f"explain takes one query, got {len(rows)}"
+            raise DimensionError(msg)
         projection = self.model.project(rows)
         factors = self._scale.of_queries(rows)
         if factors is not None:
             projection *= factors / (self._scale.unit or 1.0)  # values carry the unit
-        if len(projection) != 1:
-            msg = f"explain takes one query, got {len(projection)}"
-            raise DimensionError(msg)
         return explained(projection[0], self.codes([id]), self.model.mean_scores(rows))
 
     def stats(self) -> IndexStats:

@@ -21,6 +21,7 @@ from compressae_index.checks import (
     normalize_rows,
 )
 from compressae_index.codes import MAX_LATENTS, SparseCodes
+from compressae_index.conversion import as_array
 from compressae_index.errors import DimensionError, InputError
 from compressae_index.processes import cached_property, lasting_state
 
@@ -159,7 +160,9 @@ class CompresSAE:
         k = self.k if k is None else check_int(k, "k", 1, self.n_latents, "n_latents")
         check_choice(encoder, "encoder", ENCODERS)
         threads = check_threads(num_threads)
-        unit = normalize_rows(check_vectors(vectors, dim=self.dim))
+        unit = normalize_rows(check_vectors(vectors, dim=self.dim, may_be_empty=True))
+        if not len(unit):
+            return SparseCodes.empty(k, self.n_latents)
         if self.mean is None:
             return self._encoded(unit, k, encoder, threads, device)
         directions, lengths = from_mean(unit, self.mean)
@@ -238,14 +241,14 @@ class CompresSAE:
             InputError: NaN, infinite values, zero rows, a wrong shape or dtype.
         """
         threads = check_threads(num_threads)
-        return self.seen(check_vectors(queries, dim=self.dim, name="queries"), threads)[0]
+        return self.seen(check_vectors(queries, dim=self.dim, name="queries", may_be_empty=True), threads)[0]
 
     def mean_scores(self, queries: Any) -> FloatArray | None:
         """What the mean adds to all scores of a query, <q, m> for the normalised q: (n, 1) float32.
 
         None where there is no mean.
         """
-        rows = check_vectors(queries, dim=self.dim, name="queries")
+        rows = check_vectors(queries, dim=self.dim, name="queries", may_be_empty=True)
         return None if self.mean is None else (normalize_rows(rows) @ self.mean)[:, None]
 
     def seen(self, queries: FloatArray, num_threads: int) -> tuple[FloatArray, FloatArray | None]:
@@ -278,9 +281,7 @@ class CompresSAE:
             raise InputError(msg)
         arrays = {}
         for name in _TENSORS:
-            value = state[name]
-            tensor = value.detach().cpu().float().numpy() if hasattr(value, "detach") else value
-            arrays[name] = np.array(tensor, dtype=np.float32, order="C")
+            arrays[name] = np.array(as_array(state[name], name), dtype=np.float32, order="C")
         arrays["decoder_w"] = normalize_rows(check_vectors(arrays["decoder_w"], name="decoder_w"))
         return cls(**arrays, k=k)
 

@@ -21,6 +21,23 @@ SCORINGS: tuple[Scoring, ...] = ("asymmetric", "symmetric")
 # Neighbours that one may ask for, and places of an answer where there are not as many documents.
 MAX_K = 2**31 - 1
 MAX_PLACES = 2**24
+# Documents that stage one hands to stage two, where a call does not say.
+CANDIDATES = 1000
+
+
+def check_candidates(candidates: int | None, k: int) -> int:
+    """How many documents stage one hands to stage two; None for the default.
+
+    Raises:
+        InputError: they are fewer than k, the neighbours that are asked for.
+    """
+    if candidates is None:
+        return max(CANDIDATES, k)
+    candidates = check_int(candidates, "candidates", 1)
+    if candidates < k:
+        msg = f"candidates must be at least k = {k}, got {candidates}"
+        raise InputError(msg)
+    return candidates
 
 
 class SearchResult(NamedTuple):
@@ -29,7 +46,8 @@ class SearchResult(NamedTuple):
     scores: FloatArray
     """(n_queries, k) float32; -inf where fewer than k documents match."""
     ids: IdArray
-    """(n_queries, k) int64, or str objects; -1, or None, where fewer than k documents match."""
+    """(n_queries, k) int64, or str objects; -1, or None, where fewer than k documents match. A collection of
+    Milvus may hold the id -1: the score of a document is never -inf."""
 
 
 class Explanation(NamedTuple):
@@ -57,7 +75,7 @@ def check_k(k: Any, n_documents: int, n_queries: int) -> int:
     """
     number = check_int(k, "k", 1, MAX_K)
     most = max(n_documents, MAX_PLACES // max(n_queries, 1))
-    if number > most:
+    if n_queries and number > most:
         msg = (
             f"k must be at most {most} for {n_queries} queries of {n_documents} vectors, "
             f"as an answer has k places a query, got {number}"

@@ -18,7 +18,7 @@ from compressae_index.evaluation import exact_neighbours, recall
 from compressae_index.model import CompresSAE
 from compressae_index.plots import figure_class
 from compressae_index.progress import track
-from compressae_index.sources import Vectors, VectorSource, open_vectors
+from compressae_index.sources import Vectors, VectorSource, checked_rows, open_vectors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -243,7 +243,7 @@ def _sample(vectors: Vectors, max_rows: int, dim: int) -> FloatArray:
     parts = []
     for run, (begin, end) in enumerate(pairwise(ends)):
         first = begin + (n - m) * run // runs  # the rows left out stand evenly between the runs
-        parts.append(check_vectors(vectors[first : first + end - begin], dim=dim, first_row=first))
+        parts.append(checked_rows(vectors, first, first + end - begin, dim=dim))
     return np.concatenate(parts)
 
 

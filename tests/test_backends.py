@@ -335,3 +335,47 @@ def test_code_scores_are_inner_products(built: CompressedIndex, queries: FloatAr
     codes = built.codes(np.arange(6))
     expected = np.stack([codes[:3].to_dense() @ u[0], codes[3:].to_dense() @ u[1]])
     np.testing.assert_allclose(code_scores(u, codes), expected, atol=1e-6)
+
+
+def test_no_queries_and_no_rows(small: Index, named: Index, vectors: FloatArray) -> None:
+    nothing: Any
+    for nothing in (vectors[:0], [], np.empty((0, 0))):
+        for index, kind in ((small, "int64"), (named, "object")):
+            for mode in ("sparse", "two_stage"):
+                for scoring in ("asymmetric", "symmetric"):
+                    result = index.search(nothing, 7, mode=mode, scoring=scoring)
+                    assert result.scores.shape == result.ids.shape == (0, 7)
+                    assert (str(result.scores.dtype), str(result.ids.dtype)) == ("float32", kind)
+                    assert certified(result).shape == (0,)
+            index.add(nothing, [])
+            index.upsert(nothing, [])
+            index.remove([])
+            codes = index.codes([])
+            assert (len(codes), codes.k, codes.n_latents) == (0, 16, 512)
+            assert index.reconstruct([]).shape == (0, 384)
+    assert (len(small), len(named)) == (300, 200)
+    with pytest.raises(DimensionError, match="dimension 9, expected 384"):
+        small.search(np.empty((0, 9)))
+    with pytest.raises(DimensionError, match="dimension 9, expected 384"):
+        small.add(np.empty((0, 9)), [])
+    with pytest.raises(DimensionError, match="1 ids for 0 vectors"):
+        small.upsert(vectors[:0], [1])
+    with pytest.raises(InputError, match="must not be empty"):
+        small.explain(vectors[:0], 1000)
+
+
+def test_candidates_below_k_are_refused(small: Index, queries: FloatArray) -> None:
+    with pytest.raises(InputError, match="candidates must be at least k = 10, got 5"):
+        small.search(queries[:1], 10, candidates=5)
+    assert small.search(queries[:1], 10, candidates=10).ids.shape == (1, 10)
+    assert small.search(queries[:1], 1100).ids.shape == (1, 1100)
+
+
+def test_masked_ids_and_queries_are_refused(small: Index, queries: FloatArray) -> None:
+    masked = np.ma.masked_array([1000, 1001], [True, False])
+    for act in (small.remove, small.codes, lambda ids: small.search(queries[:1], filter=ids)):
+        with pytest.raises(InputError, match="are masked"):
+            act(masked)
+    with pytest.raises(InputError, match="queries are masked"):
+        small.search(np.ma.masked_array(queries[:1]))
+    assert len(small) == 300

@@ -14,6 +14,8 @@ import click
 import faiss
 import h5py
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import scipy.sparse as sp
 from click.testing import CliRunner, Result
@@ -235,6 +237,47 @@ def test_ids_from_an_array() -> None:
         assert CompressedIndex.load("new").ids.tolist() == ids.tolist()
 
 
+@needs_place
+def test_ids_from_a_column(vectors: FloatArray) -> None:
+    names = [f"n{i}" for i in range(300)]
+    pq.write_table(pa.table({"e": list(vectors[:300]), "name": names, "k": range(5, 305)}), "e.parquet")
+    for column, expected in (("name", names), ("k", list(range(5, 305)))):
+        run("build", "e.parquet", "-o", "new", "--model", "m", "--k", 8, "--id-column", column)
+        assert CompressedIndex.load("new").ids.tolist() == expected
+    run("build", "e.npy", "-o", "new", "--model", "m", "--k", 8, "--ids", "e.parquet", "--id-column", "name")
+    assert CompressedIndex.load("new").ids.tolist() == names
+    assert "name, k" in fail("build", "e.parquet", "-o", "x", "--model", "m", "--id-column", "nom")
+
+
+@needs_place
+def test_bad_rows_are_skipped(place: Path, vectors: FloatArray) -> None:
+    rows = vectors[:300].copy()
+    rows[[7, 100]], rows[250] = np.nan, 0
+    np.save("spoiled.npy", rows)
+    arguments = ("build", "spoiled.npy", "-o", "new", "--model", "m", "--k", 8, "--on-bad-rows", "skip")
+    content = run_json(*arguments)
+    assert (content["vectors"], content["skipped"], content["skipped_ids"]) == (297, 3, [7, 100, 250])
+    assert CompressedIndex.load("new").ids.tolist() == np.delete(np.arange(300), [7, 100, 250]).tolist()
+    (place / "ids.txt").write_text("".join(f"n{i}\n" for i in range(300)))
+    printed = run(*arguments, "--ids", "ids.txt").stdout
+    skipped = [line.split(maxsplit=1)[1].split() for line in printed.splitlines() if "skipped" in line]
+    assert skipped == [["3"], ["ids", "'n7',", "'n100',", "'n250'"]]
+    assert run_json("build", "e.npy", *arguments[2:])["skipped"] == 0
+    run("train", "spoiled.npy", "-o", "other", *SIZES, "--steps", 1, "--on-bad-rows", "skip")
+    expected = train(np.delete(rows, [7, 100, 250], 0), TrainConfig(k=8, n_latents=64, steps=1)).model
+    assert CompresSAE.load("other").fingerprint == expected.fingerprint
+
+
+@needs_place
+def test_a_search_of_no_queries(vectors: FloatArray) -> None:
+    np.save("none.npy", vectors[:0])
+    assert run("search", "i", "none.npy").stdout == ""
+    assert run_json("search", "i", "none.npy") == {"ids": [], "scores": []}
+    run("search", "i", "none.npy", "-k", 7, "-o", "r.npz")
+    with np.load("r.npz") as stored:
+        assert stored["ids"].shape == stored["scores"].shape == (0, 7)
+
+
 @pytest.mark.parametrize("mode", ["sparse", "dense", "two_stage"])
 @pytest.mark.parametrize("scoring", ["asymmetric", "symmetric"])
 @needs_place
@@ -405,6 +448,7 @@ def test_demo(
         ("search i q.npy -k 0", "k must be at least 1, got 0"),
         ("search i q.npy -k ten", "'ten' is not a valid integer"),
         ("search i q.npy --candidates 0", "candidates must be at least 1"),
+        ("search i q.npy -k 10 --candidates 5", "candidates must be at least k = 10, got 5"),
         ("search i q.npy --query-nnz -1", "query_nnz must be at least 1"),
         ("search i q.npy --threads 0", "num_threads must be at least 1"),
         ("search i q.npy --mode magic", "'magic' is not one of 'sparse', 'dense', 'two_stage'"),
@@ -429,7 +473,14 @@ def test_demo(
         ("build e.npy -o foreign --model m", "foreign exists and was not written by compressae-index"),
         ("train e.npy -o e.npy/new", "e.npy is not a directory"),
         ("build e.npy -o e.npy --model m", "e.npy exists and was not written by compressae-index"),
-        ("build bad.npy -o new --model m", "row 2 holds NaN"),
+        ("build bad.npy -o new --model m", "row 2 holds NaN (1 such rows), row 2 of bad.npy"),
+        ("build bad.npy -o new --on-bad-rows drop", "'drop' is not one of 'error', 'skip'"),
+        ("build --codes i -o new --model m --on-bad-rows skip", "--on-bad-rows has no use with --codes"),
+        ("build --codes i -o new --model m --id-column id", "--id-column needs EMBEDDINGS or --ids"),
+        (
+            "build e.npy -o new --model m --id-column id",
+            "columns of ids are read from Parquet files, got e.npy",
+        ),
         ("build e.npy -o new --model m --n-latents 9", "n_latents is 9, but the model has 512"),
         ("build e.npy -o new --model m --ids nowhere.txt", "nowhere.txt cannot be read"),
         ("build e.npy -o new --model m --ids ids.txt", "3 ids for 300 vectors"),

@@ -86,6 +86,27 @@ def test_sparse_is_the_index_itself(store: DenseStore, built: CompressedIndex, q
     np.testing.assert_array_equal(found.ids, expected.ids)
 
 
+def test_no_queries_and_no_rows(index: CompressedIndex, vectors: FloatArray) -> None:
+    store = DenseStore(index, storage="float32", device="cpu", progress=False)
+    mode: Any
+    nothing: Any
+    for mode in ("sparse", "dense", "two_stage"):
+        for nothing in (vectors[:0], [], torch.empty(0, 384)):
+            result = store.search(nothing, 3, mode=mode)
+            assert result.scores.shape == result.ids.shape == (0, 3)
+            assert (str(result.scores.dtype), str(result.ids.dtype)) == ("float32", "int64")
+        with pytest.raises(DimensionError, match="expected 384"):
+            store.search(np.empty((0, 3)), mode=mode)
+        with pytest.raises(InputError, match="candidates must be at least k = 10, got 9"):
+            store.search(vectors[:1], candidates=9, mode=mode)
+    store.add(vectors[:0])
+    store.remove([])
+    assert len(store) == len(index) == 300
+    # An iterator is read once, by both stages.
+    expected = store.search(vectors[:3], 5)
+    np.testing.assert_array_equal(store.search(iter(vectors[:3]), 5).ids, expected.ids)
+
+
 def test_filters_and_padding(index: CompressedIndex, queries: FloatArray) -> None:
     store = DenseStore(index, storage="float32", device="cpu", progress=False)
     mask = np.isin(np.arange(1000, 1300), [1003, 1299])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,8 +130,11 @@ def test_two_stage_rescores_what_sparse_finds(
     scores = np.where(is_chosen, dense_scores(built, queries, scoring), -np.inf)
     assert_best(every, built, scores)
     assert_best(built.search(queries, 10, candidates=40, query_nnz=12, scoring=scoring), built, scores)
-    # Fewer candidates than results are as many as results.
-    assert_same(built.search(queries, 40, candidates=1, query_nnz=12, scoring=scoring), every)
+    # Fewer candidates than results are refused; by default there are enough.
+    with pytest.raises(InputError, match="candidates must be at least k = 40, got 39"):
+        built.search(queries, 40, candidates=39, query_nnz=12, scoring=scoring)
+    deep = built.search(queries, 1200, query_nnz=12, scoring=scoring)
+    assert_same(built.search(queries, 1200, candidates=1200, query_nnz=12, scoring=scoring), deep)
 
 
 @each_scoring
@@ -237,6 +241,87 @@ def test_an_empty_index(model: CompresSAE, vectors: FloatArray, queries: FloatAr
     index.add(vectors[:10], list("abcdefghij"))
     whole = CompressedIndex.build(vectors[:10], list("abcdefghij"), model=model, k=16, progress=False)
     assert_same(index.search(queries, 10), whole.search(queries, 10))
+
+
+@each_mode
+def test_no_queries_no_rows_and_nothing_left(
+    index: CompressedIndex, model: CompresSAE, vectors: FloatArray, mode: Mode
+) -> None:
+    emptied = CompressedIndex.build(vectors[:5], model=model, k=16, progress=False)
+    emptied.remove(range(5))
+    compacted = CompressedIndex.build(vectors[:5], list("abcde"), model=model, k=16, progress=False)
+    compacted.remove(list("abcde"))
+    compacted.compact()
+    for each in (index, emptied, compacted, CompressedIndex(model, k=16)):
+        held = len(each)
+        nothing: Any
+        for nothing in (vectors[:0], [], np.empty((0, 384), dtype=np.float64)):
+            result = each.search(nothing, 2**31 - 1, mode=mode)
+            assert result.scores.shape == result.ids.shape == (0, 2**31 - 1)
+            assert (str(result.scores.dtype), str(result.ids.dtype)) == ("float32", "int64")
+            each.add(nothing)
+            each.add(nothing, [])
+            each.upsert(nothing, [])
+        each.remove([])
+        assert len(each) == held
+        assert len(each.codes([])) == 0
+        assert each.reconstruct([]).shape == (0, 384)
+        with pytest.raises(UnknownIdError, match="unknown id 77"):
+            each.explain(vectors[0], 77)
+        with pytest.raises(InputError, match="not be empty"):
+            each.explain(vectors[:0], 1000)
+    named = CompressedIndex.build(vectors[:2], ["a", "b"], model=model, k=16, progress=False)
+    named.add(vectors[:0])
+    assert named.search([], 3, mode=mode).ids.dtype == object
+    with pytest.raises(DimensionError, match="dimension 3, expected 384"):
+        index.add(np.empty((0, 3)))
+    with pytest.raises(InputError, match="not be empty"):
+        CompressedIndex.build(vectors[:0], model=model, progress=False)
+
+
+def test_a_model_takes_no_rows(model: CompresSAE, uncentred_model: CompresSAE) -> None:
+    nothing = np.empty((0, 384), dtype=np.float32)
+    for each in (model, uncentred_model):
+        for encoder in ("pursuit", "topk"):
+            codes = each.encode(nothing, encoder=encoder)
+            assert (codes.latents.shape, codes.values.shape) == ((0, 16), (0, 16))
+            assert each.decode(codes).shape == (0, 384)
+            assert len(each.fold(codes)) == 0
+        assert each.project(nothing).shape == (0, 512)
+    means = model.mean_scores(nothing)
+    assert means is not None
+    assert means.shape == (0, 1)
+
+
+@pytest.mark.parametrize("strings", [False, True])
+def test_bad_rows_are_skipped_and_named(model: CompresSAE, vectors: FloatArray, strings: bool) -> None:
+    rows = vectors[:50].copy()
+    rows[[3, 40]] = np.nan
+    rows[17] = 0
+    good = np.delete(np.arange(50), [3, 17, 40])
+    names = [f"n{i}" for i in range(50)] if strings else list(range(100, 150))
+    build = partial(CompressedIndex.build, model=model, k=16, on_bad_rows="skip", progress=False)
+    plain, index = build(rows), build(rows, names)
+    assert (plain.ids.tolist(), plain.skipped.tolist()) == (good.tolist(), [3, 17, 40])
+    assert (index.ids.tolist(), index.skipped.tolist()) == (
+        [names[i] for i in good],
+        [names[i] for i in (3, 17, 40)],
+    )
+    expected = CompressedIndex.build(vectors[good], model=model, k=16, progress=False)
+    np.testing.assert_array_equal(index.codes(index.ids).values, expected.codes(range(47)).values)
+    with pytest.raises(DimensionError, match="47 ids for 50 vectors"):
+        build(rows, range(47))
+    # Row 1 is bad: what its id held stays.
+    before = index.codes([names[1]]).values
+    index.upsert(rows[2:5], names[:3], on_bad_rows="skip")
+    assert index.skipped.tolist() == [names[1]]
+    np.testing.assert_array_equal(index.codes([names[1]]).values, before)
+    assert len(index) == 47
+    plain.add(rows[[3, 4, 17, 5]], on_bad_rows="skip")
+    assert plain.ids[-2:].tolist() == [51, 53]
+    assert plain.skipped.tolist() == [50, 52]
+    plain.add(rows[:1], [99])
+    assert plain.skipped.tolist() == []
 
 
 def test_generated_ids_go_on_above_the_largest(index: CompressedIndex, vectors: FloatArray) -> None:
@@ -379,7 +464,6 @@ BAD_ROWS: list[tuple[Callable[[FloatArray], Any], type[Exception], str]] = [
     (lambda rows: broken(rows, -np.inf), InputError, r"row 3 holds values infinite in float32"),
     (lambda rows: broken(rows.astype(np.float64), 1e300), InputError, "row 3 holds values infinite in"),
     (lambda rows: broken(rows, 0.0), InputError, r"row 3 is zero, so it has no direction \(1 such rows\)"),
-    (lambda rows: rows[:0], InputError, "not be empty"),
     (lambda rows: rows[:, :0], InputError, "not be empty"),
     (lambda _: [[1.0], [1.0, 2.0]], InputError, "cannot be read as an array"),
 ]  # fmt: skip
@@ -425,6 +509,7 @@ BAD_CALLS: list[tuple[Act, type[Exception], str]] = [
     (lambda i, q: i.search(q, True), InputError, "k must be an integer, got True"),
     (lambda i, q: i.search(q, 2.0), InputError, "k must be an integer, got 2.0"),  # type: ignore[arg-type]
     (lambda i, q: i.search(q, 10**20), InputError, "k must be at most 2147483647, got 1000"),
+    (lambda i, q: i.search(q, candidates=9), InputError, "candidates must be at least k = 10, got 9"),
     (lambda i, q: i.search(q, candidates=0), InputError, "candidates must be at least 1, got 0"),
     (lambda i, q: i.search(q, query_nnz=0), InputError, "query_nnz must be at least 1, got 0"),
     (lambda i, q: i.search(q, num_threads=0), InputError, "num_threads must be at least 1, got 0"),

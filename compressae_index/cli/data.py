@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 import time
 from contextlib import suppress
@@ -11,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import numpy as np
 from click.core import ParameterSource
 
 from compressae_index.cli.options import (
     PATH,
+    bad_rows_option,
     check_file,
     dataset_option,
     encoder_option,
@@ -29,13 +28,14 @@ from compressae_index.cli.options import (
 )
 from compressae_index.encoding import CodeStore, encode_to_directory, encoded_chunks
 from compressae_index.errors import FormatError, InputError, StorageError
+from compressae_index.ids import IdArray
 from compressae_index.index import DEFAULT_K, CompressedIndex
 from compressae_index.metric import Metric
 from compressae_index.model import CompresSAE, Encoder
 from compressae_index.packing import VALUE_BITS
 from compressae_index.persistence import check_target, kind_of
 from compressae_index.progress import track
-from compressae_index.sources import Vectors, open_vectors
+from compressae_index.sources import BadRows, Vectors, open_vectors, read_ids
 from compressae_index.storage import accessing
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 )
 @training_options
 @dataset_option
+@bad_rows_option
 @json_option
 def train(
     embeddings: Path,
@@ -66,6 +67,7 @@ def train(
     steps: int | None,
     seed: int,
     dataset: str,
+    on_bad_rows: BadRows,
     as_json: bool,
 ) -> None:
     """Train a model on EMBEDDINGS.
@@ -80,7 +82,7 @@ def train(
     if checkpoint is not None and checkpoint.resolve() == output.resolve():
         msg = f"{output} cannot hold both the model and the checkpoint: use two directories"
         raise InputError(msg)
-    vectors = open_vectors(embeddings, dataset=dataset)
+    vectors = open_vectors(embeddings, dataset=dataset, on_bad_rows=on_bad_rows)
     config = replace(train_config(preset, steps, seed), center=center)
     config = config.with_codes(DEFAULT_K if k is None else k, n_latents)
     result = train_model(vectors, config, checkpoint=checkpoint, progress=True)
@@ -183,11 +185,13 @@ def _encode_to_matrix(
 @click.option("--model", type=PATH, help="Directory that `train` wrote; without it, a model is trained.")
 @click.option("--codes", type=PATH, help="Directory that `encode` wrote, in place of EMBEDDINGS.")
 @click.option("--ids", type=PATH, help="One id a row: .npy, or a text file with one id a line.")
+@click.option("--id-column", help="Column of ids, of Parquet EMBEDDINGS (or --ids).")
 @training_options
 @storage_options
 @encoder_option
 @metric_option
 @dataset_option
+@bad_rows_option
 @threads_option
 @json_option
 @click.pass_context
@@ -198,6 +202,7 @@ def build(
     model: Path | None,
     codes: Path | None,
     ids: Path | None,
+    id_column: str | None,
     k: int | None,
     n_latents: int | None,
     preset: Preset,
@@ -210,6 +215,7 @@ def build(
     encoder: Encoder,
     metric: Metric,
     dataset: str,
+    on_bad_rows: BadRows,
     threads: int | None,
     as_json: bool,
 ) -> None:
@@ -218,19 +224,21 @@ def build(
     \b
     Example:
       compressae-index build embeddings.npy -o items.index --ids ids.txt
+      compressae-index build items.parquet -o items.index --id-column id
       compressae-index build embeddings.npy -o items.index --bytes-per-vector 128
       compressae-index build --codes codes --model items.model -o items.index
     """  # noqa: D301
     if (embeddings is None) == (codes is None):
         raise click.UsageError("Give either EMBEDDINGS or --codes.")
     check_target(output, "index")
-    row_ids = None if ids is None else _read_ids(ids)
+    row_ids = _ids_of(embeddings, ids, id_column)
     trained = None if model is None else CompresSAE.load(model)
     started = time.perf_counter()
     if codes is not None:
         if trained is None:
             raise click.UsageError("--codes needs the --model that encoded.")
-        refuse(context, "--codes", (*TRAINING, *_BUDGET, "k", "n_latents", "encoder", "metric", "dataset"))
+        others = ("k", "n_latents", "encoder", "metric", "dataset", "on_bad_rows")
+        refuse(context, "--codes", (*TRAINING, *_BUDGET, *others))
         bits = VALUE_BITS if value_bits is None else value_bits
         index = CompressedIndex.from_codes(
             codes, trained, row_ids, value_bits=bits, postings=postings, num_threads=threads
@@ -239,7 +247,7 @@ def build(
         if trained is not None:
             refuse(context, "--model", TRAINING)
         index = CompressedIndex.build(
-            open_vectors(embeddings, dataset=dataset),
+            open_vectors(embeddings, dataset=dataset, on_bad_rows=on_bad_rows),
             row_ids,
             k=k,
             n_latents=n_latents,
@@ -255,6 +263,8 @@ def build(
         )
     _save(index, output)
     content = {"index": str(output), "seconds": time.perf_counter() - started, **index.stats()._asdict()}
+    if on_bad_rows == "skip":
+        content |= _skipped(index.skipped, as_json)
     if index.plan is not None:
         content |= {"expected_recall": index.plan.recall, "expected_dense_recall": index.plan.dense_recall}
     report(content, as_json)
@@ -292,6 +302,12 @@ def _kept(made: CompressedIndex | CompresSAE, name: str) -> str | None:
     return None
 
 
+def _skipped(ids: IdArray, as_json: bool) -> dict[str, Any]:
+    """How many rows were left out, and their ids; people see the first of them."""
+    shown = ids.tolist() if as_json else ", ".join(map(repr, ids[:10].tolist())) + ", ..." * (len(ids) > 10)
+    return {"skipped": len(ids), "skipped_ids": shown} if len(ids) else {"skipped": 0}
+
+
 TRAINING = ("preset", "steps", "seed")
 _BUDGET = ("bytes_per_vector", "target_recall")
 
@@ -304,18 +320,13 @@ def refuse(context: click.Context, given: str, names: tuple[str, ...]) -> None:
             raise click.UsageError(msg)
 
 
-def _read_ids(path: Path) -> object:
-    try:
-        if path.suffix == ".npy":
-            return np.load(path, allow_pickle=False)
-        with path.open(encoding="utf-8") as file:
-            lines = [line.rstrip("\n") for line in file]
-    except (OSError, ValueError, EOFError) as error:
-        msg = f"{path} cannot be read: {error}"
-        raise FormatError(msg) from error
-    # Only what stays the same: "007" is a string, or it would come back as 7.
-    numbers = all(re.fullmatch(r"0|-?[1-9][0-9]{0,18}", line) for line in lines)
-    return [int(line) for line in lines] if numbers else lines
+def _ids_of(embeddings: Path | None, ids: Path | None, id_column: str | None) -> IdArray | None:
+    if id_column is None:
+        return None if ids is None else read_ids(ids)
+    source = embeddings if ids is None else ids
+    if source is None:
+        raise click.UsageError("--id-column needs EMBEDDINGS or --ids, of Parquet files.")
+    return read_ids(source, id_column)
 
 
 @click.command()

@@ -205,7 +205,7 @@ def search(
     collection: str,
     k: int,
     mode: Any,
-    candidates: int,
+    candidates: int | None,
     query_nnz: int | None,
     scoring: Scoring,
     expression: str | None,
@@ -222,7 +222,7 @@ def search(
     Example:
       compressae-index milvus search queries.npy --uri items.db --collection items_compressed -k 10
     """  # noqa: D301
-    vectors = open_vectors(queries, dataset=query_dataset)
+    vectors = open_vectors(queries, dataset=query_dataset, may_be_empty=True)
     index = _opened(uri, token, db_name, timeout, collection)
     result = index.search(
         vectors[0 : vectors.shape[0]],

@@ -18,6 +18,7 @@ from compressae_index.errors import FormatError
 from compressae_index.metric import METRICS
 from compressae_index.model import ENCODERS
 from compressae_index.queries import MODES, SCORINGS
+from compressae_index.sources import BAD_ROWS
 from compressae_index.storage import accessing, check_writable, own_folder, sweep, sync_folder
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -49,6 +50,13 @@ dataset_option = click.option(
     default="train",
     show_default=True,
     help="Data set of an HDF5 file, or column of a Parquet file.",
+)
+bad_rows_option = click.option(
+    "--on-bad-rows",
+    type=click.Choice(BAD_ROWS),
+    default="error",
+    show_default=True,
+    help="Refuse rows that are zero or hold NaN, or leave them out.",
 )
 query_dataset_option = click.option(
     "--query-dataset", default="test", show_default=True, help="The same for the queries."
@@ -102,7 +110,9 @@ def search_options(function: F) -> F:
     """How `search` and `eval` search."""
     options = (
         click.option(
-            "--candidates", type=int, default=1000, show_default=True, help="Stage one hands to stage two."
+            "--candidates",
+            type=int,
+            help="Documents that stage one hands to stage two.  [default: 1000, or k where that is more]",
         ),
         click.option(
             "--query-nnz",

@@ -29,7 +29,7 @@ from compressae_index.ids import IdArray
 from compressae_index.index import CompressedIndex
 from compressae_index.metric import METRICS, Metric
 from compressae_index.plots import figure_class
-from compressae_index.queries import Mode, Scoring
+from compressae_index.queries import CANDIDATES, Mode, Scoring
 from compressae_index.sources import open_vectors
 
 
@@ -51,7 +51,7 @@ def search(
     queries: Path,
     k: int,
     mode: Mode,
-    candidates: int,
+    candidates: int | None,
     query_nnz: int | None,
     scoring: Scoring,
     nprobe: int | None,
@@ -71,7 +71,7 @@ def search(
     if output is not None:
         check_file(output, ".npz", "results")
     loaded = CompressedIndex.load(index, mmap=True)
-    vectors = open_vectors(queries, dataset=query_dataset)
+    vectors = open_vectors(queries, dataset=query_dataset, may_be_empty=True)
     scores, ids = loaded.search(
         vectors[0 : vectors.shape[0]],
         k,
@@ -139,7 +139,7 @@ def evaluate(
     index: Path,
     embeddings: Path,
     queries: Path | None,
-    candidates: int,
+    candidates: int | None,
     query_nnz: int | None,
     scoring: Scoring,
     metric: Metric | None,
@@ -176,7 +176,7 @@ def evaluate(
         asked[0:max_queries],
         metric=metric,
         scoring=scoring,
-        candidates=candidates,
+        candidates=CANDIDATES if candidates is None else candidates,
         query_nnz=query_nnz,
         faiss=faiss,
         progress=True,

@@ -7,26 +7,47 @@ read with plain reads, a map that the caller made gives its pages back, iterator
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from compressae_index.checks import as_array
-from compressae_index.errors import FormatError, InputError
+from compressae_index.checks import check_choice, check_float_dtype, contents_of
+from compressae_index.conversion import as_array, must_be_read_at_once
+from compressae_index.errors import DimensionError, FormatError, InputError
 from compressae_index.sources.arrays import wrapped
 from compressae_index.sources.base import CHUNK_ROWS, TypedVectors, Vectors
+from compressae_index.sources.files import SourceFile
 from compressae_index.sources.flat import open_bvecs, open_fvecs, open_npy
 from compressae_index.sources.hdf5 import open_hdf5
+from compressae_index.sources.ids import read_ids
 from compressae_index.sources.parquet import open_parquet
-from compressae_index.sources.shards import natural_order, open_shards
+from compressae_index.sources.paths import PathLike, files_of, names_files
+from compressae_index.sources.rows import GoodRows, check_no_rows, checked_rows, ids_of_rows
+from compressae_index.sources.shards import open_shards
 from compressae_index.sources.spool import spooled
 
-__all__ = ["CHUNK_ROWS", "VectorSource", "Vectors", "open_vectors"]
+__all__ = [
+    "BAD_ROWS",
+    "CHUNK_ROWS",
+    "BadRows",
+    "GoodRows",
+    "VectorSource",
+    "Vectors",
+    "check_no_rows",
+    "checked_rows",
+    "ids_of_rows",
+    "open_vectors",
+    "read_ids",
+]
 
-VectorSource: TypeAlias = Vectors | str | Path | Sequence[str | Path] | Iterator[npt.ArrayLike]
+VectorSource: TypeAlias = Vectors | PathLike | Sequence[PathLike] | Iterator[npt.ArrayLike]
 """What `open_vectors` opens."""
+
+BadRows: TypeAlias = Literal["error", "skip"]
+BAD_ROWS: tuple[BadRows, ...] = ("error", "skip")
 
 _READERS = {
     ".npy": open_npy,
@@ -36,90 +57,112 @@ _READERS = {
     ".h5": open_hdf5,
     ".parquet": open_parquet,
 }
+# How to make a file that can be read of one that cannot.
+_ADVICE = {
+    ".csv": "numpy.save('a.npy', numpy.loadtxt('a.csv', delimiter=',', dtype='float32'))",
+    ".tsv": "numpy.save('a.npy', numpy.loadtxt('a.tsv', dtype='float32'))",
+    ".txt": "numpy.save('a.npy', numpy.loadtxt('a.txt', dtype='float32'))",
+    ".npz": "numpy.save('a.npy', numpy.load('a.npz')['name'])",
+    ".pt": "numpy.save('a.npy', torch.load('a.pt').float().numpy())",
+}
 
 
-def open_vectors(source: VectorSource | Any, *, dataset: str = "train") -> Vectors:
+def open_vectors(
+    source: VectorSource | Any,
+    *,
+    dataset: str = "train",
+    on_bad_rows: BadRows = "error",
+    may_be_empty: bool = False,
+) -> Vectors:
     """Embeddings of any source, as something to slice.
 
     Args:
         source: one of
-            an array (n, d), a memory map, or nested lists of numbers;
+            an array (n, d) of numpy, torch or any library with `__array__` or DLPack; a memory map; nested
+            lists of numbers; a table of numbers or a column of vectors, of pandas, polars or Arrow, by
+            position whatever its index says;
             a file: .npy, .fvecs, .bvecs, .hdf5 or .h5 in the ann-benchmarks layout, .parquet with a list
             column;
             a folder of such files, all of one kind and dimension, taken in natural order of their names
-            (shard-2 before shard-10); files of other kinds and hidden ones are passed over;
+            (shard-2 before shard-10). Files that cannot be embeddings and hidden ones are passed over; what
+            looks like more embeddings, as a.npy.gz or a folder with such files, is refused;
+            a pattern such as "shards/*.npy", or "shards/**/*.npy" for folders within folders;
             a list or tuple of paths of such files, taken in this order;
             an iterator of batches (m, d). It can be read only once, so it is read to its end here, into a
             float32 file in the folder for temporary files (TMPDIR chooses it). The file has no name, so the
             system removes it when the result is no longer used, however the process ends.
-            Rows are float16, float32, float64, or uint8, which are converted to float32.
+            Rows are of a floating dtype, also bfloat16, or uint8, which are converted to float32.
         dataset: of an HDF5 file, the data set; of a Parquet file, the column (the only list column, where
             there is none of that name).
+        on_bad_rows: "error" leaves it to who reads a row that is zero, or holds NaN or infinite values, to
+            refuse it. "skip" reads all rows once, and gives the others, as a `GoodRows` that knows which are
+            left; null rows of tables, and rows of another length than the first, are bad rows then.
+        may_be_empty: whether there may be no rows.
 
     Raises:
         FormatError: a file is missing, truncated or of another format; shards differ in kind or dimension.
-        InputError: not two-dimensional, empty, or a file of numbers of another dtype; a bad batch of an
-            iterator.
+            When rows are read: a file is another than it was when it was opened, or gone.
+        InputError: not two-dimensional, empty, or numbers of another dtype; a bad batch of an iterator; with
+            "skip", no row is left.
         MissingExtraError: reading the format needs an extra.
+        StorageError: the system refuses.
     """
-    if isinstance(source, (str, Path)):
-        path = Path(source)
-        vectors = _open_shards(_shards_of(path), dataset) if path.is_dir() else _open_file(path, dataset)
-    elif isinstance(source, (list, tuple)) and source and all(isinstance(i, (str, Path)) for i in source):
-        vectors = _open_shards([Path(path) for path in source], dataset)
-    elif isinstance(source, Iterator):
-        vectors = spooled(source)
-    else:
-        vectors = wrapped(source if isinstance(source, Vectors) else as_array(source, "embeddings"))
-        _check_shape(vectors, "embeddings")
-    return vectors
+    skip = check_choice(on_bad_rows, "on_bad_rows", BAD_ROWS) == "skip"
+    if isinstance(source, GoodRows):
+        return source
+    vectors = _opened(source, dataset, skip, may_be_empty)
+    return GoodRows(vectors) if skip and vectors.shape[0] else vectors
 
 
-def _check_shape(vectors: Vectors, name: str, *, may_be_empty: bool = False) -> None:
+def _opened(source: Any, dataset: str, skip: bool, may_be_empty: bool) -> Vectors:
+    if names_files(source):
+        files = files_of(source)
+        if isinstance(files, Path):
+            return _open_file(files, dataset, skip, may_be_empty=may_be_empty)
+        vectors = open_shards(files, lambda path: _open_file(path, dataset, skip, may_be_empty=True))
+        _check_shape(vectors, f"{files[0].parent}: embeddings", may_be_empty)
+        return vectors
+    if isinstance(source, Iterator):
+        return spooled(source, nan_rows=skip)
+    if not isinstance(source, Vectors) or must_be_read_at_once(source):
+        source = as_array(source, "embeddings", nan_rows=skip)
+        if may_be_empty and source.shape == (0,):
+            source = np.empty((0, 0), dtype=np.float32)
+    _check_shape(source, "embeddings", may_be_empty)
+    if source.shape[0] and hasattr(source, "dtype"):
+        known = isinstance(source.dtype, np.dtype)
+        dtype = source.dtype if known else as_array(source[0:1], "embeddings").dtype
+        held = contents_of(source) if isinstance(source, np.ndarray) else ""
+        check_float_dtype(dtype, "embeddings", contents=held)
+    opened: Vectors = wrapped(source)
+    return opened
+
+
+def _check_shape(vectors: Vectors, name: str, may_be_empty: bool) -> None:
     if len(vectors.shape) != 2 or (0 in vectors.shape and not may_be_empty):
-        msg = f"{name} must have shape (n, d) and not be empty, got shape {tuple(vectors.shape)}"
-        raise InputError(msg)
+        held = contents_of(vectors) if isinstance(vectors, np.ndarray) else ""
+        msg = f"{name} must have shape (n, d) and not be empty, got shape {tuple(vectors.shape)}{held}"
+        raise (InputError if len(vectors.shape) == 2 else DimensionError)(msg)
 
 
-def _open_file(path: Path, dataset: str, *, may_be_empty: bool = False) -> TypedVectors:
-    reader = _READERS.get(path.suffix.lower())
+def _open_file(path: Path, dataset: str, skip: bool, *, may_be_empty: bool) -> SourceFile:
+    suffix = path.suffix.lower()
+    reader: Any = _READERS.get(suffix)
     if reader is None:
         msg = f"{path}: unknown kind of file; expected {', '.join(_READERS)}, or a folder of such files"
+        if suffix in _ADVICE:
+            msg += f"; to convert it: {_ADVICE[suffix]}"
         raise FormatError(msg)
     if not path.is_file():
         msg = f"{path} does not exist" if not path.exists() else f"{path} is not a file"
         raise FormatError(msg)
-    try:
-        vectors: TypedVectors = reader(path, dataset)
-        _check_shape(vectors, f"{path}: embeddings", may_be_empty=may_be_empty)
-    except (OSError, ValueError, EOFError) as error:
-        if isinstance(error, (FormatError, InputError)):
-            raise
-        msg = f"{path} cannot be read: {error}"
-        raise FormatError(msg) from error
-    if vectors.dtype.kind != "f" and vectors.dtype != np.uint8:
-        msg = (
-            f"{path}: embeddings must be floating point (float16, float32 or float64) or uint8, "
-            f"got dtype {vectors.dtype}"
-        )
-        raise InputError(msg)
-    return vectors
+    if skip and reader is open_parquet:
+        reader = partial(open_parquet, nan_rows=True)
+    return SourceFile(path, lambda path: _checked(reader(path, dataset), path, may_be_empty))
 
 
-def _shards_of(folder: Path) -> list[Path]:
-    paths = [
-        path
-        for path in folder.iterdir()
-        # Writers such as Spark leave marks beside the data, named _SUCCESS or .part-0.parquet.crc.
-        if path.suffix.lower() in _READERS and not path.name.startswith((".", "_")) and path.is_file()
-    ]
-    if not paths:
-        msg = f"{folder} holds no file of a known kind: {', '.join(_READERS)}"
-        raise FormatError(msg)
-    return sorted(paths, key=natural_order)
-
-
-def _open_shards(paths: Sequence[Path], dataset: str) -> Vectors:
-    vectors = open_shards(paths, lambda path: _open_file(path, dataset, may_be_empty=True))
-    _check_shape(vectors, f"{paths[0].parent}: embeddings")
+def _checked(vectors: TypedVectors, path: Path, may_be_empty: bool) -> TypedVectors:
+    _check_shape(vectors, f"{path}: embeddings", may_be_empty)
+    if vectors.shape[0]:
+        check_float_dtype(vectors.dtype, f"{path}: embeddings")
     return vectors

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import bisect
+import errno
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
-from compressae_index.errors import InputError
+from compressae_index.errors import CompressaeError, FormatError, InputError, StorageError
+
+# Where the system refuses, whatever is in the file.
+_REFUSED = frozenset((errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM))
 
 # Rows read, checked and encoded at a time.
 CHUNK_ROWS = 16384
@@ -42,10 +48,17 @@ class TypedVectors(Vectors, Protocol):
 class Concatenated:
     """Pieces of one width, one below the other, of which only the last one used is kept open."""
 
-    def __init__(self, lengths: Sequence[int], dim: int, open_piece: Callable[[int], Vectors]) -> None:
-        """From the rows of each piece, and a function that opens piece i when rows of it are wanted."""
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        dim: int,
+        open_piece: Callable[[int], Vectors],
+        names: Sequence[Path] = (),
+    ) -> None:
+        """From the rows of each piece, what opens piece i when rows of it are wanted, and their files."""
         self._starts = [0, *itertools.accumulate(lengths)]
         self._open_piece = open_piece
+        self._names = names
         # One attribute, so that threads that read at the same time never see a piece under another number.
         self._last: tuple[int, Vectors] | None = None
         self.shape: tuple[int, ...] = (self._starts[-1], dim)
@@ -63,12 +76,39 @@ class Concatenated:
             return np.empty((0, self.shape[1]), dtype=np.float32)
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
+    def place(self, row: int) -> str:
+        """Where a row is, for messages."""
+        number = bisect.bisect_right(self._starts, row) - 1
+        return f"row {row - self._starts[number]} of {self._names[number]}"
+
     def _piece(self, number: int) -> Vectors:
         last = self._last
         if last is None or last[0] != number:
             self._last = last = None  # closed before the next one is opened
             self._last = last = (number, self._open_piece(number))
         return last[1]
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Names the file in errors of reading it.
+
+    Raises:
+        StorageError: the system refuses.
+        FormatError: the file is gone, or what is in it cannot be read.
+    """
+    try:
+        yield
+    except CompressaeError:
+        raise
+    except (OSError, ValueError, EOFError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno in _REFUSED:
+            raise StorageError(error.errno, error.strerror or str(error), str(path)) from error
+        if isinstance(error, FileNotFoundError):
+            msg = f"{path} is gone: it was moved or deleted since it was opened"
+            raise FormatError(msg) from error
+        msg = f"{path} cannot be read: {error}"
+        raise FormatError(msg) from error
 
 
 def bounds(rows: slice, n: int) -> tuple[int, int]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from compressae_index.errors import FormatError
-from compressae_index.sources.arrays import wrapped
-from compressae_index.sources.base import TypedVectors, bounds, floating
+from compressae_index.sources.base import bounds, floating, reading
+
+# Read at once: some systems read no more than 2 GiB.
+_READ_BYTES = 1 << 30
 
 
 class FlatFile:
@@ -23,30 +28,54 @@ class FlatFile:
     def __init__(
         self,
         path: Path,
-        shape: tuple[int, int],
+        shape: tuple[int, ...],
         dtype: npt.DTypeLike,
         *,
-        offset: int = 0,
+        head: bytes = b"",
         prefixed: bool = False,
+        by_column: bool = False,
     ) -> None:
-        """From where the first row begins, and whether an int32 with its dimension is before each row."""
-        self.shape: tuple[int, ...] = shape
+        """From what the file begins with, and how numbers follow.
+
+        Args:
+            path: the file.
+            shape: (n, d).
+            dtype: of the numbers.
+            head: the bytes before the first row, which must stay what they are.
+            prefixed: whether an int32 with its dimension is before each row.
+            by_column: whether numbers are column after column, in Fortran's order.
+        """
+        self.shape = shape
         self._path = path
         self.dtype: np.dtype[Any] = np.dtype(dtype)
-        self._offset = offset
+        self._head = head
         self._prefix = 4 if prefixed else 0
+        self._by_column = by_column
 
     def __getitem__(self, rows: slice) -> npt.NDArray[Any]:
         """Rows (m, d) of the file's dtype, of float32 where that is uint8.
 
         Raises:
-            FormatError: the file is shorter than it was, or a row is of another dimension.
+            FormatError: the file is gone or shorter than it was, has another header, or a row is of another
+                dimension.
+            StorageError: the system refuses.
         """
         start, stop = bounds(rows, self.shape[0])
+        with reading(self._path), self._opened() as file:
+            head = bytearray(len(self._head))
+            if read_at(file, 0, memoryview(head)) < len(head) or head != self._head:
+                msg = f"{self._path} changed since it was opened: its header is another one"
+                raise FormatError(msg)
+            read = self._columns if self._by_column else self._rows
+            return floating(read(file, start, stop))
+
+    def _rows(self, file: int, start: int, stop: int) -> npt.NDArray[Any]:
         dim = self.shape[1]
         row_bytes = self._prefix + dim * self.dtype.itemsize
         content = np.empty((stop - start, row_bytes), dtype=np.uint8)
-        read = self._read(self._offset + start * row_bytes, content.data.cast("B")) if content.size else 0
+        read = (
+            read_at(file, len(self._head) + start * row_bytes, content.data.cast("B")) if content.size else 0
+        )
         if read != content.nbytes:
             msg = f"{self._path} ends within row {start + read // row_bytes} of {self.shape[0]}"
             raise FormatError(msg)
@@ -57,35 +86,58 @@ class FlatFile:
                 row = start + other[0]
                 msg = f"{self._path}: rows differ in dimension, the first has {dim}, row {row} not"
                 raise FormatError(msg)
-        return floating(content[:, self._prefix :].view(self.dtype))
+        return content[:, self._prefix :].view(self.dtype)
 
-    def _read(self, begin: int, into: memoryview) -> int:
-        """Bytes of the file from `begin` on; gives how many there were."""
+    def _columns(self, file: int, start: int, stop: int) -> npt.NDArray[Any]:
+        n, dim = self.shape
+        size = self.dtype.itemsize
+        content = np.empty((dim, (stop - start) * size), dtype=np.uint8)
+        for number, column in enumerate(content if content.size else ()):
+            begin = len(self._head) + (number * n + start) * size
+            if read_at(file, begin, column.data) != column.nbytes:
+                msg = f"{self._path} ends within column {number} of {dim}"
+                raise FormatError(msg)
+        return content.view(self.dtype).T
+
+    @contextmanager
+    def _opened(self) -> Iterator[int]:
+        """The descriptor of the file, while it is read."""
         with self._path.open("rb") as file:
-            file.seek(begin)
-            return file.readinto(into)
+            yield file.fileno()
 
 
-def open_npy(path: Path, _dataset: str = "") -> TypedVectors:
+def read_at(descriptor: int, begin: int, into: memoryview) -> int:
+    """Reads bytes of a file from `begin` on; gives how many there were.
+
+    Threads and forked processes may share the position in the file, so it is left alone.
+    """
+    read = 0
+    while piece := os.pread(descriptor, min(len(into) - read, _READ_BYTES), begin + read):
+        into[read : read + len(piece)] = piece
+        read += len(piece)
+    return read
+
+
+def open_npy(path: Path, _dataset: str = "") -> FlatFile:
     """A .npy file of two dimensions."""
     header = np.lib.format.open_memmap(path, mode="r")  # a map of which no page is touched
-    if header.ndim == 2 and header.flags.c_contiguous:
-        return FlatFile(path, header.shape, header.dtype, offset=header.offset)
-    vectors: TypedVectors = wrapped(header)
-    return vectors
+    by_column = header.ndim == 2 and not header.flags.c_contiguous
+    with path.open("rb") as file:
+        head = file.read(header.offset)
+    return FlatFile(path, header.shape, header.dtype, head=head, by_column=by_column)
 
 
-def open_fvecs(path: Path, _dataset: str) -> TypedVectors:
+def open_fvecs(path: Path, _dataset: str) -> FlatFile:
     """Each row is an int32 d, the same in every row, followed by d float32, little-endian."""
     return _open_vecs(path, "<f4")
 
 
-def open_bvecs(path: Path, _dataset: str) -> TypedVectors:
+def open_bvecs(path: Path, _dataset: str) -> FlatFile:
     """Each row is a little-endian int32 d, the same in every row, followed by d uint8."""
     return _open_vecs(path, "u1")
 
 
-def _open_vecs(path: Path, dtype: str) -> TypedVectors:
+def _open_vecs(path: Path, dtype: str) -> FlatFile:
     size = path.stat().st_size
     dim = int(np.fromfile(path, dtype="<i4", count=1)[0]) if size >= 4 else 0
     row_bytes = 4 + dim * np.dtype(dtype).itemsize

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from compressae_index.errors import FormatError, MissingExtraError
-from compressae_index.sources.arrays import wrapped
 
 
 def open_hdf5(path: Path, dataset: str) -> Any:
@@ -23,4 +22,4 @@ def open_hdf5(path: Path, dataset: str) -> Any:
     if not isinstance(vectors, h5py.Dataset) or vectors.shape is None:
         msg = f"{path}: {dataset!r} is not a data set of embeddings"
         raise FormatError(msg)
-    return wrapped(vectors)
+    return vectors

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from compressae_index.checks import FloatArray, check_vectors, normalize_rows
+from compressae_index.checks import FloatArray, normalize_rows
 from compressae_index.sources.base import Vectors
+from compressae_index.sources.rows import checked_rows
 
 # Rows in a run: reading single rows of a file would take as long as reading all of it.
 _RUN = 4096
@@ -23,8 +24,5 @@ def unit_sample(vectors: Vectors, max_rows: int, rng: np.random.Generator) -> Fl
     starts: npt.NDArray[np.int64] = np.arange(0, n, run)
     if n > max_rows:
         starts = np.sort(rng.permutation(starts)[: -(-max_rows // run)])
-    parts = [
-        normalize_rows(check_vectors(vectors[int(start) : int(start) + run], first_row=int(start)))
-        for start in starts
-    ]
+    parts = [normalize_rows(checked_rows(vectors, int(start), int(start) + run)) for start in starts]
     return np.concatenate(parts)[:max_rows]

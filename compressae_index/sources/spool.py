@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import weakref
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
-from compressae_index.checks import check_vectors
+from compressae_index.checks import as_floats, check_vectors
+from compressae_index.conversion import as_array
 from compressae_index.errors import InputError
-from compressae_index.sources.base import Vectors, floating
+from compressae_index.sources.base import Vectors
 from compressae_index.sources.flat import FlatFile
 
-_READ_BYTES = 1 << 24
 
-
-def spooled(batches: Iterator[npt.ArrayLike]) -> Vectors:
+def spooled(batches: Iterator[npt.ArrayLike], *, nan_rows: bool = False) -> Vectors:
     """All batches as float32 rows of a temporary file; only one batch is in memory at a time.
+
+    With nan_rows, bad rows are written as well, and those that are missing as NaN.
 
     Raises:
         InputError: a batch that is not (m, d), differs in d or holds bad rows, or no rows at all.
@@ -32,10 +33,14 @@ def spooled(batches: Iterator[npt.ArrayLike]) -> Vectors:
     file = tempfile.TemporaryFile(prefix="compressae-index-")  # noqa: SIM115
     try:
         for number, batch in enumerate(batches):
-            array = floating(np.asarray(batch))
+            name = f"embeddings (batch {number})"
+            array = as_array(batch, name, nan_rows=nan_rows)
             if array.ndim == 2 and not len(array):
                 continue
-            rows = check_vectors(array, dim=dim, name=f"embeddings (batch {number})", first_row=n)
+            if nan_rows:
+                rows = as_floats(array, dim=dim, name=name)
+            else:
+                rows = check_vectors(array, dim=dim, name=name, first_row=n)
             n, dim = n + len(rows), rows.shape[1]
             _write(file, rows)
         if dim is None:
@@ -67,10 +72,6 @@ class SpooledFile(FlatFile):
         self._file = file
         weakref.finalize(self, file.close)
 
-    def _read(self, begin: int, into: memoryview) -> int:
-        # Threads and forked processes share the position in the file, so it is left alone.
-        read = 0
-        while piece := os.pread(self._file.fileno(), min(len(into) - read, _READ_BYTES), begin + read):
-            into[read : read + len(piece)] = piece
-            read += len(piece)
-        return read
+    @contextmanager
+    def _opened(self) -> Iterator[int]:
+        yield self._file.fileno()

@@ -378,9 +378,8 @@ def _numbers(entry: Any, kinds: str, name: str) -> list[Any]:
     types: dict[str, tuple[type, ...]] = {"i": (int,), "r": (int, float), "s": (str,)}
 
     def fits(value: Any, kind: str) -> bool:
-        if not isinstance(value, types[kind]) or isinstance(value, bool):
-            return False
-        return kind == "s" or math.isfinite(value)
+        known = isinstance(value, types[kind]) and not isinstance(value, bool)
+        return known and (kind == "s" or math.isfinite(value))
 
     if not isinstance(entry, list) or len(entry) != len(kinds) or not all(map(fits, entry, kinds)):
         msg = f"{name} hold {entry!r:.100}"

@@ -13,6 +13,7 @@ from compressae_index.checks import FloatArray, check_choice, check_int, check_v
 from compressae_index.connectors.faiss.flat import STORAGES, CpuFlat, Storage, in_order
 from compressae_index.connectors.faiss.gpu import LONGEST, SPREADS, GpuFlat, Spread
 from compressae_index.connectors.faiss.library import find_gpus
+from compressae_index.conversion import as_array
 from compressae_index.documents import Rows
 from compressae_index.embedded import Hits
 from compressae_index.errors import DimensionError, InputError, UnknownIdError
@@ -21,7 +22,16 @@ from compressae_index.index import CompressedIndex
 from compressae_index.metric import row_norms
 from compressae_index.processes import ForkSafeLock
 from compressae_index.progress import track
-from compressae_index.queries import MAX_K, MODES, SCORINGS, Mode, Scoring, SearchResult, check_k
+from compressae_index.queries import (
+    MAX_K,
+    MODES,
+    SCORINGS,
+    Mode,
+    Scoring,
+    SearchResult,
+    check_candidates,
+    check_k,
+)
 from compressae_index.sources import CHUNK_ROWS, VectorSource
 
 # Norms of CUDA queries that are searched as they are, without a copy; beyond, half precision would suffer.
@@ -196,8 +206,10 @@ class DenseStore:
         """
         with self._writer.lock:
             held = self._current()
-            self.index.add(_on_host(embeddings), ids, num_threads=num_threads)
+            self.index.add(embeddings, ids, num_threads=num_threads)
             added = self._ids_of_index()[len(self) :] if ids is None else as_id_array(ids)
+            if not len(added):
+                return
             if not len(self):
                 self._refresh(added, progress=False)
                 return
@@ -216,7 +228,9 @@ class DenseStore:
             held, self._removing = self._held, True
             try:
                 self.index.remove(ids)
-                self._held = held._replace(rows=held.rows.without(held.rows.rows_of(ids)))
+                rows = held.rows.rows_of(ids)
+                if len(rows):
+                    self._held = held._replace(rows=held.rows.without(rows))
             finally:
                 self._removing = False
 
@@ -226,7 +240,7 @@ class DenseStore:
         k: int = 10,
         *,
         mode: Mode = "two_stage",
-        candidates: int = 1000,
+        candidates: int | None = None,
         query_nnz: int | None = None,
         scoring: Scoring = "asymmetric",
         filter: Any = None,  # noqa: A002
@@ -257,25 +271,30 @@ class DenseStore:
         k = check_int(k, "k", 1, MAX_K)
         check_choice(mode, "mode", MODES)
         check_choice(scoring, "scoring", SCORINGS)
+        n_candidates = check_candidates(candidates, k)
+        if not _is_cuda(queries):
+            queries = as_array(queries, "queries")
         held = self._current()
         options: dict[str, Any] = {"scoring": scoring, "filter": filter, "num_threads": num_threads}
         if mode == "sparse":
-            return self.index.search(_on_host(queries), k, mode=mode, query_nnz=query_nnz, **options)
+            return self.index.search(queries, k, mode=mode, query_nnz=query_nnz, **options)
         if mode == "dense" and not held.can_scan(k, filter):
             if isinstance(self.index, BackedIndex):
                 msg = (
                     f"on a GPU, dense takes no filter and k up to {LONGEST}, and this index has no dense mode"
                 )
                 raise InputError(msg)
-            return self.index.search(_on_host(queries), k, mode=mode, **options)
+            return self.index.search(queries, k, mode=mode, **options)
         vectors, factors = self._comparable(held, queries, scoring, mode, num_threads)
         check_k(k, held.rows.n_alive, len(vectors))
+        if not len(vectors):
+            return held.result(factors[:, :0], np.empty((0, 0), dtype=np.int64), k)
         if mode == "dense":
             scores, rows = held.scan(vectors, k, filter)
         else:
             found = self.index.search(
-                _on_host(queries),
-                max(min(max(check_int(candidates, "candidates", 1), k), held.rows.n_alive), 1),
+                queries,
+                max(min(n_candidates, held.rows.n_alive), 1),
                 mode="sparse",
                 query_nnz=query_nnz,
                 **options,
@@ -294,7 +313,7 @@ class DenseStore:
             and (mode, scoring) == ("dense", "asymmetric")
         ):
             return _of_tensor(queries, model.dim, None if cosine else held.unit)
-        rows = check_vectors(_on_host(queries), dim=model.dim, name="queries")
+        rows = check_vectors(queries, dim=model.dim, name="queries", may_be_empty=True)
         unit = normalize_rows(rows)
         if scoring == "symmetric":
             codes = model.encode(rows, self._k, encoder=self.index.encoder, num_threads=num_threads)
@@ -334,11 +353,6 @@ def _is_cuda(queries: Any) -> bool:
     return bool(getattr(queries, "is_cuda", False))
 
 
-def _on_host(queries: Any) -> Any:
-    """Queries where numpy reads them."""
-    return queries.detach().cpu().numpy() if hasattr(queries, "detach") else queries
-
-
 def _chunks(ids: IdArray) -> Iterator[IdArray]:
     for first in range(0, len(ids), CHUNK_ROWS):
         yield ids[first : first + CHUNK_ROWS]
@@ -351,15 +365,15 @@ def _of_tensor(queries: Any, dim: int, unit: float | None) -> tuple[Any, FloatAr
 
     Raises:
         DimensionError: another shape.
-        InputError: not floating point, empty, NaN, infinite or zero rows.
+        InputError: not floating point, NaN, infinite or zero rows.
     """
     tensor = queries.detach()
     tensor = tensor[None] if tensor.ndim == 1 else tensor
     if tensor.ndim != 2 or tensor.shape[1] != dim:
         msg = f"queries have shape {tuple(tensor.shape)}, expected (n_queries, {dim})"
         raise DimensionError(msg)
-    if not tensor.is_floating_point() or not len(tensor):
-        msg = f"queries must be floating point and not empty, got {tensor.dtype} {tuple(tensor.shape)}"
+    if not tensor.is_floating_point():
+        msg = f"queries must be floating point, got {tensor.dtype}"
         raise InputError(msg)
     tensor = tensor.float().contiguous()
     lengths = tensor.norm(dim=1, keepdim=True)
@@ -368,6 +382,6 @@ def _of_tensor(queries: Any, dim: int, unit: float | None) -> tuple[Any, FloatAr
     if bad.size:
         msg = f"queries row {bad[0]} is zero or holds NaN or infinite values ({bad.size} such rows)"
         raise InputError(msg)
-    if norms.min() >= SHORTEST_NORM and norms.max() <= LONGEST_NORM:
+    if norms.min(initial=1) >= SHORTEST_NORM and norms.max(initial=1) <= LONGEST_NORM:
         return tensor, np.reciprocal(norms) if unit is None else np.full_like(norms, unit)
     return tensor / lengths, np.ones_like(norms) if unit is None else norms * np.float32(unit)

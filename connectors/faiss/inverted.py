@@ -268,8 +268,7 @@ class InvertedFile:
         held = self._held
         rows = held.rows.rows_of(ids)
         if not len(rows):
-            nothing = np.empty((0, self.k))
-            return SparseCodes(nothing.astype(np.uint16), nothing.astype(np.float32), self.n_latents)
+            return SparseCodes.empty(self.k, self.n_latents)
         return self._unpacked(held.all_packed()[rows], held.packing)
 
     def _unpacked(self, packed: npt.NDArray[np.uint8], packing: Packed) -> SparseCodes:

@@ -11,11 +11,17 @@ from compressae_index.checks import FloatArray, check_int, check_vectors, normal
 from compressae_index.connectors.faiss.library import faiss
 from compressae_index.embedded import Hits
 from compressae_index.errors import DimensionError, InputError
-from compressae_index.ids import Ids
 from compressae_index.model import CompresSAE
 from compressae_index.progress import track
 from compressae_index.queries import check_k
-from compressae_index.sources import CHUNK_ROWS, VectorSource, open_vectors
+from compressae_index.sources import (
+    CHUNK_ROWS,
+    Vectors,
+    VectorSource,
+    checked_rows,
+    ids_of_rows,
+    open_vectors,
+)
 
 # Vectors that a payload's quantiser is trained on, spread evenly over all.
 TRAINING_ROWS = 65_536
@@ -58,7 +64,7 @@ def dictionary_ivf(
         DimensionError: vectors of another dimension than the model's.
     """
     vectors = open_vectors(embeddings)
-    row_ids = Ids.from_user(ids, vectors.shape[0])
+    row_ids, _ = ids_of_rows(ids, vectors)
     if row_ids.are_strings:
         msg = "Faiss's ids are integers, got strings"
         raise InputError(msg)
@@ -73,7 +79,7 @@ def dictionary_ivf(
     _train(index, vectors, model.dim)
     with track(vectors.shape[0], "filing vectors", enabled=progress) as advance:
         for first in range(0, vectors.shape[0], CHUNK_ROWS):
-            unit = _unit(vectors[first : first + CHUNK_ROWS], model.dim, first)
+            unit = _unit(vectors, model.dim, first)
             file_under = None if assignments == 1 else _strongest_lists(model, unit, assignments)
             _add(index, unit, row_ids.of(np.arange(first, first + len(unit))), file_under)
             advance(len(unit))
@@ -101,7 +107,7 @@ def _train(index: Any, vectors: Any, dim: int) -> None:
     n = vectors.shape[0]
     batches = range(0, n, CHUNK_ROWS)
     step = -(-n // TRAINING_ROWS)
-    rows = [_unit(vectors[first : first + CHUNK_ROWS], dim, first)[::step] for first in batches]
+    rows = [_unit(vectors, dim, first)[::step] for first in batches]
     try:
         index.train(np.concatenate(rows))
     except RuntimeError as error:
@@ -109,8 +115,8 @@ def _train(index: Any, vectors: Any, dim: int) -> None:
         raise InputError(msg) from error
 
 
-def _unit(rows: Any, dim: int, first: int) -> FloatArray:
-    return normalize_rows(check_vectors(rows, dim=dim, first_row=first))
+def _unit(vectors: Vectors, dim: int, first: int) -> FloatArray:
+    return normalize_rows(checked_rows(vectors, first, first + CHUNK_ROWS, dim=dim))
 
 
 def _strongest_lists(model: CompresSAE, vectors: FloatArray, assignments: int) -> npt.NDArray[np.int64]:
@@ -145,9 +151,11 @@ def search_once(index: Any, queries: npt.ArrayLike, k: int, assignments: int) ->
     Returns:
         (n_queries, k) each; id -1 and score -inf where fewer were found.
     """
-    unit = normalize_rows(check_vectors(queries, dim=index.d, name="queries"))
+    unit = normalize_rows(check_vectors(queries, dim=index.d, name="queries", may_be_empty=True))
     check_int(assignments, "assignments", 1, SIGNS * int(index.nlist), "lists")
     k = check_k(k, int(index.ntotal), len(unit))
+    if not len(unit):
+        return np.empty((0, k), dtype=np.float32), np.empty((0, k), dtype=np.int64)
     scores, ids = index.search(unit, k * assignments)
     # Best first, so what stands behind the first of its id is a copy.
     by_id = np.argsort(ids, axis=1, kind="stable")

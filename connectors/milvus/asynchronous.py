@@ -72,7 +72,7 @@ class AsyncMilvusIndex:
         k: int = 10,
         *,
         mode: Literal["sparse", "two_stage"] = "two_stage",
-        candidates: int = 1000,
+        candidates: int | None = None,
         query_nnz: int | None = None,
         scoring: Scoring = "asymmetric",
         filter: Any = None,  # noqa: A002
@@ -94,7 +94,7 @@ class AsyncMilvusIndex:
             with translated(f"searching collection {backend.collection!r}", expression=request["filter"]):
                 hits = await self._client.search(**request)
             results.append(index._ranked(block, backend.found(hits, n), k))
-        return await asyncio.to_thread(index._with_fields, index._joined(results), names)
+        return await asyncio.to_thread(index._with_fields, index._joined(results, k), names)
 
     async def add(
         self,

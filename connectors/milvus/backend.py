@@ -28,6 +28,7 @@ from compressae_index.connectors.milvus.client import (
 )
 from compressae_index.connectors.milvus.collection import CODE_FIELD, DENSE_FIELD, Opened
 from compressae_index.connectors.milvus.errors import translated
+from compressae_index.conversion import as_array
 from compressae_index.errors import InputError, UnknownIdError
 from compressae_index.ids import IdArray, as_id_array
 from compressae_index.model import CompresSAE
@@ -313,7 +314,9 @@ class MilvusBackend:
     def _expression(self, wanted: Any) -> str:
         if wanted is None or isinstance(wanted, str):
             return wanted or ""
-        if np.asarray(wanted).dtype == bool:
+        if isinstance(wanted, (set, frozenset)):
+            wanted = list(wanted)
+        if as_array(wanted, "filter").dtype == bool:
             msg = "a Milvus collection has no order, so a filter is an expression or ids, not a boolean mask"
             raise InputError(msg)
         ids = as_id_array(wanted)

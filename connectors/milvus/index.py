@@ -49,6 +49,7 @@ from compressae_index.connectors.milvus.collection import (
 )
 from compressae_index.connectors.milvus.errors import translated
 from compressae_index.connectors.milvus.fields import as_columns
+from compressae_index.conversion import as_array
 from compressae_index.errors import DimensionError, InputError
 from compressae_index.ids import IdArray, as_id_array
 from compressae_index.metric import METRICS, Metric
@@ -215,7 +216,7 @@ class MilvusIndex(BackedIndex):
         k: int = 10,
         *,
         mode: MilvusMode = "two_stage",
-        candidates: int = 1000,
+        candidates: int | None = None,
         query_nnz: int | None = None,
         scoring: Scoring = "asymmetric",
         filter: Any = None,  # noqa: A002
@@ -234,7 +235,7 @@ class MilvusIndex(BackedIndex):
                 field by its own index; "hybrid" fuses the ranks of the sparse and the reconstructed field
                 inside of Milvus.
             candidates: documents that Milvus finds for the re-scoring, or for each part of "hybrid"; at least
-                k are, and at most 16,384.
+                k, and at most 16,384; by default 1,000, or k where that is more.
             query_nnz: latents of the query that sparse search keeps, of largest magnitude; 64 by default.
             scoring: as for `CompressedIndex.search`; "asymmetric" for "dense" and "hybrid".
             filter: a Milvus expression as "price < 10", or ids.
@@ -284,7 +285,7 @@ class MilvusIndex(BackedIndex):
         queries: npt.ArrayLike,
         k: int,
         mode: str,
-        candidates: int,
+        candidates: int | None,
         query_nnz: int | None,
         scope: Scope,
         ranker: Any,
@@ -293,8 +294,9 @@ class MilvusIndex(BackedIndex):
             msg = f"mode {mode!r} needs a reconstructed field: make the collection with dense='float32'"
             raise InputError(msg)
         k, n = self._depth(check_int(k, "k", 1, MAX_RESULTS), candidates, mode)
+        queries = as_array(queries, "queries")
         asked = self._asked(queries, "two_stage", "asymmetric", query_nnz, None)
-        unit = normalize_rows(check_vectors(queries, dim=self.model.dim, name="queries"))
+        unit = normalize_rows(check_vectors(queries, dim=self.model.dim, name="queries", may_be_empty=True))
         found = []
         for first in range(0, len(asked), QUERY_BLOCK):
             data = list(unit[first : first + QUERY_BLOCK].astype(self.backend.dense))
@@ -440,7 +442,7 @@ class MilvusIndex(BackedIndex):
         self._write(put[0], ids, put[1], replace=True, num_threads=num_threads, progress=progress)
 
     def _putting(self, embeddings: VectorSource, fields: Fields | None, partition: str) -> tuple[Any, Any]:
-        vectors = open_vectors(embeddings)
+        vectors = open_vectors(embeddings, may_be_empty=True)
         columns = {} if fields is None else as_columns(fields)
         for name, values in columns.items():
             if len(values) != vectors.shape[0]:

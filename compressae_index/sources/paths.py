@@ -1,0 +1,113 @@
+"""Which files a source names: one, a folder of them, those that match a pattern, or a list."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from compressae_index.checks import as_path
+from compressae_index.errors import FormatError
+from compressae_index.sources.base import reading
+
+PathLike: TypeAlias = str | os.PathLike[str]
+
+KINDS = (".npy", ".fvecs", ".bvecs", ".hdf5", ".h5", ".parquet")
+# What else is known to hold embeddings; it is no sidecar, so it is not passed over.
+_OTHER_KINDS = frozenset((".npz", ".fbin", ".u8bin", ".i8bin"))
+# What may stand behind the name of a file of embeddings without being one: "shard-1.npy.sha256".
+_NOTES = frozenset((".crc", ".md5", ".sha1", ".sha256", ".sha512", ".asc", ".json", ".yaml", ".txt", ".dvc"))
+
+
+def names_files(source: Any) -> bool:
+    """Whether a source is a path, or a list of paths."""
+    if isinstance(source, (list, tuple)):
+        return bool(source) and all(isinstance(path, (str, os.PathLike)) for path in source)
+    return isinstance(source, (str, os.PathLike))
+
+
+def files_of(source: PathLike | Sequence[PathLike]) -> Path | list[Path]:
+    """The file that a source names; a list where it is a folder, a pattern or a list.
+
+    Those of folders and patterns are in natural order, those of a list in its own.
+
+    Raises:
+        FormatError: a folder or pattern gives no files of embeddings, or some that cannot be read as such.
+        StorageError: the system refuses to list a folder.
+    """
+    if isinstance(source, (list, tuple)):
+        return [file for path in source for file in _matched(as_path(path))]
+    path = as_path(source)
+    with reading(path):
+        if path.is_dir():
+            return _chosen(path.iterdir(), str(path))
+        return path if path.exists() or not glob.has_magic(str(path)) else _matched(path)
+
+
+def _matched(path: Path) -> list[Path]:
+    with reading(path):
+        if path.exists() or not glob.has_magic(str(path)):
+            return [path]
+        # Folders that a pattern names are searched where it says so, by "**".
+        found = [Path(match) for match in glob.glob(str(path), recursive=True)]
+        if not found:
+            msg = f"{path} does not exist, and as a pattern it matches no file"
+            raise FormatError(msg)
+        return _chosen(found, str(path))
+
+
+def _chosen(paths: Iterable[Path], where: str) -> list[Path]:
+    """Files of embeddings among paths; anything that looks like more of them is refused.
+
+    Writers such as Spark leave marks with the data, named _SUCCESS or .part-0.parquet.crc.
+    """
+    paths = [path for path in paths if not _is_hidden(path)]
+    files = [path for path in paths if path.suffix.lower() in KINDS and not path.is_dir()]
+    for path in sorted(set(paths) - set(files)):
+        if path.is_dir():
+            _check_folder(path, set(files), where)
+        elif _looks_like_vectors(path):
+            msg = (
+                f"{where} holds {path.name}, which would be passed over: unpack or convert it to one of "
+                f"{', '.join(KINDS)}, move it elsewhere, or give a pattern such as '*.npy'"
+            )
+            raise FormatError(msg)
+    if not files:
+        msg = f"{where} holds no file of a known kind: {', '.join(KINDS)}"
+        raise FormatError(msg)
+    return sorted(files, key=natural_order)
+
+
+def _check_folder(folder: Path, taken: set[Path], where: str) -> None:
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith((".", "_"))]
+        for name in names:
+            path = Path(place, name)
+            if path not in taken and not _is_hidden(path) and _looks_like_vectors(path):
+                msg = (
+                    f"{where} holds a folder with {path}, which would be passed over: move it elsewhere, or "
+                    "give a pattern such as '**/*.npy' that names the files of all folders"
+                )
+                raise FormatError(msg)
+
+
+def _is_hidden(path: Path) -> bool:
+    return path.name.startswith((".", "_"))
+
+
+def _looks_like_vectors(path: Path) -> bool:
+    """Whether a file is of a kind that holds embeddings, perhaps packed or unfinished, as a.npy.gz."""
+    last = path.suffix.lower()
+    if last in KINDS or last in _OTHER_KINDS:
+        return True
+    return last not in _NOTES and any(suffix.lower() in KINDS for suffix in path.suffixes[:-1])
+
+
+def natural_order(path: Path) -> list[tuple[list[str | int], str]]:
+    """A key that sorts numbers within names by their value, folder by folder."""
+    # Every second piece is a number, so a string is never compared with one.
+    pieces = [(re.split(r"([0-9]+)", part), part) for part in path.parts]
+    return [([int(x) if place % 2 else x for place, x in enumerate(each)], part) for each, part in pieces]

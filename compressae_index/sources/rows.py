@@ -1,0 +1,125 @@
+"""Rows of a source, checked: bad ones are named by their place, or left out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from compressae_index.checks import FloatArray, as_floats, bad_rows, complaint
+from compressae_index.conversion import as_array
+from compressae_index.errors import DimensionError, InputError
+from compressae_index.ids import IdArray, Ids, RowArray
+from compressae_index.sources.base import CHUNK_ROWS, Vectors, bounds
+
+
+def checked_rows(vectors: Vectors, begin: int, end: int, *, dim: int | None = None) -> FloatArray:
+    """Rows begin .. end of a source, as `checks.check_vectors` gives them.
+
+    Raises:
+        InputError: a row that is not finite, or zero; it is named by its number, and by its file.
+        DimensionError: rows of another dimension.
+        FormatError: a file that is damaged or another than it was.
+    """
+    raw, array = _read(vectors, begin, end, dim)
+    bad = bad_rows(array)
+    if bad.size:
+        row, message = complaint(raw, array, bad, "embeddings", begin)
+        place = getattr(vectors, "place", None)
+        where = f", {place(begin + row)}" if place else ""
+        msg = f"{message}{where}; on_bad_rows='skip' leaves such rows out"
+        raise InputError(msg)
+    return array
+
+
+def _read(vectors: Vectors, begin: int, end: int, dim: int | None) -> tuple[npt.NDArray[Any], FloatArray]:
+    raw = as_array(vectors[begin:end], "embeddings")
+    return raw, as_floats(raw, dim=dim)
+
+
+def check_no_rows(vectors: Vectors, dim: int) -> None:
+    """Refuses a source without rows whose dimension is another one than `dim`.
+
+    Raises:
+        DimensionError: it is so.
+    """
+    if vectors.shape[1] not in (0, dim):
+        msg = f"embeddings have dimension {vectors.shape[1]}, expected {dim}"
+        raise DimensionError(msg)
+
+
+class GoodRows:
+    """The rows of a source that have a direction, as if the others were not there."""
+
+    def __init__(self, vectors: Vectors) -> None:
+        """Reads all rows once, to find the bad ones.
+
+        Raises:
+            InputError: there are no others.
+        """
+        self._vectors = vectors
+        n = vectors.shape[0]
+        found = [
+            begin + bad_rows(_read(vectors, begin, begin + CHUNK_ROWS, None)[1])
+            for begin in range(0, n, CHUNK_ROWS)
+        ]
+        self.skipped: RowArray = np.concatenate([np.empty(0, dtype=np.int64), *found])
+        """Rows that are left out, in order."""
+        if self.skipped.size == n:
+            msg = f"all {n} rows of the embeddings are zero or hold NaN or infinite values: none is left"
+            raise InputError(msg)
+        self.n_rows = n
+        """Rows of the source."""
+        self.shape: tuple[int, ...] = (n - self.skipped.size, vectors.shape[1])
+        # Good rows before each bad one.
+        self._before = self.skipped - np.arange(self.skipped.size)
+
+    def __getitem__(self, rows: slice) -> npt.NDArray[Any]:
+        """Rows (m, d) of those that are left."""
+        start, stop = bounds(rows, self.shape[0])
+        if start == stop:
+            return np.empty((0, self.shape[1]), dtype=np.float32)
+        first, last = self.row(start), self.row(stop - 1)
+        # Piece by piece: there may be many more bad rows between than good ones.
+        pieces = [
+            self._piece(begin, min(begin + CHUNK_ROWS, last + 1))
+            for begin in range(first, last + 1, CHUNK_ROWS)
+        ]
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    def _piece(self, begin: int, end: int) -> npt.NDArray[Any]:
+        """Good rows among begin .. end of the source."""
+        content = as_array(self._vectors[begin:end], "embeddings")
+        inside = self.skipped[np.searchsorted(self.skipped, begin) : np.searchsorted(self.skipped, end)]
+        return np.delete(content, inside - begin, axis=0) if inside.size else content
+
+    def row(self, number: int) -> int:
+        """The source's number of a row that is left."""
+        return number + int(np.searchsorted(self._before, number, side="right"))
+
+    @property
+    def kept(self) -> RowArray:
+        """The source's numbers of all rows that are left."""
+        return np.delete(np.arange(self.n_rows), self.skipped)
+
+    def place(self, row: int) -> str:
+        """Where a row is, for messages."""
+        place = getattr(self._vectors, "place", None)
+        return place(self.row(row)) if place else f"row {self.row(row)} of the source"
+
+
+def ids_of_rows(ids: Any, vectors: Vectors) -> tuple[Ids, IdArray]:
+    """Ids of opened rows, and of those that `GoodRows` leave out.
+
+    Args:
+        ids: as a caller gives them, one for each row of the source.
+        vectors: what `open_vectors` gave.
+
+    Raises:
+        InputError: as `Ids.from_user`.
+    """
+    if not isinstance(vectors, GoodRows):
+        return Ids.from_user(ids, vectors.shape[0]), np.empty(0, dtype=np.int64)
+    whole = Ids.from_user(ids, vectors.n_rows)
+    return (whole.subset(vectors.kept) if vectors.skipped.size else whole), whole.of(vectors.skipped)
