@@ -14,11 +14,14 @@ from click.core import ParameterSource
 
 from compressae_index.cli.options import (
     PATH,
+    check_file,
+    check_folder,
     dataset_option,
     encoder_option,
     json_option,
     metric_option,
     report,
+    say_replaced,
     storage_options,
     threads_option,
     training_options,
@@ -66,13 +69,18 @@ def train(
 ) -> None:
     """Train a model on EMBEDDINGS.
 
+    EMBEDDINGS is a .npy, .fvecs, .bvecs, .hdf5 or .parquet file, or a folder of such files. `encode` and
+    `build` take it by --model. Training needs the extra: pip install 'compressae-index[train]'.
+
     \b
     Example:
       compressae-index train embeddings.npy -o items.model --k 32
     """  # noqa: D301
     from compressae_index.training import train as train_model
 
+    check_folder(output, "models")
     check_target(output)
+    replaced = output.exists()
     vectors = open_vectors(embeddings, dataset=dataset)
     config = replace(train_config(preset, steps, seed), center=center)
     config = config.with_codes(DEFAULT_K if k is None else k, n_latents)
@@ -89,6 +97,8 @@ def train(
     elif result.rounds:
         content["error_of_pursuit"] = f"{result.rounds[0].error:.4f} to {result.rounds[-1].error:.4f}"
     report(content, as_json)
+    if replaced:
+        say_replaced(output)
 
 
 def train_config(preset: Preset, steps: int | None, seed: int) -> TrainConfig:
@@ -107,7 +117,7 @@ def train_config(preset: Preset, steps: int | None, seed: int) -> TrainConfig:
     "-o",
     type=PATH,
     required=True,
-    help="A .npz file, for a scipy CSR matrix, or else a directory, for any number of rows.",
+    help="A name that ends in .npz, for one scipy CSR matrix, or a directory, for any number of rows.",
 )
 @click.option("--k", type=int, help="Nonzeros a code.  [default: the model's]")
 @encoder_option
@@ -126,17 +136,23 @@ def encode(
 ) -> None:
     """Encode EMBEDDINGS into folded codes.
 
-    A directory is written shard by shard, and memory does not grow with the number of rows. The same command
-    goes on where it was stopped. `build --codes` makes an index of it.
+    EMBEDDINGS is a .npy, .fvecs, .bvecs, .hdf5 or .parquet file, or a folder of such files. A directory is
+    written shard by shard, and memory does not grow with the number of rows. Stopped and run
+    again, it goes on. `build --codes` makes an index of it.
 
     \b
     Example:
       compressae-index encode embeddings.npy --model items.model -o codes
       compressae-index encode embeddings.npy --model items.model -o codes.npz
     """  # noqa: D301
+    as_matrix = output.suffix.lower() == ".npz"
+    if as_matrix:
+        check_file(output, ".npz", "codes")
+    else:
+        check_folder(output, "codes")
     trained, vectors = CompresSAE.load(model), open_vectors(embeddings, dataset=dataset)
     started = time.perf_counter()
-    if output.suffix == ".npz":
+    if as_matrix:
         _encode_to_matrix(trained, vectors, output, k, encoder, threads)
     else:
         encode_to_directory(
@@ -164,8 +180,8 @@ def _encode_to_matrix(
         for codes in encoded_chunks(model, vectors, model.k if k is None else k, encoder, threads):
             parts.append(codes.to_csr())
             advance(len(codes))
-    with written_aside(output) as aside:
-        sp.save_npz(aside, sp.vstack(parts, format="csr"))
+    with written_aside(output) as aside, aside.open("wb") as file:  # to a path, it would add .npz to .NPZ
+        sp.save_npz(file, sp.vstack(parts, format="csr"))
 
 
 @click.command()
@@ -204,7 +220,10 @@ def build(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Build an index of EMBEDDINGS, or of codes that `encode` wrote.
+    """Build an index of EMBEDDINGS, or of encoded ones.
+
+    EMBEDDINGS is a .npy, .fvecs, .bvecs, .hdf5 or .parquet file, or a folder of such files. Without --model,
+    a model is trained on EMBEDDINGS first. With --codes, vectors that `encode` wrote are not encoded again.
 
     \b
     Example:
@@ -214,8 +233,10 @@ def build(
     """  # noqa: D301
     if (embeddings is None) == (codes is None):
         raise click.UsageError("Give either EMBEDDINGS or --codes.")
+    check_folder(output, "indexes")
     check_target(output)
-    row_ids = None if ids is None else _read_ids(ids)
+    replaced = output.exists()
+    row_ids = None if ids is None else read_ids(ids)
     trained = None if model is None else CompresSAE.load(model)
     started = time.perf_counter()
     if codes is not None:
@@ -249,6 +270,8 @@ def build(
     if index.plan is not None:
         content |= {"expected_recall": index.plan.recall, "expected_dense_recall": index.plan.dense_recall}
     report(content, as_json)
+    if replaced:
+        say_replaced(output)
 
 
 TRAINING = ("preset", "steps", "seed")
@@ -263,7 +286,12 @@ def refuse(context: click.Context, given: str, names: tuple[str, ...]) -> None:
             raise click.UsageError(msg)
 
 
-def _read_ids(path: Path) -> object:
+def read_ids(path: Path) -> object:
+    """Ids of a file, one a row: an array, or a list of integers or strings.
+
+    Raises:
+        FormatError: it cannot be read.
+    """
     try:
         if path.suffix == ".npy":
             return np.load(path, allow_pickle=False)
@@ -283,7 +311,11 @@ def _read_ids(path: Path) -> object:
 @threads_option
 @json_option
 def cluster(index: Path, output: Path | None, threads: int | None, as_json: bool) -> None:
-    """Bring similar vectors of INDEX together, so that `search --nprobe` may skip most of them.
+    """Bring similar vectors together, for faster searches.
+
+    The vectors of INDEX are put in another order, in clusters of 4,096; they keep their ids. `search
+    --nprobe` then scans the clusters that suit a query and skips the others. This needs at least 32,768
+    vectors, and pays from some hundred thousand on.
 
     \b
     Example:
@@ -291,7 +323,9 @@ def cluster(index: Path, output: Path | None, threads: int | None, as_json: bool
       compressae-index search items.index queries.npy --nprobe 32
     """  # noqa: D301
     target = index if output is None else output
+    check_folder(target, "indexes")
     check_target(target)
+    replaced = output is not None and target.exists()
     loaded = CompressedIndex.load(index)
     started = time.perf_counter()
     loaded.cluster(num_threads=threads, progress=True)
@@ -299,6 +333,8 @@ def cluster(index: Path, output: Path | None, threads: int | None, as_json: bool
     report(
         {"index": str(target), "seconds": time.perf_counter() - started, **loaded.stats()._asdict()}, as_json
     )
+    if replaced:
+        say_replaced(target)
 
 
 @click.command()
@@ -321,9 +357,10 @@ def estimate(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Say what an index of EMBEDDINGS would take and give, from a sample.
+    """Say what an index of EMBEDDINGS would take and give.
 
-    Recall is recall@100 of two_stage with 1,000 candidates, and of dense.
+    EMBEDDINGS is a .npy, .fvecs, .bvecs, .hdf5 or .parquet file, or a folder of such files. It is measured on
+    a sample, in less than a minute. Recall is recall@100 of two_stage with 1,000 candidates, and of dense.
 
     \b
     Example:
@@ -349,7 +386,9 @@ def estimate(
 @click.argument("path", type=PATH)
 @json_option
 def info(path: Path, as_json: bool) -> None:
-    """Describe the index, the model or the codes at PATH; also an index of the Faiss connector, or its lists.
+    """Describe the index, model or codes at PATH.
+
+    Also an index of the Faiss connector, or its posting lists alone.
 
     \b
     Example:

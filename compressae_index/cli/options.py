@@ -11,40 +11,67 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
-from compressae_index.errors import FormatError
+from compressae_index.checks import as_path
+from compressae_index.errors import FormatError, InputError
 from compressae_index.metric import METRICS
 from compressae_index.model import ENCODERS
 from compressae_index.queries import MODES, SCORINGS
+from compressae_index.terminal import printable, redacted
+
+# Of files of data and models: a folder of such a name is a mistake.
+FILE_SUFFIXES = frozenset(
+    (
+        *(".arrow", ".avro", ".bin", ".bvecs", ".bz2", ".csv", ".db", ".faiss", ".feather", ".fvecs", ".gz"),
+        *(".h5", ".hdf5", ".html", ".ivecs", ".json", ".jsonl", ".mat", ".mtx", ".ndjson", ".npy", ".npz"),
+        *(".onnx", ".orc", ".parquet", ".pdf", ".pickle", ".pkl", ".png", ".pq", ".pt", ".pth", ".sqlite"),
+        *(".safetensors", ".tar", ".tsv", ".txt", ".xlsx", ".xml", ".xz", ".yaml", ".yml", ".zip", ".zst"),
+    )
+)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-PATH = click.Path(path_type=Path)
+
+class _Path(click.Path):
+    """A path, as the library takes it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """The path, of which a leading ~ is the home directory."""
+        return as_path(super().convert(value, param, ctx))
+
+
+PATH = _Path(path_type=Path)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
-threads_option = click.option("--threads", type=int, help="Threads of the engine.  [default: all]")
+threads_option = click.option(
+    "--threads", type=int, help="Threads of the engine.  [default: all that this process may use]"
+)
 encoder_option = click.option(
     "--encoder",
     type=click.Choice(ENCODERS),
     default="pursuit",
     show_default=True,
-    help="How vectors become codes.",
+    help="How vectors become codes: pursuit is the best, topk the single pass of the paper.",
 )
 metric_option = click.option(
     "--metric",
     type=click.Choice(METRICS),
     default="cosine",
     show_default=True,
-    help="What scores are; inner products keep norms.",
+    help="What scores are: inner products keep the norms of vectors.",
 )
 dataset_option = click.option(
     "--dataset",
     default="train",
     show_default=True,
-    help="Data set of an HDF5 file, or column of a Parquet file.",
+    help="Data set of an HDF5 file, or column of a Parquet file, that holds the vectors.",
 )
 query_dataset_option = click.option(
-    "--query-dataset", default="test", show_default=True, help="The same for the queries."
+    "--query-dataset",
+    default="test",
+    show_default=True,
+    help="Data set of an HDF5 file, or column of a Parquet file, that holds the queries.",
 )
 
 
@@ -60,10 +87,10 @@ def training_options(function: F) -> F:
             type=click.Choice(["fast", "default", "best"]),
             default="default",
             show_default=True,
-            help="How long to train.",
+            help="How long to train: fast takes seconds, best minutes.",
         ),
-        click.option("--steps", type=int, help="Steps of the encoder.  [default: the preset's]"),
-        click.option("--seed", type=int, default=0, show_default=True, help="Of all that is random."),
+        click.option("--steps", type=int, help="Training steps of the encoder.  [default: the preset's]"),
+        click.option("--seed", type=int, default=0, show_default=True, help="Seed of all that is random."),
     )
     for option in reversed(options):
         function = option(function)
@@ -95,19 +122,23 @@ def search_options(function: F) -> F:
     """How `search` and `eval` search."""
     options = (
         click.option(
-            "--candidates", type=int, default=1000, show_default=True, help="Stage one hands to stage two."
+            "--candidates",
+            type=int,
+            default=1000,
+            show_default=True,
+            help="Documents that posting lists find for two_stage to score by their codes.",
         ),
         click.option(
             "--query-nnz",
             type=int,
-            help="Latents of a query in stage one.  [default: 64, more for short posting lists]",
+            help="Latents of a query that are looked up.  [default: 64, more for short posting lists]",
         ),
         click.option(
             "--scoring",
             type=click.Choice(SCORINGS),
             default="asymmetric",
             show_default=True,
-            help="See the README.",
+            help="asymmetric compares the query itself with codes, symmetric the query's own code.",
         ),
     )
     for option in reversed(options):
@@ -115,13 +146,24 @@ def search_options(function: F) -> F:
     return function
 
 
-mode_option = click.option("--mode", type=click.Choice(MODES), default="two_stage", show_default=True)
+mode_option = click.option(
+    "--mode",
+    type=click.Choice(MODES),
+    default="two_stage",
+    show_default=True,
+    help="sparse reads posting lists, dense all codes, two_stage the codes of what posting lists find.",
+)
+
+
+def print_json(content: Mapping[str, Any]) -> None:
+    """Prints one JSON object, of ASCII characters."""
+    click.echo(redacted(json.dumps(content, default=str)))
 
 
 def report(content: Mapping[str, Any], as_json: bool) -> None:
     """Prints names and values, as text or JSON."""
     if as_json:
-        click.echo(json.dumps(content))
+        print_json(content)
         return
     width = max(map(len, content))
     for name, value in content.items():
@@ -132,8 +174,13 @@ def report(content: Mapping[str, Any], as_json: bool) -> None:
 
 def _readable(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return str(value)
+        return printable(redacted(str(value)))
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+
+
+def say_replaced(path: Path) -> None:
+    """Says on standard error that something was at an output's path before."""
+    click.echo(f"{printable(str(path))}: what was there before was replaced", err=True)
 
 
 def check_file(path: Path, suffix: str, what: str) -> None:
@@ -148,6 +195,29 @@ def check_file(path: Path, suffix: str, what: str) -> None:
     if not path.parent.is_dir():
         msg = f"{path.parent} is not a directory"
         raise FormatError(msg)
+
+
+def check_folder(path: Path, what: str) -> None:
+    """Refuses a folder to write whose name is that of a file, before any work.
+
+    Raises:
+        FormatError: it is so, and nothing is there yet.
+    """
+    if path.suffix.lower() in FILE_SUFFIXES and not path.exists():
+        msg = f"{path}: {what} are written as a directory, whose name must not end in {path.suffix}"
+        raise FormatError(msg)
+
+
+def check_candidates(context: click.Context, candidates: int, k: int) -> None:
+    """Refuses fewer candidates than results, where a number of them was given.
+
+    Raises:
+        InputError: it is so.
+    """
+    given = context.get_parameter_source("candidates") is not ParameterSource.DEFAULT
+    if given and 0 < candidates < k:
+        msg = f"--candidates must be at least the number of neighbours, {k}, got {candidates}"
+        raise InputError(msg)
 
 
 @contextmanager
