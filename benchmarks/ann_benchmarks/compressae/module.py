@@ -12,6 +12,7 @@ from threadpoolctl import threadpool_limits
 
 from compressae_index import CompressedIndex
 from compressae_index.checks import FloatArray, check_threads
+from compressae_index.embedded import WINDOW
 
 
 class Compressae(BaseANN):  # type: ignore[misc]
@@ -46,7 +47,7 @@ class Compressae(BaseANN):  # type: ignore[misc]
         options = dict(self._build_options)
         is_clustered = options.pop("cluster", False)
         self._index = CompressedIndex.build(vectors[rows], rows, progress=False, **options)
-        if is_clustered:
+        if is_clustered and len(rows) >= WINDOW:
             self._index.cluster()
         # Until `done`: set for each query, it would take longer than the query.
         self._limits = threadpool_limits(1)
@@ -54,6 +55,8 @@ class Compressae(BaseANN):  # type: ignore[misc]
     def set_query_arguments(self, query_options: Mapping[str, Any]) -> None:
         """Takes arguments of `CompressedIndex.search`."""
         self._query_options = dict(query_options)
+        if self._index is not None and not self._index.stats().clusters:
+            self._query_options.pop("nprobe", None)  # too few vectors for clusters
 
     def query(self, v: npt.ArrayLike, n: int) -> npt.NDArray[np.int64]:
         """Rows of the n nearest vectors of v (dimension,), fewer where fewer are found; on one thread."""
