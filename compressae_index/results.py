@@ -47,7 +47,7 @@ def read_results(path: str | Path) -> SearchResult:
     """
     path = as_path(path)
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             scores, ids = stored["scores"], stored["ids"]
             names = _names(stored["id_text"], stored["id_ends"]) if "id_ends" in stored else None
         if names is not None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 
-# user:password@ or token@ of an address; an @ of its path is none.
-_CREDENTIALS = re.compile(r"(?<=://)[^\s/?#\"']*@")
+# user:password@ or token@ of an address, which as a path has lost a slash; an @ behind the host is none.
+_CREDENTIALS = re.compile(r"(\w:/{1,2})[^\s/?#\"']*@")
 
 
 def printable(text: str) -> str:
@@ -27,4 +27,4 @@ def quoted(value: object) -> str:
 
 def redacted(text: str) -> str:
     """A text without the credentials of its addresses: what stood before the @ is ***."""
-    return _CREDENTIALS.sub("***@", text)
+    return _CREDENTIALS.sub(r"\1***@", text)
