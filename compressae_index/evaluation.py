@@ -25,9 +25,9 @@ from compressae_index.sources import CHUNK_ROWS, Vectors
 TIMED_QUERIES = 200
 # Of each sub-vector in product quantisation: 8 bits.
 PQ_CENTROIDS = 256
-# Vectors that each of them is learned from, at most, and rounds of k-means. Faiss's own 256 and 25 take ten
-# times as long: minutes, where a sub-vector has 3 dimensions.
-PQ_POINTS_PER_CENTROID, PQ_ROUNDS = 40, 10
+# Vectors that each of them is learned from, at most, and rounds of k-means. Faiss's own 256 and 25 would take
+# eight times as long: minutes, where a sub-vector has 3 dimensions.
+PQ_POINTS_PER_CENTROID, PQ_ROUNDS = 80, 10
 RABITQ_BITS = range(1, 9)
 # What `sweep` varies: a mode, one of its options, and the values of that.
 SWEPT: tuple[tuple[Mode, str, tuple[int, ...]], ...] = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -207,3 +208,18 @@ def test_missing_results_are_no_hits() -> None:
     assert recall(np.array([["a", None]], dtype=object), truth, 2) == 0.5
     assert recall(np.array([[None, None]], dtype=object), np.array([["a", None]], dtype=object), 2) == 0
     assert recall(np.array([[7, -1]]), np.array([[7, -1]]), 2) == 0.5
+
+
+def test_ties_go_to_the_lower_string_whatever_its_length(model: CompresSAE, vectors: FloatArray) -> None:
+    """In an index over a back end: fixed-width text loses a NUL at the end, and one long id costs all."""
+    ids = ["b", "a\0", "x" * 200_000, "a"]
+    filed = FaissIndex(model, string_ids=True)
+    filed.add(np.repeat(vectors[:1], 4, axis=0), ids)
+    tracemalloc.start()
+    try:
+        found = filed.search(np.repeat(vectors[:1], 200, axis=0), 4, mode="sparse").ids
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found.tolist() == [sorted(ids)] * 200
+    assert peak < 10 << 20
