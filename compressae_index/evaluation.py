@@ -167,7 +167,7 @@ def evaluate(
         options: candidates, query_nnz as for `CompressedIndex.search`.
 
     Raises:
-        InputError: the truth holds ids that the index does not.
+        UnknownIdError: the truth holds ids that the index does not.
     """
     check_held(index, truth)
     return [_evaluate_mode(index, mode, queries, truth, ks, scoring, options) for mode in _modes(index)]
@@ -208,7 +208,7 @@ def sweep(
         progress: show a progress bar.
 
     Raises:
-        InputError: the truth holds ids that the index does not.
+        UnknownIdError: the truth holds ids that the index does not.
     """
     check_held(index, truth)
     swept = settings_of(index)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ from compressae_index import persistence, planning
 from compressae_index._engine import simd
 from compressae_index.checks import (
     FloatArray,
+    as_path,
     check_choice,
     check_int,
     check_threads,
@@ -216,7 +217,7 @@ class CompressedIndex:
     @classmethod
     def from_codes(
         cls,
-        codes: CodeStore | str | Path,
+        codes: CodeStore | str | os.PathLike[str],
         model: CompresSAE,
         ids: Any = None,
         *,
@@ -555,11 +556,12 @@ class CompressedIndex:
             clusters=0 if state.backend.clusters is None else len(state.backend.clusters),
         )
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a directory, in one step: a crash leaves what was there before, or all of this index.
 
         Raises:
-            FormatError: something that this package did not write is at `path`.
+            FormatError: something other than an index is at `path`.
+            StorageError: the disk is full or refuses; what was there before is untouched.
         """
         state = self._state
         arrays = state.backend.to_arrays() | state.ids.to_arrays()
@@ -576,7 +578,7 @@ class CompressedIndex:
         persistence.write(path, "index", meta, arrays=arrays, tensors=self.model.tensors())
 
     @classmethod
-    def load(cls, path: str | Path, *, mmap: bool = False) -> CompressedIndex:
+    def load(cls, path: str | os.PathLike[str], *, mmap: bool = False) -> CompressedIndex:
         """Reads what `save` wrote, and checks all of it.
 
         Args:
@@ -586,9 +588,10 @@ class CompressedIndex:
         Raises:
             FormatError: the directory is missing, foreign, truncated, tampered with or of a newer format;
                 the message says which file and why.
+            StorageError: there is no permission to read it.
         """
         stored = persistence.read(path, "index", mmap=mmap)
-        with persistence.reading(str(path)):
+        with persistence.reading(str(as_path(path))):
             return cls._from_stored(
                 stored.meta, stored.arrays, CompresSAE.from_stored(stored.meta["model"], stored.tensors)
             )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -274,20 +274,22 @@ class CompresSAE:
         arrays["decoder_w"] = normalize_rows(check_vectors(arrays["decoder_w"], name="decoder_w"))
         return cls(**arrays, k=k)
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a directory: model.safetensors and manifest.json. An older model there is replaced.
 
         Raises:
             FormatError: something else is at `path`.
+            StorageError: the disk is full or refuses; what was there before is untouched.
         """
         persistence.write(path, "model", self.manifest(), tensors=self.tensors())
 
     @classmethod
-    def load(cls, path: str | Path) -> CompresSAE:
+    def load(cls, path: str | os.PathLike[str]) -> CompresSAE:
         """Reads what `save` wrote.
 
         Raises:
             FormatError: the directory is missing, foreign, truncated or tampered with.
+            StorageError: there is no permission to read it.
         """
         stored = persistence.read(path, "model")
         return cls.from_stored(stored.meta, stored.tensors)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compressae_index.checks import FloatArray, check_vectors, normalize_rows
-from compressae_index.errors import DimensionError, InputError
+from compressae_index.errors import DimensionError, InputError, UnknownIdError
 from compressae_index.ids import IdArray, Ids, RowArray, as_id_array
 from compressae_index.index import CompressedIndex
 from compressae_index.sources import CHUNK_ROWS, Vectors, VectorSource, open_vectors
@@ -75,7 +75,7 @@ def check_held(index: Any, ids: npt.NDArray[Any]) -> None:
         ids: of any shape; -1 and None, which mark what is missing, are passed over.
 
     Raises:
-        InputError: one of them is not held, or is of the other kind.
+        UnknownIdError: one of them is not held, or is of the other kind.
     """
     present = {*np.asarray(ids).ravel().tolist()} - {-1, None}
     wanted = as_id_array(list(present))
@@ -90,7 +90,7 @@ def check_held(index: Any, ids: npt.NDArray[Any]) -> None:
             f"the truth holds id {first!r}, which is not in the index "
             f"({int((~held).sum())} of {len(wanted)} ids): give the ids of the documents, not rows of a file"
         )
-        raise InputError(msg)
+        raise UnknownIdError(msg)
 
 
 def _rows_of(held: Ids, given: Ids, *, by_number: bool) -> RowArray:
@@ -128,8 +128,8 @@ def _check_contents(index: CompressedIndex, found: Originals) -> None:
     another order, whose cosines may be high where all embeddings are alike.
     """
     sampled = _sample(len(found.ids))
-    parts = [found.vectors[run.start : run.stop] for run in sampled]
-    rows = normalize_rows(check_vectors(np.concatenate(parts)))
+    parts = [check_vectors(found.vectors[run.start : run.stop], first_row=run.start) for run in sampled]
+    rows = normalize_rows(np.concatenate(parts))
     stored = index.reconstruct(np.concatenate([found.ids[run.start : run.stop] for run in sampled]))
     norms = np.linalg.norm(stored, axis=1, keepdims=True)
     stored = np.divide(stored, norms, out=np.zeros_like(stored), where=norms > 0)
@@ -151,6 +151,8 @@ def fits(stored: FloatArray, rows: FloatArray) -> bool:
         rows: (n, d) of unit norm.
     """
     n = len(rows)
+    if not stored.any():
+        return True
     cosines = stored @ rows.T
     own = np.diagonal(cosines).astype(np.float64)
     if n == 1:
@@ -158,7 +160,7 @@ def fits(stored: FloatArray, rows: FloatArray) -> bool:
     others = (cosines.sum(axis=1, dtype=np.float64) - own) / (n - 1)
     alike = stored @ stored.T
     between = (alike.sum(dtype=np.float64) - np.trace(alike)) / (n * (n - 1))
-    if between > 1 - ALIKE or not stored.any():
+    if between > 1 - ALIKE:
         return True
     better = own - others
     if n < FEW:
@@ -191,5 +193,9 @@ class _Chosen:
             here = wanted[np.searchsorted(wanted, first) : np.searchsorted(wanted, first + CHUNK_ROWS)]
             if len(here):
                 last = int(here[-1]) + 1
-                parts.append(np.asarray(self._vectors[first:last])[here - first])
+                part = np.asarray(self._vectors[first:last])[here - first]
+                bad = np.flatnonzero(~np.isfinite(part).all(axis=1) | ~part.any(axis=1))
+                if bad.size:  # named here, as callers do not know the numbers of rows in the source
+                    check_vectors(part[bad[:1]], first_row=int(here[bad[0]]))
+                parts.append(part)
         return np.concatenate(parts)

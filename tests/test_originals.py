@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from compressae_index import CompresSAE, CompressedIndex, DimensionError, InputError
+from compressae_index import CompresSAE, CompressedIndex, DimensionError, InputError, UnknownIdError
 from compressae_index.checks import FloatArray, normalize_rows
 from compressae_index.connectors.faiss import FaissIndex
 from compressae_index.embedded import WINDOW
@@ -149,6 +149,19 @@ def test_a_mismatch_is_an_error(model: CompresSAE, vectors: FloatArray, queries:
         evaluation_report(named, rows[:, 1:], queries, ids=NAMES[:300])
 
 
+def test_bad_rows_are_named_as_in_the_file(
+    model: CompresSAE, vectors: FloatArray, queries: FloatArray
+) -> None:
+    index = CompressedIndex.build(vectors[:ROWS], model=model, progress=False)
+    index.remove([0, 1, 40])
+    rows = vectors[:ROWS].copy()
+    rows[[1, 40]] = 0  # of removed documents
+    assert evaluation_report(index, rows, queries[:2]).left_out == 3
+    rows[700] = np.nan
+    with pytest.raises(InputError, match="embeddings row 700 holds NaN"):
+        evaluation_report(index, rows, queries[:2])
+
+
 def test_other_embeddings_are_refused(model: CompresSAE, vectors: FloatArray, queries: FloatArray) -> None:
     index = CompressedIndex.build(vectors[:ROWS], model=model, progress=False)
     rng = np.random.default_rng(0)
@@ -182,7 +195,7 @@ def test_truth_that_an_index_does_not_hold_is_refused(
     filed = FaissIndex.from_index(named, progress=False)
     for index in (named, filed):
         for measure in (evaluate, sweep):
-            with pytest.raises(InputError, match="the truth holds id 0, which is not in the index"):
+            with pytest.raises(UnknownIdError, match="the truth holds id 0, which is not in the index"):
                 measure(index, queries[:5], np.zeros_like(rows))
     with pytest.raises(InputError, match="ids of one kind"):
         recall(rows, named.ids[rows], 10)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy.typing as npt
 
 from compressae_index import persistence
 from compressae_index.backend import Asked, BackedIndex, BackedResult, Candidates, holds_best
+from compressae_index.checks import as_path
 from compressae_index.connectors.faiss import lists
 from compressae_index.connectors.faiss.inverted import VALUE_BITS, InvertedFile
 from compressae_index.errors import FormatError, InputError
@@ -64,7 +66,7 @@ class FaissIndex(BackedIndex):
 
     @classmethod
     def from_index(
-        cls, index: CompressedIndex, path: str | Path | None = None, *, progress: bool = True
+        cls, index: CompressedIndex, path: str | os.PathLike[str] | None = None, *, progress: bool = True
     ) -> FaissIndex:
         """With the codes of an index; nothing is encoded again.
 
@@ -78,7 +80,8 @@ class FaissIndex(BackedIndex):
 
         Raises:
             InputError: a value is beyond half precision.
-            FormatError: something that this package did not write is at `path`.
+            FormatError: something other than such an index is at `path`.
+            StorageError: the disk is full or refuses; what was there before is untouched.
         """
         documents, packing = index.documents, index.documents.backend.packing
         rows = documents.alive_rows()
@@ -184,18 +187,19 @@ class FaissIndex(BackedIndex):
         """Reclaims the memory of removed vectors; lists that were mapped from a file are then in memory."""
         self.backend = self.backend.compacted()
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a directory in one step, with the lists as `lists.faiss`, which Faiss reads.
 
         Raises:
-            FormatError: something that this package did not write is at `path`.
+            FormatError: something other than such an index is at `path`.
+            StorageError: the disk is full or refuses; what was there before is untouched.
         """
         files = {_LISTS: lambda file: lists.write_lists(self.faiss_index, file)}
         self._save_parts(path, self.backend.manifest(), self.backend.to_arrays(), files)
 
     def _save_parts(
         self,
-        path: str | Path,
+        path: str | os.PathLike[str],
         held: Mapping[str, Any],
         arrays: Mapping[str, npt.NDArray[Any]],
         files: Mapping[str, Callable[[Path], None]],
@@ -205,7 +209,7 @@ class FaissIndex(BackedIndex):
         persistence.write(path, _KIND, meta, arrays=arrays, tensors=self.model.tensors(), files=files)
 
     @classmethod
-    def load(cls, path: str | Path, *, mmap: bool = False) -> FaissIndex:
+    def load(cls, path: str | os.PathLike[str], *, mmap: bool = False) -> FaissIndex:
         """Reads what `save` wrote, and checks all of it.
 
         Args:
@@ -214,7 +218,14 @@ class FaissIndex(BackedIndex):
 
         Raises:
             FormatError: the directory is missing, foreign, damaged or of a newer format.
+            StorageError: there is no permission to read it.
         """
+        where = as_path(path)
+        # Faiss opens its file itself, which a writer may have removed by then.
+        return persistence.unless_replaced(where, lambda: cls._load(where, mmap))
+
+    @classmethod
+    def _load(cls, path: Path, mmap: bool) -> FaissIndex:
         stored = persistence.read(path, _KIND, mmap=mmap)
         with persistence.reading(str(path)):
             model = CompresSAE.from_stored(stored.meta["model"], stored.tensors)

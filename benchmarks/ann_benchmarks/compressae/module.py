@@ -55,8 +55,6 @@ class Compressae(BaseANN):  # type: ignore[misc]
     def set_query_arguments(self, query_options: Mapping[str, Any]) -> None:
         """Takes arguments of `CompressedIndex.search`."""
         self._query_options = dict(query_options)
-        if self._index is not None and not self._index.stats().clusters:
-            self._query_options.pop("nprobe", None)  # too few vectors for clusters
 
     def query(self, v: npt.ArrayLike, n: int) -> npt.NDArray[np.int64]:
         """Rows of the n nearest vectors of v (dimension,), fewer where fewer are found; on one thread."""
@@ -76,7 +74,10 @@ class Compressae(BaseANN):  # type: ignore[misc]
         assert self._index is not None, "fit comes first"
         # To a query without a direction all vectors are as near, so any answer is as good.
         directed: FloatArray = np.where(queries.any(axis=1, keepdims=True), queries, 1).astype(np.float32)
-        return self._index.search(directed, n, num_threads=threads, **self._query_options).ids
+        options = self._query_options
+        if self._index.documents.backend.clusters is None:  # too few vectors
+            options = {name: value for name, value in options.items() if name != "nprobe"}
+        return self._index.search(directed, n, num_threads=threads, **options).ids
 
     def get_memory_usage(self) -> float:
         """Kilobytes of codes, posting lists, ids and model; the process holds what trained it as well."""
