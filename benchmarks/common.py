@@ -1,6 +1,6 @@
 """What benchmarks share: their threads, and how they time and report.
 
-Python finds this module beside the script that it runs, unless -P keeps it from doing so. The sources of the
+Scripts put their own folder on the path, so that they run with python -P and without. The sources of the
 package are one folder up, so they cannot hide the installed package either way.
 """
 

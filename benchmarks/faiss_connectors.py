@@ -10,6 +10,7 @@ interleaved.
 from __future__ import annotations
 
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -22,8 +23,6 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 import torch
-from common import markdown, print_load, timed, write_report
-from data_sets import DataSet, data_set_argument, load
 from threadpoolctl import threadpool_limits
 
 from compressae_index import CompresSAE, CompressedIndex, train
@@ -35,6 +34,11 @@ from compressae_index.connectors.faiss.lists import POSTING_BYTES
 from compressae_index.embedded import POSTING_BYTES as EMBEDDED_POSTING_BYTES
 from compressae_index.evaluation import recall
 from compressae_index.training.config import PRESETS, Preset, TrainConfig
+
+sys.path.insert(0, str(Path(__file__).parent))  # python -P leaves it out
+
+from common import markdown, print_load, timed, write_report
+from data_sets import DataSet, data_set_argument, load
 
 KS = (10, 100)
 PROBES = (4, 16, 64, 256)

@@ -6,6 +6,7 @@ python benchmarks/forward.py
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,12 +15,15 @@ from typing import Any
 import click
 import faiss
 import numpy as np
-from common import interleaved
 from threadpoolctl import threadpool_limits
 
 from compressae_index import SparseCodes
 from compressae_index._engine import simd
 from compressae_index.packing import Aligned, Packed, Packing
+
+sys.path.insert(0, str(Path(__file__).parent))  # python -P leaves it out
+
+from common import interleaved
 
 
 def random_codes(n: int, n_latents: int, k: int) -> SparseCodes:

@@ -9,6 +9,7 @@ a file .npy, the last 2,000 rows are the queries.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,10 +18,13 @@ from typing import TextIO
 import click
 import h5py
 import numpy as np
-from data_sets import QUERIES, SEED, DataSet, data_set_argument, embedded_by_wordllama, load
 
 from compressae_index.checks import FloatArray, check_vectors, normalize_rows
 from compressae_index.cli.options import written_aside
+
+sys.path.insert(0, str(Path(__file__).parent))  # python -P leaves it out
+
+from data_sets import QUERIES, SEED, DataSet, data_set_argument, embedded_by_wordllama, load
 
 NEIGHBOURS = 100
 FORMATS = (".hdf5", ".npy")

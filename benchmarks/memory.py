@@ -13,9 +13,12 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-from stores import Store
 
 from compressae_index.checks import FloatArray
+
+sys.path.insert(0, str(Path(__file__).parent))  # python -P leaves it out
+
+from stores import Store
 
 ANSWERED = 100
 TOP = 100

@@ -23,8 +23,6 @@ from typing import Any
 import click
 import numpy as np
 import numpy.typing as npt
-from common import markdown, print_load, results_path, timed, write_report
-from data_sets import DataSet, data_set_argument, load
 from pymilvus import DataType, MilvusClient
 from threadpoolctl import threadpool_limits
 
@@ -33,6 +31,11 @@ from compressae_index.checks import FloatArray
 from compressae_index.connectors.milvus import MilvusIndex, connect
 from compressae_index.connectors.milvus.client import count
 from compressae_index.evaluation import recall
+
+sys.path.insert(0, str(Path(__file__).parent))  # python -P leaves it out
+
+from common import markdown, print_load, results_path, timed, write_report
+from data_sets import DataSet, data_set_argument, load
 
 KS = (10, 100)
 CANDIDATES = (100, 300, 1000, 3000)

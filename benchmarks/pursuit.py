@@ -9,6 +9,7 @@ residual by a full product in each step, as one writes it with dense arrays.
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -18,8 +19,6 @@ import click
 import numpy as np
 import numpy.typing as npt
 import torch
-from common import markdown, print_load, timed, write_report
-from data_sets import data_set_argument, load
 from threadpoolctl import threadpool_limits
 
 from compressae_index import CompresSAE, SparseCodes, train
@@ -27,6 +26,11 @@ from compressae_index._engine import simd
 from compressae_index.checks import FloatArray, check_threads, normalize_rows
 from compressae_index.evaluation import exact_neighbours, recall
 from compressae_index.training.config import PRESETS, Preset, TrainConfig
+
+sys.path.insert(0, str(Path(__file__).parent))  # python -P leaves it out
+
+from common import markdown, print_load, timed, write_report
+from data_sets import data_set_argument, load
 
 ATOMS_A_STEP = 2
 BATCH_ROWS = 1024

@@ -72,7 +72,7 @@ def _quality(folder: Path) -> list[str]:
         (7, 5),
         [
             lambda axes: recall_against_bytes(
-                axes, summaries.series_of(small, summaries.PLOTTED, joined=True), AT
+                axes, summaries.series_of(small, summaries.PLOTTED, joined=True), AT, BUDGETS
             )
         ],
     )

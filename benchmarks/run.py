@@ -12,26 +12,30 @@ The data sets are rows of `data_sets.py`, the contestants rows of `dense_contest
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
+import torch
+from threadpoolctl import threadpool_limits
+
+from compressae_index.checks import check_threads
+from compressae_index.metric import METRICS, Metric
+from compressae_index.training.config import TrainConfig
+
+sys.path.insert(0, str(Path(__file__).parent))  # python -P leaves it out
+
 import engines
 import paper
 import quality
 import report
 import scale
 import summaries
-import torch
 from common import RESULTS, print_load, results_path, write_report
 from data_sets import DataSet, data_set_argument, load
 from dense_contestants import CONTESTANTS, RECIPE_STEPS, Bench
-from threadpoolctl import threadpool_limits
-
-from compressae_index.checks import check_threads
-from compressae_index.metric import METRICS, Metric
-from compressae_index.training.config import TrainConfig
 
 QUICK_ROWS, QUICK_QUERIES = 20_000, 500
 QUICK_BUDGETS = (56, 128)

@@ -12,7 +12,7 @@ import numpy as np
 from common import markdown
 
 from compressae_index.evaluation import Measurement
-from compressae_index.plots import Series, figure_class
+from compressae_index.plots import Series, figure_class, look
 
 Line: TypeAlias = dict[str, Any]
 
@@ -136,10 +136,11 @@ def paper_panel(
 ) -> None:
     """Recall against compression by the paper's accounting; by stored bytes where none is published."""
     size = "paper_bytes" if published else "bytes"
-    for curve in dict.fromkeys(point["curve"] for point in points):
+    for number, curve in enumerate(dict.fromkeys(point["curve"] for point in points)):
         own = [point for point in points if point["curve"] == curve]
         factors = [4 * dim / point[size] for point in own]
-        axes.plot(factors, [point["recall"] for point in own], marker="o", markersize=3.5, label=curve)
+        recalls = [point["recall"] for point in own]
+        axes.plot(factors, recalls, markersize=4.5, label=curve, **look(number)._asdict())
     for (curve, by_factor), style in zip(published.items(), PUBLISHED_STYLES, strict=False):
         axes.plot(list(by_factor), list(by_factor.values()), style, color="black", alpha=0.6, label=curve)
     axes.set_xscale("log", base=2)

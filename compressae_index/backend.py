@@ -575,6 +575,9 @@ def holds_best(sums: FloatArray, bounds: FloatArray, k: int) -> BoolArray:
 
 def _best(scores: FloatArray, ids: IdArray, k: int) -> npt.NDArray[np.int64]:
     """Columns of the k best of each query, best first, ties to the lower id: (n_queries, at most k)."""
-    # lexsort knows no objects; a missing id stands behind all others by its score.
-    names = np.where(ids == None, "", ids).astype(str) if ids.dtype == object else ids  # noqa: E711
-    return np.lexsort((names, -scores), axis=1)[:, :k]
+    # lexsort knows no objects; a missing id comes behind all others by its score.
+    places: Any = ids
+    if ids.dtype == object:
+        place_of = {name: place for place, name in enumerate(sorted({*ids.flat} - {None}))}
+        places = np.array([place_of.get(name, -1) for name in ids.flat], dtype=np.int64).reshape(ids.shape)
+    return np.lexsort((places, -scores), axis=1)[:, :k]

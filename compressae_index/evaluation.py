@@ -5,16 +5,18 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
+from compressae_index.backend import BackedIndex
 from compressae_index.checks import FloatArray, check_choice, check_int, check_vectors, normalize_rows
 from compressae_index.errors import DimensionError, InputError, MissingExtraError
 from compressae_index.index import CompressedIndex
 from compressae_index.metric import METRICS, Metric
+from compressae_index.originals import check_held
 from compressae_index.progress import track
 from compressae_index.queries import MODES, Mode, Scoring
 from compressae_index.sources import CHUNK_ROWS, Vectors, checked_rows
@@ -23,8 +25,9 @@ from compressae_index.sources import CHUNK_ROWS, Vectors, checked_rows
 TIMED_QUERIES = 200
 # Of each sub-vector in product quantisation: 8 bits.
 PQ_CENTROIDS = 256
-# Vectors that each of them is learned from, at most: Faiss's own 256 would take three times as long.
-PQ_POINTS_PER_CENTROID = 80
+# Vectors that each of them is learned from, at most, and rounds of k-means. Faiss's own 256 and 25 would take
+# eight times as long: minutes, where a sub-vector has 3 dimensions.
+PQ_POINTS_PER_CENTROID, PQ_ROUNDS = 80, 10
 RABITQ_BITS = range(1, 9)
 # What `sweep` varies: a mode, one of its options, and the values of that.
 SWEPT: tuple[tuple[Mode, str, tuple[int, ...]], ...] = (
@@ -115,20 +118,33 @@ def _best(scores: FloatArray, k: int) -> npt.NDArray[np.int64]:
 
 
 def recall(found: npt.NDArray[Any], truth: npt.NDArray[Any], k: int) -> float:
-    """recall@k: the share of the k true neighbours that stand among the first k found, over all queries.
+    """recall@k: the share of the k true neighbours that are among the first k found, over all queries.
+
+    Args:
+        found: ids or rows, best first, (n_queries, at least k); -1 or None where nothing was found.
+        truth: those of the true neighbours, of the same kind.
+        k: how many of each count.
 
     Raises:
         DimensionError: fewer than k columns, or another number of queries.
+        InputError: one holds strings and the other integers, which are never the same.
     """
     if len(found) != len(truth) or min(found.shape[1], truth.shape[1]) < k:
         msg = f"recall@{k} needs the same queries and k columns, got {found.shape} and {truth.shape}"
         raise DimensionError(msg)
-    shared = sum(len(np.intersect1d(a[:k], b[:k])) for a, b in zip(found, truth, strict=True))
+    kinds = [array.dtype.kind in "iu" for array in (found, truth)]
+    if kinds[0] != kinds[1]:
+        msg = f"recall compares ids of one kind, got {found.dtype} and {truth.dtype}"
+        raise InputError(msg)
+    missing = {-1, None}
+    shared = sum(
+        len({*a[:k].tolist()} & {*b[:k].tolist()} - missing) for a, b in zip(found, truth, strict=True)
+    )
     return shared / (len(truth) * k)
 
 
 def evaluate(
-    index: CompressedIndex,
+    index: CompressedIndex | BackedIndex,
     queries: FloatArray,
     truth: npt.NDArray[Any],
     *,
@@ -136,21 +152,38 @@ def evaluate(
     scoring: Scoring = "asymmetric",
     **options: Any,
 ) -> list[Measurement]:
-    """Every mode of an index.
+    """Every mode of an index; of one over a back end, such as a `FaissIndex`, `sparse` and `two_stage`.
 
     Args:
-        index: what to measure; its ids must be what `truth` holds.
+        index: what to measure.
         queries: (n_queries, d).
-        truth: ids of the true neighbours, best first, (n_queries, at least max(ks)).
+        truth: ids of the true neighbours, best first, (n_queries, at least max(ks)). They are the ids of the
+            index's documents, which are row numbers only where nobody gave others; `originals_of` finds the
+            vectors of an index's documents, whose `ids[exact_neighbours(vectors, queries, k)]` these are.
         ks: the k of each recall@k.
         scoring: as for `CompressedIndex.search`.
         options: candidates, query_nnz as for `CompressedIndex.search`.
+
+    Raises:
+        UnknownIdError: the truth holds ids that the index does not.
     """
-    return [_evaluate_mode(index, mode, queries, truth, ks, scoring, options) for mode in MODES]
+    check_held(index, truth)
+    return [_evaluate_mode(index, mode, queries, truth, ks, scoring, options) for mode in _modes(index)]
+
+
+def _modes(index: CompressedIndex | BackedIndex) -> tuple[Mode, ...]:
+    return MODES if isinstance(index, CompressedIndex) else cast("tuple[Mode, ...]", BackedIndex.modes)
+
+
+def _bytes_of(index: CompressedIndex | BackedIndex, mode: Mode) -> float:
+    """Bytes a vector that a mode reads; NaN where a back end does not tell."""
+    if isinstance(index, CompressedIndex):
+        return index.stats().bytes_by_mode[mode]
+    return index.stats().bytes_per_vector.get("total", np.nan)
 
 
 def sweep(
-    index: CompressedIndex,
+    index: CompressedIndex | BackedIndex,
     queries: FloatArray,
     truth: npt.NDArray[Any],
     *,
@@ -171,17 +204,12 @@ def sweep(
         scoring: as for `CompressedIndex.search`.
         query_nnz: of `two_stage`, as for `CompressedIndex.search`.
         progress: show a progress bar.
+
+    Raises:
+        UnknownIdError: the truth holds ids that the index does not.
     """
-    most = {
-        "query_nnz": index.model.n_latents,
-        "candidates": len(index),
-        "nprobe": index.stats().clusters,
-    }
-    swept = [
-        (mode, option, [value for value in values if value <= most[option]] or [most[option]])
-        for mode, option, values in SWEPT
-        if most[option]
-    ]
+    check_held(index, truth)
+    swept = settings_of(index)
     sweeps = []
     total = sum(len(values) for _, _, values in swept)
     with track(total, "sweep", enabled=progress, unit="settings") as advance:
@@ -196,8 +224,22 @@ def sweep(
     return sweeps
 
 
+def settings_of(index: CompressedIndex | BackedIndex) -> list[tuple[Mode, str, list[int]]]:
+    """What `sweep` varies of an index: the values of SWEPT that it is large enough for."""
+    most = {
+        "query_nnz": index.model.n_latents,
+        "candidates": len(index),
+        "nprobe": index.stats().clusters if isinstance(index, CompressedIndex) else 0,
+    }
+    return [
+        (mode, option, [value for value in values if value <= most[option]] or [most[option]])
+        for mode, option, values in SWEPT
+        if most[option]
+    ]
+
+
 def _evaluate_mode(
-    index: CompressedIndex,
+    index: CompressedIndex | BackedIndex,
     mode: Mode,
     queries: FloatArray,
     truth: npt.NDArray[Any],
@@ -205,11 +247,14 @@ def _evaluate_mode(
     scoring: Scoring,
     options: Mapping[str, Any],
 ) -> Measurement:
+    ask: Any = index.search  # an index over a back end has fewer modes and options
+
     def search(rows: FloatArray, k: int) -> npt.NDArray[Any]:
-        return index.search(rows, k, mode=mode, scoring=scoring, num_threads=1, **options).ids
+        found: npt.NDArray[Any] = ask(rows, k, mode=mode, scoring=scoring, num_threads=1, **options).ids
+        return found
 
     name = mode if scoring == "asymmetric" else f"{mode} ({scoring})"
-    return measure(name, index.stats().bytes_by_mode[mode], search, queries, truth, ks)
+    return measure(name, _bytes_of(index, mode), search, queries, truth, ks)
 
 
 def evaluate_exact(
@@ -219,8 +264,9 @@ def evaluate_exact(
     *,
     ks: Iterable[int] = (10, 100),
     metric: Metric = "cosine",
+    id_bytes: float = 0.0,
 ) -> Measurement:
-    """Exact search over the float32 vectors, by numpy."""
+    """Exact search over the float32 vectors, by numpy, which take `id_bytes` more each for their ids."""
     rows = _comparable(check_vectors(vectors[0 : vectors.shape[0]]), metric)
 
     def search(query: FloatArray, k: int) -> npt.NDArray[Any]:
@@ -229,7 +275,7 @@ def evaluate_exact(
         order = np.argsort(-np.take_along_axis(scores, best, axis=1), axis=1, kind="stable")
         return np.take_along_axis(best, order, axis=1)
 
-    return measure("exact float32", rows.shape[1] * 4.0, search, queries, truth, ks)
+    return measure("exact float32", rows.shape[1] * 4.0 + id_bytes, search, queries, truth, ks)
 
 
 def evaluate_pq(
@@ -260,6 +306,7 @@ def evaluate_quantisers(
     *,
     ks: Iterable[int] = (10, 100),
     metric: Metric = "cosine",
+    id_bytes: float = 0.0,
     progress: bool = False,
 ) -> dict[str, list[Measurement]]:
     """Quantisers of Faiss, whose codes are scanned one and all, by family.
@@ -275,6 +322,7 @@ def evaluate_quantisers(
         budgets: bytes of a vector.
         ks: the k of each recall@k.
         metric: what neighbours are by.
+        id_bytes: what an id takes, which Faiss's codes are without: it counts with them, in the budgets too.
         progress: show a progress bar.
 
     Raises:
@@ -283,12 +331,13 @@ def evaluate_quantisers(
     """
     faiss = import_faiss(vectors.shape[0])
     rows = _comparable(check_vectors(vectors[0 : vectors.shape[0]]), metric)
-    families = _quantisers(faiss, rows.shape[1], sorted(budgets))
+    families = _quantisers(faiss, rows.shape[1], [budget - id_bytes for budget in sorted(budgets)])
     measured: dict[str, list[Measurement]] = {family: [] for family in families}
     with track(sum(map(len, families.values())), "Faiss", enabled=progress, unit="indexes") as advance:
         for family, keys in families.items():
             for key in keys:
-                measured[family].append(_evaluate_faiss(faiss, key, rows, queries, truth, ks))
+                one = _evaluate_faiss(faiss, key, rows, queries, truth, ks)
+                measured[family].append(one._replace(bytes_per_vector=one.bytes_per_vector + id_bytes))
                 advance(1)
     return measured
 
@@ -341,6 +390,9 @@ def _evaluate_faiss(
     index = faiss.index_factory(rows.shape[1], key, faiss.METRIC_INNER_PRODUCT)
     if isinstance(index, faiss.IndexPQ):
         index.pq.cp.max_points_per_centroid = PQ_POINTS_PER_CENTROID
+        index.pq.cp.niter = PQ_ROUNDS
+        # Faiss would print a warning for each sub-vector where there are fewer than 39.
+        index.pq.cp.min_points_per_centroid = 1
     index.train(rows)
     index.add(rows)
 

@@ -12,6 +12,7 @@ from compressae_index.evaluation import TIMED_QUERIES, Measurement
 from compressae_index.evaluation_report import EvaluationReport, Standing
 from compressae_index.plots import Series, as_svg, recall_against_bytes, speed_against_recall
 from compressae_index.queries import MODES
+from compressae_index.terminal import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,7 +32,7 @@ def as_page(report: EvaluationReport, names: Mapping[str, str]) -> str:
     """
     template = (files("compressae_index") / "data" / "evaluation.html").read_text(encoding="utf-8")
     return Template(template).substitute(
-        title=escape(f"compressae-index on {names['embeddings']}"),
+        title=escape(f"compressae-index on {printable(names['embeddings'])}"),
         lead=_lead(report),
         contestants=_table("All contestants", report.measurements, report.modes),
         standings=_standings(report),
@@ -66,26 +67,37 @@ def _standings(report: EvaluationReport) -> str:
 
 
 def _standing(standing: Standing, k: int) -> str:
-    """A mode's losses in words, or that there are none."""
-    mode, more, faster = standing
+    """A mode's losses in words and what to change, or that there are none."""
+    mode, more, faster, advice = standing
     said = []
-    if more is not None:
-        said.append(
-            f"finds fewer of the {k} nearest than {escape(more.name)} does in no more bytes: "
-            f"{_recall(mode, k)} in {_bytes(mode)} bytes against {_recall(more, k)} in {_bytes(more)}, at "
-            f"{_ms(mode)} ms a query against {_ms(more)}"
+    if more:
+        rivals = _listed(
+            f"{escape(one.name)} ({_recall(one, k)} in {_bytes(one)} bytes, {_ms(one)} ms)" for one in more
         )
-    if faster is not None:
         said.append(
-            f"is slower than {escape(faster.name)}, which finds {_recall(faster, k)}: {_ms(mode)} ms a query "
-            f"against {_ms(faster)}, in {_bytes(mode)} bytes against {_bytes(faster)}"
+            f"finds fewer of the {k} nearest, {_recall(mode, k)} in {_bytes(mode)} bytes at {_ms(mode)} ms a "
+            f"query, than do in no more bytes: {rivals}"
+        )
+    if faster:
+        rivals = _listed(
+            f"{escape(one.name)} ({_ms(one)} ms, {_recall(one, k)} in {_bytes(one)} bytes)" for one in faster
+        )
+        said.append(
+            f"is slower, at {_ms(mode)} ms a query and {_bytes(mode)} bytes, than what finds as much: "
+            f"{rivals}"
         )
     if not said:
         said.append(
             f"does not: nothing finds more than {_recall(mode, k)} in at most its {_bytes(mode)} bytes, and "
             f"nothing finds as much in less than its {_ms(mode)} ms a query"
         )
-    return f"<li><code>{escape(mode.name)}</code> {'; it '.join(said)}.</li>"
+    todo = "".join(f' <span class="advice">{escape(each)}.</span>' for each in advice)
+    return f"<li><code>{escape(mode.name)}</code> {'; it '.join(said)}.{todo}</li>"
+
+
+def _listed(parts: Iterable[str]) -> str:
+    *first, last = parts
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _table(caption: str, measurements: Iterable[Measurement], highlighted: Iterable[Measurement] = ()) -> str:
@@ -177,9 +189,10 @@ def _facts(report: EvaluationReport, names: Mapping[str, str]) -> str:
     versions = (f"{name} {each}" for name, each in environment["versions"].items() if each != "not installed")
     load = environment["load_average"]
     busy = "" if load is None else f"; load average {_number(load[0], '.1f')}"
+    left_out = f"; {_number(report.left_out)} other rows left out" if report.left_out else ""
     facts = {
-        **{name: escape(value) for name, value in names.items()},
-        "vectors": f"{_number(stats.vectors)} of {_number(stats.dim)} dimensions",
+        **{name: escape(printable(value)) for name, value in names.items()},
+        "vectors": f"{_number(stats.vectors)} of {_number(stats.dim)} dimensions{left_out}",
         "metric": escape(stats.metric),
         "model": f"{_number(stats.n_latents)} latents, {_number(stats.dead_latents)} without postings",
         "codes": f"{_number(stats.k)} nonzeros, {_number(stats.postings)} in posting lists, {stats.encoder}",

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import numpy.typing as npt
+from threadpoolctl import threadpool_limits
 
-from compressae_index.checks import check_choice, check_vectors
+from compressae_index.checks import FloatArray, check_choice, check_vectors, normalize_rows
+from compressae_index.embedded import WINDOW
 from compressae_index.environment import environment
-from compressae_index.errors import DimensionError
 from compressae_index.evaluation import (
+    PQ_CENTROIDS,
+    PQ_POINTS_PER_CENTROID,
+    TIMED_QUERIES,
     Measurement,
     Sweep,
     evaluate,
@@ -18,27 +24,39 @@ from compressae_index.evaluation import (
     evaluate_quantisers,
     exact_neighbours,
     import_faiss,
+    settings_of,
     sweep,
 )
 from compressae_index.index import CompressedIndex, IndexStats
 from compressae_index.metric import METRICS, Metric
-from compressae_index.queries import Scoring
+from compressae_index.originals import Originals, originals_of
+from compressae_index.progress import say
+from compressae_index.queries import MODES, Mode, Scoring
 from compressae_index.report import ModelReport, model_report
-from compressae_index.sources import Vectors
+from compressae_index.sources import VectorSource
 
 PACKAGES = ("compressae-index", "numpy", "faiss-cpu", "faiss-gpu")
 # The k of each recall@k, as far as there are vectors.
 KS = (10, 100)
+# What the time is guessed from: a few queries, and some rows of exact search.
+PROBED_QUERIES, PROBED_ROWS = 5, 4096
+# What a sample for the model takes, and two runs of k-means on all that they learn from, on a slow machine.
+SECONDS_OF_THE_MODEL, SECONDS_OF_K_MEANS = 3, 30
+# Work that is guessed to take no longer is not announced.
+SAID_ABOVE = 4
+MOST_LEARNED_FROM = PQ_CENTROIDS * PQ_POINTS_PER_CENTROID
 
 
 class Standing(NamedTuple):
-    """How a mode of the index stands against everything else that was measured."""
+    """How a mode of the index compares with everything else that was measured."""
 
     mode: Measurement
-    finds_more: Measurement | None
-    """What finds most of all that take no more bytes, if that is more than the mode finds."""
-    faster: Measurement | None
-    """The fastest of all that find as much, whatever their bytes, if it is faster than the mode."""
+    finds_more: list[Measurement]
+    """All that take no more bytes and find more than the mode, what finds most first."""
+    faster: list[Measurement]
+    """All that find as much in less time, whatever their bytes, the fastest first."""
+    advice: list[str]
+    """What to change, a sentence for each kind of loss; empty where there is none."""
 
 
 class EvaluationReport(NamedTuple):
@@ -47,6 +65,8 @@ class EvaluationReport(NamedTuple):
     made_at: str
     """Date and time, ISO 8601."""
     queries: int
+    left_out: int
+    """Rows of the embeddings that the index does not hold."""
     metric: Metric
     """What the true neighbours are by."""
     stats: IndexStats
@@ -73,18 +93,16 @@ class EvaluationReport(NamedTuple):
         """Each mode against exact search and the rivals, by recall at the largest k."""
         others = [one for one in self.measurements if one not in self.modes]
         standings = []
-        for mode in self.modes:
+        for of, mode in zip(MODES, self.modes, strict=True):
             small = [one for one in others if one.bytes_per_vector <= mode.bytes_per_vector]
+            more = [one for one in small if one.recall[self.k] > mode.recall[self.k]]
             good = [one for one in others if one.recall[self.k] >= mode.recall[self.k]]
-            best = max(small, key=lambda one: one.recall[self.k], default=mode)
-            fastest = min(good, key=lambda one: one.ms_per_query, default=mode)
-            standings.append(
-                Standing(
-                    mode,
-                    best if best.recall[self.k] > mode.recall[self.k] else None,
-                    fastest if fastest.ms_per_query < mode.ms_per_query else None,
-                )
-            )
+            faster = [one for one in good if one.ms_per_query < mode.ms_per_query]
+            more.sort(key=lambda one: -one.recall[self.k])
+            faster.sort(key=lambda one: one.ms_per_query)
+            advice = [_to_find_more(self, of, mode, more[0])] if more else []
+            advice += [_to_be_faster(self, of)] if faster else []
+            standings.append(Standing(mode, more, faster, advice))
         return standings
 
     def as_dict(self) -> dict[str, Any]:
@@ -92,11 +110,17 @@ class EvaluationReport(NamedTuple):
         return {
             "made_at": self.made_at,
             "queries": self.queries,
+            "left_out": self.left_out,
             "metric": self.metric,
             "stats": self.stats._asdict(),
             "measurements": [one.as_dict() for one in self.measurements],
             "standings": [
-                {name: one and one.name for name, one in standing._asdict().items()}
+                {
+                    "mode": standing.mode.name,
+                    "finds_more": [one.name for one in standing.finds_more],
+                    "faster": [one.name for one in standing.faster],
+                    "advice": standing.advice,
+                }
                 for standing in self.standings()
             ],
             "sweeps": [
@@ -111,61 +135,147 @@ class EvaluationReport(NamedTuple):
         }
 
 
+def _to_find_more(report: EvaluationReport, of: Mode, mode: Measurement, rival: Measurement) -> str:
+    """What may find as much as a rival of no more bytes."""
+    k, stats = report.k, report.stats
+    wanted = rival.recall[k]
+    if of == "sparse":
+        return "Search by two_stage or dense: sparse is for answers that may be rough"
+    dense = report.modes[MODES.index("dense")]
+    if of == "two_stage":
+        for each in report.sweeps:
+            good = [value for value, one in each.measurements.items() if one.recall[k] >= wanted]
+            if each.mode == of and each.option == "candidates" and good:
+                return f"Search with {each.option}={min(good)}, which finds as much"
+        if dense.recall[k] > mode.recall[k]:
+            return (
+                f"Use dense, which finds {dense.recall[k]:.3f} in {dense.bytes_per_vector:,.0f} bytes, or "
+                "give two_stage more candidates"
+            )
+    if stats.postings == stats.k and of == "two_stage":
+        return "Give build a budget (bytes_per_vector): shorter posting lists leave bytes for larger codes"
+    return "Build with more nonzeros (k), or train longer (preset best)"
+
+
+def _to_be_faster(report: EvaluationReport, of: Mode) -> str:
+    """What may answer sooner."""
+    n, clusters = report.stats.vectors, report.stats.clusters
+    if of == "dense":
+        return "Use two_stage or sparse, which read few codes, where dense is too slow"
+    if clusters:
+        return f"Search with nprobe below {clusters}, the number of clusters"
+    if n >= WINDOW:
+        return "Call cluster, and search with nprobe"
+    return (
+        f"Search with fewer candidates or a lower query_nnz; {n:,} vectors are few, and posting lists gain "
+        "on scans with every one more"
+    )
+
+
 def evaluation_report(
     index: CompressedIndex,
-    vectors: Vectors,
+    vectors: VectorSource,
     queries: npt.ArrayLike,
     *,
+    ids: Any = None,
     metric: Metric | None = None,
     scoring: Scoring = "asymmetric",
     candidates: int = 1000,
     query_nnz: int | None = None,
-    faiss: bool = True,
+    faiss: bool = False,
     progress: bool = False,
 ) -> EvaluationReport:
-    """Measures all modes of an index, and exact search and Faiss's quantisers over what it was built from.
+    """Measures all modes of an index, and exact search over the vectors that it was built from.
 
     Args:
         index: what to measure.
-        vectors: (n, d), those of the index in its order. Rivals keep all of them in memory.
+        vectors: (n, d), those of the index's documents, in any order; others among them are left out. Exact
+            search and rivals keep all of them in memory.
         queries: (n_queries, d), which should not be among the vectors.
+        ids: one id a row of `vectors`; by default the numbers of the rows.
         metric: what the true neighbours are by; the index's by default.
         scoring: as for `CompressedIndex.search`.
         candidates: as for `CompressedIndex.search`.
         query_nnz: as for `CompressedIndex.search`.
-        faiss: compare with quantisers at the bytes of each mode.
-        progress: show progress bars.
+        faiss: compare with Faiss's quantisers at the bytes of the modes, which takes several times as long.
+        progress: say what is done and how long it will take, and show progress bars, on standard error.
 
     Raises:
-        DimensionError: another number of vectors than the index has, or queries of another dimension.
-        InputError: bad rows, or too few vectors for Faiss.
+        DimensionError: fewer vectors than the index has, or vectors or queries of another dimension.
+        InputError: bad rows; ids of the index that no row has; rows that the index was not built from; too
+            few vectors for Faiss.
         MissingExtraError: Faiss is to be compared with and is not installed.
     """
-    if vectors.shape[0] != len(index):
-        msg = f"embeddings hold {vectors.shape[0]} vectors, the index {len(index)}"
-        raise DimensionError(msg)
     rows = check_vectors(queries, dim=index.model.dim, name="queries")
     by: Metric = index.metric if metric is None else check_choice(metric, "metric", METRICS)
-    ks = [k for k in KS if k <= len(index)] or [len(index)]
     if faiss:
         import_faiss(len(index))
-    stats = index.stats()
-    truth = exact_neighbours(vectors, rows, ks[-1], metric=by, progress=progress)
-    ids = index.ids[truth]
+    originals = originals_of(index, vectors, ids)
+    own, stats = originals.vectors, index.stats()
+    ks = [k for k in KS if k <= len(index)] or [len(index)]
+    if progress:
+        _announce(index, originals, rows, faiss)
+    truth = exact_neighbours(own, rows, ks[-1], metric=by, progress=progress)
+    found, id_bytes = originals.ids[truth], stats.bytes_per_vector["ids"]
+    exact = evaluate_exact(own, rows, truth, ks=ks, metric=by, id_bytes=id_bytes)
+    modes = evaluate(index, rows, found, ks=ks, scoring=scoring, query_nnz=query_nnz, candidates=candidates)
+    sweeps = sweep(index, rows, found, ks=ks, scoring=scoring, query_nnz=query_nnz, progress=progress)
     rivals = {}
     if faiss:
-        # Each one more takes k-means up to half a minute; `sparse` is compared with what fits it of these.
+        # `sparse` is compared with what fits it of these: each one more takes long to learn.
         budgets = [stats.bytes_by_mode[mode] for mode in ("dense", "two_stage")]
-        rivals = evaluate_quantisers(vectors, rows, truth, budgets, ks=ks, metric=by, progress=progress)
+        rivals = evaluate_quantisers(
+            own, rows, truth, budgets, ks=ks, metric=by, id_bytes=id_bytes, progress=progress
+        )
     return EvaluationReport(
         made_at=datetime.now(UTC).isoformat(timespec="seconds"),
         queries=len(rows),
+        left_out=originals.left_out,
         metric=by,
         stats=stats,
-        exact=evaluate_exact(vectors, rows, truth, ks=ks, metric=by),
-        modes=evaluate(index, rows, ids, ks=ks, scoring=scoring, query_nnz=query_nnz, candidates=candidates),
+        exact=exact,
+        modes=modes,
         rivals=rivals,
-        sweeps=sweep(index, rows, ids, ks=ks, scoring=scoring, query_nnz=query_nnz, progress=progress),
-        model=model_report(index.model, vectors, rows, ks=(), progress=progress),
+        sweeps=sweeps,
+        model=model_report(index.model, own, rows, ks=(), progress=progress),
         environment=environment(PACKAGES),
     )
+
+
+def _announce(index: CompressedIndex, originals: Originals, queries: FloatArray, faiss: bool) -> None:
+    """Says what is to be done, and about how long it will take."""
+    n = len(originals.ids)
+    settings = len(MODES) + sum(len(values) for _, _, values in settings_of(index))
+    if originals.left_out:
+        say(f"{originals.left_out:,} rows of the embeddings are not in the index and are left out")
+    asked = len(queries) + min(len(queries), TIMED_QUERIES)
+    # A scan of all codes is the slowest of our modes, a product with all vectors what exact search does.
+    seconds = settings * asked * _seconds_a_query(lambda some: index.search(some, 1, num_threads=1), queries)
+    some = normalize_rows(check_vectors(originals.vectors[0:PROBED_ROWS]))
+    exact = asked * _seconds_a_query(lambda query: query @ some.T, queries) * n / len(some)
+    seconds += 2 * exact + SECONDS_OF_THE_MODEL
+    rest = ""
+    if faiss:
+        # SQ, PQ and RaBitQ scan their codes in up to the time of exact search, after some k-means.
+        more = 6 * exact + SECONDS_OF_K_MEANS * min(n, MOST_LEARNED_FROM) / MOST_LEARNED_FROM
+        rest = f"; then Faiss's quantisers, about {_rounded(more)} s more"
+    if faiss or seconds > SAID_ABOVE:
+        say(
+            f"exact search of {len(queries):,} queries among {n:,} vectors, then {settings} settings of the "
+            f"index: about {_rounded(seconds)} s{rest}"
+        )
+
+
+def _seconds_a_query(search: Callable[[FloatArray], object], queries: FloatArray) -> float:
+    some = queries[:PROBED_QUERIES]
+    with threadpool_limits(1):
+        search(some[:1])
+        started = time.perf_counter()
+        for query in some:
+            search(query[None])
+    return (time.perf_counter() - started) / len(some)
+
+
+def _rounded(seconds: float) -> int:
+    """To 5 seconds: it is a guess."""
+    return max(5, 5 * round(seconds / 5))

@@ -47,7 +47,7 @@ class Ids:
             msg = f"{len(array)} ids for {n} vectors"
             raise DimensionError(msg)
         check_unique(array)
-        return cls(n, _pack_strings(array)) if array.dtype == object else cls._of_integers(array)
+        return cls(n, pack_strings(array)) if array.dtype == object else cls._of_integers(array)
 
     @classmethod
     def from_stored(
@@ -115,11 +115,11 @@ class Ids:
             return rows
         if self.are_strings:
             text, ends = self._arrays["id_text"], self._arrays["id_ends"]
-            found = [
-                None if row < 0 else bytes(text[ends[row] : ends[row + 1]]).decode() for row in rows.ravel()
-            ]
+            wanted = rows.ravel().tolist()
+            # Each once: the same long string may be found by every query.
+            names = {row: bytes(text[ends[row] : ends[row + 1]]).decode() for row in {*wanted} if row >= 0}
             result = np.empty(rows.size, dtype=object)
-            result[:] = found
+            result[:] = [names.get(row) for row in wanted]
             return result.reshape(rows.shape)
         if self._n == 0:
             return np.full(rows.shape, -1, dtype=np.int64)
@@ -168,7 +168,7 @@ class Ids:
     def subset(self, rows: RowArray) -> Ids:
         """The ids of some rows, in their order."""
         if self.are_strings:
-            return Ids(len(rows), _pack_strings(self.of(rows)))
+            return Ids(len(rows), pack_strings(self.of(rows)))
         return self._of_integers(self.of(rows))
 
     @cached_property
@@ -320,7 +320,12 @@ def check_unique(array: IdArray, place: str = "row", first: int = 0) -> None:
         raise InputError(msg)
 
 
-def _pack_strings(array: IdArray) -> dict[str, npt.NDArray[Any]]:
+def pack_strings(array: IdArray) -> dict[str, npt.NDArray[Any]]:
+    """Strings as one UTF-8 buffer, and where each begins and the last ends.
+
+    Raises:
+        InputError: a string holds a lone surrogate.
+    """
     try:
         encoded = [name.encode() for name in array]
     except UnicodeEncodeError as error:

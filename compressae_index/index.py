@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copyreg
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -353,8 +354,8 @@ class CompressedIndex:
             scoring: "asymmetric" compares the query itself with the codes; "symmetric" encodes the query
                 first, as the paper does: s_q with s in "sparse", x_hat_q with x_hat in "dense".
             nprobe: clusters that posting lists are scanned of, those whose mean codes score best; all by
-                default, which is exact. `cluster` makes them, at least 8, of 32,768 vectors and more. All are
-                scanned where those hold fewer than k that match.
+                default, which is exact. `cluster` makes them, at least 8, of 32,768 vectors and more; an
+                index without them takes no nprobe. All are scanned where those hold fewer than k that match.
             filter: ids to search among, or a boolean mask with one entry a vector in the order of `ids`.
                 Ids are taken as a set, in which repeats count once. It is applied inside scoring, so k
                 results come back where k are allowed.
@@ -522,7 +523,8 @@ class CompressedIndex:
         Vectors are moved, so that `ids` has another order; ids that counted from 0 take 4 bytes each then.
         Removed ones are dropped, as by `compact`. Clusters hold 4,096 vectors and take 3 bytes of each; they
         are made of whole windows of 32,768. What is left over, and what is added later, is in none, and every
-        search scans it: cluster again after adding much.
+        search scans it: cluster again after adding much. Of fewer vectors than a window none are made, and a
+        UserWarning says so.
 
         Args:
             num_threads: threads to work with; all by default.
@@ -533,6 +535,12 @@ class CompressedIndex:
             state = self._state
             order = similar_order(self.model, state.backend, state.alive_rows(), threads, progress=progress)
             self._state = state.clustered(order, threads)
+        if state.n_alive < WINDOW:
+            msg = (
+                f"clusters are made of at least {WINDOW:,} vectors, and the index holds {state.n_alive:,}: "
+                "none were made, and searches take no nprobe"
+            )
+            warnings.warn(msg, UserWarning, stacklevel=2)
 
     @property
     def metric(self) -> Metric:
@@ -691,17 +699,25 @@ class CompressedIndex:
 
 
 def _check_nprobe(nprobe: int | None, mode: Mode, backend: EmbeddedBackend) -> int | None:
-    """The nprobe to search with; None for all, as nothing is left out of fewer documents than a window."""
+    """The nprobe to search with; None for all clusters.
+
+    Raises:
+        InputError: it is below 1, or there is nothing to leave out by it.
+    """
     if nprobe is None:
         return None
     nprobe = check_int(nprobe, "nprobe", 1)
     if mode == "dense":
         msg = "nprobe has no use in mode 'dense', which reads no posting lists"
         raise InputError(msg)
-    if backend.clusters is None and len(backend) >= WINDOW:
-        msg = f"nprobe is {nprobe}, but this index has no clusters: call `cluster` first"
+    if backend.clusters is None:
+        todo = "call `cluster` first" if len(backend) >= WINDOW else "search without nprobe"
+        msg = (
+            f"nprobe is {nprobe}, but this index has no clusters: {todo} (they are made of at least "
+            f"{WINDOW:,} vectors, and it holds {len(backend):,})"
+        )
         raise InputError(msg)
-    return None if backend.clusters is None else min(nprobe, len(backend.clusters))
+    return min(nprobe, len(backend.clusters))
 
 
 def _collected(chunks: Iterable[SparseCodes], advance: Callable[[int], object]) -> Iterator[SparseCodes]:

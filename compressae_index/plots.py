@@ -1,12 +1,17 @@
-"""Plots of measurements: recall against bytes, speed against recall; and plots as SVG that stands in HTML."""
+"""Plots of measurements: recall against bytes, speed against recall; and plots as SVG that stands in HTML.
+
+No two lines differ by colour alone: each has a marker and dashes of its own, and the colours are those of
+Paul Tol's "muted" scheme, which readers with any colour vision can tell apart.
+"""
 
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +27,17 @@ if TYPE_CHECKING:
 
 Point: TypeAlias = tuple[float, float]
 Place: TypeAlias = tuple[int, int, str, str]
+
+# Paul Tol, "Colour schemes", SRON/EPS/TN/09-002, version 3.2: muted; and black.
+COLOURS = (
+    *("#332288", "#CC6677", "#117733", "#88CCEE", "#882255", "#DDCC77", "#44AA99", "#AA4499", "#999933"),
+    "#000000",
+)
+# One more than there are colours, so that a colour that comes again has another marker.
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h")
+DASHES = ("-", "--", "-.", ":")
+# Area of a mark in square points, at this many bytes a vector; it grows with the logarithm.
+MARK_AREA, MARK_BYTES = 30.0, 64
 
 # Inches of a plot in HTML: narrow, so that its text can still be read where a phone shrinks it.
 SVG_SIZE = (4.8, 3.7)
@@ -49,6 +65,19 @@ class Series(NamedTuple):
     """Whether a line joins the points in their order."""
 
 
+class Look(NamedTuple):
+    """What a line looks like."""
+
+    color: str
+    marker: str
+    linestyle: str
+
+
+def look(number: int) -> Look:
+    """The look of a plot's line by its number."""
+    return Look(COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)], DASHES[number % len(DASHES)])
+
+
 def figure_class() -> type[Figure]:
     """The figure of matplotlib, for callers that want to know before they compute.
 
@@ -62,17 +91,39 @@ def figure_class() -> type[Figure]:
     return Figure
 
 
-def recall_against_bytes(axes: Axes, series: Sequence[Series], at: int) -> None:
-    """recall@at over bytes per vector, which are on a logarithmic scale; up and to the left is better."""
+def recall_against_bytes(
+    axes: Axes, series: Sequence[Series], at: int, budgets: Sequence[float] = ()
+) -> None:
+    """recall@at over bytes per vector, which are on a logarithmic scale; up and to the left is better.
+
+    `budgets` are the bytes to be marked on the axis; by default powers of two.
+    """
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    sizes = [one.bytes_per_vector for each in series for one in each.measurements]
     axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter("{x:.0f}")
+    axes.xaxis.set_major_locator(FixedLocator(_byte_ticks(min(sizes), max(sizes), budgets)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_xlabel("bytes per vector")
     axes.set_ylabel(f"recall@{at}")
     _draw(axes, series, lambda one: (one.bytes_per_vector, one.recall[at]))
 
 
+def _byte_ticks(low: float, high: float, budgets: Sequence[float]) -> list[float]:
+    """Budgets, and powers of two where there are none; with one between each two, where these are few."""
+    powers = [2.0**i for i in range(int(np.floor(np.log2(low))), int(np.ceil(np.log2(high))) + 1)]
+    if budgets:
+        outside = [power for power in powers if power < min(budgets) / 1.2 or power > max(budgets) * 1.2]
+        return sorted({*map(float, budgets), *outside})
+    return powers if len(powers) > 4 else sorted({*powers, *(1.5 * power for power in powers)})
+
+
 def speed_against_recall(axes: Axes, series: Sequence[Series], at: int) -> None:
-    """Queries a second, on a logarithmic scale, over recall@at; up and to the right is better."""
+    """Queries a second, on a logarithmic scale, over recall@at; up and to the right is better.
+
+    What takes more bytes has larger marks, and the legend has the bytes.
+    """
     from matplotlib.ticker import LogLocator, NullFormatter
 
     axes.set_yscale("log")
@@ -81,22 +132,61 @@ def speed_against_recall(axes: Axes, series: Sequence[Series], at: int) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(f"recall@{at}")
     axes.set_ylabel("queries per second, one thread")
-    _draw(axes, series, lambda one: (one.recall[at], one.queries_per_second))
+    _draw(axes, series, lambda one: (one.recall[at], one.queries_per_second), with_bytes=True)
 
 
-def _draw(axes: Axes, series: Sequence[Series], place: Callable[[Measurement], Point]) -> None:
+def _draw(
+    axes: Axes,
+    series: Sequence[Series],
+    place: Callable[[Measurement], Point],
+    *,
+    with_bytes: bool = False,
+) -> None:
+    from matplotlib.lines import Line2D
+
     texts: dict[Point, str] = {}
-    for one in series:
+    legend = []
+    for number, one in enumerate(series):
         points = [place(measurement) for measurement in one.measurements]
-        style = "-" if one.joined else "none"
-        axes.plot(*zip(*points, strict=True), linestyle=style, marker="o", markersize=4.5, label=one.name)
+        color, marker, dashes = look(number)
+        style: Any = dashes if one.joined else "none"
+        axes.plot(*zip(*points, strict=True), linestyle=style, color=color, linewidth=1.2)
+        sizes = [measurement.bytes_per_vector for measurement in one.measurements]
+        areas = [_area(size) if with_bytes else MARK_AREA for size in sizes]
+        xs, ys = zip(*points, strict=True)
+        axes.scatter(
+            xs, ys, s=areas, color=color, marker=marker, edgecolors="white", linewidths=0.4, zorder=3
+        )
+        name = f"{one.name}, {_bytes_range(sizes)}" if with_bytes else one.name
+        legend.append(Line2D([], [], color=color, marker=marker, markersize=5, linestyle=style, label=name))
         texts |= {point: text for point, text in zip(points, one.labels, strict=False) if text}
     axes.grid(alpha=0.3)
     axes.set_axisbelow(True)
     axes.margins(0.1)
-    axes.legend(fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False)
+    axes.legend(
+        handles=legend,
+        title="larger marks: more bytes a vector" if with_bytes else None,
+        fontsize="small",
+        title_fontsize="small",
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1),
+        ncols=2 if with_bytes else 3,
+        frameon=False,
+    )
     axes.figure.canvas.figure.draw_without_rendering()  # the layout decides where points are
     _write(axes, texts)
+
+
+def _area(size: float) -> float:
+    """Square points of a mark; a number of bytes that is not known has the usual ones."""
+    if not size > 0:
+        return MARK_AREA
+    return MARK_AREA * max(0.5, 1 + 0.5 * math.log2(size / MARK_BYTES))
+
+
+def _bytes_range(sizes: Sequence[float]) -> str:
+    low, high = round(min(sizes)), round(max(sizes))
+    return f"{low:,} B" if low == high else f"{low:,}–{high:,} B"
 
 
 def _write(axes: Axes, texts: Mapping[Point, str]) -> None:

@@ -1,16 +1,22 @@
-"""Progress bars with the time left."""
+"""Progress on standard error: bars with the time left, or lines where nobody watches a terminal."""
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+# Seconds of work before the first line, and between lines, where standard error is no terminal.
+FIRST_LINE, NEXT_LINE = 3, 10
 
 
 @contextmanager
 def track(total: int, label: str, *, enabled: bool, unit: str = "rows") -> Iterator[Callable[[int], object]]:
     """A bar on standard error that is gone when done; yields what to call with each step's size.
 
-    It shows itself only where standard error is a terminal and the work takes longer than a second.
+    It shows itself where the work takes longer than a second. Where standard error is no terminal, as in a
+    log, there are lines now and then instead.
     """
     if not enabled:
         # tqdm takes locks even for a bar that it does not show, which a forked child may find locked.
@@ -18,6 +24,9 @@ def track(total: int, label: str, *, enabled: bool, unit: str = "rows") -> Itera
         return
     from tqdm import tqdm
 
+    if not _is_terminal():
+        yield _Lines(total, label, unit).advance
+        return
     with tqdm(
         total=total,
         desc=label,
@@ -28,3 +37,35 @@ def track(total: int, label: str, *, enabled: bool, unit: str = "rows") -> Itera
         disable=None,  # where standard error is no terminal
     ) as bar:
         yield bar.update
+
+
+def say(line: str) -> None:
+    """A line on standard error, before work that takes long."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def _is_terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+class _Lines:
+    """How far work is, said after a while and then rarely."""
+
+    def __init__(self, total: int, label: str, unit: str) -> None:
+        self._total, self._label, self._unit = total, label, unit
+        self._done = 0
+        self._started = time.monotonic()
+        self._next = float(FIRST_LINE)
+
+    def advance(self, step: int) -> None:
+        """Counts a step."""
+        self._done += step
+        seconds = time.monotonic() - self._started
+        if seconds < self._next or not 0 < self._done < self._total:
+            return
+        self._next = seconds + NEXT_LINE
+        left = seconds * (self._total - self._done) / self._done
+        say(
+            f"{self._label}: {self._done:,} of {self._total:,} {self._unit}, {seconds:.0f} s, "
+            f"about {left:.0f} s left"
+        )

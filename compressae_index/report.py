@@ -16,7 +16,7 @@ from compressae_index.embedded import EmbeddedBackend
 from compressae_index.errors import InputError
 from compressae_index.evaluation import exact_neighbours, recall
 from compressae_index.model import CompresSAE
-from compressae_index.plots import figure_class
+from compressae_index.plots import COLOURS, figure_class, look
 from compressae_index.progress import track
 from compressae_index.sources import Vectors, VectorSource, checked_rows, open_vectors
 
@@ -116,10 +116,15 @@ class ModelReport(NamedTuple):
     def plot_lists(self, axes: Axes) -> None:
         """Rows of each latent, most used first."""
         lengths = np.sort([length for length in self.list_lengths if length])[::-1]
-        axes.plot(np.arange(1, len(lengths) + 1), lengths, color="C0")
+        axes.plot(np.arange(1, len(lengths) + 1), lengths, color=COLOURS[0])
         mean = self.k / self.n_latents
-        for share, name, color in ((self.over_firing_share, "over-firing", "C3"), (mean, "mean", "C7")):
-            axes.axhline(share * self.rows, color=color, linestyle="--", label=f"{name}, {share:.1%} of rows")
+        for share, name, color, style in (
+            (self.over_firing_share, "over-firing", COLOURS[1], "--"),
+            (mean, "mean", "black", ":"),
+        ):
+            axes.axhline(
+                share * self.rows, color=color, linestyle=style, label=f"{name}, {share:.1%} of rows"
+            )
         axes.set_yscale("log")
         axes.set_ylim(0.8, self.rows * 1.1)
         axes.set_xlabel("latents, most used first")
@@ -130,7 +135,7 @@ class ModelReport(NamedTuple):
     def plot_cosines(self, axes: Axes) -> None:
         """Histogram of the cosines of vectors and their reconstructions."""
         shares = 100 * np.array(self.cosine_counts) / self.rows
-        axes.stairs(shares, self.cosine_edges, fill=True, color="C0", alpha=0.7)
+        axes.stairs(shares, self.cosine_edges, fill=True, color=COLOURS[3])
         for percentile, style in ((5, ":"), (50, "-"), (95, "--")):
             value = self.cosine[percentile]
             axes.axvline(value, color="black", linestyle=style, label=f"{percentile} %: {value:.3f}")
@@ -142,9 +147,9 @@ class ModelReport(NamedTuple):
 
     def _plot_recall(self, axes: Axes) -> None:
         ks = list(self.recall)
-        for at in next(iter(self.recall.values())):
-            axes.plot(ks, [self.recall[k][at] for k in ks], marker="o", label=f"recall@{at}")
-        axes.axvline(self.k, color="C7", linestyle="--", label="the model's k")
+        for number, at in enumerate(next(iter(self.recall.values()))):
+            axes.plot(ks, [self.recall[k][at] for k in ks], label=f"recall@{at}", **look(number)._asdict())
+        axes.axvline(self.k, color="black", linestyle=":", label="the model's k")
         axes.set_xscale("log", base=2)
         axes.set_xticks(ks, [str(k) for k in ks])
         axes.minorticks_off()

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -116,3 +118,26 @@ def test_the_readme_shows_the_raw_results() -> None:
         assert {"date", "versions", "processor", "threads", "load_average"} <= set(
             json.loads(path.read_text())["environment"]
         )
+
+
+# Runs each script as `python -P` does, up to its command, in one process: torch and Faiss are slow to import.
+AS_WITH_P = """
+import runpy, sys
+path, before = list(sys.path), set(sys.modules)
+for script in sys.argv[1:]:
+    runpy.run_path(script, run_name="script")
+    print(script)
+    sys.path[:] = path
+    for name in set(sys.modules) - before:
+        if "benchmarks" in (getattr(sys.modules[name], "__file__", None) or ""):
+            del sys.modules[name]
+"""
+
+
+def test_scripts_run_with_p_and_from_anywhere(tmp_path: Path) -> None:
+    scripts = [path for path in sorted(BENCHMARKS.glob("*.py")) if "__main__" in path.read_text()]
+    assert {path.stem for path in scripts} >= {"run", "forward", "pursuit", "faiss_connectors", "milvus"}
+    command = [sys.executable, "-P", "-c", AS_WITH_P, *map(str, scripts)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == list(map(str, scripts))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 import sysconfig
+import tracemalloc
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,12 +23,14 @@ import pytest
 import scipy.sparse as sp
 from click.testing import CliRunner, Result
 
-from compressae_index import CompresSAE, CompressedIndex, SparseCodes, TrainConfig, train
+from compressae_index import CompresSAE, CompressedIndex, FormatError, SparseCodes, TrainConfig, train
 from compressae_index.checks import FloatArray
 from compressae_index.cli import main
+from compressae_index.cli.milvus import milvus
 from compressae_index.connectors.faiss import FaissIndex
 from compressae_index.connectors.faiss import lists as faiss_lists
 from compressae_index.demo import DemoData
+from compressae_index.results import read_results
 
 COMMANDS = [
     "build",
@@ -308,14 +313,15 @@ def test_missing_results(model: CompresSAE, vectors: FloatArray) -> None:
         assert all(line.count(":") == 2 for line in run("search", "two", "q.npy").stdout.splitlines())
         assert run_json("search", "two", "q.npy", "-k", 3, "-o", "r.npz") == {"results": "r.npz"}
         with np.load("r.npz") as stored:
-            assert set(stored["ids"][:, 2].tolist()) == {"" if missing is None else -1}
+            assert set(stored["ids"][:, 2].tolist()) == {-1}
             assert (stored["scores"][:, 2] == -np.inf).all()
+        assert set(read_results("r.npz").ids[:, 2].tolist()) == {missing}
 
 
 @needs_place
 def test_eval(model: CompresSAE, vectors: FloatArray) -> None:
     CompressedIndex.build(vectors[:300], model=model, k=3, progress=False).save("i")
-    content = run_json("eval", "i", "e.npy", "q.npy", "--max-queries", 4)
+    content = run_json("eval", "i", "e.npy", "q.npy", "--max-queries", 4, "--faiss")
     assert content["queries"] == 4
     measured = {each["name"]: each for each in content["measurements"]}
     assert list(measured)[:4] == ["exact float32", "sparse", "dense", "two_stage"]
@@ -324,7 +330,7 @@ def test_eval(model: CompresSAE, vectors: FloatArray) -> None:
     assert product[-1]["bytes_per_vector"] <= measured["two_stage"]["bytes_per_vector"]
     assert measured["exact float32"]["recall"] == {"10": 1, "100": 1}
     assert all(0 < each["recall"]["100"] <= 1 and each["ms_per_query"] > 0 for each in measured.values())
-    printed = run("eval", "i", "e.npy", "q.npy", "--no-faiss", "--scoring", "symmetric").stdout
+    printed = run("eval", "i", "e.npy", "q.npy", "--scoring", "symmetric").stdout
     contestants, settings = (
         [line.split("|")[1].strip() for line in table.splitlines()[2:]] for table in printed.split("\n\n")
     )
@@ -348,11 +354,14 @@ def test_eval_of_one_hdf5_file_and_string_ids(
         file["train"], file["test"], file["more"] = vectors[:60], queries[:6], queries[:7]
     ids = [f"id {i}" for i in range(60)]
     CompressedIndex.build(vectors[:60], ids, model=model, k=8, progress=False).save("s")
-    content = run_json("eval", "s", "e.hdf5", "--no-faiss")
+    Path("ids.txt").write_text("\n".join(ids))
+    content = run_json("eval", "s", "e.hdf5", "--ids", "ids.txt")
     assert content["queries"] == 6
     assert content["measurements"][2]["recall"].keys() == {"10"}
     assert 0.2 < content["measurements"][2]["recall"]["10"] <= 1
-    assert run_json("eval", "s", "e.hdf5", "--no-faiss", "--query-dataset", "more")["queries"] == 7
+    more = run_json("eval", "s", "e.hdf5", "--no-faiss", "--ids", "ids.txt", "--query-dataset", "more")
+    assert more["queries"] == 7
+    assert "are strings, as 'id 0', so the ids of the embeddings are needed" in fail("eval", "s", "e.hdf5")
 
 
 @needs_place
@@ -495,7 +504,7 @@ def test_demo(
         ("eval i e.npy", "QUERIES is needed"),
         ("eval i e.npy q.npy --max-queries 0", "max-queries must be at least 1"),
         ("eval i e.npy narrow.npy", "queries have dimension 9, expected 384"),
-        ("eval small q.npy q.npy", "product quantisation needs at least 256 vectors, got 6"),
+        ("eval small q.npy q.npy --faiss", "product quantisation needs at least 256 vectors, got 6"),
         ("info foreign", "foreign holds no manifest.json"),
         ("info e.npy", "e.npy is not a directory"),
         ("demo -o e.npy", "e.npy is not a directory"),
@@ -617,3 +626,218 @@ def test_train_goes_on_from_a_checkpoint() -> None:
     first = run_json(*arguments, "-o", "one")
     assert run_json(*arguments, "-o", "two")["fingerprint"] == first["fingerprint"]
     assert "seed = 0, not 1" in fail(*arguments, "-o", "three", "--seed", "1")
+
+
+HELP = [
+    (path, command)
+    for path, command in (
+        *(((name,), command) for name, command in main.commands.items()),
+        *((("milvus", name), command) for name, command in milvus.commands.items()),
+    )
+]
+
+
+@pytest.mark.parametrize(("path", "command"), [((), main), *HELP], ids=lambda one: str(one)[:30])
+def test_every_help_text_is_whole_and_stands_alone(path: tuple[str, ...], command: click.Command) -> None:
+    assert command.help is not None
+    first = command.help.splitlines()[0]
+    assert len(first) < 60
+    assert first.endswith(".")
+    # What a list of commands shows is all of it, on a narrow terminal as well.
+    assert command.get_short_help_str(60) == first
+    shown = run(*path, "--help").stdout
+    for words in ("README", "The same ", "See ", "..."):
+        assert words not in shown.replace("[ARGS]...", "")
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, f"{path}: {parameter.name} has no help"
+            assert parameter.help.rstrip("]").endswith((".", "default", "all", "none", "no", "")), parameter
+        else:
+            name = (parameter.name or "").upper()
+            assert re.search(rf"\b{name}\b", command.help), f"{path}: the help does not say what {name} is"
+
+
+def test_as_a_module_and_completion(place: Path) -> None:
+    def call(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            arguments, cwd=place, env=os.environ | variables, capture_output=True, text=True, check=False
+        )
+
+    module = call(sys.executable, "-P", "-m", "compressae_index", "search", "i", "q.npy", "-k", "2")
+    assert (module.returncode, module.stderr) == (0, "")
+    assert module.stdout == run("search", "i", "q.npy", "-k", 2).stdout
+    script = str(Path(sysconfig.get_path("scripts")) / "compressae-index")
+    source = call(script, _COMPRESSAE_INDEX_COMPLETE="bash_source")
+    assert "_COMPRESSAE_INDEX_COMPLETE=bash_complete" in source.stdout
+    completed = call(
+        script,
+        _COMPRESSAE_INDEX_COMPLETE="bash_complete",
+        COMP_WORDS="compressae-index eval --re",
+        COMP_CWORD="2",
+    )
+    assert completed.stdout.split() == ["plain,--report"]
+    assert "_COMPRESSAE_INDEX_COMPLETE=bash_source" in " ".join(run("--help").stdout.split())
+
+
+NASTY = [
+    "a b",
+    "red\x1b[31m",
+    "two\nlines",
+    "nul\0",
+    "\u202etfel",
+    'say "hi"',
+    "back\\slash",
+    "a:0.5",
+    "žluť",
+]
+
+
+@needs_place
+def test_ids_are_escaped_for_people_and_exact_for_programs(
+    model: CompresSAE, vectors: FloatArray, queries: FloatArray
+) -> None:
+    index = CompressedIndex.build(vectors[:9], NASTY, model=model, k=8, progress=False)
+    index.save("nasty")
+    expected = index.search(queries[:6], 9)
+    printed = run("search", "nasty", "q.npy", "-k", 9).stdout
+    assert printed.count("\n") == 6
+    assert all(one.isprintable() or one in "\t\n" for one in printed)
+    for line, ids in zip(printed.splitlines(), expected.ids, strict=True):
+        words = re.findall(r'("(?:[^"\\]|\\.)*"|[^\s"]+):(-?[0-9.]+)(?: |$)', line.split("\t")[1])
+        assert [json.loads(name) if name[0] == '"' else name for name, _ in words] == ids.tolist()
+    assert run_json("search", "nasty", "q.npy", "-k", 9)["ids"] == expected.ids.tolist()
+    run("search", "nasty", "q.npy", "-k", 9, "-o", "r.npz")
+    stored = read_results("r.npz")
+    assert stored.ids.tolist() == expected.ids.tolist()
+    np.testing.assert_array_equal(stored.scores, expected.scores)
+
+
+@needs_place
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "cp1252"])
+def test_what_an_encoding_lacks_is_escaped(model: CompresSAE, vectors: FloatArray, encoding: str) -> None:
+    CompressedIndex.build(vectors[:9], NASTY, model=model, k=8, progress=False).save("žluť.index")
+    for arguments in (
+        ("search", "žluť.index", "q.npy", "-k", "9"),
+        ("search", "žluť.index", "q.npy", "-o", "ť.npz"),
+        ("info", "žluť.index"),
+        ("info", "žluť.index", "--json"),
+    ):
+        done = subprocess.run(
+            call_main(*arguments),
+            env=os.environ | {"PYTHONIOENCODING": encoding},
+            capture_output=True,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, b"")
+        # click writes UTF-8 where Python has chosen ASCII.
+        assert encoding == "ascii" or "\\u0165" in done.stdout.decode(encoding)
+        if "--json" in arguments:
+            assert json.loads(done.stdout)["index"] == "žluť.index"
+
+
+@needs_place
+def test_messages_are_escaped() -> None:
+    for name in ("no\x1b[31mwhere", "no\nwhere", "\u202eno", os.fsdecode(b"caf\xe9")):
+        message = fail("info", name)
+        assert message.rstrip("\n").isprintable()
+    assert fail("info", "a\nb") == "Error: a b does not exist\n"
+    assert "secret" not in fail("info", "http://user:secret@host/x.index")
+    assert "http:/***@host/x.index does not exist" in fail("info", "http://user:secret@host/x.index")
+
+
+@needs_place
+def test_one_long_id_costs_its_length_once(model: CompresSAE, vectors: FloatArray) -> None:
+    ids = ["x" * 200_000 + "\0", *(f"{row}\0" for row in range(299))]
+    CompressedIndex.build(vectors[:300], ids, model=model, k=8, progress=False).save("long")
+    np.save("many.npy", np.tile(vectors[:4], (100, 1)))
+    tracemalloc.start()
+    try:
+        run("search", "long", "many.npy", "-k", 300, "-o", "r.npz")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 30 << 20  # as fixed-width text, 96 GB
+    assert Path("r.npz").stat().st_size < 3 << 20
+    assert set(read_results("r.npz").ids.ravel().tolist()) == set(ids)
+    with np.load("r.npz") as stored:
+        text, ends = stored["id_text"].tobytes(), stored["id_ends"]
+        assert text[ends[7] : ends[8]].decode() == read_results("r.npz").ids[stored["ids"] == 7][0]
+
+
+@needs_place
+def test_results_that_are_none() -> None:
+    Path("r.npz").write_bytes(b"PK\x03\x04 nonsense")
+    np.savez("other.npz", scores=np.zeros(3))
+    np.savez("short.npz", scores=np.zeros(3), ids=np.array([5]), id_text=np.zeros(0, "u1"), id_ends=[0])
+    for name in ("r.npz", "other.npz", "short.npz", "nowhere.npz"):
+        with pytest.raises(FormatError, match=f"{name} holds no results of a search"):
+            read_results(name)
+
+
+@needs_place
+def test_names_of_files_are_no_folders() -> None:
+    for command in (
+        "encode e.npy --model m -o codes.csv",
+        "encode e.npy --model m -o codes.NPY",
+        "build e.npy --model m -o new.parquet",
+        "train e.npy -o new.pt --k 2 --n-latents 16",
+        "cluster i -o new.csv",
+    ):
+        assert "are written as a directory, whose name must not end in" in fail(*command.split())
+    assert "codes are written as a scipy" not in run("encode", "e.npy", "--model", "m", "-o", "C.NPZ").output
+    assert Path("C.NPZ").is_file()
+    assert "nowhere is not a directory" in fail("encode", "e.npy", "--model", "m", "-o", "nowhere/c.npz")
+    run("encode", "e.npy", "--model", "m", "-o", "codes-v1.2")
+    assert Path("codes-v1.2").is_dir()
+
+
+@needs_place
+def test_few_candidates_are_refused_where_they_were_asked_for() -> None:
+    assert "--candidates must be at least the number of neighbours, 10, got 5" in fail(
+        "search", "i", "q.npy", "--candidates", 5, "-k", 10
+    )
+    assert "100, got 99" in fail("eval", "i", "e.npy", "q.npy", "--candidates", 99)
+    run("search", "i", "q.npy", "--candidates", 10, "-k", 10)
+    run("search", "i", "q.npy", "-k", 2000)  # the default is no request
+
+
+@needs_place
+def test_what_was_replaced_is_said() -> None:
+    arguments = ("build", "e.npy", "--model", "m", "-o", "new")
+    assert run(*arguments).stderr == ""
+    assert run(*arguments).stderr == "new: what was there before was replaced\n"
+
+
+@needs_place
+def test_clusters_of_few_vectors() -> None:
+    done = run("cluster", "i", "--json")
+    assert json.loads(done.stdout)["clusters"] == 0
+    assert done.stderr.startswith(
+        "Warning: clusters are made of at least 32,768 vectors, and the index holds 300"
+    )
+    assert done.stderr.count("\n") == 1
+    assert "nprobe is 4, but this index has no clusters" in fail("search", "i", "q.npy", "--nprobe", 4)
+    assert "32,768" in run("cluster", "--help").stdout
+    assert "32,768" in run("search", "--help").stdout
+
+
+@needs_place
+def test_eval_says_what_it_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    index = CompressedIndex.load("i")
+    index.remove([1, 2])
+    index.save("i")
+    monkeypatch.setattr("compressae_index.evaluation_report.SAID_ABOVE", 0)
+    monkeypatch.setattr("compressae_index.progress.FIRST_LINE", 0)
+    done = run("eval", "i", "e.npy", "q.npy")
+    first, second, *more = done.stderr.splitlines()
+    assert first == "2 rows of the embeddings are not in the index and are left out"
+    assert re.fullmatch(
+        r"exact search of 6 queries among 298 vectors, then 10 settings of the index: about \d+ s", second
+    )
+    assert any(re.match(r"sweep: \d+ of 7 settings, \d+ s, about \d+ s left", line) for line in more)
+
+
+@needs_place
+def test_faiss_says_nothing_of_its_own(capfd: pytest.CaptureFixture[str]) -> None:
+    run("eval", "i", "e.npy", "q.npy", "--faiss")
+    assert "WARNING" not in capfd.readouterr().err

@@ -180,24 +180,31 @@ def test_removed_vectors_are_dropped(clustered: Path, queries: FloatArray) -> No
 
 
 def test_string_ids_and_few_vectors(index: CompressedIndex, vectors: FloatArray, queries: FloatArray) -> None:
-    """Too few for a cluster: every search stays as it is."""
+    """Too few for a cluster: that is said, and every search stays as it is."""
     names = CompressedIndex.build(
         vectors[:300], [f"item {i}" for i in range(300)], model=index.model, k=16, progress=False
     )
     for one in (index, names):
         before = one.search(queries, 5)
-        one.cluster()
+        order = one.ids
+        with pytest.warns(UserWarning, match="at least 32,768 vectors, and the index holds 300: none were"):
+            one.cluster()
         assert one.stats().clusters == 0
+        np.testing.assert_array_equal(one.ids, order)
         after = one.search(queries, 5)
         np.testing.assert_array_equal(after.ids, before.ids)
-        np.testing.assert_array_equal(one.search(queries, 5, nprobe=1).ids, before.ids)
+        with pytest.raises(InputError, match=r"no clusters: search without nprobe .* it holds 300"):
+            one.search(queries, 5, nprobe=1)
 
 
 def test_an_empty_index_stays_empty(model: CompresSAE, queries: FloatArray) -> None:
     empty = CompressedIndex(model)
-    empty.cluster()
+    with pytest.warns(UserWarning, match="the index holds 0: none were made"):
+        empty.cluster()
     assert len(empty) == 0
-    assert (empty.search(queries, 3, nprobe=1).ids == -1).all()
+    assert (empty.search(queries, 3).ids == -1).all()
+    with pytest.raises(InputError, match="it holds 0"):
+        empty.search(queries, 3, nprobe=1)
 
 
 def test_bad_nprobe_is_refused(plain: CompressedIndex, clustered: Path, queries: FloatArray) -> None:

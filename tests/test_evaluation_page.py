@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -18,7 +19,7 @@ from click.testing import CliRunner, Result
 from compressae_index import CompresSAE, CompressedIndex
 from compressae_index.checks import FloatArray
 from compressae_index.cli import main
-from compressae_index.evaluation import Measurement
+from compressae_index.evaluation import Measurement, Sweep
 from compressae_index.evaluation_page import as_page
 from compressae_index.evaluation_report import EvaluationReport, evaluation_report
 from compressae_index.plots import Series, as_svg, recall_against_bytes, speed_against_recall
@@ -87,7 +88,7 @@ def made(place: Path) -> tuple[dict[str, Any], str]:
     """The JSON and the page that one command gives."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        result = run("eval", "i", NASTY, "q.npy", "--json", "--report", "eval.html")
+        result = run("eval", "i", NASTY, "q.npy", "--json", "--report", "eval.html", "--faiss")
     assert result.exit_code == 0, result.output
     assert {path.name for path in place.iterdir()} == {"i", NASTY, "q.npy", "eval.html"}
     return json.loads(result.stdout), (place / "eval.html").read_text(encoding="utf-8")
@@ -165,29 +166,87 @@ def test_where_it_loses(small: EvaluationReport) -> None:
     rivals = [one("PQ48", 48, 0.7, 0.2), one("PQ96", 96, 0.6, 2), one("PQ160", 160, 0.85, 3)]
     report = report_of(modes, rivals, small)
     named = [
-        (each.mode.name, each.finds_more and each.finds_more.name, each.faster and each.faster.name)
+        (each.mode.name, [one.name for one in each.finds_more], [one.name for one in each.faster])
         for each in report.standings()
     ]
-    assert named == [("sparse", "PQ48", "PQ48"), ("dense", None, None), ("two_stage", "PQ160", None)]
-    assert [tuple(each.values()) for each in report.as_dict()["standings"]] == named
+    assert named == [
+        ("sparse", ["PQ48", "PQ96"], ["PQ48"]),
+        ("dense", [], []),
+        ("two_stage", ["PQ160"], []),
+    ]
+    told = report.as_dict()["standings"]
+    assert [(each["mode"], each["finds_more"], each["faster"]) for each in told] == named
+    assert [len(each["advice"]) for each in told] == [2, 0, 1]
     page = Page(as_page(report, {"embeddings": "e.npy"}))
     said = page.text.split("Where it loses")[1].split("Recall and time")[0].split("\n")
     sparse, dense, two_stage = (line for line in said if line)
     assert sparse == (
-        "sparse finds fewer of the 100 nearest than PQ48 does in no more bytes: 0.500 in 100 bytes against "
-        "0.700 in 48, at 0.30 ms a query against 0.20; it is slower than PQ48, which finds 0.700: 0.30 ms a "
-        "query against 0.20, in 100 bytes against 48."
+        "sparse finds fewer of the 100 nearest, 0.500 in 100 bytes at 0.30 ms a query, than do in no more "
+        "bytes: PQ48 (0.700 in 48 bytes, 0.20 ms) and PQ96 (0.600 in 96 bytes, 2.00 ms); it is slower, at "
+        "0.30 ms a query and 100 bytes, than what finds as much: PQ48 (0.20 ms, 0.700 in 48 bytes). "
+        "Search by two_stage or dense: sparse is for answers that may be rough. Search with fewer candidates "
+        "or a lower query_nnz; 120 vectors are few, and posting lists gain on scans with every one more."
     )
     assert dense == (
         "dense does not: nothing finds more than 0.900 in at most its 60 bytes, and nothing finds as much in "
         "less than its 0.60 ms a query."
     )
-    assert two_stage.startswith("two_stage finds fewer of the 100 nearest than PQ160 does")
+    assert two_stage.startswith("two_stage finds fewer of the 100 nearest, 0.800 in 160 bytes")
+    assert two_stage.endswith("Use dense, which finds 0.900 in 60 bytes, or give two_stage more candidates.")
     assert "slower" not in two_stage
     assert "Faiss was left out" not in page.text
     # Exact search is a rival, too.
     slow = report_of([mode._replace(ms_per_query=10) for mode in modes], [], small)
-    assert [each.faster for each in slow.standings()] == [slow.exact] * 3
+    assert [each.faster for each in slow.standings()] == [[slow.exact]] * 3
+
+
+def test_advice_is_about_what_was_measured(small: EvaluationReport) -> None:
+    def one(name: str, size: float, share: float, ms: float = 1) -> Measurement:
+        return Measurement(name, size, {100: share}, ms)
+
+    modes = [one("sparse", 160, 0.9), one("dense", 170, 0.8), one("two_stage", 160, 0.8)]
+    report = report_of(modes, [one("PQ", 150, 0.85)], small)
+
+    def advice(report: EvaluationReport) -> list[list[str]]:
+        return [each.advice for each in report.standings()]
+
+    longer = {candidates: one("", 160, 0.8 + candidates / 1e5) for candidates in (1000, 5000, 9000)}
+    swept = report._replace(sweeps=[Sweep("two_stage", "candidates", longer)])
+    assert advice(swept)[2] == ["Search with candidates=5000, which finds as much"]
+    assert advice(swept)[0] == []
+    assert "Give build a budget (bytes_per_vector)" in advice(report)[2][0]
+    cut = report._replace(stats=report.stats._replace(postings=2, k=4))
+    assert advice(cut)[1:] == [["Build with more nonzeros (k), or train longer (preset best)"]] * 2
+    slow = report_of([mode._replace(ms_per_query=20) for mode in modes], [], small)
+    for vectors, clusters, todo in ((40_000, 0, "Call cluster"), (40_000, 8, "nprobe below 8")):
+        large = slow._replace(stats=slow.stats._replace(vectors=vectors, clusters=clusters))
+        assert todo in advice(large)[2][0]
+        assert "Use two_stage or sparse" in advice(large)[1][0]
+
+
+def test_bytes_are_counted_alike(model: CompresSAE, vectors: FloatArray, queries: FloatArray) -> None:
+    """The same ids are held by all, so that what they take is in every sum, and in the budgets."""
+    rows, taken = vectors[:300], []
+    for ids in (None, [f"https://example.org/articles/{row:07d}" for row in range(300)]):
+        index = CompressedIndex.build(rows, ids, model=model, k=16, progress=False)
+        report = evaluation_report(index, rows, queries[:5], ids=ids, faiss=True)
+        ids_take = index.stats().bytes_per_vector["ids"]
+        taken.append({one.name: one.bytes_per_vector - ids_take for one in report.measurements})
+    assert ids_take > 36
+    assert taken[0] == pytest.approx(taken[1])
+
+
+def test_files_whose_names_are_not_utf8_are_reported(
+    model: CompresSAE, vectors: FloatArray, queries: FloatArray, tmp_path: Path
+) -> None:
+    CompressedIndex.build(vectors[:30], model=model, k=4, progress=False).save(tmp_path / "i")
+    np.save(tmp_path / "q.npy", queries[:2])
+    embeddings, page = (tmp_path / os.fsdecode(name) for name in (b"caf\xe9.npy", b"caf\xe9.html"))
+    with embeddings.open("wb") as file:
+        np.save(file, vectors[:30])
+    result = run("eval", tmp_path / "i", embeddings, tmp_path / "q.npy", "--report", page)
+    assert result.exit_code == 0, result.output
+    assert r"caf\udce9.npy" in Page(page.read_text(encoding="utf-8")).text
 
 
 def test_report_without_faiss_and_of_few_vectors(
@@ -234,7 +293,7 @@ def test_mistakes_are_told_before_the_work(
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert "pip install 'compressae-index[plot]'" in fail("--report", "eval.html")
     monkeypatch.setitem(sys.modules, "faiss", None)
-    missing = run("eval", "i", NASTY, "q.npy")
+    missing = run("eval", "i", NASTY, "q.npy", "--faiss")
     assert (missing.exit_code, missing.stdout) == (2, "")
     assert "pip install 'compressae-index[faiss]'" in missing.stderr
     assert (place / "eval.html").read_text(encoding="utf-8") == made[1]

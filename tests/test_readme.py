@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from compressae_index import demo
+from compressae_index import CompressedIndex, demo
 from compressae_index.cli import main
 from compressae_index.demo import DemoData
 
@@ -101,7 +101,20 @@ def test_the_sessions_on_the_command_line_run(place: Path, demo_data: DemoData) 
     for words in OURS:
         result = CliRunner().invoke(main, words)
         assert result.exit_code == 0, (words, result.output)
-    assert (place / "codes.npz").is_file()
+    assert {"found.npz", "queries.npz", "eval.html"} <= {path.name for path in place.iterdir()}
+    for name in ("items.index", "encoded.index"):
+        assert CompressedIndex.load(name).ids.tolist() == [f"item-{i}" for i in range(300)]
+
+
+def test_no_block_replaces_what_another_made() -> None:
+    written = [words[i + 1] for words in OURS for i, word in enumerate(words) if word in ("-o", "--report")]
+    written += [
+        name
+        for block in blocks("python")
+        for name in re.findall(r'(?:save|encode_to_directory)\(.*"(.*)"\)', block)
+    ]
+    assert len(written) > 10
+    assert sorted(written) == sorted(set(written))
 
 
 @pytest.mark.parametrize("words", OURS, ids=" ".join)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +15,7 @@ from compressae_index.cli.milvus import milvus
 from compressae_index.cli.report import report
 from compressae_index.cli.search import demo, evaluate, search
 from compressae_index.errors import CompressaeError
+from compressae_index.terminal import printable, redacted
 
 
 class _OneLineErrors(click.Group):
@@ -20,8 +23,15 @@ class _OneLineErrors(click.Group):
 
     def main(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> Any:
         options["standalone_mode"] = False
+        for stream in (sys.stdout, sys.stderr):
+            # What an encoding lacks is escaped: no name may end a command that has done its work.
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="backslashreplace")
         try:
-            result = super().main(args, *more, **options)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("always", category=UserWarning, module=r"compressae_index\.")
+                warnings.showwarning = _warn
+                result = super().main(args, *more, **options)
         except click.exceptions.NoArgsIsHelpError as error:
             click.echo(error.format_message(), err=True)
             sys.exit(2)
@@ -31,16 +41,37 @@ class _OneLineErrors(click.Group):
         except click.ClickException as error:
             _fail(error.format_message())
         except (CompressaeError, OSError, MemoryError) as error:
-            _fail(str(error))
+            _fail(_in_words(error))
         sys.exit(result if isinstance(result, int) else 0)
 
 
 def _fail(message: str) -> None:
-    click.echo("Error: " + " ".join(message.split()), err=True)
+    click.echo("Error: " + _line(message), err=True)
     sys.exit(2)
 
 
-@click.group(cls=_OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
+def _in_words(error: BaseException) -> str:
+    """A message without the number of the system's error, but with its file."""
+    if not isinstance(error, OSError) or error.strerror is None:
+        return str(error)
+    name = None if error.filename is None else os.fsdecode(error.filename)
+    return error.strerror if name is None or name in error.strerror else f"{name}: {error.strerror}"
+
+
+def _warn(message: Warning | str, *_where: object, **_more: object) -> None:
+    click.echo("Warning: " + _line(str(message)), err=True)
+
+
+def _line(message: str) -> str:
+    return printable(redacted(" ".join(message.split())))
+
+
+@click.group(
+    cls=_OneLineErrors,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Completion of commands and options, in bash: "
+    'eval "$(_COMPRESSAE_INDEX_COMPLETE=bash_source compressae-index)", or zsh_source, fish_source.',
+)
 @click.version_option(package_name="compressae-index")
 def main() -> None:
     """Search dense embeddings from sparse dictionary codes.

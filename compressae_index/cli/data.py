@@ -16,11 +16,14 @@ from compressae_index.cli.options import (
     PATH,
     bad_rows_option,
     check_file,
+    check_folder,
     dataset_option,
     encoder_option,
+    holds_something,
     json_option,
     metric_option,
     report,
+    say_replaced,
     storage_options,
     threads_option,
     training_options,
@@ -72,13 +75,18 @@ def train(
 ) -> None:
     """Train a model on EMBEDDINGS.
 
+    EMBEDDINGS is a .npy, .fvecs, .bvecs, .hdf5 or .parquet file, or a folder of such files. `encode` and
+    `build` take it by --model. Training needs the extra: pip install 'compressae-index[train]'.
+
     \b
     Example:
       compressae-index train embeddings.npy -o items.model --k 32
     """  # noqa: D301
     from compressae_index.training import train as train_model
 
+    check_folder(output, "models")
     check_target(output, "model")
+    replaced = holds_something(output)
     if checkpoint is not None and checkpoint.resolve() == output.resolve():
         msg = f"{output} cannot hold both the model and the checkpoint: use two directories"
         raise InputError(msg)
@@ -98,6 +106,8 @@ def train(
     elif result.rounds:
         content["error_of_pursuit"] = f"{result.rounds[0].error:.4f} to {result.rounds[-1].error:.4f}"
     report(content, as_json)
+    if replaced:
+        say_replaced(output)
 
 
 def train_config(preset: Preset, steps: int | None, seed: int) -> TrainConfig:
@@ -116,7 +126,7 @@ def train_config(preset: Preset, steps: int | None, seed: int) -> TrainConfig:
     "-o",
     type=PATH,
     required=True,
-    help="A .npz file, for a scipy CSR matrix, or else a directory, for any number of rows.",
+    help="A name that ends in .npz, for one scipy CSR matrix, or a directory, for any number of rows.",
 )
 @click.option("--k", type=int, help="Nonzeros a code.  [default: the model's]")
 @encoder_option
@@ -135,19 +145,23 @@ def encode(
 ) -> None:
     """Encode EMBEDDINGS into folded codes.
 
-    A directory is written shard by shard, and memory does not grow with the number of rows. The same command
-    goes on where it was stopped. `build --codes` makes an index of it.
+    EMBEDDINGS is a .npy, .fvecs, .bvecs, .hdf5 or .parquet file, or a folder of such files. A directory is
+    written shard by shard, and memory does not grow with the number of rows. Stopped and run
+    again, it goes on. `build --codes` makes an index of it.
 
     \b
     Example:
       compressae-index encode embeddings.npy --model items.model -o codes
       compressae-index encode embeddings.npy --model items.model -o codes.npz
     """  # noqa: D301
-    if output.suffix == ".npz":
-        check_file(output, ".npz", "matrices")
+    as_matrix = output.suffix.lower() == ".npz"
+    if as_matrix:
+        check_file(output, ".npz", "codes")
+    else:
+        check_folder(output, "codes")
     trained, vectors = CompresSAE.load(model), open_vectors(embeddings, dataset=dataset)
     started = time.perf_counter()
-    if output.suffix == ".npz":
+    if as_matrix:
         _encode_to_matrix(trained, vectors, output, k, encoder, threads)
     else:
         encode_to_directory(
@@ -175,8 +189,8 @@ def _encode_to_matrix(
         for codes in encoded_chunks(model, vectors, model.k if k is None else k, encoder, threads):
             parts.append(codes.to_csr())
             advance(len(codes))
-    with written_aside(output) as aside:
-        sp.save_npz(aside, sp.vstack(parts, format="csr"))
+    with written_aside(output) as aside, aside.open("wb") as file:  # to a path, it would add .npz to .NPZ
+        sp.save_npz(file, sp.vstack(parts, format="csr"))
 
 
 @click.command()
@@ -219,7 +233,10 @@ def build(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Build an index of EMBEDDINGS, or of codes that `encode` wrote.
+    """Build an index of EMBEDDINGS, or of encoded ones.
+
+    EMBEDDINGS is a .npy, .fvecs, .bvecs, .hdf5 or .parquet file, or a folder of such files. Without --model,
+    a model is trained on EMBEDDINGS first. With --codes, vectors that `encode` wrote are not encoded again.
 
     \b
     Example:
@@ -230,7 +247,9 @@ def build(
     """  # noqa: D301
     if (embeddings is None) == (codes is None):
         raise click.UsageError("Give either EMBEDDINGS or --codes.")
+    check_folder(output, "indexes")
     check_target(output, "index")
+    replaced = holds_something(output)
     row_ids = _ids_of(embeddings, ids, id_column)
     trained = None if model is None else CompresSAE.load(model)
     started = time.perf_counter()
@@ -268,6 +287,8 @@ def build(
     if index.plan is not None:
         content |= {"expected_recall": index.plan.recall, "expected_dense_recall": index.plan.dense_recall}
     report(content, as_json)
+    if replaced:
+        say_replaced(output)
 
 
 def _save(made: CompressedIndex | CompresSAE, output: Path) -> None:
@@ -335,7 +356,11 @@ def _ids_of(embeddings: Path | None, ids: Path | None, id_column: str | None) ->
 @threads_option
 @json_option
 def cluster(index: Path, output: Path | None, threads: int | None, as_json: bool) -> None:
-    """Bring similar vectors of INDEX together, so that `search --nprobe` may skip most of them.
+    """Bring similar vectors together, for faster searches.
+
+    The vectors of INDEX are put in another order, in clusters of 4,096; they keep their ids. `search
+    --nprobe` then scans the clusters that suit a query and skips the others. This needs at least 32,768
+    vectors, and pays from some hundred thousand on.
 
     \b
     Example:
@@ -343,7 +368,9 @@ def cluster(index: Path, output: Path | None, threads: int | None, as_json: bool
       compressae-index search items.index queries.npy --nprobe 32
     """  # noqa: D301
     target = index if output is None else output
+    check_folder(target, "indexes")
     check_target(target, "index")
+    replaced = output is not None and holds_something(target)
     loaded = CompressedIndex.load(index)
     started = time.perf_counter()
     loaded.cluster(num_threads=threads, progress=True)
@@ -351,6 +378,8 @@ def cluster(index: Path, output: Path | None, threads: int | None, as_json: bool
     report(
         {"index": str(target), "seconds": time.perf_counter() - started, **loaded.stats()._asdict()}, as_json
     )
+    if replaced:
+        say_replaced(target)
 
 
 @click.command()
@@ -373,9 +402,10 @@ def estimate(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Say what an index of EMBEDDINGS would take and give, from a sample.
+    """Say what an index of EMBEDDINGS would take and give.
 
-    Recall is recall@100 of two_stage with 1,000 candidates, and of dense.
+    EMBEDDINGS is a .npy, .fvecs, .bvecs, .hdf5 or .parquet file, or a folder of such files. It is measured on
+    a sample, in less than a minute. Recall is recall@100 of two_stage with 1,000 candidates, and of dense.
 
     \b
     Example:
@@ -401,7 +431,9 @@ def estimate(
 @click.argument("path", type=PATH)
 @json_option
 def info(path: Path, as_json: bool) -> None:
-    """Describe the index, the model or the codes at PATH; also an index of the Faiss connector, or its lists.
+    """Describe the index, model or codes at PATH.
+
+    Also an index of the Faiss connector, or its posting lists alone.
 
     \b
     Example:

@@ -26,6 +26,7 @@ from compressae_index.metric import METRICS, Metric
 from compressae_index.model import Encoder
 from compressae_index.queries import Scoring
 from compressae_index.sources import open_vectors
+from compressae_index.terminal import quoted
 
 if TYPE_CHECKING:
     from compressae_index.connectors.milvus import MilvusIndex
@@ -52,7 +53,9 @@ def connection_options(function: F) -> F:
             envvar="MILVUS_TOKEN",
             help="user:password or an API key; better in the variable MILVUS_TOKEN.",
         ),
-        click.option("--db", "db_name", default="", help="Database.  [default: the server's]"),
+        click.option(
+            "--db", "db_name", default="", help="Database of the server.  [default: the server's own default]"
+        ),
         click.option(
             "--timeout", type=float, default=60.0, show_default=True, help="Seconds for each request."
         ),
@@ -64,7 +67,9 @@ def connection_options(function: F) -> F:
 
 @click.group()
 def milvus() -> None:
-    """Compressed collections in Milvus: Milvus Lite, a server, or Zilliz Cloud.
+    """Make and search compressed collections in Milvus.
+
+    In Milvus Lite, a Milvus server, or Zilliz Cloud. Needs the extra: pip install 'compressae-index[milvus]'.
 
     \b
     Example:
@@ -163,9 +168,10 @@ def sync(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Take over rows that were inserted into the source, or deleted, since the import.
+    """Take over what changed in the source since the import.
 
-    Rows that were replaced under the same id are seen with --compare only.
+    That is rows that were inserted or deleted; those that were replaced under the same id are seen with
+    --compare only.
 
     \b
     Example:
@@ -188,12 +194,12 @@ def sync(
     type=click.Choice(["sparse", "two_stage", "dense", "hybrid"]),
     default="two_stage",
     show_default=True,
-    help="The last two need --dense at import.",
+    help="dense and hybrid need a collection that was imported with --dense.",
 )
 @search_options
 @click.option("--filter", "expression", help="A Milvus expression, as 'price < 10'.")
 @click.option("--output-field", "fields", multiple=True, help="A field to fetch; may be repeated.")
-@click.option("--partition", "partitions", multiple=True, help="To search in; may be repeated.")
+@click.option("--partition", "partitions", multiple=True, help="A partition to search in; may be repeated.")
 @query_dataset_option
 @json_option
 def search(
@@ -214,9 +220,10 @@ def search(
     query_dataset: str,
     as_json: bool,
 ) -> None:
-    """Search a compressed collection for the neighbours of QUERIES.
+    """Search a compressed collection for QUERIES.
 
-    Prints a line a query: its number, then id:score pairs, and the fields that were asked for below.
+    QUERIES is a .npy, .fvecs, .bvecs, .hdf5 or .parquet file, or a folder of such files. Prints a line a
+    query: its number, then id:score pairs of its neighbours, and below the fields that were asked for.
 
     \b
     Example:
@@ -244,7 +251,7 @@ def search(
     print_neighbours(result.scores, result.ids)
     for name, values in result.fields.items():
         for number, row in enumerate(values.tolist()):
-            click.echo(f"{number}\t{name}\t" + " ".join(str(value) for value in row if value is not None))
+            click.echo(f"{number}\t{name}\t" + " ".join(quoted(value) for value in row if value is not None))
 
 
 @milvus.command()
@@ -278,7 +285,9 @@ def info(uri: str, token: str, db_name: str, timeout: float, collection: str, as
 @click.option("--primary", default="id", show_default=True, help="Name of the primary key.")
 @json_option
 def export_parquet(index: Path, output: Path, dense: Any, primary: str, as_json: bool) -> None:
-    """Write the codes of INDEX as Parquet files for Milvus's bulk import.
+    """Write the codes of INDEX for Milvus's bulk import.
+
+    They are Parquet files in the layout of pymilvus's own bulk writer.
 
     \b
     Example:

@@ -14,42 +14,65 @@ from typing import Any, TypeVar
 
 import click
 
+from compressae_index.checks import as_path
 from compressae_index.errors import FormatError
 from compressae_index.metric import METRICS
 from compressae_index.model import ENCODERS
 from compressae_index.queries import MODES, SCORINGS
 from compressae_index.sources import BAD_ROWS
 from compressae_index.storage import accessing, check_writable, own_folder, sweep, sync_folder
+from compressae_index.terminal import printable, redacted
+
+# Of files of data and models: a folder of such a name is a mistake.
+FILE_SUFFIXES = frozenset(
+    (
+        *(".arrow", ".avro", ".bin", ".bvecs", ".bz2", ".csv", ".db", ".faiss", ".feather", ".fvecs", ".gz"),
+        *(".h5", ".hdf5", ".html", ".ivecs", ".json", ".jsonl", ".mat", ".mtx", ".ndjson", ".npy", ".npz"),
+        *(".onnx", ".orc", ".parquet", ".pdf", ".pickle", ".pkl", ".png", ".pq", ".pt", ".pth", ".sqlite"),
+        *(".safetensors", ".tar", ".tsv", ".txt", ".xlsx", ".xml", ".xz", ".yaml", ".yml", ".zip", ".zst"),
+    )
+)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-PATH = click.Path(path_type=Path)
+
+class _Path(click.Path):
+    """A path, as the library takes it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """The path, of which a leading ~ is the home directory."""
+        return as_path(super().convert(value, param, ctx))
+
+
+PATH = _Path(path_type=Path)
 
 # Folders that files are written in until they are whole.
 _ASIDE_PREFIX = ".compressae-"
 _ASIDE = re.compile(rf"{re.escape(_ASIDE_PREFIX)}[0-9a-f]{{8}}")
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
-threads_option = click.option("--threads", type=int, help="Threads of the engine.  [default: all]")
+threads_option = click.option(
+    "--threads", type=int, help="Threads of the engine.  [default: all that this process may use]"
+)
 encoder_option = click.option(
     "--encoder",
     type=click.Choice(ENCODERS),
     default="pursuit",
     show_default=True,
-    help="How vectors become codes.",
+    help="How vectors become codes: pursuit is the best, topk the single pass of the paper.",
 )
 metric_option = click.option(
     "--metric",
     type=click.Choice(METRICS),
     default="cosine",
     show_default=True,
-    help="What scores are; inner products keep norms.",
+    help="What scores are: inner products keep the norms of vectors.",
 )
 dataset_option = click.option(
     "--dataset",
     default="train",
     show_default=True,
-    help="Data set of an HDF5 file, or column of a Parquet file.",
+    help="Data set of an HDF5 file, or column of a Parquet file, that holds the vectors.",
 )
 bad_rows_option = click.option(
     "--on-bad-rows",
@@ -59,7 +82,10 @@ bad_rows_option = click.option(
     help="Refuse rows that are zero or hold NaN, or leave them out.",
 )
 query_dataset_option = click.option(
-    "--query-dataset", default="test", show_default=True, help="The same for the queries."
+    "--query-dataset",
+    default="test",
+    show_default=True,
+    help="Data set of an HDF5 file, or column of a Parquet file, that holds the queries.",
 )
 
 
@@ -75,10 +101,10 @@ def training_options(function: F) -> F:
             type=click.Choice(["fast", "default", "best"]),
             default="default",
             show_default=True,
-            help="How long to train.",
+            help="How long to train: fast takes seconds, best minutes.",
         ),
-        click.option("--steps", type=int, help="Steps of the encoder.  [default: the preset's]"),
-        click.option("--seed", type=int, default=0, show_default=True, help="Of all that is random."),
+        click.option("--steps", type=int, help="Training steps of the encoder.  [default: the preset's]"),
+        click.option("--seed", type=int, default=0, show_default=True, help="Seed of all that is random."),
     )
     for option in reversed(options):
         function = option(function)
@@ -112,19 +138,20 @@ def search_options(function: F) -> F:
         click.option(
             "--candidates",
             type=int,
-            help="Documents that stage one hands to stage two.  [default: 1000, or k where that is more]",
+            help="Documents that posting lists find for two_stage to score by their codes.  "
+            "[default: 1000, or k where that is more]",
         ),
         click.option(
             "--query-nnz",
             type=int,
-            help="Latents of a query in stage one.  [default: 64, more for short posting lists]",
+            help="Latents of a query that are looked up.  [default: 64, more for short posting lists]",
         ),
         click.option(
             "--scoring",
             type=click.Choice(SCORINGS),
             default="asymmetric",
             show_default=True,
-            help="See the README.",
+            help="asymmetric compares the query itself with codes, symmetric the query's own code.",
         ),
     )
     for option in reversed(options):
@@ -132,13 +159,24 @@ def search_options(function: F) -> F:
     return function
 
 
-mode_option = click.option("--mode", type=click.Choice(MODES), default="two_stage", show_default=True)
+mode_option = click.option(
+    "--mode",
+    type=click.Choice(MODES),
+    default="two_stage",
+    show_default=True,
+    help="sparse reads posting lists, dense all codes, two_stage the codes of what posting lists find.",
+)
+
+
+def print_json(content: Mapping[str, Any]) -> None:
+    """Prints one JSON object, of ASCII characters."""
+    click.echo(redacted(json.dumps(content, default=str)))
 
 
 def report(content: Mapping[str, Any], as_json: bool) -> None:
     """Prints names and values, as text or JSON."""
     if as_json:
-        click.echo(json.dumps(content))
+        print_json(content)
         return
     width = max(map(len, content))
     for name, value in content.items():
@@ -149,8 +187,18 @@ def report(content: Mapping[str, Any], as_json: bool) -> None:
 
 def _readable(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return str(value)
+        return printable(redacted(str(value)))
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+
+
+def holds_something(path: Path) -> bool:
+    """Whether there is a directory that is not empty."""
+    return path.is_dir() and any(path.iterdir())
+
+
+def say_replaced(path: Path) -> None:
+    """Says on standard error that something was at an output's path before."""
+    click.echo(f"{printable(str(path))}: what was there before was replaced", err=True)
 
 
 def check_file(path: Path, suffix: str, what: str) -> None:
@@ -170,6 +218,17 @@ def check_file(path: Path, suffix: str, what: str) -> None:
         msg = f"{path} is a directory, and {what} are written to a file"
         raise FormatError(msg)
     check_writable(path.parent)
+
+
+def check_folder(path: Path, what: str) -> None:
+    """Refuses a folder to write whose name is that of a file, before any work.
+
+    Raises:
+        FormatError: it is so, and nothing is there yet.
+    """
+    if path.suffix.lower() in FILE_SUFFIXES and not path.exists():
+        msg = f"{path}: {what} are written as a directory, whose name must not end in {path.suffix}"
+        raise FormatError(msg)
 
 
 @contextmanager

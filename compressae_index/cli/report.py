@@ -40,8 +40,9 @@ def report(
 ) -> None:
     """Report what MODEL makes of EMBEDDINGS.
 
-    Prints dead and over-firing latents, the skew of posting lists, the quality of reconstructions, and recall
-    against nonzeros. The last rows are held out as queries.
+    EMBEDDINGS is a .npy, .fvecs, .bvecs, .hdf5 or .parquet file, or a folder of such files. Prints dead and
+    over-firing latents, the skew of posting lists, the quality of reconstructions, and recall against
+    nonzeros. The last rows are held out as queries.
 
     \b
     Example:

@@ -16,6 +16,7 @@ from compressae_index.cli.options import (
     dataset_option,
     json_option,
     mode_option,
+    print_json,
     query_dataset_option,
     search_options,
     threads_option,
@@ -24,13 +25,15 @@ from compressae_index.cli.options import (
 from compressae_index.errors import InputError
 from compressae_index.evaluation import as_table
 from compressae_index.evaluation_page import as_page
-from compressae_index.evaluation_report import evaluation_report
+from compressae_index.evaluation_report import KS, evaluation_report
 from compressae_index.ids import IdArray
 from compressae_index.index import CompressedIndex
 from compressae_index.metric import METRICS, Metric
 from compressae_index.plots import figure_class
-from compressae_index.queries import CANDIDATES, Mode, Scoring
-from compressae_index.sources import open_vectors
+from compressae_index.queries import Mode, Scoring, check_candidates
+from compressae_index.results import write_results
+from compressae_index.sources import open_vectors, read_ids
+from compressae_index.terminal import printable, quoted
 
 
 @click.command()
@@ -39,7 +42,11 @@ from compressae_index.sources import open_vectors
 @click.option("-k", "k", type=int, default=10, show_default=True, help="Neighbours of each query.")
 @mode_option
 @search_options
-@click.option("--nprobe", type=int, help="Clusters to scan, of an index that `cluster` made.  [default: all]")
+@click.option(
+    "--nprobe",
+    type=int,
+    help="Clusters to scan, where `cluster` made some of 32,768 vectors or more.  [default: all]",
+)
 @click.option(
     "--output", "-o", type=PATH, help="Write scores and ids to this .npz file instead of printing them."
 )
@@ -62,7 +69,13 @@ def search(
 ) -> None:
     """Search INDEX for the neighbours of QUERIES.
 
-    Prints a line a query: its number, then id:score pairs.
+    QUERIES is a .npy, .fvecs, .bvecs, .hdf5 or .parquet file, or a folder of such files. Prints a line a
+    query: its number, a tab, then id:score pairs. Ids with blanks, quotes or characters that cannot be
+    printed are written as JSON strings, in quotes.
+
+    With --output, the file holds the arrays scores and ids, a row a query; ids are -1 where nothing was
+    found. Where the index has strings for ids, ids holds numbers i, and the string is
+    id_text[id_ends[i]:id_ends[i+1]] in UTF-8. In Python, compressae_index.results.read_results reads it.
 
     \b
     Example:
@@ -83,13 +96,12 @@ def search(
         num_threads=threads,
     )
     if output is not None:
-        # Strings as fixed-width text: an array of objects would have to be pickled.
-        plain = np.where(ids == None, "", ids).astype(str) if ids.dtype == object else ids  # noqa: E711
-        with written_aside(output) as aside, aside.open("wb") as file:
-            np.savez(file, scores=scores, ids=plain)
-        click.echo(
-            json.dumps({"results": str(output)}) if as_json else f"{len(ids)} x {k} results in {output}"
-        )
+        with written_aside(output) as aside:
+            write_results(aside, scores, ids)
+        if as_json:
+            print_json({"results": str(output)})
+        else:
+            click.echo(f"{len(ids)} x {k} results in {printable(str(output))}")
     elif as_json:
         click.echo(json.dumps(neighbours(scores, ids)))
     else:
@@ -102,10 +114,12 @@ def neighbours(scores: FloatArray, ids: IdArray) -> dict[str, Any]:
 
 
 def print_neighbours(scores: FloatArray, ids: IdArray) -> None:
-    """A line a query: its number, then id:score pairs."""
+    """A line a query: its number, then id:score pairs, of which none can be taken for another."""
     for number, (row_ids, row_scores) in enumerate(zip(ids, scores, strict=True)):
         found = (
-            f"{name}:{score:.4f}" for name, score in zip(row_ids, row_scores, strict=True) if score > -np.inf
+            f"{quoted(name)}:{score:.4f}"
+            for name, score in zip(row_ids, row_scores, strict=True)
+            if score > -np.inf
         )
         click.echo(f"{number}\t" + " ".join(found))
 
@@ -119,15 +133,23 @@ def _finite(score: float) -> float | None:
 @click.argument("index", type=PATH)
 @click.argument("embeddings", type=PATH)
 @click.argument("queries", type=PATH, required=False)
+@click.option(
+    "--ids",
+    type=PATH,
+    help="Ids of EMBEDDINGS, one a row: .npy, or a text file with one id a line.  [default: 0 to n-1]",
+)
 @search_options
 @click.option(
-    "--metric", type=click.Choice(METRICS), help="What the truth is by.  [default: the index's metric]"
+    "--metric",
+    type=click.Choice(METRICS),
+    help="What the true neighbours are by.  [default: the index's metric]",
 )
 @click.option("--max-queries", type=int, default=1000, show_default=True, help="Queries to measure with.")
 @click.option(
     "--faiss/--no-faiss",
-    default=True,
-    help="Compare with Faiss's quantisers at the same bytes (needs faiss).",
+    default=False,
+    show_default=True,
+    help="Compare with Faiss's quantisers at the same bytes; needs faiss, and takes a minute or more.",
 )
 @click.option(
     "--report", type=PATH, help="Write a page with tables and plots to this .html file (needs matplotlib)."
@@ -139,6 +161,7 @@ def evaluate(
     index: Path,
     embeddings: Path,
     queries: Path | None,
+    ids: Path | None,
     candidates: int | None,
     query_nnz: int | None,
     scoring: Scoring,
@@ -150,17 +173,23 @@ def evaluate(
     query_dataset: str,
     as_json: bool,
 ) -> None:
-    """Measure INDEX against exact search over the EMBEDDINGS it was built from.
+    """Measure INDEX on the EMBEDDINGS it was built from.
 
-    QUERIES may be left out where EMBEDDINGS is an HDF5 file that holds them. They should be vectors that are
-    not in the index. Prints recall, bytes and time of each mode, of exact search and of Faiss's quantisers,
-    then what other settings of the modes give.
+    Both are compared with exact search. EMBEDDINGS and QUERIES are .npy, .fvecs, .bvecs, .hdf5 or .parquet
+    files, or folders of such files. QUERIES may be left out where EMBEDDINGS is an HDF5 file that holds them.
+    They should be vectors that are not in the index. Prints recall, bytes and time of exact search, of each
+    mode and, with --faiss, of Faiss's quantisers, then what other settings of the modes give.
+
+    EMBEDDINGS and what the index finds are compared by ids, which are the numbers of the rows unless --ids
+    gives others. Rows that are not in the index, or not any more, are left out.
 
     \b
     Example:
       compressae-index eval items.index embeddings.npy queries.npy --report eval.html
+      compressae-index eval items.index embeddings.npy queries.npy --ids ids.txt --faiss
     """  # noqa: D301
     check_int(max_queries, "max-queries", 1)
+    candidates = check_candidates(candidates, max(KS))
     if report is not None:
         check_file(report, ".html", "reports")
         figure_class()
@@ -174,9 +203,10 @@ def evaluate(
         loaded,
         vectors,
         asked[0:max_queries],
+        ids=None if ids is None else ids_of(loaded, read_ids(ids)),
         metric=metric,
         scoring=scoring,
-        candidates=CANDIDATES if candidates is None else candidates,
+        candidates=candidates,
         query_nnz=query_nnz,
         faiss=faiss,
         progress=True,
@@ -192,13 +222,22 @@ def evaluate(
         click.echo("\n" + as_table(one for each in result.sweeps for one in each.measurements.values()))
 
 
+def ids_of(index: CompressedIndex, given: IdArray) -> Any:
+    """Ids that were read from a file, which shows no difference between numbers and strings of digits."""
+    if len(index) and index.documents.ids.are_strings:
+        return [str(one) for one in given.tolist()]
+    return given
+
+
 @click.command()
 @click.option(
     "--output", "-o", type=PATH, help="Directory to keep the index in.  [default: none, it is temporary]"
 )
 @json_option
 def demo(output: Path | None, as_json: bool) -> None:
-    """Run the main job on data that are shipped: train, build, save, load, search, measure.
+    """Run the main job on data that are shipped.
+
+    Trains, builds, saves, loads, searches and measures, on 19,000 embeddings of short texts: a minute or two.
 
     \b
     Example:

@@ -12,6 +12,7 @@ from threadpoolctl import threadpool_limits
 
 from compressae_index import CompressedIndex
 from compressae_index.checks import FloatArray, check_threads
+from compressae_index.embedded import WINDOW
 
 
 class Compressae(BaseANN):  # type: ignore[misc]
@@ -46,7 +47,7 @@ class Compressae(BaseANN):  # type: ignore[misc]
         options = dict(self._build_options)
         is_clustered = options.pop("cluster", False)
         self._index = CompressedIndex.build(vectors[rows], rows, progress=False, **options)
-        if is_clustered:
+        if is_clustered and len(rows) >= WINDOW:
             self._index.cluster()
         # Until `done`: set for each query, it would take longer than the query.
         self._limits = threadpool_limits(1)
@@ -73,7 +74,10 @@ class Compressae(BaseANN):  # type: ignore[misc]
         assert self._index is not None, "fit comes first"
         # To a query without a direction all vectors are as near, so any answer is as good.
         directed: FloatArray = np.where(queries.any(axis=1, keepdims=True), queries, 1).astype(np.float32)
-        return self._index.search(directed, n, num_threads=threads, **self._query_options).ids
+        options = self._query_options
+        if self._index.documents.backend.clusters is None:  # too few vectors
+            options = {name: value for name, value in options.items() if name != "nprobe"}
+        return self._index.search(directed, n, num_threads=threads, **options).ids
 
     def get_memory_usage(self) -> float:
         """Kilobytes of codes, posting lists, ids and model; the process holds what trained it as well."""

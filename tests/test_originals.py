@@ -1,0 +1,238 @@
+"""An index is compared with its vectors by ids: in any order, after any change, or not at all."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from compressae_index import CompresSAE, CompressedIndex, DimensionError, InputError, UnknownIdError
+from compressae_index.checks import FloatArray, normalize_rows
+from compressae_index.connectors.faiss import FaissIndex
+from compressae_index.embedded import WINDOW
+from compressae_index.evaluation import evaluate, exact_neighbours, recall, sweep
+from compressae_index.evaluation_report import EvaluationReport, evaluation_report
+from compressae_index.metric import Metric
+from compressae_index.originals import fits, originals_of
+
+Change = Callable[[CompressedIndex, FloatArray, Any], object]
+
+ROWS = 1500
+NAMES = [f"item {row}" for row in range(ROWS)]
+SHUFFLED = np.random.default_rng(1).permutation(ROWS)
+
+
+def upsert(index: CompressedIndex, rows: FloatArray, ids: Any) -> None:
+    index.upsert(rows[[700, 3]], [ids[700], ids[3]])
+
+
+def add_again(index: CompressedIndex, rows: FloatArray, ids: Any) -> None:
+    index.remove([ids[5], ids[90]])
+    index.add(rows[[90, 5]], [ids[90], ids[5]])
+
+
+def compact(index: CompressedIndex, rows: FloatArray, ids: Any) -> None:
+    add_again(index, rows, ids)
+    upsert(index, rows, ids)
+    index.compact()
+
+
+def remove(index: CompressedIndex, rows: FloatArray, ids: Any) -> None:  # noqa: ARG001
+    index.remove([ids[row] for row in range(0, ROWS, 7)])
+
+
+def recalls(report: EvaluationReport) -> list[dict[int, float]]:
+    return [one.recall for one in report.modes]
+
+
+@pytest.mark.parametrize(
+    ("change", "metric"),
+    [
+        *((change, "cosine") for change in (upsert, add_again, compact, remove)),
+        (compact, "inner_product"),
+    ],
+)
+@pytest.mark.parametrize("ids", [None, NAMES, SHUFFLED], ids=["numbers", "strings", "shuffled"])
+def test_recall_is_that_of_a_search_by_ids(
+    uncentred_model: CompresSAE,
+    vectors: FloatArray,
+    queries: FloatArray,
+    change: Change,
+    ids: Any,
+    metric: Metric,
+) -> None:
+    scale = np.random.default_rng(0).uniform(0.5, 2, (ROWS, 1)).astype(np.float32)
+    rows, asked = vectors[:ROWS] * scale, queries[:10]
+    index = CompressedIndex.build(rows, ids, model=uncentred_model, metric=metric, progress=False)
+    change(index, rows, range(ROWS) if ids is None else ids)
+    report = evaluation_report(index, rows, asked, ids=ids)
+    assert report.left_out == ROWS - len(index)
+
+    names = np.arange(ROWS) if ids is None else np.array(ids, dtype=object if ids is NAMES else None)
+    there = np.isin(names, index.ids)
+    compared = (normalize_rows(rows) if metric == "cosine" else rows).astype(np.float64)
+    scores = np.where(there, normalize_rows(asked).astype(np.float64) @ compared.T, -np.inf)
+    truth = names[np.argsort(-scores, axis=1, kind="stable")[:, :100]]
+    for measured in report.modes:
+        found = index.search(asked, 100, mode=measured.name).ids  # type: ignore[arg-type]
+        assert measured.recall[100] == pytest.approx(recall(found, truth, 100), abs=0.002)
+        assert measured.recall[100] > 0.3
+    assert report.exact.recall[100] > 0.999
+    swept = report.sweeps[1].measurements[1000]
+    assert swept.recall == report.modes[2].recall
+
+
+def test_a_clustered_index_and_a_file_in_another_order(
+    model: CompresSAE, vectors: FloatArray, queries: FloatArray
+) -> None:
+    rng = np.random.default_rng(0)
+    noise = 0.02 * rng.standard_normal((WINDOW + 100, vectors.shape[1]), dtype=np.float32)
+    rows = vectors[rng.integers(len(vectors), size=len(noise))] + noise
+    index = CompressedIndex.build(rows, model=model, k=4, progress=False)
+    before = recalls(evaluation_report(index, rows, queries[:3]))
+    assert before[1][100] > 0.2
+    index.cluster()
+    assert (index.ids != np.arange(len(rows))).any()
+    after = recalls(evaluation_report(index, rows, queries[:3]))
+    # Ties of equal scores may be broken another way.
+    assert [one[100] for one in after] == pytest.approx([one[100] for one in before], abs=0.02)
+    order = rng.permutation(len(rows))
+    again = recalls(evaluation_report(index, rows[order], queries[:3], ids=order))
+    assert [one[100] for one in again] == pytest.approx([one[100] for one in after], abs=0.02)
+
+
+def test_rows_that_are_not_in_the_index_are_left_out(
+    model: CompresSAE, vectors: FloatArray, queries: FloatArray
+) -> None:
+    index = CompressedIndex.build(vectors[100:400], NAMES[100:400], model=model, progress=False)
+    whole = evaluation_report(index, vectors[:ROWS], queries[:5], ids=NAMES)
+    own = evaluation_report(index, vectors[100:400], queries[:5], ids=NAMES[100:400])
+    assert (whole.left_out, own.left_out) == (ROWS - 300, 0)
+    assert recalls(whole) == recalls(own)
+    found = originals_of(index, vectors[:ROWS], NAMES)
+    assert found.ids.tolist() == NAMES[100:400]
+    assert found.vectors.shape == (300, 384)
+    np.testing.assert_array_equal(found.vectors[20:31], vectors[120:131])
+    assert found.vectors[40:40].shape == (0, 384)
+
+
+def test_a_mismatch_is_an_error(model: CompresSAE, vectors: FloatArray, queries: FloatArray) -> None:
+    rows = vectors[:300]
+    numbered = CompressedIndex.build(rows, np.arange(300) + 7, model=model, progress=False)
+    named = CompressedIndex.build(rows, NAMES[:300], model=model, progress=False)
+
+    def refused(index: CompressedIndex, vectors: Any, ids: Any = None) -> str:
+        with pytest.raises(InputError) as caught:
+            evaluation_report(index, vectors, queries[:2], ids=ids)
+        return str(caught.value)
+
+    assert "7 of 300 ids of the index are not row numbers of the 300 embeddings, as 300" in refused(
+        numbered, rows
+    )
+    assert "the ids of the index are strings, as 'item 0', so the ids" in refused(named, rows)
+    assert "299 ids for 300 vectors" in refused(named, rows, NAMES[:299])
+    assert "the ids of the index are strings, those of the embeddings integers" in refused(
+        named, rows, np.arange(300)
+    )
+    assert "1 of 300 ids of the index are not among those of the 300 embeddings, as 'item 9'" in refused(
+        named, rows, [*NAMES[:9], "other", *NAMES[10:300]]
+    )
+    assert "300 of 300 ids" in refused(named, rows, NAMES[300:600])
+    assert "duplicate id 'item 0'" in refused(named, rows, NAMES[:299] + NAMES[:1])
+    assert "the index holds no vectors" in refused(CompressedIndex(model), rows)
+    with pytest.raises(DimensionError, match="embeddings hold 299 vectors, the index 300"):
+        evaluation_report(named, rows[:299], queries, ids=NAMES[:299])
+    with pytest.raises(DimensionError, match="embeddings have dimension 383, expected 384"):
+        evaluation_report(named, rows[:, 1:], queries, ids=NAMES[:300])
+
+
+def test_bad_rows_are_named_as_in_the_file(
+    model: CompresSAE, vectors: FloatArray, queries: FloatArray
+) -> None:
+    index = CompressedIndex.build(vectors[:ROWS], model=model, progress=False)
+    index.remove([0, 1, 40])
+    rows = vectors[:ROWS].copy()
+    rows[[1, 40]] = 0  # of removed documents
+    assert evaluation_report(index, rows, queries[:2]).left_out == 3
+    rows[700] = np.nan
+    with pytest.raises(InputError, match="embeddings row 700 holds NaN"):
+        evaluation_report(index, rows, queries[:2])
+
+
+def test_other_embeddings_are_refused(model: CompresSAE, vectors: FloatArray, queries: FloatArray) -> None:
+    index = CompressedIndex.build(vectors[:ROWS], model=model, progress=False)
+    rng = np.random.default_rng(0)
+    foreign = rng.standard_normal((ROWS, 384), dtype=np.float32)
+    # All alike, so that cosines are high whatever the order.
+    narrow = normalize_rows(vectors[:ROWS]) + 3 * normalize_rows(vectors[:1])
+    alike = CompressedIndex.build(narrow, model=model, progress=False)
+    for one, rows in ((index, foreign), (index, vectors[ROWS - 1 :: -1]), (alike, narrow[SHUFFLED])):
+        with pytest.raises(InputError, match="not those that the index was built from, or their ids are in"):
+            evaluation_report(one, rows, queries[:2])
+    evaluation_report(alike, narrow, queries[:2])
+
+
+def test_what_tells_nothing_apart_is_not_refused(uncentred_model: CompresSAE, vectors: FloatArray) -> None:
+    twice = np.tile(vectors[:100], (2, 1))
+    for rows in (vectors[:1], vectors[:2], twice, np.tile(vectors[:1], (40, 1)), -vectors[:50]):
+        index = CompressedIndex.build(rows, model=uncentred_model, k=1, progress=False)
+        assert originals_of(index, rows).left_out == 0
+    rng = np.random.default_rng(0)
+    rows = normalize_rows((1 + 1e-3 * rng.standard_normal((64, 8))).astype(np.float32))
+    mean = normalize_rows(rows.mean(axis=0, keepdims=True))
+    assert fits(np.repeat(mean, 64, axis=0), rows)
+    assert fits(np.zeros_like(rows), rows)
+
+
+def test_truth_that_an_index_does_not_hold_is_refused(
+    model: CompresSAE, vectors: FloatArray, queries: FloatArray
+) -> None:
+    named = CompressedIndex.build(vectors[:300], NAMES[:300], model=model, progress=False)
+    rows = exact_neighbours(vectors[:300], queries[:5], 100)
+    filed = FaissIndex.from_index(named, progress=False)
+    for index in (named, filed):
+        for measure in (evaluate, sweep):
+            with pytest.raises(UnknownIdError, match="the truth holds id 0, which is not in the index"):
+                measure(index, queries[:5], np.zeros_like(rows))
+    with pytest.raises(InputError, match="ids of one kind"):
+        recall(rows, named.ids[rows], 10)
+    named.remove([NAMES[rows[0, 0]]])
+    with pytest.raises(InputError, match="1 of "):
+        evaluate(named, queries[:5], np.array(NAMES, dtype=object)[rows])
+
+
+def test_an_index_in_faiss_is_measured(model: CompresSAE, vectors: FloatArray, queries: FloatArray) -> None:
+    index = CompressedIndex.build(vectors[:300], NAMES[:300], model=model, progress=False)
+    filed = FaissIndex.from_index(index, progress=False)
+    truth = index.ids[exact_neighbours(vectors[:300], queries[:5], 100)]
+    own = evaluate(index, queries[:5], truth)
+    measured = evaluate(filed, queries[:5], truth)
+    assert [one.name for one in measured] == ["sparse", "two_stage"]
+    assert measured[1].recall[10] == pytest.approx(own[2].recall[10], abs=0.02)
+    assert measured[1].bytes_per_vector == filed.stats().bytes_per_vector["total"]
+    assert [each.option for each in sweep(filed, queries[:5], truth)] == ["query_nnz", "candidates"]
+
+
+def test_missing_results_are_no_hits() -> None:
+    truth = np.array([["a", "b"]], dtype=object)
+    assert recall(np.array([["a", None]], dtype=object), truth, 2) == 0.5
+    assert recall(np.array([[None, None]], dtype=object), np.array([["a", None]], dtype=object), 2) == 0
+    assert recall(np.array([[7, -1]]), np.array([[7, -1]]), 2) == 0.5
+
+
+def test_ties_go_to_the_lower_string_whatever_its_length(model: CompresSAE, vectors: FloatArray) -> None:
+    """In an index over a back end: fixed-width text loses a NUL at the end, and one long id costs all."""
+    ids = ["b", "a\0", "x" * 200_000, "a"]
+    filed = FaissIndex(model, string_ids=True)
+    filed.add(np.repeat(vectors[:1], 4, axis=0), ids)
+    tracemalloc.start()
+    try:
+        found = filed.search(np.repeat(vectors[:1], 200, axis=0), 4, mode="sparse").ids
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found.tolist() == [sorted(ids)] * 200
+    assert peak < 10 << 20

@@ -1,0 +1,86 @@
+"""Plots can be read: lines differ for every reader, bytes are seen, and axes have ticks where it matters."""
+
+from __future__ import annotations
+
+from itertools import combinations, pairwise
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from summaries import FAST, PLOTTED
+
+from compressae_index.evaluation import Measurement
+from compressae_index.plots import COLOURS, Series, look, recall_against_bytes, speed_against_recall
+
+# What is left of linear RGB for readers without red or green cones (Viénot, Brettel and Mollon, 1999).
+BLINDNESS = {
+    "none": np.eye(3),
+    "protan": np.array([[0.11238, 0.88762, 0], [0.11238, 0.88762, 0], [0.00401, -0.00401, 1]]),
+    "deutan": np.array([[0.29275, 0.70725, 0], [0.29275, 0.70725, 0], [-0.02234, 0.02234, 1]]),
+}
+
+
+def lab(colour: str, seen: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """CIE L*a*b* of a colour as it is seen."""
+    rgb = np.array(to_rgb(colour))
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    xyz = to_xyz @ np.clip(seen @ linear, 0, 1) / np.array([0.9505, 1, 1.089])
+    f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+@pytest.mark.parametrize("blindness", BLINDNESS)
+def test_colours_differ_for_every_reader(blindness: str) -> None:
+    seen = {colour: lab(colour, BLINDNESS[blindness]) for colour in COLOURS}
+    distances = {(a, b): np.linalg.norm(seen[a] - seen[b]) for a, b in combinations(COLOURS, 2)}
+    closest = min(distances, key=lambda pair: distances[pair])
+    # tab10 has pairs at 4.5 and 5.6 for readers without green or red cones.
+    assert distances[closest] > 15, closest
+
+
+def test_no_two_lines_look_alike() -> None:
+    looks = [look(number) for number in range(100)]
+    assert len({(one.color, one.marker) for one in looks}) == 100
+    most = max(len(FAST), len(PLOTTED))
+    assert len({one.color for one in looks[:most]}) == len({one.marker for one in looks[:most]}) == most
+    assert all(a.linestyle != b.linestyle for a, b in pairwise(looks))
+
+
+def series() -> list[Series]:
+    sizes = {"small": [56.0, 62.0], "large": [1536.0]}
+    return [
+        Series(name, [Measurement("", size, {10: 0.5 + size / 4000}, 1.0) for size in each], joined=True)
+        for name, each in sizes.items()
+    ]
+
+
+def test_bytes_are_seen_in_the_plot_of_speed() -> None:
+    axes = Figure().subplots()
+    speed_against_recall(axes, series(), 10)
+    legend = axes.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["small, 56–62 B", "large, 1,536 B"]
+    small, large = (marks.get_sizes() for marks in axes.collections)  # type: ignore[attr-defined]
+    assert small[0] < small[1] < large[0] / 2
+    recall_against_bytes(axes := Figure().subplots(), series(), 10)
+    assert len({size for marks in axes.collections for size in marks.get_sizes()}) == 1  # type: ignore[attr-defined]
+
+
+def test_ticks_of_bytes() -> None:
+    def ticks(one: list[Series], budgets: tuple[int, ...] = ()) -> list[float]:
+        axes = Figure().subplots()
+        recall_against_bytes(axes, one, 10, budgets)
+        return [float(tick) for tick in axes.get_xticks()]
+
+    assert ticks(series()) == [32, 64, 128, 256, 512, 1024, 2048]
+    assert ticks(series()[:1]) == [32, 48, 64, 96]
+    assert ticks(series(), (56, 96, 128, 192, 256)) == [32, 56, 96, 128, 192, 256, 512, 1024, 2048]
+
+
+def test_pictures_of_results_are_there() -> None:
+    results = Path(__file__).parents[1] / "benchmarks" / "results"
+    assert {path.name for path in results.glob("*/*.png")} >= {"recall-bytes.png", "speed-recall.png"}
