@@ -237,7 +237,7 @@ def verify(file: Path, expected: Mapping[str, Any]) -> None:
     Raises:
         FormatError: it is missing, of another size or does not match its checksum.
     """
-    if not file.is_file():
+    if not os.path.isfile(file):  # also where the name is one that no file may have
         msg = f"{file} is missing"
         raise FormatError(msg)
     size = file.stat().st_size

@@ -375,7 +375,7 @@ def _numbers(entry: Any, kinds: str, name: str) -> list[Any]:
     def fits(value: Any, kind: str) -> bool:
         if not isinstance(value, types[kind]) or isinstance(value, bool):
             return False
-        return kind == "s" or math.isfinite(value)
+        return not isinstance(value, (int, float)) or math.isfinite(value)
 
     if not isinstance(entry, list) or len(entry) != len(kinds) or not all(map(fits, entry, kinds)):
         msg = f"{name} hold {entry!r:.100}"
