@@ -125,7 +125,8 @@ def some_vectors() -> FloatArray:
 
 
 def _saved_index(path: Path, **settings: Any) -> None:
-    settings = dict[str, Any](model=some_model(), k=K, num_threads=1, progress=False) | settings
+    model = some_model(mean=settings.get("metric") != "inner_product")
+    settings = dict[str, Any](model=model, k=K, num_threads=1, progress=False) | settings
     index = CompressedIndex.build(some_vectors()[:ROWS], settings.pop("ids", None), **settings)
     if settings.get("forward") != "aligned":
         index.remove(index.ids[3:20])
@@ -194,8 +195,8 @@ def sample(kind: str) -> Path:
 def forget_samples() -> None:
     """Removes what `sample` saved."""
     shutil.rmtree(_samples())
-    _samples.cache_clear()
-    sample.cache_clear()
+    for remembered in (_samples, sample, some_model):
+        remembered.cache_clear()
 
 
 # What is done with it
@@ -332,7 +333,7 @@ KINDS = {
     "index": _index_kind(ids=np.arange(ROWS)[::-1] * 2**40),
     "index of string ids": _index_kind(ids=[f"é{i}" * (i % 3) + str(i) for i in range(ROWS)]),
     "aligned index": _index_kind(forward="aligned", postings=4, ids=np.arange(5, ROWS + 5)),
-    "index of inner products": _index_kind(metric="inner_product", model=some_model(mean=False)),
+    "index of inner products": _index_kind(metric="inner_product"),
     "clustered index": Kind(
         _saved_clusters, lambda path, mmap: CompressedIndex.load(path, mmap=mmap), _use_index
     ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,12 @@ from compressae_index.training import train
 
 Array = npt.NDArray[Any]
 Change = Callable[[Array], Array | None]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def samples() -> Iterator[None]:
+    yield
+    fuzzing.forget_samples()
 
 
 def copy_of(kind: str, folder: Path) -> Path:
