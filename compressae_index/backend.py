@@ -20,10 +20,12 @@ from compressae_index.model import ENCODERS, CompresSAE, Encoder
 from compressae_index.progress import track
 from compressae_index.queries import (
     MAX_K,
+    MAX_PLACES,
     SCORINGS,
     Explanation,
     Scoring,
     SearchResult,
+    check_k,
     explained,
     projections,
 )
@@ -31,6 +33,8 @@ from compressae_index.sources import VectorSource, open_vectors
 
 # Queries answered at a time: the codes of all their candidates are held at once.
 QUERY_BLOCK = 16
+# To fetch codes of candidates, of which others may remove some or replace them meanwhile.
+ATTEMPTS = 10
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -131,6 +135,9 @@ class BackedResult(SearchResult):
         result.certified = certified
         return result
 
+    def __getnewargs__(self) -> tuple[Any, ...]:
+        return *self, self.certified
+
 
 class BackedStats(NamedTuple):
     """What an index over a back end holds."""
@@ -216,6 +223,13 @@ class BackedIndex:
         """Vectors that a search can find."""
         return len(self.backend)
 
+    def __repr__(self) -> str:
+        n, size = len(self.backend), sum(self.backend.nbytes.values())
+        return (
+            f"{type(self).__name__}({n} vectors, dim={self.model.dim}, n_latents={self.model.n_latents}, "
+            f"k={self.backend.k}, {size / max(n, 1):.1f} bytes a vector)"
+        )
+
     def search(
         self,
         queries: npt.ArrayLike,
@@ -251,6 +265,8 @@ class BackedIndex:
         """
         k, n = self._depth(k, candidates, mode)
         asked = self._asked(queries, mode, scoring, query_nnz, num_threads)
+        if k * len(asked) > MAX_PLACES:  # as counting documents may be a question to a server
+            check_k(k, len(self), len(asked))
         return self._joined(
             self._ranked(block, self.backend.candidates(block.terms, n, filter), k)
             for block in (asked.block(first) for first in range(0, len(asked), QUERY_BLOCK))
@@ -284,10 +300,10 @@ class BackedIndex:
 
     def _ranked(self, asked: Asked, found: Candidates, k: int) -> BackedResult:
         """The best k candidates by exact scores."""
-        sums, scores = found.scores, found.scores
+        sums = scores = found.scores
         if not self.backend.is_exact or asked.projections is not None:
-            codes = self._codes_of(found) if found.codes is None else found.codes
-            missing = np.isneginf(found.scores)
+            found, codes = self._with_codes(found)
+            sums, missing = found.scores, np.isneginf(found.scores)
             if not self.backend.is_exact:
                 sums = np.where(missing, -np.inf, code_scores(asked.terms.to_dense(), codes))
             scores = sums
@@ -304,18 +320,46 @@ class BackedIndex:
             ids = np.pad(ids, ((0, 0), (0, short)), constant_values=nothing)
         return BackedResult(scores.astype(np.float32, copy=False), ids, certified)
 
-    def _codes_of(self, found: Candidates) -> SparseCodes:
-        """Codes of candidates of a back end that does not give them along, each fetched once."""
+    def _with_codes(self, found: Candidates) -> tuple[Candidates, SparseCodes]:
+        """Candidates with their codes, which are fetched where the back end did not give them along.
+
+        Each is fetched once; what was removed since it was found is no candidate any more.
+        """
+        if found.codes is not None:
+            return found, found.codes
         present = ~np.isneginf(found.scores)
         wanted: Any
         wanted, place = np.unique(found.ids[present], return_inverse=True)
+        held, codes = self._held_codes(wanted)
+        nothing: Any = None if self.backend.are_strings else -1
+        gone = present.copy()
+        gone[present] = ~held[place]
+        found = found._replace(
+            ids=np.where(gone, nothing, found.ids), scores=np.where(gone, np.float32(-np.inf), found.scores)
+        )
         n, width = found.scores.size, self.backend.k
         latents = np.broadcast_to(np.arange(width, dtype=np.uint16), (n, width)).copy()
         values = np.zeros((n, width), dtype=np.float32)
-        if len(wanted):
-            codes = self.backend.codes(wanted)
-            latents[present.ravel()], values[present.ravel()] = codes.latents[place], codes.values[place]
-        return SparseCodes(latents, values, self.model.n_latents)
+        of_held = (np.cumsum(held) - 1)[place][held[place]]
+        left = (present & ~gone).ravel()
+        latents[left], values[left] = codes.latents[of_held], codes.values[of_held]
+        return found, SparseCodes(latents, values, self.model.n_latents)
+
+    def _held_codes(self, ids: IdArray) -> tuple[BoolArray, SparseCodes]:
+        """Which of some ids are still held, while others may remove them, and the codes of these."""
+        held = np.ones(len(ids), dtype=bool)
+        for attempt in range(ATTEMPTS):
+            if not held.any():
+                break
+            try:
+                return held, self.backend.codes(ids[held])
+            except UnknownIdError:
+                if attempt == ATTEMPTS - 1:
+                    raise
+                held = self.backend.held(ids)
+        nothing = np.empty((0, self.backend.k))
+        codes = SparseCodes(nothing.astype(np.uint16), nothing.astype(np.float32), self.model.n_latents)
+        return held, codes
 
     @staticmethod
     def _joined(results: Iterable[BackedResult]) -> BackedResult:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from compressae_index._engine import directions, first_without_direction
 from compressae_index.errors import DimensionError, InputError
+from compressae_index.processes import usable_threads
 
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 T = TypeVar("T", bound=str)
@@ -150,7 +151,7 @@ def as_path(value: Any, name: str = "path") -> Path:
 
 
 def check_threads(num_threads: int | None) -> int:
-    """A number of threads; None means every processor that this process may use."""
+    """A number of threads; None means all that `usable_threads` gives."""
     if num_threads is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min(usable_threads(), MAX_THREADS)
     return check_int(num_threads, "num_threads", 1, MAX_THREADS)

@@ -20,7 +20,7 @@ LatentArray: TypeAlias = npt.NDArray[np.uint16]
 MAX_LATENTS = 65536
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SparseCodes:
     """n rows of exactly k pairs over `n_latents` latents.
 
@@ -66,6 +66,9 @@ class SparseCodes:
 
     def __len__(self) -> int:
         return int(self.latents.shape[0])
+
+    def __repr__(self) -> str:
+        return f"SparseCodes({len(self)} codes, n_latents={self.n_latents}, k={self.k})"
 
     @property
     def k(self) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from compressae_index.codes import SparseCodes
 from compressae_index.embedded import Bitmap, EmbeddedBackend
 from compressae_index.errors import DimensionError, InputError
 from compressae_index.ids import Ids, RowArray
+from compressae_index.processes import cached_property, lasting_state
 
 # Arrays that a directory holds of ids and removals.
 STORED_ROWS = ("ids", "id_text", "id_ends", "alive")
@@ -29,6 +29,9 @@ class Rows:
         self.n_alive = len(ids) if alive is None else int(alive.sum())
         self._bitmap: Bitmap | None = None if alive is None else np.packbits(alive, bitorder="little")
         self.mark_bytes = 0 if alive is None or self._bitmap is None else alive.nbytes + self._bitmap.nbytes
+
+    def __getstate__(self) -> dict[str, Any]:
+        return lasting_state(self)
 
     def alive_rows(self) -> RowArray:
         """Rows that were not removed, in order."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,6 +16,7 @@ from compressae_index.errors import DimensionError, InputError
 from compressae_index.ids import RowArray
 from compressae_index.packing import Arrays, Packed, Packing, packing_of
 from compressae_index.persistence import release_pages
+from compressae_index.processes import cached_property
 
 # Documents a window of the inverted part; must be the engine's kWindow.
 WINDOW = 32768
@@ -86,6 +86,14 @@ class EmbeddedBackend:
 
     def __len__(self) -> int:
         return int(self._starts[-1])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The engine's objects hold arrays, and are made again of these; of mapped ones, of what they hold.
+        parts = [
+            (_held(part.forward.arrays()), _held(part.inverted.arrays()), len(part)) for part in self._parts
+        ]
+        clusters = None if self.clusters is None else _held(self.clusters.arrays())
+        return _remade, (self.n_latents, self.k, self.packing, self.postings, parts, clusters)
 
     @property
     def n_clustered(self) -> int:
@@ -349,6 +357,27 @@ def _check_names(arrays: Iterable[str], packing: Packing, n: int) -> None:
         what = f"lacks the array {min(missing)}" if missing else f"has an array {min(foreign)!r:.100}"
         msg = f"an index of {n} documents {what}"
         raise InputError(msg)
+
+
+def _held(arrays: Mapping[str, Any]) -> Arrays:
+    return {name: np.asarray(array) for name, array in arrays.items()}
+
+
+def _remade(
+    n_latents: int,
+    k: int,
+    packing: Packing,
+    postings: int,
+    parts: Sequence[tuple[Arrays, Arrays, int]],
+    clusters: Arrays | None,
+) -> EmbeddedBackend:
+    """The back end of arrays that one was taken apart into."""
+    made = [
+        Part(packing.engine(forward, n_latents, k), InvertedLists(inverted, n, n_latents))
+        for forward, inverted, n in parts
+    ]
+    of_clusters = None if clusters is None else Clusters(clusters)
+    return EmbeddedBackend(n_latents, k, packing, made, postings=postings, clusters=of_clusters)
 
 
 def _runs(n: int) -> list[slice]:

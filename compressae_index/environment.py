@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from compressae_index._engine import simd
+from compressae_index.processes import usable_threads
 
 
 def environment(packages: Iterable[str]) -> dict[str, Any]:
@@ -25,7 +26,7 @@ def environment(packages: Iterable[str]) -> dict[str, Any]:
         "versions": versions,
         "machine": platform.platform(),
         "processor": _processor(),
-        "processors": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "processors": usable_threads(),
         "simd": simd(),
         "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -12,6 +11,7 @@ import numpy.typing as npt
 from compressae_index._engine import first_repeated
 from compressae_index.checks import as_array
 from compressae_index.errors import DimensionError, InputError, UnknownIdError
+from compressae_index.processes import cached_property, lasting_state
 
 IdArray: TypeAlias = npt.NDArray[np.int64] | npt.NDArray[np.object_]
 RowArray: TypeAlias = npt.NDArray[np.int64]
@@ -87,6 +87,11 @@ class Ids:
 
     def __len__(self) -> int:
         return self._n
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Of mapped arrays, what they hold.
+        arrays = {name: np.asarray(array) for name, array in self._arrays.items()}
+        return lasting_state(self) | {"_arrays": arrays}
 
     @property
     def are_strings(self) -> bool:

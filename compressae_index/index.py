@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import threading
+import copyreg
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ from compressae_index import persistence, planning
 from compressae_index._engine import simd
 from compressae_index.checks import (
     FloatArray,
+    as_path,
     check_choice,
     check_int,
     check_threads,
@@ -31,15 +32,16 @@ from compressae_index.metric import METRICS, Metric, RowScale, check_model
 from compressae_index.model import ENCODERS, CompresSAE, Encoder
 from compressae_index.packing import VALUE_BITS, Form, packing_of
 from compressae_index.planning import Plan
+from compressae_index.processes import ForkSafeLock
 from compressae_index.progress import track
 from compressae_index.queries import (
-    MAX_K,
     MODES,
     SCORINGS,
     Explanation,
     Mode,
     Scoring,
     SearchResult,
+    check_k,
     explained,
     projections,
 )
@@ -86,7 +88,8 @@ class CompressedIndex:
 
     Similarity is cosine, for which neither vectors nor queries need unit norm, or the inner product; see
     `build`, which makes an index. `load` reads one. Searches may run in several threads, also while one of
-    them adds, removes or upserts: each sees the index as it was when it began.
+    them adds, removes or upserts: each sees the index as it was when it began. An index may be copied,
+    pickled and sent to other processes; a mapped one is sent as the path of its files.
     """
 
     def __init__(
@@ -112,7 +115,9 @@ class CompressedIndex:
         self._state = Documents(backend, ids or Ids(len(backend), {}), alive)
         # Replaced, before the state, when the first rows choose the unit.
         self._scale = RowScale(metric, unit)
-        self._writer = threading.Lock()
+        self._writer = ForkSafeLock()
+        # The files that the codes of a back end are mapped from.
+        self._mapped: tuple[EmbeddedBackend, persistence.Mapped] | None = None
 
     @classmethod
     def build(
@@ -215,7 +220,7 @@ class CompressedIndex:
     @classmethod
     def from_codes(
         cls,
-        codes: CodeStore | str | Path,
+        codes: CodeStore | str | os.PathLike[str],
         model: CompresSAE,
         ids: Any = None,
         *,
@@ -263,6 +268,45 @@ class CompressedIndex:
         """Vectors that a search can find."""
         return self._state.n_alive
 
+    def __repr__(self) -> str:
+        state = self._state
+        size = sum(state.backend.nbytes.values()) + state.ids.nbytes + state.mark_bytes
+        per_vector = size / max(len(state.ids), 1)
+        return (
+            f"CompressedIndex({state.n_alive} vectors, dim={self.model.dim}, "
+            f"n_latents={self.model.n_latents}, k={self.k}, {per_vector:.1f} bytes a vector)"
+        )
+
+    def __copy__(self) -> CompressedIndex:
+        copied = type(self).__new__(type(self))
+        vars(copied).update(vars(self) | {"_writer": ForkSafeLock()})
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CompressedIndex:
+        return self.__copy__()  # nothing that an index holds is ever changed, but replaced
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles arrays, or the path of mapped ones, where the same files must then be found."""
+        state = self._state
+        if self._mapped is not None and self._mapped[0] is state.backend:
+            return type(self)._mapped_again, (self._mapped[1], state.alive, self.plan)
+        return copyreg.__newobj__, (type(self),), vars(self) | {"_mapped": None}  # type: ignore[attr-defined]
+
+    @classmethod
+    def _mapped_again(
+        cls, mapped: persistence.Mapped, alive: npt.NDArray[np.bool_] | None, plan: Plan | None
+    ) -> CompressedIndex:
+        """What a mapped index was pickled as.
+
+        Raises:
+            FormatError: its files are gone, damaged, or others.
+        """
+        index = cls.load(mapped.path, mmap=True)
+        mapped.check(index._mapped and index._mapped[1])
+        index.plan = plan
+        index._state = Documents(index._state.backend, index._state.ids, alive)
+        return index
+
     def search(
         self,
         queries: npt.ArrayLike,
@@ -280,7 +324,8 @@ class CompressedIndex:
 
         Args:
             queries: (n_queries, d), or (d,) for one.
-            k: neighbours of each query.
+            k: neighbours of each query. More than there are vectors leaves places of the answer empty, and is
+                refused where these would be millions.
             mode: "sparse" scores by the query's query_nnz strongest latents, through their posting lists;
                 "dense" scores every document by the metric with its reconstruction; "two_stage" takes the
                 best `candidates` by posting lists and scores them as "dense" does. Posting lists hold values
@@ -307,15 +352,15 @@ class CompressedIndex:
             InputError: bad queries, another dimension, k, candidates, query_nnz or nprobe below 1, nprobe
                 without clusters or in "dense", a filter of another length, unknown ids.
         """
-        k = check_int(k, "k", 1, MAX_K)
         check_choice(mode, "mode", MODES)
         check_choice(scoring, "scoring", SCORINGS)
-        candidates = max(check_int(candidates, "candidates", 1), k)
+        candidates = check_int(candidates, "candidates", 1)
         if query_nnz is not None:
             query_nnz = min(check_int(query_nnz, "query_nnz", 1), self.model.n_latents)
         threads = check_threads(num_threads)
         rows = check_vectors(queries, dim=self.model.dim, name="queries")
         state = self._state
+        k = check_k(k, state.n_alive, len(rows))
         nprobe = _check_nprobe(nprobe, mode, state.backend)
         allowed, n_allowed = state.allowed(filter)
         width = min(k, n_allowed)
@@ -325,7 +370,7 @@ class CompressedIndex:
             )
         factors = self._scale.of_queries(rows)
         # Beyond what is allowed there is nothing to select, so a huge k or candidates costs no memory.
-        candidates = min(candidates, n_allowed)
+        candidates = min(max(candidates, k), n_allowed)
         query_nnz = state.backend.query_nnz if query_nnz is None else query_nnz
         backend = state.backend
         sparse_u, dense_u, mean_scores = projections(
@@ -366,7 +411,7 @@ class CompressedIndex:
                 norm out of range. Nothing was added.
         """
         vectors = open_vectors(embeddings)
-        with self._writer:
+        with self._writer.lock:
             if ids is None and len(self._state.ids):
                 ids = self._state.next_ids(vectors.shape[0])
             new_ids = Ids.from_user(ids, vectors.shape[0])
@@ -396,7 +441,7 @@ class CompressedIndex:
         """
         vectors = open_vectors(embeddings)
         new_ids = Ids.from_user(as_id_array(ids), vectors.shape[0])
-        with self._writer:
+        with self._writer.lock:
             self._encode(vectors, new_ids, num_threads, progress, self._state.without_ids(new_ids))
 
     def _encode(
@@ -436,12 +481,12 @@ class CompressedIndex:
             UnknownIdError: an id is not in the index. Nothing was removed.
             InputError: an id stands twice.
         """
-        with self._writer:
+        with self._writer.lock:
             self._state = self._state.removed(ids)
 
     def compact(self, *, num_threads: int | None = None) -> None:
         """Reclaims the memory of removed vectors."""
-        with self._writer:
+        with self._writer.lock:
             self._state = self._state.compacted(check_threads(num_threads))
 
     def cluster(self, *, num_threads: int | None = None, progress: bool = False) -> None:
@@ -457,7 +502,7 @@ class CompressedIndex:
             progress: show a progress bar.
         """
         threads = check_threads(num_threads)
-        with self._writer:
+        with self._writer.lock:
             state = self._state
             order = similar_order(self.model, state.backend, state.alive_rows(), threads, progress=progress)
             self._state = state.clustered(order, threads)
@@ -547,11 +592,12 @@ class CompressedIndex:
             clusters=0 if state.backend.clusters is None else len(state.backend.clusters),
         )
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a directory, in one step: a crash leaves what was there before, or all of this index.
 
         Raises:
-            FormatError: something that this package did not write is at `path`.
+            FormatError: something other than an index is at `path`.
+            StorageError: the disk is full or refuses; what was there before is untouched.
         """
         state = self._state
         arrays = state.backend.to_arrays() | state.ids.to_arrays()
@@ -568,7 +614,7 @@ class CompressedIndex:
         persistence.write(path, "index", meta, arrays=arrays, tensors=self.model.tensors())
 
     @classmethod
-    def load(cls, path: str | Path, *, mmap: bool = False) -> CompressedIndex:
+    def load(cls, path: str | os.PathLike[str], *, mmap: bool = False) -> CompressedIndex:
         """Reads what `save` wrote, and checks all of it.
 
         Args:
@@ -578,11 +624,15 @@ class CompressedIndex:
         Raises:
             FormatError: the directory is missing, foreign, truncated, tampered with or of a newer format;
                 the message says which file and why.
+            StorageError: there is no permission to read it.
         """
         stored = persistence.read(path, "index", mmap=mmap)
-        with persistence.reading(str(path)):
+        with persistence.reading(str(as_path(path))):
             model = CompresSAE.from_stored(persistence.entry(stored.meta, "model", dict), stored.tensors)
-            return cls._from_stored(stored.meta, stored.arrays, model)
+            index = cls._from_stored(stored.meta, stored.arrays, model)
+        if mmap:
+            index._mapped = index._state.backend, persistence.Mapped.of(as_path(path), stored)
+        return index
 
     @classmethod
     def _from_stored(
@@ -624,7 +674,7 @@ def _check_nprobe(nprobe: int | None, mode: Mode, backend: EmbeddedBackend) -> i
     if backend.clusters is None and len(backend) >= WINDOW:
         msg = f"nprobe is {nprobe}, but this index has no clusters: call `cluster` first"
         raise InputError(msg)
-    return None if backend.clusters is None else nprobe
+    return None if backend.clusters is None else min(nprobe, len(backend.clusters))
 
 
 def _collected(chunks: Iterable[SparseCodes], advance: Callable[[int], object]) -> Iterator[SparseCodes]:

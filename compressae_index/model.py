@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -23,6 +22,7 @@ from compressae_index.checks import (
 )
 from compressae_index.codes import MAX_LATENTS, SparseCodes
 from compressae_index.errors import DimensionError, InputError
+from compressae_index.processes import cached_property, lasting_state
 
 Encoder: TypeAlias = Literal["pursuit", "topk"]
 ENCODERS: tuple[Encoder, ...] = ("pursuit", "topk")
@@ -39,7 +39,7 @@ _TENSORS = ("encoder_w", "encoder_b", "decoder_w")
 _AT_THE_MEAN = 1e-6
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class CompresSAE:
     """A sparse autoencoder for embeddings (Kasalicky et al., RecSys 2025, arXiv 2505.11388).
 
@@ -99,6 +99,16 @@ class CompresSAE:
         if self.mean is not None and not (length := float(np.linalg.norm(self.mean))) < 1:
             msg = f"the mean of unit rows is shorter than 1, got {length:.6g}"
             raise InputError(msg)
+
+    def __repr__(self) -> str:
+        mean = "" if self.mean is None else ", with a mean"
+        size = sum(tensor.nbytes for tensor in self.tensors().values())
+        return (
+            f"CompresSAE(dim={self.dim}, n_latents={self.n_latents}, k={self.k}{mean}, {size / 1e6:.1f} MB)"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return lasting_state(self)
 
     @property
     def dim(self) -> int:
@@ -274,20 +284,22 @@ class CompresSAE:
         arrays["decoder_w"] = normalize_rows(check_vectors(arrays["decoder_w"], name="decoder_w"))
         return cls(**arrays, k=k)
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a directory: model.safetensors and manifest.json. An older model there is replaced.
 
         Raises:
             FormatError: something else is at `path`.
+            StorageError: the disk is full or refuses; what was there before is untouched.
         """
         persistence.write(path, "model", self.manifest(), tensors=self.tensors())
 
     @classmethod
-    def load(cls, path: str | Path) -> CompresSAE:
+    def load(cls, path: str | os.PathLike[str]) -> CompresSAE:
         """Reads what `save` wrote.
 
         Raises:
             FormatError: the directory is missing, foreign, truncated or tampered with.
+            StorageError: there is no permission to read it.
         """
         stored = persistence.read(path, "model")
         with persistence.reading(str(path)):

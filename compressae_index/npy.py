@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,15 +28,18 @@ class NpyHeader(NamedTuple):
     """Bytes before the first entry."""
 
 
-def read_header(file: Path) -> NpyHeader:
+def read_header(handle: BufferedReader, file: Path) -> NpyHeader:
     """The header of a file whose size is the one that it says, so that no more is ever allocated for it.
+
+    Args:
+        handle: the file, opened at its start.
+        file: its name in messages.
 
     Raises:
         FormatError: it is no .npy file, holds Python objects, or is shorter or longer than its header says.
     """
-    with file.open("rb") as handle:
-        shape, fortran_order, dtype = _parsed(handle, file)
-        offset, size = handle.tell(), os.fstat(handle.fileno()).st_size
+    shape, fortran_order, dtype = _parsed(handle, file)
+    offset, size = handle.tell(), os.fstat(handle.fileno()).st_size
     is_plain = dtype.itemsize > 0 and not dtype.hasobject
     if not is_plain or min(shape, default=1) < 0 or any(isinstance(length, bool) for length in shape):
         msg = f"{file} is damaged: its header says shape {shape} and dtype {dtype}"
@@ -47,7 +51,7 @@ def read_header(file: Path) -> NpyHeader:
     return NpyHeader(shape, dtype, fortran_order, offset)
 
 
-def _parsed(handle: BinaryIO, file: Path) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+def _parsed(handle: BufferedReader, file: Path) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     try:
         version = np.lib.format.read_magic(handle)
         if version not in _READERS:

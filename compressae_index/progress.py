@@ -12,6 +12,10 @@ def track(total: int, label: str, *, enabled: bool, unit: str = "rows") -> Itera
 
     It shows itself only where standard error is a terminal and the work takes longer than a second.
     """
+    if not enabled:
+        # tqdm takes locks even for a bar that it does not show, which a forked child may find locked.
+        yield lambda _: None
+        return
     from tqdm import tqdm
 
     with tqdm(
@@ -21,6 +25,6 @@ def track(total: int, label: str, *, enabled: bool, unit: str = "rows") -> Itera
         unit_scale=True,
         leave=False,
         delay=1,
-        disable=None if enabled else True,
+        disable=None,  # where standard error is no terminal
     ) as bar:
         yield bar.update

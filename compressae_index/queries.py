@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from compressae_index.checks import FloatArray
+from compressae_index.checks import FloatArray, check_int
 from compressae_index.codes import SparseCodes
+from compressae_index.errors import InputError
 from compressae_index.ids import IdArray
 from compressae_index.model import CompresSAE, Encoder
 
@@ -17,8 +18,9 @@ MODES: tuple[Mode, ...] = ("sparse", "dense", "two_stage")
 Scoring: TypeAlias = Literal["asymmetric", "symmetric"]
 SCORINGS: tuple[Scoring, ...] = ("asymmetric", "symmetric")
 
-# Neighbours that one may ask for.
+# Neighbours that one may ask for, and places of an answer where there are not as many documents.
 MAX_K = 2**31 - 1
+MAX_PLACES = 2**24
 
 
 class SearchResult(NamedTuple):
@@ -45,6 +47,23 @@ class Explanation(NamedTuple):
     """(k,) the document's folded values."""
     mean: float = 0.0
     """What the model's mean adds to the score of every document."""
+
+
+def check_k(k: Any, n_documents: int, n_queries: int) -> int:
+    """A number of neighbours; more than there are documents only as long as the answer stays small.
+
+    Raises:
+        InputError: with the value and the bound it breaks.
+    """
+    number = check_int(k, "k", 1, MAX_K)
+    most = max(n_documents, MAX_PLACES // max(n_queries, 1))
+    if number > most:
+        msg = (
+            f"k must be at most {most} for {n_queries} queries of {n_documents} vectors, "
+            f"as an answer has k places a query, got {number}"
+        )
+        raise InputError(msg)
+    return number
 
 
 def projections(

@@ -88,13 +88,16 @@ def attempt(kind: str, seed: int, folder: Path) -> Outcome:
     path = folder / "copy"
     shutil.rmtree(path, ignore_errors=True)
     shutil.copytree(sample(kind), path)
-    _mutate(path, rng)
+    leads_outside = _mutate(path, rng)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             loaded = KINDS[kind].load(path, bool(rng.integers(2)))
         except CompressaeError:
             return "refused"
+        if leads_outside:
+            msg = "a file outside of the directory was taken"
+            raise InsaneError(msg)
         uses = KINDS[kind].uses(loaded, path, rng)
         outcome: Outcome = "sane"
         while True:
@@ -357,20 +360,44 @@ KINDS = {
 # How it is changed
 
 
-def _mutate(path: Path, rng: np.random.Generator) -> None:
-    """One to three changes; then all checksums fit, also the fingerprint of a model mostly."""
+def _mutate(path: Path, rng: np.random.Generator) -> bool:
+    """One to three changes; then all checksums fit, also the fingerprint of a model mostly.
+
+    Returns:
+        Whether a name in the directory leads out of it.
+    """
     is_listed = (path / "manifest.json").exists()
+    if is_listed and rng.random() < 0.05:
+        _lead_outside(path, rng)
+        return True
     for _ in range(1 + int(rng.integers(0, 3) * (rng.random() < 0.3))):
         if is_listed and rng.random() < 0.3:
             continue
         if files := [file for file in _files(path) if file.name != "manifest.json"]:
             _change_file(_chosen(files, rng), rng)
-    if not is_listed:
+    if is_listed:
+        change_entry = rng.random() < 0.4
+        fit_checksums(
+            path, lambda manifest: _change_entry(manifest, rng) if change_entry else None, rng.random() < 0.8
+        )
+    return False
+
+
+def _lead_outside(path: Path, rng: np.random.Generator) -> None:
+    """Moves something out of a directory, and names or links it there."""
+    elsewhere = path.with_name("elsewhere")
+    shutil.rmtree(elsewhere, ignore_errors=True)
+    folders = [entry for entry in path.iterdir() if entry.is_dir()]
+    if not folders or rng.random() < 0.4:
+        elsewhere.mkdir()
+        moved = _chosen(_files(path), rng)
+        shutil.move(moved, elsewhere / "file")
+        moved.symlink_to(elsewhere / "file")
         return
-    change_entry = rng.random() < 0.4
-    fit_checksums(
-        path, lambda manifest: _change_entry(manifest, rng) if change_entry else None, rng.random() < 0.8
-    )
+    shutil.move(folders[0], elsewhere)
+    name = _chosen((folders[0].name, "../elsewhere", str(elsewhere), "./../elsewhere/"), rng)
+    folders[0].symlink_to(elsewhere)
+    fit_checksums(path, lambda manifest: manifest.update(data=name))
 
 
 def _chosen(values: Any, rng: np.random.Generator) -> Any:

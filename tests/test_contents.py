@@ -244,7 +244,8 @@ def test_a_header_is_read_as_numpy_reads_it(tmp_path: Path) -> None:
     some = np.arange(6, dtype=">i2").reshape(2, 3)
     for array in (some, np.asfortranarray(np.eye(3)), np.array(7), np.empty((0, 4))):
         np.save(tmp_path / "a.npy", array)
-        header = read_header(tmp_path / "a.npy")
+        with (tmp_path / "a.npy").open("rb") as handle:
+            header = read_header(handle, tmp_path / "a.npy")
         assert (header.shape, header.dtype) == (array.shape, array.dtype)
         assert header.fortran_order == (array is not some and array.flags.fnc)
         assert (tmp_path / "a.npy").stat().st_size == header.offset + array.nbytes

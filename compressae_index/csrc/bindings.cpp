@@ -7,8 +7,10 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <memory>
@@ -28,6 +30,7 @@
 #include "inverted.hpp"
 #include "lists.hpp"
 #include "packed.hpp"
+#include "per_process.hpp"
 #include "pursuit.hpp"
 #include "rounding.hpp"
 #include "rows.hpp"
@@ -89,6 +92,47 @@ using Output = nb::ndarray<nb::numpy, T>;
 using Hits = std::pair<Output<float>, Output<std::int64_t>>;
 using Codes = std::pair<Output<std::uint16_t>, Output<float>>;
 using Arrays = nb::typed<nb::dict, nb::str, nb::any>;
+
+// Other threads of Python's may run while this lives.
+class WithoutGil {
+ public:
+  WithoutGil() : state_(PyEval_SaveThread()), outer_(innermost) { innermost = this; }
+  WithoutGil(const WithoutGil&) = delete;
+  WithoutGil& operator=(const WithoutGil&) = delete;
+  ~WithoutGil() {
+    innermost = outer_;
+    take_back();
+  }
+
+  // Runs the handlers of signals that came meanwhile. Throws what they raise, as Ctrl-C's raises KeyboardInterrupt.
+  static void poll() {
+    if (innermost == nullptr) return;
+    innermost->take_back();
+    const Resumed resumed{*innermost};
+    if (PyErr_CheckSignals() != 0) throw nb::python_error();
+  }
+
+ private:
+  struct Resumed {
+    WithoutGil& that;
+    ~Resumed() { that.state_ = PyEval_SaveThread(); }
+  };
+
+  // Where Python has ended, it ends a daemon thread here by unwinding its stack, which frames that throw nothing answer
+  // by ending the process. Such a thread waits instead, as Python does itself from version 3.14 on.
+  void take_back() noexcept {
+    try {
+      PyEval_RestoreThread(state_);
+    } catch (...) {
+      for (;;) pause();
+    }
+  }
+
+  static inline thread_local WithoutGil* innermost = nullptr;
+
+  PyThreadState* state_;
+  WithoutGil* outer_;
+};
 
 // Longest projection a gather may read: any 16-bit latent.
 constexpr std::size_t kMaxLatents = 65536;
@@ -155,7 +199,7 @@ Hits searched(std::size_t n_queries, std::size_t top, const Search& search) {
   std::vector<float> scores(n_queries * top);
   std::vector<std::int64_t> rows(n_queries * top);
   {
-    nb::gil_scoped_release release;
+    const WithoutGil without_gil;
     search(Results{scores.data(), rows.data(), top});
   }
   return {to_numpy(std::move(scores), {n_queries, top}), to_numpy(std::move(rows), {n_queries, top})};
@@ -164,7 +208,7 @@ Hits searched(std::size_t n_queries, std::size_t top, const Search& search) {
 // Calls run(begin, end) for every `length` of n rows, without the GIL.
 template <typename Run>
 void for_each_run(std::size_t n, std::size_t length, std::size_t num_threads, const Run& run) {
-  nb::gil_scoped_release release;
+  const WithoutGil without_gil;
   ThreadPool::instance().parallel_for((n + length - 1) / length, num_threads, [&](std::size_t number) {
     run(number * length, std::min((number + 1) * length, n));
   });
@@ -191,7 +235,7 @@ class InvertedLists {
     require_below(latents, n_latents);
     std::optional<InvertedArrays> built;
     {
-      nb::gil_scoped_release release;
+      const WithoutGil without_gil;
       built = build_inverted(latents.data(), values.data(), latents.shape(0), latents.shape(1), n_latents, num_threads);
     }
     return InvertedLists(std::move(*built), latents.shape(0), n_latents);
@@ -213,7 +257,7 @@ class InvertedLists {
     }
     std::optional<InvertedArrays> joined;
     {
-      nb::gil_scoped_release release;
+      const WithoutGil without_gil;
       joined = compressae::concatenate(windows, n_latents);
     }
     return InvertedLists(std::move(*joined), n_documents, n_latents);
@@ -299,7 +343,7 @@ class Clusters {
             std::to_string(n_windows) + " windows of " + std::to_string(view.n_documents) + " documents are not whole");
     std::optional<ClusterArrays> built;
     {
-      nb::gil_scoped_release release;
+      const WithoutGil without_gil;
       built = build_clusters(view, n_windows, num_threads);
     }
     Arrays arrays;
@@ -569,7 +613,7 @@ class PackedCodes : public CodesPart<PackedView> {
 };
 
 std::size_t first_without_direction_of(const Input<float, 2>& rows, float smallest) {
-  nb::gil_scoped_release release;
+  const WithoutGil without_gil;
   return first_without_direction(rows.data(), rows.shape(0), rows.shape(1), smallest);
 }
 
@@ -577,7 +621,7 @@ Output<float> directions(const Input<float, 2>& rows) {
   const std::size_t n = rows.shape(0), dim = rows.shape(1);
   std::vector<float> result(n * dim);
   {
-    nb::gil_scoped_release release;
+    const WithoutGil without_gil;
     for (std::size_t r = 0; r < n; ++r) write_direction(rows.data() + r * dim, dim, result.data() + r * dim);
   }
   return to_numpy(std::move(result), {n, dim});
@@ -592,7 +636,7 @@ std::size_t first_repeated_of(const Input<std::uint8_t, 1>& text, const Input<st
               static_cast<std::size_t>(ends.data()[n]) == text.shape(0),
           "ends do not ascend from 0 to the length of the text");
   if (counted) require_equal(counted->shape(0), n, "length of counted");
-  nb::gil_scoped_release release;
+  const WithoutGil without_gil;
   return first_repeated(reinterpret_cast<const char*>(text.data()), ends.data(), n,
                         counted ? counted->data() : nullptr);
 }
@@ -722,7 +766,7 @@ class DictionaryBinding {
     if (mean) require_equal(mean->shape(0), dim(), "length of mean");
     const std::size_t n = vectors.shape(0);
     const Dictionary& dictionary = rounded();
-    const Projection& projection = made(projection_, [&] { projection_.emplace(dictionary); });
+    const Projection& projection = made(projection_, [&] { return new Projection(dictionary); });
     std::vector<float> projections(n * n_latents()), on_mean(mean ? n : 0);
     for_each_run(n, kProjectedRows, num_threads, [&](std::size_t begin, std::size_t end) {
       std::vector<float> unit((end - begin) * dim());
@@ -743,7 +787,7 @@ class DictionaryBinding {
     require_equal(vectors.shape(1), dim(), "columns of vectors");
     require(solve_every >= 1, "solve_every is 0, expected at least 1");
     const Dictionary& dictionary = rounded();
-    const GramBytes& gram = made(gram_, [&] { gram_.emplace(dictionary, num_threads); });
+    const GramBytes& gram = made(gram_, [&] { return new GramBytes(dictionary, num_threads); });
     return encode_batch(vectors.shape(0), k, num_threads,
                         [&](std::size_t begin, std::size_t end, std::uint16_t* latents, float* values) {
                           Pursuit encoder(dictionary, gram, k, solve_every);
@@ -758,7 +802,7 @@ class DictionaryBinding {
   std::size_t dim() const { return atoms_.shape(1); }
 
   const Dictionary& rounded() {
-    return made(dictionary_, [&] { dictionary_.emplace(atoms_.data(), n_latents(), dim()); });
+    return made(dictionary_, [&] { return new Dictionary(atoms_.data(), n_latents(), dim()); });
   }
 
   // Rounded products of at most kEncodeRows vectors with all atoms, until the thread asks for others.
@@ -769,20 +813,36 @@ class DictionaryBinding {
     return products.data();
   }
 
-  // What is made by the first call that needs it.
+  // A part that the first call makes which needs it.
+  template <typename T>
+  struct MadeOnce {
+    MadeOnce() = default;
+    MadeOnce(const MadeOnce&) = delete;
+    MadeOnce& operator=(const MadeOnce&) = delete;
+    ~MadeOnce() { delete made.load(); }
+
+    std::atomic<const T*> made{nullptr};
+  };
+
   template <typename T, typename Make>
-  const T& made(const std::optional<T>& part, const Make& make) {
-    nb::gil_scoped_release release;
-    const std::lock_guard lock(mutex_);
-    if (!part) make();
-    return *part;
+  const T& made(MadeOnce<T>& part, const Make& make) {
+    if (const T* made = part.made.load()) return *made;
+    const WithoutGil without_gil;
+    // Recursive, as a signal's handler may need the part that it interrupted.
+    const std::lock_guard lock(mutex_.get());
+    if (part.made.load() == nullptr) {
+      std::unique_ptr<const T> mine(make());
+      const T* other = nullptr;
+      if (part.made.compare_exchange_strong(other, mine.get())) mine.release();
+    }
+    return *part.made.load();
   }
 
   Input<float, 2> atoms_;
-  std::mutex mutex_;
-  std::optional<Dictionary> dictionary_;
-  std::optional<Projection> projection_;
-  std::optional<GramBytes> gram_;
+  PerProcess<std::recursive_mutex> mutex_;
+  MadeOnce<Dictionary> dictionary_;
+  MadeOnce<Projection> projection_;
+  MadeOnce<GramBytes> gram_;
 };
 
 Codes top_k_codes(const Input<float, 2>& activations, std::size_t k, std::size_t num_threads) {
@@ -803,6 +863,10 @@ Codes top_k_codes(const Input<float, 2>& activations, std::size_t k, std::size_t
 NB_MODULE(_engine, m) {
   using namespace compressae;
   m.doc() = "The search engine: posting lists, forward codes, re-scoring, pursuit.";
+  // What daemon threads hold when Python ends is no leak.
+  nb::set_leak_warnings(false);
+  ThreadPool::set_poll(&WithoutGil::poll);
+  ThreadPool::instance();  // now, as a fork may come while another thread is at its first search
 
   m.def("simd", &simd_name, "Instruction set in use: avx512vbmi, avx512, avx2 or plain (COMPRESSAE_SIMD forces one).");
   m.def("first_without_direction", &first_without_direction_of, "rows"_a.noconvert(), "smallest"_a,

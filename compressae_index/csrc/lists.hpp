@@ -34,8 +34,8 @@ inline void validate_list(const BorrowedList& list, std::size_t n_documents) {
     std::memcpy(&half, list.values + 2 * i, 2);
     const auto row = static_cast<std::uint64_t>(document);
     if (row < least || row >= n_documents || !is_finite_half(half))
-      throw std::invalid_argument("a posting list holds document " + std::to_string(document) +
-                                  " at place " + std::to_string(i) + ", which is out of order, outside of " +
+      throw std::invalid_argument("a posting list holds document " + std::to_string(document) + " at place " +
+                                  std::to_string(i) + ", which is out of order, outside of " +
                                   std::to_string(n_documents) + " documents, or has a value that is not finite");
     least = row + 1;
   }

@@ -1,77 +1,76 @@
-// A process-wide pool of threads that grows to what has been asked for.
+// A process-wide pool of threads: as many as recent work has asked for, and none after a while without work.
 #pragma once
 
-#include <unistd.h>
-
 #include <algorithm>
+#include <array>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstddef>
 #include <deque>
 #include <exception>
 #include <functional>
-#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
+
+#include "per_process.hpp"
 
 namespace compressae {
 
 class ThreadPool {
  public:
   static ThreadPool& instance() {
-    // Deliberately leaked: workers may still wait in it while the process ends, and a forked child, which
-    // has none of its parent's threads, starts a pool of its own.
-    static std::mutex mutex;
-    static ThreadPool* pool = nullptr;
-    static pid_t owner = 0;
-    const std::lock_guard lock(mutex);
-    if (owner != getpid()) {
-      pool = new ThreadPool();
-      owner = getpid();
-    }
-    return *pool;
+    // Deliberately leaked: workers may still wait in it while the process ends.
+    static auto* const pools = new PerProcess<ThreadPool>();
+    return pools->get();
   }
 
+  // What the calling thread of `parallel_for` is to do every kPoll, between two tasks: it may throw, which ends the
+  // work. To be set before the first call.
+  static void set_poll(void (*poll)()) { poll_ = poll; }
+
   // Runs task(0) ... task(count - 1) on at most num_threads threads, the calling one included, and returns
-  // when all are done. The first exception that a task throws is thrown again here.
+  // when all are done. The first exception that a task throws is thrown again here. Where the system starts no more
+  // threads, those that are there do the work.
   void parallel_for(std::size_t count, std::size_t num_threads, const std::function<void(std::size_t)>& task) {
-    const std::size_t helpers = std::min(std::max<std::size_t>(num_threads, 1), count);
-    if (helpers <= 1) {
-      for (std::size_t i = 0; i < count; ++i) task(i);
-      return;
-    }
     Batch batch{count, &task};
-    batch.running = helpers - 1;
-    {
-      const std::lock_guard lock(mutex_);
-      while (workers_ < helpers - 1) start_worker();
-      for (std::size_t i = 0; i + 1 < helpers; ++i) queue_.push_back(&batch);
-    }
-    wake_.notify_all();
-    batch.run();
-    // What no worker has begun is taken back, so that a busy pool delays nobody.
-    std::unique_lock lock(mutex_);
-    const std::size_t waiting = std::erase(queue_, &batch);
-    batch.running -= waiting;
-    done_.wait(lock, [&] { return batch.running == 0; });
+    const std::size_t helpers = std::min(std::max<std::size_t>(num_threads, 1), count);
+    Clock::time_point next_poll = Clock::now() + kPoll;
+    if (helpers > 1) call(batch, helpers - 1);
+    batch.run([&next_poll] { poll_when_due(next_poll); });
+    if (helpers > 1) wait_for(batch, next_poll);
     if (batch.error) std::rethrow_exception(batch.error);
   }
 
  private:
+  using Clock = std::chrono::steady_clock;
+
+  // Between two polls of a call that takes long.
+  static constexpr std::chrono::milliseconds kPoll{50};
+  // How long a worker waits for work before it ends.
+  static constexpr std::chrono::seconds kIdle{1};
+
   struct Batch {
     Batch(std::size_t n, const std::function<void(std::size_t)>* f) : count(n), task(f) {}
 
-    void run() {
+    template <typename Before>
+    void run(const Before& before) {
       for (std::size_t i = next++; i < count; i = next++) {
         try {
+          before();
           (*task)(i);
         } catch (...) {
-          const std::lock_guard lock(error_mutex);
-          if (!error) error = std::current_exception();
-          next = count;
+          fail();
         }
       }
+    }
+
+    // Takes the exception that is being handled for the batch's, and begins no more tasks.
+    void fail() {
+      const std::lock_guard lock(error_mutex);
+      if (!error) error = std::current_exception();
+      next = count;
     }
 
     const std::size_t count;
@@ -82,27 +81,106 @@ class ThreadPool {
     std::exception_ptr error;
   };
 
-  void start_worker() {
-    std::thread([this] {
-      std::unique_lock lock(mutex_);
-      for (;;) {
-        wake_.wait(lock, [&] { return !queue_.empty(); });
-        Batch* batch = queue_.front();
-        queue_.pop_front();
-        lock.unlock();
-        batch->run();
-        lock.lock();
-        if (--batch->running == 0) done_.notify_all();
-      }
-    }).detach();
-    ++workers_;
+  // A worker that waits.
+  struct Idle {
+    std::condition_variable wake;
+    bool called = false;
+    bool dismissed = false;
+  };
+
+  static void poll_when_due(Clock::time_point& due) {
+    if (poll_ == nullptr || Clock::now() < due) return;
+    poll_();
+    due = Clock::now() + kPoll;
   }
 
+  // Has up to `wanted` workers take part in a batch.
+  void call(Batch& batch, std::size_t wanted) {
+    const std::lock_guard lock(mutex_);
+    wanted_[n_calls_++ % wanted_.size()] = wanted;
+    const std::size_t needed = *std::max_element(wanted_.begin(), wanted_.end());
+    while (workers_ < wanted && start_worker()) {
+    }
+    batch.running = std::min(wanted, workers_);
+    queue_.insert(queue_.end(), batch.running, &batch);
+    // Those that began to wait last are called first, so that those that are not needed wait on.
+    for (std::size_t i = 0; i < batch.running && !idle_.empty(); ++i) {
+      rouse(*idle_.back(), &Idle::called);
+      idle_.pop_back();
+    }
+    while (!idle_.empty() && workers_ > needed) {
+      rouse(*idle_.front(), &Idle::dismissed);
+      idle_.pop_front();
+      --workers_;
+    }
+  }
+
+  // Returns once no worker is at the batch. What none has begun is taken back, so that a busy pool delays nobody.
+  void wait_for(Batch& batch, Clock::time_point next_poll) {
+    std::unique_lock lock(mutex_);
+    batch.running -= std::erase(queue_, &batch);
+    while (!done_.wait_for(lock, kPoll, [&] { return batch.running == 0; })) {
+      lock.unlock();
+      try {
+        poll_when_due(next_poll);
+      } catch (...) {
+        batch.fail();
+      }
+      lock.lock();
+    }
+  }
+
+  static void rouse(Idle& worker, bool Idle::* why) {
+    worker.*why = true;
+    worker.wake.notify_one();
+  }
+
+  // Whether the system let one start.
+  bool start_worker() {
+    try {
+      std::thread([this] { work(); }).detach();
+    } catch (const std::exception&) {
+      return false;
+    }
+    ++workers_;
+    return true;
+  }
+
+  void work() {
+    Idle self;
+    std::unique_lock lock(mutex_);
+    for (;;) {
+      if (queue_.empty() && !wait_for_work(self, lock)) return;
+      if (queue_.empty()) continue;  // the caller took it back
+      Batch* batch = queue_.front();
+      queue_.pop_front();
+      lock.unlock();
+      batch->run([] {});
+      lock.lock();
+      if (--batch->running == 0) done_.notify_all();
+    }
+  }
+
+  // Whether to go on; else the worker is no more one of the pool's.
+  bool wait_for_work(Idle& self, std::unique_lock<std::mutex>& lock) {
+    self.called = false;
+    idle_.push_back(&self);
+    self.wake.wait_for(lock, kIdle, [&self] { return self.called || self.dismissed; });
+    if (self.called || self.dismissed) return self.called;
+    std::erase(idle_, &self);
+    --workers_;
+    return false;
+  }
+
+  static inline void (*poll_)() = nullptr;
+
   std::mutex mutex_;
-  std::condition_variable wake_;
   std::condition_variable done_;
   std::deque<Batch*> queue_;
+  std::deque<Idle*> idle_;  // that waited longest first
   std::size_t workers_ = 0;
+  std::array<std::size_t, 16> wanted_{};  // by the last batches, of which a search has some
+  std::size_t n_calls_ = 0;
 };
 
 }  // namespace compressae

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +46,7 @@ class FlatFile:
         dim = self.shape[1]
         row_bytes = self._prefix + dim * self.dtype.itemsize
         content = np.empty((stop - start, row_bytes), dtype=np.uint8)
-        with self._opened() as file:
-            file.seek(self._offset + start * row_bytes)
-            read = file.readinto(content.data.cast("B")) if content.size else 0
+        read = self._read(self._offset + start * row_bytes, content.data.cast("B")) if content.size else 0
         if read != content.nbytes:
             msg = f"{self._path} ends within row {start + read // row_bytes} of {self.shape[0]}"
             raise FormatError(msg)
@@ -64,10 +59,11 @@ class FlatFile:
                 raise FormatError(msg)
         return floating(content[:, self._prefix :].view(self.dtype))
 
-    @contextmanager
-    def _opened(self) -> Iterator[BufferedIOBase]:
+    def _read(self, begin: int, into: memoryview) -> int:
+        """Bytes of the file from `begin` on; gives how many there were."""
         with self._path.open("rb") as file:
-            yield file
+            file.seek(begin)
+            return file.readinto(into)
 
 
 def open_npy(path: Path, _dataset: str = "") -> TypedVectors:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
-import threading
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
-from io import BufferedIOBase
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +16,8 @@ from compressae_index.checks import check_vectors
 from compressae_index.errors import InputError
 from compressae_index.sources.base import Vectors, floating
 from compressae_index.sources.flat import FlatFile
+
+_READ_BYTES = 1 << 24
 
 
 def spooled(batches: Iterator[npt.ArrayLike]) -> Vectors:
@@ -64,11 +64,13 @@ class SpooledFile(FlatFile):
 
     def __init__(self, file: BinaryIO, shape: tuple[int, int]) -> None:
         super().__init__(Path("the temporary file"), shape, np.float32)
-        self._file = cast(BufferedIOBase, file)
-        self._lock = threading.Lock()  # threads share the position in the file
+        self._file = file
         weakref.finalize(self, file.close)
 
-    @contextmanager
-    def _opened(self) -> Iterator[BufferedIOBase]:
-        with self._lock:
-            yield self._file
+    def _read(self, begin: int, into: memoryview) -> int:
+        # Threads and forked processes share the position in the file, so it is left alone.
+        read = 0
+        while piece := os.pread(self._file.fileno(), min(len(into) - read, _READ_BYTES), begin + read):
+            into[read : read + len(piece)] = piece
+            read += len(piece)
+        return read

@@ -13,7 +13,7 @@ import torch
 
 from compressae_index import persistence
 from compressae_index.errors import InputError
-from compressae_index.persistence import Stored
+from compressae_index.persistence import Stored, check_target
 from compressae_index.training.module import CompresSAEModule
 
 
@@ -30,7 +30,8 @@ class Checkpoint:
             InputError: it belongs to other settings or other rows.
             FormatError: it is damaged, or something else is there.
         """
-        if not self._path.exists():
+        check_target(self._path, "checkpoint")
+        if not persistence.was_written(self._path):
             return None
         stored = persistence.read(self._path, "checkpoint")
         with self.reading():
@@ -49,7 +50,11 @@ class Checkpoint:
             yield
 
     def save(self, meta: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Replaces what was saved before."""
+        """Replaces what was saved before.
+
+        Raises:
+            StorageError: the disk is full or refuses; what was saved before is untouched.
+        """
         persistence.write(
             self._path, "checkpoint", {**meta, "identity": self._identity}, arrays=arrays, tensors={}
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -15,11 +16,11 @@ import numpy.typing as npt
 import torch
 
 from compressae_index import persistence
-from compressae_index.checks import FloatArray, check_choice, check_int
+from compressae_index.checks import FloatArray, as_path, check_choice, check_int
 from compressae_index.dictionary import DictionaryLearner, Round
 from compressae_index.errors import InputError, TrainingError
 from compressae_index.model import MAX_DIM, CompresSAE, from_mean
-from compressae_index.persistence import Stored
+from compressae_index.persistence import Stored, check_target
 from compressae_index.progress import track
 from compressae_index.sources import Vectors, open_vectors
 from compressae_index.sources.sample import unit_sample
@@ -72,7 +73,7 @@ def train(
     embeddings: Vectors | Any,
     config: TrainConfig | None = None,
     *,
-    checkpoint: str | Path | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> TrainResult:
     """Trains a model on embeddings. Its dictionary is `CompresSAE.rounded` at the end.
@@ -88,11 +89,15 @@ def train(
     Raises:
         InputError: bad rows, more than 65,536 dimensions, more latents than rows to initialise them from, a
             checkpoint of other settings.
-        FormatError: the checkpoint is damaged.
+        FormatError: the checkpoint is damaged, or something else is there.
+        StorageError: the checkpoint cannot be read or written.
         TrainingError: training diverged or collapsed; the message says how.
     """
     config = TrainConfig() if config is None else config
     started = time.perf_counter()
+    state = None if checkpoint is None else as_path(checkpoint, "checkpoint")
+    if state is not None:
+        check_target(state, "checkpoint")
     vectors = open_vectors(embeddings)
     check_int(vectors.shape[1], "dim", 1, MAX_DIM)
     n_latents = _choose_latents(vectors.shape[0], config)
@@ -102,7 +107,7 @@ def train(
     if config.center:
         mean = rows.mean(axis=0)
         rows, held_out = (from_mean(each, mean)[0] for each in (rows, held_out))
-    run = _Run(config, rows, held_out, n_latents, None if checkpoint is None else Path(checkpoint), progress)
+    run = _Run(config, rows, held_out, n_latents, state, progress)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         module = run.fit()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,12 +19,56 @@ from compressae_index.errors import DimensionError, InputError, UnknownIdError
 from compressae_index.ids import IdArray, Ids, RowArray, as_id_array
 from compressae_index.index import CompressedIndex
 from compressae_index.metric import row_norms
+from compressae_index.processes import ForkSafeLock
 from compressae_index.progress import track
-from compressae_index.queries import MAX_K, MODES, SCORINGS, Mode, Scoring, SearchResult
+from compressae_index.queries import MAX_K, MODES, SCORINGS, Mode, Scoring, SearchResult, check_k
 from compressae_index.sources import CHUNK_ROWS, VectorSource
 
 # Norms of CUDA queries that are searched as they are, without a copy; beyond, half precision would suffer.
 SHORTEST_NORM, LONGEST_NORM = 1 / 16, 16.0
+
+
+class _Held(NamedTuple):
+    """What one search sees: ids, marks of removal, and vectors in Faiss; replaced by each change."""
+
+    rows: Rows
+    flat: CpuFlat | GpuFlat
+    unit: float
+    """What the vectors were divided by."""
+
+    def can_scan(self, k: int, wanted: Any) -> bool:
+        removed = self.rows.alive is not None
+        return isinstance(self.flat, CpuFlat) or (wanted is None and not removed and k <= LONGEST)
+
+    def scan(self, vectors: Any, k: int, wanted: Any) -> Hits:
+        allowed, n_allowed = self.rows.allowed(wanted)
+        k = min(k, n_allowed)
+        if k == 0:
+            return np.empty((len(vectors), 0), np.float32), np.empty((len(vectors), 0), np.int64)
+        if isinstance(self.flat, GpuFlat):
+            return in_order(*self.flat.search(vectors, k))
+        return in_order(*self.flat.search(vectors, k, allowed))
+
+    def rescored(self, vectors: FloatArray, found: SearchResult, k: int) -> Hits:
+        """Best of the candidates, whose ids the index gave."""
+        rows = np.full(found.ids.shape, -1, dtype=np.int64)
+        present = found.scores > -np.inf
+        try:
+            rows[present] = self.rows.rows_of(found.ids[present])
+        except UnknownIdError as error:
+            msg = f"a candidate is not in the Faiss store ({error}): call refresh() after other changes"
+            raise InputError(msg) from error
+        scores = np.full(rows.shape, -np.inf, dtype=np.float32)
+        for i, query in enumerate(vectors):
+            inside = present[i]
+            scores[i, inside] = self.flat.vectors(rows[i, inside]) @ query
+        scores, rows = in_order(scores, rows)
+        return scores[:, :k], rows[:, :k]
+
+    def result(self, scores: FloatArray, rows: RowArray, k: int) -> SearchResult:
+        missing = ((0, 0), (0, k - rows.shape[1]))
+        scores = np.pad(scores, missing, constant_values=-np.inf)
+        return SearchResult(scores, self.rows.ids.of(np.pad(rows, missing, constant_values=-1)))
 
 
 class DenseStore:
@@ -32,7 +76,8 @@ class DenseStore:
 
     Scores are those of the index's own `dense` mode, up to the rounding of `storage`, at d numbers a vector
     and without a projection of the query. Change the index through `add` and `remove` here, or call `refresh`
-    after it was changed elsewhere. Searches may run in several threads; changes may not run beside them.
+    after it was changed elsewhere. Searches may run in several threads, also while one of them removes;
+    `add` may not run beside them.
     """
 
     def __init__(
@@ -65,9 +110,32 @@ class DenseStore:
         self._storage: Storage = check_choice(storage, "storage", STORAGES)
         self._gpus = find_gpus(device)
         self._spread: Spread = check_choice(spread, "spread", SPREADS)
-        self._flat = self._empty()
-        self._unit = 1.0
+        self._device = device
+        self._writer = ForkSafeLock()
+        self._removing = False
         self.refresh(ids, progress=progress)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles the index, of which the vectors are made again, on devices that are there then."""
+        ids = self._held.rows.live_ids.all()
+        return DenseStore._again, (self.index, ids, self._storage, self._device, self._spread)
+
+    @classmethod
+    def _again(
+        cls, index: CompressedIndex | BackedIndex, ids: IdArray, storage: Storage, device: str, spread: Spread
+    ) -> DenseStore:
+        return cls(index, ids=ids, storage=storage, device=device, spread=spread, progress=False)
+
+    def __repr__(self) -> str:
+        per_vector = self.nbytes / max(len(self._held.rows.ids), 1)
+        return (
+            f"DenseStore({len(self)} vectors, dim={self.index.model.dim}, {self._storage} on {self.device}, "
+            f"{per_vector:.1f} bytes a vector)"
+        )
+
+    @property
+    def _flat(self) -> CpuFlat | GpuFlat:
+        return self._held.flat
 
     @property
     def device(self) -> str:
@@ -80,18 +148,21 @@ class DenseStore:
         return self._flat.nbytes
 
     def __len__(self) -> int:
-        return self._rows.n_alive
+        return self._held.rows.n_alive
 
     def refresh(self, ids: Any = None, *, progress: bool = False) -> None:
         """Reads the index anew, which also reclaims the memory of removed vectors; ids as for the class."""
+        with self._writer.lock:
+            self._refresh(ids, progress=progress)
+
+    def _refresh(self, ids: Any, *, progress: bool) -> None:
         held = self._ids_of_index() if ids is None else as_id_array(ids)
         flat, unit = self._empty(), self._choose_unit(held)
         with track(len(held), "reconstructing", enabled=progress) as advance:
             for part in _chunks(held):
                 flat.add(self.index.reconstruct(part) / np.float32(unit))
                 advance(len(part))
-        self._flat, self._unit = flat, unit
-        self._rows = Rows(Ids.from_user(held, len(held)) if len(held) else Ids(0, {}))
+        self._held = _Held(Rows(Ids.from_user(held, len(held)) if len(held) else Ids(0, {})), flat, unit)
 
     def _ids_of_index(self) -> IdArray:
         lister: Any = self.index.backend if isinstance(self.index, BackedIndex) else self.index
@@ -123,15 +194,16 @@ class DenseStore:
             InputError: as there, or the index was changed elsewhere; nothing was added. Or a GPU has no
                 memory left: the index then has the vectors, and `refresh` is needed once there is room.
         """
-        self._check_current()
-        self.index.add(_on_host(embeddings), ids, num_threads=num_threads)
-        added = self._ids_of_index()[len(self) :] if ids is None else as_id_array(ids)
-        if not len(self):
-            self.refresh(added)
-            return
-        for part in _chunks(added):
-            self._flat.add(self.index.reconstruct(part) / np.float32(self._unit))
-        self._rows = self._rows.extended(Ids.from_user(added, len(added)))
+        with self._writer.lock:
+            held = self._current()
+            self.index.add(_on_host(embeddings), ids, num_threads=num_threads)
+            added = self._ids_of_index()[len(self) :] if ids is None else as_id_array(ids)
+            if not len(self):
+                self._refresh(added, progress=False)
+                return
+            for part in _chunks(added):
+                held.flat.add(self.index.reconstruct(part) / np.float32(held.unit))
+            self._held = held._replace(rows=held.rows.extended(Ids.from_user(added, len(added))))
 
     def remove(self, ids: Any) -> None:
         """Removes vectors from the index; here they are passed over until `refresh`.
@@ -140,8 +212,13 @@ class DenseStore:
             UnknownIdError: an id is not in the index. Nothing was removed.
             InputError: an id stands twice.
         """
-        self.index.remove(ids)
-        self._rows = self._rows.without(self._rows.rows_of(ids))
+        with self._writer.lock:
+            held, self._removing = self._held, True
+            try:
+                self.index.remove(ids)
+                self._held = held._replace(rows=held.rows.without(held.rows.rows_of(ids)))
+            finally:
+                self._removing = False
 
     def search(
         self,
@@ -180,98 +257,77 @@ class DenseStore:
         k = check_int(k, "k", 1, MAX_K)
         check_choice(mode, "mode", MODES)
         check_choice(scoring, "scoring", SCORINGS)
-        self._check_current()
+        held = self._current()
         options: dict[str, Any] = {"scoring": scoring, "filter": filter, "num_threads": num_threads}
         if mode == "sparse":
             return self.index.search(_on_host(queries), k, mode=mode, query_nnz=query_nnz, **options)
-        if mode == "dense" and not self._can_scan(k, filter):
+        if mode == "dense" and not held.can_scan(k, filter):
             if isinstance(self.index, BackedIndex):
                 msg = (
                     f"on a GPU, dense takes no filter and k up to {LONGEST}, and this index has no dense mode"
                 )
                 raise InputError(msg)
             return self.index.search(_on_host(queries), k, mode=mode, **options)
-        vectors, factors = self._comparable(queries, scoring, mode, num_threads)
+        vectors, factors = self._comparable(held, queries, scoring, mode, num_threads)
+        check_k(k, held.rows.n_alive, len(vectors))
         if mode == "dense":
-            scores, rows = self._scan(vectors, k, filter)
+            scores, rows = held.scan(vectors, k, filter)
         else:
             found = self.index.search(
                 _on_host(queries),
-                max(min(max(check_int(candidates, "candidates", 1), k), len(self)), 1),
+                max(min(max(check_int(candidates, "candidates", 1), k), held.rows.n_alive), 1),
                 mode="sparse",
                 query_nnz=query_nnz,
                 **options,
             )
-            scores, rows = self._rescored(vectors, found, k)
-        return self._result(scores * factors, rows, k)
-
-    def _can_scan(self, k: int, wanted: Any) -> bool:
-        removed = self._rows.alive is not None
-        return isinstance(self._flat, CpuFlat) or (wanted is None and not removed and k <= LONGEST)
-
-    def _scan(self, vectors: Any, k: int, wanted: Any) -> Hits:
-        allowed, n_allowed = self._rows.allowed(wanted)
-        k = min(k, n_allowed)
-        if k == 0:
-            return np.empty((len(vectors), 0), np.float32), np.empty((len(vectors), 0), np.int64)
-        if isinstance(self._flat, GpuFlat):
-            return in_order(*self._flat.search(vectors, k))
-        return in_order(*self._flat.search(vectors, k, allowed))
-
-    def _rescored(self, vectors: FloatArray, found: SearchResult, k: int) -> Hits:
-        """Best of the candidates, whose ids the index gave."""
-        rows = np.full(found.ids.shape, -1, dtype=np.int64)
-        present = found.scores > -np.inf
-        try:
-            rows[present] = self._rows.rows_of(found.ids[present])
-        except UnknownIdError as error:
-            msg = f"a candidate is not in the Faiss store ({error}): call refresh() after other changes"
-            raise InputError(msg) from error
-        scores = np.full(rows.shape, -np.inf, dtype=np.float32)
-        for i, query in enumerate(vectors):
-            inside = present[i]
-            scores[i, inside] = self._flat.vectors(rows[i, inside]) @ query
-        scores, rows = in_order(scores, rows)
-        return scores[:, :k], rows[:, :k]
+            scores, rows = held.rescored(vectors, found, k)
+        return held.result(scores * factors, rows, k)
 
     def _comparable(
-        self, queries: Any, scoring: Scoring, mode: Mode, num_threads: int | None
+        self, held: _Held, queries: Any, scoring: Scoring, mode: Mode, num_threads: int | None
     ) -> tuple[Any, FloatArray]:
         """What to multiply vectors with, and what then turns products into scores, (n_queries, 1)."""
         model, cosine = self.index.model, self.index.metric == "cosine"
         if (
             _is_cuda(queries)
-            and isinstance(self._flat, GpuFlat)
+            and isinstance(held.flat, GpuFlat)
             and (mode, scoring) == ("dense", "asymmetric")
         ):
-            return _of_tensor(queries, model.dim, None if cosine else self._unit)
+            return _of_tensor(queries, model.dim, None if cosine else held.unit)
         rows = check_vectors(_on_host(queries), dim=model.dim, name="queries")
         unit = normalize_rows(rows)
         if scoring == "symmetric":
             codes = model.encode(rows, self._k, encoder=self.index.encoder, num_threads=num_threads)
             unit = model.decode(model.fold(codes, num_threads=num_threads))
-        factors = np.ones((len(rows), 1)) if cosine else row_norms(rows)[:, None] * self._unit
+        factors = np.ones((len(rows), 1)) if cosine else row_norms(rows)[:, None] * held.unit
         return unit, factors.astype(np.float32)
 
     @property
     def _k(self) -> int:
         return self.index.backend.k if isinstance(self.index, BackedIndex) else self.index.k
 
-    def _check_current(self) -> None:
-        held = len(self._rows.ids)
-        # The length of a back end may be a question to a server.
-        expected = len(self.index) + held - len(self) if isinstance(self.index, CompressedIndex) else held
-        if not expected == held == len(self._flat):
-            msg = (
-                f"the Faiss store holds {len(self._flat)} vectors and knows {held}, where the index makes "
-                f"{expected}: the index was changed elsewhere, or an add failed; call refresh()"
-            )
-            raise InputError(msg)
+    def _current(self) -> _Held:
+        """What a search is to see.
 
-    def _result(self, scores: FloatArray, rows: RowArray, k: int) -> SearchResult:
-        missing = ((0, 0), (0, k - rows.shape[1]))
-        scores = np.pad(scores, missing, constant_values=-np.inf)
-        return SearchResult(scores, self._rows.ids.of(np.pad(rows, missing, constant_values=-1)))
+        Raises:
+            InputError: the index was changed elsewhere.
+        """
+        while True:
+            held = self._held
+            known, stored = len(held.rows.ids), len(held.flat)
+            # The length of a back end may be a question to a server.
+            embedded = isinstance(self.index, CompressedIndex)
+            expected = known + len(self.index) - held.rows.n_alive if embedded else known
+            # An id that is just being removed from the index may be held or not.
+            if known == stored and (expected == known or self._removing):
+                return held
+            if self._held is held:
+                break
+        msg = (
+            f"the Faiss store holds {stored} vectors and knows {known}, where the index makes "
+            f"{expected}: the index was changed elsewhere, or an add failed; call refresh()"
+        )
+        raise InputError(msg)
 
 
 def _is_cuda(queries: Any) -> bool:

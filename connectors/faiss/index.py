@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copyreg
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,9 @@ import numpy.typing as npt
 
 from compressae_index import persistence
 from compressae_index.backend import Asked, BackedIndex, BackedResult, Candidates, holds_best
+from compressae_index.checks import as_path
 from compressae_index.connectors.faiss import lists
-from compressae_index.connectors.faiss.inverted import VALUE_BITS, InvertedFile
+from compressae_index.connectors.faiss.inverted import VALUE_BITS, FoundRows, InvertedFile
 from compressae_index.errors import FormatError, InputError
 from compressae_index.ids import Ids, RowArray
 from compressae_index.index import CompressedIndex
@@ -61,10 +64,30 @@ class FaissIndex(BackedIndex):
         if backend is None:
             backend = InvertedFile(model, k, string_ids=string_ids, num_threads=num_threads)
         super().__init__(model, backend, encoder=encoder, metric=metric)
+        # The files that a back end is mapped from.
+        self._mapped: tuple[InvertedFile, persistence.Mapped] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles packed rows and ids, or where they are mapped from, as `CompressedIndex` does."""
+        if self._mapped is not None and self._mapped[0] is self.backend:
+            return type(self)._mapped_again, (self._mapped[1], self.backend.alive)
+        return copyreg.__newobj__, (type(self),), vars(self) | {"_mapped": None}  # type: ignore[attr-defined]
+
+    @classmethod
+    def _mapped_again(cls, mapped: persistence.Mapped, alive: npt.NDArray[np.bool_] | None) -> FaissIndex:
+        """What a mapped index was pickled as.
+
+        Raises:
+            FormatError: its files are gone, damaged, or others.
+        """
+        index = cls.load(mapped.path, mmap=True)
+        mapped.check(index._mapped and index._mapped[1])
+        index.backend.mark(alive)
+        return index
 
     @classmethod
     def from_index(
-        cls, index: CompressedIndex, path: str | Path | None = None, *, progress: bool = True
+        cls, index: CompressedIndex, path: str | os.PathLike[str] | None = None, *, progress: bool = True
     ) -> FaissIndex:
         """With the codes of an index; nothing is encoded again.
 
@@ -78,7 +101,8 @@ class FaissIndex(BackedIndex):
 
         Raises:
             InputError: a value is beyond half precision.
-            FormatError: something that this package did not write is at `path`.
+            FormatError: something other than such an index is at `path`.
+            StorageError: the disk is full or refuses; what was there before is untouched.
         """
         documents, packing = index.documents, index.documents.backend.packing
         rows = documents.alive_rows()
@@ -151,9 +175,9 @@ class FaissIndex(BackedIndex):
         return made
 
     def _ranked(self, asked: Asked, found: Candidates, k: int) -> BackedResult:
-        if asked.projections is None or not found.ids.shape[1]:
+        if asked.projections is None or not found.ids.shape[1] or not isinstance(found, FoundRows):
             return super()._ranked(asked, found, k)
-        sums, ids = self.backend.rescored(asked.projections, found.ids, k)
+        sums, ids = self.backend.rescored(asked.projections, found, k)
         return BackedResult(asked.in_metric(sums), ids, holds_best(found.scores, found.bounds, k))
 
     @property
@@ -184,18 +208,19 @@ class FaissIndex(BackedIndex):
         """Reclaims the memory of removed vectors; lists that were mapped from a file are then in memory."""
         self.backend = self.backend.compacted()
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a directory in one step, with the lists as `lists.faiss`, which Faiss reads.
 
         Raises:
-            FormatError: something that this package did not write is at `path`.
+            FormatError: something other than such an index is at `path`.
+            StorageError: the disk is full or refuses; what was there before is untouched.
         """
         files = {_LISTS: lambda file: lists.write_lists(self.faiss_index, file)}
         self._save_parts(path, self.backend.manifest(), self.backend.to_arrays(), files)
 
     def _save_parts(
         self,
-        path: str | Path,
+        path: str | os.PathLike[str],
         held: Mapping[str, Any],
         arrays: Mapping[str, npt.NDArray[Any]],
         files: Mapping[str, Callable[[Path], None]],
@@ -205,7 +230,7 @@ class FaissIndex(BackedIndex):
         persistence.write(path, _KIND, meta, arrays=arrays, tensors=self.model.tensors(), files=files)
 
     @classmethod
-    def load(cls, path: str | Path, *, mmap: bool = False) -> FaissIndex:
+    def load(cls, path: str | os.PathLike[str], *, mmap: bool = False) -> FaissIndex:
         """Reads what `save` wrote, and checks all of it.
 
         Args:
@@ -214,7 +239,14 @@ class FaissIndex(BackedIndex):
 
         Raises:
             FormatError: the directory is missing, foreign, damaged or of a newer format.
+            StorageError: there is no permission to read it.
         """
+        where = as_path(path)
+        # Faiss opens its file itself, which a writer may have removed by then.
+        return persistence.unless_replaced(where, lambda: cls._load(where, mmap))
+
+    @classmethod
+    def _load(cls, path: Path, mmap: bool) -> FaissIndex:
         stored = persistence.read(path, _KIND, mmap=mmap)
         with persistence.reading(str(path)):
             model = CompresSAE.from_stored(persistence.entry(stored.meta, "model", dict), stored.tensors)
@@ -225,6 +257,8 @@ class FaissIndex(BackedIndex):
             if metric == "cosine" and stored.meta["unit"] != 1:
                 msg = f"unit must be 1 where the metric is cosine, got {stored.meta['unit']!r}"
                 raise InputError(msg)
-            loaded = cls(model, encoder=stored.meta["encoder"], metric=metric, backend=backend)
+            index = cls(model, encoder=stored.meta["encoder"], metric=metric, backend=backend)
+        if mmap:
+            index._mapped = backend, persistence.Mapped.of(path, stored)
         persistence.release_pages(stored.arrays)
-        return loaded
+        return index

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,45 @@ from compressae_index.metric import check_unit
 from compressae_index.model import CompresSAE
 from compressae_index.packing import Packed, packing_of, row_bytes
 from compressae_index.persistence import entry
+from compressae_index.processes import ForkSafeLock
 from compressae_index.sources import CHUNK_ROWS
 
 # Of the packed rows. The two bits more than usual are nothing beside the bytes of the postings.
 VALUE_BITS = 8
 LARGEST_HALF = float(np.finfo(np.float16).max)
+
+
+@dataclass
+class _Held:
+    """Codes with their ids and marks of removal, as one search sees them; replaced by each change."""
+
+    rows: Rows
+    packed: tuple[npt.NDArray[np.uint8], ...]
+    packing: Packed
+
+    def all_packed(self) -> npt.NDArray[np.uint8]:
+        """The packed rows as one array; pieces are joined once."""
+        if len(self.packed) != 1:
+            self.packed = (np.concatenate(self.packed),)
+        return self.packed[0]
+
+
+class FoundRows(Candidates):
+    """Candidates that know where their codes are, whatever was changed since they were found."""
+
+    rows: RowArray
+    """(n_queries, c) of the candidates."""
+    held: _Held
+    """What these are rows of."""
+
+    @classmethod
+    def of(
+        cls, ids: IdArray, scores: FloatArray, bounds: FloatArray, rows: RowArray, held: _Held
+    ) -> FoundRows:
+        """Candidates, and where they are."""
+        found = cls(ids, scores, bounds, None)
+        found.rows, found.held = rows, held
+        return found
 
 
 class InvertedFile:
@@ -45,7 +80,7 @@ class InvertedFile:
     Attributes:
         model: the model whose codes these are.
         k: nonzeros a code.
-        num_threads: threads of the engine.
+        num_threads: threads of the engine; None for all.
         is_exact: candidates come with their sums, not with bounds of these.
     """
 
@@ -73,20 +108,56 @@ class InvertedFile:
         """
         self.model = model
         self.k = model.k if k is None else check_int(k, "k", 1, model.n_latents, "n_latents")
-        self.num_threads = check_threads(num_threads)
-        self._packing = Packed(VALUE_BITS) if packing is None else packing
+        check_threads(num_threads)
+        self.num_threads = num_threads
         self._unit = unit
         self._strings = string_ids
         self._faiss = lists.empty_lists(model.n_latents)
-        self._rows = Rows(Ids(0, {}))
-        self._packed: list[npt.NDArray[np.uint8]] = []
+        self._held = self._nothing(Packed(VALUE_BITS) if packing is None else packing)
         self._view: BorrowedLists | None = None
         # The lists are searched where they are, so nobody may change them meanwhile.
-        self._lock = threading.RLock()
+        self._lock = ForkSafeLock()
+        # The process that changes the lists, which may differ from what is held until it is done.
+        self._changing: int | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        held = self._held
+        settings = {
+            "packing": held.packing,
+            "unit": self._unit,
+            "string_ids": self._strings,
+            "num_threads": self.num_threads,
+        }
+        packed = np.asarray(held.all_packed())  # of a mapped file, what it holds
+        return _remade, (self.model, self.k, settings, held.rows, packed)
+
+    def _nothing(self, packing: Packed) -> _Held:
+        rows = np.empty((0, row_bytes(self.n_latents, self.k, packing.value_bits)), dtype=np.uint8)
+        return _Held(Rows(Ids(0, {})), (rows,), packing)
+
+    @contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        """While nobody else searches or changes the lists, which hold the rows that are held."""
+        with self._lock.lock:
+            if self._changing is not None:
+                self._rebuild()
+            yield
+
+    def _rebuild(self) -> None:
+        """Makes the lists anew, after a change that was interrupted, or that a fork came into."""
+        self._view, held = None, self._held
+        if self._changing != os.getpid():
+            self._faiss.this.disown()  # its memory may be half changed, and cannot be freed
+        self._changing = os.getpid()
+        self._faiss = lists.empty_lists(self.n_latents)
+        for first in range(0, len(held.rows.ids), CHUNK_ROWS):
+            packed = held.all_packed()[first : first + CHUNK_ROWS]
+            lists.append(self._faiss, self._for_lists(packed, held.packing), first)
+        self._changing = None
 
     @property
     def _row_bytes(self) -> int:
-        return row_bytes(self.model.n_latents, self.k, self._packing.value_bits)
+        return row_bytes(self.n_latents, self.k, self._held.packing.value_bits)
 
     @property
     def n_latents(self) -> int:
@@ -101,29 +172,30 @@ class InvertedFile:
     @property
     def faiss_index(self) -> Any:
         """The Faiss index of the lists, which `faiss.write_index` takes; not to be changed."""
-        return self._faiss
+        with self._in_turn():
+            return self._faiss
 
     @property
     def ids(self) -> IdArray:
         """The ids in the order of adding, removed ones left out."""
-        return self._rows.live_ids.all()
+        return self._held.rows.live_ids.all()
 
     @property
     def nbytes(self) -> dict[str, int]:
         """Bytes of the posting lists, of the packed rows, and of ids and marks of removal."""
-        rows = self._rows
+        rows = self._held.rows
         return {
             "inverted": self._faiss.ntotal * lists.POSTING_BYTES,
-            "forward": len(rows.ids) * self._row_bytes,
+            "forward": self._held.all_packed().nbytes,
             "ids": rows.ids.nbytes + rows.mark_bytes,
         }
 
     def __len__(self) -> int:
-        return self._rows.n_alive
+        return self._held.rows.n_alive
 
     def held(self, ids: IdArray) -> npt.NDArray[np.bool_]:
         """Which of the ids are held."""
-        return self._rows.live_ids.find(ids) >= 0
+        return self._held.rows.live_ids.find(ids) >= 0
 
     def put(self, codes: SparseCodes, ids: IdArray) -> None:
         """Stores codes (n, k), one id a row and each once; those of ids that are held are replaced.
@@ -145,8 +217,8 @@ class InvertedFile:
     def pack(self, codes: SparseCodes) -> tuple[npt.NDArray[np.uint8], Packed]:
         """Packed rows of codes, and their packing: the one of what is held, or one fitted to these codes."""
         in_unit = codes.scaled(1 / self._unit)
-        packing = self._packing.fitted(in_unit)
-        return packing.pack(in_unit, self.num_threads, self.model.decoder_w)["rows"], packing
+        packing = self._held.packing.fitted(in_unit)
+        return packing.pack(in_unit, check_threads(self.num_threads), self.model.decoder_w)["rows"], packing
 
     def put_packed(self, packed: npt.NDArray[np.uint8], packing: Packed, ids: IdArray) -> None:
         """Stores rows that a packing made of codes in this back end's unit; they are not rounded again.
@@ -156,22 +228,36 @@ class InvertedFile:
         Raises:
             InputError: as for `put`.
         """
-        with self._lock:
+        with self._in_turn():
             self._check_writable()
             codes = self._for_lists(packed, packing)
-            rows, new = self._rows, Ids.from_user(ids, len(ids))
-            replaced = ids[self.held(ids)]
+            held, new = self._held, Ids.from_user(ids, len(ids))
+            rows, replaced = held.rows, ids[self.held(ids)]
             if len(replaced):
                 rows = rows.without(rows.rows_of(replaced))
+            pieces = held.packed if len(held.rows.ids) else ()
+            changed = _Held(rows.extended(new), (*pieces, packed), packing)
+            self._changing = os.getpid()
             self._view = None  # lists move as they grow
             lists.append(self._faiss, codes, len(rows.ids))
-            self._packed.append(packed)
-            self._packing, self._rows = packing, rows.extended(new)
+            self._held = changed
+            self._changing = None
 
     def remove(self, ids: IdArray) -> None:
         """Removes ids, all of them held; their memory stays in use until `compacted`."""
-        with self._lock:
-            self._rows = self._rows.without(self._rows.rows_of(ids))
+        with self._in_turn():
+            held = self._held
+            self._held = replace(held, rows=held.rows.without(held.rows.rows_of(ids)))
+
+    @property
+    def alive(self) -> npt.NDArray[np.bool_] | None:
+        """Which rows were not removed, (n,); None for all."""
+        return self._held.rows.alive
+
+    def mark(self, alive: npt.NDArray[np.bool_] | None) -> None:
+        """Removes all rows but those that are `alive`, as that property gave it of the same rows."""
+        with self._in_turn():
+            self._held = replace(self._held, rows=Rows(self._held.rows.ids, alive))
 
     def codes(self, ids: IdArray) -> SparseCodes:
         """The stored codes of ids, in their order; ids may repeat.
@@ -179,16 +265,15 @@ class InvertedFile:
         Raises:
             UnknownIdError: an id is not held.
         """
-        return self._codes_of(self._rows.rows_of(ids))
-
-    def _codes_of(self, rows: RowArray) -> SparseCodes:
+        held = self._held
+        rows = held.rows.rows_of(ids)
         if not len(rows):
             nothing = np.empty((0, self.k))
             return SparseCodes(nothing.astype(np.uint16), nothing.astype(np.float32), self.n_latents)
-        return self._unpacked(self._all_packed()[rows], self._packing)
+        return self._unpacked(held.all_packed()[rows], held.packing)
 
     def _unpacked(self, packed: npt.NDArray[np.uint8], packing: Packed) -> SparseCodes:
-        codes = packing.unpack({"rows": packed}, self.n_latents, self.k, self.num_threads)
+        codes = packing.unpack({"rows": packed}, self.n_latents, self.k, check_threads(self.num_threads))
         return codes if self._unit == 1 else codes.scaled(self._unit)
 
     def _for_lists(self, packed: npt.NDArray[np.uint8], packing: Packed) -> SparseCodes:
@@ -198,14 +283,7 @@ class InvertedFile:
             raise InputError(msg)
         return codes
 
-    def _all_packed(self) -> npt.NDArray[np.uint8]:
-        with self._lock:
-            if len(self._packed) != 1:
-                nothing = np.empty((0, self._row_bytes), dtype=np.uint8)
-                self._packed = [np.concatenate([nothing, *self._packed])]
-            return self._packed[0]
-
-    def candidates(self, terms: SparseCodes, n: int, filter: Any = None) -> Candidates:  # noqa: A002
+    def candidates(self, terms: SparseCodes, n: int, filter: Any = None) -> FoundRows:  # noqa: A002
         """The n best documents by the exact sums over the terms of each query.
 
         Args:
@@ -217,9 +295,9 @@ class InvertedFile:
             InputError: a filter of another length, or unknown ids.
             FormatError: the lists are damaged.
         """
-        with self._lock:
-            rows = self._rows
-            allowed, n_allowed = rows.allowed(filter)
+        with self._in_turn():
+            held = self._held
+            allowed, n_allowed = held.rows.allowed(filter)
             width = min(n, n_allowed)
             scores = np.empty((len(terms), 0), dtype=np.float32)
             found = np.empty((len(terms), 0), dtype=np.int64)
@@ -227,38 +305,37 @@ class InvertedFile:
                 scores, found = self._search(terms, width, allowed)
         # All are found where no more are allowed; one that shares no term with the query counts with its 0.
         bounds = scores[:, -1] if width < n_allowed else np.full(len(terms), -np.inf, dtype=np.float32)
-        return Candidates(self._ids_of(found), scores, bounds, None)
+        return FoundRows.of(self._ids_of(held, found), scores, bounds, found, held)
 
-    def _ids_of(self, rows: RowArray) -> IdArray:
-        ids = self._rows.ids.of(rows)
+    def _ids_of(self, held: _Held, rows: RowArray) -> IdArray:
+        ids = held.rows.ids.of(rows)
         return ids.astype(object) if self._strings else ids  # without documents, there is no kind yet
 
     def _search(self, terms: SparseCodes, top: int, allowed: Bitmap | None) -> Hits:
         if self._view is None:
-            self._view = lists.borrowed(self._faiss, len(self._rows.ids))
+            self._view = lists.borrowed(self._faiss, len(self._held.rows.ids))
+        threads = check_threads(self.num_threads)
         try:
-            return self._view.search(terms.latents, terms.values, top, allowed, self.num_threads)
+            return self._view.search(terms.latents, terms.values, top, allowed, threads)
         except ValueError as error:
             msg = f"Faiss's lists are damaged: {error}"
             raise FormatError(msg) from error
 
-    def rescored(self, projections: FloatArray, ids: IdArray, top: int) -> tuple[FloatArray, IdArray]:
+    def rescored(self, projections: FloatArray, found: FoundRows, top: int) -> tuple[FloatArray, IdArray]:
         """The best of each query's candidates by whole projections, scored by the engine from packed rows.
 
         Args:
             projections: (n_queries, n_latents).
-            ids: (n_queries, c) candidates; -1, or None, where there is none.
+            found: the candidates, which may have been removed since.
             top: documents of each query.
 
         Returns:
             scores and ids, (n_queries, top) each; -inf and -1, or None, where there are fewer candidates.
         """
-        rows = np.full(ids.shape, -1, dtype=np.int64)
-        present = ids != (None if self._strings else -1)
-        rows[present] = self._rows.rows_of(ids[present])
-        forward = self._packing.engine({"rows": self._all_packed()}, self.n_latents, self.k)
-        scores, found = forward.rescore(projections, rows, top, self.num_threads)
-        return scores * np.float32(self._unit), self._ids_of(found)
+        held = found.held
+        forward = held.packing.engine({"rows": held.all_packed()}, self.n_latents, self.k)
+        scores, rows = forward.rescore(projections, found.rows, top, check_threads(self.num_threads))
+        return scores * np.float32(self._unit), self._ids_of(held, rows)
 
     def _check_writable(self) -> None:
         if lists.are_mapped(self._faiss):
@@ -269,15 +346,19 @@ class InvertedFile:
 
     def take(self, other: InvertedFile) -> None:
         """Adds all documents of another, whose ids must be new; rounded again where their packings differ."""
-        if not len(self._rows.ids):
-            self._packing, self._unit = other._packing, other._unit
-        mine, theirs = self._packing.levels, other._packing.levels
-        same_levels = mine is not None and theirs is not None and np.array_equal(mine, theirs)
-        for packed, ids in other._live_chunks():
+        theirs = other._held
+        if not len(self._held.rows.ids):
+            self._held, self._unit = self._nothing(theirs.packing), other._unit
+        ours, others = self._held.packing.levels, theirs.packing.levels
+        same_levels = ours is not None and others is not None and np.array_equal(ours, others)
+        alive = theirs.rows.alive_rows()
+        for first in range(0, len(alive), CHUNK_ROWS):
+            part = alive[first : first + CHUNK_ROWS]
+            packed, ids = theirs.all_packed()[part], theirs.rows.ids.of(part)
             if same_levels and self._unit == other._unit:
-                self.put_packed(packed, other._packing, ids)
+                self.put_packed(packed, theirs.packing, ids)
             else:
-                self.put(other._unpacked(packed, other._packing), ids)
+                self.put(other._unpacked(packed, theirs.packing), ids)
 
     def compacted(self) -> InvertedFile:
         """A copy in memory, without the rows of removed ids."""
@@ -285,31 +366,27 @@ class InvertedFile:
         copy.take(self)
         return copy
 
-    def _live_chunks(self) -> Iterator[tuple[npt.NDArray[np.uint8], IdArray]]:
-        alive, everything = self._rows.alive_rows(), self._all_packed()
-        for first in range(0, len(alive), CHUNK_ROWS):
-            part = alive[first : first + CHUNK_ROWS]
-            yield everything[part], self._rows.ids.of(part)
-
     def manifest(self) -> dict[str, Any]:
         """What is stored beside the arrays and the lists."""
         return {
-            "n": len(self._rows.ids),
+            "n": len(self._held.rows.ids),
             "k": self.k,
             "string_ids": self._strings,
-            "packing": self._packing.manifest(),
+            "packing": self._held.packing.manifest(),
             "unit": self._unit,
         }
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """The arrays to store beside the lists."""
-        arrays = {"forward_rows": self._all_packed()} | self._rows.ids.to_arrays() | self._level_arrays()
-        if self._rows.alive is not None:
-            arrays["alive"] = np.packbits(self._rows.alive, bitorder="little")
+        arrays = (
+            {"forward_rows": self._held.all_packed()} | self._held.rows.ids.to_arrays() | self._level_arrays()
+        )
+        if self._held.rows.alive is not None:
+            arrays["alive"] = np.packbits(self._held.rows.alive, bitorder="little")
         return arrays
 
     def _level_arrays(self) -> dict[str, npt.NDArray[Any]]:
-        return {} if self._packing.levels is None else {"forward_levels": self._packing.levels}
+        return {} if self._held.packing.levels is None else {"forward_levels": self._held.packing.levels}
 
     def without_holding(
         self, ids: Ids, parts: Iterable[npt.NDArray[np.uint8]], lists_name: str
@@ -325,7 +402,7 @@ class InvertedFile:
             as `manifest` and `to_arrays`, where a file makes up for the array of packed rows. The writers are
             to be called in their order, in one folder, and raise InputError as `put`.
         """
-        n, width, packing = len(ids), self._row_bytes, self._packing
+        n, width, packing = len(ids), self._row_bytes, self._held.packing
         rows_name = "forward_rows.npy"
 
         def write_rows(path: Path) -> None:
@@ -370,8 +447,9 @@ class InvertedFile:
         strings = entry(meta, "string_ids", bool)
         backend = cls(model, k, packing=packing, unit=unit, string_ids=strings)
         packed = arrays["forward_rows"]
-        if packed.dtype != np.uint8 or packed.shape != (n, backend._row_bytes):
-            msg = f"expected packed rows {(n, backend._row_bytes)}, got {packed.dtype} {packed.shape}"
+        width = backend._row_bytes
+        if packed.dtype != np.uint8 or packed.shape != (n, width):
+            msg = f"expected packed rows {(n, width)}, got {packed.dtype} {packed.shape}"
             raise DimensionError(msg)
         if faiss_index.nlist != model.n_latents:
             msg = f"the Faiss index has {faiss_index.nlist} lists, the model {model.n_latents} latents"
@@ -380,11 +458,22 @@ class InvertedFile:
             msg = f"a Faiss index has no array {min(foreign)!r:.100}"
             raise InputError(msg)
         if n:
-            packing.engine({"rows": packed}, model.n_latents, k).validate(backend.num_threads)
+            packing.engine({"rows": packed}, model.n_latents, k).validate(check_threads(backend.num_threads))
         ids, alive = stored_rows(n, {name: arrays[name] for name in STORED_ROWS if name in arrays})
         if n and ids.are_strings != strings:
             msg = f"string_ids is {strings}, but the ids are {'strings' if ids.are_strings else 'integers'}"
             raise InputError(msg)
-        backend._faiss, backend._packed = faiss_index, [packed]
-        backend._rows = Rows(ids, alive)
+        backend._faiss = faiss_index
+        backend._held = _Held(Rows(ids, alive), (packed,), packing)
         return backend
+
+
+def _remade(
+    model: CompresSAE, k: int, settings: dict[str, Any], rows: Rows, packed: npt.NDArray[np.uint8]
+) -> InvertedFile:
+    """A back end of what one was pickled as: the lists are made again of the packed rows."""
+    made = InvertedFile(model, k, **settings)
+    made._held = _Held(rows, (packed,), settings["packing"])
+    if len(packed):
+        made._rebuild()
+    return made

@@ -14,6 +14,7 @@ from compressae_index.errors import DimensionError, InputError
 from compressae_index.ids import Ids
 from compressae_index.model import CompresSAE
 from compressae_index.progress import track
+from compressae_index.queries import check_k
 from compressae_index.sources import CHUNK_ROWS, VectorSource, open_vectors
 
 # Vectors that a payload's quantiser is trained on, spread evenly over all.
@@ -145,7 +146,9 @@ def search_once(index: Any, queries: npt.ArrayLike, k: int, assignments: int) ->
         (n_queries, k) each; id -1 and score -inf where fewer were found.
     """
     unit = normalize_rows(check_vectors(queries, dim=index.d, name="queries"))
-    scores, ids = index.search(unit, check_int(k, "k", 1) * check_int(assignments, "assignments", 1))
+    check_int(assignments, "assignments", 1, SIGNS * int(index.nlist), "lists")
+    k = check_k(k, int(index.ntotal), len(unit))
+    scores, ids = index.search(unit, k * assignments)
     # Best first, so what stands behind the first of its id is a copy.
     by_id = np.argsort(ids, axis=1, kind="stable")
     in_order = np.take_along_axis(ids, by_id, axis=1)

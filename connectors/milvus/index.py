@@ -169,6 +169,20 @@ class MilvusIndex(BackedIndex):
             raise
         return cls.open(client, collection, model=model, consistency_level=consistency_level, timeout=timeout)
 
+    def __repr__(self) -> str:
+        # Without the number of vectors, which is a question to the server.
+        return (
+            f"MilvusIndex({self.collection!r}, dim={self.model.dim}, n_latents={self.model.n_latents}, "
+            f"k={self.backend.k})"
+        )
+
+    def __reduce__(self) -> Any:
+        msg = (
+            "a MilvusIndex holds a connection, so it cannot be copied, pickled or sent to another process: "
+            "call MilvusIndex.open there"
+        )
+        raise InputError(msg)
+
     @property
     def collection(self) -> str:
         """Name of the collection."""
