@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 comma = ,
 
-.PHONY: demo test lint types check stub sanitize sanitize-thread clean
+.PHONY: demo test lint types check stub sanitize sanitize-thread fuzz clean
 
 # Installed again whenever a source is newer. -P keeps the sources from hiding the installed package.
 SOURCES := pyproject.toml constraints.txt README.md $(shell find compressae_index connectors -name '*.py' -o -name '*.?pp' -o -name 'CMakeLists.txt' -o -name '*.pyi' -o -name '*.html')
@@ -50,12 +50,13 @@ sanitized_build = rm -rf $(SANITIZED)-$(1) && $(BIN)/pip install --quiet --no-de
   --target $(SANITIZED)-$(1) --config-settings=build-dir=build/sanitized-objects-$(1) \
   --config-settings=cmake.define.COMPRESSAE_SANITIZE=$(2) .
 
+sanitized_memory = PYTHONPATH=$(SANITIZED)-memory PYTHONMALLOC=malloc \
+  LD_PRELOAD="$(call runtime,libasan.so) $(call runtime,libubsan.so) $(call runtime,libstdc++.so.6)" \
+  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
+
 sanitize: .venv/installed
 	$(call sanitized_build,memory,address$(comma)undefined)
-	PYTHONPATH=$(SANITIZED)-memory PYTHONMALLOC=malloc \
-	  LD_PRELOAD="$(call runtime,libasan.so) $(call runtime,libubsan.so) $(call runtime,libstdc++.so.6)" \
-	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-	  $(BIN)/python -P -m pytest tests/test_engine.py tests/test_clusters.py tests/test_packing.py tests/test_model.py $(ARGS)
+	$(sanitized_memory) $(BIN)/python -P -m pytest tests/test_engine.py tests/test_clusters.py tests/test_packing.py tests/test_model.py $(ARGS)
 
 # Its shadow memory has fixed addresses, which a kernel that places libraries at random may have given away: setarch -R.
 # One thread of OpenMP: torch's are not built with the sanitizer, so that it takes what they share for races.
@@ -65,6 +66,13 @@ sanitize-thread: .venv/installed
 	  LD_PRELOAD="$(call runtime,libtsan.so) $(call runtime,libstdc++.so.6)" \
 	  TSAN_OPTIONS=halt_on_error=1:suppressions=tests/tsan.supp \
 	  $(BIN)/python -P -m pytest -k "thread or probed" tests/test_engine.py tests/test_clusters.py tests/test_changes.py $(ARGS)
+
+# Saved things are changed at random, with checksums that fit, then loaded and used: make fuzz COUNT=20000 SEED=1.
+COUNT ?= 2000
+SEED ?= 0
+fuzz: .venv/installed
+	$(call sanitized_build,memory,address$(comma)undefined)
+	$(sanitized_memory) $(BIN)/python -P tests/fuzzing.py --count $(COUNT) --seed $(SEED) $(ARGS)
 
 clean:
 	rm -rf .venv build demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -124,18 +124,23 @@ class SparseCodes:
         if fullest > k:
             msg = f"row {int(counts.argmax())} holds {fullest} entries, more than k = {k}"
             raise InputError(msg)
-        filled = counts == k
         latents = np.empty((n, k), dtype=np.int64)
         values = np.zeros((n, k), dtype=np.float32)
         row_of = np.repeat(np.arange(n), counts)
         place = np.arange(row_of.size) - np.repeat(matrix.indptr[:-1].astype(np.int64), counts)
         latents[row_of, place] = matrix.indices
         values[row_of, place] = matrix.data
-        for row in np.flatnonzero(~filled):
-            held = latents[row, : counts[row]]
-            # Among the k lowest latents there are always enough that the row does not hold.
-            unused = np.setdiff1d(np.arange(k), held)
-            latents[row, counts[row] :] = unused[: k - counts[row]]
+        short = np.flatnonzero(counts < k)
+        # Among the k lowest latents there are always enough that a row does not hold.
+        unused = np.ones((len(short), k), dtype=bool)
+        number = np.full(n, -1)
+        number[short] = np.arange(len(short))
+        low = (number[row_of] >= 0) & (matrix.indices < k)
+        unused[number[row_of[low]], matrix.indices[low]] = False
+        unused &= np.cumsum(unused, axis=1, dtype=np.int32) <= (k - counts[short])[:, None]
+        filled_up = latents[short]
+        filled_up[np.arange(k) >= counts[short][:, None]] = np.nonzero(unused)[1]
+        latents[short] = filled_up
         order = np.argsort(latents, axis=1, kind="stable")
         return cls(
             np.take_along_axis(latents, order, axis=1).astype(np.uint16),

@@ -29,7 +29,7 @@ from compressae_index.embedded import RUN_ROWS, WINDOW, EmbeddedBackend
 from compressae_index.encoding import CodeStore, encoded_chunks
 from compressae_index.errors import DimensionError, FormatError, InputError
 from compressae_index.ids import IdArray, Ids, as_id_array
-from compressae_index.metric import Metric, RowScale, check_model
+from compressae_index.metric import METRICS, Metric, RowScale, check_model
 from compressae_index.model import ENCODERS, CompresSAE, Encoder
 from compressae_index.packing import VALUE_BITS, Form, packing_of
 from compressae_index.planning import Plan
@@ -682,7 +682,7 @@ class CompressedIndex:
         backend = EmbeddedBackend.from_arrays(of_codes, n, model.n_latents, k, packing, postings)
         ids, alive = stored_rows(n, of_rows)
         # Older indexes have no metric, which was cosine.
-        metric, unit = meta.get("metric", "cosine"), meta.get("unit")
+        metric, unit = check_choice(meta.get("metric", "cosine"), "metric", METRICS), meta.get("unit")
         if n and metric != "cosine" and unit is None:
             msg = "norms are kept, but not in which unit"
             raise InputError(msg)

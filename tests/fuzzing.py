@@ -21,7 +21,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -33,11 +33,14 @@ from compressae_index.checks import FloatArray, normalize_rows
 from compressae_index.embedded import WINDOW, EmbeddedBackend
 from compressae_index.encoding import CodeStore, encode_to_directory
 from compressae_index.ids import Ids
+from compressae_index.model import Encoder
 from compressae_index.persistence import _manifest_checksum, describe
 from compressae_index.queries import MODES
 
 Outcome: TypeAlias = Literal["refused", "refused in use", "sane"]
 Array: TypeAlias = npt.NDArray[Any]
+# Calls that use something, made one after the other.
+Uses: TypeAlias = Iterator[Callable[[], Any]]
 
 DIM, LATENTS, K, ROWS = 16, 48, 6, 150
 # Seconds and bytes of memory that a mutation may take.
@@ -85,13 +88,16 @@ def attempt(kind: str, seed: int, folder: Path) -> Outcome:
     path = folder / "copy"
     shutil.rmtree(path, ignore_errors=True)
     shutil.copytree(sample(kind), path)
-    _mutate(path, rng)
+    leads_outside = _mutate(path, rng)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             loaded = KINDS[kind].load(path, bool(rng.integers(2)))
         except CompressaeError:
             return "refused"
+        if leads_outside:
+            msg = "a file outside of the directory was taken"
+            raise InsaneError(msg)
         uses = KINDS[kind].uses(loaded, path, rng)
         outcome: Outcome = "sane"
         while True:
@@ -122,7 +128,8 @@ def some_vectors() -> FloatArray:
 
 
 def _saved_index(path: Path, **settings: Any) -> None:
-    settings = {"model": some_model(), "k": K, "num_threads": 1, "progress": False} | settings
+    model = some_model(mean=settings.get("metric") != "inner_product")
+    settings = dict[str, Any](model=model, k=K, num_threads=1, progress=False) | settings
     index = CompressedIndex.build(some_vectors()[:ROWS], settings.pop("ids", None), **settings)
     if settings.get("forward") != "aligned":
         index.remove(index.ids[3:20])
@@ -191,41 +198,40 @@ def sample(kind: str) -> Path:
 def forget_samples() -> None:
     """Removes what `sample` saved."""
     shutil.rmtree(_samples())
-    _samples.cache_clear()
-    sample.cache_clear()
+    for remembered in (_samples, sample, some_model):
+        remembered.cache_clear()
 
 
 # What is done with it
 
 
-def _use_index(index: CompressedIndex, path: Path, rng: np.random.Generator) -> Iterator[Callable[[], Any]]:
-    vectors, queries = some_vectors(), some_vectors()[:2]
-    nprobe = 1 if index.documents.backend.clusters is not None else None
+def _use_index(index: CompressedIndex, path: Path, rng: np.random.Generator) -> Uses:
+    single: dict[str, Any] = {"num_threads": 1}
     for mode in MODES:
-        for scoring in ("asymmetric", "symmetric"):
-            yield lambda m=mode, s=scoring: _check_hits(
-                index, index.search(queries, 7, mode=m, scoring=s, num_threads=1)
-            )
-    yield lambda: _check_hits(index, index.search(queries, 7, nprobe=nprobe, candidates=30, num_threads=1))
-    yield lambda: _check_hits(index, index.search(queries, 7, filter=index.ids[::2], num_threads=1))
+        yield partial(_search, index, mode=mode, **single)
+        yield partial(_search, index, mode=mode, scoring="symmetric", **single)
+    nprobe = 1 if index.documents.backend.clusters is not None else None
+    yield partial(_search, index, nprobe=nprobe, candidates=30, **single)
+    yield lambda: _search(index, filter=index.ids[::2], **single)
     some = index.ids[: min(len(index), 40)]
     yield lambda: _check_finite(index.codes(some).values)
     yield lambda: _check_finite(index.reconstruct(some))
-    yield lambda: _check_finite(
-        np.array([index.explain(queries[0], some[0]).score]) if len(some) else np.zeros(1)
-    )
+    if len(some):
+        yield lambda: _check_finite(np.array(index.explain(some_vectors()[0], some[0]).score))
     yield index.stats
     if not index.documents.ids.are_strings:
-        yield lambda: index.add(vectors[ROWS:], num_threads=1)
+        yield lambda: index.add(some_vectors()[ROWS:], **single)
     yield lambda: index.remove(index.ids[5:9])
     if len(index) < WINDOW or rng.random() < 0.1:
-        yield lambda: index.compact(num_threads=1)
-        yield lambda: index.cluster(num_threads=1)
-    yield lambda: _check_hits(index, index.search(queries, 7, num_threads=1))
+        yield partial(index.compact, **single)
+        yield partial(index.cluster, **single)
+    yield partial(_search, index, **single)
     yield lambda: index.save(path.with_name("again"))
-    yield lambda: _check_hits(
-        index, CompressedIndex.load(path.with_name("again")).search(queries, 7, num_threads=1)
-    )
+    yield lambda: _search(CompressedIndex.load(path.with_name("again")), **single)
+
+
+def _search(index: Any, **options: Any) -> None:
+    _check_hits(index, index.search(some_vectors()[:2], 7, **options))
 
 
 def _check_hits(index: Any, found: Any) -> None:
@@ -248,32 +254,36 @@ def _check_finite(array: Array) -> None:
         raise InsaneError(msg)
 
 
-def _use_model(model: CompresSAE, path: Path, _: np.random.Generator) -> Iterator[Callable[[], Any]]:
+def _use_model(model: CompresSAE, path: Path, _: np.random.Generator) -> Uses:
     vectors = some_vectors()[:5, : model.dim]
-    for encoder in ("pursuit", "topk"):
-        yield lambda e=encoder: _check_finite(
-            model.decode(model.fold(model.encode(vectors, encoder=e, num_threads=1)))
-        )
+
+    def encode(encoder: Encoder) -> None:
+        codes = model.encode(vectors, encoder=encoder, num_threads=1)
+        _check_finite(model.decode(model.fold(codes, num_threads=1)))
+
+    yield partial(encode, "pursuit")
+    yield partial(encode, "topk")
     yield lambda: _check_finite(model.project(vectors, num_threads=1))
     yield lambda: model.save(path.with_name("again"))
     yield lambda: CompresSAE.load(path.with_name("again"))
 
 
-def _use_codes(store: CodeStore, path: Path, _: np.random.Generator) -> Iterator[Callable[[], Any]]:
-    yield lambda: [_check_finite(store[first : first + 50].values) for first in range(0, len(store), 50)]
+def _use_codes(store: CodeStore, path: Path, _: np.random.Generator) -> Uses:
+    for first in range(0, len(store), 50):
+        yield partial(store.__getitem__, slice(first, first + 50))
     yield lambda: CompressedIndex.from_codes(store, some_model(), num_threads=1, progress=False)
     yield lambda: encode_to_directory(some_model(), some_vectors()[:ROWS], path, num_threads=1)
 
 
-def _use_trained(result: Any, _: Path, __: np.random.Generator) -> Iterator[Callable[[], Any]]:
+def _use_trained(result: Any, _: Path, __: np.random.Generator) -> Uses:
     yield lambda: _check_finite(result.model.decoder_w)
     yield lambda: _check_finite(result.losses)
 
 
-def _use_faiss(index: Any, path: Path, _: np.random.Generator) -> Iterator[Callable[[], Any]]:
-    queries, ids = some_vectors()[:2], index.backend.ids
-    for mode in ("sparse", "two_stage"):
-        yield lambda m=mode: _check_hits(index, index.search(queries, 7, mode=m))
+def _use_faiss(index: Any, path: Path, _: np.random.Generator) -> Uses:
+    ids = index.backend.ids
+    yield partial(_search, index, mode="sparse")
+    yield partial(_search, index)
     yield lambda: _check_finite(index.codes(ids[:40]).values)
     yield lambda: _check_finite(index.reconstruct(ids[:40]))
     yield index.stats
@@ -283,17 +293,15 @@ def _use_faiss(index: Any, path: Path, _: np.random.Generator) -> Iterator[Calla
     yield index.compact
     new: Any = ["new"] if index.backend.are_strings else [10**6]
     yield lambda: index.add(some_vectors()[ROWS : ROWS + 1], new)
-    yield lambda: _check_hits(index, index.search(queries, 7))
+    yield partial(_search, index)
 
 
-def _use_lists(index: Any, _: Path, __: np.random.Generator) -> Iterator[Callable[[], Any]]:
+def _use_lists(index: Any, _: Path, __: np.random.Generator) -> Uses:
     from compressae_index.connectors.faiss import FaissIndex, lists
 
     yield lambda: lists.stats(index)
     yield lambda: _check_finite(lists.read_codes(index).values)
-    yield lambda: _check_finite(
-        FaissIndex.from_lists(index, some_model()).search(some_vectors()[:2], 3).scores[:, :1]
-    )
+    yield lambda: _search(FaissIndex.from_lists(index, some_model()))
 
 
 def _load_faiss(path: Path, mmap: bool) -> Any:
@@ -313,7 +321,7 @@ class Kind(NamedTuple):
 
     save: Callable[[Path], None]
     load: Callable[[Path, bool], Any]
-    uses: Callable[[Any, Path, np.random.Generator], Iterator[Callable[[], Any]]]
+    uses: Callable[[Any, Path, np.random.Generator], Uses]
 
 
 def _index_kind(**settings: Any) -> Kind:
@@ -328,7 +336,7 @@ KINDS = {
     "index": _index_kind(ids=np.arange(ROWS)[::-1] * 2**40),
     "index of string ids": _index_kind(ids=[f"é{i}" * (i % 3) + str(i) for i in range(ROWS)]),
     "aligned index": _index_kind(forward="aligned", postings=4, ids=np.arange(5, ROWS + 5)),
-    "index of inner products": _index_kind(metric="inner_product", model=some_model(mean=False)),
+    "index of inner products": _index_kind(metric="inner_product"),
     "clustered index": Kind(
         _saved_clusters, lambda path, mmap: CompressedIndex.load(path, mmap=mmap), _use_index
     ),
@@ -352,21 +360,44 @@ KINDS = {
 # How it is changed
 
 
-def _mutate(path: Path, rng: np.random.Generator) -> None:
-    """One to three changes; then all checksums fit, also the fingerprint of a model mostly."""
+def _mutate(path: Path, rng: np.random.Generator) -> bool:
+    """One to three changes; then all checksums fit, also the fingerprint of a model mostly.
+
+    Returns:
+        Whether a name in the directory leads out of it.
+    """
     is_listed = (path / "manifest.json").exists()
+    if is_listed and rng.random() < 0.05:
+        _lead_outside(path, rng)
+        return True
     for _ in range(1 + int(rng.integers(0, 3) * (rng.random() < 0.3))):
         if is_listed and rng.random() < 0.3:
             continue
-        _change_file(_chosen([file for file in _files(path) if file.name != "manifest.json"], rng), rng)
-    if not is_listed:
+        if files := [file for file in _files(path) if file.name != "manifest.json"]:
+            _change_file(_chosen(files, rng), rng)
+    if is_listed:
+        change_entry = rng.random() < 0.4
+        fit_checksums(
+            path, lambda manifest: _change_entry(manifest, rng) if change_entry else None, rng.random() < 0.8
+        )
+    return False
+
+
+def _lead_outside(path: Path, rng: np.random.Generator) -> None:
+    """Moves something out of a directory, and names or links it there."""
+    elsewhere = path.with_name("elsewhere")
+    shutil.rmtree(elsewhere, ignore_errors=True)
+    folders = [entry for entry in path.iterdir() if entry.is_dir()]
+    if not folders or rng.random() < 0.4:
+        elsewhere.mkdir()
+        moved = _chosen(_files(path), rng)
+        shutil.move(moved, elsewhere / "file")
+        moved.symlink_to(elsewhere / "file")
         return
-    manifest = json.loads((path / "manifest.json").read_bytes())
-    _fit_checksums(path, manifest, fingerprint=rng.random() < 0.8)
-    if rng.random() < 0.4:
-        _change_entry(manifest, rng)
-    manifest["checksum"] = _manifest_checksum(manifest)
-    (path / "manifest.json").write_text(json.dumps(manifest))
+    shutil.move(folders[0], elsewhere)
+    name = _chosen((folders[0].name, "../elsewhere", str(elsewhere), "./../elsewhere/"), rng)
+    folders[0].symlink_to(elsewhere)
+    fit_checksums(path, lambda manifest: manifest.update(data=name))
 
 
 def _chosen(values: Any, rng: np.random.Generator) -> Any:
@@ -377,18 +408,23 @@ def _files(path: Path) -> list[Path]:
     return sorted(file for file in path.rglob("*") if file.is_file())
 
 
-def _fit_checksums(path: Path, manifest: dict[str, Any], *, fingerprint: bool) -> None:
+def fit_checksums(
+    path: Path, change: Callable[[dict[str, Any]], object] = lambda _: None, fingerprint: bool = True
+) -> None:
+    """Makes the manifest of a directory one of the files in it, and changes it, its own checksum excepted."""
+    manifest = json.loads((path / "manifest.json").read_bytes())
     if "data" in manifest:
         folder = path / manifest["data"]
         manifest["files"] = {file.name: describe(file) for file in _files(folder)}
         if fingerprint and (folder / "model.safetensors").exists():
-            _fit_fingerprint(folder / "model.safetensors", manifest["meta"].get("model", manifest["meta"]))
-        return
-    for number, shard in enumerate(manifest["shards"]):
-        for name in shard["files"]:
-            file = path / f"{name}-{number:06d}.npy"
-            if file.exists():
-                shard["files"][name] = describe(file)
+            _fit_fingerprint(folder / "model.safetensors", manifest["meta"].get("model") or manifest["meta"])
+    else:
+        for number, shard in enumerate(manifest["shards"]):
+            files = {name: path / f"{name}-{number:06d}.npy" for name in shard["files"]}
+            shard["files"] |= {name: describe(file) for name, file in files.items() if file.exists()}
+    change(manifest)
+    manifest["checksum"] = _manifest_checksum(manifest)
+    (path / "manifest.json").write_text(json.dumps(manifest))
 
 
 def _fit_fingerprint(file: Path, meta: dict[str, Any]) -> None:
@@ -396,9 +432,8 @@ def _fit_fingerprint(file: Path, meta: dict[str, Any]) -> None:
 
     try:
         tensors = load_file(file)
-        model = CompresSAE(
-            *(tensors[name] for name in ("encoder_w", "encoder_b", "decoder_w")), 1, tensors.get("mean")
-        )
+        weights = {name: tensors[name] for name in ("encoder_w", "encoder_b", "decoder_w")}
+        model = CompresSAE(**weights, k=1, mean=tensors.get("mean"))
     except Exception:
         return  # no model, so it has no fingerprint
     meta |= {"fingerprint": model.fingerprint, "dim": model.dim, "n_latents": model.n_latents}
@@ -427,7 +462,7 @@ def _flip(file: Path, rng: np.random.Generator) -> None:
 
 def _cut(file: Path, rng: np.random.Generator) -> None:
     content = file.read_bytes()
-    if rng.random() < 0.3:
+    if rng.random() < 0.3 or not content:
         file.write_bytes(content + bytes(int(rng.integers(1, 200))))
     elif rng.random() < 0.2:
         file.unlink()
@@ -596,15 +631,15 @@ def _put_elsewhere(file: Path, rng: np.random.Generator) -> None:
     import faiss
 
     try:
-        index = faiss.read_index(str(sample("lists") / "lists.faiss"))
-        lists = faiss.OnDiskInvertedLists(LATENTS, 2, str(file.with_suffix(".data")))
+        index: Any = faiss.read_index(str(sample("lists") / "lists.faiss"))
+        lists: Any = faiss.OnDiskInvertedLists(LATENTS, 2, str(file.with_suffix(".data")))
         lists.merge_from_1(index.invlists)
         index.replace_invlists(lists, False)
         index.ntotal = ROWS * K
-        place = lists.lists.at(int(rng.integers(LATENTS)))
         how = _chosen(("offset", "size", "capacity", "cut", "name"), rng)
         if how in ("offset", "size", "capacity"):
-            setattr(place, how, int(_chosen((2**20, 2**40, 2**62, 2**64 - 8), rng)))
+            odd = int(_chosen((2**20, 2**40, 2**62, 2**64 - 8), rng))
+            change_place(lists, int(rng.integers(LATENTS)), **{how: odd})
         faiss.write_index(index, str(file))
         if how == "cut":
             os.truncate(file.with_suffix(".data"), int(rng.integers(1000)))
@@ -612,6 +647,21 @@ def _put_elsewhere(file: Path, rng: np.random.Generator) -> None:
             file.with_suffix(".data").unlink()
     except RuntimeError:
         return
+
+
+def change_place(lists: Any, number: int, **changes: int) -> None:
+    """Changes where a list of an OnDiskInvertedLists is said to be in its file: offset, size or capacity."""
+    import faiss
+
+    library: Any = faiss
+    changed = library.OnDiskOneListVector()
+    for each in range(lists.nlist):
+        place = lists.lists.at(each)
+        for name, value in changes.items():
+            if each == number:
+                setattr(place, name, value)
+        changed.push_back(place)
+    lists.lists = changed
 
 
 def _change_entry(manifest: dict[str, Any], rng: np.random.Generator) -> None:
@@ -677,7 +727,7 @@ def _peak() -> int:
 
 
 def _tried(kind: str, first: int, count: int) -> tuple[Counter[str], list[str]]:
-    """Outcomes of seeds, and what is wrong; after a process that ends early, one more runs the seeds left."""
+    """Outcomes of seeds, and what is wrong. A process that ends early is followed by one for the rest."""
     outcomes: Counter[str] = Counter()
     wrong, end = [], first + count
     with tempfile.TemporaryDirectory(prefix="fuzzing-") as folder:

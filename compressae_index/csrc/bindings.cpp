@@ -43,10 +43,50 @@ namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace compressae {
-namespace {
 
 template <typename T, std::size_t Rank>
-using Input = nb::ndarray<const T, nb::ndim<Rank>, nb::c_contig, nb::device::cpu>;
+using Borrowed = nb::ndarray<const T, nb::ndim<Rank>, nb::c_contig, nb::device::cpu>;
+
+// An array that is read where it is, which no address between two places of its type is.
+template <typename T, std::size_t Rank>
+struct Input : Borrowed<T, Rank> {
+  bool is_aligned() const { return reinterpret_cast<std::uintptr_t>(this->data()) % alignof(T) == 0; }
+};
+
+}  // namespace compressae
+
+namespace nanobind::detail {
+
+template <typename T, std::size_t Rank>
+struct type_caster<compressae::Input<T, Rank>> {
+  using Caster = make_caster<compressae::Borrowed<T, Rank>>;
+  using Value = compressae::Input<T, Rank>;
+  static constexpr auto Name = Caster::Name;
+  template <typename Wanted>
+  using Cast = movable_cast_t<Wanted>;
+  template <typename>
+  static constexpr bool can_cast() {
+    return true;
+  }
+
+  bool from_python(handle source, std::uint32_t flags, cleanup_list* cleanup) noexcept {
+    Caster caster;
+    if (!caster.from_python(source, flags, cleanup)) return false;
+    value = Value{std::move(caster.value)};
+    return value.is_aligned();
+  }
+  explicit operator Value*() { return &value; }
+  explicit operator Value&() { return value; }
+  explicit operator Value&&() { return std::move(value); }
+
+  Value value;
+};
+
+}  // namespace nanobind::detail
+
+namespace compressae {
+namespace {
+
 template <typename T>
 using Output = nb::ndarray<nb::numpy, T>;
 using Hits = std::pair<Output<float>, Output<std::int64_t>>;
@@ -141,16 +181,14 @@ Scope scope_of(std::vector<Part>&& parts, std::size_t n_latents, const Bitmap& b
   return scope;
 }
 
-// One array out of a dict, typed; nanobind refuses a wrong dtype, rank or layout, but not an address between two
-// places.
+// One array out of a dict, typed; nanobind refuses a wrong dtype, rank or layout.
 template <typename T, std::size_t Rank>
 Input<T, Rank> take(const nb::dict& arrays, const char* name) {
   require(arrays.contains(name), std::string("the array '") + name + "' is missing");
   Input<T, Rank> array;
   if (!nb::try_cast(arrays[name], array, false))
-    throw std::invalid_argument(std::string("the array '") + name + "' has another dtype, rank or layout");
-  require(reinterpret_cast<std::uintptr_t>(array.data()) % alignof(T) == 0,
-          std::string("the array '") + name + "' is not aligned in memory");
+    throw std::invalid_argument(std::string("the array '") + name +
+                                "' has another dtype, rank or layout, or is not aligned in memory");
   return array;
 }
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from compressae_index import persistence
 from compressae_index.backend import Asked, BackedIndex, BackedResult, Candidates, holds_best
-from compressae_index.checks import as_path, check_int
+from compressae_index.checks import as_path
 from compressae_index.connectors.faiss import lists
 from compressae_index.connectors.faiss.inverted import VALUE_BITS, FoundRows, InvertedFile
 from compressae_index.errors import FormatError, InputError
@@ -258,8 +258,8 @@ class FaissIndex(BackedIndex):
         stored = persistence.read(path, _KIND, mmap=mmap)
         with persistence.reading(str(path)):
             model = CompresSAE.from_stored(persistence.entry(stored.meta, "model", dict), stored.tensors)
-            n = check_int(stored.meta["n"], "n", 0)
-            faiss_index = lists.read_lists(stored.files[_LISTS], mmap=mmap, n_rows=n)
+            n_rows = len(stored.arrays["forward_rows"])
+            faiss_index = lists.read_lists(stored.files[_LISTS], mmap=mmap, n_rows=n_rows)
             backend = InvertedFile.from_stored(model, faiss_index, stored.meta, stored.arrays)
             metric = stored.meta["metric"]
             if metric == "cosine" and stored.meta["unit"] != 1:

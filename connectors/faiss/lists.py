@@ -27,7 +27,7 @@ VALUE_BYTES = 2  # half precision
 POSTING_BYTES = ROW_BYTES + VALUE_BYTES
 
 # Places of codes for each posting: where there are more, lists are damaged and must not make arrays of them.
-SPARSEST = 64
+SPARSEST = 16
 FEW_ROWS = 1 << 20
 # Bytes of lists that are checked at once.
 CHECKED_BYTES = 1 << 20
