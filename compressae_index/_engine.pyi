@@ -21,6 +21,17 @@ def first_without_direction(
     First row (n, dim) that is not finite, or holds nothing as large as `smallest`; n where there is none.
     """
 
+def first_repeated(
+    text: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order="C", device="cpu", writable=False)],
+    ends: Annotated[NDArray[numpy.int64], dict(shape=(None,), order="C", device="cpu", writable=False)],
+    counted: Annotated[NDArray[numpy.bool_], dict(shape=(None,), order="C", device="cpu", writable=False)]
+    | None,
+) -> int:
+    """
+    First of the strings text[ends[i]:ends[i + 1]] that equals one before it, or their number; of those alone that
+    are `counted`, if given.
+    """
+
 def directions(
     rows: Annotated[
         NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)
@@ -112,6 +123,12 @@ class InvertedLists:
         (scores, rows), (n_queries, top).
         """
 
+    def validate(self, postings: int, num_threads: int) -> None:
+        """
+        Raises ValueError where lists are not of ascending documents, `postings` of each in all, or their norms are
+        larger than the largest.
+        """
+
     def list_lengths(self) -> NDArray[numpy.int64]: ...
     def arrays(self) -> dict[str, Any]: ...
     @property
@@ -128,6 +145,11 @@ class Clusters:
     @staticmethod
     def build(lists: InvertedLists, n_windows: int, num_threads: int) -> Clusters:
         """Of the first windows of posting lists."""
+
+    def validate(self, lists: InvertedLists, num_threads: int) -> None:
+        """
+        Raises ValueError where clusters do not begin where they do in these lists, or scales are not finite.
+        """
 
     def arrays(self) -> dict[str, Any]: ...
     def __len__(self) -> int: ...
@@ -155,6 +177,11 @@ class BorrowedLists:
         """
         From the addresses (n_latents,) of each list's documents, int64 and ascending, and of its values, half
         precision, and the postings (n_latents,) that stand there.
+        """
+
+    def validate(self, num_threads: int) -> None:
+        """
+        Raises ValueError where a list is not of ascending documents below n_documents and finite values.
         """
 
     def search(
@@ -263,6 +290,11 @@ class Forward:
     ) -> tuple[NDArray[numpy.float32], NDArray[numpy.int64]]:
         """
         Best of the candidate rows (-1: none): (scores, rows), (n_queries, top).
+        """
+
+    def validate(self, num_threads: int) -> None:
+        """
+        Raises ValueError where a row is not of ascending latents and finite values.
         """
 
     def arrays(self) -> dict[str, Any]: ...

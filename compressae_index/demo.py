@@ -72,7 +72,7 @@ def run(output: Path | None, say: Say) -> DemoResult:
 
 
 def _run(path: Path, say: Say) -> DemoResult:
-    check_target(path)
+    check_target(path, "index")
     data, seconds = load_data(), {}
     n, dim = data.embeddings.shape
     say(f"{n:,} embeddings of {dim} dimensions (WordNet glosses, all-MiniLM-L6-v2), {HELD_OUT:,} held out")

@@ -101,7 +101,7 @@ class DictionaryLearner:
         }
 
     def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Goes on where `state` was taken."""
+        """Goes on where `state` was taken; its arrays are those of `state`, in shape and dtype."""
         self.dictionary, self._gradient = state["dictionary"], state["gradient"]
         self._use, self._recent = state["use"], state["recent"]
         self.round = int(state["round"])

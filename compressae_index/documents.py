@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,9 @@ from compressae_index.embedded import Bitmap, EmbeddedBackend
 from compressae_index.errors import DimensionError, InputError
 from compressae_index.ids import Ids, RowArray
 from compressae_index.processes import cached_property, lasting_state
+
+# Arrays that a directory holds of ids and removals.
+STORED_ROWS = ("ids", "id_text", "id_ends", "alive")
 
 
 class Rows:
@@ -71,6 +74,23 @@ class Rows:
         alive = np.ones(len(self.ids), dtype=bool) if self.alive is None else self.alive.copy()
         alive[rows] = False
         return Rows(self.ids, alive)
+
+
+def stored_rows(n: int, arrays: Mapping[str, npt.NDArray[Any]]) -> tuple[Ids, npt.NDArray[np.bool_] | None]:
+    """The ids of n rows, and which of these were not removed, of arrays that were loaded: see STORED_ROWS.
+
+    Raises:
+        InputError: arrays of another kind or length, ids that are negative, repeat among rows that were not
+            removed, or are not UTF-8.
+    """
+    alive = None
+    if (marks := arrays.get("alive")) is not None:
+        if marks.dtype != np.uint8 or marks.shape != ((n + 7) // 8,):
+            msg = f"alive must be uint8 {((n + 7) // 8,)} for {n} rows, got {marks.dtype} {marks.shape}"
+            raise DimensionError(msg)
+        alive = np.unpackbits(marks, count=n, bitorder="little").astype(bool)
+    held = {name: array for name, array in arrays.items() if name != "alive"}
+    return Ids.from_stored(n, held, alive), alive
 
 
 class Documents(Rows):

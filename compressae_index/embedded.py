@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from compressae_index._engine import Clusters, ForwardCodes, InvertedLists, PackedCodes, search
-from compressae_index.checks import FloatArray
+from compressae_index.checks import FloatArray, check_threads
 from compressae_index.codes import SparseCodes
-from compressae_index.errors import DimensionError
+from compressae_index.errors import DimensionError, InputError
 from compressae_index.ids import RowArray
 from compressae_index.packing import Arrays, Packed, Packing, packing_of
+from compressae_index.persistence import release_pages
 from compressae_index.processes import cached_property
 
 # Documents a window of the inverted part; must be the engine's kWindow.
@@ -32,6 +33,10 @@ QUERY_NNZ = 64
 
 # What makes up for the rounding of posting lists: so many more candidates, and one more of so many.
 SPARE_CANDIDATES = 16
+
+# Arrays of the engine.
+_INVERTED = ("starts", "offsets", "scales", "ids", "values", "largest_norm")
+_CLUSTERS = ("begins", "means", "scales")
 
 Bitmap: TypeAlias = npt.NDArray[np.uint8]
 Hits: TypeAlias = tuple[FloatArray, RowArray]
@@ -286,13 +291,15 @@ class EmbeddedBackend:
             postings: nonzeros of a code in the inverted part.
 
         Raises:
-            ValueError: the arrays do not fit together.
+            ValueError: the arrays do not fit together, are of other names, or do not hold what they should:
+                all of them are read.
         """
         taken = {
             kind: {name.removeprefix(kind): array for name, array in arrays.items() if name.startswith(kind)}
             for kind in ("forward_", "inverted_", "clusters_")
         }
         chosen = packing_of(**packing, levels=taken["forward_"].pop("levels", None))
+        _check_names(arrays, chosen, n)
         if n == 0:
             return cls(n_latents, k, chosen, postings=postings)
         forward = chosen.engine(taken["forward_"], n_latents, k)
@@ -308,6 +315,13 @@ class EmbeddedBackend:
                 f"the index has {n} and {n_latents}"
             )
             raise DimensionError(msg)
+        threads = check_threads(None)
+        forward.validate(threads)
+        release_pages(taken["forward_"])
+        inverted.validate(postings, threads)
+        if clusters is not None:
+            clusters.validate(inverted, threads)
+        release_pages(taken["inverted_"] | taken["clusters_"])
         return loaded
 
     def _by_part(self, rows: RowArray) -> list[tuple[Part, int, npt.NDArray[np.bool_]]]:
@@ -350,6 +364,20 @@ def _remade(
     ]
     of_clusters = None if clusters is None else Clusters(clusters)
     return EmbeddedBackend(n_latents, k, packing, made, postings=postings, clusters=of_clusters)
+
+
+def _check_names(arrays: Iterable[str], packing: Packing, n: int) -> None:
+    """Refuses arrays that no index of n documents has."""
+    levels = {"forward_levels"} if isinstance(packing, Packed) else set()
+    forward = {f"forward_{name}" for name in packing.array_names}
+    inverted = {f"inverted_{name}" for name in _INVERTED}
+    clusters = {f"clusters_{name}" for name in _CLUSTERS}
+    needed = forward | inverted if n else set()
+    missing, foreign = needed.difference(arrays), set(arrays) - needed - levels - (clusters if n else set())
+    if missing or foreign:
+        what = f"lacks the array {min(missing)}" if missing else f"has an array {min(foreign)!r:.100}"
+        msg = f"an index of {n} documents {what}"
+        raise InputError(msg)
 
 
 def _runs(n: int) -> list[slice]:

@@ -8,14 +8,15 @@
 
 Values are float32, 6 bytes a nonzero in all, so that an index built from these codes is the one that encoding
 into it would give. Shards are written aside and renamed, then the manifest is replaced: what it names is
-whole, whenever the process ends.
+whole, whenever the process ends. It also holds a digest of the rows that each shard was encoded from, so that
+a shard is kept only where none of them changed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import sys
+import secrets
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -25,18 +26,27 @@ from typing import Any
 import numpy as np
 
 from compressae_index import persistence
-from compressae_index.checks import check_choice, check_int, check_threads, check_vectors
-from compressae_index.codes import SparseCodes
+from compressae_index.checks import as_path, check_choice, check_int, check_threads, check_vectors
+from compressae_index.codes import MAX_LATENTS, SparseCodes
 from compressae_index.errors import DimensionError, FormatError, InputError
 from compressae_index.metric import RowScale
-from compressae_index.model import ENCODERS, CompresSAE, Encoder
+from compressae_index.model import ENCODERS, MAX_DIM, CompresSAE, Encoder
+from compressae_index.npy import read_header
 from compressae_index.progress import track
 from compressae_index.sources import CHUNK_ROWS, Vectors, VectorSource, open_vectors
-from compressae_index.sources.base import Concatenated
-from compressae_index.sources.flat import open_npy
-
-if sys.platform != "win32":
-    import fcntl
+from compressae_index.sources.base import Concatenated, bounds
+from compressae_index.sources.flat import FlatFile
+from compressae_index.storage import (
+    FolderLock,
+    accessing,
+    check_writable,
+    make_folders,
+    new_file,
+    open_file,
+    remove_empty,
+    sync,
+    sync_folder,
+)
 
 # Rows a shard, which is what a stop can cost.
 SHARD_ROWS = 262_144
@@ -44,8 +54,8 @@ SHARD_ROWS = 262_144
 _KIND = "codes"
 _PARTS = {"latents": "<u2", "values": "<f4"}
 _ASIDE = ".writing-"
-# Rows by which a shard's embeddings are recognised, as reading all of them again would take long.
-_WITNESS_ROWS = 4
+# Hexadecimal digits of a digest; 0.1.0 wrote half as many, of the first and last 4 rows of a shard.
+_DIGEST_LENGTH = 64
 
 
 class CodeStore:
@@ -67,32 +77,49 @@ class CodeStore:
         self.shard_rows: int = meta["shard_rows"]
         self._n: int = meta["n"]
         self._shards: list[Any] = manifest["shards"]
-        paths = {name: [_shard_path(path, name, i) for i in range(_n_shards(meta))] for name in _PARTS}
+        numbers = range(_n_shards(meta))
+        self._seen = {
+            name: [_identity(_shard_path(path, name, number)) for number in numbers] for name in _PARTS
+        }
         lengths = [rows.stop - rows.start for rows in (_rows_of(meta, i) for i in range(_n_shards(meta)))]
-        self._latents = Concatenated(lengths, self.k, lambda i: open_npy(paths["latents"][i]))
-        self._values = Concatenated(lengths, self.k, lambda i: open_npy(paths["values"][i]))
+
+        def opened(name: str) -> Callable[[int], FlatFile]:
+            return lambda number: _open_shard(
+                _shard_path(path, name, number), name, (lengths[number], self.k)
+            )
+
+        self._latents = Concatenated(lengths, self.k, opened("latents"))
+        self._values = Concatenated(lengths, self.k, opened("values"))
 
     @classmethod
-    def load(cls, path: str | Path) -> CodeStore:
+    def load(cls, path: str | os.PathLike[str]) -> CodeStore:
         """Opens what `encode_to_directory` finished, and checks all of it by reading it once.
 
         Raises:
             FormatError: the directory is missing, foreign, unfinished or damaged.
+            StorageError: there is no permission to read it.
         """
-        path = Path(path)
-        manifest = persistence.read_manifest(path, _KIND)
-        with persistence.reading(str(path)):
-            shards = manifest["shards"]
-            finished = sum(entry is not None for entry in shards)
-            if finished < _n_shards(manifest["meta"]):
-                msg = (
-                    f"{path} holds {finished} of {_n_shards(manifest['meta'])} shards: "
-                    "encode again with the same settings to finish it"
-                )
-                raise FormatError(msg)
+        where = as_path(path)
+        return persistence.unless_replaced(where, lambda: cls._load(where))
+
+    @classmethod
+    def _load(cls, path: Path) -> CodeStore:
+        manifest = _read_manifest(path)
+        shards, meta = manifest["shards"], manifest["meta"]
+        finished = sum(entry is not None for entry in shards)
+        if finished < len(shards):
+            msg = (
+                f"{path} holds {finished} of {len(shards)} shards: "
+                "encode again with the same settings to finish it"
+            )
+            raise FormatError(msg)
+        with accessing(path, "read"), persistence.reading(str(path)):
             for number, entry in enumerate(shards):
                 _verify_shard(path, number, entry)
-            return cls(path, manifest)
+                rows = _rows_of(meta, number)
+                for name in _PARTS:
+                    _open_shard(_shard_path(path, name, number), name, (rows.stop - rows.start, meta["k"]))
+        return cls(path, manifest)
 
     def __len__(self) -> int:
         return self._n
@@ -129,18 +156,29 @@ class CodeStore:
 
         Raises:
             InputError: the slice has a step.
-            FormatError: a file was cut short since it was opened.
+            FormatError: a file holds no codes, or was cut short or replaced since it was opened.
+            StorageError: a file can no longer be read.
         """
-        latents, values = self._latents[rows], self._values[rows]
+        first, end = bounds(rows, self._n)
+        with accessing(self.path, "read"), persistence.reading(str(self.path)):
+            latents, values = self._latents[rows], self._values[rows]
+            # Replaced files never come back, so looking afterwards is enough.
+            for number in range(first // self.shard_rows, -(-end // self.shard_rows) if end > first else 0):
+                for name, seen in self._seen.items():
+                    file = _shard_path(self.path, name, number)
+                    if _identity(file) != seen[number]:
+                        msg = f"{file} was replaced since it was opened: load the codes again"
+                        raise FormatError(msg)
         if not len(latents):
             latents, values = np.empty((0, self.k), np.uint16), np.empty((0, self.k), np.float32)
-        return SparseCodes(latents, values, self.n_latents)
+        with persistence.reading(f"{self.path}, at rows from {rows.start or 0} on,"):
+            return SparseCodes(latents, values, self.n_latents)
 
 
 def encode_to_directory(
     model: CompresSAE,
     vectors: VectorSource,
-    output: str | Path,
+    output: str | os.PathLike[str],
     *,
     k: int | None = None,
     encoder: Encoder = "pursuit",
@@ -151,8 +189,9 @@ def encode_to_directory(
 ) -> CodeStore:
     """Writes the folded codes of vectors to a directory, in shards.
 
-    Run again with the same arguments after it was stopped, it keeps the finished shards whose files match
-    their checksums, and warns of those that do not and encodes them again. Memory does not grow with n.
+    Run again with the same arguments, after it was stopped or after rows changed, it reads all embeddings and
+    keeps the finished shards whose rows are the same and whose files match their checksums. It warns of the
+    others and encodes them again. Memory does not grow with n.
 
     Args:
         model: the model to encode with.
@@ -169,12 +208,14 @@ def encode_to_directory(
         The codes, to slice.
 
     Raises:
-        InputError: bad rows, another dimension, k out of range, other embeddings than before. Shards that
-            were finished stay.
+        InputError: bad rows, another dimension, k out of range. Shards that were finished stay.
         FormatError: the directory is foreign, damaged, was begun with other settings, or another process
             writes to it.
+        StorageError: the disk is full or refuses. Shards that were finished stay.
     """
-    opened, path = open_vectors(vectors), Path(output)
+    path = as_path(output, "output")
+    _check_output(path)
+    opened = open_vectors(vectors)
     if opened.shape[1] != model.dim:
         msg = f"embeddings have dimension {opened.shape[1]}, expected {model.dim}"
         raise DimensionError(msg)
@@ -188,22 +229,16 @@ def encode_to_directory(
         "shard_rows": None if shard_rows is None else check_int(shard_rows, "shard_rows", 1),
     }
     threads = check_threads(num_threads)
-    persistence.check_parents(path)
-    if path.exists() and not path.is_dir():
-        msg = f"{path} is not a directory"
-        raise FormatError(msg)
-    created = not path.exists()
-    path.mkdir(parents=True, exist_ok=True)
-    try:
-        with _locked(path):
-            manifest = _begun(path, meta)
-            _keep_intact(path, manifest, opened, progress)
-            _encode_missing(path, manifest, model, opened, threads, device, progress)
-    finally:
-        if created:
-            with suppress(OSError):
-                path.rmdir()  # succeeds only where nothing was written
-    return CodeStore(path, manifest)
+    with accessing(path, "written"):
+        made = make_folders(path)
+        try:
+            with _locked(path):
+                manifest = _begun(path, meta)
+                _keep_intact(path, manifest, opened, progress)
+                _encode_missing(path, manifest, model, opened, threads, device, progress)
+        finally:
+            remove_empty(made)  # only where nothing was written
+        return CodeStore(path, manifest)
 
 
 def encoded_chunks(
@@ -217,8 +252,11 @@ def encoded_chunks(
     begin: int = 0,
     end: int | None = None,
     scale: RowScale | None = None,
+    note: Callable[[memoryview], object] | None = None,
 ) -> Iterator[SparseCodes]:
     """Folded codes of rows begin .. end, at most CHUNK_ROWS at a time; times what `scale` says of the rows.
+
+    `note` is called with the bytes of the rows as they were read, before they are encoded.
 
     Raises:
         InputError: bad rows, named by their number in `vectors`.
@@ -226,52 +264,111 @@ def encoded_chunks(
     end = vectors.shape[0] if end is None else end
     for first in range(begin, end, CHUNK_ROWS):
         rows = check_vectors(vectors[first : min(first + CHUNK_ROWS, end)], dim=model.dim, first_row=first)
+        if note is not None:
+            note(rows.data)
         factors = None if scale is None else scale.of_rows(rows, first)
         codes = model.encode(rows, k, encoder=encoder, num_threads=num_threads, device=device)
         codes = model.fold(codes, num_threads=num_threads)
         yield codes if factors is None else codes.scaled(factors)
 
 
+def _check_output(path: Path) -> None:
+    check_writable(path)
+    with accessing(path, "read"):
+        if path.exists() and not path.is_dir():
+            msg = f"{path} is not a directory"
+            raise FormatError(msg)
+        if path.exists() and not _is_fresh(path):
+            persistence.read_manifest(path, _KIND)
+
+
+def _is_fresh(path: Path) -> bool:
+    return all(entry.name.startswith(_ASIDE) for entry in path.iterdir())
+
+
 def _begun(path: Path, meta: dict[str, Any]) -> dict[str, Any]:
     """The manifest of a directory that was begun with these settings, or of one begun here."""
-    if all(entry.name.startswith(_ASIDE) for entry in path.iterdir()):
+    if _is_fresh(path):
         meta["shard_rows"] = meta["shard_rows"] or SHARD_ROWS
         return {"meta": meta, "shards": [None] * _n_shards(meta)}
+    manifest = _read_manifest(path)
+    before, shards = manifest["meta"], manifest["shards"]
+    for name, value in meta.items():
+        if value not in (before[name], None):
+            msg = (
+                f"{path} was begun with {name} = {before[name]}, now it is {value}: "
+                "use the same settings, or another directory"
+            )
+            raise FormatError(msg)
+    return {"meta": before, "shards": shards}
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a directory of codes, its entries checked.
+
+    Raises:
+        FormatError: there is none, or an entry is not what it should be.
+    """
     manifest = persistence.read_manifest(path, _KIND)
-    with persistence.reading(str(path)):
-        before, shards = manifest["meta"], manifest["shards"]
-        for name, value in meta.items():
-            if value not in (before[name], None):
-                msg = (
-                    f"{path} was begun with {name} = {before[name]}, now it is {value}: "
-                    "use the same settings, or another directory"
-                )
-                raise FormatError(msg)
-        if len(shards) != _n_shards(before):
-            msg = f"{len(shards)} shards for {before['n']} rows"
-            raise FormatError(f"{path / 'manifest.json'} is damaged: {msg}")
-        return {"meta": before, "shards": shards}
+    with persistence.reading(str(path / "manifest.json")):
+        meta, shards = persistence.entry(manifest, "meta", dict), persistence.entry(manifest, "shards", list)
+        check_int(meta["n"], "n", 1)
+        check_int(meta["dim"], "dim", 1, MAX_DIM)
+        check_int(meta["n_latents"], "n_latents", 1, MAX_LATENTS)
+        check_int(meta["k"], "k", 1, meta["n_latents"], "n_latents")
+        check_int(meta["shard_rows"], "shard_rows", 1)
+        check_choice(meta["encoder"], "encoder", ENCODERS)
+        persistence.entry(meta, "fingerprint", str)
+        if len(shards) != _n_shards(meta):
+            msg = f"{len(shards)} shards for {meta['n']} rows"
+            raise InputError(msg)
+        for entry in shards:
+            if entry is None:
+                continue
+            files = persistence.entry({"a shard": entry}, "a shard", dict)
+            persistence.entry(files, "embeddings", str)
+            for name in _PARTS:
+                persistence.entry(persistence.entry(files, "files", dict), name, dict)
+    return manifest
 
 
 def _keep_intact(path: Path, manifest: dict[str, Any], vectors: Vectors, progress: bool) -> None:
-    """Strikes finished shards from the manifest whose files are not what it says, with a warning."""
-    shards = manifest["shards"]
-    finished = [number for number, entry in enumerate(shards) if entry is not None]
-    with track(len(finished), "checking finished shards", enabled=progress, unit="shards") as advance:
-        for number in finished:
-            rows = _rows_of(manifest["meta"], number)
-            if shards[number]["embeddings"] != _witness(vectors, rows):
-                msg = (
-                    f"{path} holds codes of other embeddings: rows {rows.start} .. {rows.stop - 1} changed; "
-                    "use another directory"
-                )
-                raise InputError(msg)
+    """Strikes finished shards from the manifest that encoding these vectors would not give, with a warning.
+
+    Those of other vectors are struck on the disk, before any is replaced: a directory never looks whole that
+    holds codes of two inputs.
+    """
+    for left in path.glob(f"{_ASIDE}*"):  # by a process that was killed
+        with suppress(OSError):  # a folder is not ours
+            left.unlink()
+    meta, shards = manifest["meta"], manifest["shards"]
+    finished = [(number, _rows_of(meta, number)) for number, entry in enumerate(shards) if entry is not None]
+    total = sum(rows.stop - rows.start for _, rows in finished)
+    changed = []
+    with track(total, "checking finished shards", enabled=progress) as advance:
+        for number, rows in finished:
+            before, now = shards[number]["embeddings"], _digest(vectors, rows, advance)
+            if now != before:
+                changed.append(number)
+                warnings.warn(_what_changed(path, rows, before), stacklevel=3)
+                continue
             try:
-                _verify_shard(path, number, shards[number])
+                with persistence.reading(str(path)):
+                    _verify_shard(path, number, shards[number])
             except FormatError as error:
                 warnings.warn(f"{error}; its rows are encoded again", stacklevel=3)
                 shards[number] = None
-            advance(1)
+    if changed:
+        for number in changed:
+            shards[number] = None
+        _write_manifest(path, manifest)
+
+
+def _what_changed(path: Path, rows: slice, before: str) -> str:
+    which = f"rows {rows.start} .. {rows.stop - 1}"
+    if len(before) < _DIGEST_LENGTH:
+        return f"{path} does not tell whether {which} changed, as 0.1.0 encoded them; they are encoded again"
+    return f"{path} holds codes of other embeddings: {which} changed; they are encoded again"
 
 
 def _encode_missing(
@@ -288,6 +385,7 @@ def _encode_missing(
     total = sum(rows.stop - rows.start for _, rows in missing)
     with track(total, "encoding", enabled=progress) as advance:
         for number, rows in missing:
+            digest = hashlib.sha256()  # of the rows as they were encoded, should the input change meanwhile
             codes = encoded_chunks(
                 model,
                 vectors,
@@ -297,12 +395,24 @@ def _encode_missing(
                 device=device,
                 begin=rows.start,
                 end=rows.stop,
+                note=digest.update,
             )
             files = _write_shard(path, number, rows.stop - rows.start, meta["k"], codes, advance)
-            shards[number] = {"files": files, "embeddings": _witness(vectors, rows)}
-            persistence.write_manifest(path, _KIND, manifest, aside=path / f"{_ASIDE}manifest.json")
-    for left in path.glob(f"{_ASIDE}*"):  # by a process that was killed
-        left.unlink()
+            shards[number] = {"files": files, "embeddings": digest.hexdigest()}
+            _write_manifest(path, manifest)
+
+
+def _write_manifest(path: Path, manifest: dict[str, Any]) -> None:
+    aside = _aside(path / "manifest.json")
+    try:
+        persistence.write_manifest(path, _KIND, manifest, aside=aside)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _aside(file: Path) -> Path:
+    """A name for a file until it is whole; at random, so that nobody can have put a link there."""
+    return file.with_name(f"{_ASIDE}{secrets.token_hex(4)}-{file.name}")
 
 
 def _write_shard(
@@ -315,9 +425,9 @@ def _write_shard(
 ) -> dict[str, Any]:
     """Writes a shard chunk by chunk; gives what its manifest entry holds of the files."""
     final = {name: _shard_path(path, name, number) for name in _PARTS}
-    asides = {name: file.with_name(_ASIDE + file.name) for name, file in final.items()}
+    asides = {name: _aside(file) for name, file in final.items()}
     try:
-        with asides["latents"].open("wb") as latents, asides["values"].open("wb") as values:
+        with new_file(asides["latents"]) as latents, new_file(asides["values"]) as values:
             for file, dtype in zip((latents, values), _PARTS.values(), strict=True):
                 header = {"descr": dtype, "fortran_order": False, "shape": (n_rows, k)}
                 np.lib.format.write_array_header_1_0(file, header)
@@ -326,15 +436,29 @@ def _write_shard(
                 values.write(np.ascontiguousarray(codes.values, dtype=_PARTS["values"]).data)
                 advance(len(codes))
             for file in (latents, values):
-                file.flush()
-                os.fsync(file.fileno())
+                sync(file)
         described = {name: persistence.describe(aside) for name, aside in asides.items()}
         for name, aside in asides.items():
             os.replace(aside, final[name])
+        sync_folder(path)
     finally:
         for aside in asides.values():
             aside.unlink(missing_ok=True)
     return described
+
+
+def _open_shard(file: Path, name: str, shape: tuple[int, int]) -> FlatFile:
+    """A part of a shard, to slice.
+
+    Raises:
+        FormatError: the file does not hold rows of this shape.
+    """
+    with open_file(file) as handle:
+        header = read_header(handle, file)
+    if header.shape != shape or header.dtype != np.dtype(_PARTS[name]) or header.fortran_order:
+        msg = f"{file} must hold {_PARTS[name]} {shape}, got {header.dtype.str} {header.shape}"
+        raise FormatError(msg)
+    return FlatFile(file, shape, header.dtype, offset=header.offset)
 
 
 def _verify_shard(path: Path, number: int, entry: dict[str, Any]) -> None:
@@ -342,15 +466,24 @@ def _verify_shard(path: Path, number: int, entry: dict[str, Any]) -> None:
         persistence.verify(_shard_path(path, name, number), entry["files"][name])
 
 
-def _witness(vectors: Vectors, rows: slice) -> str:
-    """A digest of the first and last embeddings of a shard."""
+def _identity(file: Path) -> tuple[int, ...]:
+    """What differs once a file was replaced."""
+    found = file.lstat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _digest(vectors: Vectors, rows: slice, advance: Callable[[int], object]) -> str:
+    """Of embeddings as they are encoded.
+
+    Raises:
+        InputError: bad rows, named by their number in `vectors`.
+    """
     digest = hashlib.sha256()
-    for part in (
-        slice(rows.start, min(rows.start + _WITNESS_ROWS, rows.stop)),
-        slice(max(rows.stop - _WITNESS_ROWS, rows.start), rows.stop),
-    ):
-        digest.update(check_vectors(vectors[part], first_row=part.start).tobytes())
-    return digest.hexdigest()[:32]
+    for first in range(rows.start, rows.stop, CHUNK_ROWS):
+        part = check_vectors(vectors[first : min(first + CHUNK_ROWS, rows.stop)], first_row=first)
+        digest.update(part.data)
+        advance(len(part))
+    return digest.hexdigest()
 
 
 def _n_shards(meta: dict[str, Any]) -> int:
@@ -368,18 +501,10 @@ def _shard_path(path: Path, name: str, number: int) -> Path:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Keeps a second process from writing to the directory; the system frees it however this one ends."""
-    if sys.platform == "win32":
-        yield
-        return
-    handle = os.open(path, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            msg = f"another process is encoding to {path}; wait for it, or use another directory"
-            raise FormatError(msg) from None
-        except OSError:
-            pass  # a file system without locks
+        lock = FolderLock(path.resolve())
+    except BlockingIOError:
+        msg = f"another process is encoding to {path}; wait for it, or use another directory"
+        raise FormatError(msg) from None
+    with lock:
         yield
-    finally:
-        os.close(handle)

@@ -60,6 +60,10 @@ class NewerFormatError(FormatError):
 class StorageError(CompressaeError, OSError):
     """The system refuses to read or write a file, for want of permission or room; `errno` says which."""
 
+    def __str__(self) -> str:
+        # OSError would print the number and the file around what already says all.
+        return str(self.strerror) if self.strerror else Exception.__str__(self)
+
 
 class BackendError(CompressaeError):
     """Something that keeps codes outside of this process failed or refused; the message says what to do."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from compressae_index._engine import first_repeated
 from compressae_index.checks import as_array
 from compressae_index.errors import DimensionError, InputError, UnknownIdError
 from compressae_index.processes import cached_property, lasting_state
@@ -51,6 +53,30 @@ class Ids:
             msg = f"ids must not be negative (-1 marks a missing result), got {array.min()}"
             raise InputError(msg)
         return cls._of_integers(array)
+
+    @classmethod
+    def from_stored(
+        cls, n: int, arrays: dict[str, npt.NDArray[Any]], alive: npt.NDArray[np.bool_] | None = None
+    ) -> Ids:
+        """From arrays that were loaded, as `to_arrays` gave them; all of their contents are checked.
+
+        Args:
+            n: rows.
+            arrays: see above.
+            alive: (n,) which of the rows were not removed; the ids of others may repeat. None: all.
+
+        Raises:
+            InputError: other arrays, another dtype or length, or ids that are negative, repeat, or are not
+                UTF-8.
+        """
+        if set(arrays) == {"ids"}:
+            _check_stored_integers(n, arrays["ids"], alive)
+        elif set(arrays) == {"id_text", "id_ends"}:
+            _check_stored_strings(n, arrays["id_text"], arrays["id_ends"], alive)
+        elif arrays:
+            msg = f"ids must be integers (ids) or strings (id_text, id_ends), got {', '.join(sorted(arrays))}"
+            raise InputError(msg)
+        return cls(n, arrays)
 
     @classmethod
     def _of_integers(cls, array: IdArray) -> Ids:
@@ -186,6 +212,54 @@ def as_id_array(ids: Any) -> IdArray:
     kind = "a mix of types" if array.dtype.kind in "OU" else array.dtype
     msg = f"ids must be integers or strings, got {kind}"
     raise InputError(msg)
+
+
+def _check_stored_integers(n: int, ids: npt.NDArray[Any], alive: npt.NDArray[np.bool_] | None) -> None:
+    if ids.dtype not in (np.uint32, np.int64) or ids.shape != (n,):
+        msg = f"ids must be uint32 or int64 {(n,)}, got {ids.dtype} {ids.shape}"
+        raise InputError(msg)
+    if ids.min(initial=0) < 0:
+        msg = f"ids must not be negative, got {ids.min()}"
+        raise InputError(msg)
+    living = ids if alive is None else ids[alive]
+    if (living[1:] > living[:-1]).all():
+        return
+    ordered = np.sort(living)
+    twice = ordered[1:] == ordered[:-1]
+    if twice.any():
+        msg = f"duplicate id {ordered[1:][twice][0]} ({int(twice.sum())} ids repeat others)"
+        raise InputError(msg)
+
+
+def _check_stored_strings(
+    n: int, text: npt.NDArray[Any], ends: npt.NDArray[Any], alive: npt.NDArray[np.bool_] | None
+) -> None:
+    if text.dtype != np.uint8 or text.ndim != 1 or ends.dtype != np.int64 or ends.shape != (n + 1,):
+        msg = (
+            f"string ids must be uint8 (bytes,) and int64 {(n + 1,)}, "
+            f"got {text.dtype} {text.shape} and {ends.dtype} {ends.shape}"
+        )
+        raise InputError(msg)
+    if ends[0] != 0 or ends[-1] != len(text) or (ends[1:] < ends[:-1]).any():
+        msg = f"the ends of string ids must ascend from 0 to {len(text)}, the length of their text"
+        raise InputError(msg)
+    # The text as a whole is UTF-8, and no id begins within a character.
+    try:
+        codecs.utf_8_decode(text.data, "strict", True)
+    except UnicodeDecodeError as error:
+        row = int(np.searchsorted(ends, error.start, side="right")) - 1
+        msg = f"the id of row {row} is not UTF-8"
+        raise InputError(msg) from error
+    begins = ends[:-1][ends[:-1] < len(text)]
+    within = np.flatnonzero(text[begins] & 0xC0 == 0x80)
+    if within.size:
+        msg = f"the id of row {within[0]} is not UTF-8"
+        raise InputError(msg)
+    repeated = first_repeated(text, ends, alive)
+    if repeated < n:
+        name = bytes(text[ends[repeated] : ends[repeated + 1]]).decode()
+        msg = f"duplicate id {name!r:.100} at row {repeated}"
+        raise InputError(msg)
 
 
 def _refuse_duplicates(array: npt.NDArray[Any]) -> None:

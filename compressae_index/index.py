@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copyreg
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ from compressae_index import persistence, planning
 from compressae_index._engine import simd
 from compressae_index.checks import (
     FloatArray,
+    as_path,
     check_choice,
     check_int,
     check_threads,
@@ -22,7 +23,7 @@ from compressae_index.checks import (
 )
 from compressae_index.clustering import similar_order
 from compressae_index.codes import SparseCodes
-from compressae_index.documents import Documents
+from compressae_index.documents import STORED_ROWS, Documents, stored_rows
 from compressae_index.embedded import RUN_ROWS, WINDOW, EmbeddedBackend
 from compressae_index.encoding import CodeStore, encoded_chunks
 from compressae_index.errors import DimensionError, FormatError, InputError
@@ -219,7 +220,7 @@ class CompressedIndex:
     @classmethod
     def from_codes(
         cls,
-        codes: CodeStore | str | Path,
+        codes: CodeStore | str | os.PathLike[str],
         model: CompresSAE,
         ids: Any = None,
         *,
@@ -591,11 +592,12 @@ class CompressedIndex:
             clusters=0 if state.backend.clusters is None else len(state.backend.clusters),
         )
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a directory, in one step: a crash leaves what was there before, or all of this index.
 
         Raises:
-            FormatError: something that this package did not write is at `path`.
+            FormatError: something other than an index is at `path`.
+            StorageError: the disk is full or refuses; what was there before is untouched.
         """
         state = self._state
         arrays = state.backend.to_arrays() | state.ids.to_arrays()
@@ -612,7 +614,7 @@ class CompressedIndex:
         persistence.write(path, "index", meta, arrays=arrays, tensors=self.model.tensors())
 
     @classmethod
-    def load(cls, path: str | Path, *, mmap: bool = False) -> CompressedIndex:
+    def load(cls, path: str | os.PathLike[str], *, mmap: bool = False) -> CompressedIndex:
         """Reads what `save` wrote, and checks all of it.
 
         Args:
@@ -622,32 +624,34 @@ class CompressedIndex:
         Raises:
             FormatError: the directory is missing, foreign, truncated, tampered with or of a newer format;
                 the message says which file and why.
+            StorageError: there is no permission to read it.
         """
         stored = persistence.read(path, "index", mmap=mmap)
-        with persistence.reading(str(path)):
-            index = cls._from_stored(
-                stored.meta, stored.arrays, CompresSAE.from_stored(stored.meta["model"], stored.tensors)
-            )
+        where = as_path(path)
+        with persistence.reading(str(where)):
+            model = CompresSAE.from_stored(persistence.entry(stored.meta, "model", dict), stored.tensors)
+            index = cls._from_stored(stored.meta, stored.arrays, model)
         if mmap:
-            index._mapped = index._state.backend, persistence.Mapped.of(Path(path), stored)
+            index._mapped = index._state.backend, persistence.Mapped.of(where, stored)
         return index
 
     @classmethod
     def _from_stored(
         cls, meta: Mapping[str, Any], arrays: dict[str, npt.NDArray[Any]], model: CompresSAE
     ) -> CompressedIndex:
-        n, k = meta["n"], meta["k"]
-        backend = EmbeddedBackend.from_arrays(
-            arrays, n, model.n_latents, k, meta["packing"], meta["postings"]
-        )
-        ids = Ids(n, {name: array for name, array in arrays.items() if name in ("ids", "id_text", "id_ends")})
-        marks = arrays.get("alive")
-        alive = None if marks is None else np.unpackbits(marks, count=n, bitorder="little").astype(bool)
+        n = check_int(meta["n"], "n", 0)
+        k = check_int(meta["k"], "k", 1, model.n_latents, "n_latents")
+        postings = check_int(meta["postings"], "postings", 1, k, "k")
+        packing = persistence.entry(meta, "packing", dict)
+        of_rows = {name: array for name, array in arrays.items() if name in STORED_ROWS}
+        of_codes = {name: array for name, array in arrays.items() if name not in STORED_ROWS}
+        backend = EmbeddedBackend.from_arrays(of_codes, n, model.n_latents, k, packing, postings)
+        ids, alive = stored_rows(n, of_rows)
         # Older indexes have no metric, which was cosine.
         metric, unit = meta.get("metric", "cosine"), meta.get("unit")
         if n and metric != "cosine" and unit is None:
             msg = "norms are kept, but not in which unit"
-            raise FormatError(msg)
+            raise InputError(msg)
         return cls(
             model,
             k=k,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,10 @@ METRICS: tuple[Metric, ...] = ("cosine", "inner_product")
 SMALLEST_NORM, LARGEST_NORM = 2.0**-10, 2.0**12
 
 
+# Medians of norms that rows of float32 can have, as powers of two.
+SMALLEST_UNIT, LARGEST_UNIT = 2.0**-150, 2.0**136
+
+
 class RowScale:
     """Factors that give codes of unit norm what the metric keeps of their rows: 1, or the norm of the row.
 
@@ -35,9 +39,7 @@ class RowScale:
             InputError: another metric, or a unit that none could have chosen.
         """
         self.metric: Metric = check_choice(metric, "metric", METRICS)
-        if unit is not None and not (0 < unit < math.inf and math.frexp(unit)[0] == 0.5):
-            msg = f"the unit of norms must be a power of two, got {unit!r}"
-            raise InputError(msg)
+        unit = None if unit is None else check_unit(unit)
         self.unit = 1.0 if metric == "cosine" else unit
 
     def copy(self) -> RowScale:
@@ -80,6 +82,22 @@ class RowScale:
             msg = f"queries row {far[0]} is so long that its inner products exceed float32"
             raise InputError(msg)
         return factors.astype(np.float32)[:, None]
+
+
+def check_unit(unit: Any) -> float:
+    """A unit that norms of float32 rows may be counted in.
+
+    Raises:
+        InputError: it is no power of two, or float32 holds no such norms.
+    """
+    is_number = isinstance(unit, (int, float)) and not isinstance(unit, bool)
+    if not (is_number and SMALLEST_UNIT <= unit <= LARGEST_UNIT and math.frexp(unit)[0] == 0.5):
+        msg = (
+            f"the unit of norms must be a power of two from {SMALLEST_UNIT} to {LARGEST_UNIT}, "
+            f"got {unit!r:.100}"
+        )
+        raise InputError(msg)
+    return float(unit)
 
 
 def check_model(model: CompresSAE, metric: Metric) -> None:

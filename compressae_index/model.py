@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -284,23 +284,26 @@ class CompresSAE:
         arrays["decoder_w"] = normalize_rows(check_vectors(arrays["decoder_w"], name="decoder_w"))
         return cls(**arrays, k=k)
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a directory: model.safetensors and manifest.json. An older model there is replaced.
 
         Raises:
             FormatError: something else is at `path`.
+            StorageError: the disk is full or refuses; what was there before is untouched.
         """
         persistence.write(path, "model", self.manifest(), tensors=self.tensors())
 
     @classmethod
-    def load(cls, path: str | Path) -> CompresSAE:
+    def load(cls, path: str | os.PathLike[str]) -> CompresSAE:
         """Reads what `save` wrote.
 
         Raises:
             FormatError: the directory is missing, foreign, truncated or tampered with.
+            StorageError: there is no permission to read it.
         """
         stored = persistence.read(path, "model")
-        return cls.from_stored(stored.meta, stored.tensors)
+        with persistence.reading(str(path)):
+            return cls.from_stored(stored.meta, stored.tensors)
 
     def tensors(self) -> dict[str, FloatArray]:
         """The parameters by name, as they are stored; `mean` only where there is one."""
@@ -316,15 +319,14 @@ class CompresSAE:
         """The model of a manifest's entry and its tensors.
 
         Raises:
-            FormatError: they do not belong together.
+            InputError: they are not those of a model, or do not belong together.
+            KeyError: an entry or a tensor is missing.
         """
-        with persistence.reading("the model"):
-            mean = tensors.get("mean")
-            model = cls(**{name: tensors[name] for name in _TENSORS}, k=meta["k"], mean=mean)
-            if model.fingerprint != meta["fingerprint"]:
-                msg = (
-                    f"the model's fingerprint is {model.fingerprint}, the manifest says {meta['fingerprint']}"
-                )
+        mean = tensors.get("mean")
+        model = cls(**{name: tensors[name] for name in _TENSORS}, k=check_int(meta["k"], "k", 1), mean=mean)
+        for name, value in model.manifest().items():
+            if meta[name] != value or type(meta[name]) is not type(value):
+                msg = f"{name} of the model is {value}, its manifest says {meta[name]!r:.100}"
                 raise InputError(msg)
         return model
 

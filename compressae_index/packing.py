@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,8 @@ class Aligned:
 
     A value is rounded by at most half of the row's scale, which is the row's largest magnitude / 127.
     """
+
+    array_names: ClassVar = ("latents", "values", "scales")
 
     def fitted(self, codes: SparseCodes) -> Aligned:  # noqa: ARG002
         """This packing, which learns nothing from codes."""
@@ -87,6 +89,8 @@ class Packed:
         value_bits: bits of a value, 4 to 8.
         levels: (2 ** (value_bits - 1),) float32, ascending in [0, 1]; None until codes were seen.
     """
+
+    array_names: ClassVar = ("rows",)
 
     value_bits: int = VALUE_BITS
     levels: FloatArray | None = None

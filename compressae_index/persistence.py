@@ -6,34 +6,60 @@
         model.safetensors
         <array>.npy
 
+A link among them is refused: whoever prepares a directory would say with it which files are read.
+
 New data are written beside the old ones, then the manifest is replaced atomically, then the old data are
-removed: a crash at any point leaves the old directory or the new one.
+removed, each step on the disk before the next: a crash or a loss of power at any point leaves the old
+directory or the new one. Writers need not know of each other. Each writes to a folder of its own and holds
+the folder's lock. The last to replace the manifest wins, and removes folders that it does not name and nobody
+holds.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import mmap as mmap_module
 import os
 import re
-import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from compressae_index.errors import FormatError, NewerFormatError
+from compressae_index.checks import as_path
+from compressae_index.errors import CompressaeError, FormatError, InputError, NewerFormatError
+from compressae_index.npy import read_header
+from compressae_index.storage import (
+    accessing,
+    check_writable,
+    make_folders,
+    new_file,
+    open_file,
+    own_folder,
+    remove_empty,
+    sweep,
+    sync,
+    sync_folder,
+)
+
+T = TypeVar("T")
 
 FORMAT = "compressae-index"
 FORMAT_VERSION = 1
 
 _MANIFEST = "manifest.json"
 _TENSOR_FILE = "model.safetensors"
-_DATA = re.compile(r"data-[0-9a-f]{8}")
+_PREFIX = "data-"
+_DATA = re.compile(rf"{_PREFIX}[0-9a-f]{{8}}")
 
 
 class Stored(NamedTuple):
@@ -77,7 +103,7 @@ class Mapped(NamedTuple):
 
 
 def write(
-    path: str | Path,
+    path: str | os.PathLike[str],
     kind: str,
     meta: Mapping[str, Any],
     *,
@@ -85,7 +111,7 @@ def write(
     tensors: Mapping[str, npt.NDArray[np.float32]],
     files: Mapping[str, Callable[[Path], object]] | None = None,
 ) -> None:
-    """Writes a directory of the given kind, replacing an older one of ours.
+    """Writes a directory of the given kind, replacing an older one of this kind.
 
     Args:
         path: the directory.
@@ -96,58 +122,150 @@ def write(
         files: files of another form by name, and what writes them to a path.
 
     Raises:
-        FormatError: something that this package did not write is at `path`.
-        OSError: the disk is full or refuses; what was there before is untouched.
+        FormatError: another kind is at `path`, or something that this package did not write.
+        StorageError: the disk is full or refuses; what was there before is untouched.
     """
-    path = Path(path)
-    existed = path.exists()
-    previous = _previous_data(path)
-    data = f"data-{secrets.token_hex(4)}"
+    path = as_path(path)
+    check_target(path, kind)
+    with accessing(path, "written"):
+        with _new_data(path) as folder:
+            _write_files(folder, arrays or {}, tensors, files or {})
+            described = {file.name: describe(file) for file in sorted(folder.iterdir())}
+            sync_folder(folder)
+            sync_folder(path)  # the folder's own name, before a manifest holds it
+            content = {"meta": dict(meta), "data": folder.name, "files": described}
+            previous = write_manifest(path, kind, content, aside=folder / _MANIFEST)
+        if previous is not None:
+            # Nobody writes what a manifest has named, so this needs no lock, which some file systems lack.
+            shutil.rmtree(path / previous, ignore_errors=True)
+        _sweep(path)
+
+
+@contextmanager
+def _new_data(path: Path) -> Iterator[Path]:
+    """A folder for new data, removed at the end if no manifest names it, as are the folders made for it."""
+    made: list[Path] = []
+    folder: Path | None = None
     try:
-        (path / data).mkdir(parents=True)
-        for name, write_file in (files or {}).items():
-            write_file(path / data / name)
-        _write_files(path / data, arrays or {}, tensors)
-        described = {file.name: describe(file) for file in sorted((path / data).iterdir())}
-        content = {"meta": dict(meta), "data": data, "files": described}
-        write_manifest(path, kind, content, aside=path / data / _MANIFEST)
+        with ExitStack() as held:
+            while folder is None:
+                made += make_folders(path)
+                with suppress(FileNotFoundError):  # removed again by another writer, who made it and failed
+                    _sweep(path)  # what is left over may be what fills the disk
+                    folder = held.enter_context(own_folder(path, _PREFIX))
+            yield folder
     except BaseException:
-        shutil.rmtree(path / data if existed else path, ignore_errors=True)
+        if folder is not None and not _is_named(path, folder.name):
+            shutil.rmtree(folder, ignore_errors=True)
+        remove_empty(made)
         raise
-    if previous is not None:
-        shutil.rmtree(path / previous, ignore_errors=True)
 
 
-def write_manifest(path: Path, kind: str, content: Mapping[str, Any], *, aside: Path) -> None:
-    """Replaces the manifest of a directory in one step, by way of a file `aside` on the same disk."""
+def _sweep(path: Path) -> None:
+    sweep(path, _DATA.fullmatch, lambda name: _is_named(path, name))
+
+
+def write_manifest(path: Path, kind: str, content: Mapping[str, Any], *, aside: Path) -> str | None:
+    """Replaces the manifest of a directory in one step, by way of a new file `aside` on the same disk.
+
+    Returns:
+        The data folder that the replaced manifest named, if it named one.
+
+    Raises:
+        FormatError: another kind, or something foreign, came to be at `path` since `check_target`.
+    """
     manifest = {"format": FORMAT, "format_version": FORMAT_VERSION, "kind": kind, **content}
     manifest["checksum"] = _manifest_checksum(manifest)
-    _write_durably(aside, json.dumps(manifest, indent=1).encode())
+    with new_file(aside) as handle:
+        handle.write(json.dumps(manifest, indent=1).encode())
+        sync(handle)
+    previous = _replaced_by(path, kind, with_data="data" in content)
     os.replace(aside, path / _MANIFEST)
+    sync_folder(path)
+    return previous
 
 
-def check_target(path: str | Path) -> None:
+def check_target(path: str | os.PathLike[str], kind: str) -> None:
     """Refuses what `write` would refuse, for callers whose work before it takes a while.
 
     Raises:
-        FormatError: something that this package did not write is at `path`.
+        FormatError: another kind is at `path`, or something that this package did not write.
+        StorageError: there is no permission to write there.
     """
-    _previous_data(Path(path))
+    path = as_path(path)
+    check_writable(path)
+    with accessing(path, "read"):
+        foreign = path.exists() and not path.is_dir()
+        # Without a manifest: empty, or left by a first write that was killed, or that goes on.
+        if path.is_dir() and not was_written(path):
+            foreign = not all(_DATA.fullmatch(entry.name) for entry in path.iterdir())
+        if foreign:
+            raise _foreign(path)
+        _replaced_by(path, kind)
 
 
-def check_parents(path: Path) -> None:
-    """Refuses a path that lies below a file.
+def was_written(path: Path) -> bool:
+    """Whether a path holds a manifest, of whatever it is; a first write that was killed leaves none."""
+    try:
+        (path / _MANIFEST).lstat()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _replaced_by(path: Path, kind: str, *, with_data: bool = True) -> str | None:
+    """The data folder that the manifest at a path names, or None where there is no manifest.
 
     Raises:
-        FormatError: with the parent that is not a directory.
+        FormatError: the manifest is of another kind, or foreign.
     """
-    for parent in path.parents:
-        if parent.exists() and not parent.is_dir():
-            msg = f"{path} cannot be written, as {parent} is not a directory"
-            raise FormatError(msg)
+    try:
+        manifest = _parsed(path)
+        found, data = manifest["kind"], manifest.get("data")
+        ours = manifest["format"] == FORMAT and isinstance(found, str)
+    except FileNotFoundError:
+        return None
+    except (FormatError, IsADirectoryError, ValueError, KeyError, TypeError, RecursionError):
+        ours = False
+    if ours and found != kind:
+        msg = f"{path} holds: {found}; to be written: {kind}; use another path, or remove what is there"
+        raise FormatError(msg)
+    # The name decides what is deleted, so it must be one that this module gives.
+    if not ours or (with_data and not _is_data(data)):
+        raise _foreign(path)
+    return data if with_data else None
 
 
-def read(path: str | Path, kind: str, *, mmap: bool = False) -> Stored:
+def _foreign(path: Path) -> FormatError:
+    return FormatError(f"{path} exists and was not written by compressae-index; it is left as it is")
+
+
+def _is_named(path: Path, data: str) -> bool:
+    """Whether the manifest at a path names a data folder; in doubt, it does."""
+    try:
+        return bool(_parsed(path)["data"] == data)
+    except FileNotFoundError:
+        return False
+    except (FormatError, OSError, ValueError, LookupError, TypeError, RecursionError):
+        return True
+
+
+def _is_data(name: object) -> bool:
+    return isinstance(name, str) and _DATA.fullmatch(name) is not None
+
+
+def kind_of(path: str | os.PathLike[str]) -> str:
+    """What a directory holds: "index", "model", "codes", "checkpoint" or "faiss index".
+
+    Raises:
+        FormatError: there is none, or it is foreign or damaged.
+        NewerFormatError: a newer version of this package wrote it.
+        StorageError: it cannot be read.
+    """
+    return str(read_manifest(as_path(path), None)["kind"])
+
+
+def read(path: str | os.PathLike[str], kind: str, *, mmap: bool = False) -> Stored:
     """Reads a directory of the given kind and checks all of it.
 
     Args:
@@ -157,36 +275,107 @@ def read(path: str | Path, kind: str, *, mmap: bool = False) -> Stored:
             reading the files once; the pages stay the operating system's.
 
     Raises:
-        FormatError: with the file that is missing, truncated, foreign or tampered with.
+        FormatError: with the file that is missing, truncated, foreign, tampered with or a link.
         NewerFormatError: a newer version of this package wrote it.
+        StorageError: there is no permission to read it.
     """
-    path = Path(path)
+    where = as_path(path)
+    return unless_replaced(where, lambda: _read(where, kind, mmap))
+
+
+def unless_replaced(path: Path, attempt: Callable[[], T]) -> T:
+    """What reading a directory gives; tried again where it failed and a writer replaced it meanwhile."""
+    while True:
+        before = _manifest_bytes(path)
+        try:
+            return attempt()
+        except (FormatError, OSError):
+            if _manifest_bytes(path) == before:
+                raise
+
+
+def _manifest_bytes(path: Path) -> bytes | None:
+    try:
+        with open_file(path / _MANIFEST) as handle:
+            return handle.read()
+    except (FormatError, OSError):
+        return None
+
+
+def _read(path: Path, kind: str, mmap: bool) -> Stored:
     manifest = read_manifest(path, kind)
     arrays: dict[str, npt.NDArray[Any]] = {}
     tensors: dict[str, npt.NDArray[np.float32]] = {}
     files: dict[str, Path] = {}
-    with reading(str(path)):
-        for name, expected in manifest["files"].items():
-            file = path / manifest["data"] / Path(name).name
-            verify(file, expected)
+    with accessing(path, "read"), reading(str(path)), ExitStack() as opened:
+        folder = _data_folder(path, manifest)
+        # All are opened before the first is read, so that a writer that removes them now does no harm.
+        handles = {name: opened.enter_context(open_file(folder / _bare(name))) for name in manifest["files"]}
+        for name, handle in handles.items():
+            file = folder / name
+            _verify(handle, file, manifest["files"][name])
             if name == _TENSOR_FILE:
-                from safetensors.numpy import load_file
+                from safetensors.numpy import load
 
-                tensors = load_file(file)
+                tensors = load(handle.read())
             elif file.suffix == ".npy":
-                arrays[file.stem] = _read_array(file, mmap)
+                arrays[file.stem] = _read_array(handle, file, mmap)
             else:
                 files[name] = file
-        return Stored(manifest["meta"], arrays, tensors, files, manifest["checksum"])
+        return Stored(entry(manifest, "meta", dict), arrays, tensors, files, manifest["checksum"])
 
 
-def _read_array(file: Path, mmap: bool) -> npt.NDArray[Any]:
-    """Not by np.load, which would also take archives."""
-    if mmap:
-        return np.lib.format.open_memmap(file, mode="r")
-    with file.open("rb") as handle:
-        array: npt.NDArray[Any] = np.lib.format.read_array(handle, allow_pickle=False)
-        return array
+def _data_folder(path: Path, manifest: Mapping[str, Any]) -> Path:
+    name: str = manifest["data"]
+    if not _is_data(name):
+        msg = f"its manifest names {name!r} as the folder of its data"
+        raise ValueError(msg)
+    folder = path / name
+    if folder.is_symlink():
+        msg = f"{folder} is a link, and links are not followed: put a copy of the folder in its place"
+        raise FormatError(msg)
+    return folder
+
+
+def _bare(name: str) -> str:
+    if name in ("", ".", "..") or any(mark in name for mark in "/\\\0"):
+        msg = f"its manifest names a file {name!r}"
+        raise ValueError(msg)
+    return name
+
+
+def _read_array(handle: BufferedReader, file: Path, mmap: bool) -> npt.NDArray[Any]:
+    """Not by np.load, which would also take archives, and only what the file is long enough for."""
+    header = read_header(handle, file)
+    empty = 0 in header.shape
+    # A header of odd length leaves numbers where processors need not find them.
+    if mmap and not empty and header.offset % header.dtype.alignment == 0:
+        order: Literal["F", "C"] = "F" if header.fortran_order else "C"
+        return np.memmap(handle, header.dtype, "r", header.offset, header.shape, order)
+    handle.seek(0)
+    array: npt.NDArray[Any] = np.lib.format.read_array(handle, allow_pickle=False)
+    return array
+
+
+def entry(content: Mapping[str, Any], name: str, kind: type[T]) -> T:
+    """An entry of a manifest, of the type that it must have.
+
+    Raises:
+        InputError: it is missing or of another type.
+    """
+    value = content.get(name)
+    if not isinstance(value, kind):
+        msg = f"{name} in its manifest must be of type {kind.__name__}, got {value!r:.100}"
+        raise InputError(msg)
+    return value
+
+
+def release_pages(arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Lets the system take back what was read of mapped arrays; it is read again where it is needed."""
+    for array in arrays.values():
+        base: Any = array.base
+        if isinstance(base, mmap_module.mmap) and hasattr(mmap_module, "MADV_DONTNEED"):
+            base.madvise(mmap_module.MADV_DONTNEED)
 
 
 @contextmanager
@@ -196,53 +385,71 @@ def reading(what: str) -> Iterator[None]:
         yield
     except (FormatError, OSError, MemoryError):
         raise
+    except KeyError as error:
+        msg = f"{what} is damaged: it lacks {error}"
+        raise FormatError(msg) from error
     except Exception as error:
-        msg = f"{what} is damaged: {type(error).__name__}: {error}"
+        # Errors of checks are sentences; others need their name.
+        name = "" if isinstance(error, (CompressaeError, ValueError)) else f"{type(error).__name__}: "
+        msg = f"{what} is damaged: {name}{error}"
         raise FormatError(msg) from error
 
 
 def _write_files(
-    folder: Path, arrays: Mapping[str, npt.NDArray[Any]], tensors: Mapping[str, npt.NDArray[np.float32]]
+    folder: Path,
+    arrays: Mapping[str, npt.NDArray[Any]],
+    tensors: Mapping[str, npt.NDArray[np.float32]],
+    files: Mapping[str, Callable[[Path], object]],
 ) -> None:
-    from safetensors.numpy import save_file
+    """Fills a folder, durably but for the names in it."""
+    from safetensors.numpy import save
 
-    save_file(dict(tensors), folder / _TENSOR_FILE)
-    for name, array in arrays.items():
-        np.save(folder / f"{name}.npy", array, allow_pickle=False)
-    for file in folder.iterdir():
-        with file.open("rb+") as handle:
+    for name, write_file in files.items():
+        write_file(folder / name)
+        with (folder / name).open("rb+") as handle:
             os.fsync(handle.fileno())
-
-
-def _write_durably(file: Path, content: bytes) -> None:
-    with file.open("wb") as handle:
-        handle.write(content)
-        handle.flush()
-        os.fsync(handle.fileno())
+    with new_file(folder / _TENSOR_FILE) as handle:
+        handle.write(save(dict(tensors)))
+        sync(handle)
+    for name, array in arrays.items():
+        with new_file(folder / f"{name}.npy") as handle:
+            # Of numpy's own way to a file, an error would say how many bytes it took, but not why.
+            target: Any = SimpleNamespace(write=handle.write)
+            np.save(target, array, allow_pickle=False)
+            sync(handle)
 
 
 def describe(file: Path) -> dict[str, Any]:
     """What a manifest holds of a file: its size and checksum."""
     with file.open("rb") as handle:
-        return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(handle, "sha256").hexdigest()}
+        return _described(handle)
+
+
+def _described(handle: BufferedReader) -> dict[str, Any]:
+    size = os.fstat(handle.fileno()).st_size
+    return {"bytes": size, "sha256": hashlib.file_digest(handle, "sha256").hexdigest()}
 
 
 def verify(file: Path, expected: Mapping[str, Any]) -> None:
     """Compares a file with what `describe` gave.
 
     Raises:
-        FormatError: it is missing, of another size or does not match its checksum.
+        FormatError: it is missing, a link, of another size or does not match its checksum.
     """
-    if not file.is_file():
-        msg = f"{file} is missing"
-        raise FormatError(msg)
-    size = file.stat().st_size
+    with open_file(file) as handle:
+        _verify(handle, file, expected)
+
+
+def _verify(handle: BufferedReader, file: Path, expected: Mapping[str, Any]) -> None:
+    """As `verify`, of a file that is open; it is to be read from its beginning again."""
+    size = os.fstat(handle.fileno()).st_size
     if size != expected["bytes"]:
         msg = f"{file} holds {size} bytes, its manifest says {expected['bytes']}"
         raise FormatError(msg)
-    if describe(file)["sha256"] != expected["sha256"]:
+    if _described(handle)["sha256"] != expected["sha256"]:
         msg = f"{file} does not match its checksum"
         raise FormatError(msg)
+    handle.seek(0)
 
 
 def _manifest_checksum(manifest: Mapping[str, Any]) -> str:
@@ -250,56 +457,55 @@ def _manifest_checksum(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def read_manifest(path: Path, kind: str) -> dict[str, Any]:
-    """The manifest of a directory of the given kind, its own checksum verified.
+def read_manifest(path: Path, kind: str | None) -> dict[str, Any]:
+    """The manifest of a directory of the given kind, or of any for None; its own checksum verified.
 
     Raises:
         FormatError: there is none, or it is foreign, damaged, or of another kind.
         NewerFormatError: a newer version of this package wrote it.
+        StorageError: there is no permission to read it.
     """
-    if not path.is_dir():
-        msg = f"{path} is not a directory" if path.exists() else f"{path} does not exist"
-        raise FormatError(msg)
-    try:
-        manifest = json.loads((path / _MANIFEST).read_bytes())
-    except (FileNotFoundError, IsADirectoryError):
-        msg = f"{path} holds no {_MANIFEST}, so it is not a compressae-index directory"
-        raise FormatError(msg) from None
-    except (ValueError, RecursionError) as error:
-        msg = f"{path / _MANIFEST} is truncated or not JSON: {error}"
-        raise FormatError(msg) from error
+    with accessing(path, "read"):
+        if not path.is_dir():
+            msg = f"{path} is not a directory" if path.exists() else f"{path} does not exist"
+            raise FormatError(msg)
+        try:
+            manifest = _parsed(path)
+        except (FileNotFoundError, IsADirectoryError):
+            msg = f"{path} holds no {_MANIFEST}, so it is not a compressae-index directory"
+            raise FormatError(msg) from None
+        except (ValueError, RecursionError) as error:
+            msg = f"{path / _MANIFEST} is truncated or not JSON: {error}"
+            raise FormatError(msg) from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         msg = f"{path / _MANIFEST} was not written by compressae-index"
         raise FormatError(msg)
     version = manifest.get("format_version")
-    if isinstance(version, int) and version > FORMAT_VERSION:
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        msg = f"{path / _MANIFEST} is damaged: its format version is {version!r}"
+        raise FormatError(msg)
+    if version > FORMAT_VERSION:
         msg = f"{path} has format version {version}, but this compressae-index reads up to {FORMAT_VERSION}"
         raise NewerFormatError(msg)
     if manifest.get("checksum") != _manifest_checksum(manifest):
         msg = f"{path / _MANIFEST} does not match its own checksum: it was changed after it was written"
         raise FormatError(msg)
-    if manifest.get("kind") != kind:
-        msg = f"{path} holds: {manifest.get('kind')}; expected: {kind}"
+    if not isinstance(manifest.get("kind"), str) or kind not in (None, manifest["kind"]):
+        msg = f"{path} holds: {manifest.get('kind')}; expected: {kind or 'a kind'}"
         raise FormatError(msg)
     return manifest
 
 
-def _previous_data(path: Path) -> str | None:
-    """The data folder that a write to `path` replaces, or None where there is nothing yet."""
-    check_parents(path)
-    if not path.exists():
-        return None
-    # Empty, or left by a first write that was killed.
-    if path.is_dir() and all(_DATA.fullmatch(entry.name) for entry in path.iterdir()):
-        return None
-    try:
-        manifest = json.loads((path / _MANIFEST).read_bytes())
-        data: str = manifest["data"]
-        # The name decides what is deleted, so it must be one that this module gives.
-        ours = manifest["format"] == FORMAT and _DATA.fullmatch(data) is not None
-    except (OSError, ValueError, KeyError, TypeError):
-        ours = False
-    if not ours:
-        msg = f"{path} exists and was not written by compressae-index; it is left as it is"
-        raise FormatError(msg)
-    return data
+def _parsed(path: Path) -> Any:
+    """The JSON of a manifest, whatever it holds.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError: there is none.
+        FormatError: it is a link or no file.
+        ValueError, RecursionError: it is no JSON.
+    """
+    file = path / _MANIFEST
+    if stat.S_ISDIR(file.lstat().st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
+    with open_file(file) as handle:
+        return json.loads(handle.read())

@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import gc
+import hashlib
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from compressae_index import CompresSAE, CompressedIndex, FormatError, InputError, SparseCodes
+from compressae_index import CompresSAE, CompressedIndex, FormatError, InputError, SparseCodes, persistence
 from compressae_index.checks import FloatArray
 from compressae_index.encoding import CodeStore, encode_to_directory
 from compressae_index.sources import open_vectors
@@ -381,13 +384,104 @@ def test_other_settings_are_refused(
     assert times(begun) == before
 
 
-def test_other_embeddings_are_refused(begun: Path, model: CompresSAE, vectors: FloatArray) -> None:
+def changed_shards(before: dict[str, int], after: dict[str, int]) -> set[int]:
+    return {int(re.findall(r"[0-9]+", name)[0]) for name in after if after[name] != before.get(name)}
+
+
+@pytest.mark.parametrize("source", ["array", "file", "folder", "iterator"])
+@pytest.mark.parametrize(
+    ("rows", "shards"),
+    [([0], {0}), ([SHARD // 2], {0}), ([SHARD - 5], {0}), ([3000], {1}), ([SHARD - 1, SHARD], {0, 1})],
+)
+def test_shards_of_changed_rows_are_encoded_again(
+    begun: Path,
+    tmp_path: Path,
+    model: CompresSAE,
+    vectors: FloatArray,
+    rows: list[int],
+    shards: set[int],
+    source: str,
+) -> None:
     other = vectors.copy()
-    other[SHARD] += 1
-    with pytest.raises(
-        InputError, match=r"codes holds codes of other embeddings: rows 2048 \.\. 3999 changed"
-    ):
+    other[rows] = vectors[1000]
+    np.save(tmp_path / "e.npy", other)
+    write_shards(tmp_path / "s", ".npy", other, (700, 2500))
+    given: dict[str, Any] = {
+        "array": other,
+        "file": tmp_path / "e.npy",
+        "folder": tmp_path / "s",
+        "iterator": iter(np.array_split(other, 3)),
+    }
+    before = times(begun)
+    with pytest.warns(UserWarning, match=r"codes holds codes of other embeddings: rows .* are encoded again"):
+        store = again(begun, model, given[source])
+    assert changed_shards(before, times(begun)) == shards
+    again(begun, model, other)  # without a warning
+    assert changed_shards(before, times(begun)) == shards
+    fresh = again(tmp_path / "fresh", model, other, shard_rows=SHARD)
+    assert_same_codes(store[0:4000], fresh[0:4000])
+    assert (begun / "manifest.json").read_bytes() == (tmp_path / "fresh" / "manifest.json").read_bytes()
+
+
+def test_two_rows_exchanged_are_a_change(begun: Path, model: CompresSAE, vectors: FloatArray) -> None:
+    other = vectors.copy()
+    other[[100, 200]] = vectors[[200, 100]]
+    other[3000, 5] = np.nextafter(vectors[3000, 5], np.float32(1))
+    before = times(begun)
+    with pytest.warns(UserWarning, match=r"rows (0 \.\. 2047|2048 \.\. 3999) changed") as warned:
         again(begun, model, other)
+    assert len(warned) == 2
+    assert changed_shards(before, times(begun)) == {0, 1}
+
+
+def test_what_changes_while_it_is_encoded_is_found(
+    tmp_path: Path, model: CompresSAE, vectors: FloatArray
+) -> None:
+    """The digest is of the rows that were encoded, not of those that another look finds."""
+    read: list[int] = []
+
+    class Changing:
+        shape = (100, 384)
+
+        def __getitem__(self, rows: slice) -> FloatArray:
+            part = vectors[rows].copy()
+            if not read:
+                part[50] = vectors[1000]
+            read.append(rows.start)
+            return part
+
+    again(tmp_path / "codes", model, Changing())
+    with pytest.warns(UserWarning, match=r"rows 0 \.\. 99 changed"):
+        store = again(tmp_path / "codes", model, Changing())
+    expected = model.fold(model.encode(vectors[:100], 8, encoder="topk"))
+    assert_same_codes(store[0:100], expected)
+
+
+def test_bad_rows_that_came_since_change_nothing(begun: Path, model: CompresSAE, vectors: FloatArray) -> None:
+    before = {file.name: file.read_bytes() for file in begun.iterdir()}
+    other = vectors.copy()
+    other[5], other[3000, 2] = vectors[0], np.nan
+    with pytest.warns(UserWarning, match="changed"), pytest.raises(InputError, match="row 3000 holds NaN"):
+        again(begun, model, other)
+    assert {file.name: file.read_bytes() for file in begun.iterdir()} == before
+
+
+def test_codes_of_version_0_1_0(begun: Path, model: CompresSAE, vectors: FloatArray) -> None:
+    """Their digests are of the first and last 4 rows of a shard, which says nothing of the others."""
+    manifest = json.loads((begun / "manifest.json").read_bytes())
+    for number, entry in enumerate(manifest["shards"]):
+        shard = vectors[SHARD * number : SHARD * (number + 1)]
+        witness = hashlib.sha256(shard[:4].tobytes() + shard[-4:].tobytes())
+        entry["embeddings"] = witness.hexdigest()[:32]
+    manifest["checksum"] = persistence._manifest_checksum(manifest)
+    (begun / "manifest.json").write_text(json.dumps(manifest))
+    assert len(CodeStore.load(begun)) == 4000
+    other = vectors.copy()
+    other[1000] = vectors[0]
+    with pytest.warns(UserWarning, match=r"does not tell whether rows .* changed, as 0\.1\.0 encoded them"):
+        store = again(begun, model, other)
+    assert_same_codes(store[0:4000], model.fold(model.encode(other, 8, encoder="topk")))
+    again(begun, model, other)
 
 
 @pytest.mark.parametrize("name", ["latents-000001.npy", "values-000001.npy"])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import tempfile
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,14 +27,15 @@ from compressae_index.cli.options import (
     written_aside,
 )
 from compressae_index.encoding import CodeStore, encode_to_directory, encoded_chunks
-from compressae_index.errors import FormatError
+from compressae_index.errors import FormatError, InputError, StorageError
 from compressae_index.index import DEFAULT_K, CompressedIndex
 from compressae_index.metric import Metric
 from compressae_index.model import CompresSAE, Encoder
 from compressae_index.packing import VALUE_BITS
-from compressae_index.persistence import check_target
+from compressae_index.persistence import check_target, kind_of
 from compressae_index.progress import track
 from compressae_index.sources import Vectors, open_vectors
+from compressae_index.storage import accessing
 
 if TYPE_CHECKING:
     from compressae_index.training import TrainConfig
@@ -72,12 +75,15 @@ def train(
     """  # noqa: D301
     from compressae_index.training import train as train_model
 
-    check_target(output)
+    check_target(output, "model")
+    if checkpoint is not None and checkpoint.resolve() == output.resolve():
+        msg = f"{output} cannot hold both the model and the checkpoint: use two directories"
+        raise InputError(msg)
     vectors = open_vectors(embeddings, dataset=dataset)
     config = replace(train_config(preset, steps, seed), center=center)
     config = config.with_codes(DEFAULT_K if k is None else k, n_latents)
     result = train_model(vectors, config, checkpoint=checkpoint, progress=True)
-    result.model.save(output)
+    _save(result.model, output)
     content = {
         "model": str(output),
         **result.model.manifest(),
@@ -214,7 +220,7 @@ def build(
     """  # noqa: D301
     if (embeddings is None) == (codes is None):
         raise click.UsageError("Give either EMBEDDINGS or --codes.")
-    check_target(output)
+    check_target(output, "index")
     row_ids = None if ids is None else _read_ids(ids)
     trained = None if model is None else CompresSAE.load(model)
     started = time.perf_counter()
@@ -244,11 +250,43 @@ def build(
             target_recall=target_recall,
             num_threads=threads,
         )
-    index.save(output)
+    _save(index, output)
     content = {"index": str(output), "seconds": time.perf_counter() - started, **index.stats()._asdict()}
     if index.plan is not None:
         content |= {"expected_recall": index.plan.recall, "expected_dense_recall": index.plan.dense_recall}
     report(content, as_json)
+
+
+def _save(made: CompressedIndex | CompresSAE, output: Path) -> None:
+    """Saves what took long to make; where that fails, to a folder for temporary files.
+
+    Raises:
+        FormatError, StorageError: saving failed; the message says what was kept, and where.
+    """
+    try:
+        made.save(output)
+    except (FormatError, OSError) as error:
+        kept = _kept(made, output.name)
+        if kept is None:
+            raise
+        number = error.errno if isinstance(error, OSError) else None
+        raise StorageError(number, f"{error}; {kept}", str(output)) from error
+
+
+def _kept(made: CompressedIndex | CompresSAE, name: str) -> str | None:
+    """Saves to a new folder for temporary files; says what is there, or None where nothing had room."""
+    # An index may be too large where its model, which took longest, is not.
+    parts: list[CompressedIndex | CompresSAE] = (
+        [made, made.model] if isinstance(made, CompressedIndex) else [made]
+    )
+    with suppress(OSError):
+        folder = Path(tempfile.mkdtemp(prefix="compressae-index-"))
+        for part in parts:
+            with suppress(FormatError, OSError):
+                part.save(folder / name)
+                return f"the {kind_of(folder / name)} is kept in {folder / name}"
+        folder.rmdir()
+    return None
 
 
 TRAINING = ("preset", "steps", "seed")
@@ -291,11 +329,11 @@ def cluster(index: Path, output: Path | None, threads: int | None, as_json: bool
       compressae-index search items.index queries.npy --nprobe 32
     """  # noqa: D301
     target = index if output is None else output
-    check_target(target)
+    check_target(target, "index")
     loaded = CompressedIndex.load(index)
     started = time.perf_counter()
     loaded.cluster(num_threads=threads, progress=True)
-    loaded.save(target)
+    _save(loaded, target)
     report(
         {"index": str(target), "seconds": time.perf_counter() - started, **loaded.stats()._asdict()}, as_json
     )
@@ -360,19 +398,18 @@ def info(path: Path, as_json: bool) -> None:
 
 def _described(path: Path) -> dict[str, Any]:
     """What is at a path, by name; the first name is what it is."""
-    if path.is_file() and _is_faiss(path):
+    with accessing(path, "read"):
+        is_faiss = path.is_file() and _is_faiss(path)
+    if is_faiss:
         from compressae_index.connectors.faiss import lists
 
         return {"faiss_lists": str(path), **lists.stats(lists.read_lists(path, mmap=True))._asdict()}
-    try:
+    kind = kind_of(path)
+    if kind == "model":
         return {"model": str(path), **CompresSAE.load(path).manifest()}
-    except FormatError as error:
-        if "expected: model" not in str(error):
-            raise
-        found = str(error)
-    if "holds: codes" in found:
+    if kind == "codes":
         return {"codes": str(path), **CodeStore.load(path).manifest()}
-    if "holds: faiss index" in found:
+    if kind == "faiss index":
         from compressae_index.connectors.faiss import FaissIndex
 
         filed = FaissIndex.load(path, mmap=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
-import secrets
+import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,10 +18,15 @@ from compressae_index.errors import FormatError
 from compressae_index.metric import METRICS
 from compressae_index.model import ENCODERS
 from compressae_index.queries import MODES, SCORINGS
+from compressae_index.storage import accessing, check_writable, own_folder, sweep, sync_folder
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 PATH = click.Path(path_type=Path)
+
+# Folders that files are written in until they are whole.
+_ASIDE_PREFIX = ".compressae-"
+_ASIDE = re.compile(rf"{re.escape(_ASIDE_PREFIX)}[0-9a-f]{{8}}")
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 threads_option = click.option("--threads", type=int, help="Threads of the engine.  [default: all]")
@@ -140,7 +147,8 @@ def check_file(path: Path, suffix: str, what: str) -> None:
     """Refuses a file to write that has another suffix, or no folder to stand in, before any work.
 
     Raises:
-        FormatError: it is so.
+        FormatError: it is so, or a folder has that name.
+        StorageError: there is no permission to write it.
     """
     if path.suffix.lower() != suffix:
         msg = f"{path}: {what} are written as {suffix}"
@@ -148,14 +156,32 @@ def check_file(path: Path, suffix: str, what: str) -> None:
     if not path.parent.is_dir():
         msg = f"{path.parent} is not a directory"
         raise FormatError(msg)
+    if path.is_dir():
+        msg = f"{path} is a directory, and {what} are written to a file"
+        raise FormatError(msg)
+    check_writable(path.parent)
 
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to, which takes its place when all went well."""
-    aside = path.with_name(f".{secrets.token_hex(4)}-{path.name}")
-    try:
-        yield aside
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    """A path to write to, whose file takes the place of `path` when all went well.
+
+    Raises:
+        StorageError: the disk is full or refuses; what was at `path` is untouched.
+    """
+    with accessing(path, "written"):
+        # What processes that were killed have left, those of version 0.1.0 as files.
+        with suppress(OSError):
+            sweep(path.parent, _ASIDE.fullmatch, lambda _: False)
+            for left in path.parent.glob(f".????????-{glob.escape(path.name)}"):
+                if re.match(r"\.[0-9a-f]{8}-", left.name):
+                    left.unlink()
+        with own_folder(path.parent, _ASIDE_PREFIX) as folder:
+            try:
+                yield (aside := folder / path.name)
+                with aside.open("rb+") as file:
+                    os.fsync(file.fileno())
+                os.replace(aside, path)
+                sync_folder(path.parent)
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)

@@ -9,8 +9,10 @@
 #include <nanobind/stl/vector.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <cstdint>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -33,6 +35,7 @@
 #include "rounding.hpp"
 #include "rows.hpp"
 #include "search.hpp"
+#include "strings.hpp"
 #include "thread_pool.hpp"
 #include "top_k.hpp"
 
@@ -138,13 +141,16 @@ Scope scope_of(std::vector<Part>&& parts, std::size_t n_latents, const Bitmap& b
   return scope;
 }
 
-// One array out of a dict, typed; nanobind refuses a wrong dtype, rank or layout.
+// One array out of a dict, typed; nanobind refuses a wrong dtype, rank or layout, but not an address between two
+// places.
 template <typename T, std::size_t Rank>
 Input<T, Rank> take(const nb::dict& arrays, const char* name) {
   require(arrays.contains(name), std::string("the array '") + name + "' is missing");
   Input<T, Rank> array;
   if (!nb::try_cast(arrays[name], array, false))
     throw std::invalid_argument(std::string("the array '") + name + "' has another dtype, rank or layout");
+  require(reinterpret_cast<std::uintptr_t>(array.data()) % alignof(T) == 0,
+          std::string("the array '") + name + "' is not aligned in memory");
   return array;
 }
 
@@ -159,6 +165,25 @@ Hits searched(std::size_t n_queries, std::size_t top, const Search& search) {
     search(Results{scores.data(), rows.data(), top});
   }
   return {to_numpy(std::move(scores), {n_queries, top}), to_numpy(std::move(rows), {n_queries, top})};
+}
+
+// Calls run(begin, end) for every `length` of n rows, without the GIL.
+template <typename Run>
+void for_each_run(std::size_t n, std::size_t length, std::size_t num_threads, const Run& run) {
+  const WithoutGil without_gil;
+  ThreadPool::instance().parallel_for((n + length - 1) / length, num_threads, [&](std::size_t number) {
+    run(number * length, std::min((number + 1) * length, n));
+  });
+}
+
+// Rows a task of packing or checking takes.
+constexpr std::size_t kPackRows = 1024;
+
+template <typename PackRow>
+void for_each_row(std::size_t n, std::size_t num_threads, const PackRow& pack_row) {
+  for_each_run(n, kPackRows, num_threads, [&](std::size_t begin, std::size_t end) {
+    for (std::size_t row = begin; row < end; ++row) pack_row(row);
+  });
 }
 
 class InvertedLists {
@@ -232,6 +257,12 @@ class InvertedLists {
     });
   }
 
+  // Throws where they are not of ascending documents, `postings` of each in all.
+  void validate(std::size_t postings, std::size_t num_threads) const {
+    require_equal(lists_.n_postings, lists_.n_documents * postings, "the number of postings");
+    for_each_run(lists_.n_windows(), 1, num_threads, [&](std::size_t w, std::size_t) { lists_.validate_window(w); });
+  }
+
   Output<std::int64_t> list_lengths() const {
     std::vector<std::int64_t> lengths(lists_.n_latents);
     for (std::size_t j = 0; j < lists_.n_latents; ++j)
@@ -297,6 +328,14 @@ class Clusters {
     nbytes_ = begins.nbytes() + means.nbytes() + scales.nbytes();
   }
 
+  // Throws where they are not of the first windows of these lists.
+  void validate(const InvertedLists& lists, std::size_t num_threads) const {
+    require_equal(lists.view().n_latents, view_.n_latents, "latents of the posting lists");
+    require(view_.n_windows * kWindow <= lists.n_documents(), "clusters are of more documents than there are");
+    for_each_run(view_.n_latents, 1, num_threads,
+                 [&](std::size_t latent, std::size_t) { view_.validate(lists.view(), latent); });
+  }
+
   Arrays arrays() const { return arrays_; }
   std::size_t nbytes() const { return nbytes_; }
   std::size_t size() const { return view_.n_clusters(); }
@@ -327,6 +366,12 @@ class BorrowedLists {
       lists_.push_back({reinterpret_cast<const unsigned char*>(document), reinterpret_cast<const unsigned char*>(value),
                         static_cast<std::size_t>(count)});
     }
+  }
+
+  // Throws where a list is not of ascending documents that are there, or a value is not finite.
+  void validate(std::size_t num_threads) const {
+    for_each_run(lists_.size(), 1, num_threads,
+                 [&](std::size_t number, std::size_t) { validate_list(lists_[number], n_documents_); });
   }
 
   Hits search(const Input<std::uint16_t, 2>& latents, const Input<float, 2>& weights, std::size_t top,
@@ -389,6 +434,8 @@ class ForwardPart : public Forward {
   std::size_t n_latents() const { return n_latents_; }
   virtual std::size_t n_documents() const = 0;
   virtual std::size_t k() const = 0;
+  // Throws where a row is not a code.
+  virtual void validate(std::size_t num_threads) const = 0;
 
  protected:
   ForwardPart(Arrays arrays, std::size_t n_latents) : arrays_(std::move(arrays)), n_latents_(n_latents) {
@@ -415,6 +462,14 @@ class CodesPart : public ForwardPart {
   using ForwardPart::rescore;
   std::size_t n_documents() const override { return codes_.n_documents; }
   std::size_t k() const override { return codes_.k; }
+  void validate(std::size_t num_threads) const override {
+    for_each_row(n_documents(), num_threads, [&](std::size_t row) {
+      if (!codes_.is_whole(row, n_latents_))
+        throw std::invalid_argument("row " + std::to_string(row) +
+                                    " of the codes is not of ascending latents below n_latents " +
+                                    std::to_string(n_latents_) + " and finite values");
+    });
+  }
 
  protected:
   using ForwardPart::ForwardPart;
@@ -519,25 +574,6 @@ class PackedCodes : public CodesPart<PackedView> {
   }
 };
 
-// Rows a task of packing takes.
-constexpr std::size_t kPackRows = 1024;
-
-// Calls run(begin, end) for every `length` of n rows, without the GIL.
-template <typename Run>
-void for_each_run(std::size_t n, std::size_t length, std::size_t num_threads, const Run& run) {
-  const WithoutGil without_gil;
-  ThreadPool::instance().parallel_for((n + length - 1) / length, num_threads, [&](std::size_t number) {
-    run(number * length, std::min((number + 1) * length, n));
-  });
-}
-
-template <typename PackRow>
-void for_each_row(std::size_t n, std::size_t num_threads, const PackRow& pack_row) {
-  for_each_run(n, kPackRows, num_threads, [&](std::size_t begin, std::size_t end) {
-    for (std::size_t row = begin; row < end; ++row) pack_row(row);
-  });
-}
-
 std::size_t first_without_direction_of(const Input<float, 2>& rows, float smallest) {
   const WithoutGil without_gil;
   return first_without_direction(rows.data(), rows.shape(0), rows.shape(1), smallest);
@@ -551,6 +587,20 @@ Output<float> directions(const Input<float, 2>& rows) {
     for (std::size_t r = 0; r < n; ++r) write_direction(rows.data() + r * dim, dim, result.data() + r * dim);
   }
   return to_numpy(std::move(result), {n, dim});
+}
+
+// Strings that are not counted repeat nothing.
+std::size_t first_repeated_of(const Input<std::uint8_t, 1>& text, const Input<std::int64_t, 1>& ends,
+                              const std::optional<Input<bool, 1>>& counted) {
+  require(ends.shape(0) >= 1, "there are no ends");
+  const std::size_t n = ends.shape(0) - 1;
+  require(std::is_sorted(ends.data(), ends.data() + n + 1) && ends.data()[0] == 0 &&
+              static_cast<std::size_t>(ends.data()[n]) == text.shape(0),
+          "ends do not ascend from 0 to the length of the text");
+  if (counted) require_equal(counted->shape(0), n, "length of counted");
+  const WithoutGil without_gil;
+  return first_repeated(reinterpret_cast<const char*>(text.data()), ends.data(), n,
+                        counted ? counted->data() : nullptr);
 }
 
 // Norms of the reconstructions, the sums of values times rows of the dictionary.
@@ -783,6 +833,10 @@ NB_MODULE(_engine, m) {
   m.def("simd", &simd_name, "Instruction set in use: avx512vbmi, avx512, avx2 or plain (COMPRESSAE_SIMD forces one).");
   m.def("first_without_direction", &first_without_direction_of, "rows"_a.noconvert(), "smallest"_a,
         "First row (n, dim) that is not finite, or holds nothing as large as `smallest`; n where there is none.");
+  m.def(
+      "first_repeated", &first_repeated_of, "text"_a.noconvert(), "ends"_a.noconvert(), "counted"_a.noconvert().none(),
+      "First of the strings text[ends[i]:ends[i + 1]] that equals one before it, or their number; of those alone that\n"
+      "are `counted`, if given.");
   m.def("directions", &directions, "rows"_a.noconvert(), "Rows (n, dim), none of them zero, divided by their norms.");
   nb::class_<DictionaryBinding>(m, "Dictionary", "A dictionary (n_latents, dim) of unit rows, which is borrowed.")
       .def(nb::init<Input<float, 2>>(), "atoms"_a.noconvert())
@@ -805,6 +859,10 @@ NB_MODULE(_engine, m) {
            "allowed"_a.noconvert().none(), "num_threads"_a,
            "Best documents by the query_nnz largest entries of each projection, summed up in 16 bits:\n"
            "(scores, rows), (n_queries, top).")
+      .def("validate", &InvertedLists::validate, "postings"_a, "num_threads"_a,
+           "Raises ValueError where lists are not of ascending documents, `postings` of each in all, or their norms "
+           "are\n"
+           "larger than the largest.")
       .def("list_lengths", &InvertedLists::list_lengths)
       .def("arrays", &InvertedLists::arrays)
       .def_prop_ro("nbytes", &InvertedLists::nbytes)
@@ -815,6 +873,8 @@ NB_MODULE(_engine, m) {
       .def(nb::init<Arrays>(), "arrays"_a)
       .def_static("build", &Clusters::build, "lists"_a, "n_windows"_a, "num_threads"_a,
                   "Of the first windows of posting lists.")
+      .def("validate", &Clusters::validate, "lists"_a, "num_threads"_a,
+           "Raises ValueError where clusters do not begin where they do in these lists, or scales are not finite.")
       .def("arrays", &Clusters::arrays)
       .def("__len__", &Clusters::size)
       .def_prop_ro("nbytes", &Clusters::nbytes)
@@ -827,6 +887,8 @@ NB_MODULE(_engine, m) {
            "documents"_a.noconvert(), "values"_a.noconvert(), "counts"_a.noconvert(), "n_documents"_a,
            "From the addresses (n_latents,) of each list's documents, int64 and ascending, and of its values, half\n"
            "precision, and the postings (n_latents,) that stand there.")
+      .def("validate", &BorrowedLists::validate, "num_threads"_a,
+           "Raises ValueError where a list is not of ascending documents below n_documents and finite values.")
       .def("search", &BorrowedLists::search, "latents"_a.noconvert(), "weights"_a.noconvert(), "top"_a,
            "allowed"_a.noconvert().none(), "num_threads"_a,
            "Best documents by terms (n_queries, m), of which a latent stands once in a row: (scores, rows),\n"
@@ -854,6 +916,8 @@ NB_MODULE(_engine, m) {
              std::size_t num_threads) { return codes.rescore(projections, candidates, top, num_threads); },
           "projections"_a.noconvert(), "candidates"_a.noconvert(), "top"_a, "num_threads"_a,
           "Best of the candidate rows (-1: none): (scores, rows), (n_queries, top).")
+      .def("validate", &ForwardPart::validate, "num_threads"_a,
+           "Raises ValueError where a row is not of ascending latents and finite values.")
       .def("arrays", &ForwardPart::arrays)
       .def_prop_ro("nbytes", &ForwardPart::nbytes)
       .def_prop_ro("n_documents", &ForwardPart::n_documents)

@@ -5,10 +5,13 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <stdexcept>
+#include <string>
 #include <utility>
 #include <vector>
 
 #include "cpu.hpp"
+#include "half.hpp"
 #include "huge.hpp"
 #include "inverted.hpp"
 #include "terms.hpp"
@@ -35,6 +38,23 @@ struct ClusterView {
     const std::uint16_t* begin = begins + (latent * n_windows + window) * kClusters;
     const std::size_t end = last == kClusters ? count : std::min<std::size_t>(begin[last], count);
     return {std::min<std::size_t>(begin[first], end), end};
+  }
+
+  // Throws where they are not those of the lists.
+  void validate(const InvertedView& lists, std::size_t latent) const {
+    const auto refuse = [&](const std::string& what) {
+      throw std::invalid_argument("corrupt clusters: " + what + " of latent " + std::to_string(latent));
+    };
+    if (!(scales[latent] >= 0.0f && scales[latent] <= kLargestHalf)) refuse("the scale");
+    for (std::size_t w = 0; w < n_windows; ++w) {
+      const ListWindow list = lists.window(latent, w);
+      const std::uint16_t* begin = begins + (latent * n_windows + w) * kClusters;
+      for (std::size_t c = 0; c < kClusters; ++c) {
+        const std::size_t at = begin[c], first = c * kCluster;
+        if (at > list.count || (at > 0 && list.ids[at - 1] >= first) || (at < list.count && list.ids[at] < first))
+          refuse("the begin of cluster " + std::to_string(w * kClusters + c));
+      }
+    }
   }
 
   std::size_t n_clusters() const { return n_windows * kClusters; }

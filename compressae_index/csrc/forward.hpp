@@ -46,6 +46,14 @@ struct ForwardView {
     const ForwardView near{count, k, near_latents.data(), near_values.data(), near_scales};
     near.scores(0, count, u, kernel, results);
   }
+
+  // Whether a row holds ascending latents below n_latents and finite values.
+  bool is_whole(std::size_t row, std::size_t n_latents) const {
+    const std::uint16_t* latent = latents + row * k;
+    int unsorted = latent[k - 1] >= n_latents;
+    for (std::size_t i = 1; i < k; ++i) unsorted |= latent[i] <= latent[i - 1];
+    return unsorted == 0 && is_positive_half(scales[row]);
+  }
 };
 
 // Scores rows anywhere in a forward part, and offers them. Codes is ForwardView or PackedView. They are copied together

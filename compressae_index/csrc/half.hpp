@@ -12,6 +12,13 @@ static inline float from_half(std::uint16_t half) {
   return __builtin_bit_cast(float, sign << 16 | magnitude << 13) * 0x1p112f;
 }
 
+inline constexpr float kLargestHalf = 65504.0f;
+
+static inline bool is_finite_half(std::uint16_t half) { return (half & 0x7fff) < 0x7c00; }
+
+// As scales are, where their sign means nothing.
+static inline bool is_positive_half(std::uint16_t half) { return half < 0x7c00; }
+
 // The smallest finite half that is not below a number, which is not negative; the largest half for greater ones.
 static inline std::uint16_t to_half_up(float value) {
   const std::uint32_t bits = __builtin_bit_cast(std::uint32_t, value * 0x1p-112f);

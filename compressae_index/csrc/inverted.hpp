@@ -69,6 +69,30 @@ struct InvertedView {
     if (!(largest_norm >= 0.0f && std::isfinite(largest_norm)))
       throw std::invalid_argument("corrupt posting lists: the largest norm is " + std::to_string(largest_norm));
   }
+
+  // Throws where the lists of a window are not of ascending documents that are there, or where a document's norm
+  // exceeds the largest, so that sums of 16 bits could overflow.
+  void validate_window(std::size_t w) const {
+    const std::size_t n_inside = std::min(kWindow, n_documents - w * kWindow);
+    std::vector<float> squares(kScores);
+    for (std::size_t j = 0; j < n_latents; ++j) {
+      const ListWindow list = window(j, w);
+      bool unsorted = list.count > 0 && list.ids[list.count - 1] >= n_inside;
+      for (std::size_t i = 1; i < list.count; ++i) unsorted |= list.ids[i] <= list.ids[i - 1];
+      if (unsorted || !is_positive_half(scales[j * n_windows() + w]))
+        throw std::invalid_argument("corrupt posting lists: postings of latent " + std::to_string(j) + " in window " +
+                                    std::to_string(w));
+      for (std::size_t i = 0; i < list.count; ++i) {
+        const float value = static_cast<float>(list.values[i]) * list.scale;
+        squares[list.ids[i]] += value * value;
+      }
+    }
+    // What was added up in another order may differ in the last bits.
+    const float norm = std::sqrt(*std::max_element(squares.begin(), squares.end()));
+    if (!(norm <= largest_norm * 1.001f))
+      throw std::invalid_argument("corrupt posting lists: a document has norm " + std::to_string(norm) +
+                                  ", the largest is " + std::to_string(largest_norm));
+  }
 };
 
 struct InvertedArrays {

@@ -24,6 +24,23 @@ struct BorrowedList {
   std::size_t count;
 };
 
+// Throws where a list is not of ascending documents below n_documents with finite values.
+inline void validate_list(const BorrowedList& list, std::size_t n_documents) {
+  std::uint64_t least = 0;
+  for (std::size_t i = 0; i < list.count; ++i) {
+    std::int64_t document;
+    std::uint16_t half;
+    std::memcpy(&document, list.documents + 8 * i, 8);
+    std::memcpy(&half, list.values + 2 * i, 2);
+    const auto row = static_cast<std::uint64_t>(document);
+    if (row < least || row >= n_documents || !is_finite_half(half))
+      throw std::invalid_argument("a posting list holds document " + std::to_string(document) +
+                                  " at place " + std::to_string(i) + ", which is out of order, outside of " +
+                                  std::to_string(n_documents) + " documents, or has a value that is not finite");
+    least = row + 1;
+  }
+}
+
 struct ListTerm {
   const BorrowedList* list;
   float weight;

@@ -102,6 +102,9 @@ class PackedView {
     kernel.packed_dots(layout, near.data(), count, u, results);
   }
 
+  // Whether a row is one that was packed of finite values.
+  bool is_whole(std::size_t i, std::size_t n_latents) const;
+
   std::size_t n_documents = 0;
   std::size_t k = 0;
   PackedLayout layout{};
@@ -173,25 +176,43 @@ inline void pack_row(const PackedLayout& layout, const std::uint16_t* latents, c
   }
 }
 
-// False where the row is damaged: not k ascending latents below n_latents.
+// Calls take(i, latent) for the latents of a row. False where it is damaged: not k ascending latents below n_latents.
+// Up to 3 bytes behind the row are read.
+template <typename Take>
+bool for_each_latent(const PackedLayout& layout, std::size_t n_latents, const std::uint8_t* row, const Take& take) {
+  std::size_t i = 0, least = 0;
+  for (std::size_t bit = 0; bit < layout.high_bits; bit += 32) {
+    std::uint32_t high;
+    std::memcpy(&high, row + 2 + bit / 8, sizeof high);
+    if (layout.high_bits - bit < 32) high &= (std::uint32_t{1} << (layout.high_bits - bit)) - 1;
+    for (; high != 0; high &= high - 1) {
+      if (i == layout.k) return false;
+      const std::size_t place = bit + static_cast<std::size_t>(std::countr_zero(high));
+      const std::size_t low = get_bits(row, layout.low.start + i * layout.low.width, layout.low.width);
+      const std::size_t latent = ((place - i) << layout.low.width) + low;
+      if (latent >= n_latents || latent < least) return false;
+      least = latent + 1;
+      take(i++, latent);
+    }
+  }
+  return i == layout.k;
+}
+
+inline bool PackedView::is_whole(std::size_t i, std::size_t n_latents) const {
+  std::uint16_t scale;
+  std::memcpy(&scale, row(i), sizeof scale);
+  return is_finite_half(scale) && for_each_latent(layout, n_latents, row(i), [](std::size_t, std::size_t) {});
+}
+
+// False where the row is damaged.
 inline bool unpack_row(const PackedLayout& layout, std::size_t n_latents, const std::uint8_t* row,
                        std::uint16_t* latents, std::uint8_t* codes, std::uint16_t& scale) {
   std::memcpy(&scale, row, sizeof scale);
-  std::size_t i = 0;
-  std::int64_t previous = -1;
-  for (std::size_t bit = 0; bit < layout.high_bits; ++bit) {
-    if (get_bits(row, 16 + bit, 1) == 0) continue;
-    if (i == layout.k) return false;
-    const std::size_t low = get_bits(row, layout.low.start + i * layout.low.width, layout.low.width);
-    const std::size_t latent = ((bit - i) << layout.low.width) + low;
-    if (latent >= n_latents || static_cast<std::int64_t>(latent) <= previous) return false;
-    previous = static_cast<std::int64_t>(latent);
+  return for_each_latent(layout, n_latents, row, [&](std::size_t i, std::size_t latent) {
     latents[i] = static_cast<std::uint16_t>(latent);
     codes[i] =
         static_cast<std::uint8_t>(get_bits(row, layout.value.start + i * layout.value.width, layout.value.width));
-    ++i;
-  }
-  return i == layout.k;
+  });
 }
 
 }  // namespace compressae

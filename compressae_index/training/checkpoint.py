@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 
 from compressae_index import persistence
 from compressae_index.errors import InputError
-from compressae_index.persistence import Stored
+from compressae_index.persistence import Stored, check_target
 from compressae_index.training.module import CompresSAEModule
 
 
@@ -29,10 +30,12 @@ class Checkpoint:
             InputError: it belongs to other settings or other rows.
             FormatError: it is damaged, or something else is there.
         """
-        if not self._path.exists():
+        check_target(self._path, "checkpoint")
+        if not persistence.was_written(self._path):
             return None
         stored = persistence.read(self._path, "checkpoint")
-        theirs = stored.meta.get("identity", {})
+        with self.reading():
+            theirs = persistence.entry(stored.meta, "identity", dict)
         for name, value in self._identity.items():
             if theirs.get(name) != value:
                 what = "other rows" if name == "rows" else f"{name} = {theirs.get(name)}, not {value}"
@@ -40,11 +43,35 @@ class Checkpoint:
                 raise InputError(msg)
         return stored
 
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Turns whatever the code inside finds wrong with what was saved into a FormatError."""
+        with persistence.reading(str(self._path)):
+            yield
+
     def save(self, meta: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Replaces what was saved before."""
+        """Replaces what was saved before.
+
+        Raises:
+            StorageError: the disk is full or refuses; what was saved before is untouched.
+        """
         persistence.write(
             self._path, "checkpoint", {**meta, "identity": self._identity}, arrays=arrays, tensors={}
         )
+
+
+def saved_like(arrays: Mapping[str, npt.NDArray[Any]], name: str, own: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A saved array, of the shape and dtype of the one that it takes the place of.
+
+    Raises:
+        InputError: it is of others, or not finite.
+        KeyError: it is missing.
+    """
+    array = arrays[name]
+    if array.shape != own.shape or array.dtype != own.dtype or not np.isfinite(array).all():
+        msg = f"{name} must be finite {own.dtype} {own.shape}, got {array.dtype} {array.shape}"
+        raise InputError(msg)
+    return array
 
 
 class ModuleState:
@@ -66,18 +93,28 @@ class ModuleState:
         return arrays | {"schedule": np.array(self._schedule.last_epoch)}
 
     def restore(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Goes on where `arrays` was taken."""
-        names = list(self._module.state_dict())
-        self._module.load_state_dict({name: torch.from_numpy(arrays[name]) for name in names})
+        """Goes on where `arrays` was taken.
+
+        Raises:
+            InputError: an array is not one of this state.
+            KeyError: one is missing.
+        """
+        own = self._module.arrays()
+        self._module.load_state_dict(
+            {name: torch.from_numpy(saved_like(arrays, name, array)) for name, array in own.items()}
+        )
         state = self._optimizer.state_dict()
-        for key, array in arrays.items():
-            if key.startswith("adam."):
-                _, number, name = key.split(".")
-                state["state"].setdefault(int(number), {})[name] = torch.from_numpy(array)
+        for number, parameter in enumerate(self._optimizer.param_groups[0]["params"]):
+            like = np.zeros(tuple(parameter.shape), np.float32)
+            moments = {"step": np.zeros((), np.float32), "exp_avg": like, "exp_avg_sq": like}
+            state["state"][number] = {
+                name: torch.from_numpy(saved_like(arrays, f"adam.{number}.{name}", array))
+                for name, array in moments.items()
+            }
         self._optimizer.load_state_dict(state)
         # The schedule's rate depends on nothing but the step; stepping there warns before Adam has stepped.
         schedule = self._schedule.state_dict()
-        step = int(arrays["schedule"])
+        step = int(saved_like(arrays, "schedule", np.array(0)))
         rates = [
             base * factor(step)
             for base, factor in zip(schedule["base_lrs"], self._schedule.lr_lambdas, strict=True)

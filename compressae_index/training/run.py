@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -14,15 +15,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from compressae_index.checks import FloatArray, check_int
+from compressae_index import persistence
+from compressae_index.checks import FloatArray, as_path, check_choice, check_int
 from compressae_index.dictionary import DictionaryLearner, Round
 from compressae_index.errors import InputError, TrainingError
 from compressae_index.model import MAX_DIM, CompresSAE, from_mean
-from compressae_index.persistence import Stored
+from compressae_index.persistence import Stored, check_target
 from compressae_index.progress import track
 from compressae_index.sources import Vectors, open_vectors
 from compressae_index.sources.sample import unit_sample
-from compressae_index.training.checkpoint import Checkpoint, ModuleState
+from compressae_index.training.checkpoint import Checkpoint, ModuleState, saved_like
 from compressae_index.training.config import TrainConfig
 from compressae_index.training.device import device_of
 from compressae_index.training.module import CompresSAEModule
@@ -71,7 +73,7 @@ def train(
     embeddings: Vectors | Any,
     config: TrainConfig | None = None,
     *,
-    checkpoint: str | Path | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> TrainResult:
     """Trains a model on embeddings. Its dictionary is `CompresSAE.rounded` at the end.
@@ -87,11 +89,15 @@ def train(
     Raises:
         InputError: bad rows, more than 65,536 dimensions, more latents than rows to initialise them from, a
             checkpoint of other settings.
-        FormatError: the checkpoint is damaged.
+        FormatError: the checkpoint is damaged, or something else is there.
+        StorageError: the checkpoint cannot be read or written.
         TrainingError: training diverged or collapsed; the message says how.
     """
     config = TrainConfig() if config is None else config
     started = time.perf_counter()
+    state = None if checkpoint is None else as_path(checkpoint, "checkpoint")
+    if state is not None:
+        check_target(state, "checkpoint")
     vectors = open_vectors(embeddings)
     check_int(vectors.shape[1], "dim", 1, MAX_DIM)
     n_latents = _choose_latents(vectors.shape[0], config)
@@ -101,7 +107,7 @@ def train(
     if config.center:
         mean = rows.mean(axis=0)
         rows, held_out = (from_mean(each, mean)[0] for each in (rows, held_out))
-    run = _Run(config, rows, held_out, n_latents, None if checkpoint is None else Path(checkpoint), progress)
+    run = _Run(config, rows, held_out, n_latents, state, progress)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         module = run.fit()
@@ -189,16 +195,10 @@ class _Run:
     def fit(self) -> CompresSAEModule:
         """Both stages."""
         saved = self._checkpoint.load() if self._checkpoint else None
-        if saved is not None:
-            self.rounds = [Round(*entry) for entry in saved.meta["rounds"]]
-            self.losses = list(saved.meta["losses"])
-            self.checks = [Check(*entry) for entry in saved.meta["checks"]]
-            self.best = {
-                name.removeprefix("best."): array
-                for name, array in saved.arrays.items()
-                if name.startswith("best.")
-            }
         module = CompresSAEModule(self.rows.shape[1], self.n_latents, self.config.k)
+        if self._checkpoint is not None and saved is not None:
+            with self._checkpoint.reading():
+                self._take(saved, module)
         module.use_bfloat16 = _bfloat16(self.config.precision, self.device)
         if self.config.initialization == "data":
             chosen = np.random.default_rng([self.config.seed, 2]).permutation(len(self.rows))[
@@ -213,6 +213,36 @@ class _Run:
             self._fit_module(module.to(self.device), saved)
         return module.cpu()
 
+    def _take(self, saved: Stored, module: CompresSAEModule) -> None:
+        """Takes over what was noted on the way; learners take over their own state later.
+
+        Raises:
+            InputError: it is not what a run like this one saves.
+            KeyError: an entry is missing.
+        """
+        meta, stages = saved.meta, {"refine": self.config.refine_rounds, "steps": self.config.steps}
+        stage = check_choice(meta["stage"], "stage", tuple(name for name, total in stages.items() if total))
+        self.rounds = [
+            Round(*_numbers(each, "iri", "rounds")) for each in persistence.entry(meta, "rounds", list)
+        ]
+        losses = persistence.entry(meta, "losses", list)
+        self.losses = list(_numbers(losses, "r" * len(losses), "losses"))
+        self.checks = [
+            Check(*_numbers(each, "sir", "checks")) for each in persistence.entry(meta, "checks", list)
+        ]
+        done = len(self.rounds) if stage == "refine" else len(self.losses)
+        counted = saved_like(saved.arrays, "round" if stage == "refine" else "schedule", np.array(0))
+        if not counted == done <= stages[stage] or len(self.rounds) > stages["refine"]:
+            msg = f"{done} of {stages[stage]} {stage} are noted, and {counted} are done"
+            raise InputError(msg)
+        weights = module.arrays()
+        named = [name.removeprefix("best.") for name in saved.arrays if name.startswith("best.")]
+        if set(named) not in (set(), {"dictionary"}, set(weights)):
+            msg = f"the best weights are named {', '.join(sorted(named))}"
+            raise InputError(msg)
+        weights["dictionary"] = weights["decoder_w"]
+        self.best = {name: saved_like(saved.arrays, f"best.{name}", weights[name]) for name in named}
+
     def _refine(self, module: CompresSAEModule, saved: Stored | None) -> None:
         config, total = self.config, self.config.refine_rounds
         learner = DictionaryLearner(
@@ -222,7 +252,11 @@ class _Run:
             num_threads=torch.get_num_threads(),
         )
         if saved is not None and saved.meta["stage"] == "refine":
-            learner.restore(saved.arrays)
+            assert self._checkpoint is not None
+            with self._checkpoint.reading():
+                learner.restore(
+                    {name: saved_like(saved.arrays, name, own) for name, own in learner.state().items()}
+                )
         done = total if saved is not None and saved.meta["stage"] == "steps" else learner.round
         batches = _Batches(self.rows, config.round_rows, (config.seed, 3))
         with track(total, "learning the dictionary", enabled=self.progress, unit="rounds") as advance:
@@ -253,8 +287,12 @@ class _Run:
         state = ModuleState(module, optimizer, schedule)
         fired = torch.zeros(self.n_latents, device=self.device)
         if saved is not None and saved.meta["stage"] == "steps":
-            state.restore(saved.arrays)
-            fired += torch.from_numpy(saved.arrays["fired"]).to(self.device)
+            assert self._checkpoint is not None
+            with self._checkpoint.reading():
+                state.restore(saved.arrays)
+                fired += torch.from_numpy(saved_like(saved.arrays, "fired", fired.cpu().numpy())).to(
+                    self.device
+                )
         batches = _Batches(self.rows, config.batch_size, (config.seed, 4))
         start = len(self.losses)
         if start == 0:
@@ -329,6 +367,25 @@ class _Run:
         meta = {"stage": stage, "rounds": self.rounds, "losses": self.losses, "checks": self.checks}
         best = {f"best.{name}": array for name, array in self.best.items()}
         self._checkpoint.save(meta, {**arrays, **best})
+
+
+def _numbers(entry: Any, kinds: str, name: str) -> list[Any]:
+    """An entry of a checkpoint as it was noted: a list of integers (i), finite numbers (r) and strings (s).
+
+    Raises:
+        InputError: it is another.
+    """
+    types: dict[str, tuple[type, ...]] = {"i": (int,), "r": (int, float), "s": (str,)}
+
+    def fits(value: Any, kind: str) -> bool:
+        if not isinstance(value, types[kind]) or isinstance(value, bool):
+            return False
+        return kind == "s" or math.isfinite(value)
+
+    if not isinstance(entry, list) or len(entry) != len(kinds) or not all(map(fits, entry, kinds)):
+        msg = f"{name} hold {entry!r:.100}"
+        raise InputError(msg)
+    return entry
 
 
 def _is_check(done: int, total: int) -> bool:

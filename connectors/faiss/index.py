@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copyreg
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy.typing as npt
 
 from compressae_index import persistence
 from compressae_index.backend import Asked, BackedIndex, BackedResult, Candidates, holds_best
+from compressae_index.checks import as_path, check_int
 from compressae_index.connectors.faiss import lists
 from compressae_index.connectors.faiss.inverted import VALUE_BITS, FoundRows, InvertedFile
 from compressae_index.errors import FormatError, InputError
@@ -85,7 +87,7 @@ class FaissIndex(BackedIndex):
 
     @classmethod
     def from_index(
-        cls, index: CompressedIndex, path: str | Path | None = None, *, progress: bool = True
+        cls, index: CompressedIndex, path: str | os.PathLike[str] | None = None, *, progress: bool = True
     ) -> FaissIndex:
         """With the codes of an index; nothing is encoded again.
 
@@ -99,7 +101,8 @@ class FaissIndex(BackedIndex):
 
         Raises:
             InputError: a value is beyond half precision.
-            FormatError: something that this package did not write is at `path`.
+            FormatError: something other than such an index is at `path`.
+            StorageError: the disk is full or refuses; what was there before is untouched.
         """
         documents, packing = index.documents, index.documents.backend.packing
         rows = documents.alive_rows()
@@ -205,18 +208,19 @@ class FaissIndex(BackedIndex):
         """Reclaims the memory of removed vectors; lists that were mapped from a file are then in memory."""
         self.backend = self.backend.compacted()
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a directory in one step, with the lists as `lists.faiss`, which Faiss reads.
 
         Raises:
-            FormatError: something that this package did not write is at `path`.
+            FormatError: something other than such an index is at `path`.
+            StorageError: the disk is full or refuses; what was there before is untouched.
         """
         files = {_LISTS: lambda file: lists.write_lists(self.faiss_index, file)}
         self._save_parts(path, self.backend.manifest(), self.backend.to_arrays(), files)
 
     def _save_parts(
         self,
-        path: str | Path,
+        path: str | os.PathLike[str],
         held: Mapping[str, Any],
         arrays: Mapping[str, npt.NDArray[Any]],
         files: Mapping[str, Callable[[Path], None]],
@@ -226,7 +230,7 @@ class FaissIndex(BackedIndex):
         persistence.write(path, _KIND, meta, arrays=arrays, tensors=self.model.tensors(), files=files)
 
     @classmethod
-    def load(cls, path: str | Path, *, mmap: bool = False) -> FaissIndex:
+    def load(cls, path: str | os.PathLike[str], *, mmap: bool = False) -> FaissIndex:
         """Reads what `save` wrote, and checks all of it.
 
         Args:
@@ -235,13 +239,26 @@ class FaissIndex(BackedIndex):
 
         Raises:
             FormatError: the directory is missing, foreign, damaged or of a newer format.
+            StorageError: there is no permission to read it.
         """
+        where = as_path(path)
+        # Faiss opens its file itself, which a writer may have removed by then.
+        return persistence.unless_replaced(where, lambda: cls._load(where, mmap))
+
+    @classmethod
+    def _load(cls, path: Path, mmap: bool) -> FaissIndex:
         stored = persistence.read(path, _KIND, mmap=mmap)
         with persistence.reading(str(path)):
-            model = CompresSAE.from_stored(stored.meta["model"], stored.tensors)
-            faiss_index = lists.read_lists(stored.files[_LISTS], mmap=mmap)
+            model = CompresSAE.from_stored(persistence.entry(stored.meta, "model", dict), stored.tensors)
+            n = check_int(stored.meta["n"], "n", 0)
+            faiss_index = lists.read_lists(stored.files[_LISTS], mmap=mmap, n_rows=n)
             backend = InvertedFile.from_stored(model, faiss_index, stored.meta, stored.arrays)
-            index = cls(model, encoder=stored.meta["encoder"], metric=stored.meta["metric"], backend=backend)
+            metric = stored.meta["metric"]
+            if metric == "cosine" and stored.meta["unit"] != 1:
+                msg = f"unit must be 1 where the metric is cosine, got {stored.meta['unit']!r}"
+                raise InputError(msg)
+            loaded = cls(model, encoder=stored.meta["encoder"], metric=metric, backend=backend)
         if mmap:
-            index._mapped = backend, persistence.Mapped.of(Path(path), stored)
-        return index
+            loaded._mapped = backend, persistence.Mapped.of(path, stored)
+        persistence.release_pages(stored.arrays)
+        return loaded

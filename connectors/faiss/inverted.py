@@ -17,12 +17,14 @@ from compressae_index.backend import Candidates
 from compressae_index.checks import FloatArray, check_int, check_threads
 from compressae_index.codes import SparseCodes
 from compressae_index.connectors.faiss import lists
-from compressae_index.documents import Rows
+from compressae_index.documents import STORED_ROWS, Rows, stored_rows
 from compressae_index.embedded import Bitmap, Hits
 from compressae_index.errors import DimensionError, FormatError, InputError
 from compressae_index.ids import IdArray, Ids, RowArray
+from compressae_index.metric import check_unit
 from compressae_index.model import CompresSAE
 from compressae_index.packing import Packed, packing_of, row_bytes
+from compressae_index.persistence import entry
 from compressae_index.processes import ForkSafeLock
 from compressae_index.sources import CHUNK_ROWS
 
@@ -433,13 +435,17 @@ class InvertedFile:
         """From a model, its lists, and what `manifest` and `to_arrays` gave; arrays may be memory-mapped.
 
         Raises:
-            ValueError: the parts do not fit together.
+            ValueError: the parts do not fit together, or do not hold what they should.
+            KeyError: a part is missing.
         """
-        n, packing = meta["n"], packing_of(**meta["packing"], levels=arrays.get("forward_levels"))
+        n = check_int(meta["n"], "n", 0)
+        packing = packing_of(**entry(meta, "packing", dict), levels=arrays.get("forward_levels"))
         if not isinstance(packing, Packed):
             msg = f"expected packed rows, got {meta['packing']}"
-            raise FormatError(msg)
-        backend = cls(model, meta["k"], packing=packing, unit=meta["unit"], string_ids=meta["string_ids"])
+            raise InputError(msg)
+        k, unit = check_int(meta["k"], "k", 1, model.n_latents, "n_latents"), check_unit(meta["unit"])
+        strings = entry(meta, "string_ids", bool)
+        backend = cls(model, k, packing=packing, unit=unit, string_ids=strings)
         packed = arrays["forward_rows"]
         width = backend._row_bytes
         if packed.dtype != np.uint8 or packed.shape != (n, width):
@@ -448,11 +454,17 @@ class InvertedFile:
         if faiss_index.nlist != model.n_latents:
             msg = f"the Faiss index has {faiss_index.nlist} lists, the model {model.n_latents} latents"
             raise DimensionError(msg)
-        marks = arrays.get("alive")
-        alive = None if marks is None else np.unpackbits(marks, count=n, bitorder="little").astype(bool)
-        held = {name: array for name, array in arrays.items() if name in ("ids", "id_text", "id_ends")}
+        if foreign := set(arrays) - {"forward_rows", "forward_levels", *STORED_ROWS}:
+            msg = f"a Faiss index has no array {min(foreign)!r:.100}"
+            raise InputError(msg)
+        if n:
+            packing.engine({"rows": packed}, model.n_latents, k).validate(check_threads(None))
+        ids, alive = stored_rows(n, {name: arrays[name] for name in STORED_ROWS if name in arrays})
+        if n and ids.are_strings != strings:
+            msg = f"string_ids is {strings}, but the ids are {'strings' if ids.are_strings else 'integers'}"
+            raise InputError(msg)
         backend._faiss = faiss_index
-        backend._held = _Held(Rows(Ids(n, held), alive), (packed,), packing)
+        backend._held = _Held(Rows(ids, alive), (packed,), packing)
         return backend
 
 

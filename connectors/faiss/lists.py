@@ -7,14 +7,17 @@ id. Faiss's own search adds nothing up over lists; the engine does, in the memor
 
 from __future__ import annotations
 
+import os
+import struct
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from compressae_index._engine import BorrowedLists
+from compressae_index.checks import check_threads
 from compressae_index.codes import MAX_LATENTS, SparseCodes
 from compressae_index.connectors.faiss.library import faiss
 from compressae_index.errors import FormatError, InstallationError
@@ -22,6 +25,17 @@ from compressae_index.errors import FormatError, InstallationError
 ROW_BYTES = 8
 VALUE_BYTES = 2  # half precision
 POSTING_BYTES = ROW_BYTES + VALUE_BYTES
+
+# Places of codes for each posting: where there are more, lists are damaged and must not make arrays of them.
+SPARSEST = 64
+FEW_ROWS = 1 << 20
+# Bytes of lists that are checked at once.
+CHECKED_BYTES = 1 << 20
+
+# What Faiss's files of some other kinds begin with.
+_MARKS = {b"IxFI": "IndexFlatIP", b"IxF2": "IndexFlatL2", b"IwSq": "IndexIVFScalarQuantizer"}
+# What a file of lists begins with: mark, dimension, ntotal, 16 bytes, is_trained, metric, nlist, nprobe.
+_FIRST = struct.Struct("<4siq16s?iQQ")
 
 
 class ListStats(NamedTuple):
@@ -110,20 +124,21 @@ def stats(index: Any) -> ListStats:
     """What lists hold; they are read one after the other, also where they are mapped.
 
     Raises:
-        FormatError: a row is negative.
+        FormatError: a row is negative, or far beyond what the postings are enough for.
     """
     lists, lengths = concrete_lists(index), list_lengths(index)
     used = np.flatnonzero(lengths).tolist()
-    per_row = np.zeros(0, dtype=np.uint32)
+    most, n_rows = _most_rows(lengths), 0
     for latent in used:
         rows = faiss.rev_swig_ptr(lists.get_ids(latent), int(lengths[latent]))
-        _check_rows(rows)
-        if (more := int(rows.max()) + 1 - len(per_row)) > 0:
-            per_row = np.pad(per_row, (0, more))
-        per_row[rows] += 1
-    total = float(lengths.sum() * POSTING_BYTES / max(len(per_row), 1))
+        _check_rows(rows, most)
+        n_rows = max(n_rows, int(rows.max()) + 1)
+    per_row = np.zeros(n_rows, dtype=np.uint32)
+    for latent in used:
+        per_row[faiss.rev_swig_ptr(lists.get_ids(latent), int(lengths[latent]))] += 1
+    total = float(lengths.sum() * POSTING_BYTES / max(n_rows, 1))
     return ListStats(
-        vectors=len(per_row),
+        vectors=n_rows,
         n_latents=index.nlist,
         k=int(per_row.max(initial=0)),
         bytes_per_vector={"inverted": total, "total": total},
@@ -132,9 +147,15 @@ def stats(index: Any) -> ListStats:
     )
 
 
-def _check_rows(rows: npt.NDArray[np.int64]) -> None:
-    if rows.min(initial=0) < 0:
-        msg = f"posting lists hold the row {rows.min()}"
+def _most_rows(lengths: npt.NDArray[np.int64]) -> int:
+    """Rows that lists of such lengths may be of. Rows without postings are few, unless a row is damaged."""
+    return SPARSEST * int(lengths.sum()) + FEW_ROWS
+
+
+def _check_rows(rows: npt.NDArray[np.int64], most: int) -> None:
+    if rows.min(initial=0) < 0 or rows.max(initial=0) >= most:
+        row = rows.min() if rows.min() < 0 else rows.max()
+        msg = f"posting lists hold the row {row}, rows must be from 0 and below {most} for so few postings"
         raise FormatError(msg)
 
 
@@ -142,7 +163,7 @@ def read_codes(index: Any) -> SparseCodes:
     """The codes that the lists hold, of rows from 0 to the largest one; k is the fullest row's count.
 
     Raises:
-        FormatError: a row is negative, or stands twice in a list.
+        FormatError: a row is negative, far beyond what the postings are enough for, or twice in a list.
     """
     import scipy.sparse as sp
 
@@ -154,8 +175,12 @@ def read_codes(index: Any) -> SparseCodes:
         rows[held] = faiss.rev_swig_ptr(lists.get_ids(latent), int(counts[latent]))
         halves = faiss.rev_swig_ptr(lists.get_codes(latent), 2 * int(counts[latent]))
         values[held].view(np.uint8)[:] = halves
-    _check_rows(rows)
+    _check_rows(rows, _most_rows(counts))
     n_rows = int(rows.max(initial=-1)) + 1
+    fullest = int(np.bincount(rows, minlength=1).max())
+    if n_rows * fullest > _most_rows(counts):
+        msg = f"{len(rows)} postings are too few for {n_rows} rows of {fullest}, as the fullest row has"
+        raise FormatError(msg)
     indptr = np.concatenate([[0], ends])
     by_latent = sp.csc_array((values.astype(np.float32), rows, indptr), shape=(n_rows, index.nlist))
     try:
@@ -234,30 +259,134 @@ def _head(lengths: npt.NDArray[np.int64]) -> bytes:
     All of it is Faiss's own but the lengths, after a mark that every list has one. The values and then the
     rows of each list come next.
     """
-    index = empty_lists(len(lengths))
-    index.ntotal = int(lengths.sum())
+    before = _before_lengths(len(lengths), int(lengths.sum()), 1)
+    return before + b"full" + len(lengths).to_bytes(8, "little") + lengths.astype("<i8").tobytes()
+
+
+def _before_lengths(n_latents: int, n_postings: int, nprobe: int) -> bytes:
+    """What `faiss.write_index` writes before it comes to the lengths of lists."""
+    index = empty_lists(n_latents)
+    index.ntotal, index.nprobe = n_postings, nprobe
     written: bytes = faiss.serialize_index(index).tobytes()
     # Without postings, it ends in another mark and a count of 0.
     before = written.removesuffix(b"sprs" + bytes(8))
     if len(before) == len(written):
         msg = f"Faiss {faiss.__version__} writes inverted lists in a form that is unknown here"
         raise InstallationError(msg)
-    return before + b"full" + len(lengths).to_bytes(8, "little") + lengths.astype("<i8").tobytes()
+    return before
 
 
-def read_lists(path: Path, *, mmap: bool = False) -> Any:
-    """Reads what `write_lists` wrote, or maps it.
+def read_lists(path: Path, *, mmap: bool = False, n_rows: int | None = None) -> Any:
+    """Reads what `write_lists` wrote, or maps it. Faiss sees no file before all that it says was checked.
+
+    Args:
+        path: the file.
+        mmap: map it.
+        n_rows: rows that its postings must be of, and in their order; None for any.
 
     Raises:
         FormatError: the file is missing, damaged, or not such an index.
     """
     try:
+        with path.open("rb") as file:
+            lengths = _read_lengths(file, path)
+            if n_rows is not None:
+                _check_postings(file, lengths, n_rows)
         index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP if mmap else 0)
-    except RuntimeError as error:
+    except FileNotFoundError:
+        msg = f"{path} is missing"
+        raise FormatError(msg) from None
+    except (RuntimeError, ValueError) as error:
         msg = f"{path} cannot be read by Faiss: {error}"
         raise FormatError(msg) from error
     check_lists(index)
     return index
+
+
+def _read_lengths(file: BinaryIO, path: Path) -> npt.NDArray[np.int64]:
+    """The lengths of the lists in a file, which is then at the first posting; nothing else is in it.
+
+    Raises:
+        FormatError: another kind of index.
+        ValueError: the file ends before what it says that it holds, or goes on behind it.
+    """
+    size = os.fstat(file.fileno()).st_size
+    first = file.read(_FIRST.size).ljust(_FIRST.size, b"\0")
+    mark, dim, n_postings, _, _, _, n_latents, nprobe = _FIRST.unpack(first)
+    kind = _MARKS.get(mark, f"an index marked {mark!r}")
+    if size < (8 if kind != _MARKS[b"IwSq"] else _FIRST.size):
+        msg = f"it holds {size} bytes"
+        raise ValueError(msg)
+    if kind != _MARKS[b"IwSq"] or not 1 <= n_latents <= MAX_LATENTS or not 1 <= nprobe <= n_latents:
+        raise FormatError(_not_lists(f"{kind} of {dim} dimensions", path))
+    if not 0 <= n_postings <= size:
+        msg = f"it holds {size} bytes, too few for its {n_postings} postings"
+        raise ValueError(msg)
+    before = _before_lengths(n_latents, n_postings, nprobe)
+    file.seek(0)
+    head = file.read(len(before))
+    if head != before:
+        if before.startswith(head):
+            msg = f"it ends after {size} bytes, within what is before its lists"
+            raise ValueError(msg)
+        raise FormatError(_not_lists(f"another {kind} of {dim} dimensions, or lists in another file", path))
+    lengths = _lengths_of(file, n_latents, size)
+    expected = file.tell() + POSTING_BYTES * int(lengths.sum())
+    if size != expected or n_postings != lengths.sum():
+        msg = f"it holds {size} bytes, and its {n_postings} postings end after {expected}"
+        raise ValueError(msg)
+    return lengths
+
+
+def _lengths_of(file: BinaryIO, n_latents: int, size: int) -> npt.NDArray[np.int64]:
+    """The lengths that a file says: of all lists, or each behind its list's number where most are empty."""
+    mark, count = file.read(4), int.from_bytes(file.read(8), "little")
+    width = {b"full": 1, b"sprs": 2}.get(mark)
+    if width is None or count > n_latents * width or count % width or (width == 1 and count < n_latents):
+        msg = f"its lists are marked {mark!r} and have {count} lengths, for {n_latents} latents"
+        raise ValueError(msg)
+    held = np.frombuffer(file.read(8 * count), dtype="<u8")
+    if len(held) < count or held.max(initial=0) > size:
+        msg = f"its lists are longer than its {size} bytes"
+        raise ValueError(msg)
+    stored = held.astype(np.int64)
+    if width == 1:
+        return stored
+    numbers, few = stored[::2], stored[1::2]
+    if (np.diff(numbers) <= 0).any() or numbers.max(initial=0) >= n_latents:
+        msg = f"the numbers of its lists do not ascend below {n_latents}"
+        raise ValueError(msg)
+    lengths = np.zeros(n_latents, dtype=np.int64)
+    lengths[numbers] = few
+    return lengths
+
+
+def _check_postings(file: BinaryIO, lengths: npt.NDArray[np.int64], n_rows: int) -> None:
+    """Refuses rows that do not ascend below n_rows, and values that are not finite; reads a part at a time.
+
+    Raises:
+        ValueError: with the row.
+    """
+    ends, first = np.cumsum(lengths) * POSTING_BYTES, 0
+    while first < len(lengths):
+        begin = int(ends[first] - lengths[first] * POSTING_BYTES)
+        last = max(int(np.searchsorted(ends, begin + CHECKED_BYTES, side="right")), first + 1)
+        content = np.fromfile(file, np.uint8, int(ends[last - 1]) - begin)
+        counts = lengths[first:last]
+        values = content.ctypes.data + ends[first:last] - counts * POSTING_BYTES - begin
+        rows = values + counts * VALUE_BYTES
+        BorrowedLists(rows.astype(np.uint64), values.astype(np.uint64), counts, n_rows).validate(
+            check_threads(None)
+        )
+        first = last
+
+
+def _not_lists(found: str, path: Path | None = None) -> str:
+    prefix = "" if path is None else f"{path}: "
+    return (
+        f"{prefix}expected an IndexIVFScalarQuantizer of 1 dimension and half precision, one list a latent, "
+        f"got {found}"
+    )
 
 
 def check_lists(index: Any) -> None:
@@ -273,12 +402,25 @@ def check_lists(index: Any) -> None:
         and 1 <= index.nlist <= MAX_LATENTS
     )
     if not is_ours:
-        msg = (
-            "expected an IndexIVFScalarQuantizer of 1 dimension and half precision, one list a latent, got "
-            f"{type(index).__name__} of {index.d} dimensions"
-        )
-        raise FormatError(msg)
+        raise FormatError(_not_lists(f"{type(index).__name__} of {index.d} dimensions"))
     kinds = (faiss.ArrayInvertedLists, faiss.OnDiskInvertedLists)
     if not isinstance(concrete_lists(index), kinds):
         msg = f"posting lists must be in memory or a mapped file, got {type(concrete_lists(index)).__name__}"
         raise FormatError(msg)
+    if are_mapped(index):
+        _check_mapped(concrete_lists(index))
+
+
+def _check_mapped(lists: Any) -> None:
+    """Refuses mapped lists that are not within their file, where reading them would end the process."""
+    # A file that holds all of an index has no name here, and this length; others may say any.
+    path, size = Path(lists.filename), lists.totsize
+    if lists.filename:
+        size = min(size, path.stat().st_size if path.is_file() else 0)
+    for number in range(lists.nlist):
+        place = lists.lists.at(number)
+        rows_at = place.offset + place.capacity * lists.code_size
+        # An empty list may be anywhere.
+        if place.size and (place.size > place.capacity or rows_at + place.size * ROW_BYTES > size):
+            msg = f"list {number} is not within the {size} bytes of {path}"
+            raise FormatError(msg)

@@ -22,6 +22,9 @@ import numpy as np
 from pymilvus import DataType, FieldSchema, MilvusClient
 from pymilvus.exceptions import MilvusException
 
+from compressae_index import persistence
+from compressae_index.checks import check_choice, check_int
+from compressae_index.codes import MAX_LATENTS
 from compressae_index.connectors.milvus.client import (
     TIMEOUT,
     describe,
@@ -32,8 +35,8 @@ from compressae_index.connectors.milvus.client import (
 )
 from compressae_index.connectors.milvus.errors import translated
 from compressae_index.errors import BackendError, CompressaeError, FormatError, InputError, NewerFormatError
-from compressae_index.metric import Metric
-from compressae_index.model import CompresSAE, Encoder
+from compressae_index.metric import METRICS, Metric
+from compressae_index.model import ENCODERS, MAX_DIM, CompresSAE, Encoder
 
 Dense: TypeAlias = Literal["float16", "float32"]
 DENSE: tuple[Dense, ...] = ("float16", "float32")
@@ -259,16 +262,38 @@ def load_manifest(client: MilvusClient, name: str, timeout: float = TIMEOUT) -> 
         return None  # its writing was stopped
     try:
         stored = json.loads(rows[0]["manifest"])
-        if stored["format_version"] > FORMAT_VERSION:
+        if check_int(stored["format_version"], "format_version", 1) > FORMAT_VERSION:
             msg = (
                 f"collection {name!r} has format version {stored['format_version']}, "
                 f"but this compressae-index reads up to {FORMAT_VERSION}"
             )
             raise NewerFormatError(msg)
-        return Manifest(**stored)
-    except (ValueError, KeyError, TypeError) as error:
+        manifest = _checked(Manifest(**stored))
+        (weights,) = (each for each in described["fields"] if each["name"] == "weights")
+        if weights["params"]["dim"] != 2 * manifest.dim:
+            msg = f"dim is {manifest.dim}, but rows of weights have {weights['params']['dim']} entries"
+            raise InputError(msg)
+        return manifest
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         msg = f"the manifest in collection {beside!r} is damaged: {error}"
         raise FormatError(msg) from error
+
+
+def _checked(manifest: Manifest) -> Manifest:
+    """A manifest whose entries are of the types and within the ranges that `save_model` writes.
+
+    Raises:
+        InputError: with the entry.
+    """
+    check_int(manifest.dim, "dim", 1, MAX_DIM)
+    check_int(manifest.n_latents, "n_latents", 1, MAX_LATENTS)
+    check_int(manifest.k, "k", 1, manifest.n_latents, "n_latents")
+    check_choice(manifest.encoder, "encoder", ENCODERS)
+    check_choice(manifest.metric, "metric", METRICS)
+    check_choice(manifest.dense or "", "dense", ("", *DENSE))
+    persistence.entry(asdict(manifest), "fingerprint", str)
+    persistence.entry(asdict(manifest), "source", dict)
+    return manifest
 
 
 def load_model(

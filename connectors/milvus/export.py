@@ -18,8 +18,8 @@ from compressae_index.connectors.milvus.wire import to_dicts
 from compressae_index.errors import FormatError, InputError, MissingExtraError
 from compressae_index.ids import IdArray
 from compressae_index.index import CompressedIndex
-from compressae_index.persistence import check_parents
 from compressae_index.progress import track
+from compressae_index.storage import check_writable
 
 # Rows a file by default; a file is imported by one worker.
 FILE_ROWS = 262_144
@@ -75,7 +75,7 @@ def export_parquet(
     if not len(ids):
         msg = "the index holds no vectors to export"
         raise InputError(msg)
-    check_parents(path)
+    check_writable(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         msg = f"{path} exists and is not an empty directory"
         raise FormatError(msg)

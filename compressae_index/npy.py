@@ -1,0 +1,67 @@
+"""Headers of .npy files, believed only as far as the file goes."""
+
+from __future__ import annotations
+
+import math
+import os
+from io import BufferedReader
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from compressae_index.errors import FormatError
+
+_READERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+
+
+class NpyHeader(NamedTuple):
+    """What a .npy file holds, and where."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    fortran_order: bool
+    offset: int
+    """Bytes before the first entry."""
+
+
+def read_header(handle: BufferedReader, file: Path) -> NpyHeader:
+    """The header of a file whose size is the one that it says, so that no more is ever allocated for it.
+
+    Args:
+        handle: the file, opened at its start.
+        file: its name in messages.
+
+    Raises:
+        FormatError: it is no .npy file, holds Python objects, or is shorter or longer than its header says.
+    """
+    shape, fortran_order, dtype = _parsed(handle, file)
+    offset, size = handle.tell(), os.fstat(handle.fileno()).st_size
+    is_plain = dtype.itemsize > 0 and not dtype.hasobject
+    if not is_plain or min(shape, default=1) < 0 or any(isinstance(length, bool) for length in shape):
+        msg = f"{file} is damaged: its header says shape {shape} and dtype {dtype}"
+        raise FormatError(msg)
+    expected = offset + math.prod(shape) * dtype.itemsize
+    if size != expected:
+        msg = f"{file} holds {size} bytes, its header says {expected}: shape {shape}, dtype {dtype}"
+        raise FormatError(msg)
+    return NpyHeader(shape, dtype, fortran_order, offset)
+
+
+def _parsed(handle: BufferedReader, file: Path) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    try:
+        version = np.lib.format.read_magic(handle)
+        if version not in _READERS:
+            msg = f"version {version} of the format"
+            raise ValueError(msg)
+        parsed: tuple[tuple[int, ...], bool, np.dtype[Any]] = _READERS[version](handle)
+    except OSError:
+        raise
+    # A header is Python text, and parsing it may fail in many ways, also for want of a deeper stack.
+    except Exception as error:
+        msg = f"{file} is damaged, or no .npy file: {error}"
+        raise FormatError(msg) from error
+    return parsed

@@ -1,0 +1,259 @@
+"""Files and folders as the system gives them: errors in words, no links followed, durable, locked by writers.
+
+What outlives its writer is recognised by its lock: `own_folder` holds one, which the system frees however the
+process ends, and `sweep` removes only folders that nobody holds.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from io import BufferedReader, BufferedWriter
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+from compressae_index.errors import FormatError, StorageError
+
+if sys.platform != "win32":
+    import fcntl
+
+# Flags that Windows does not have.
+_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0)
+_BINARY = getattr(os, "O_BINARY", 0)
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+@contextmanager
+def accessing(path: Path, doing: Literal["read", "written"]) -> Iterator[None]:
+    """Turns errors of the system inside into a StorageError in words; those of this package pass.
+
+    Raises:
+        StorageError: with the errno and the file of the system's error, which is `path` where it names none.
+    """
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        raise _in_words(error, path, doing) from error
+
+
+def _in_words(error: OSError, path: Path, doing: str) -> StorageError:
+    number = error.errno
+    if number is None:
+        # Libraries in C++ put the system's words into their own.
+        number = next((code for code in errno.errorcode if os.strerror(code) in str(error)), None)
+    if number is None:
+        return StorageError(str(error))
+    name = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else str(path)
+    words = f"{name} cannot be {doing}: {error.strerror or error}"
+    if number in _NO_ROOM:
+        words += "; make room, or use another disk"
+    elif number in _NO_ACCESS:
+        words += "; ask for the permission, or use another path"
+    return StorageError(number, words, name)
+
+
+def check_writable(path: Path) -> None:
+    """Refuses a file or folder to write that cannot be, as far as can be told without writing.
+
+    Raises:
+        FormatError: the path lies below a file, or is or lies below a link to nowhere.
+        StorageError: the permission to write to the folder, or to make it, is missing.
+    """
+    with accessing(path, "written"):
+        for each in (path, *path.parents):
+            if each.is_symlink() and not each.exists():
+                target = os.readlink(each)
+                msg = f"{path} cannot be written, as {each} is a link to {target}, which does not exist"
+                raise FormatError(msg)
+        for parent in path.parents:
+            if parent.exists() and not parent.is_dir():
+                msg = f"{path} cannot be written, as {parent} is not a directory"
+                raise FormatError(msg)
+        folder = next(each for each in (path, *path.parents) if each.is_dir())
+        effective = os.access in os.supports_effective_ids
+        if not os.access(folder, os.W_OK | os.X_OK, effective_ids=effective):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+
+
+def open_file(file: Path) -> BufferedReader:
+    """Opens a file to read; a link is not followed, and a pipe not waited for.
+
+    Raises:
+        FormatError: it is missing, or is no plain file.
+        OSError: the system refuses.
+    """
+    try:
+        if file.is_symlink():
+            msg = f"{file} is a link, and links are not followed: put a copy of the file in its place"
+            raise FormatError(msg)
+        handle = os.open(file, os.O_RDONLY | _NO_FOLLOW | _NO_WAIT | _BINARY)
+    except (FileNotFoundError, NotADirectoryError):
+        msg = f"{file} is missing"
+        raise FormatError(msg) from None
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        msg = f"{file} is not a file"
+        raise FormatError(msg)
+    return os.fdopen(handle, "rb")
+
+
+def new_file(file: Path) -> BufferedWriter:
+    """Opens a file that must not be there yet, to write; its mode is the umask's."""
+    handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_FOLLOW | _BINARY, 0o666)
+    return os.fdopen(handle, "wb")
+
+
+def sync(handle: BufferedWriter) -> None:
+    """Waits until the disk has what was written to a file."""
+    handle.flush()
+    os.fsync(handle.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Waits until the disk has the names in a folder."""
+    if sys.platform == "win32":  # which opens no folders
+        return
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems without
+            raise
+    finally:
+        os.close(handle)
+
+
+def make_folders(path: Path) -> list[Path]:
+    """Makes a folder and its parents where they are missing, durably; gives those it made, `path` last."""
+    made: list[Path] = []
+    try:
+        for folder in (*reversed(path.parents), path):
+            if not folder.is_dir() and _made(folder):
+                made.append(folder)
+                sync_folder(folder.parent)
+    except BaseException:
+        remove_empty(made)
+        raise
+    return made
+
+
+def _made(folder: Path) -> bool:
+    """Makes a folder; False where another process was faster."""
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        if folder.is_dir():
+            return False
+        raise
+    return True
+
+
+def remove_empty(folders: list[Path]) -> None:
+    """Removes folders as `make_folders` gave them, unless something is in them."""
+    for folder in reversed(folders):
+        with suppress(OSError):
+            folder.rmdir()
+
+
+class FolderLock:
+    """The lock of a folder, held until `release` or the end of the process, whichever way it ends."""
+
+    def __init__(self, folder: Path) -> None:
+        """Takes the lock at once or not at all.
+
+        Raises:
+            BlockingIOError: another holds it.
+            OSError: there is no such folder, or it is a link.
+        """
+        self.held = False
+        """False where the file system has no locks."""
+        self._folder, self._handle = folder, -1
+        if sys.platform == "win32":
+            return
+        self._handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | _NO_FOLLOW)
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.held = True
+        except BlockingIOError:
+            self.release()
+            raise
+        except OSError:
+            pass
+
+    def folder_is_there(self) -> bool:
+        """Whether the folder was not removed before its lock was taken."""
+        if self._handle < 0:
+            return self._folder.is_dir()
+        try:
+            return os.path.samestat(os.lstat(self._folder), os.fstat(self._handle))
+        except FileNotFoundError:
+            return False
+
+    def release(self) -> None:
+        """Lets others have it."""
+        handle, self._handle = self._handle, -1
+        if handle >= 0 and sys.platform != "win32":
+            if self.held:
+                # A process that was forked meanwhile has the handle too, so closing this one frees nothing.
+                fcntl.flock(handle, fcntl.LOCK_UN)
+            os.close(handle)
+        self.held = False
+
+    def __enter__(self) -> FolderLock:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+@contextmanager
+def own_folder(parent: Path, prefix: str) -> Iterator[Path]:
+    """A new folder with a random name, which `sweep` leaves alone meanwhile; it is not removed at the end."""
+    folder, lock = _locked_folder(parent, prefix)
+    with lock:
+        yield folder
+
+
+def _locked_folder(parent: Path, prefix: str) -> tuple[Path, FolderLock]:
+    while True:
+        folder = parent / f"{prefix}{secrets.token_hex(4)}"
+        with suppress(FileExistsError):
+            folder.mkdir()
+            try:
+                lock = FolderLock(folder)
+            except (BlockingIOError, FileNotFoundError):  # another process sweeps it, as nobody held it yet
+                continue
+            if lock.folder_is_there():
+                return folder, lock
+            lock.release()
+
+
+def sweep(parent: Path, is_ours: Callable[[str], object], is_kept: Callable[[str], bool]) -> None:
+    """Removes what processes that ended have left.
+
+    Args:
+        parent: the folder to look in.
+        is_ours: whether a folder of this name is one that `own_folder` makes.
+        is_kept: whether it is to stay; asked while it is locked, so that it is no longer being written.
+    """
+    for entry in list(os.scandir(parent)):
+        # Also those of living writers are OSErrors: they hold the lock.
+        with suppress(OSError):
+            if is_ours(entry.name) and entry.is_dir(follow_symlinks=False):
+                with FolderLock(parent / entry.name) as lock:
+                    if lock.held and not is_kept(entry.name):
+                        shutil.rmtree(entry, ignore_errors=True)

@@ -1,0 +1,70 @@
+"""Directories that earlier releases wrote are read, and answer as they did then."""
+
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from compressae_index import CompresSAE, CompressedIndex
+from compressae_index.connectors.faiss import FaissIndex
+from compressae_index.encoding import CodeStore
+from compressae_index.persistence import FORMAT_VERSION
+
+GOLDEN = Path(__file__).parent / "golden"
+INDEXES = ("packed", "aligned", "strings", "inner-product", "clustered", "empty")
+
+
+@pytest.fixture(scope="module", params=range(1, FORMAT_VERSION + 1), ids="format-{}".format)
+def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the release of a format version wrote."""
+    folder = tmp_path_factory.mktemp("golden")
+    with tarfile.open(GOLDEN / f"format-{request.param}.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def answers(written: Path) -> dict[str, Any]:
+    """Queries, embeddings, and what searches answered then."""
+    with np.load(written / "answers.npz") as stored:
+        return dict(stored)
+
+
+@pytest.mark.parametrize("mmap", [False, True], ids=["read", "mapped"])
+@pytest.mark.parametrize("name", INDEXES)
+def test_indexes_answer_as_they_did(written: Path, answers: dict[str, Any], name: str, mmap: bool) -> None:
+    index = CompressedIndex.load(written / name, mmap=mmap)
+    for mode in ("sparse", "dense", "two_stage"):
+        scores, ids = index.search(answers["queries"], 5, mode=mode, candidates=20)
+        np.testing.assert_allclose(scores, answers[f"{name}.{mode}.scores"], rtol=0, atol=1e-6)
+        expected = answers[f"{name}.{mode}.ids"]
+        np.testing.assert_array_equal(ids.astype(expected.dtype), expected)
+
+
+def test_models_encode_as_they_did(written: Path, answers: dict[str, Any]) -> None:
+    model, codes = CompresSAE.load(written / "model"), CodeStore.load(written / "codes")
+    assert model.fingerprint == codes.fingerprint
+    made = model.fold(model.encode(answers["embeddings"]))
+    np.testing.assert_array_equal(made.latents, codes[0 : len(codes)].latents)
+    np.testing.assert_allclose(made.values, codes[0 : len(codes)].values, rtol=0, atol=1e-6)
+
+
+def test_faiss_lists_hold_the_codes_of_their_index(written: Path) -> None:
+    index, filed = CompressedIndex.load(written / "strings"), FaissIndex.load(written / "faiss")
+    ids = list(index.ids)
+    np.testing.assert_array_equal(filed.reconstruct(ids), index.reconstruct(ids))
+
+
+def test_what_is_loaded_can_be_changed(written: Path, answers: dict[str, Any]) -> None:
+    index = CompressedIndex.load(written / "strings")
+    held = len(index)
+    index.add(answers["embeddings"][:2], ["one more", "and another"])
+    index.remove(["new"])
+    index.compact()
+    assert len(index) == held + 1
+    _, ids = index.search(answers["embeddings"][:1], 1, mode="dense")
+    assert ids[0, 0] in ("text 0 ž", "one more")
