@@ -76,11 +76,11 @@ class CodeStore:
         """Of the model that encoded."""
         self.shard_rows: int = meta["shard_rows"]
         self._n: int = meta["n"]
+        self._shards: list[Any] = manifest["shards"]
         numbers = range(_n_shards(meta))
         self._seen = {
             name: [_identity(_shard_path(path, name, number)) for number in numbers] for name in _PARTS
         }
-        self._shards: list[Any] = manifest["shards"]
         lengths = [rows.stop - rows.start for rows in (_rows_of(meta, i) for i in range(_n_shards(meta)))]
 
         def opened(name: str) -> Callable[[int], FlatFile]:

@@ -662,11 +662,12 @@ class CompressedIndex:
             StorageError: there is no permission to read it.
         """
         stored = persistence.read(path, "index", mmap=mmap)
-        with persistence.reading(str(as_path(path))):
+        where = as_path(path)
+        with persistence.reading(str(where)):
             model = CompresSAE.from_stored(persistence.entry(stored.meta, "model", dict), stored.tensors)
             index = cls._from_stored(stored.meta, stored.arrays, model)
         if mmap:
-            index._mapped = index._state.backend, persistence.Mapped.of(as_path(path), stored)
+            index._mapped = index._state.backend, persistence.Mapped.of(where, stored)
         return index
 
     @classmethod

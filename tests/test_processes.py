@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from operator import methodcaller
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -26,6 +27,7 @@ from compressae_index import CompresSAE, CompressedIndex, FormatError, InputErro
 from compressae_index.backend import BackedIndex, Candidates
 from compressae_index.checks import MAX_THREADS, FloatArray, check_threads
 from compressae_index.connectors.faiss import DenseStore, FaissIndex, lists
+from compressae_index.connectors.milvus import MilvusIndex
 from compressae_index.encoding import encode_to_directory
 from compressae_index.errors import UnknownIdError
 from compressae_index.processes import ForkSafeLock, cpu_quota
@@ -583,6 +585,15 @@ def over(index: CompressedIndex, kind: Any) -> Any:
     if kind is FaissIndex:
         return FaissIndex.from_index(index, progress=False)
     return DenseStore(index, progress=False) if kind is DenseStore else index
+
+
+def test_a_milvus_index_is_described_and_says_why_it_stays(model: CompresSAE) -> None:
+    index = MilvusIndex.__new__(MilvusIndex)  # what it says needs no Milvus
+    vars(index).update(model=model, backend=SimpleNamespace(collection="texts", k=16))
+    assert repr(index) == "MilvusIndex('texts', dim=384, n_latents=512, k=16)"
+    for send in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(InputError, match=r"holds a connection.* call MilvusIndex.open there"):
+            send(index)
 
 
 @pytest.mark.parametrize("kind", [CompressedIndex, FaissIndex, DenseStore])

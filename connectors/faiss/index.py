@@ -265,8 +265,8 @@ class FaissIndex(BackedIndex):
             if metric == "cosine" and stored.meta["unit"] != 1:
                 msg = f"unit must be 1 where the metric is cosine, got {stored.meta['unit']!r}"
                 raise InputError(msg)
-            index = cls(model, encoder=stored.meta["encoder"], metric=metric, backend=backend)
+            loaded = cls(model, encoder=stored.meta["encoder"], metric=metric, backend=backend)
         if mmap:
-            index._mapped = backend, persistence.Mapped.of(path, stored)
+            loaded._mapped = backend, persistence.Mapped.of(path, stored)
         persistence.release_pages(stored.arrays)
-        return index
+        return loaded

@@ -457,7 +457,7 @@ class InvertedFile:
             msg = f"a Faiss index has no array {min(foreign)!r:.100}"
             raise InputError(msg)
         if n:
-            packing.engine({"rows": packed}, model.n_latents, k).validate(check_threads(backend.num_threads))
+            packing.engine({"rows": packed}, model.n_latents, k).validate(check_threads(None))
         ids, alive = stored_rows(n, {name: arrays[name] for name in STORED_ROWS if name in arrays})
         if n and ids.are_strings != strings:
             msg = f"string_ids is {strings}, but the ids are {'strings' if ids.are_strings else 'integers'}"
