@@ -240,7 +240,7 @@ def test_documents_without_a_shared_latent_score_zero() -> None:
 @pytest.mark.parametrize("n", [20_000, WINDOW + 999])
 @pytest.mark.parametrize("top", [20, 1500])
 def test_documents_in_no_list_fill_up_by_row(n: int, top: int) -> None:
-    """A query of few latents finds few documents; all the others score 0, and are far more than are wanted."""
+    """A query of few latents finds few documents; all others score 0, and are far more than are wanted."""
     codes = random_codes(n, 80, 1, 5)
     u = np.random.default_rng(6).standard_normal((2, 80)).astype(np.float32)
     lists = InvertedLists.build(codes.latents, codes.values, codes.n_latents, 2)

@@ -26,7 +26,7 @@ from compressae_index.cli.options import (
 )
 from compressae_index.encoding import CodeStore, encode_to_directory, encoded_chunks
 from compressae_index.errors import FormatError
-from compressae_index.index import DEFAULT_K, CompressedIndex
+from compressae_index.index import CompressedIndex
 from compressae_index.metric import Metric
 from compressae_index.model import CompresSAE, Encoder
 from compressae_index.packing import VALUE_BITS
@@ -75,7 +75,7 @@ def train(
     check_target(output)
     vectors = open_vectors(embeddings, dataset=dataset)
     config = replace(train_config(preset, steps, seed), center=center)
-    config = config.with_codes(DEFAULT_K if k is None else k, n_latents)
+    config = config.with_codes(k, n_latents)
     result = train_model(vectors, config, checkpoint=checkpoint, progress=True)
     result.model.save(output)
     content = {
@@ -161,7 +161,7 @@ def _encode_to_matrix(
 
     parts = []
     with track(vectors.shape[0], "encoding", enabled=True) as advance:
-        for codes in encoded_chunks(model, vectors, model.k if k is None else k, encoder, threads):
+        for codes in encoded_chunks(model, vectors, model.nonzeros(k, encoder), encoder, threads):
             parts.append(codes.to_csr())
             advance(len(codes))
     with written_aside(output) as aside:
