@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 import operator
 import os
 from pathlib import Path
@@ -177,13 +179,53 @@ def check_int(value: Any, name: str, low: int, high: int | None = None, high_nam
     return number
 
 
+def check_number(value: Any, name: str) -> float:
+    """A real number, which may be infinite or NaN; neither bool nor text is one.
+
+    Raises:
+        InputError: with the value.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real | np.floating):
+        msg = f"{name} must be a number, got {value!r}"
+        raise InputError(msg)
+    try:
+        return float(value)
+    except OverflowError:  # an integer or fraction beyond float64
+        return math.copysign(math.inf, value)
+
+
+def check_bool(value: Any, name: str) -> bool:
+    """True or False.
+
+    Raises:
+        InputError: anything else, whatever it would be taken for.
+    """
+    if not isinstance(value, (bool, np.bool_)):
+        msg = f"{name} must be True or False, got {value!r}"
+        raise InputError(msg)
+    return bool(value)
+
+
+def check_text(value: Any, name: str) -> str:
+    """A string.
+
+    Raises:
+        InputError: anything else.
+    """
+    if not isinstance(value, str):
+        msg = f"{name} must be a string, got {value!r}"
+        raise InputError(msg)
+    return value
+
+
 def check_choice(value: T, name: str, choices: tuple[T, ...]) -> T:
     """One of the choices.
 
     Raises:
         InputError: with the value and the choices.
     """
-    if value not in choices:
+    given: Any = value  # an array, for one, cannot be looked for
+    if not isinstance(given, str) or given not in choices:
         msg = f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}"
         raise InputError(msg)
     return value

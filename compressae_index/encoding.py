@@ -224,8 +224,8 @@ def encode_to_directory(
         "dim": model.dim,
         "n_latents": model.n_latents,
         "fingerprint": model.fingerprint,
-        "k": model.k if k is None else check_int(k, "k", 1, model.n_latents, "n_latents"),
-        "encoder": check_choice(encoder, "encoder", ENCODERS),
+        "k": model.nonzeros(k, check_choice(encoder, "encoder", ENCODERS)),
+        "encoder": encoder,
         "shard_rows": None if shard_rows is None else check_int(shard_rows, "shard_rows", 1),
     }
     threads = check_threads(num_threads)

@@ -9,7 +9,6 @@ import numpy as np
 
 from compressae_index import planning
 from compressae_index.checks import check_int, check_threads
-from compressae_index.index import DEFAULT_K
 from compressae_index.packing import VALUE_BITS
 from compressae_index.planning import Plan
 from compressae_index.sources import VectorSource, open_vectors
@@ -62,7 +61,8 @@ def estimate(
         progress: show progress bars.
 
     Raises:
-        InputError: bad rows, a setting out of range, or a budget that nothing fits.
+        InputError: a setting of another type or out of range, or a budget that nothing fits, before any
+            training; bad rows.
         MissingExtraError: torch is not installed.
     """
     from compressae_index.training import TrainConfig, train
@@ -70,11 +70,19 @@ def estimate(
     planned = bytes_per_vector is not None or target_recall is not None
     if planned:
         planning.check_budget(bytes_per_vector, target_recall, k, value_bits, postings, "packed")
-    vectors, threads = open_vectors(embeddings), check_threads(num_threads)
+    bits = VALUE_BITS if value_bits is None else check_int(value_bits, "value_bits", 4, 8)
+    if postings is not None:
+        check_int(postings, "postings", 1)
+    threads = check_threads(num_threads)
+    config = TrainConfig.preset("fast", k=k, n_latents=n_latents)
+    vectors = open_vectors(embeddings)
     n, dim = vectors.shape
-    trained_k = planning.training_k(bytes_per_vector, n) if planned else DEFAULT_K if k is None else k
-    config = TrainConfig.preset("fast", k=trained_k, n_latents=n_latents)
-    sample = unit_sample(vectors, max(SAMPLE_ROWS, 2 * (n_latents or 0)), np.random.default_rng(config.seed))
+    k, latents = config.sizes(n, dim, planning.training_k(bytes_per_vector) if planned else None)
+    if bytes_per_vector is not None:
+        planning.check_room(bytes_per_vector, latents, n, 0.0)
+    kept = k if postings is None else check_int(postings, "postings", 1, k, "k")
+    config = config.with_codes(k, None)
+    sample = unit_sample(vectors, max(SAMPLE_ROWS, 2 * latents), np.random.default_rng(config.seed))
     trained = train(sample, config, progress=progress)
     model = trained.model
     if planned:
@@ -87,9 +95,7 @@ def estimate(
             progress=progress,
         )
     else:
-        kept = model.k if postings is None else check_int(postings, "postings", 1, model.k, "k")
-        bits = VALUE_BITS if value_bits is None else check_int(value_bits, "value_bits", 4, 8)
-        plan = planning.measured(model, vectors, model.k, bits, kept, num_threads=threads)
+        plan = planning.measured(model, vectors, k, bits, kept, num_threads=threads)
     rows = sample[:TIMED_ROWS]
     started = time.perf_counter()
     model.encode(rows, plan.k, num_threads=threads)

@@ -62,7 +62,6 @@ if TYPE_CHECKING:
 
 # Rows whose codes are collected before they become part of an index; whole windows of the back end.
 APPEND_ROWS = RUN_ROWS
-DEFAULT_K = 32
 
 
 class IndexStats(NamedTuple):
@@ -159,7 +158,8 @@ class CompressedIndex:
                 folder of shards or iterator of batches, as `sources.open_vectors` takes them. They are read
                 in batches; rows must be finite and not zero.
             ids: one int64 (not negative) or string a row; 0 .. n-1 by default.
-            k: nonzeros a code; the model's, or 32, by default.
+            k: nonzeros a code, at most d; by default the model's, or 32, less for fewer than 256 rows or 32
+                dimensions.
             n_latents: size of the dictionary; 4096 by default, less for fewer than 8,192 rows.
             model: a trained model to use as it is. Needs no torch.
             encoder: how vectors become codes: "pursuit" (best), or "topk" (the paper's single pass).
@@ -170,7 +170,7 @@ class CompressedIndex:
                 median of the first rows. Long rows may be near by latents that a query's query_nnz strongest
                 leave out: the more norms differ, the more query_nnz "two_stage" needs; "dense" does not.
                 Training sees directions only. A model that leaves out a mean does not fit.
-            config: training settings; k and n_latents are taken from here.
+            config: training settings; k and n_latents may be named there or here.
             forward: how codes are stored for `dense` and `two_stage`: "packed" takes the fewest bytes,
                 "aligned" is the fastest.
             value_bits: bits of a packed value, 4 to 8, 6 by default; the aligned form always has 8.
@@ -187,29 +187,32 @@ class CompressedIndex:
             progress: show a progress bar.
 
         Raises:
-            InputError: bad rows, duplicate ids, k, n_latents, value_bits or a kept norm out of range.
+            InputError: an argument is of another type or out of range, a model is of another dimension, ids
+                repeat, all before any training; bad rows, or a kept norm out of range.
             MissingExtraError: there is a model to train and torch is not installed.
         """
+        check_choice(encoder, "encoder", ENCODERS)
+        scale, threads = RowScale(metric), check_threads(num_threads)
         planned = bytes_per_vector is not None or target_recall is not None
         if planned:
             planning.check_budget(bytes_per_vector, target_recall, k, value_bits, postings, forward)
         packing = packing_of(forward, VALUE_BITS if value_bits is None else value_bits)
+        if postings is not None:
+            check_int(postings, "postings", 1)
+        settings = _training(k, n_latents, config, metric) if model is None else None
+        if model is not None:
+            _check_given(model, n_latents, config, metric)
         vectors = open_vectors(embeddings, on_bad_rows=on_bad_rows)
         row_ids, skipped = ids_of_rows(ids, vectors)
-        # Before training, which takes a while.
-        check_choice(encoder, "encoder", ENCODERS)
-        scale = RowScale(metric)
-        threads = check_threads(num_threads)
+        id_bytes = row_ids.nbytes / len(row_ids)
+        wanted = planning.training_k(bytes_per_vector) if planned else None
+        k, latents = _sizes(model, settings, vectors, k, encoder, wanted)
+        if bytes_per_vector is not None:
+            planning.check_room(bytes_per_vector, latents, len(row_ids), id_bytes)
+        if postings is not None:
+            check_int(postings, "postings", 1, k, "k")
         if model is None:
-            trained_k = planning.training_k(bytes_per_vector, vectors.shape[0]) if planned else k or DEFAULT_K
-            model = trained_model(vectors, trained_k, n_latents, config, metric, progress=progress)
-        elif n_latents not in (None, model.n_latents):
-            msg = f"n_latents is {n_latents}, but the model has {model.n_latents}"
-            raise DimensionError(msg)
-        elif config is not None:
-            msg = "config has no use where a model is given"
-            raise InputError(msg)
-        check_model(model, metric)
+            model = trained_model(vectors, k, n_latents, config, metric, progress=progress)
         plan = None
         if planned:
             plan = planning.choose(
@@ -217,15 +220,12 @@ class CompressedIndex:
                 vectors,
                 bytes_per_vector=bytes_per_vector,
                 target_recall=target_recall,
-                id_bytes=row_ids.nbytes / len(row_ids),
+                id_bytes=id_bytes,
                 encoder=encoder,
                 num_threads=threads,
                 progress=progress,
             )
             k, postings, packing = plan.k, plan.postings, packing_of("packed", plan.value_bits)
-        k = model.k if k is None else check_int(k, "k", 1, model.n_latents, "n_latents")
-        if postings is not None:
-            check_int(postings, "postings", 1, k, "k")
         backend = EmbeddedBackend(model.n_latents, k, packing, postings=postings)
         index = cls(model, k=k, encoder=encoder, metric=metric, backend=backend)
         index.plan, index.skipped = plan, skipped
@@ -262,8 +262,15 @@ class CompressedIndex:
 
         Raises:
             FormatError: the directory is unfinished or damaged, or another model encoded.
-            InputError: duplicate ids, or another number of them.
+            InputError: an argument is of another type or out of range; duplicate ids, or another number of
+                them.
         """
+        threads, packing = check_threads(num_threads), packing_of(forward, value_bits)
+        if postings is not None:
+            check_int(postings, "postings", 1)
+        _check_is_model(model)
+        if ids is not None:
+            ids = as_id_array(ids)
         store = codes if isinstance(codes, CodeStore) else CodeStore.load(codes)
         if store.fingerprint != model.fingerprint:
             msg = (
@@ -273,11 +280,11 @@ class CompressedIndex:
             raise FormatError(msg)
         if postings is not None:
             check_int(postings, "postings", 1, store.k, "k")
-        packing = packing_of(forward, value_bits)
+        row_ids = Ids.from_user(ids, len(store))
         backend = EmbeddedBackend(model.n_latents, store.k, packing, postings=postings)
         index = cls(model, k=store.k, encoder=store.encoder, backend=backend)
         chunks = (store[first : first + CHUNK_ROWS] for first in range(0, len(store), CHUNK_ROWS))
-        index._append(chunks, Ids.from_user(ids, len(store)), num_threads, progress, label="indexing")
+        index._append(chunks, row_ids, threads, progress, label="indexing")
         return index
 
     def __len__(self) -> int:
@@ -736,7 +743,7 @@ def _collected(chunks: Iterable[SparseCodes], advance: Callable[[int], object]) 
 
 def trained_model(
     vectors: Vectors,
-    k: int,
+    k: int | None,
     n_latents: int | None,
     config: TrainConfig | None,
     metric: Metric,
@@ -744,12 +751,67 @@ def trained_model(
     progress: bool,
 ) -> CompresSAE:
     """A model that was trained for indexes of these codes and this metric."""
-    from compressae_index.training import TrainConfig, train
+    from compressae_index.training import train
 
-    settings = (TrainConfig() if config is None else config).with_codes(k, n_latents)
-    if metric != "cosine":
-        settings = replace(settings, center=False)
-    return train(vectors, settings, progress=progress).model
+    return train(vectors, _training(k, n_latents, config, metric), progress=progress).model
+
+
+def _training(
+    k: int | None, n_latents: int | None, config: TrainConfig | None, metric: Metric
+) -> TrainConfig:
+    """The settings to train with.
+
+    Raises:
+        InputError: out of range, or `config` has another k or n_latents.
+        MissingExtraError: torch is not installed.
+    """
+    from compressae_index.training.run import checked_config
+
+    settings = checked_config(config).with_codes(k, n_latents)
+    return settings if metric == "cosine" else replace(settings, center=False)
+
+
+def _sizes(
+    model: CompresSAE | None,
+    settings: TrainConfig | None,
+    vectors: Vectors,
+    k: int | None,
+    encoder: Encoder,
+    wanted: int | None,
+) -> tuple[int, int]:
+    """Nonzeros and latents of codes: a model's, or those that the settings of training come to.
+
+    Raises:
+        InputError: k or n_latents do not fit the vectors or the model.
+    """
+    n, dim = vectors.shape
+    if model is None:
+        assert settings is not None
+        return settings.sizes(n, dim, wanted)
+    if dim != model.dim:
+        msg = f"embeddings have dimension {dim}, expected {model.dim}"
+        raise DimensionError(msg)
+    return model.nonzeros(k, encoder), model.n_latents
+
+
+def _check_given(
+    model: CompresSAE, n_latents: int | None, config: TrainConfig | None, metric: Metric
+) -> None:
+    """Refuses a model that cannot be used, or settings of training beside it."""
+    _check_is_model(model)
+    if n_latents is not None and check_int(n_latents, "n_latents", 1) != model.n_latents:
+        msg = f"n_latents is {n_latents}, but the model has {model.n_latents}"
+        raise DimensionError(msg)
+    if config is not None:
+        msg = "config has no use where a model is given"
+        raise InputError(msg)
+    check_model(model, metric)
+
+
+def _check_is_model(model: Any) -> None:
+    if not isinstance(model, CompresSAE):
+        msg = f"model must be a CompresSAE, got {type(model).__name__}; CompresSAE.load reads one"
+        raise InputError(msg)
 
 
 def _padded(scores: FloatArray, rows: npt.NDArray[np.int64], k: int, ids: Ids) -> SearchResult:

@@ -38,6 +38,9 @@ SOLVE_EVERY = 4
 _TENSORS = ("encoder_w", "encoder_b", "decoder_w")
 # Rows nearer to the mean than this have a code of zeros.
 _AT_THE_MEAN = 1e-6
+# Rows whose mean lacks less than this of length 1, squared, are nearly the same. Folded, a code of theirs
+# grows to at most so many times its length: what it leaves out of a row is hardly longer.
+_ALL_THE_SAME, _LONGEST_FOLD = 1e-4, 4.0
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -97,8 +100,8 @@ class CompresSAE:
         if abs(norms[off] - 1) > 1e-3:
             msg = f"decoder_w rows must have unit norm, row {off} has {norms[off]:.6g}"
             raise InputError(msg)
-        if self.mean is not None and not (length := float(np.linalg.norm(self.mean))) < 1:
-            msg = f"the mean of unit rows is shorter than 1, got {length:.6g}"
+        if self.mean is not None and not (length := float(np.linalg.norm(self.mean.astype(np.float64)))) < 1:
+            msg = f"the mean of unit rows is shorter than 1, got {length:.9g}"
             raise InputError(msg)
 
     def __repr__(self) -> str:
@@ -120,6 +123,17 @@ class CompresSAE:
     def n_latents(self) -> int:
         """Size h of the dictionary."""
         return int(self.decoder_w.shape[0])
+
+    def nonzeros(self, k: int | None, encoder: Encoder) -> int:
+        """Nonzeros of the codes that k asks for: by default the model's own, as far as they are of use.
+
+        Raises:
+            InputError: k is above n_latents, or for pursuit above dim, as it finds no more than those.
+        """
+        if k is None:
+            return min(self.k, self.dim) if encoder == "pursuit" else self.k
+        k = check_int(k, "k", 1, self.n_latents, "n_latents")
+        return check_int(k, "k", 1, self.dim, "dim") if encoder == "pursuit" else k
 
     @cached_property
     def fingerprint(self) -> str:
@@ -146,7 +160,7 @@ class CompresSAE:
 
         Args:
             vectors: (n, dim) floating point.
-            k: nonzeros a code; the model's own by default.
+            k: nonzeros a code; the model's own by default. Pursuit finds at most dim; the rest is 0.
             encoder: "pursuit", or "topk" for the paper's single pass.
             num_threads: threads of the engine; all by default.
             device: where pursuit runs: "cpu" is the engine; "cuda", "cuda:1" or "mps" need torch.
@@ -203,12 +217,17 @@ class CompresSAE:
         """
         norms = self.norms(codes, num_threads=num_threads)
         norms[norms < 1e-12] = 1
-        factors = np.float32(1) / norms
-        if self.mean is not None:
-            # cosines of m and s W_dec, times |m|
-            along = np.einsum("nk,nk->n", codes.values, (self.decoder_w @ self.mean)[codes.latents]) * factors
-            factors *= np.sqrt(along**2 + 1 - self.mean @ self.mean) - along
-        return codes.scaled(factors)
+        if self.mean is None:
+            return codes.scaled(np.float32(1) / norms)
+        lengths = norms.astype(np.float64)
+        # Cosines of m and s W_dec, times |m|; where rows are nearly the same, float32 has no digits for them.
+        along = np.einsum("nk,nk->n", codes.values, (self.decoder_w @ self.mean)[codes.latents]) / lengths
+        lacking = 1 - np.square(self.mean.astype(np.float64)).sum()
+        factors = (np.sqrt(along**2 + lacking) - along) / lengths
+        # There, what a code leaves out may point inward, and would take it to the other side of the sphere.
+        near = lacking + lengths**2 < _ALL_THE_SAME
+        factors[near] = np.minimum(factors[near], _LONGEST_FOLD)
+        return codes.scaled(factors.astype(np.float32))
 
     def norms(self, codes: SparseCodes, *, num_threads: int | None = None) -> FloatArray:
         """Norms of s W_dec, (n,) float32, by num_threads threads (all by default).

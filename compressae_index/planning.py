@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from compressae_index.checks import FloatArray
+from compressae_index.checks import FloatArray, check_number
 from compressae_index.codes import SparseCodes
 from compressae_index.embedded import POSTING_BYTES, EmbeddedBackend, list_overhead
 from compressae_index.errors import InputError
@@ -53,7 +53,7 @@ def check_budget(
     postings: int | None,
     forward: str,
 ) -> None:
-    """Refuses a budget out of range, or beside what it decides.
+    """Refuses a budget that is no number or out of range, or beside what it decides.
 
     Raises:
         InputError: with the value.
@@ -61,10 +61,12 @@ def check_budget(
     if bytes_per_vector is not None and target_recall is not None:
         msg = "give bytes_per_vector or target_recall, not both"
         raise InputError(msg)
-    if bytes_per_vector is not None and not (bytes_per_vector > 0 and math.isfinite(bytes_per_vector)):
-        msg = f"bytes_per_vector must be positive and finite, got {bytes_per_vector}"
-        raise InputError(msg)
-    if target_recall is not None and not 0 < target_recall < 1:
+    if bytes_per_vector is not None:
+        budget = check_number(bytes_per_vector, "bytes_per_vector")
+        if not (budget > 0 and math.isfinite(budget)):
+            msg = f"bytes_per_vector must be positive and finite, got {bytes_per_vector}"
+            raise InputError(msg)
+    if target_recall is not None and not 0 < check_number(target_recall, "target_recall") < 1:
         msg = f"target_recall must be between 0 and 1, got {target_recall}"
         raise InputError(msg)
     decided = {"k": k, "value_bits": value_bits, "postings": postings}
@@ -77,10 +79,32 @@ def check_budget(
         raise InputError(msg)
 
 
-def training_k(bytes_per_vector: float | None, n: int) -> int:
+def check_room(bytes_per_vector: float, n_latents: int, n: int, id_bytes: float) -> None:
+    """Refuses a budget that not even the smallest code fits.
+
+    Args:
+        bytes_per_vector: the budget, which `check_budget` took.
+        n_latents: size of the dictionary.
+        n: vectors, which share what posting lists take beside their postings.
+        id_bytes: bytes that the ids take a vector.
+
+    Raises:
+        InputError: with the smallest budget that would do.
+    """
+    overhead = list_overhead(n_latents, n) + id_bytes
+    code = row_bytes(n_latents, 1, min(VALUE_BITS)) + POSTING_BYTES
+    if bytes_per_vector < overhead + code:
+        least = math.ceil(10 * (overhead + code)) / 10
+        msg = (
+            f"bytes_per_vector = {bytes_per_vector:g} holds no code: posting lists and ids alone take "
+            f"{overhead:.1f} bytes a vector here, and codes at least {code} more; the least is {least:g}"
+        )
+        raise InputError(msg)
+
+
+def training_k(bytes_per_vector: float | None) -> int:
     """Nonzeros to train a model with, before a plan: about what the budget will hold."""
-    wanted = 48 if bytes_per_vector is None else int(bytes_per_vector / 3)
-    return max(min(wanted, 64, n // 8), 1)
+    return 48 if bytes_per_vector is None else int(min(max(bytes_per_vector / 3, 1), 64))
 
 
 def choose(
@@ -107,21 +131,22 @@ def choose(
         progress: show a progress bar.
 
     Raises:
-        InputError: the budget is too small for any code, or no budget reaches the recall; the message holds
-            what would do.
+        InputError: neither or both are given, the budget is too small for any code, or no budget reaches the
+            recall; the message holds what would do.
     """
+    check_budget(bytes_per_vector, target_recall, None, None, None, "packed")
+    if bytes_per_vector is not None:
+        check_room(bytes_per_vector, model.n_latents, vectors.shape[0], id_bytes)
+    elif target_recall is None:
+        msg = "give bytes_per_vector or target_recall"
+        raise InputError(msg)
     trial = _Trial(model, vectors, id_bytes, encoder, num_threads)
     if bytes_per_vector is not None:
         with track(
             len(POSTINGS) + len(VALUE_BITS) - 1, "planning", enabled=progress, unit="trials"
         ) as advance:
             plan = trial.best_within(bytes_per_vector, advance)
-        if plan is None:
-            msg = (
-                f"bytes_per_vector = {bytes_per_vector:g} holds no code: posting lists and ids alone take "
-                f"{trial.overhead:.1f} bytes a vector here, and codes at least {trial.smallest:.0f} more"
-            )
-            raise InputError(msg)
+        assert plan is not None, "there is room for a code"
         return plan
     assert target_recall is not None
     return trial.smallest_reaching(target_recall, progress)
@@ -154,7 +179,8 @@ class _Trial:
             : min(QUERIES, max(len(sample) // 10, 1))
         ]
         self.queries = sample[held_out]
-        self.rows = np.delete(sample, held_out, axis=0)
+        # A single row is its own neighbour.
+        self.rows = np.delete(sample, held_out, axis=0) if len(sample) > 1 else sample
         self.model, self.encoder, self.threads = model, encoder, num_threads
         # Neighbours in the sample that lie about as far away as the 100th does among n.
         share = len(self.rows) / n
@@ -163,7 +189,6 @@ class _Trial:
         self.truth = order[:, : self.top]
         self.projections: FloatArray = model.project(self.queries)
         self.overhead = list_overhead(model.n_latents, n) + id_bytes
-        self.smallest = row_bytes(model.n_latents, 1, min(VALUE_BITS)) + POSTING_BYTES
         self._codes: dict[int, SparseCodes] = {}
 
     def best_within(self, budget: float, advance: object = None) -> Plan | None:
@@ -184,29 +209,32 @@ class _Trial:
 
     def smallest_reaching(self, target: float, progress: bool) -> Plan:
         """The plan of the smallest of BUDGETS whose recall is at least the target."""
-        plans: dict[int, Plan | None] = {}
+        plans: dict[float, Plan | None] = {}
+        # Where few vectors share what posting lists take, or ids are long, these alone exceed some of them.
+        shared = self.overhead if self.overhead > BUDGETS[0] else 0
+        budgets = [budget + shared for budget in BUDGETS]
 
-        def reaches(budget: int) -> bool:
+        def reaches(budget: float) -> bool:
             plans[budget] = self.best_within(budget)
             plan = plans[budget]
             return plan is not None and plan.recall >= target
 
-        low, high = 0, len(BUDGETS)
+        low, high = 0, len(budgets)
         with track(
-            math.ceil(math.log2(len(BUDGETS))) + 1, "planning", enabled=progress, unit="budgets"
+            math.ceil(math.log2(len(budgets))) + 1, "planning", enabled=progress, unit="budgets"
         ) as advance:
             while low < high:
                 middle = (low + high) // 2
-                low, high = (low, middle) if reaches(BUDGETS[middle]) else (middle + 1, high)
+                low, high = (low, middle) if reaches(budgets[middle]) else (middle + 1, high)
                 advance(1)
-        if low == len(BUDGETS):
+        if low == len(budgets):
             reached = max((plan.recall for plan in plans.values() if plan is not None), default=0.0)
             msg = (
-                f"target_recall = {target} is out of reach: {BUDGETS[-1]} bytes a vector reach "
+                f"target_recall = {target} is out of reach: {budgets[-1]:.0f} bytes a vector reach "
                 f"{reached:.3f}; a larger n_latents or a longer training may reach more"
             )
             raise InputError(msg)
-        plan = plans[BUDGETS[low]]
+        plan = plans[budgets[low]]
         assert plan is not None
         return plan
 

@@ -179,7 +179,7 @@ def model_report(
             encoded then.
         max_rows: vectors to look at; of more, runs of rows spread evenly over all.
         ks: nonzeros to measure recall at, beside the model's own; by default 8, 16, 32, 64 and 128, as far as
-            the model has latents.
+            the model has latents and dimensions.
         num_threads: threads of the engine; all by default.
         progress: show a progress bar.
 
@@ -188,8 +188,8 @@ def model_report(
     """
     threads = check_threads(num_threads)
     check_int(max_rows, "max_rows", 1)
-    wanted = [k for k in KS if k <= model.n_latents] if ks is None else list(ks)
-    wanted = sorted({check_int(k, "k", 1, model.n_latents, "n_latents") for k in wanted} | {model.k})
+    wanted = [k for k in KS if k <= min(model.n_latents, model.dim)] if ks is None else list(ks)
+    wanted = sorted({model.nonzeros(k, "pursuit") for k in wanted} | {model.k})
     # Queries first: reading the sample may take long.
     asked = None if queries is None else check_vectors(queries, dim=model.dim, name="queries")
     rows = _sample(open_vectors(vectors), max_rows, model.dim)

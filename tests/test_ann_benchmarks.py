@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -46,6 +48,20 @@ def combinations(settings: dict[str, Any] | list[Any]) -> list[Any]:
     if isinstance(settings, dict):
         return [dict(zip(settings, values, strict=True)) for values in product(*settings.values())]
     return [list(values) for values in product(*settings)]
+
+
+def points(n: int, dimension: int) -> list[str]:
+    """Everything that is built and searched of n vectors, as the module has it."""
+    module = importlib.import_module("ann_benchmarks.algorithms.compressae.module")
+    found = []
+    for (*_, build), settings in definitions(dimension):
+        fitted = module.fitting_build(build, n, dimension)
+        clusters = n // 32768 * 8 if fitted.get("cluster") else 0
+        stats = SimpleNamespace(clusters=clusters, n_latents=min(4096, n // 2), vectors=n)
+        searches = [module.fitting_query(query_arguments, stats) for (query_arguments,) in settings]
+        found += [f"{sorted(fitted.items())} {sorted(search.items())}" for search in searches]
+        assert all(search.get("nprobe", 0) < max(clusters, 1) for search in searches)
+    return found
 
 
 def definitions(dimension: int) -> list[tuple[list[Any], list[Any]]]:
@@ -126,6 +142,35 @@ def test_few_dimensions_and_vectors_without_a_direction() -> None:
     assert not {3, 500} & {row for rows in found for row in rows}
     kept = [row for row in range(30) if row != 7]
     assert recall(np.array(found)[kept], truth[kept], COUNT) > 0.7
+
+
+@pytest.mark.usefixtures("repository")
+@pytest.mark.parametrize("n", [64, 600, 9000, 33_000, 65_536, 98_304, 1_183_514])
+def test_no_point_repeats_another(n: int) -> None:
+    for dimension in (1, 2, 3, 4, 8, 20, 25, 65, 100, 384, 960):
+        found = points(n, dimension)
+        assert len(set(found)) == len(found), dimension
+    if n > 1_000_000:  # what the settings are for
+        assert {int(k) for k in re.findall(r"\('k', (\d+)\)", " ".join(points(n, 384)))} == {16, 32, 64}
+        assert "('candidates', 10000), ('mode', 'two_stage'), ('query_nnz', 256)" in " ".join(points(n, 384))
+
+
+@pytest.mark.usefixtures("repository")
+def test_builds_of_few_dimensions_differ() -> None:
+    vectors = np.random.default_rng(0).standard_normal((700, 20)).astype(np.float32)
+    labels, sizes = set(), set()
+    for arguments, settings in definitions(20):
+        algorithm = instantiate(arguments)
+        algorithm.fit(vectors)
+        for query_arguments in settings:
+            algorithm.set_query_arguments(*query_arguments)
+            assert len(algorithm.query(vectors[0], COUNT)) == COUNT
+            labels.add(str(algorithm))
+        algorithm.set_query_arguments({"mode": "two_stage"})
+        sizes.add(algorithm.get_additional()["bytes_per_vector"])
+        algorithm.done()
+    assert len(labels) == sum(len(settings) for _, settings in definitions(20))
+    assert len(sizes) == len(definitions(20))
 
 
 @pytest.mark.usefixtures("repository")

@@ -237,6 +237,25 @@ def test_documents_without_a_shared_latent_score_zero() -> None:
     np.testing.assert_allclose(scores, [[1.0, 0.0, -1.0]], atol=0.5 / 127)
 
 
+@pytest.mark.parametrize("n", [20_000, WINDOW + 999])
+@pytest.mark.parametrize("top", [20, 1500])
+def test_documents_in_no_list_fill_up_by_row(n: int, top: int) -> None:
+    """A query of few latents finds few documents; all others score 0, and are far more than are wanted."""
+    codes = random_codes(n, 80, 1, 5)
+    u = np.random.default_rng(6).standard_normal((2, 80)).astype(np.float32)
+    lists = InvertedLists.build(codes.latents, codes.values, codes.n_latents, 2)
+    exact = cut_query(u, 2) @ stored_in_lists(lists, codes.n_latents).T
+    off = float((2 / steps(u, 2, lists)).max())
+    allowed = np.random.default_rng(7).random(n) < 0.7
+    for mask in (None, allowed):
+        scores, rows = lists.search(u, 2, top, None if mask is None else bitmap(mask), 1)
+        assert_best(scores, rows, exact, top, mask, off)
+        for q in range(len(u)):
+            zeros = np.flatnonzero((exact[q] == 0) & (True if mask is None else mask))
+            found = rows[q][scores[q] == 0]
+            np.testing.assert_array_equal(found, zeros[: len(found)])
+
+
 @pytest.mark.parametrize("path", ["avx512vbmi", "avx512", "avx2", "plain"])
 def test_every_instruction_set(path: str) -> None:
     """Runs the searches and pursuit again in a process that is forced to one instruction set."""

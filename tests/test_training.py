@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,8 +27,9 @@ from compressae_index import (
 from compressae_index.checks import FloatArray, normalize_rows
 from compressae_index.demo import DemoData
 from compressae_index.evaluation import exact_neighbours, recall
-from compressae_index.training import CompresSAEModule
+from compressae_index.training import CompresSAEModule, TrainResult
 from compressae_index.training.checkpoint import Checkpoint
+from compressae_index.training.pursuit import pursue_on
 from compressae_index.training.run import _hold_out
 
 Float64 = npt.NDArray[np.float64]
@@ -304,9 +308,12 @@ def test_any_shape_of_data_trains(kind: str) -> None:
 @pytest.mark.parametrize("dim", [1, 2, 32, 4096])
 def test_any_dimension_trains(dim: int) -> None:
     rows = gaussians("anisotropic", 400, dim)
-    model = train(rows, TrainConfig(k=4, n_latents=64, refine_rounds=3, round_rows=256, steps=3)).model
-    assert model.dim == dim
+    config = TrainConfig(n_latents=64, refine_rounds=3, round_rows=256, steps=3)
+    model = train(rows, config).model
+    assert (model.dim, model.k) == (dim, min(dim, 16))
     assert np.isfinite(model.encode(rows).values).all()
+    with pytest.raises(InputError, match=f"k must be at most dim = {dim}, got {dim + 1}"):
+        train(rows, replace(config, k=dim + 1, n_latents=None))
 
 
 def test_the_mean_of_uncentred_rows_is_an_atom() -> None:
@@ -366,6 +373,86 @@ def test_the_callers_random_state_is_left_alone(vectors: FloatArray) -> None:
     assert torch.equal(torch.rand(1), expected)
 
 
+@contextmanager
+def set_by_call(call: Callable[..., Any], value: Any, before: Any) -> Iterator[None]:
+    call(value)
+    try:
+        yield
+    finally:
+        call(before)
+
+
+CONTEXTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "float64": lambda: set_by_call(torch.set_default_dtype, torch.float64, torch.float32),
+    "bfloat16": lambda: set_by_call(torch.set_default_dtype, torch.bfloat16, torch.float32),
+    "meta": lambda: torch.device("meta"),
+    "default meta": lambda: set_by_call(torch.set_default_device, "meta", None),
+    "deterministic": lambda: set_by_call(torch.use_deterministic_algorithms, True, False),
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "anomalies": lambda: torch.autograd.set_detect_anomaly(True),
+    "rounded products": lambda: set_by_call(torch.set_float32_matmul_precision, "medium", "highest"),
+    "random numbers": lambda: set_by_call(torch.manual_seed, 5, 6),
+}
+
+
+def torch_settings() -> tuple[Any, ...]:
+    """What a caller may have set, and would see if training changed it."""
+    return (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.get_default_dtype(),
+        torch.get_default_device(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_autocast_enabled("cpu"),
+        torch.is_anomaly_enabled(),
+        torch.get_float32_matmul_precision(),
+        torch.get_num_threads(),
+        torch.get_rng_state().tolist(),
+        np.random.get_state()[1].tolist(),  # type: ignore[index] # noqa: NPY002
+    )
+
+
+@pytest.fixture(scope="module")
+def alone(vectors: FloatArray) -> TrainResult:
+    """Trained where nothing was set."""
+    return train(vectors[:600], ANYWHERE)
+
+
+# Both stages, and every random number that there is.
+ANYWHERE = TrainConfig(k=4, n_latents=64, initialization="random", refine_rounds=2, steps=4, batch_size=64)
+
+
+@pytest.mark.parametrize("name", CONTEXTS)
+def test_training_goes_by_its_own_settings_of_torch(
+    name: str, alone: TrainResult, vectors: FloatArray
+) -> None:
+    with CONTEXTS[name]():
+        before = torch_settings()
+        result = train(vectors[:600], ANYWHERE)
+        latents, values = pursue_on("cpu", normalize_rows(vectors[:9]), alone.model.decoder_w, 4, 4)
+        with pytest.raises(InputError, match="k must be at most dim"):
+            train(vectors[:600, :3], ANYWHERE)
+        with pytest.raises(InputError, match="device 'meta' cannot be used"):
+            train(vectors[:600], replace(ANYWHERE, device="meta"))
+        index = CompressedIndex.build(vectors[:600], config=ANYWHERE, progress=False)
+        assert torch_settings() == before
+    assert result.model.fingerprint == alone.model.fingerprint == index.model.fingerprint
+    np.testing.assert_array_equal(result.losses, alone.losses)
+    again = pursue_on("cpu", normalize_rows(vectors[:9]), alone.model.decoder_w, 4, 4)
+    np.testing.assert_array_equal(latents, again[0])
+    np.testing.assert_array_equal(values, again[1])
+
+
+def test_trainings_in_several_threads_give_back_what_was_set(alone: TrainResult, vectors: FloatArray) -> None:
+    with CONTEXTS["float64"](), ThreadPoolExecutor(3) as pool:
+        before = torch_settings()
+        trained = list(pool.map(lambda _: train(vectors[:600], ANYWHERE), range(6)))
+        assert torch_settings() == before
+    assert {result.model.fingerprint for result in trained} == {alone.model.fingerprint}
+
+
 def test_a_default_dictionary_fits_few_rows(vectors: FloatArray) -> None:
     assert train(vectors[:300], TrainConfig(k=8, steps=2)).model.n_latents == 150
     with pytest.raises(InputError, match="20 vectors are too few"):
@@ -383,11 +470,38 @@ def test_a_default_dictionary_fits_few_rows(vectors: FloatArray) -> None:
         ({"initialization": "magic"}, "'magic'"),
         ({"steps": -1}, "steps must be at least 0"),
         ({"k": 2.5}, "k must be an integer, got 2.5"),
+        ({"k": True}, "k must be an integer, got True"),
+        ({"k": "8"}, "k must be an integer, got '8'"),
+        ({"n_latents": 3}, "4k = 4 and n_latents = 3"),
+        ({"learning_rate": "0.1"}, "learning_rate must be a number, got '0.1'"),
+        ({"learning_rate": np.nan}, "learning_rate must be positive and finite, got nan"),
+        ({"center": "no"}, "center must be True or False, got 'no'"),
+        ({"seed": 2**64}, "seed must be at most 18446744073709551615"),
+        ({"device": 0}, "device must be a string, got 0"),
+        ({"precision": np.array(["float32"])}, "precision must be one of"),
+        ({"max_rows": 0}, "max_rows must be at least 1"),
+        ({"patience": 1.0}, "patience must be an integer"),
     ],
 )
 def test_bad_settings(settings: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         TrainConfig(**settings)  # type: ignore[arg-type]
+
+
+def test_settings_may_be_numbers_of_numpy(vectors: FloatArray, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"k": np.int64(2), "n_latents": np.uint16(32), "seed": np.int8(3)}
+    settings |= {"learning_rate": np.float32(2**-6), "center": np.False_, "steps": np.array(2)}
+    config = TrainConfig(refine_rounds=1, **settings)
+    assert config == TrainConfig(2, 32, seed=3, learning_rate=2**-6, center=False, refine_rounds=1, steps=2)
+    train(vectors[:300], config, checkpoint=tmp_path / "run")
+
+
+def test_sizes_are_named_once() -> None:
+    config = TrainConfig(k=4, n_latents=64)
+    assert TrainConfig().with_codes(4, 64) == config.with_codes(None, None) == config.with_codes(4, None)
+    for k, n_latents, message in ((5, None, "k is 5, but config has k = 4"), (4, 65, "n_latents is 65")):
+        with pytest.raises(InputError, match=message):
+            config.with_codes(k, n_latents)
 
 
 def test_bad_rows(vectors: FloatArray) -> None:

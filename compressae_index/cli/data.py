@@ -32,7 +32,7 @@ from compressae_index.cli.options import (
 from compressae_index.encoding import CodeStore, encode_to_directory, encoded_chunks
 from compressae_index.errors import FormatError, InputError, StorageError
 from compressae_index.ids import IdArray
-from compressae_index.index import DEFAULT_K, CompressedIndex
+from compressae_index.index import CompressedIndex
 from compressae_index.metric import Metric
 from compressae_index.model import CompresSAE, Encoder
 from compressae_index.packing import VALUE_BITS
@@ -92,7 +92,7 @@ def train(
         raise InputError(msg)
     vectors = open_vectors(embeddings, dataset=dataset, on_bad_rows=on_bad_rows)
     config = replace(train_config(preset, steps, seed), center=center)
-    config = config.with_codes(DEFAULT_K if k is None else k, n_latents)
+    config = config.with_codes(k, n_latents)
     result = train_model(vectors, config, checkpoint=checkpoint, progress=True)
     _save(result.model, output)
     content = {
@@ -186,7 +186,7 @@ def _encode_to_matrix(
 
     parts = []
     with track(vectors.shape[0], "encoding", enabled=True) as advance:
-        for codes in encoded_chunks(model, vectors, model.k if k is None else k, encoder, threads):
+        for codes in encoded_chunks(model, vectors, model.nonzeros(k, encoder), encoder, threads):
             parts.append(codes.to_csr())
             advance(len(codes))
     with written_aside(output) as aside, aside.open("wb") as file:  # to a path, it would add .npz to .NPZ

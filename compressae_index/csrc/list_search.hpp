@@ -95,15 +95,16 @@ class ListSearch {
   // What to try in windows begin ... end until there are enough candidates.
   std::vector<Attempt> attempts(std::size_t begin, std::size_t end) const {
     const std::vector<Visit> visits = whole(begin, end);
-    // Documents that score below 0 are wanted only where there are few others.
-    std::vector<Attempt> all{{visits, 0, -1, candidates_}, {visits, 0, kNoFloor, 0}};
+    // Documents that score 0, as all do that are in no list of the query, or less are wanted only where there are few
+    // others. Where few lists are scanned, most documents are such: to take them up would take longer than the rest.
+    std::vector<Attempt> all{{visits, 0, 0, candidates_}, {visits, 0, kNoFloor, 0}};
     // That the first window holds hardly more than its share of the candidates is tried before: then few documents are
     // taken up that others push out later.
     const double share = static_cast<double>(candidates_) / static_cast<double>(end - begin);
     const double wanted = std::min(share + 4.0 * std::sqrt(share) + 8.0, static_cast<double>(candidates_));
     const bool is_full = begin < end && windows_[begin].last() - windows_[begin].first() == kWindow;
     if (scope_.allowed.all() && is_full && wanted <= kMostWanted)
-      all.insert(all.begin(), Attempt{visits, static_cast<std::size_t>(wanted), -1, candidates_});
+      all.insert(all.begin(), Attempt{visits, static_cast<std::size_t>(wanted), 0, candidates_});
     return all;
   }
 

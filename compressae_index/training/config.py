@@ -6,9 +6,16 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
-from compressae_index.checks import check_choice, check_int
+from compressae_index.checks import check_bool, check_choice, check_int, check_number, check_text
 from compressae_index.codes import MAX_LATENTS
 from compressae_index.errors import InputError
+from compressae_index.model import MAX_DIM
+
+DEFAULT_K, DEFAULT_LATENTS = 32, 4096
+# The loss looks at codes of so many times k nonzeros as well.
+LATENTS_PER_NONZERO = 4
+# What torch takes.
+MAX_SEED = 2**64 - 1
 
 Preset: TypeAlias = Literal["fast", "default", "best"]
 PRESETS: dict[str, dict[str, int]] = {
@@ -30,11 +37,11 @@ class TrainConfig:
     loss, as in the paper: `topk` codes gain by it, `pursuit` codes lose.
 
     Raises:
-        InputError: a setting is out of range, k > n_latents, or 4k > n_latents.
+        InputError: a setting is of another type or out of range, k > n_latents, or 4k > n_latents.
     """
 
-    k: int = 32
-    """Nonzeros a code."""
+    k: int | None = None
+    """Nonzeros a code; 32 by default, less for fewer than 256 rows or 32 dimensions."""
     n_latents: int | None = None
     """Size of the dictionary; 4096 by default, less for fewer than 8,192 rows."""
     initialization: str = "data"
@@ -68,20 +75,28 @@ class TrainConfig:
     """Of the sample, the initialisation and the order of rows."""
 
     def __post_init__(self) -> None:
-        check_int(self.k, "k", 1)
+        checked: dict[str, Any] = {}
+        if self.k is not None:
+            checked["k"] = check_int(self.k, "k", 1)
         if self.n_latents is not None:
-            check_int(self.n_latents, "n_latents", 1, MAX_LATENTS)
-            check_multi_k(self.k, self.n_latents)
+            checked["n_latents"] = check_int(self.n_latents, "n_latents", 1, MAX_LATENTS)
+            check_multi_k(checked.get("k", 1), checked["n_latents"])
         for name in ("batch_size", "max_rows", "round_rows", "patience"):
-            check_int(getattr(self, name), name, 1)
-        for name in ("refine_rounds", "steps", "validation_rows", "seed"):
-            check_int(getattr(self, name), name, 0)
+            checked[name] = check_int(getattr(self, name), name, 1)
+        for name in ("refine_rounds", "steps", "validation_rows"):
+            checked[name] = check_int(getattr(self, name), name, 0)
+        checked["seed"] = check_int(self.seed, "seed", 0, MAX_SEED)
+        checked["center"] = check_bool(self.center, "center")
         check_choice(self.initialization, "initialization", ("data", "random"))
         check_choice(self.precision, "precision", ("auto", "float32", "bfloat16"))
-        rate = self.learning_rate
-        if rate is not None and not (rate > 0 and math.isfinite(rate)):
-            msg = f"learning_rate must be positive and finite, got {rate}"
-            raise InputError(msg)
+        check_text(self.device, "device")
+        if self.learning_rate is not None:
+            rate = checked["learning_rate"] = check_number(self.learning_rate, "learning_rate")
+            if not (rate > 0 and math.isfinite(rate)):
+                msg = f"learning_rate must be positive and finite, got {rate}"
+                raise InputError(msg)
+        for name, value in checked.items():  # numpy's numbers as Python's, which a checkpoint can hold
+            object.__setattr__(self, name, value)
 
     @classmethod
     def preset(cls, name: Preset, **settings: Any) -> TrainConfig:
@@ -93,9 +108,46 @@ class TrainConfig:
         check_choice(name, "preset", tuple(PRESETS))
         return cls(**{**PRESETS[name], **settings})
 
-    def with_codes(self, k: int, n_latents: int | None) -> TrainConfig:
-        """These settings for codes of another k and dictionary size."""
-        return replace(self, k=k, n_latents=n_latents)
+    def with_codes(self, k: int | None, n_latents: int | None) -> TrainConfig:
+        """These settings with a k and a dictionary size, each of which may be None and then stays as it is.
+
+        Raises:
+            InputError: out of range, or the settings name another.
+        """
+        given: dict[str, Any] = {name: v for name, v in (("k", k), ("n_latents", n_latents)) if v is not None}
+        for name, value in given.items():
+            own = getattr(self, name)
+            if own not in (None, value):
+                msg = f"{name} is {value!r}, but config has {name} = {own}: name it once"
+                raise InputError(msg)
+        return replace(self, **given)
+
+    def sizes(self, n: int, dim: int, wanted: int | None = None) -> tuple[int, int]:
+        """What k and n_latents are for n vectors of dim dimensions.
+
+        Where k is None, it is `wanted`, 32 by default, as far as the vectors allow.
+
+        Raises:
+            InputError: more than 65,536 dimensions, fewer than k, or too few vectors.
+        """
+        check_int(dim, "dim", 1, MAX_DIM)
+        rows, n_latents = min(n, self.max_rows), self.n_latents
+        if n_latents is None:
+            n_latents = max(min(DEFAULT_LATENTS, rows // 2), LATENTS_PER_NONZERO)
+        elif self.initialization == "data" and n_latents > rows:
+            msg = f"n_latents = {n_latents} needs at least as many vectors to start from, got {rows}"
+            raise InputError(msg if rows == n else f"{msg} by max_rows")
+        if self.k is None:
+            wanted = DEFAULT_K if wanted is None else wanted
+            return min(wanted, dim, n_latents // LATENTS_PER_NONZERO), n_latents
+        check_int(self.k, "k", 1, dim, "dim")
+        if LATENTS_PER_NONZERO * self.k > n_latents:
+            msg = (
+                f"{rows} vectors are too few to learn a dictionary for k = {self.k}: "
+                f"at least {2 * LATENTS_PER_NONZERO * self.k} are needed, or a smaller k"
+            )
+            raise InputError(msg)
+        return self.k, n_latents
 
 
 def check_multi_k(k: int, n_latents: int) -> None:
@@ -105,6 +157,6 @@ def check_multi_k(k: int, n_latents: int) -> None:
         InputError: k > n_latents, or 4k > n_latents.
     """
     check_int(k, "k", 1, n_latents, "n_latents")
-    if 4 * k > n_latents:
+    if LATENTS_PER_NONZERO * k > n_latents:
         msg = f"the loss needs 4k <= n_latents, got 4k = {4 * k} and n_latents = {n_latents}"
         raise InputError(msg)

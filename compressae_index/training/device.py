@@ -19,7 +19,7 @@ def device_of(name: str) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()  # what "meta" has no numbers for
     except (RuntimeError, AssertionError) as error:
         msg = f"device {name!r} cannot be used: {str(error).splitlines()[0]}"
         raise InputError(msg) from error

@@ -37,22 +37,33 @@ class CompresSAEModule(nn.Module):
     x_hat = s W_dec with unit rows of W_dec.
     """
 
-    def __init__(self, dim: int, n_latents: int, k: int) -> None:
+    def __init__(self, dim: int, n_latents: int, k: int, *, generator: torch.Generator | None = None) -> None:
+        """With random parameters, by torch's own generator where none is given."""
         super().__init__()
         check_multi_k(k, n_latents)
         self.k = k
         self.use_bfloat16 = False
         """Whether the product with W_enc, which costs most, is computed in bfloat16."""
-        self.encoder_w = nn.Parameter(nn.init.kaiming_uniform_(torch.empty(dim, n_latents)))
+        self.encoder_w = nn.Parameter(
+            nn.init.kaiming_uniform_(torch.empty(dim, n_latents), generator=generator)
+        )
         self.encoder_b = nn.Parameter(torch.zeros(n_latents))
-        self.decoder_w = nn.Parameter(nn.init.kaiming_uniform_(torch.empty(n_latents, dim)))
+        self.decoder_w = nn.Parameter(
+            nn.init.kaiming_uniform_(torch.empty(n_latents, dim), generator=generator)
+        )
         self.normalize_decoder()
 
     def initialize_from(self, rows: torch.Tensor, mean: torch.Tensor) -> None:
-        """Dictionary from training vectors (n_latents, dim) less the mean; the encoder is its transpose."""
+        """Dictionary from training vectors (n, dim) less the mean; the encoder is its transpose.
+
+        Where there are fewer vectors than latents, the last latents keep their random directions.
+        """
+        atoms = self.decoder_w.data.clone()
         centred = functional.normalize(rows - mean, dim=-1)
-        # A row that equals the mean has no direction of its own; it keeps its random one.
-        atoms = torch.where(centred.norm(dim=-1, keepdim=True) > 0.5, centred, self.decoder_w.data)
+        # A row that equals the mean has no direction of its own; it keeps a random one.
+        atoms[: len(rows)] = torch.where(
+            centred.norm(dim=-1, keepdim=True) > 0.5, centred, atoms[: len(rows)]
+        )
         # Rows far from the origin share a direction that no row less the mean has.
         if mean.norm() > LARGE_MEAN:
             atoms[0] = functional.normalize(mean, dim=-1)

@@ -6,6 +6,7 @@ import torch
 
 from compressae_index.checks import FloatArray
 from compressae_index.codes import LatentArray
+from compressae_index.training.context import own_settings
 from compressae_index.training.device import device_of
 
 # Rows at a time: their correlations, rows x n_latents float32, and their atoms, rows x k x dim, must fit.
@@ -32,13 +33,14 @@ def pursue_on(
     Raises:
         InputError: the device is not there.
     """
-    place = device_of(device)
-    atoms = torch.from_numpy(dictionary).to(place)
-    parts = [
-        tuple(part.cpu() for part in _pursue(rows.to(place), atoms, k, solve_every))
-        for rows in torch.from_numpy(unit).split(BATCH_ROWS)  # type: ignore[no-untyped-call]
-    ]
-    latents, values = (torch.cat(column) for column in zip(*parts, strict=True))
+    with own_settings():
+        place = device_of(device)
+        atoms = torch.from_numpy(dictionary).to(place)
+        parts = [
+            tuple(part.cpu() for part in _pursue(rows.to(place), atoms, k, solve_every))
+            for rows in torch.from_numpy(unit).split(BATCH_ROWS)  # type: ignore[no-untyped-call]
+        ]
+        latents, values = (torch.cat(column) for column in zip(*parts, strict=True))
     return latents.numpy().astype("uint16"), values.numpy()
 
 

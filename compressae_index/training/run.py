@@ -16,20 +16,20 @@ import numpy.typing as npt
 import torch
 
 from compressae_index import persistence
-from compressae_index.checks import FloatArray, as_path, check_choice, check_int
+from compressae_index.checks import FloatArray, as_path, check_choice
 from compressae_index.dictionary import DictionaryLearner, Round
 from compressae_index.errors import InputError, TrainingError
-from compressae_index.model import MAX_DIM, CompresSAE, from_mean
+from compressae_index.model import CompresSAE, from_mean
 from compressae_index.persistence import Stored
 from compressae_index.progress import track
 from compressae_index.sources import Vectors, open_vectors
 from compressae_index.sources.sample import unit_sample
 from compressae_index.training.checkpoint import Checkpoint, ModuleState, check_place, saved_like
 from compressae_index.training.config import TrainConfig
+from compressae_index.training.context import own_settings
 from compressae_index.training.device import device_of
 from compressae_index.training.module import CompresSAEModule
 
-DEFAULT_LATENTS = 4096
 # Times 1 / sqrt(d), the default peak of the learning rate; twice as much leaves latents dead.
 LEARNING_RATE = 0.08
 # The same where the decoder stays as it is and only the encoder learns.
@@ -40,6 +40,9 @@ CHECKS = 10
 DIVERGED, SLACK = 1.25, 0.1
 # A loss below this may well be as good as it gets from the start.
 GOOD_LOSS = 0.05
+# The longest mean that is left out of unit rows. Where they are all the same, their mean is as long as they
+# are, up to rounding, and leaves no room for what is added to it.
+LONGEST_MEAN = 1 - 2**-23
 # Uses a latent must have had the chance of before it counts as dead; and the share of steps, after which none
 # is revived.
 REVIVE_AFTER, REVIVE_UNTIL = 100, 0.8
@@ -78,6 +81,9 @@ def train(
 ) -> TrainResult:
     """Trains a model on embeddings. Its dictionary is `CompresSAE.rounded` at the end.
 
+    Of what a caller has set torch to, random numbers included, only the number of threads is used, which
+    shows in the last digits; nothing is changed.
+
     Args:
         embeddings: (n, d) floating point, array or file path; rows finite and not zero.
         config: settings.
@@ -87,29 +93,28 @@ def train(
         progress: show progress bars.
 
     Raises:
-        InputError: bad rows, more than 65,536 dimensions, more latents than rows to initialise them from, a
-            checkpoint of other settings.
+        InputError: bad rows, more than 65,536 dimensions, k above them, more latents than rows to initialise
+            them from, a device that is not there, a checkpoint of other settings.
         FormatError: the checkpoint is damaged, or something else is there.
         StorageError: the checkpoint cannot be read or written.
         TrainingError: training diverged or collapsed; the message says how.
     """
-    config = TrainConfig() if config is None else config
+    config = checked_config(config)
+    path = None if checkpoint is None else as_path(checkpoint, "checkpoint")
     started = time.perf_counter()
-    state = None if checkpoint is None else as_path(checkpoint, "checkpoint")
-    if state is not None:
-        check_place(state)
-    vectors = open_vectors(embeddings)
-    check_int(vectors.shape[1], "dim", 1, MAX_DIM)
-    n_latents = _choose_latents(vectors.shape[0], config)
-    rows = unit_sample(vectors, config.max_rows, np.random.default_rng(config.seed))
-    rows, held_out = _hold_out(rows, config, n_latents)
-    mean = None
-    if config.center:
-        mean = rows.mean(axis=0)
-        rows, held_out = (from_mean(each, mean)[0] for each in (rows, held_out))
-    run = _Run(config, rows, held_out, n_latents, state, progress)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+    if path is not None:
+        check_place(path)
+    with own_settings():
+        device = device_of(config.device)
+        vectors = open_vectors(embeddings)
+        sizes = config.sizes(vectors.shape[0], vectors.shape[1])
+        rows = unit_sample(vectors, config.max_rows, np.random.default_rng(config.seed))
+        rows, held_out = _hold_out(rows, config, sizes[1])
+        mean = None
+        if config.center:
+            mean = _mean_of(rows)
+            rows, held_out = (from_mean(each, mean)[0] for each in (rows, held_out))
+        run = _Run(config, rows, held_out, sizes, device, path, progress)
         module = run.fit()
     if config.refine_rounds or config.steps:
         _check_alive(module.to_model(), held_out if len(held_out) else rows[:1024])
@@ -122,20 +127,26 @@ def train(
     )
 
 
-def _choose_latents(n: int, config: TrainConfig) -> int:
-    if config.n_latents is None:
-        n_latents = min(DEFAULT_LATENTS, n // 2)
-        if 4 * config.k > n_latents:
-            msg = (
-                f"{n} vectors are too few to learn a dictionary for k = {config.k}: "
-                f"at least {8 * config.k} are needed, or a smaller k"
-            )
-            raise InputError(msg)
-        return n_latents
-    if config.initialization == "data" and config.n_latents > min(n, config.max_rows):
-        msg = f"n_latents = {config.n_latents} needs at least as many vectors to start from, got {n}"
+def checked_config(config: TrainConfig | None) -> TrainConfig:
+    """The settings, or the usual ones where there are none.
+
+    Raises:
+        InputError: they are something else.
+    """
+    given: Any = TrainConfig() if config is None else config
+    if not isinstance(given, TrainConfig):
+        msg = f"config must be a TrainConfig, such as TrainConfig.preset('fast'), got {given!r:.100}"
         raise InputError(msg)
-    return config.n_latents
+    return given
+
+
+def _mean_of(rows: FloatArray) -> FloatArray:
+    """The mean (dim,) of unit rows (n, dim), cut to LONGEST_MEAN."""
+    # Summed up in float32, as many rows as may be here would be off by a percent.
+    mean = rows.mean(axis=0, dtype=np.float64)
+    mean *= LONGEST_MEAN / max(float(np.linalg.norm(mean)), LONGEST_MEAN)
+    shortened: FloatArray = mean.astype(np.float32)
+    return shortened
 
 
 def _hold_out(rows: FloatArray, config: TrainConfig, n_latents: int) -> tuple[FloatArray, FloatArray]:
@@ -179,23 +190,29 @@ class _Run:
         config: TrainConfig,
         rows: FloatArray,
         held_out: FloatArray,
-        n_latents: int,
+        sizes: tuple[int, int],
+        device: torch.device,
         checkpoint: Path | None,
         progress: bool,
     ) -> None:
         self.config, self.rows, self.held_out = config, rows, held_out
-        self.n_latents, self.progress = n_latents, progress
+        self.k, self.n_latents = sizes
+        self.device, self.progress = device, progress
         self.rounds: list[Round] = []
         self.losses: list[float] = []
         self.checks: list[Check] = []
         self.best: dict[str, npt.NDArray[Any]] = {}
-        self.device = device_of(config.device)
         self._checkpoint = None if checkpoint is None else Checkpoint(checkpoint, self._identity())
 
     def fit(self) -> CompresSAEModule:
         """Both stages."""
         saved = self._checkpoint.load() if self._checkpoint else None
-        module = CompresSAEModule(self.rows.shape[1], self.n_latents, self.config.k)
+        module = CompresSAEModule(
+            self.rows.shape[1],
+            self.n_latents,
+            self.k,
+            generator=torch.Generator().manual_seed(self.config.seed),
+        )
         if self._checkpoint is not None and saved is not None:
             with self._checkpoint.reading():
                 self._take(saved, module)
@@ -247,7 +264,7 @@ class _Run:
         config, total = self.config, self.config.refine_rounds
         learner = DictionaryLearner(
             module.decoder_w.detach().numpy().copy(),
-            k=config.k,
+            k=self.k,
             rounds=total,
             num_threads=torch.get_num_threads(),
         )
@@ -359,7 +376,7 @@ class _Run:
     def _identity(self) -> dict[str, Any]:
         """What a checkpoint must agree in."""
         digest = hashlib.sha256(self.rows.tobytes()).hexdigest()[:32]
-        return {**asdict(self.config), "n_latents": self.n_latents, "rows": digest}
+        return {**asdict(self.config), "k": self.k, "n_latents": self.n_latents, "rows": digest}
 
     def _save(self, stage: str, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         if self._checkpoint is None:

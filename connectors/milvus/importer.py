@@ -51,7 +51,7 @@ from compressae_index.connectors.milvus.source import MilvusSource, Page
 from compressae_index.encoding import encoded_chunks
 from compressae_index.errors import BackendError, DimensionError, FormatError, InputError
 from compressae_index.ids import IdArray
-from compressae_index.index import DEFAULT_K, trained_model
+from compressae_index.index import trained_model
 from compressae_index.metric import Metric, RowScale
 from compressae_index.model import CompresSAE, Encoder
 from compressae_index.progress import track
@@ -183,9 +183,7 @@ def from_milvus(
     _check_source(source)
     if begun is None:
         with clock("train"):
-            trained = given or trained_model(
-                source, DEFAULT_K if k is None else k, n_latents, config, metric, progress=progress
-            )
+            trained = given or trained_model(source, k, n_latents, config, metric, progress=progress)
         manifest = manifest_of(trained, k=k, encoder=encoder, metric=metric, dense=dense, source=origin)
         save_model(client, target, trained, manifest, timeout)
     else:
