@@ -28,7 +28,7 @@ test: .venv/installed
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror compressae_index/csrc/*.?pp
+	$(BIN)/clang-format --dry-run --Werror $(shell find compressae_index/csrc tests -name '*.?pp')
 
 types: .venv/installed
 	$(BIN)/mypy

@@ -1,12 +1,12 @@
 // Compiled once for each instruction set. No function of the standard library is used here: an inline one
 // compiled with wider instructions could be the copy that the linker keeps for the whole module.
-#include "kernels.hpp"
+#include "kernels/kernels.hpp"
 
 #if defined(__F16C__)
 #include <immintrin.h>
 #endif
 
-#include "half.hpp"
+#include "base/half.hpp"
 
 namespace compressae {
 namespace {

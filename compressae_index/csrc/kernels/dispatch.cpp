@@ -1,4 +1,4 @@
-#include "cpu.hpp"
+#include "kernels/dispatch.hpp"
 
 #include <cstdlib>
 #include <stdexcept>
