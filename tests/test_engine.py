@@ -237,7 +237,7 @@ def test_documents_without_a_shared_latent_score_zero() -> None:
     np.testing.assert_allclose(scores, [[1.0, 0.0, -1.0]], atol=0.5 / 127)
 
 
-@pytest.mark.parametrize("path", ["avx512vbmi", "avx512", "avx2", "plain"])
+@pytest.mark.parametrize("path", ["avx512vbmi", "avx512", "avx2", "neon", "plain"])
 def test_every_instruction_set(path: str) -> None:
     """Runs the searches and pursuit again in a process that is forced to one instruction set."""
     environment = {**os.environ, "COMPRESSAE_SIMD": path}
