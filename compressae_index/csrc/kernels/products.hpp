@@ -51,7 +51,8 @@ void add_byte_rows(const std::int8_t* const* rows, const float* weights, std::si
   // Blocks between the one in use and the one to fetch: many rows at once are more streams than the hardware follows.
   constexpr std::size_t kBlocksAhead = 4;
   constexpr std::size_t kVectors = kBlock / kFloats;
-  constexpr bool kFetches = kVectors == 4;  // of more vectors, a block takes longer than its memory
+  // With shorter vectors a block takes so many instructions that another one for each row costs more than it saves.
+  constexpr bool kFetches = kVectors == 4;
   for (std::size_t begin = 0; begin < count; begin += kBlock) {
     Floats sums[kVectors];
 #pragma GCC unroll 8
@@ -73,8 +74,9 @@ inline Int32s add_step(Int32s sums, Int32s rows, std::int32_t query) {
 #if defined(__AVX512VNNI__)
   return reinterpret_cast<Int32s>(_mm512_dpbusd_epi32(raw(sums), raw(rows), raw(repeated(query))));
 #else
-  // Products of pairs of 16 bits are added in 32, so the even bytes are taken as 16 bits, then the odd ones. Products
-  // of bytes would be faster, but their sums are cut off at 16 bits.
+  // Even and odd: a pair of bytes is 16 bits. Its lower (even) byte is taken by a mask, or, signed, by moving it up and
+  // back; its upper (odd) one by moving it down. Products of pairs of 16 bits are then added in 32. AVX2 also
+  // multiplies bytes, but cuts the sums off at 16 bits.
   using Unsigned = std::uint16_t __attribute__((vector_size(sizeof(Int32s))));
   using Signed = std::int16_t __attribute__((vector_size(sizeof(Int32s))));
   const auto bytes = reinterpret_cast<Unsigned>(rows);
@@ -84,8 +86,8 @@ inline Int32s add_step(Int32s sums, Int32s rows, std::int32_t query) {
 #endif
 }
 
-// sums[p][i] = <plane p, row i> for the rows of a block, whose entries begin at `row`. Several rows a lane, and all
-// planes: each load serves several products.
+// sums[p][i] = <plane p, row i> for the rows of a block, whose entries begin at `row`. Several vectors
+// of rows, and all planes: each load serves several products.
 template <std::size_t Planes>
 void block_sums(const std::uint8_t* row, const std::int8_t* plane, std::size_t steps, std::int32_t (*sums)[kBlock]) {
   constexpr std::size_t kStep = ProductRows::kStep;
