@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 comma = ,
 
-.PHONY: demo test lint types check stub sanitize sanitize-thread fuzz clean
+.PHONY: demo test lint types check stub native neon sanitize sanitize-thread fuzz clean
 
 # Installed again whenever a source is newer. -P keeps the sources from hiding the installed package.
 SOURCES := pyproject.toml constraints.txt README.md $(shell find compressae_index connectors -name '*.py' -o -name '*.?pp' -o -name 'CMakeLists.txt' -o -name '*.pyi' -o -name '*.html')
@@ -28,7 +28,7 @@ test: .venv/installed
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror compressae_index/csrc/*.?pp
+	$(BIN)/clang-format --dry-run --Werror $(shell find compressae_index/csrc tests -name '*.?pp')
 
 types: .venv/installed
 	$(BIN)/mypy
@@ -40,6 +40,17 @@ check: test lint types
 stub: .venv/installed
 	cd .venv && bin/python -P -m nanobind.stubgen -m compressae_index._engine -o ../compressae_index/_engine.pyi
 	$(BIN)/ruff format --quiet compressae_index/_engine.pyi
+
+# The kernels of every instruction set against the plain loops, without Python; NEON by Debian's cross compiler and
+# emulator of aarch64 (g++-aarch64-linux-gnu, qemu-user).
+native_tests = PATH="$$PATH:$(CURDIR)/$(BIN)" && cmake -S tests/native -B build/$(1) -DCOMPRESSAE_WERROR=ON $(2) && \
+  cmake --build build/$(1) --parallel && cd build/$(1) && ctest --verbose
+
+native: .venv/installed
+	$(call native_tests,native)
+
+neon: .venv/installed
+	$(call native_tests,neon,-DCMAKE_TOOLCHAIN_FILE=aarch64.cmake)
 
 # The engine's tests with its memory accesses and arithmetic, or its threads, checked by GCC's sanitizers. Built and
 # installed aside, so that the installed package stays as it is. Python itself is not built with them, so their

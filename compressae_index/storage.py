@@ -45,10 +45,11 @@ def accessing(path: Path, doing: Literal["read", "written"]) -> Iterator[None]:
     except StorageError:
         raise
     except OSError as error:
-        raise _in_words(error, path, doing) from error
+        raise in_words(error, path, doing) from error
 
 
-def _in_words(error: OSError, path: Path, doing: str) -> StorageError:
+def in_words(error: OSError, path: Path, doing: str) -> StorageError:
+    """An error of the system in words: what cannot be done to which file, why, and what to do."""
     number = error.errno
     if number is None:
         # Libraries in C++ put the system's words into their own.

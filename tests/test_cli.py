@@ -577,7 +577,7 @@ def test_results_beyond_memory() -> None:
     command = call_main("search", "i", "q.npy", "-k", "2000000000", before=limit)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith("Error: Unable to allocate ")
+    assert done.stderr.startswith("Error: k must be at most ")
     assert done.stderr.count("\n") == 1
 
 
@@ -793,10 +793,10 @@ def test_names_of_files_are_no_folders() -> None:
 
 @needs_place
 def test_few_candidates_are_refused_where_they_were_asked_for() -> None:
-    assert "--candidates must be at least the number of neighbours, 10, got 5" in fail(
+    assert "candidates must be at least k = 10, got 5" in fail(
         "search", "i", "q.npy", "--candidates", 5, "-k", 10
     )
-    assert "100, got 99" in fail("eval", "i", "e.npy", "q.npy", "--candidates", 99)
+    assert "k = 100, got 99" in fail("eval", "i", "e.npy", "q.npy", "--candidates", 99)
     run("search", "i", "q.npy", "--candidates", 10, "-k", 10)
     run("search", "i", "q.npy", "-k", 2000)  # the default is no request
 

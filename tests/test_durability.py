@@ -224,7 +224,7 @@ def test_data_elsewhere_are_not_read(kit: Kit, tmp_path: Path, data: Any) -> Non
         kit.save("model", tmp_path / name)
     (folder,) = (tmp_path / "b").glob("data-*")
     rewrite(tmp_path / "a", lambda manifest: manifest.update(data=_filled(data, folder.name)))
-    with pytest.raises(FormatError, match=r"a is damaged: ValueError: its manifest names .* as the folder"):
+    with pytest.raises(FormatError, match=r"a is damaged: its manifest names .* as the folder"):
         kit.load("model", tmp_path / "a")
     with pytest.raises(FormatError, match="a exists and was not written by"):
         kit.save("model", tmp_path / "a")
@@ -246,7 +246,7 @@ def test_files_elsewhere_are_not_read(kit: Kit, tmp_path: Path, name: str) -> No
         manifest["files"] = {name.replace("{}", folder.name): entry}
 
     rewrite(tmp_path / "a", change)
-    with pytest.raises(FormatError, match="a is damaged: ValueError: its manifest names a file"):
+    with pytest.raises(FormatError, match="a is damaged: its manifest names a file"):
         kit.load("model", tmp_path / "a")
 
 
@@ -332,7 +332,9 @@ def test_headers_that_lie(kit: Kit, tmp_path: Path, descr: str, shape: str) -> N
     file.write_bytes(b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header + bytes(64))
     rewrite(tmp_path / "a", lambda manifest: manifest["files"].update({"a.npy": persistence.describe(file)}))
     for mmap in (False, True):
-        with pytest.raises(FormatError, match=r"a\.npy is damaged: ValueError: its header says"):
+        with pytest.raises(
+            FormatError, match=r"a\.npy (is damaged: its header says|holds \d+ bytes, its header says)"
+        ):
             persistence.read(tmp_path / "a", "checkpoint", mmap=mmap)
 
 

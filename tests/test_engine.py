@@ -256,7 +256,7 @@ def test_documents_in_no_list_fill_up_by_row(n: int, top: int) -> None:
             np.testing.assert_array_equal(found, zeros[: len(found)])
 
 
-@pytest.mark.parametrize("path", ["avx512vbmi", "avx512", "avx2", "plain"])
+@pytest.mark.parametrize("path", ["avx512vbmi", "avx512", "avx2", "neon", "plain"])
 def test_every_instruction_set(path: str) -> None:
     """Runs the searches and pursuit again in a process that is forced to one instruction set."""
     environment = {**os.environ, "COMPRESSAE_SIMD": path}

@@ -509,7 +509,7 @@ def test_what_is_no_embedding(model: CompresSAE, vectors: FloatArray) -> None:
         (None, InputError, "NoneType"),
         ([None, None], InputError, "."),
         ([rows[0].tolist(), rows[1].tolist()[:-1]], InputError, "."),
-        ([rows[0], rows[1][:-1]], DimensionError, "expected 384"),
+        ([rows[0], rows[1][:-1]], InputError, "row 1 holds 383 numbers"),
         (rows[:, :10], DimensionError, "expected 384"),
         (rows[:1], DimensionError, "gave 1 vectors for 2 texts"),
         (np.vstack([rows, rows]), DimensionError, "gave 4 vectors for 2 texts"),

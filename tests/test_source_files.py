@@ -118,7 +118,7 @@ def test_what_the_system_refuses(tmp_path: Path, rows: FloatArray, monkeypatch: 
     ):
         with monkeypatch.context() as patched:
             patched.setattr(Path, name, refuse)
-            with pytest.raises(StorageError, match=r"Permission denied: .*") as caught:
+            with pytest.raises(StorageError, match=r"cannot be read: Permission denied; ask for") as caught:
                 act()
         assert caught.value.errno == 13
         assert str(tmp_path) in str(caught.value.filename)

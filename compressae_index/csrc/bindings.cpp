@@ -22,21 +22,21 @@
 #include <utility>
 #include <vector>
 
+#include "base/huge.hpp"
+#include "base/per_process.hpp"
+#include "base/strings.hpp"
+#include "base/thread_pool.hpp"
 #include "clusters.hpp"
-#include "cpu.hpp"
 #include "dictionary.hpp"
 #include "forward.hpp"
-#include "huge.hpp"
 #include "inverted.hpp"
+#include "kernels/dispatch.hpp"
 #include "lists.hpp"
 #include "packed.hpp"
-#include "per_process.hpp"
 #include "pursuit.hpp"
 #include "rounding.hpp"
 #include "rows.hpp"
 #include "search.hpp"
-#include "strings.hpp"
-#include "thread_pool.hpp"
 #include "top_k.hpp"
 
 namespace nb = nanobind;

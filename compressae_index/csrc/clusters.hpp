@@ -10,12 +10,12 @@
 #include <utility>
 #include <vector>
 
-#include "cpu.hpp"
-#include "half.hpp"
-#include "huge.hpp"
+#include "base/half.hpp"
+#include "base/huge.hpp"
+#include "base/thread_pool.hpp"
 #include "inverted.hpp"
+#include "kernels/dispatch.hpp"
 #include "terms.hpp"
-#include "thread_pool.hpp"
 #include "top_k.hpp"
 
 namespace compressae {

@@ -11,10 +11,10 @@
 #include <optional>
 #include <vector>
 
-#include "cpu.hpp"
-#include "huge.hpp"
+#include "base/huge.hpp"
+#include "base/thread_pool.hpp"
+#include "kernels/dispatch.hpp"
 #include "rows.hpp"
-#include "thread_pool.hpp"
 
 namespace compressae {
 

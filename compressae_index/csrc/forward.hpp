@@ -7,8 +7,8 @@
 #include <cstring>
 #include <vector>
 
-#include "cpu.hpp"
-#include "half.hpp"
+#include "base/half.hpp"
+#include "kernels/dispatch.hpp"
 #include "top_k.hpp"
 
 namespace compressae {

@@ -11,9 +11,9 @@
 #include <utility>
 #include <vector>
 
-#include "half.hpp"
-#include "huge.hpp"
-#include "thread_pool.hpp"
+#include "base/half.hpp"
+#include "base/huge.hpp"
+#include "base/thread_pool.hpp"
 
 namespace compressae {
 

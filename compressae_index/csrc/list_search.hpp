@@ -10,12 +10,12 @@
 #include <utility>
 #include <vector>
 
+#include "base/thread_pool.hpp"
 #include "clusters.hpp"
 #include "inverted.hpp"
 #include "parts.hpp"
 #include "scan.hpp"
 #include "terms.hpp"
-#include "thread_pool.hpp"
 #include "top_k.hpp"
 
 namespace compressae {

@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "half.hpp"
+#include "base/half.hpp"
 #include "top_k.hpp"
 
 namespace compressae {

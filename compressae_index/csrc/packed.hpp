@@ -18,10 +18,10 @@
 #include <string>
 #include <vector>
 
-#include "cpu.hpp"
+#include "base/half.hpp"
+#include "base/thread_pool.hpp"
 #include "forward.hpp"
-#include "half.hpp"
-#include "thread_pool.hpp"
+#include "kernels/dispatch.hpp"
 
 namespace compressae {
 

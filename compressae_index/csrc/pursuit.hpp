@@ -10,8 +10,8 @@
 #include <cstring>
 #include <vector>
 
-#include "cpu.hpp"
 #include "dictionary.hpp"
+#include "kernels/dispatch.hpp"
 
 namespace compressae {
 

@@ -8,7 +8,7 @@
 #include <numeric>
 #include <vector>
 
-#include "cpu.hpp"
+#include "kernels/dispatch.hpp"
 #include "packed.hpp"
 
 namespace compressae {

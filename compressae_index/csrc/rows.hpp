@@ -6,7 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "cpu.hpp"
+#include "kernels/dispatch.hpp"
 
 namespace compressae {
 

@@ -9,8 +9,8 @@
 #include <utility>
 #include <vector>
 
-#include "cpu.hpp"
 #include "inverted.hpp"
+#include "kernels/dispatch.hpp"
 #include "terms.hpp"
 #include "top_k.hpp"
 

@@ -8,10 +8,10 @@
 #include <utility>
 #include <vector>
 
+#include "base/thread_pool.hpp"
 #include "list_search.hpp"
 #include "parts.hpp"
 #include "terms.hpp"
-#include "thread_pool.hpp"
 #include "top_k.hpp"
 
 namespace compressae {

@@ -9,7 +9,7 @@
 #include <memory>
 #include <vector>
 
-#include "cpu.hpp"
+#include "kernels/dispatch.hpp"
 
 namespace compressae {
 

@@ -13,7 +13,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from compressae_index.errors import CompressaeError, FormatError, InputError, StorageError
+from compressae_index.errors import CompressaeError, FormatError, InputError
+from compressae_index.storage import in_words
 
 # Where the system refuses, whatever is in the file.
 _REFUSED = frozenset((errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM))
@@ -103,7 +104,7 @@ def reading(path: Path) -> Iterator[None]:
         raise
     except (OSError, ValueError, EOFError, RuntimeError) as error:
         if isinstance(error, OSError) and error.errno in _REFUSED:
-            raise StorageError(error.errno, error.strerror or str(error), str(path)) from error
+            raise in_words(error, path, "read") from error
         if isinstance(error, FileNotFoundError):
             msg = f"{path} is gone: it was moved or deleted since it was opened"
             raise FormatError(msg) from error

@@ -93,7 +93,10 @@ class Compressae(BaseANN):  # type: ignore[misc]
         assert self._index is not None, "fit comes first"
         # To a query without a direction all vectors are as near, so any answer is as good.
         directed: FloatArray = np.where(queries.any(axis=1, keepdims=True), queries, 1).astype(np.float32)
-        return self._index.search(directed, n, num_threads=threads, **self._query_options).ids
+        options = self._query_options
+        if "candidates" in options:
+            options = {**options, "candidates": max(options["candidates"], n)}
+        return self._index.search(directed, n, num_threads=threads, **options).ids
 
     def get_memory_usage(self) -> float:
         """Kilobytes of codes, posting lists, ids and model; the process holds what trained it as well."""

@@ -14,7 +14,7 @@
 #include <thread>
 #include <vector>
 
-#include "per_process.hpp"
+#include "base/per_process.hpp"
 
 namespace compressae {
 

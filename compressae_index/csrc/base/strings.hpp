@@ -9,7 +9,7 @@
 #include <random>
 #include <string_view>
 
-#include "huge.hpp"
+#include "base/huge.hpp"
 
 namespace compressae {
 

@@ -1,0 +1,91 @@
+// Products and sums of rows of floats.
+#pragma once
+
+#include "kernels/kernels.hpp"
+#include "kernels/vectors.hpp"
+
+namespace compressae {
+namespace {
+
+void add_rows(const float* rows, std::size_t stride, const float* weights, std::size_t n_rows, std::size_t count,
+              float* y) {
+  for (std::size_t begin = 0; begin < count; begin += kLanes) {
+    float sums[4][kLanes] = {};
+    std::size_t r = 0;
+    // Four sums that do not wait for each other.
+    for (; r + 4 <= n_rows; r += 4)
+      for (std::size_t s = 0; s < 4; ++s) {
+#pragma omp simd
+        for (std::size_t i = 0; i < kLanes; ++i) sums[s][i] += weights[r + s] * rows[(r + s) * stride + begin + i];
+      }
+    for (; r < n_rows; ++r) {
+#pragma omp simd
+      for (std::size_t i = 0; i < kLanes; ++i) sums[0][i] += weights[r] * rows[r * stride + begin + i];
+    }
+#pragma omp simd
+    for (std::size_t i = 0; i < kLanes; ++i) y[begin + i] += (sums[0][i] + sums[1][i]) + (sums[2][i] + sums[3][i]);
+  }
+}
+
+namespace plain {
+
+inline float dot(const float* x, const float* y, std::size_t count) {
+  float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+  for (std::size_t i = 0; i < count; ++i) sum += x[i] * y[i];
+  return sum;
+}
+
+}  // namespace plain
+
+#if defined(__AVX512BW__)
+
+float dot(const float* x, const float* y, std::size_t count) {
+  Floats sums{};
+  std::size_t i = 0;
+  for (; i + kFloats <= count; i += kFloats) sums = multiply_add(load<Floats>(x + i), load<Floats>(y + i), sums);
+  return sum_of(multiply_add(load_first(x + i, count - i), load_first(y + i, count - i), sums));
+}
+
+// Each load serves several products, and the sums do not wait for each other.
+template <std::size_t Rows, std::size_t Others>
+void tile_dots(const float* const* rows, const float* const* others, std::size_t count, float* products,
+               std::size_t stride) {
+  Floats sums[Rows][Others] = {};
+  for (std::size_t at = 0; at < count; at += kFloats) {
+    Floats other[Others];
+#pragma GCC unroll 4
+    for (std::size_t j = 0; j < Others; ++j) other[j] = load_first(others[j] + at, count - at);
+#pragma GCC unroll 4
+    for (std::size_t i = 0; i < Rows; ++i) {
+      const Floats row = load_first(rows[i] + at, count - at);
+#pragma GCC unroll 4
+      for (std::size_t j = 0; j < Others; ++j) sums[i][j] = multiply_add(row, other[j], sums[i][j]);
+    }
+  }
+#pragma GCC unroll 4
+  for (std::size_t i = 0; i < Rows; ++i)
+#pragma GCC unroll 4
+    for (std::size_t j = 0; j < Others; ++j) products[i * stride + j] = sum_of(sums[i][j]);
+}
+
+#else
+using plain::dot;
+#endif
+
+void dots(const float* const* rows, std::size_t n_rows, const float* const* others, std::size_t n_others,
+          std::size_t count, float* products, std::size_t stride) {
+  std::size_t i = 0;
+#if defined(__AVX512BW__)
+  for (; i + 4 <= n_rows; i += 4) {
+    std::size_t j = 0;
+    for (; j + 4 <= n_others; j += 4) tile_dots<4, 4>(rows + i, others + j, count, products + i * stride + j, stride);
+    for (; j < n_others; ++j) tile_dots<4, 1>(rows + i, others + j, count, products + i * stride + j, stride);
+  }
+#endif
+  for (; i < n_rows; ++i)
+    for (std::size_t j = 0; j < n_others; ++j) products[i * stride + j] = dot(rows[i], others[j], count);
+}
+
+}  // namespace
+}  // namespace compressae

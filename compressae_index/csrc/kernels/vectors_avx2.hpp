@@ -1,0 +1,63 @@
+// The vocabulary of vectors.hpp in AVX2, FMA and F16C.
+#pragma once
+
+#include "kernels/vectors_x86.hpp"
+
+namespace compressae {
+namespace {
+
+inline Int16s repeated(std::int16_t x) { return reinterpret_cast<Int16s>(_mm256_set1_epi16(x)); }
+inline Int32s repeated(std::int32_t x) { return reinterpret_cast<Int32s>(_mm256_set1_epi32(x)); }
+inline Floats repeated(float x) { return _mm256_set1_ps(x); }
+
+inline Int16s larger(Int16s x, Int16s y) { return reinterpret_cast<Int16s>(_mm256_max_epi16(raw(x), raw(y))); }
+
+inline bool any_above(Int16s x, std::int16_t threshold) {
+  const Raw above = _mm256_cmpgt_epi16(raw(x), raw(repeated(threshold)));
+  return !_mm256_testz_si256(above, above);
+}
+
+inline std::uint32_t bits_above(const Int16s* x, std::int16_t threshold) {
+  const Raw bound = raw(repeated(threshold));
+  const Raw lower = _mm256_cmpgt_epi16(raw(x[0]), bound), upper = _mm256_cmpgt_epi16(raw(x[1]), bound);
+  // Packing goes by halves of a register: the order is put right.
+  const Raw both = _mm256_permute4x64_epi64(_mm256_packs_epi16(lower, upper), 0xd8);
+  return static_cast<std::uint32_t>(_mm256_movemask_epi8(both));
+}
+
+inline Int16s upper_bytes(const std::int8_t* bytes) {
+  return reinterpret_cast<Int16s>(_mm256_slli_epi16(_mm256_cvtepi8_epi16(load<__m128i>(bytes)), 8));
+}
+
+inline Int16s multiply_rounded(Int16s x, std::int16_t y) {
+  return reinterpret_cast<Int16s>(_mm256_mulhrs_epi16(raw(x), raw(repeated(y))));
+}
+
+inline Int32s add_pair_products(Int32s sums, Int16s x, Int16s y) {
+  return sums + reinterpret_cast<Int32s>(_mm256_madd_epi16(raw(x), raw(y)));
+}
+
+inline Floats floats_of(const std::int8_t* bytes) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes))));
+}
+
+inline Floats multiply_add(Floats x, Floats y, Floats sums) { return _mm256_fmadd_ps(x, y, sums); }
+inline Floats8 add_by_eights(Floats x, Floats y, Floats8 sums) { return multiply_add(x, y, sums); }
+
+inline Uint32s zero_upwards() { return Uint32s{0, 1, 2, 3, 4, 5, 6, 7}; }
+
+inline Uint32s widened(const std::uint16_t* numbers) {
+  return reinterpret_cast<Uint32s>(_mm256_cvtepu16_epi32(load<__m128i>(numbers)));
+}
+
+inline Uint32s shift_left(Uint32s x, std::size_t n) { return x << static_cast<std::uint32_t>(n); }
+
+inline Floats gather(const float* table, Uint32s index) { return _mm256_i32gather_ps(table, raw(index), 4); }
+
+inline Floats keep_first(Floats x, std::size_t n) {
+  const Raw kept = _mm256_cmpgt_epi32(raw(repeated(static_cast<std::int32_t>(n))), raw(zero_upwards()));
+  return _mm256_and_ps(x, _mm256_castsi256_ps(kept));
+}
+
+}  // namespace
+}  // namespace compressae

@@ -1,0 +1,289 @@
+// Compares the kernels of every instruction set that this processor has with the plain loops, which are the oracle, on
+// random inputs and on those at the limits of what kernels.hpp allows. Floats are small whole numbers, whose sums are
+// exact in any order, so that results are equal. Arrays end where the kernels may no longer read or write: a build with
+// COMPRESSAE_SANITIZE=address checks that, too.
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <limits>
+#include <numeric>
+#include <random>
+#include <vector>
+
+#include "kernels/dispatch.hpp"
+#include "packed.hpp"
+
+namespace compressae {
+namespace {
+
+constexpr std::size_t kRounds = 300;
+
+class Random {
+ public:
+  explicit Random(std::uint64_t seed) : engine_(seed) {}
+
+  std::size_t below(std::size_t n) { return engine_() % n; }
+  bool one_in(std::size_t n) { return below(n) == 0; }
+  template <typename T>
+  std::vector<T> integers(std::size_t n) {
+    std::vector<T> values(n);
+    for (T& value : values) value = static_cast<T>(engine_());
+    return values;
+  }
+
+  // From -8 to 8.
+  std::vector<float> whole_floats(std::size_t n) {
+    std::vector<float> values(n);
+    for (float& value : values) value = static_cast<float>(below(17)) - 8.0f;
+    return values;
+  }
+
+  // k of the first n numbers, ascending.
+  std::vector<std::uint16_t> some_of(std::size_t n, std::size_t k) {
+    std::vector<std::uint16_t> numbers(n);
+    std::iota(numbers.begin(), numbers.end(), std::uint16_t{0});
+    std::shuffle(numbers.begin(), numbers.end(), engine_);
+    numbers.resize(k);
+    std::sort(numbers.begin(), numbers.end());
+    return numbers;
+  }
+
+ private:
+  std::mt19937_64 engine_;
+};
+
+// One instruction set against the plain loops, with inputs of one seed.
+struct Trial {
+  const Target& target;
+  std::uint64_t seed;
+  Random random{seed};
+  std::size_t& failures;
+
+  const Kernels& tested() const { return *target.kernels; }
+  static const Kernels& plain() { return kernels_plain; }
+
+  void expect(bool holds, const char* what) {
+    if (holds) return;
+    ++failures;
+    std::printf("%s, seed %llu: %s is wrong\n", target.name, static_cast<unsigned long long>(seed), what);
+  }
+};
+
+void check_accumulate(Trial& trial) {
+  constexpr std::size_t kDocuments = 4096;
+  Random& random = trial.random;
+  std::vector<std::vector<std::uint16_t>> ids;
+  std::vector<std::vector<std::int8_t>> values;
+  std::vector<Postings> lists;
+  for (std::size_t i = random.below(5); i-- > 0;) {
+    const std::size_t count = random.below(random.one_in(2) ? 20 : 300);
+    ids.push_back(random.some_of(kDocuments, count));
+    values.push_back(random.integers<std::int8_t>(count));
+    const auto weight = static_cast<std::int16_t>(static_cast<int>(random.below(65535)) - 32767);
+    lists.push_back({ids.back().data(), values.back().data(), count, random.one_in(4) ? std::int16_t{-32767} : weight});
+  }
+  auto expected = random.integers<std::int16_t>(kDocuments);
+  auto actual = expected;  // of any size, as in a damaged file: sums wrap around
+  trial.plain().accumulate(lists.data(), lists.size(), expected.data());
+  trial.tested().accumulate(lists.data(), lists.size(), actual.data());
+  trial.expect(actual == expected, "accumulate");
+}
+
+// What has one form for all instruction sets is compared with the obvious.
+void check_thresholds(Trial& trial) {
+  Random& random = trial.random;
+  const std::size_t n_groups = kGroup * (1 + random.below(4)), count = n_groups * (1 + random.below(5));
+  const auto scores = random.integers<std::int16_t>(count);
+  std::vector<std::int16_t> expected(n_groups, -32768), actual(n_groups);
+  for (std::size_t i = 0; i < count; ++i) expected[i % n_groups] = std::max(expected[i % n_groups], scores[i]);
+  trial.tested().group_maxima(scores.data(), count, n_groups, actual.data());
+  trial.expect(actual == expected, "group_maxima");
+  for (const std::int16_t threshold : {std::int16_t{-32768}, std::int16_t{32767}, scores[0]}) {
+    const auto above =
+        std::count_if(scores.begin(), scores.end(), [=](std::int16_t score) { return score > threshold; });
+    trial.expect(trial.tested().count_above(scores.data(), count, threshold) == static_cast<std::size_t>(above),
+                 "count_above");
+  }
+  const auto bytes = random.integers<std::uint8_t>(random.below(40));
+  int n_bits = 0;
+  for (const std::uint8_t byte : bytes) n_bits += std::popcount(byte);
+  trial.expect(trial.tested().count_bits(bytes.data(), bytes.size()) == static_cast<std::size_t>(n_bits), "count_bits");
+}
+
+struct Harvest {
+  std::vector<std::int16_t> scores, hits;
+  std::vector<std::uint16_t> positions;
+
+  Harvest(const Kernels& kernels, std::vector<std::int16_t> of, std::size_t end, std::int16_t threshold,
+          const std::uint8_t* allowed)
+      : scores(std::move(of)) {
+    for (std::size_t at = 0; at < end;) {
+      std::vector<std::uint16_t> some(kHits + kHitSlack);
+      std::vector<std::int16_t> some_hits(kHits + kHitSlack);
+      const auto n = static_cast<std::ptrdiff_t>(
+          kernels.harvest(scores.data(), at, end, threshold, allowed, some.data(), some_hits.data()));
+      positions.insert(positions.end(), some.begin(), some.begin() + n);
+      hits.insert(hits.end(), some_hits.begin(), some_hits.begin() + n);
+    }
+  }
+
+  bool operator==(const Harvest&) const = default;
+};
+
+void check_harvest(Trial& trial) {
+  Random& random = trial.random;
+  const std::size_t count = kGroup * (1 + random.below(12)), end = random.one_in(3) ? count : 1 + random.below(count);
+  const int range = random.one_in(2) ? 65536 : 100;
+  std::vector<std::int16_t> scores(count);
+  for (std::int16_t& score : scores)
+    score = static_cast<std::int16_t>(static_cast<int>(random.below(static_cast<std::size_t>(range))) - range / 2);
+  const auto allowed = random.integers<std::uint8_t>((end + 7) / 8);
+  const int few = range / 2 - 1 - range / 64, many = -range / 2;
+  for (const int threshold : {few, many, 32767, static_cast<int>(scores[0])})
+    for (const std::uint8_t* bits : {static_cast<const std::uint8_t*>(nullptr), allowed.data()}) {
+      const auto bound = static_cast<std::int16_t>(threshold);
+      trial.expect(
+          Harvest(trial.tested(), scores, end, bound, bits) == Harvest(trial.plain(), scores, end, bound, bits),
+          "harvest");
+    }
+}
+
+void check_select(Trial& trial) {
+  Random& random = trial.random;
+  const std::size_t count = kBlock * (1 + random.below(12));
+  std::vector<float> x = random.whole_floats(count);  // with many ties
+  if (random.one_in(2)) x[random.below(count)] = 9.0f;
+  if (random.one_in(20)) std::fill(x.begin(), x.end(), 0.0f);
+  trial.expect(trial.tested().arg_max_abs(x.data(), count) == trial.plain().arg_max_abs(x.data(), count),
+               "arg_max_abs");
+
+  x.resize(count - random.below(kBlock));
+  x[random.below(x.size())] = std::numeric_limits<float>::quiet_NaN();
+  x[random.below(x.size())] = -std::numeric_limits<float>::infinity();
+  for (const float least : {0.0f, 2.0f, std::fabs(x[0])}) {
+    const auto reached = std::count_if(x.begin(), x.end(), [=](float entry) { return std::fabs(entry) >= least; });
+    trial.expect(trial.tested().count_at_least(x.data(), x.size(), least) == static_cast<std::size_t>(reached),
+                 "count_at_least");
+    std::vector<std::uint32_t> expected(x.size()), actual(x.size());
+    expected.resize(trial.plain().find_at_least(x.data(), x.size(), least, expected.data()));
+    actual.resize(trial.tested().find_at_least(x.data(), x.size(), least, actual.data()));
+    trial.expect(actual == expected, "find_at_least");
+  }
+}
+
+void check_code_dots(Trial& trial, const std::vector<float>& u) {
+  constexpr std::size_t kRows = 4, kSlack = 64;
+  Random& random = trial.random;
+  // At times long enough that rows leave the kernels' buffers.
+  const std::size_t n_latents = 1 + random.below(random.one_in(3) ? 65536 : 300);
+  const std::size_t k = 1 + random.below(std::min<std::size_t>(n_latents, random.one_in(4) ? 1500 : 70));
+  const auto latents = random.some_of(n_latents, k);
+  const auto values = random.integers<std::int8_t>(k);
+  trial.expect(trial.tested().gather_dot(latents.data(), values.data(), k, u.data()) ==
+                   trial.plain().gather_dot(latents.data(), values.data(), k, u.data()),
+               "gather_dot");
+
+  const std::size_t value_bits = 2 + random.below(7);
+  PackedLayout layout = packed_layout(n_latents, k, value_bits);
+  std::vector<float> levels = random.whole_floats(std::size_t{1} << (value_bits - 1));
+  set_levels(layout, levels.data());
+  std::vector<std::uint8_t> rows(kRows * layout.row_bytes + kSlack);
+  for (std::size_t r = 0; r < kRows; ++r) {
+    auto codes = random.integers<std::uint8_t>(k);
+    for (std::uint8_t& code : codes) code = static_cast<std::uint8_t>(code & ((1u << value_bits) - 1));
+    const std::uint16_t is_short = random.one_in(4) ? 0x8000 : 0;
+    const auto scale = static_cast<std::uint16_t>(random.below(0x4000) | is_short);
+    pack_row(layout, latents.data(), codes.data(), scale, rows.data() + r * layout.row_bytes);
+  }
+  for (int damaged = 0; damaged < 3; ++damaged) {
+    std::vector<float> expected(kRows), actual(kRows);
+    trial.plain().packed_dots(layout, rows.data(), kRows, u.data(), expected.data());
+    trial.tested().packed_dots(layout, rows.data(), kRows, u.data(), actual.data());
+    trial.expect(actual == expected, "packed_dots");
+    const std::size_t damage = 2 + random.below(layout.row_bytes - 2);  // not of the scale, which stays finite
+    rows[damage] = static_cast<std::uint8_t>(rows[damage] ^ (1u << random.below(8)));
+  }
+}
+
+void check_products(Trial& trial) {
+  Random& random = trial.random;
+  const std::size_t n_blocks = 1 + random.below(3), steps = 1 + random.below(30), length = ProductRows::kStep * steps;
+  const std::size_t n_queries = random.below(9), n_planes = random.one_in(2) ? 1 : 3;
+  const std::size_t n_rows = kBlock * (n_blocks - 1) + 1 + random.below(kBlock);
+  const auto entries = random.integers<std::uint8_t>(n_blocks * kBlock * length);
+  std::vector<float> scales(n_blocks * kBlock);  // powers of two keep products exact
+  for (float& scale : scales) scale = random.one_in(2) ? 0.25f : -2.0f;
+  auto query_entries = random.integers<std::int8_t>(n_queries * n_planes * length);
+  if (random.one_in(4)) std::fill(query_entries.begin(), query_entries.end(), std::int8_t{-128});
+  const std::vector<float> query_scales(n_queries * n_planes, 0.5f);
+  std::vector<std::int32_t> sums(n_queries * n_planes);
+  for (std::size_t i = 0; i < query_entries.size(); ++i) sums[i / length] += query_entries[i];
+  const ProductRows rows{entries.data(), scales.data(), n_blocks, steps};
+  const ProductQueries queries{query_entries.data(), query_scales.data(), sums.data(), n_queries, n_planes};
+  std::vector<float> expected = random.whole_floats(n_queries * n_rows), actual = expected;
+  trial.plain().add_products(rows, n_rows, queries, expected.data(), n_rows);
+  trial.tested().add_products(rows, n_rows, queries, actual.data(), n_rows);
+  trial.expect(actual == expected, "add_products");
+}
+
+void check_byte_rows(Trial& trial) {
+  Random& random = trial.random;
+  const std::size_t count = kBlock * (1 + random.below(6)), n_rows = random.below(9);
+  const auto bytes = random.integers<std::int8_t>(n_rows * count);
+  const auto weights = random.whole_floats(n_rows);
+  std::vector<const std::int8_t*> rows;
+  for (std::size_t r = 0; r < n_rows; ++r) rows.push_back(bytes.data() + r * count);
+  std::vector<float> expected = random.whole_floats(count), actual = expected;
+  trial.plain().add_byte_rows(rows.data(), weights.data(), n_rows, count, expected.data());
+  trial.tested().add_byte_rows(rows.data(), weights.data(), n_rows, count, actual.data());
+  trial.expect(actual == expected, "add_byte_rows");
+}
+
+void check_floats(Trial& trial) {
+  Random& random = trial.random;
+  const std::size_t count = random.below(150), n_rows = random.below(9), n_others = random.below(9);
+  const std::vector<float> x = random.whole_floats(n_rows * count), y = random.whole_floats(n_others * count);
+  std::vector<const float*> rows, others;
+  for (std::size_t r = 0; r < n_rows; ++r) rows.push_back(x.data() + r * count);
+  for (std::size_t r = 0; r < n_others; ++r) others.push_back(y.data() + r * count);
+  std::vector<float> expected(n_rows * n_others), actual(n_rows * n_others);
+  trial.plain().dots(rows.data(), n_rows, others.data(), n_others, count, expected.data(), n_others);
+  trial.tested().dots(rows.data(), n_rows, others.data(), n_others, count, actual.data(), n_others);
+  trial.expect(actual == expected, "dots");
+  if (n_rows > 0 && n_others > 0) trial.expect(trial.tested().dot(rows[0], others[0], count) == expected[0], "dot");
+
+  const std::size_t width = kLanes * (1 + random.below(6)), stride = width + random.below(5);
+  const std::vector<float> addends = random.whole_floats(n_rows * stride), weights = random.whole_floats(n_rows);
+  std::vector<float> expected_sums = random.whole_floats(width), sums = expected_sums;
+  for (std::size_t r = 0; r < n_rows; ++r)
+    for (std::size_t i = 0; i < width; ++i) expected_sums[i] += weights[r] * addends[r * stride + i];
+  trial.tested().add_rows(addends.data(), stride, weights.data(), n_rows, width, sums.data());
+  trial.expect(sums == expected_sums, "add_rows");
+}
+
+}  // namespace
+}  // namespace compressae
+
+int main() {
+  using namespace compressae;
+  const std::vector<float> u = Random(0).whole_floats(65536);
+  std::size_t failures = 0;
+  for (const Target& target : supported_targets()) {
+    for (std::uint64_t seed = 1; seed <= kRounds; ++seed) {
+      Trial trial{.target = target, .seed = seed, .failures = failures};
+      check_accumulate(trial);
+      check_thresholds(trial);
+      check_harvest(trial);
+      check_select(trial);
+      check_code_dots(trial, u);
+      check_products(trial);
+      check_byte_rows(trial);
+      check_floats(trial);
+    }
+    std::printf("%s: %zu rounds\n", target.name, kRounds);
+  }
+  std::printf("%zu failures\n", failures);
+  return failures == 0 ? 0 : 1;
+}
