@@ -375,6 +375,14 @@ def test_the_manifest_of_codes(change: Callable[[dict[str, Any]], object], tmp_p
         encode_to_directory(fuzzing.some_model(), fuzzing.some_vectors()[: fuzzing.ROWS], saved, k=fuzzing.K)
 
 
+@pytest.mark.parametrize("n_latents", [47, 50, 60000])
+def test_codes_over_other_latents_than_their_model(n_latents: int, tmp_path: Path) -> None:
+    saved = copy_of("codes", tmp_path)
+    change_manifest(saved, lambda manifest: manifest["meta"].update(n_latents=n_latents))
+    with pytest.raises(FormatError, match=f"over {n_latents} latents, of 48"):
+        CompressedIndex.from_codes(saved, fuzzing.some_model(), progress=False)
+
+
 STEPS: dict[str, Any] = {"refine_rounds": 0, "steps": 2}
 ROUNDS: dict[str, Any] = {"refine_rounds": 4, "steps": 0, "round_rows": 64}
 
