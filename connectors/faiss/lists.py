@@ -400,6 +400,7 @@ def check_lists(index: Any) -> None:
         and index.d == 1
         and index.sq.qtype == faiss.ScalarQuantizer.QT_fp16
         and 1 <= index.nlist <= MAX_LATENTS
+        and (index.invlists.nlist, index.invlists.code_size) == (index.nlist, VALUE_BYTES)
     )
     if not is_ours:
         raise FormatError(_not_lists(f"{type(index).__name__} of {index.d} dimensions"))
@@ -407,12 +408,18 @@ def check_lists(index: Any) -> None:
     if not isinstance(concrete_lists(index), kinds):
         msg = f"posting lists must be in memory or a mapped file, got {type(concrete_lists(index)).__name__}"
         raise FormatError(msg)
-    if are_mapped(index):
-        _check_mapped(concrete_lists(index))
+    check_mapped(index)
 
 
-def _check_mapped(lists: Any) -> None:
-    """Refuses mapped lists that are not within their file, where reading them would end the process."""
+def check_mapped(index: Any) -> None:
+    """Refuses an IVF whose lists are mapped, and not within their file: reading them would end the process.
+
+    Raises:
+        FormatError: with the list.
+    """
+    lists = concrete_lists(index)
+    if not are_mapped(index):
+        return
     # A file that holds all of an index has no name here, and this length; others may say any.
     path, size = Path(lists.filename), lists.totsize
     if lists.filename:
