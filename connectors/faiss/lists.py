@@ -21,6 +21,7 @@ from compressae_index.checks import check_threads
 from compressae_index.codes import MAX_LATENTS, SparseCodes
 from compressae_index.connectors.faiss.library import faiss
 from compressae_index.errors import FormatError, InstallationError
+from compressae_index.storage import accessing
 
 ROW_BYTES = 8
 VALUE_BYTES = 2  # half precision
@@ -286,16 +287,17 @@ def read_lists(path: Path, *, mmap: bool = False, n_rows: int | None = None) -> 
 
     Raises:
         FormatError: the file is missing, damaged, or not such an index.
+        StorageError: there is no permission to read it.
     """
+    if not path.is_file():
+        msg = f"{path} is missing"
+        raise FormatError(msg)
     try:
-        with path.open("rb") as file:
+        with accessing(path, "read"), path.open("rb") as file:
             lengths = _read_lengths(file, path)
             if n_rows is not None:
                 _check_postings(file, lengths, n_rows)
         index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP if mmap else 0)
-    except FileNotFoundError:
-        msg = f"{path} is missing"
-        raise FormatError(msg) from None
     except (RuntimeError, ValueError) as error:
         msg = f"{path} cannot be read by Faiss: {error}"
         raise FormatError(msg) from error
@@ -372,6 +374,9 @@ def _check_postings(file: BinaryIO, lengths: npt.NDArray[np.int64], n_rows: int)
         begin = int(ends[first] - lengths[first] * POSTING_BYTES)
         last = max(int(np.searchsorted(ends, begin + CHECKED_BYTES, side="right")), first + 1)
         content = np.fromfile(file, np.uint8, int(ends[last - 1]) - begin)
+        if len(content) < ends[last - 1] - begin:
+            msg = "it was cut short just now"
+            raise ValueError(msg)
         counts = lengths[first:last]
         values = content.ctypes.data + ends[first:last] - counts * POSTING_BYTES - begin
         rows = values + counts * VALUE_BYTES
