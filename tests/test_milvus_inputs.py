@@ -506,7 +506,7 @@ def test_rows_of_any_kind(model: CompresSAE, vectors: FloatArray) -> None:
 def test_what_is_no_embedding(model: CompresSAE, vectors: FloatArray) -> None:
     rows = vectors[:2]
     cases: list[tuple[Any, type[Exception], str]] = [
-        (None, InputError, "None, not vectors"),
+        (None, InputError, "NoneType"),
         ([None, None], InputError, "."),
         ([rows[0].tolist(), rows[1].tolist()[:-1]], InputError, "."),
         ([rows[0], rows[1][:-1]], DimensionError, "expected 384"),

@@ -384,7 +384,7 @@ def cluster(index: Path, output: Path | None, threads: int | None, as_json: bool
 
 @click.command()
 @click.argument("embeddings", type=PATH)
-@click.option("--k", type=int, help="Nonzeros a code.  [default: 32]")
+@click.option("--k", type=int, help="Nonzeros a code.  [default: 32, less for few rows or dimensions]")
 @click.option("--n-latents", type=int, help="Size of the dictionary.  [default: 4096, less for few rows]")
 @storage_options
 @dataset_option

@@ -92,7 +92,11 @@ query_dataset_option = click.option(
 def training_options(function: F) -> F:
     """What `train` and `build` let one set of training."""
     options = (
-        click.option("--k", type=int, help="Nonzeros a code.  [default: 32, or the model's]"),
+        click.option(
+            "--k",
+            type=int,
+            help="Nonzeros a code.  [default: the model's, or 32, less for few rows or dimensions]",
+        ),
         click.option(
             "--n-latents", type=int, help="Size of the dictionary.  [default: 4096, less for few rows]"
         ),

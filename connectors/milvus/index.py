@@ -521,7 +521,7 @@ def manifest_of(
         fingerprint=model.fingerprint,
         dim=model.dim,
         n_latents=model.n_latents,
-        k=model.k if k is None else check_int(k, "k", 1, model.n_latents, "n_latents"),
+        k=model.nonzeros(k, encoder),
         encoder=check_choice(encoder, "encoder", ENCODERS),
         metric=check_choice(metric, "metric", METRICS),
         dense=None if dense is None else check_choice(dense, "dense", DENSE),
