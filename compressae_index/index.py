@@ -278,6 +278,9 @@ class CompressedIndex:
                 f"the model given has {model.fingerprint}"
             )
             raise FormatError(msg)
+        if store.n_latents != model.n_latents:
+            msg = f"{store.path} says that its codes are over {store.n_latents} latents, of {model.n_latents}"
+            raise FormatError(msg)
         if postings is not None:
             check_int(postings, "postings", 1, store.k, "k")
         row_ids = Ids.from_user(ids, len(store))

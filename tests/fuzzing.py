@@ -149,10 +149,6 @@ def _saved_codes(path: Path) -> None:
     encode_to_directory(some_model(), some_vectors()[:ROWS], path, k=K, shard_rows=60, num_threads=1)
 
 
-def _saved_checkpoint(path: Path, stage: str) -> None:
-    _train(path, stage)
-
-
 def _train(path: Path, stage: str) -> Any:
     from compressae_index.training import TrainConfig, train
 
@@ -343,10 +339,10 @@ KINDS = {
     "model": Kind(lambda path: some_model().save(path), lambda path, _: CompresSAE.load(path), _use_model),
     "codes": Kind(_saved_codes, lambda path, _: CodeStore.load(path), _use_codes),
     "checkpoint of rounds": Kind(
-        lambda path: _saved_checkpoint(path, "refine"), lambda path, _: _train(path, "refine"), _use_trained
+        lambda path: _train(path, "refine"), lambda path, _: _train(path, "refine"), _use_trained
     ),
     "checkpoint of steps": Kind(
-        lambda path: _saved_checkpoint(path, "steps"), lambda path, _: _train(path, "steps"), _use_trained
+        lambda path: _train(path, "steps"), lambda path, _: _train(path, "steps"), _use_trained
     ),
     "Faiss index": Kind(_saved_faiss, _load_faiss, _use_faiss),
     "Faiss index of string ids": Kind(

@@ -20,6 +20,7 @@ from compressae_index._engine import ForwardCodes, PackedCodes, first_repeated
 from compressae_index.cli import main
 from compressae_index.connectors.faiss import FaissIndex
 from compressae_index.connectors.faiss import lists as faiss_lists
+from compressae_index.connectors.faiss.exchange import FaissVectors
 from compressae_index.encoding import CodeStore, encode_to_directory
 from compressae_index.npy import read_header
 from compressae_index.training import train
@@ -375,6 +376,14 @@ def test_the_manifest_of_codes(change: Callable[[dict[str, Any]], object], tmp_p
         encode_to_directory(fuzzing.some_model(), fuzzing.some_vectors()[: fuzzing.ROWS], saved, k=fuzzing.K)
 
 
+@pytest.mark.parametrize("n_latents", [47, 50, 60000])
+def test_codes_over_other_latents_than_their_model(n_latents: int, tmp_path: Path) -> None:
+    saved = copy_of("codes", tmp_path)
+    change_manifest(saved, lambda manifest: manifest["meta"].update(n_latents=n_latents))
+    with pytest.raises(FormatError, match=f"over {n_latents} latents, of 48"):
+        CompressedIndex.from_codes(saved, fuzzing.some_model(), progress=False)
+
+
 STEPS: dict[str, Any] = {"refine_rounds": 0, "steps": 2}
 ROUNDS: dict[str, Any] = {"refine_rounds": 4, "steps": 0, "round_rows": 64}
 
@@ -539,6 +548,29 @@ def test_lists_that_faiss_maps_must_be_within_their_file(tmp_path: Path) -> None
     os.truncate(saved / "lists.data", 100)
     with pytest.raises(FormatError, match="is not within the 100 bytes of"):
         FaissIndex.from_lists(index, model)
+
+
+def test_vectors_of_a_faiss_index_whose_lists_are_not_whole(tmp_path: Path) -> None:
+    vectors = fuzzing.some_vectors()
+    ivf = faiss.index_factory(16, "IVF4,Flat", faiss.METRIC_INNER_PRODUCT)
+    ivf.train(vectors)
+    ivf.add(vectors)
+    faiss.write_index(ivf, str(tmp_path / "ivf.faiss"))
+    mapped: Any = faiss.read_index(str(tmp_path / "ivf.faiss"))
+    lists: Any = faiss.OnDiskInvertedLists(4, 64, str(tmp_path / "lists.data"))
+    lists.merge_from_1(mapped.invlists)
+    mapped.replace_invlists(lists, False)
+    assert FaissVectors(mapped).shape == vectors.shape
+    os.truncate(tmp_path / "lists.data", 5000)
+    with pytest.raises(FormatError, match="is not within the 5000 bytes of"):
+        FaissVectors(mapped)
+    named: Any = faiss.index_factory(16, "IDMap2,IVF4,Flat", faiss.METRIC_INNER_PRODUCT)
+    named.train(vectors)
+    named.add_with_ids(vectors, np.arange(len(vectors)) + 1000)
+    assert FaissVectors(named).shape == vectors.shape
+    named.id_map.resize(3)
+    with pytest.raises(FormatError, match="outside of its 3 ids"):
+        FaissVectors(named)
 
 
 def filled(lists: Any, latent: int, rows: list[int]) -> None:

@@ -12,7 +12,8 @@ from compressae_index.checks import FloatArray, check_choice
 from compressae_index.connectors.faiss.flat import STORAGES, Storage, flat_index
 from compressae_index.connectors.faiss.index import FaissIndex
 from compressae_index.connectors.faiss.library import faiss
-from compressae_index.errors import InputError
+from compressae_index.connectors.faiss.lists import check_mapped
+from compressae_index.errors import FormatError, InputError
 from compressae_index.ids import Ids
 from compressae_index.index import CompressedIndex
 from compressae_index.progress import track
@@ -100,6 +101,7 @@ class FaissVectors:
 
         Raises:
             InputError: an index of another metric, an empty one, or one that cannot reconstruct.
+            FormatError: lists that are not within the file that they are mapped from, or of rows without ids.
         """
         outer = faiss.downcast_index(index) if isinstance(index, faiss.Index) else None
         if outer is None or outer.metric_type not in (faiss.METRIC_INNER_PRODUCT, faiss.METRIC_L2):
@@ -127,7 +129,11 @@ class FaissVectors:
         self._ends: npt.NDArray[np.int64] | None = None
         if self._ivf is not None:
             # The rows of an IVF are those of its lists, list after list: its ids may be any.
+            check_mapped(self._ivf)
             self._ends, rows = _list_ids(self._ivf)
+            if self.ids is not None and not ((rows >= 0) & (rows < len(self.ids))).all():
+                msg = f"lists of this Faiss index hold rows that are outside of its {len(self.ids)} ids"
+                raise FormatError(msg)
             self.ids = rows if self.ids is None else self.ids[rows]
         n = inner.ntotal if self._ends is None else self._ends[-1]
         self.shape: tuple[int, ...] = (int(n), int(inner.d))

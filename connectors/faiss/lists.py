@@ -21,6 +21,7 @@ from compressae_index.checks import check_threads
 from compressae_index.codes import MAX_LATENTS, SparseCodes
 from compressae_index.connectors.faiss.library import faiss
 from compressae_index.errors import FormatError, InstallationError
+from compressae_index.storage import accessing
 
 ROW_BYTES = 8
 VALUE_BYTES = 2  # half precision
@@ -286,16 +287,17 @@ def read_lists(path: Path, *, mmap: bool = False, n_rows: int | None = None) -> 
 
     Raises:
         FormatError: the file is missing, damaged, or not such an index.
+        StorageError: there is no permission to read it.
     """
+    if not path.is_file():
+        msg = f"{path} is missing"
+        raise FormatError(msg)
     try:
-        with path.open("rb") as file:
+        with accessing(path, "read"), path.open("rb") as file:
             lengths = _read_lengths(file, path)
             if n_rows is not None:
                 _check_postings(file, lengths, n_rows)
         index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP if mmap else 0)
-    except FileNotFoundError:
-        msg = f"{path} is missing"
-        raise FormatError(msg) from None
     except (RuntimeError, ValueError) as error:
         msg = f"{path} cannot be read by Faiss: {error}"
         raise FormatError(msg) from error
@@ -372,6 +374,9 @@ def _check_postings(file: BinaryIO, lengths: npt.NDArray[np.int64], n_rows: int)
         begin = int(ends[first] - lengths[first] * POSTING_BYTES)
         last = max(int(np.searchsorted(ends, begin + CHECKED_BYTES, side="right")), first + 1)
         content = np.fromfile(file, np.uint8, int(ends[last - 1]) - begin)
+        if len(content) < ends[last - 1] - begin:
+            msg = "it was cut short just now"
+            raise ValueError(msg)
         counts = lengths[first:last]
         values = content.ctypes.data + ends[first:last] - counts * POSTING_BYTES - begin
         rows = values + counts * VALUE_BYTES
@@ -400,6 +405,7 @@ def check_lists(index: Any) -> None:
         and index.d == 1
         and index.sq.qtype == faiss.ScalarQuantizer.QT_fp16
         and 1 <= index.nlist <= MAX_LATENTS
+        and (index.invlists.nlist, index.invlists.code_size) == (index.nlist, VALUE_BYTES)
     )
     if not is_ours:
         raise FormatError(_not_lists(f"{type(index).__name__} of {index.d} dimensions"))
@@ -407,12 +413,18 @@ def check_lists(index: Any) -> None:
     if not isinstance(concrete_lists(index), kinds):
         msg = f"posting lists must be in memory or a mapped file, got {type(concrete_lists(index)).__name__}"
         raise FormatError(msg)
-    if are_mapped(index):
-        _check_mapped(concrete_lists(index))
+    check_mapped(index)
 
 
-def _check_mapped(lists: Any) -> None:
-    """Refuses mapped lists that are not within their file, where reading them would end the process."""
+def check_mapped(index: Any) -> None:
+    """Refuses an IVF whose lists are mapped, and not within their file: reading them would end the process.
+
+    Raises:
+        FormatError: with the list.
+    """
+    lists = concrete_lists(index)
+    if not are_mapped(index):
+        return
     # A file that holds all of an index has no name here, and this length; others may say any.
     path, size = Path(lists.filename), lists.totsize
     if lists.filename:
