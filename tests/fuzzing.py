@@ -34,6 +34,7 @@ from compressae_index.embedded import WINDOW, EmbeddedBackend
 from compressae_index.encoding import CodeStore, encode_to_directory
 from compressae_index.ids import Ids
 from compressae_index.model import Encoder
+from compressae_index.npy import read_header
 from compressae_index.persistence import _manifest_checksum, describe
 from compressae_index.queries import MODES
 
@@ -470,6 +471,8 @@ def _array(file: Path) -> Array | None:
     """What a file holds; None where an earlier change left nothing to read."""
     try:
         with file.open("rb") as handle:
+            read_header(handle, file)  # by which no more is allocated than there is
+            handle.seek(0)
             array: Array = np.lib.format.read_array(handle, allow_pickle=False)
             return array
     except Exception:
