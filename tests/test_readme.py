@@ -38,6 +38,7 @@ DOCUMENTS = [
     *(*PAGES, "CONTRIBUTING.md", "CHANGELOG.md"),
     *("benchmarks/README.md", "benchmarks/results/README.md"),
 ]
+FOLDERS = ("compressae_index", "connectors", "tests")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
@@ -230,6 +231,16 @@ def test_links_within_the_checkout_lead_somewhere(document: str) -> None:
         assert target.resolve().is_relative_to(ROOT), link
         assert target.exists(), link
         assert not anchor or anchor in anchors(target), link
+
+
+def test_files_that_contributing_names_are_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("## Where things are")[1]
+    named = set(re.findall(r"`([\w/.]+\.(?:py|pyi|hpp|cpp|toml|txt|md))`", text)) - {"csrc/README.md"}
+    assert len(named) > 40
+    for name in named:
+        assert any(path.is_file() for path in ROOT.glob(name)) or any(
+            path.match(name) for folder in FOLDERS for path in (ROOT / folder).rglob(Path(name).name)
+        ), name
 
 
 def anchors(document: Path) -> set[str]:
