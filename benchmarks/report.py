@@ -1,4 +1,4 @@
-"""The pages of results/: one section a data set, and the summary in the project's README."""
+"""The pages of results/: one section a data set, and what README.md and docs/benchmarks.md show of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HEAD = """# Results
 
 Written by `python benchmarks/run.py report` from the raw results in the folders here: do not edit.
 [benchmarks/README.md](../README.md) says how they are measured."""
-# The data set whose tables the project's README shows.
+# The data set whose tables README.md and docs/benchmarks.md show.
 MAIN = "wordnet-minilm"
 AT = 100
 PLANNED = (10**8, 10**9)
@@ -39,14 +39,23 @@ def section(folder: Path) -> str:
 
 
 def summary(results: Path) -> str:
-    """What the project's README shows: recall at equal bytes, and two plots."""
-    reports = summaries.raw(results / MAIN, "quality-*.json")
-    lines = _lines(reports)
+    """What README.md shows: recall at equal bytes of the families that are plotted, and their plot."""
+    lines = [line for line in _main_lines(results) if line["family"] in summaries.PLOTTED]
+    plot = f"![recall against bytes](benchmarks/results/{MAIN}/recall-bytes.png)"
+    return f"{summaries.equal_bytes(lines, BUDGETS, AT)}\n\n{plot}"
+
+
+def details(results: Path) -> str:
+    """What docs/benchmarks.md shows: recall at equal bytes of all families, and two plots."""
     plots = "\n".join(
-        f"![{text}](benchmarks/results/{MAIN}/{name}.png)"
+        f"![{text}](../benchmarks/results/{MAIN}/{name}.png)"
         for name, text in (("recall-bytes", "recall against bytes"), ("speed-recall", "speed against recall"))
     )
-    return f"{summaries.equal_bytes(lines, BUDGETS, AT)}\n\n{plots}"
+    return f"{summaries.equal_bytes(_main_lines(results), BUDGETS, AT)}\n\n{plots}"
+
+
+def _main_lines(results: Path) -> list[summaries.Line]:
+    return _lines(summaries.raw(results / MAIN, "quality-*.json"))
 
 
 def _lines(reports: list[dict[str, Any]]) -> list[summaries.Line]:

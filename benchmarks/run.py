@@ -156,11 +156,13 @@ def scale_command(source: str, quick: bool, rows: int | None, threads: int | Non
 
 @main.command("report")
 def report_command() -> None:
-    """Writes the tables and plots of results/, and the README's, from the raw results."""
+    """Writes the tables and plots of results/, README.md and docs/benchmarks.md, from the raw results."""
     sections = [report.section(folder) for folder in sorted(RESULTS.iterdir()) if report.is_kept(folder)]
     (RESULTS / "README.md").write_text("\n\n".join([report.HEAD, *sections]) + "\n")
-    readme = Path(__file__).parents[1] / "README.md"
-    readme.write_text(summaries.replaced(readme.read_text(), "benchmarks", report.summary(RESULTS)))
+    root = Path(__file__).parents[1]
+    shown = {"README.md": report.summary(RESULTS), "docs/benchmarks.md": report.details(RESULTS)}
+    for page, tables in shown.items():
+        (root / page).write_text(summaries.replaced((root / page).read_text(), "benchmarks", tables))
 
 
 if __name__ == "__main__":

@@ -174,7 +174,7 @@ def machine(report: dict[str, Any]) -> str:
 
 
 def replaced(text: str, name: str, body: str) -> str:
-    """A text with what stands between <!-- name --> and <!-- /name --> replaced.
+    """A text with what is between <!-- name --> and <!-- /name --> replaced.
 
     Raises:
         ValueError: there are no such marks.

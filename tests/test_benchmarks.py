@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from memory import serving_bytes
 from paper import nearest_codes
-from report import summary
+from report import details, summary
 from scale import projected
 from stores import FaissStore
 from summaries import best_that_fit, equal_bytes, growth, improving, replaced
@@ -110,10 +110,11 @@ def test_memory_of_serving_is_that_of_the_codes() -> None:
     assert 0.95 * rows.nbytes < taken < 1.25 * rows.nbytes
 
 
-def test_the_readme_shows_the_raw_results() -> None:
+def test_readme_and_docs_show_the_raw_results() -> None:
     results = BENCHMARKS / "results"
-    text = (BENCHMARKS.parent / "README.md").read_text()
-    assert replaced(text, "benchmarks", summary(results)) == text
+    for page, tables in (("README.md", summary(results)), ("docs/benchmarks.md", details(results))):
+        text = (BENCHMARKS.parent / page).read_text()
+        assert replaced(text, "benchmarks", tables) == text
     for path in results.glob("*/*.json"):
         assert {"date", "versions", "processor", "threads", "load_average"} <= set(
             json.loads(path.read_text())["environment"]

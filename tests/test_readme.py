@@ -1,9 +1,13 @@
-"""The README tells the truth: its Python runs, its commands exist and run, and no command is left out."""
+"""README and docs tell the truth: their Python and their commands run, and no command is left out."""
 
 from __future__ import annotations
 
 import re
 import shlex
+import tomllib
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import click
@@ -11,22 +15,40 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from compressae_index import CompressedIndex, demo
+from compressae_index import CompressedIndex, demo, errors
 from compressae_index.cli import main
 from compressae_index.demo import DemoData
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+# In the order of their sessions: the README makes the index that the pages load, training the model.
+PAGES = [
+    "README.md",
+    *(
+        f"docs/{name}.md"
+        for name in (
+            *("training", "search", "budgets", "data", "how-it-works", "milvus", "faiss"),
+            *("command-line", "errors", "benchmarks"),
+        )
+    ),
+]
+TEXTS = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
+README = TEXTS["README.md"]
+EVERYTHING = "\n".join(TEXTS.values())
+DOCUMENTS = [
+    *(*PAGES, "CONTRIBUTING.md", "CHANGELOG.md"),
+    *("benchmarks/README.md", "benchmarks/results/README.md"),
+]
+FOLDERS = ("compressae_index", "connectors", "tests")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
 
 
 CONSOLE = [
     shlex.split(line.removeprefix("$ "))
-    for block in blocks("console")
+    for block in blocks(EVERYTHING, "console")
     for line in block.splitlines()
     if line.startswith("$ ")
 ]
@@ -39,15 +61,37 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_every_block_is_of_a_kind_that_is_tested() -> None:
-    opened = re.findall(r"^```(\w*)$", README, flags=re.MULTILINE)[::2]
-    assert set(opened) == {"console", "python", ""}
-    assert all(line.startswith("$ ") for block in blocks("console") for line in block.splitlines())
+def test_every_page_is_tested() -> None:
+    assert sorted(PAGES[1:]) == sorted(f"docs/{path.name}" for path in (ROOT / "docs").iterdir())
+    for page in PAGES[1:]:
+        assert f"]({page}" in README
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 180
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_is_of_a_kind_that_is_tested(page: str) -> None:
+    opened = re.findall(r"^```(\w*)$", TEXTS[page], flags=re.MULTILINE)[::2]
+    assert set(opened) <= {"console", "python", ""}
+    for block in blocks(TEXTS[page], "console"):
+        assert all(line.startswith("$ ") for line in block.splitlines())
+
+
+def test_commands_are_those_that_are_tested() -> None:
     assert {words[0] for words in CONSOLE} == {"make", "pip", "compressae-index"}
 
 
+@pytest.mark.parametrize("document", ["README.md", *PAGES[1:], "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_lines_fit_a_screen(document: str) -> None:
+    """Rows of tables cannot be broken."""
+    for line in (ROOT / document).read_text(encoding="utf-8").splitlines():
+        assert line.startswith("|") or len(line) <= 120, line
+
+
 def make_items(demo_data: DemoData) -> None:
-    """The collection of Milvus Lite that the README imports."""
+    """The collection of Milvus Lite that docs/milvus.md imports."""
     from pymilvus import DataType
 
     from compressae_index.connectors.milvus import connect
@@ -67,27 +111,44 @@ def make_items(demo_data: DemoData) -> None:
     client.close()
 
 
-def test_the_python_session_runs(
-    place: Path, demo_data: DemoData, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+# What the Python of a page leaves behind.
+MADE = {
+    "README.md": {"texts.index"},
+    "docs/training.md": {"texts.model", "training.checkpoint"},
+    "docs/data.md": {"texts.codes"},
+    "docs/faiss.md": {"texts.faiss-index", "texts.faiss"},
+}
+
+
+@pytest.fixture(scope="module")
+def session(demo_data: DemoData, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder in which the README's Python ran, with few of the texts."""
     few = DemoData(
         demo_data.embeddings[:600], demo_data.queries, demo_data.texts[:600], demo_data.query_texts
     )
-    monkeypatch.setattr(demo, "load_data", lambda: few)
-    make_items(demo_data)
-    session: dict[str, object] = {}
-    for block in blocks("python"):
-        exec(compile(block, "README.md", "exec"), session)
-    assert "->" in capsys.readouterr().out
-    assert {path.name for path in place.iterdir()} == {
-        "texts.index",
-        "texts.model",
-        "texts.codes",
-        "texts.faiss-index",
-        "texts.faiss",
-        "training.checkpoint",
-        "items.db",
-    }
+    folder = tmp_path_factory.mktemp("session")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(demo, "load_data", lambda: few)
+        patched.chdir(folder)
+        make_items(demo_data)
+        with redirect_stdout(StringIO()) as shown:
+            run_page("README.md", folder)
+        assert "->" in shown.getvalue()
+        yield folder
+
+
+def run_page(page: str, folder: Path) -> None:
+    """Runs the Python of a page, block after block, with nothing of other pages but their files."""
+    before = set(folder.iterdir())
+    names: dict[str, object] = {}
+    for block in blocks(TEXTS[page], "python"):
+        exec(compile(block, page, "exec"), names)
+    assert {path.name for path in set(folder.iterdir()) - before} == MADE.get(page, set())
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES[1:] if blocks(TEXTS[page], "python")])
+def test_the_python_of_a_page_runs(session: Path, page: str) -> None:
+    run_page(page, session)
 
 
 def test_the_sessions_on_the_command_line_run(place: Path, demo_data: DemoData) -> None:
@@ -110,7 +171,7 @@ def test_no_block_replaces_what_another_made() -> None:
     written = [words[i + 1] for words in OURS for i, word in enumerate(words) if word in ("-o", "--report")]
     written += [
         name
-        for block in blocks("python")
+        for block in blocks(EVERYTHING, "python")
         for name in re.findall(r'(?:save|encode_to_directory)\(.*"(.*)"\)', block)
     ]
     assert len(written) > 10
@@ -133,10 +194,10 @@ def test_commands_and_their_options_are_in_the_help(words: list[str]) -> None:
 
 @pytest.mark.parametrize("name", sorted(main.commands))
 def test_every_command_is_named(name: str) -> None:
-    assert re.search(rf"compressae-index {name}\b", README)
+    assert re.search(rf"compressae-index {name}\b", EVERYTHING)
 
 
-@pytest.mark.parametrize("option", sorted(set(re.findall(r"`(--[a-z-]+)", README))))
+@pytest.mark.parametrize("option", sorted(set(re.findall(r"`(--[a-z-]+)", EVERYTHING))))
 def test_options_named_in_sentences_exist(option: str) -> None:
     with click.Context(main, **main.context_settings) as context:
         known = {name for command in main.commands.values() for name in _options(command, context)}
@@ -161,22 +222,46 @@ def test_targets_exist(document: str) -> None:
         assert re.search(rf"^{target}:", MAKEFILE, flags=re.MULTILINE)
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_within_the_checkout_lead_somewhere(document: str) -> None:
-    for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / document).read_text(encoding="utf-8")):
-        assert (ROOT / link).exists(), link
+    path = ROOT / document
+    for link in re.findall(r"\]\((?!https?:)([^)]+)\)", path.read_text(encoding="utf-8")):
+        name, _, anchor = link.partition("#")
+        target = path.parent / name if name else path
+        assert target.resolve().is_relative_to(ROOT), link
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_files_that_contributing_names_are_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("## Where things are")[1]
+    named = set(re.findall(r"`([\w/.]+\.(?:py|pyi|hpp|cpp|toml|txt|md))`", text)) - {"csrc/README.md"}
+    assert len(named) > 40
+    for name in named:
+        assert any(path.is_file() for path in ROOT.glob(name)) or any(
+            path.match(name) for folder in FOLDERS for path in (ROOT / folder).rglob(Path(name).name)
+        ), name
+
+
+def anchors(document: Path) -> set[str]:
+    """Anchors of headings, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.*)$", document.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 def test_extras_are_those_of_the_package() -> None:
-    import tomllib
-
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     table = re.findall(r"^\| `([\w-]+)` \| [^|]+ \| [^|]+ \|$", README, flags=re.MULTILINE)
     assert [name for name in table if name in extras] == [name for name in extras if name != "dev"]
 
 
 def test_results_are_the_table_of_the_demo() -> None:
-    block = README.split("<!-- results -->")[1].split("<!-- /results -->")[0]
+    block = TEXTS["docs/benchmarks.md"].split("<!-- results -->")[1].split("<!-- /results -->")[0]
     names = re.findall(r"^\| (\S[^|]*?) +\|", block, flags=re.MULTILINE)
     for name in ("exact float32", "sparse", "dense", "two_stage"):
         assert name in names
+
+
+def test_every_error_is_explained() -> None:
+    listed = re.findall(r"^\| `(\w+Error)`", TEXTS["docs/errors.md"], flags=re.MULTILINE)
+    assert sorted(listed) == sorted(set(errors.__all__) - {"CompressaeError"})
