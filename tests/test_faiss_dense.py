@@ -160,6 +160,17 @@ def test_an_empty_store_fills_up(model: CompresSAE, vectors: FloatArray, queries
     assert store.search(vectors[1], 6).ids[0].tolist()[5] is None
 
 
+def test_queries_whose_inner_products_are_beyond_float32(
+    uncentred_model: CompresSAE, vectors: FloatArray
+) -> None:
+    rows = vectors[:20] * np.float32(2.0**100)
+    index = CompressedIndex.build(rows, model=uncentred_model, metric="inner_product", progress=False)
+    store = DenseStore(index, device="cpu", progress=False)
+    for mode in ("sparse", "dense", "two_stage"):
+        with pytest.raises(InputError, match="queries row 0 is so long"):
+            store.search(rows[:1], 3, mode=mode)
+
+
 def test_inner_products_of_long_vectors(
     uncentred_model: CompresSAE, vectors: FloatArray, queries: FloatArray
 ) -> None:

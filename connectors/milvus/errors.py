@@ -92,7 +92,7 @@ def secrets_of(uri: str, token: str) -> list[str]:
     """What others may repeat of an address and a token that must not be seen."""
     rest = uri.partition("://")[2] or uri
     credentials, query = rest.rpartition("@")[0], re.split(r"[?#]", rest, maxsplit=1)[1:]
-    given = [token, token.partition(":")[2], credentials, *credentials.split(":", 1), *query]
+    given = [token, token.partition(":")[2], credentials, credentials.split(":", 1)[-1], *query]
     given += [part.partition("=")[2] for part in "".join(query).split("&")]
     return [*given, *map(unquote, given)]
 
