@@ -20,7 +20,7 @@ from compressae_index import (
     UnknownIdError,
 )
 from compressae_index.checks import FloatArray, normalize_rows
-from compressae_index.connectors.faiss import DenseStore, FaissIndex, gpu, library
+from compressae_index.connectors.faiss import DenseStore, FaissIndex, dictionary_ivf, gpu, library
 from compressae_index.queries import SearchResult
 
 
@@ -169,6 +169,14 @@ def test_queries_whose_inner_products_are_beyond_float32(
     for mode in ("sparse", "dense", "two_stage"):
         with pytest.raises(InputError, match="queries row 0 is so long"):
             store.search(rows[:1], 3, mode=mode)
+
+
+def test_what_is_no_model(vectors: FloatArray) -> None:
+    wrong: Any
+    for wrong in ("items.model", None, 3):
+        for call in (FaissIndex, partial(dictionary_ivf, vectors[:20])):
+            with pytest.raises(InputError, match="model must be a CompresSAE, got"):
+                call(wrong)
 
 
 def test_inner_products_of_long_vectors(
