@@ -320,6 +320,9 @@ class BackedIndex:
         scores = np.take_along_axis(scores, best, axis=1)
         ids: Any = np.take_along_axis(found.ids, best, axis=1)
         scores = asked.in_metric(scores)
+        # Scores that differed by less than a sum with `mean_scores` can tell now tie.
+        best = _best(scores, ids, k)
+        scores, ids = np.take_along_axis(scores, best, axis=1), np.take_along_axis(ids, best, axis=1)
         if short := k - scores.shape[1]:
             nothing: Any = None if self.backend.are_strings else -1
             scores = np.pad(scores, ((0, 0), (0, short)), constant_values=-np.inf)

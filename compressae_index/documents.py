@@ -71,7 +71,7 @@ class Rows:
                 raise DimensionError(msg)
             mask[self.alive_rows()] = array
         else:
-            _refuse_mask_of_integers(array, self.n_alive)
+            refuse_mask_of_integers(array, self.n_alive)
             mask[self.rows_of(array)] = True
         return np.packbits(mask, bitorder="little"), int(mask.sum())
 
@@ -106,7 +106,7 @@ def stored_rows(n: int, arrays: Mapping[str, npt.NDArray[Any]]) -> tuple[Ids, np
     return Ids.from_stored(n, held, alive), alive
 
 
-def _refuse_mask_of_integers(array: npt.NDArray[Any], n: int) -> None:
+def refuse_mask_of_integers(array: npt.NDArray[Any], n: int) -> None:
     """Refuses a filter of 0 and 1 for each of n documents: ids would not repeat.
 
     Raises:

@@ -424,3 +424,10 @@ def list_overhead(n_latents: int, n: int) -> float:
 
 # Bytes of a posting: a 16-bit document and an 8-bit value.
 POSTING_BYTES = 3
+
+
+def in_order(scores: FloatArray, rows: RowArray) -> Hits:
+    """Hits (n_queries, k) by score, ties by row; rows of -1 last, with score -inf."""
+    scores = np.where(rows < 0, np.float32(-np.inf), scores)
+    order = np.lexsort((np.where(rows < 0, np.iinfo(np.int64).max, rows), -scores), axis=1)
+    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)

@@ -25,12 +25,12 @@ from compressae_index.checks import (
 from compressae_index.clustering import similar_order
 from compressae_index.codes import SparseCodes
 from compressae_index.documents import STORED_ROWS, Documents, stored_rows
-from compressae_index.embedded import RUN_ROWS, WINDOW, EmbeddedBackend
+from compressae_index.embedded import RUN_ROWS, WINDOW, EmbeddedBackend, in_order
 from compressae_index.encoding import CodeStore, encoded_chunks
 from compressae_index.errors import DimensionError, FormatError, InputError
 from compressae_index.ids import IdArray, Ids, as_id_array
 from compressae_index.metric import METRICS, Metric, RowScale, check_model
-from compressae_index.model import ENCODERS, CompresSAE, Encoder
+from compressae_index.model import ENCODERS, CompresSAE, Encoder, check_is_model
 from compressae_index.packing import VALUE_BITS, Form, packing_of
 from compressae_index.planning import Plan
 from compressae_index.processes import ForkSafeLock
@@ -201,7 +201,7 @@ class CompressedIndex:
             check_int(postings, "postings", 1)
         settings = _training(k, n_latents, config, metric) if model is None else None
         if model is not None:
-            _check_given(model, n_latents, config, metric)
+            check_given(model, n_latents, config, metric)
         vectors = open_vectors(embeddings, on_bad_rows=on_bad_rows)
         row_ids, skipped = ids_of_rows(ids, vectors)
         id_bytes = row_ids.nbytes / len(row_ids)
@@ -268,7 +268,7 @@ class CompressedIndex:
         threads, packing = check_threads(num_threads), packing_of(forward, value_bits)
         if postings is not None:
             check_int(postings, "postings", 1)
-        _check_is_model(model)
+        check_is_model(model)
         if ids is not None:
             ids = as_id_array(ids)
         store = codes if isinstance(codes, CodeStore) else CodeStore.load(codes)
@@ -416,7 +416,8 @@ class CompressedIndex:
         if factors is not None:
             scores *= factors
         if mean_scores is not None:
-            scores += mean_scores
+            # Scores that differed by less than the sum can tell now tie.
+            scores, found = in_order(scores + mean_scores, found)
         return _padded(scores, found, k, state.ids)
 
     def add(
@@ -797,11 +798,9 @@ def _sizes(
     return model.nonzeros(k, encoder), model.n_latents
 
 
-def _check_given(
-    model: CompresSAE, n_latents: int | None, config: TrainConfig | None, metric: Metric
-) -> None:
+def check_given(model: CompresSAE, n_latents: int | None, config: TrainConfig | None, metric: Metric) -> None:
     """Refuses a model that cannot be used, or settings of training beside it."""
-    _check_is_model(model)
+    check_is_model(model)
     if n_latents is not None and check_int(n_latents, "n_latents", 1) != model.n_latents:
         msg = f"n_latents is {n_latents}, but the model has {model.n_latents}"
         raise DimensionError(msg)
@@ -809,12 +808,6 @@ def _check_given(
         msg = "config has no use where a model is given"
         raise InputError(msg)
     check_model(model, metric)
-
-
-def _check_is_model(model: Any) -> None:
-    if not isinstance(model, CompresSAE):
-        msg = f"model must be a CompresSAE, got {type(model).__name__}; CompresSAE.load reads one"
-        raise InputError(msg)
 
 
 def _padded(scores: FloatArray, rows: npt.NDArray[np.int64], k: int, ids: Ids) -> SearchResult:

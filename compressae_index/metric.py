@@ -22,7 +22,7 @@ SMALLEST_NORM, LARGEST_NORM = 2.0**-10, 2.0**12
 
 
 # Medians of norms that rows of float32 can have, as powers of two.
-SMALLEST_UNIT, LARGEST_UNIT = 2.0**-150, 2.0**136
+SMALLEST_UNIT, LARGEST_UNIT = 2.0**-150, 2.0**127
 
 
 class RowScale:
@@ -57,7 +57,9 @@ class RowScale:
         norms = row_norms(rows)
         if self.unit is None:
             self.unit = 2.0 ** round(math.log2(float(np.median(norms))))
-        low, high = SMALLEST_NORM * self.unit, LARGEST_NORM * self.unit
+        # Half of what float32 holds is left to what is made of codes.
+        largest = float(np.finfo(np.float32).max) / 2
+        low, high = SMALLEST_NORM * self.unit, min(LARGEST_NORM * self.unit, largest)
         bad = np.flatnonzero((norms < low) | (norms > high))
         if bad.size:
             msg = (

@@ -368,3 +368,15 @@ def from_mean(unit: FloatArray, mean: FloatArray) -> tuple[FloatArray, FloatArra
 def _batches(rows: FloatArray) -> Iterator[FloatArray]:
     for begin in range(0, len(rows), BATCH_ROWS):
         yield rows[begin : begin + BATCH_ROWS]
+
+
+def check_is_model(model: Any) -> CompresSAE:
+    """A model, and not its path.
+
+    Raises:
+        InputError: it is something else.
+    """
+    if not isinstance(model, CompresSAE):
+        msg = f"model must be a CompresSAE, got {type(model).__name__}; CompresSAE.load reads one"
+        raise InputError(msg)
+    return model

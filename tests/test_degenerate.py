@@ -83,6 +83,7 @@ def test_nearly_constant_rows(noise: float, seed: int) -> None:
         found = index.search(rows[:3], min(10, n), mode=mode)
         exact = np.take_along_axis(truth[:3] @ truth.T, found.ids.astype(np.int64), axis=1)
         np.testing.assert_allclose(found.scores, exact, atol=10 * noise + 1e-6)
+        assert (np.lexsort((found.ids, -found.scores), axis=1) == np.arange(found.ids.shape[1])).all()
     np.testing.assert_allclose(np.linalg.norm(index.reconstruct(index.ids), axis=1), 1, atol=1e-4)
 
 

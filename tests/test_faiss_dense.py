@@ -20,7 +20,7 @@ from compressae_index import (
     UnknownIdError,
 )
 from compressae_index.checks import FloatArray, normalize_rows
-from compressae_index.connectors.faiss import DenseStore, FaissIndex, gpu, library
+from compressae_index.connectors.faiss import DenseStore, FaissIndex, dictionary_ivf, gpu, library
 from compressae_index.queries import SearchResult
 
 
@@ -158,6 +158,25 @@ def test_an_empty_store_fills_up(model: CompresSAE, vectors: FloatArray, queries
     store.add(vectors[:5], ["a", "b", "c", "d", "e"])
     assert store.search(vectors[1], 6).ids[0].tolist()[0] == "b"
     assert store.search(vectors[1], 6).ids[0].tolist()[5] is None
+
+
+def test_queries_whose_inner_products_are_beyond_float32(
+    uncentred_model: CompresSAE, vectors: FloatArray
+) -> None:
+    rows = vectors[:20] * np.float32(2.0**100)
+    index = CompressedIndex.build(rows, model=uncentred_model, metric="inner_product", progress=False)
+    store = DenseStore(index, device="cpu", progress=False)
+    for mode in ("sparse", "dense", "two_stage"):
+        with pytest.raises(InputError, match="queries row 0 is so long"):
+            store.search(rows[:1], 3, mode=mode)
+
+
+def test_what_is_no_model(vectors: FloatArray) -> None:
+    wrong: Any
+    for wrong in ("items.model", None, 3):
+        for call in (FaissIndex, partial(dictionary_ivf, vectors[:20])):
+            with pytest.raises(InputError, match="model must be a CompresSAE, got"):
+                call(wrong)
 
 
 def test_inner_products_of_long_vectors(

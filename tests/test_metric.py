@@ -234,6 +234,15 @@ def test_norms_out_of_range(uncentred_model: CompresSAE, long_rows: FloatArray, 
         index.search(np.stack([asked[0], asked[1] * np.float32(1e37)]))
 
 
+def test_norms_that_float32_does_not_hold(uncentred_model: CompresSAE, long_rows: FloatArray) -> None:
+    rows = normalize_rows(long_rows[:20])
+    index = build(uncentred_model, rows * np.float32(2.0**126))
+    assert np.isfinite(index.reconstruct(np.arange(20))).all()
+    beyond = np.sign(rows) * np.float32(3e38)
+    with pytest.raises(InputError, match=r"row \d+ has norm .* to 1.701e\+38"):
+        build(uncentred_model, beyond)
+
+
 def test_bad_metric_and_unit(uncentred_model: CompresSAE, vectors: FloatArray, queries: FloatArray) -> None:
     wrong: Any = "l2"
     message = "metric must be one of 'cosine', 'inner_product', got 'l2'"

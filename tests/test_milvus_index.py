@@ -119,6 +119,11 @@ def test_filters_and_fields(imported: MilvusIndex, queries: FloatArray) -> None:
         imported.search(queries[:1], filter="price <")
     with pytest.raises(InputError, match="not a boolean mask"):
         imported.search(queries[:1], filter=np.ones(600, dtype=bool))
+    flags = np.arange(600) % 2
+    for mask in (flags, flags.tolist(), flags.astype(np.uint8)):
+        with pytest.raises(InputError, match="the filter holds a 0 or 1 for each of the 600 vectors"):
+            imported.search(queries[:1], filter=mask)
+    assert set(imported.search(queries[:1], 5, filter=flags[:599]).ids[0].tolist()) <= {0, -1}
     with pytest.raises(InputError, match="ids of this collection are integers"):
         imported.search(queries[:1], filter=["a"])
     with pytest.raises(InputError, match="has no partition 'p'"):

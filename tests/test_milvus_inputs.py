@@ -46,10 +46,11 @@ from compressae_index.connectors.milvus import (
     from_milvus,
 )
 from compressae_index.connectors.milvus import client as connections
-from compressae_index.connectors.milvus.errors import redacted, shown, translated
+from compressae_index.connectors.milvus.errors import secrets_of, translated
 from compressae_index.connectors.milvus.hooks.encoder import SplitEncoder
 from compressae_index.connectors.milvus.hooks.langchain import CompresSAESparseEmbedding
 from compressae_index.connectors.milvus.hooks.pymilvus_model import CompresSAEEmbeddingFunction
+from compressae_index.terminal import redacted, shown
 
 ml_dtypes, pd = pytest.importorskip("ml_dtypes"), pytest.importorskip("pandas")
 pytestmark = pytest.mark.usefixtures("quick_imports")
@@ -76,6 +77,9 @@ WITH_CREDENTIALS = [
     f"tcp://user:{SECRET}@127.0.0.1:1",
     f"HTTP://user:{SECRET}@127.0.0.1:1",
     f"http:/user:{SECRET}@127.0.0.1:1",
+    f"ftp://user:{SECRET}@127.0.0.1/items.db",
+    Path(f"http://user:{SECRET}@127.0.0.1:1"),
+    Path(f"http://user:{SECRET}@127.0.0.1/items.db"),
     f"ftp://user:{SECRET}@127.0.0.1:1",
     f"user:{SECRET}@127.0.0.1:1",
     f"127.0.0.1:1?token={SECRET}",
@@ -98,7 +102,7 @@ def all_of(error: BaseException) -> str:
 
 @pytest.mark.parametrize("uri", WITH_CREDENTIALS)
 def test_no_credential_is_repeated(
-    uri: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str], tmp_path: Path
+    uri: str | Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     caplog.set_level(logging.DEBUG)
     calls: list[Callable[[], Any]] = [
@@ -112,7 +116,7 @@ def test_no_credential_is_repeated(
             call()
         assert SECRET not in all_of(caught.value)
     np.save(tmp_path / "q.npy", np.ones((1, 384), np.float32))
-    where = ["--uri", uri, "--collection", "x", "--timeout", "0.1"]
+    where = ["--uri", str(uri), "--collection", "x", "--timeout", "0.1"]
     result = CliRunner().invoke(main, ["milvus", "search", str(tmp_path / "q.npy"), *where, "--json"])
     assert result.exit_code == 2
     assert result.stderr.count("\n") == 1
@@ -144,8 +148,13 @@ def test_addresses_are_shown_without_credentials(
 
 def test_texts_of_others_are_redacted() -> None:
     text = f"no route to 'http://user:{SECRET}@host:1/x?token={SECRET}', see https://milvus.io/docs"
-    assert redacted(text) == "no route to 'http://***@host:1/x?***', see https://milvus.io/docs"
+    assert redacted(text, whole=True) == "no route to 'http://***@host:1/x?***', see https://milvus.io/docs"
+    for of_others in (False, True):
+        assert redacted(text, whole=of_others).count(SECRET) == (not of_others)
+    an_id = "duplicate id 'https://host/@user/post?page=2'"
+    assert redacted(an_id) == an_id
     assert redacted(f"user root, password {SECRET}", [SECRET]) == "user root, password ***"
+    assert "u" not in secrets_of(f"http://u:{SECRET}@host:1", "")
     with pytest.raises(BackendError) as caught, translated("reading"):
         raise MilvusException(1, f"no http://a:{SECRET}@b") from ValueError(SECRET)
     assert SECRET not in str(caught.value)
@@ -278,7 +287,11 @@ def test_fields_to_fetch(strict: MilvusIndex, imported: MilvusIndex, queries: Fl
     assert found.fields["price"][~here].tolist() == [None] * int((~here).sum())
     assert strict.search(queries[:1], 2, output_fields=("price",)).fields.keys() == {"price"}
     assert strict.rows(["k1"], ["price"]) == [{"key": "k1", "price": 1.0}]
-    assert strict.rows(["k1"])[0].keys() == {"key", "price", "kind", "compressae_code"}
+    for every_field in (None, ("*",)):
+        row = strict.rows(["k1"], every_field)[0]
+        assert row.keys() == {"key", "price", "kind", "compressae_code"}
+    nothing = strict.search(queries[:1], 2, output_fields=None, partitions=None)
+    assert (nothing.fields, nothing.ids.shape) == ({}, (1, 2))
     for names, message in (
         (["prcie"], "has no field 'prcie'; it has: key, price, kind, compressae_code"),
         (["price", "*", "prcie"], "has no field 'prcie'"),
@@ -501,6 +514,27 @@ def test_rows_of_any_kind(model: CompresSAE, vectors: FloatArray) -> None:
     for one in (rows[0], rows[:1], rows[0].tolist(), [rows[0]], torch.tensor(rows[0])):
         query = CompresSAESparseEmbedding(Giving(one), model).embed_query("a")
         assert query == CompresSAESparseEmbedding(Giving(rows[0]), model).embed_query("a")
+
+
+def test_what_is_no_model_and_no_texts(model: CompresSAE, client: MilvusClient, tmp_path: Path) -> None:
+    wrong: Any
+    for wrong in (None, str(tmp_path), 3):
+        makers: tuple[Callable[[Any], Any], ...] = (
+            lambda model: CompresSAESparseEmbedding(None, model),
+            lambda model: CompresSAEEmbeddingFunction(None, model),
+            lambda model: MilvusIndex.create(client, "no_model", model),
+        )
+        for make in makers:
+            with pytest.raises(InputError, match="model must be a CompresSAE, got"):
+                make(wrong)
+    assert "no_model" not in client.list_collections()
+    hooks = CompresSAESparseEmbedding(None, model), CompresSAEEmbeddingFunction(None, model)
+    for wrong in ("abc", "", b"abc", None, 5):
+        for call in (hooks[0].embed_documents, hooks[1].encode_documents, hooks[1].encode_queries, hooks[1]):
+            with pytest.raises(InputError, match="texts must be a list of strings, got"):
+                call(wrong)
+    wrong = np.array([])
+    assert hooks[0].embed_documents(wrong) == []
 
 
 def test_what_is_no_embedding(model: CompresSAE, vectors: FloatArray) -> None:

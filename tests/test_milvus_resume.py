@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from milvus_collections import fill, key, name, put
 from milvus_lite.server_manager import server_manager_instance
 from pymilvus import DataType, MilvusClient
 
-from compressae_index import BackendError, CompresSAE, InputError
+from compressae_index import BackendError, CompresSAE, InputError, TrainConfig
 from compressae_index.checks import FloatArray
 from compressae_index.connectors.milvus import MilvusIndex, connect, from_milvus, importer, source, sync
 from compressae_index.connectors.milvus.backend import MilvusBackend
@@ -91,6 +92,30 @@ def replace_a_row(client: MilvusClient, collection: str, vectors: FloatArray) ->
 def replace_fields(client: MilvusClient, collection: str, vectors: FloatArray) -> None:
     row = {"key": 80, "embedding": vectors[8], "price": 0.5, "tags": ["new"], "colour": "blue"}
     client.upsert(collection, [row])
+
+
+def test_first_rows_that_cannot_be_copied_leave_nothing_behind(
+    client: MilvusClient, model: CompresSAE
+) -> None:
+    short = TrainConfig.preset("fast", steps=2, refine_rounds=2)
+    for kind, metric, message in (
+        (np.ones((50, 8)), "COSINE", r"code of id 0 is zero.*train with TrainConfig\(center=False\)"),
+        (np.ones((1, 8)), "COSINE", "code of id 0 is zero"),
+        (np.eye(8) * 1e15, "IP", "keeps norms from"),
+    ):
+        collection = name()
+        fill(client, collection, kind.astype(np.float32), metric=metric)
+        with pytest.raises(InputError, match=message):
+            from_milvus(client, collection, config=short, progress=False)
+        assert [each for each in client.list_collections() if each.startswith(collection)] == [collection]
+        if metric == "COSINE":
+            plain = replace(short, center=False)
+            found = from_milvus(client, collection, config=plain, progress=False).compressed
+            assert found.search(np.ones(8, np.float32), 1).ids.tolist() == [[0]]
+    wrong: Any = 5
+    for options in ({"model": wrong}, {"model": model, "config": short}, {"model": model, "n_latents": 99}):
+        with pytest.raises(InputError, match=r"model must be|no use where|the model has"):
+            from_milvus(client, collection, progress=False, **options)
 
 
 def test_a_source_that_changes_while_an_import_is_stopped(
@@ -277,6 +302,7 @@ def test_two_imports_to_one_target(
 
 KILLED = """
 import os, signal, sys
+from dataclasses import replace
 from functools import partial
 from pymilvus import MilvusClient
 import milvus_lite.db

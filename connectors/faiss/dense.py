@@ -10,16 +10,16 @@ import numpy as np
 
 from compressae_index.backend import BackedIndex
 from compressae_index.checks import FloatArray, check_choice, check_int, check_vectors, normalize_rows
-from compressae_index.connectors.faiss.flat import STORAGES, CpuFlat, Storage, in_order
+from compressae_index.connectors.faiss.flat import STORAGES, CpuFlat, Storage
 from compressae_index.connectors.faiss.gpu import LONGEST, SPREADS, GpuFlat, Spread
 from compressae_index.connectors.faiss.library import find_gpus
 from compressae_index.conversion import as_array
 from compressae_index.documents import Rows
-from compressae_index.embedded import Hits
+from compressae_index.embedded import Hits, in_order
 from compressae_index.errors import DimensionError, InputError, UnknownIdError
 from compressae_index.ids import IdArray, Ids, RowArray, as_id_array
 from compressae_index.index import CompressedIndex
-from compressae_index.metric import row_norms
+from compressae_index.metric import RowScale, row_norms
 from compressae_index.processes import ForkSafeLock
 from compressae_index.progress import track
 from compressae_index.queries import (
@@ -314,12 +314,12 @@ class DenseStore:
         ):
             return _of_tensor(queries, model.dim, None if cosine else held.unit)
         rows = check_vectors(queries, dim=model.dim, name="queries", may_be_empty=True)
+        factors = RowScale(self.index.metric, held.unit).of_queries(rows)
         unit = normalize_rows(rows)
         if scoring == "symmetric":
             codes = model.encode(rows, self._k, encoder=self.index.encoder, num_threads=num_threads)
             unit = model.decode(model.fold(codes, num_threads=num_threads))
-        factors = np.ones((len(rows), 1)) if cosine else row_norms(rows)[:, None] * held.unit
-        return unit, factors.astype(np.float32)
+        return unit, np.ones((len(rows), 1), dtype=np.float32) if factors is None else factors
 
     @property
     def _k(self) -> int:

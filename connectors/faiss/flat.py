@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Literal, TypeAlias
 
-import numpy as np
-
 from compressae_index.checks import FloatArray, check_choice
 from compressae_index.connectors.faiss.library import faiss
 from compressae_index.embedded import Bitmap, Hits
@@ -74,10 +72,3 @@ class CpuFlat:
         """The stored vectors of rows, (m, d)."""
         found: FloatArray = self._index.reconstruct_batch(rows)
         return found
-
-
-def in_order(scores: FloatArray, rows: RowArray) -> Hits:
-    """Hits (n_queries, k) by score, ties by row; rows of -1 last, with score -inf."""
-    scores = np.where(rows < 0, np.float32(-np.inf), scores)
-    order = np.lexsort((np.where(rows < 0, np.iinfo(np.int64).max, rows), -scores), axis=1)
-    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)

@@ -20,7 +20,7 @@ from compressae_index.errors import FormatError, InputError
 from compressae_index.ids import Ids, RowArray
 from compressae_index.index import CompressedIndex
 from compressae_index.metric import Metric
-from compressae_index.model import CompresSAE, Encoder
+from compressae_index.model import CompresSAE, Encoder, check_is_model
 from compressae_index.packing import Packed
 from compressae_index.progress import track
 from compressae_index.sources import CHUNK_ROWS
@@ -62,6 +62,7 @@ class FaissIndex(BackedIndex):
             num_threads: threads that search; all by default.
             backend: what holds the codes, where there is one; k, string_ids and num_threads are its own.
         """
+        check_is_model(model)
         if backend is None:
             backend = InvertedFile(model, k, string_ids=string_ids, num_threads=num_threads)
         super().__init__(model, backend, encoder=encoder, metric=metric)

@@ -11,7 +11,7 @@ from compressae_index.checks import FloatArray, check_int, check_vectors, normal
 from compressae_index.connectors.faiss.library import faiss
 from compressae_index.embedded import Hits
 from compressae_index.errors import DimensionError, InputError
-from compressae_index.model import CompresSAE
+from compressae_index.model import CompresSAE, check_is_model
 from compressae_index.progress import track
 from compressae_index.queries import check_k
 from compressae_index.sources import (
@@ -63,6 +63,7 @@ def dictionary_ivf(
             FastScan payloads with more than one assignment, which Faiss would store wrongly.
         DimensionError: vectors of another dimension than the model's.
     """
+    check_is_model(model)
     vectors = open_vectors(embeddings)
     row_ids, _ = ids_of_rows(ids, vectors)
     if row_ids.are_strings:

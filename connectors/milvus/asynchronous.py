@@ -15,11 +15,12 @@ from pymilvus import AsyncMilvusClient
 from compressae_index.backend import QUERY_BLOCK
 from compressae_index.connectors.milvus.backend import Scope
 from compressae_index.connectors.milvus.client import TIMEOUT, ConsistencyLevel, lite_path
-from compressae_index.connectors.milvus.errors import secrets_of, shown, translated
+from compressae_index.connectors.milvus.errors import secrets_of, translated
 from compressae_index.connectors.milvus.index import Fields, MilvusIndex, MilvusResult
 from compressae_index.model import CompresSAE
 from compressae_index.queries import Scoring
 from compressae_index.sources import VectorSource
+from compressae_index.terminal import shown
 
 
 class AsyncMilvusIndex:
@@ -76,8 +77,8 @@ class AsyncMilvusIndex:
         query_nnz: int | None = None,
         scoring: Scoring = "asymmetric",
         filter: Any = None,  # noqa: A002
-        output_fields: Sequence[str] = (),
-        partitions: Sequence[str] = (),
+        output_fields: Sequence[str] | None = (),
+        partitions: Sequence[str] | None = (),
         consistency_level: ConsistencyLevel | None = None,
     ) -> MilvusResult:
         """The k nearest documents of each query; arguments, result and errors as for `MilvusIndex.search`."""
@@ -90,7 +91,7 @@ class AsyncMilvusIndex:
         results = []
         for first in range(0, len(asked), QUERY_BLOCK):
             block = asked.block(first)
-            request = backend.search_request(block.terms, n, scope)
+            request = await asyncio.to_thread(backend.search_request, block.terms, n, scope)
             with translated(f"searching collection {backend.collection!r}", expression=request["filter"]):
                 hits = await self._client.search(**request)
             results.append(index._ranked(block, backend.found(hits, n), k))

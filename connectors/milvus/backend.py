@@ -29,6 +29,7 @@ from compressae_index.connectors.milvus.client import (
 from compressae_index.connectors.milvus.collection import CODE_FIELD, DENSE_FIELD, Opened
 from compressae_index.connectors.milvus.errors import translated
 from compressae_index.conversion import as_array
+from compressae_index.documents import refuse_mask_of_integers
 from compressae_index.errors import InputError, UnknownIdError
 from compressae_index.ids import IdArray, as_id_array
 from compressae_index.model import CompresSAE
@@ -51,6 +52,21 @@ class Scope:
     partitions: Sequence[str] = ()
     consistency_level: ConsistencyLevel | None = None
     """None leaves it to the back end."""
+
+
+def check_codes(codes: SparseCodes, ids: IdArray) -> None:
+    """Refuses codes that Milvus does not store.
+
+    Raises:
+        InputError: a code without a nonzero value, with its id.
+    """
+    empty = np.flatnonzero(~codes.values.any(axis=1))
+    if empty.size:
+        msg = (
+            f"the code of id {ids.tolist()[empty[0]]!r} is zero, as its vector is the mean that the model "
+            "leaves out; Milvus cannot store it: train with TrainConfig(center=False), or leave the row out"
+        )
+        raise InputError(msg)
 
 
 class MilvusBackend:
@@ -145,10 +161,7 @@ class MilvusBackend:
             BackendError: a request failed; those before it are stored, and all can be repeated.
         """
         self.check_ids(ids)
-        empty = np.flatnonzero(~codes.values.any(axis=1))
-        if empty.size:
-            msg = f"the code of id {ids.tolist()[empty[0]]!r} is zero, so Milvus cannot store it"
-            raise InputError(msg)
+        check_codes(codes, ids)
         if others is not None and not any(others):
             others = None
         for rows in self._requests(len(ids), others):
@@ -316,9 +329,12 @@ class MilvusBackend:
             return wanted or ""
         if isinstance(wanted, (set, frozenset)):
             wanted = list(wanted)
-        if as_array(wanted, "filter").dtype == bool:
+        flags = as_array(wanted, "filter")
+        if flags.dtype == bool:
             msg = "a Milvus collection has no order, so a filter is an expression or ids, not a boolean mask"
             raise InputError(msg)
+        if flags.dtype.kind in "iu" and flags.size > 2 and (flags < 2).all():
+            refuse_mask_of_integers(flags, len(self))
         ids = as_id_array(wanted)
         if len(ids) and (ids.dtype == object) != self.are_strings:
             kind = "strings" if self.are_strings else "integers"

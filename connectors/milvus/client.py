@@ -19,9 +19,10 @@ from pymilvus import DataType, MilvusClient
 from pymilvus.exceptions import MilvusException
 
 from compressae_index.checks import as_path
-from compressae_index.connectors.milvus.errors import secrets_of, shown, status_of, translated
+from compressae_index.connectors.milvus.errors import secrets_of, status_of, translated
 from compressae_index.errors import BackendError, InputError, MissingExtraError
 from compressae_index.ids import IdArray
+from compressae_index.terminal import shown
 
 # Of one request, retries included.
 TIMEOUT = 60.0
@@ -40,7 +41,9 @@ _CONNECT_SECONDS = 6.0
 
 _LITE = "milvus_lite-"
 _OLDEST_LITE = (3, 2, 2)
+# Of addresses that are taken; of what is an address, also where it was made a path and lost a slash.
 _SCHEME = re.compile(r"(https?|tcp|unix):/", re.IGNORECASE)
+_ANY_SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 
 # A primary key with one of these names cannot stand in an expression, and Milvus knows no quotes for names.
 _RESERVED = frozenset(
@@ -100,14 +103,14 @@ def lite_path(uri: str | os.PathLike[str]) -> Path | None:
     """
     is_path = not isinstance(uri, str)
     text = str(as_path(uri, "uri")) if is_path else str(uri)
-    if is_path or not _SCHEME.match(text):
+    if not _ANY_SCHEME.match(text):
         if text.endswith(".db"):
             return as_path(text, "uri")
-    elif _is_address(text):
+    elif not is_path and _SCHEME.match(text) and _is_address(text):
         return None
     msg = (
         "uri must be a path ending in .db (Milvus Lite) or an address as http://host:19530, "
-        f"got {text if is_path else shown(text)!r}"
+        f"got {shown(text)!r}"
     )
     raise InputError(msg)
 

@@ -14,14 +14,11 @@ import grpc
 from pymilvus.exceptions import MilvusException
 
 from compressae_index.errors import BackendError, InputError
+from compressae_index.terminal import redacted
 
 # Codes of Milvus, which are the same on Lite where Lite has them.
 _NOT_CONNECTED, _NOT_FOUND, _NOT_LOADED = 2, 100, 101
 _OVER_QUOTA = (8, 9)  # rate limit; writes denied for memory or disk
-
-# What may be a credential in an address: all before its last @, and its query.
-_ADDRESS = re.compile(r"(?<![a-z])(https?|tcp|unix)(://?)([^\s'\"<>]+)", re.IGNORECASE)
-_HIDDEN = "***"
 
 _translating: ContextVar[bool] = ContextVar("_translating", default=False)
 # Requests within `translated` of all threads, as Milvus Lite answers in threads of its own.
@@ -74,12 +71,13 @@ def translated(action: str, *, expression: str = "", secrets: Sequence[str] = ()
         yield
     except (MilvusException, grpc.RpcError) as error:
         reason = _reason(error)
+        seen = redacted(reason, secrets, whole=True)
         new: InputError | BackendError
         if expression and _is_about_expression(reason):
-            new = InputError(f"Milvus cannot evaluate the filter {expression!r}: {redacted(reason, secrets)}")
+            new = InputError(f"Milvus cannot evaluate the filter {expression!r}: {seen}")
         else:
-            new = BackendError(f"{action} failed: {redacted(reason, secrets)}{_advice(error, reason)}")
-        clean = all(text == redacted(text, secrets) for text in map(_all_text, _chain(error)))
+            new = BackendError(f"{action} failed: {seen}{_advice(error, reason)}")
+        clean = all(text == redacted(text, secrets, whole=True) for text in map(_all_text, _chain(error)))
         try:
             raise new from (error if clean else None)
         finally:
@@ -90,35 +88,13 @@ def translated(action: str, *, expression: str = "", secrets: Sequence[str] = ()
         _translating.reset(token)
 
 
-def redacted(text: str, secrets: Sequence[str] = ()) -> str:
-    """A text of others without the credentials of addresses in it, and without some secrets."""
-    for secret in sorted(filter(None, secrets), key=len, reverse=True):
-        text = text.replace(secret, _HIDDEN)
-    return _ADDRESS.sub(lambda found: found[1] + found[2] + _without_credentials(found[3]), text)
-
-
 def secrets_of(uri: str, token: str) -> list[str]:
     """What others may repeat of an address and a token that must not be seen."""
     rest = uri.partition("://")[2] or uri
     credentials, query = rest.rpartition("@")[0], re.split(r"[?#]", rest, maxsplit=1)[1:]
-    given = [token, token.partition(":")[2], credentials, *credentials.split(":", 1), *query]
+    given = [token, token.partition(":")[2], credentials, credentials.split(":", 1)[-1], *query]
     given += [part.partition("=")[2] for part in "".join(query).split("&")]
     return [*given, *map(unquote, given)]
-
-
-def shown(uri: str) -> str:
-    """An address, or what was meant as one, without what may be credentials."""
-    scheme, separator, rest = uri.partition("://")
-    return scheme + separator + _without_credentials(rest) if separator else _without_credentials(uri)
-
-
-def _without_credentials(rest: str) -> str:
-    """What follows the scheme of an address; all of it is hidden where the credentials have no clear end."""
-    credentials, at, place = rest.rpartition("@")
-    if "?" in credentials or "#" in credentials:
-        return _HIDDEN
-    place, *query = re.split(r"[?#]", place, maxsplit=1)
-    return (_HIDDEN + at if at else "") + place + ("?" + _HIDDEN if query else "")
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

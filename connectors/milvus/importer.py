@@ -16,7 +16,7 @@ from compressae_index.backend import BoolArray
 from compressae_index.checks import check_threads
 from compressae_index.codes import SparseCodes
 from compressae_index.connectors.milvus import wire
-from compressae_index.connectors.milvus.backend import REQUEST_ROWS, MilvusBackend
+from compressae_index.connectors.milvus.backend import REQUEST_ROWS, MilvusBackend, check_codes
 from compressae_index.connectors.milvus.client import (
     TIMEOUT,
     describe,
@@ -51,7 +51,7 @@ from compressae_index.connectors.milvus.source import MilvusSource, Page
 from compressae_index.encoding import encoded_chunks
 from compressae_index.errors import BackendError, DimensionError, FormatError, InputError
 from compressae_index.ids import IdArray
-from compressae_index.index import trained_model
+from compressae_index.index import check_given, trained_model
 from compressae_index.metric import Metric, RowScale
 from compressae_index.model import CompresSAE, Encoder
 from compressae_index.progress import track
@@ -171,9 +171,11 @@ def from_milvus(
     origin = {"collection": collection, "vector_field": source.field, "filter": filter}
     metric = _metric_of(source) if metric is None else metric
     given = CompresSAE.load(model) if isinstance(model, (str, os.PathLike)) else model
-    if given is not None and given.dim != source.dim:
-        msg = f"field {source.field!r} has dimension {source.dim}, the model {given.dim}"
-        raise DimensionError(msg)
+    if given is not None:
+        check_given(given, n_latents, config, metric)
+        if given.dim != source.dim:
+            msg = f"field {source.field!r} has dimension {source.dim}, the model {given.dim}"
+            raise DimensionError(msg)
     clock = _Clock()
     begun, finished = _begun(client, target, origin, source.dim, timeout)
     with clock("list"):
@@ -185,7 +187,6 @@ def from_milvus(
         with clock("train"):
             trained = given or trained_model(source, k, n_latents, config, metric, progress=progress)
         manifest = manifest_of(trained, k=k, encoder=encoder, metric=metric, dense=dense, source=origin)
-        save_model(client, target, trained, manifest, timeout)
     else:
         manifest = begun
         wanted = {"k": k, "n_latents": n_latents, "encoder": encoder, "metric": metric, "dense": dense}
@@ -196,6 +197,9 @@ def from_milvus(
     opened = Opened(name, manifest, source.primary, source.are_strings, longest)
     backend = MilvusBackend(client, opened, trained, timeout=timeout)
     copier = _Copier(source, backend, trained, threads)
+    if begun is None:
+        copier.check_first()
+        save_model(client, target, trained, manifest, timeout)
     if finished:
         ensure_loaded(client, name, timeout)
         resumed = len(backend)
@@ -353,6 +357,16 @@ class _Copier:
                 timeout=timeout,
             )
         ensure_loaded(client, name, timeout)
+
+    def check_first(self) -> None:
+        """Refuses a source whose first rows cannot be copied, before anything is made for them.
+
+        Raises:
+            InputError: bad rows, or codes that Milvus does not store.
+        """
+        for page in self.source.stream():
+            check_codes(self.codes(page), page.ids)
+            return
 
     def _can_go_on(self) -> bool:
         """Whether the collection has its indexes and the fields that the source has now."""

@@ -53,7 +53,7 @@ from compressae_index.conversion import as_array
 from compressae_index.errors import DimensionError, InputError
 from compressae_index.ids import IdArray, as_id_array
 from compressae_index.metric import METRICS, Metric
-from compressae_index.model import ENCODERS, CompresSAE, Encoder
+from compressae_index.model import ENCODERS, CompresSAE, Encoder, check_is_model
 from compressae_index.queries import Scoring
 from compressae_index.sources import VectorSource, open_vectors
 
@@ -221,8 +221,8 @@ class MilvusIndex(BackedIndex):
         scoring: Scoring = "asymmetric",
         filter: Any = None,  # noqa: A002
         num_threads: int | None = None,
-        output_fields: Sequence[str] = (),
-        partitions: Sequence[str] = (),
+        output_fields: Sequence[str] | None = (),
+        partitions: Sequence[str] | None = (),
         consistency_level: ConsistencyLevel | None = None,
         ranker: Any = None,
     ) -> MilvusResult:
@@ -382,15 +382,16 @@ class MilvusIndex(BackedIndex):
             whole.fields[name] = values.reshape(result.ids.shape)
         return whole
 
-    def _checked_fields(self, names: Sequence[str], what: str = "output_fields") -> tuple[str, ...]:
+    def _checked_fields(self, names: Sequence[str] | None, what: str = "output_fields") -> tuple[str, ...]:
         """Names of fields that can be asked for; Milvus is asked only where there are names."""
-        wanted = names_of(names, what)
+        wanted = () if names is None else names_of(names, what)
         if not wanted:
             return wanted
         return check_fields(describe(self.client, self.collection, self.backend.timeout), wanted, what)
 
-    def _checked_partitions(self, names: Sequence[str]) -> tuple[str, ...]:
-        return check_partitions(self.client, self.collection, names, self.backend.timeout)
+    def _checked_partitions(self, names: Sequence[str] | None) -> tuple[str, ...]:
+        wanted = () if names is None else names
+        return check_partitions(self.client, self.collection, wanted, self.backend.timeout)
 
     def _check_kind(self, ids: IdArray) -> None:
         super()._check_kind(ids)
@@ -477,14 +478,14 @@ class MilvusIndex(BackedIndex):
                 msg = f"collection {self.collection!r} needs a value of field {field['name']!r}: give fields="
                 raise InputError(msg)
 
-    def rows(self, ids: Any, fields: Sequence[str] = ("*",)) -> list[dict[str, Any]]:
-        """Fields of ids, in their order; "*" is all of them, as for pymilvus.
+    def rows(self, ids: Any, fields: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """Fields of ids, in their order; all of them by default, or where "*" is among them.
 
         Raises:
             UnknownIdError: an id is not in the collection.
             InputError: a field that the collection does not have, or fields that are no list of names.
         """
-        names, array = self._checked_fields(fields, "fields"), as_id_array(ids)
+        names, array = self._checked_fields(("*",) if fields is None else fields, "fields"), as_id_array(ids)
         if len(array) and (array.dtype == object) != self.backend.are_strings:
             self._check_held(array)
         return self.backend.rows(array, names)
@@ -517,6 +518,7 @@ def manifest_of(
     Raises:
         InputError: an option is out of range.
     """
+    check_is_model(model)
     return Manifest(
         fingerprint=model.fingerprint,
         dim=model.dim,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from compressae_index.backend import strongest_terms
@@ -9,8 +10,20 @@ from compressae_index.checks import FloatArray, check_choice, check_int, check_v
 from compressae_index.codes import SparseCodes
 from compressae_index.conversion import as_array
 from compressae_index.embedded import QUERY_NNZ
-from compressae_index.errors import DimensionError
-from compressae_index.model import ENCODERS, CompresSAE, Encoder
+from compressae_index.errors import DimensionError, InputError
+from compressae_index.model import ENCODERS, CompresSAE, Encoder, check_is_model
+
+
+def as_texts(texts: Any) -> list[Any]:
+    """Texts as a list.
+
+    Raises:
+        InputError: one string, whose characters would be taken for texts, or no texts at all.
+    """
+    if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
+        msg = f"texts must be a list of strings, got {type(texts).__name__}"
+        raise InputError(msg)
+    return list(texts)
 
 
 class SplitEncoder:
@@ -33,9 +46,9 @@ class SplitEncoder:
             query_nnz: latents of a query, of largest magnitude.
 
         Raises:
-            InputError: k or query_nnz out of range, or another encoder.
+            InputError: k or query_nnz out of range, another encoder, or no model.
         """
-        self.model = model
+        self.model = check_is_model(model)
         self.encoder: Encoder = check_choice(encoder, "encoder", ENCODERS)
         self.k = model.nonzeros(k, encoder)
         self.query_nnz = check_int(query_nnz, "query_nnz", 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from compressae_index.connectors.milvus.hooks.encoder import SplitEncoder
+from compressae_index.connectors.milvus.hooks.encoder import SplitEncoder, as_texts
 from compressae_index.connectors.milvus.wire import to_dicts
 from compressae_index.errors import MissingExtraError
 from compressae_index.model import CompresSAE
@@ -33,6 +33,7 @@ class CompresSAESparseEmbedding(BaseSparseEmbedding):  # type: ignore[misc]
 
     def embed_documents(self, texts: list[str]) -> list[dict[int, float]]:
         """Index to value of each document."""
+        texts = as_texts(texts)
         if not texts:
             return []
         return to_dicts(self._encoder.documents(self._embeddings.embed_documents(texts), len(texts)))

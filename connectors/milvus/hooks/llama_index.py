@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from compressae_index.connectors.milvus.hooks.encoder import SplitEncoder
+from compressae_index.connectors.milvus.hooks.encoder import SplitEncoder, as_texts
 from compressae_index.connectors.milvus.wire import to_dicts
 from compressae_index.errors import MissingExtraError
 from compressae_index.model import CompresSAE
@@ -31,6 +31,7 @@ class CompresSAESparseEmbeddingFunction(BaseSparseEmbeddingFunction):  # type: i
 
     def encode_queries(self, queries: list[str]) -> list[dict[int, float]]:
         """Index to value of each query."""
+        queries = as_texts(queries)
         if not queries:
             return []
         found = [self._embedding.get_query_embedding(text) for text in queries]
@@ -38,6 +39,7 @@ class CompresSAESparseEmbeddingFunction(BaseSparseEmbeddingFunction):  # type: i
 
     def encode_documents(self, documents: list[str]) -> list[dict[int, float]]:
         """Index to value of each document."""
+        documents = as_texts(documents)
         if not documents:
             return []
         found = self._embedding.get_text_embedding_batch(documents)

@@ -8,7 +8,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from compressae_index.codes import SparseCodes
-from compressae_index.connectors.milvus.hooks.encoder import SplitEncoder
+from compressae_index.connectors.milvus.hooks.encoder import SplitEncoder, as_texts
 from compressae_index.connectors.milvus.wire import split
 from compressae_index.model import CompresSAE
 
@@ -32,13 +32,15 @@ class CompresSAEEmbeddingFunction:
 
     def encode_queries(self, queries: list[str]) -> sp.csr_array:
         """One row a query, (n, dim); a row for pymilvus is `rows[[i]]`, as `rows[i]` has one dimension."""
-        if not len(queries):
+        queries = as_texts(queries)
+        if not queries:
             return self._none()
         return _csr(self._encoder.queries(self._dense.encode_queries(queries), len(queries)))
 
     def encode_documents(self, documents: list[str]) -> sp.csr_array:
         """One row a document, (n, dim)."""
-        if not len(documents):
+        documents = as_texts(documents)
+        if not documents:
             return self._none()
         return _csr(self._encoder.documents(self._dense.encode_documents(documents), len(documents)))
 
