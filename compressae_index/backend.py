@@ -428,7 +428,10 @@ class BackedIndex:
         self._check_kind(new.all())
         if not replace and (held := self.backend.held(new.all())).any():
             first = new.all()[held].tolist()[0]
-            msg = f"id {first!r} is already in the index ({int(held.sum())} such ids); remove it, or upsert"
+            msg = (
+                f"id {first!r:.100} is already in the index ({int(held.sum())} such ids); "
+                "remove it, or upsert"
+            )
             raise InputError(msg)
         threads, chunks = check_threads(num_threads), []
         with track(len(new), "encoding", enabled=progress) as advance:
@@ -529,7 +532,7 @@ class BackedIndex:
         held = self.backend.held(ids) if same_kind else np.zeros(len(ids), dtype=bool)
         if not held.all():
             first = ids[~held].tolist()[0]
-            msg = f"unknown id {first!r} ({int((~held).sum())} of {len(ids)} ids are unknown)"
+            msg = f"unknown id {first!r:.100} ({int((~held).sum())} of {len(ids)} ids are unknown)"
             raise UnknownIdError(msg)
 
 

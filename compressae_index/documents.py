@@ -71,7 +71,7 @@ class Rows:
                 raise DimensionError(msg)
             mask[self.alive_rows()] = array
         else:
-            refuse_mask_of_integers(array, self.n_alive)
+            refuse_mask_of_integers(array, self.n_alive, len(self.ids))
             mask[self.rows_of(array)] = True
         return np.packbits(mask, bitorder="little"), int(mask.sum())
 
@@ -106,18 +106,23 @@ def stored_rows(n: int, arrays: Mapping[str, npt.NDArray[Any]]) -> tuple[Ids, np
     return Ids.from_stored(n, held, alive), alive
 
 
-def refuse_mask_of_integers(array: npt.NDArray[Any], n: int) -> None:
-    """Refuses a filter of 0 and 1 for each of n documents: ids would not repeat.
+def refuse_mask_of_integers(array: npt.NDArray[Any], *lengths: int) -> None:
+    """Refuses a filter of 0 and one other value, as 1 or 255, for each document: ids would not repeat.
+
+    Args:
+        array: a filter.
+        lengths: how many documents a mask may be for, as with those that were removed and without.
 
     Raises:
         InputError: it is so.
     """
-    if array.dtype.kind not in "iu" or array.shape != (n,) or len(np.unique(array)) == n:
+    if array.dtype.kind not in "iu" or array.ndim != 1 or len(array) not in lengths:
         return
-    if np.isin(array, (0, 1)).all():
+    values = np.unique(array)
+    if len(values) < len(array) and len(values) <= 2 and (values[0] == 0 or values.tolist() == [1]):
         msg = (
-            f"the filter holds a 0 or 1 for each of the {n} vectors: pass numpy.asarray(filter, dtype=bool) "
-            "if it is a mask, or numpy.unique(filter) if these are ids"
+            f"the filter holds a 0 or {max(values[-1], 1)} for each of the {len(array)} vectors: pass "
+            "numpy.asarray(filter, dtype=bool) if it is a mask, or numpy.unique(filter) if these are ids"
         )
         raise InputError(msg)
 
@@ -157,7 +162,7 @@ class Documents(Rows):
         held = np.flatnonzero(self.live_ids.find(ids.all()) >= 0)
         if held.size:
             first = ids.of(held[:1]).tolist()[0]
-            msg = f"id {first!r} is already in the index ({held.size} such ids); remove it first"
+            msg = f"id {first!r:.100} is already in the index ({held.size} such ids); remove it first"
             raise InputError(msg)
 
     def added(

@@ -136,7 +136,7 @@ class Ids:
         missing = np.flatnonzero(rows < 0)
         if missing.size:
             first = array[missing].tolist()[0]
-            msg = f"unknown id {first!r} ({missing.size} of {len(array)} ids are unknown)"
+            msg = f"unknown id {first!r:.100} ({missing.size} of {len(array)} ids are unknown)"
             raise UnknownIdError(msg)
         return rows
 
@@ -308,8 +308,8 @@ def check_unique(array: IdArray, place: str = "row", first: int = 0) -> None:
         begin = int(starts[twice][0])
         again = begin + 1 + int(np.flatnonzero(array[begin + 1 :] == array[begin])[0])
         msg = (
-            f"duplicate id {array[begin : begin + 1].tolist()[0]!r} ({int(twice.sum())} ids stand more than "
-            f"once), in {place}s {first + begin} and {first + again}"
+            f"duplicate id {array[begin : begin + 1].tolist()[0]!r:.100} ({int(twice.sum())} ids stand more "
+            f"than once), in {place}s {first + begin} and {first + again}"
         )
         raise InputError(msg)
     if array.dtype != object and array.min(initial=0) < 0:

@@ -87,7 +87,7 @@ def check_held(index: Any, ids: npt.NDArray[Any]) -> None:
     if not held.all():
         first = wanted[~held].tolist()[0]
         msg = (
-            f"the truth holds id {first!r}, which is not in the index "
+            f"the truth holds id {first!r:.100}, which is not in the index "
             f"({int((~held).sum())} of {len(wanted)} ids): give the ids of the documents, not rows of a file"
         )
         raise UnknownIdError(msg)
@@ -98,8 +98,8 @@ def _rows_of(held: Ids, given: Ids, *, by_number: bool) -> RowArray:
     wanted = held.all()
     if by_number and held.are_strings:
         msg = (
-            f"the ids of the index are strings, as {wanted[0]!r}, so the ids of the embeddings are needed: "
-            "give one a row, by `ids` or --ids"
+            f"the ids of the index are strings, as {wanted[0]!r:.100}, so the ids of the embeddings are "
+            "needed: give one a row, by `ids` or --ids"
         )
         raise InputError(msg)
     if held.are_strings != given.are_strings:
@@ -112,10 +112,10 @@ def _rows_of(held: Ids, given: Ids, *, by_number: bool) -> RowArray:
         first = wanted[missing[:1]].tolist()[0]
         count = f"{missing.size} of {len(held)} ids of the index"
         msg = (
-            f"{count} are not row numbers of the {len(given)} embeddings, as {first!r}: "
+            f"{count} are not row numbers of the {len(given)} embeddings, as {first!r:.100}: "
             "give the ids of the embeddings, one a row, by `ids` or --ids"
             if by_number
-            else f"{count} are not among those of the {len(given)} embeddings, as {first!r}"
+            else f"{count} are not among those of the {len(given)} embeddings, as {first!r:.100}"
         )
         raise InputError(msg)
     return rows

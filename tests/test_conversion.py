@@ -328,6 +328,11 @@ def test_integers_that_may_be_a_mask_are_refused(kind: Any) -> None:
     assert allowed(Rows(Ids(1, {})), kind([0])) == [0]
     with pytest.raises(InputError, match="0 or 1 for each of the 2 vectors"):
         Rows(Ids(2, {})).allowed(kind([1, 1]))
+    # Masks of images hold 255, and one for all rows has those that were removed, too.
+    with pytest.raises(InputError, match="0 or 255 for each of the 6 vectors"):
+        rows.allowed(np.array([0, 255, 0, 255, 0, 0], dtype=np.uint8))
+    with pytest.raises(InputError, match="0 or 1 for each of the 6 vectors"):
+        rows.without(np.array([2, 3])).allowed(kind([0, 1, 0, 1, 1, 1]))
 
 
 def test_a_filter_of_what_is_left_after_removing(index: CompressedIndex, queries: FloatArray) -> None:

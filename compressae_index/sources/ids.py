@@ -60,7 +60,7 @@ def read_ids(source: PathLike | Sequence[PathLike], column: str | None = None) -
 
 def _lines(path: Path) -> list[int] | list[str]:
     with path.open(encoding="utf-8-sig") as file:
-        lines = [line.strip(" \t\n") for line in file]
+        lines = [line.strip() for line in file]
     if "" in lines:
         msg = f"{path}: line {lines.index('') + 1} is blank ({lines.count('')} such lines)"
         raise FormatError(msg)

@@ -207,7 +207,7 @@ class FaissIndex(BackedIndex):
         if len(ids):
             self._check_kind(ids)
         if (held := self.backend.held(ids)).any():
-            msg = f"id {ids[held].tolist()[0]!r} is in both indexes ({int(held.sum())} such ids)"
+            msg = f"id {ids[held].tolist()[0]!r:.100} is in both indexes ({int(held.sum())} such ids)"
             raise InputError(msg)
         self.backend.take(other.backend)
 

@@ -270,7 +270,7 @@ class MilvusBackend:
         found = self.rows_held(ids, fields)
         missing = [id_ for id_ in ids.tolist() if id_ not in found]
         if missing:
-            msg = f"unknown id {missing[0]!r} ({len(missing)} of {len(ids)} ids are unknown)"
+            msg = f"unknown id {missing[0]!r:.100} ({len(missing)} of {len(ids)} ids are unknown)"
             raise UnknownIdError(msg)
         return [found[id_] for id_ in ids.tolist()]
 
@@ -338,7 +338,7 @@ class MilvusBackend:
         ids = as_id_array(wanted)
         if len(ids) and (ids.dtype == object) != self.are_strings:
             kind = "strings" if self.are_strings else "integers"
-            msg = f"the ids of this collection are {kind}, the filter holds {ids.tolist()[0]!r}"
+            msg = f"the ids of this collection are {kind}, the filter holds {ids.tolist()[0]!r:.100}"
             raise InputError(msg)
         return among(self.primary, ids.tolist())
 
