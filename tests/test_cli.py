@@ -249,6 +249,8 @@ def test_ids_from_a_column(vectors: FloatArray) -> None:
     for column, expected in (("name", names), ("k", list(range(5, 305)))):
         run("build", "e.parquet", "-o", "new", "--model", "m", "--k", 8, "--id-column", column)
         assert CompressedIndex.load("new").ids.tolist() == expected
+    content = run_json("eval", "new", "e.parquet", "q.npy", "--id-column", "k")
+    assert {each["name"]: each["recall"]["10"] for each in content["measurements"]}["dense"] > 0.3
     run("build", "e.npy", "-o", "new", "--model", "m", "--k", 8, "--ids", "e.parquet", "--id-column", "name")
     assert CompressedIndex.load("new").ids.tolist() == names
     assert "name, k" in fail("build", "e.parquet", "-o", "x", "--model", "m", "--id-column", "nom")

@@ -20,6 +20,7 @@ from compressae_index.cli.options import (
     dataset_option,
     encoder_option,
     holds_something,
+    id_column_option,
     json_option,
     metric_option,
     report,
@@ -199,7 +200,7 @@ def _encode_to_matrix(
 @click.option("--model", type=PATH, help="Directory that `train` wrote; without it, a model is trained.")
 @click.option("--codes", type=PATH, help="Directory that `encode` wrote, in place of EMBEDDINGS.")
 @click.option("--ids", type=PATH, help="One id a row: .npy, or a text file with one id a line.")
-@click.option("--id-column", help="Column of ids, of Parquet EMBEDDINGS (or --ids).")
+@id_column_option
 @training_options
 @storage_options
 @encoder_option
@@ -250,7 +251,7 @@ def build(
     check_folder(output, "indexes")
     check_target(output, "index")
     replaced = holds_something(output)
-    row_ids = _ids_of(embeddings, ids, id_column)
+    row_ids = given_ids(embeddings, ids, id_column)
     trained = None if model is None else CompresSAE.load(model)
     started = time.perf_counter()
     if codes is not None:
@@ -341,7 +342,8 @@ def refuse(context: click.Context, given: str, names: tuple[str, ...]) -> None:
             raise click.UsageError(msg)
 
 
-def _ids_of(embeddings: Path | None, ids: Path | None, id_column: str | None) -> IdArray | None:
+def given_ids(embeddings: Path | None, ids: Path | None, id_column: str | None) -> IdArray | None:
+    """The ids of EMBEDDINGS that `--ids` and `--id-column` name; None for row numbers."""
     if id_column is None:
         return None if ids is None else read_ids(ids)
     source = embeddings if ids is None else ids

@@ -74,6 +74,7 @@ dataset_option = click.option(
     show_default=True,
     help="Data set of an HDF5 file, or column of a Parquet file, that holds the vectors.",
 )
+id_column_option = click.option("--id-column", help="Column of ids, of Parquet EMBEDDINGS (or --ids).")
 bad_rows_option = click.option(
     "--on-bad-rows",
     type=click.Choice(BAD_ROWS),

@@ -10,10 +10,12 @@ import click
 import numpy as np
 
 from compressae_index.checks import FloatArray, check_int
+from compressae_index.cli.data import given_ids
 from compressae_index.cli.options import (
     PATH,
     check_file,
     dataset_option,
+    id_column_option,
     json_option,
     mode_option,
     print_json,
@@ -32,7 +34,7 @@ from compressae_index.metric import METRICS, Metric
 from compressae_index.plots import figure_class
 from compressae_index.queries import Mode, Scoring, check_candidates
 from compressae_index.results import write_results
-from compressae_index.sources import open_vectors, read_ids
+from compressae_index.sources import open_vectors
 from compressae_index.terminal import printable, quoted
 
 
@@ -138,6 +140,7 @@ def _finite(score: float) -> float | None:
     type=PATH,
     help="Ids of EMBEDDINGS, one a row: .npy, or a text file with one id a line.  [default: 0 to n-1]",
 )
+@id_column_option
 @search_options
 @click.option(
     "--metric",
@@ -162,6 +165,7 @@ def evaluate(
     embeddings: Path,
     queries: Path | None,
     ids: Path | None,
+    id_column: str | None,
     candidates: int | None,
     query_nnz: int | None,
     scoring: Scoring,
@@ -194,6 +198,7 @@ def evaluate(
         check_file(report, ".html", "reports")
         figure_class()
     loaded, vectors = CompressedIndex.load(index, mmap=True), open_vectors(embeddings, dataset=dataset)
+    named = given_ids(embeddings, ids, id_column)
     if queries is None and embeddings.suffix.lower() not in (".hdf5", ".h5"):
         msg = "QUERIES is needed, unless EMBEDDINGS is an HDF5 file"
         raise InputError(msg)
@@ -203,7 +208,7 @@ def evaluate(
         loaded,
         vectors,
         asked[0:max_queries],
-        ids=None if ids is None else ids_of(loaded, read_ids(ids)),
+        ids=None if named is None else ids_of(loaded, named),
         metric=metric,
         scoring=scoring,
         candidates=candidates,
