@@ -26,7 +26,7 @@ struct PackedField {
   std::uint32_t shift[16];      // bits below number i in these four bytes
 };
 
-// Rows of packed codes; packed.hpp describes them.
+// Rows of packed codes; codes/packed.hpp describes them.
 struct PackedLayout {
   std::size_t k;
   std::size_t high_bits;

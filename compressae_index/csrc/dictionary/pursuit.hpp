@@ -10,7 +10,7 @@
 #include <cstring>
 #include <vector>
 
-#include "dictionary.hpp"
+#include "dictionary/dictionary.hpp"
 #include "kernels/dispatch.hpp"
 
 namespace compressae {

@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "base/half.hpp"
+#include "base/top_k.hpp"
 #include "kernels/dispatch.hpp"
-#include "top_k.hpp"
 
 namespace compressae {
 

@@ -13,10 +13,10 @@
 #include "base/half.hpp"
 #include "base/huge.hpp"
 #include "base/thread_pool.hpp"
-#include "inverted.hpp"
+#include "base/top_k.hpp"
 #include "kernels/dispatch.hpp"
-#include "terms.hpp"
-#include "top_k.hpp"
+#include "lists/inverted.hpp"
+#include "lists/terms.hpp"
 
 namespace compressae {
 

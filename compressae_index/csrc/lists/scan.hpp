@@ -9,10 +9,10 @@
 #include <utility>
 #include <vector>
 
-#include "inverted.hpp"
+#include "base/top_k.hpp"
 #include "kernels/dispatch.hpp"
-#include "terms.hpp"
-#include "top_k.hpp"
+#include "lists/inverted.hpp"
+#include "lists/terms.hpp"
 
 namespace compressae {
 

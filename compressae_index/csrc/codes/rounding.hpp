@@ -8,8 +8,8 @@
 #include <numeric>
 #include <vector>
 
+#include "codes/packed.hpp"
 #include "kernels/dispatch.hpp"
-#include "packed.hpp"
 
 namespace compressae {
 

@@ -13,8 +13,8 @@
 
 #include "base/huge.hpp"
 #include "base/thread_pool.hpp"
+#include "dictionary/rows.hpp"
 #include "kernels/dispatch.hpp"
-#include "rows.hpp"
 
 namespace compressae {
 

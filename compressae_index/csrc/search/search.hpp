@@ -9,10 +9,10 @@
 #include <vector>
 
 #include "base/thread_pool.hpp"
-#include "list_search.hpp"
-#include "parts.hpp"
-#include "terms.hpp"
-#include "top_k.hpp"
+#include "base/top_k.hpp"
+#include "lists/terms.hpp"
+#include "search/list_search.hpp"
+#include "search/parts.hpp"
 
 namespace compressae {
 

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "base/half.hpp"
-#include "top_k.hpp"
+#include "base/top_k.hpp"
 
 namespace compressae {
 

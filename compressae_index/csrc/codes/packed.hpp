@@ -20,7 +20,7 @@
 
 #include "base/half.hpp"
 #include "base/thread_pool.hpp"
-#include "forward.hpp"
+#include "codes/aligned.hpp"
 #include "kernels/dispatch.hpp"
 
 namespace compressae {

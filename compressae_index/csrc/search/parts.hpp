@@ -6,9 +6,9 @@
 #include <cstdint>
 #include <vector>
 
-#include "clusters.hpp"
-#include "inverted.hpp"
-#include "top_k.hpp"
+#include "base/top_k.hpp"
+#include "lists/clusters.hpp"
+#include "lists/inverted.hpp"
 
 namespace compressae {
 
