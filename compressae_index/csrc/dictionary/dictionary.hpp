@@ -86,6 +86,9 @@ class RoundedRows {
   std::vector<float> scales_;
 };
 
+// Dimensions that no sum of products of bytes overflows 32 bits by.
+inline constexpr std::size_t kMaxDim = 65536;
+
 class Dictionary {
  public:
   // Vectors whose products are taken at a time: their products stay in the second-level cache.

@@ -41,7 +41,12 @@ struct ClusterView {
   }
 
   // Throws where they are not those of the lists.
-  void validate(const InvertedView& lists, std::size_t latent) const {
+  void validate(const InvertedView& lists, std::size_t num_threads) const {
+    ThreadPool::instance().parallel_for(n_latents, num_threads,
+                                        [&](std::size_t latent) { validate_list(lists, latent); });
+  }
+
+  void validate_list(const InvertedView& lists, std::size_t latent) const {
     const auto refuse = [&](const std::string& what) {
       throw std::invalid_argument("corrupt clusters: " + what + " of latent " + std::to_string(latent));
     };

@@ -9,9 +9,10 @@
 #include <utility>
 #include <vector>
 
-#include "base/top_k.hpp"
+#include "base/allowed.hpp"
 #include "kernels/dispatch.hpp"
 #include "lists/inverted.hpp"
+#include "lists/selection.hpp"
 #include "lists/terms.hpp"
 
 namespace compressae {

@@ -15,6 +15,7 @@
 #include "lists/clusters.hpp"
 #include "lists/inverted.hpp"
 #include "lists/scan.hpp"
+#include "lists/selection.hpp"
 #include "lists/terms.hpp"
 #include "search/parts.hpp"
 
