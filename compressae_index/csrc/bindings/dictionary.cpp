@@ -70,6 +70,8 @@ Codes top_k_codes(const Input<float, 2>& activations, std::size_t k, std::size_t
 }  // namespace
 
 void bind_dictionary(nb::module_& m) {
+  m.attr("MAX_DIM") = kMaxDim;
+  m.attr("MAX_LATENTS") = kMaxLatents;
   nb::class_<DictionaryBinding>(m, "Dictionary", "A dictionary (n_latents, dim) of unit rows, which is borrowed.")
       .def(nb::init<Input<float, 2>>(), "atoms"_a.noconvert())
       .def("project", &DictionaryBinding::project, "vectors"_a.noconvert(), "mean"_a.noconvert().none(),

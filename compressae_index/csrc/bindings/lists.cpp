@@ -172,6 +172,9 @@ class BorrowedLists {
 }  // namespace
 
 void bind_lists(nb::module_& m) {
+  m.attr("WINDOW") = kWindow;
+  m.attr("CLUSTER") = kCluster;
+  m.attr("POSTING_BYTES") = kPostingBytes;
   nb::class_<InvertedLists>(m, "InvertedLists", "The inverted part: posting lists by window and latent.")
       .def(nb::init<Arrays, std::size_t, std::size_t>(), "arrays"_a, "n_documents"_a, "n_latents"_a)
       .def_static("build", &InvertedLists::build, "latents"_a.noconvert(), "values"_a.noconvert(), "n_latents"_a,
