@@ -39,6 +39,10 @@ def directions(
 ) -> NDArray[numpy.float32]:
     """Rows (n, dim), none of them zero, divided by their norms."""
 
+MAX_DIM: int = 65536
+
+MAX_LATENTS: int = 65536
+
 class Dictionary:
     """A dictionary (n_latents, dim) of unit rows, which is borrowed."""
 
@@ -85,6 +89,12 @@ def top_k_codes(
     """
     The k largest absolute entries of each row, signed, sorted by latent: (latents, values), (n, k).
     """
+
+WINDOW: int = 32768
+
+CLUSTER: int = 4096
+
+POSTING_BYTES: int = 3
 
 class InvertedLists:
     """The inverted part: posting lists by window and latent."""

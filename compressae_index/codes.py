@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from compressae_index import _engine
 from compressae_index.checks import FloatArray, check_int
 from compressae_index.conversion import as_array
 from compressae_index.errors import DimensionError, InputError
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
 LatentArray: TypeAlias = npt.NDArray[np.uint16]
 
-MAX_LATENTS = 65536
+# The engine numbers latents by 16 bits.
+MAX_LATENTS = _engine.MAX_LATENTS
 
 
 @dataclass(frozen=True, eq=False, repr=False)

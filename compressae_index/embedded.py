@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from compressae_index import _engine
 from compressae_index._engine import Clusters, ForwardCodes, InvertedLists, PackedCodes, search
 from compressae_index.checks import FloatArray, check_threads
 from compressae_index.codes import SparseCodes
@@ -18,11 +19,9 @@ from compressae_index.packing import Arrays, Packed, Packing, packing_of
 from compressae_index.persistence import release_pages
 from compressae_index.processes import cached_property
 
-# Documents a window of the inverted part; must be the engine's kWindow.
-WINDOW = 32768
-
-# Documents of a cluster; must be the engine's kCluster.
-CLUSTER = 4096
+# Documents of a window of the inverted part, and of a cluster.
+WINDOW = _engine.WINDOW
+CLUSTER = _engine.CLUSTER
 
 # Rows that are packed or inverted at once, whole windows: what that needs beside its result is several times
 # as much.
@@ -423,7 +422,7 @@ def list_overhead(n_latents: int, n: int) -> float:
 
 
 # Bytes of a posting: a 16-bit document and an 8-bit value.
-POSTING_BYTES = 3
+POSTING_BYTES = _engine.POSTING_BYTES
 
 
 def in_order(scores: FloatArray, rows: RowArray) -> Hits:

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from compressae_index import persistence
+from compressae_index import _engine, persistence
 from compressae_index._engine import Dictionary, code_norms, top_k_codes
 from compressae_index.checks import (
     FloatArray,
@@ -30,8 +30,8 @@ ENCODERS: tuple[Encoder, ...] = ("pursuit", "topk")
 
 # Rows encoded at a time: their dense activations (rows x n_latents float32) must stay small.
 BATCH_ROWS = 2048
-# Must be the engine's kMaxDim: products of bytes add up to 32 bits.
-MAX_DIM = 65536
+# Products of bytes of more dimensions could exceed 32 bits.
+MAX_DIM = _engine.MAX_DIM
 # Atoms between two least-squares solves of the pursuit; 4 costs 0.001 of recall@100 against 1, 8 costs 0.003.
 SOLVE_EVERY = 4
 

@@ -12,8 +12,8 @@
 #include <random>
 #include <vector>
 
+#include "codes/packed.hpp"
 #include "kernels/dispatch.hpp"
-#include "packed.hpp"
 
 namespace compressae {
 namespace {

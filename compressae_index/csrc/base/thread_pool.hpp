@@ -183,4 +183,22 @@ class ThreadPool {
   std::size_t n_calls_ = 0;
 };
 
+// Calls run(begin, end) for every `length` of n rows, of which the last may be fewer.
+template <typename Run>
+void for_each_run(std::size_t n, std::size_t length, std::size_t num_threads, const Run& run) {
+  ThreadPool::instance().parallel_for((n + length - 1) / length, num_threads, [&](std::size_t number) {
+    run(number * length, std::min((number + 1) * length, n));
+  });
+}
+
+// Rows that a task takes where each is little work.
+inline constexpr std::size_t kTaskRows = 1024;
+
+template <typename Visit>
+void for_each_row(std::size_t n, std::size_t num_threads, const Visit& visit) {
+  for_each_run(n, kTaskRows, num_threads, [&](std::size_t begin, std::size_t end) {
+    for (std::size_t row = begin; row < end; ++row) visit(row);
+  });
+}
+
 }  // namespace compressae

@@ -2,7 +2,7 @@
 //
 // A product of a posting's value, 8 bits, and its list's weight, 16 bits in steps of 1 / 128, is rounded to whole
 // steps: (value * weight + 64) >> 7. Sums of 16 bits do not overflow: weights are scaled so that no document's
-// products can add up to 32,768 steps (steps_of in scan.hpp); a damaged file's wrap around.
+// products can add up to 32,768 steps (steps_of in lists/scan.hpp); a damaged file's wrap around.
 #pragma once
 
 #include "kernels/kernels.hpp"

@@ -1,4 +1,5 @@
-// Inner products of a dense vector u with codes: aligned ones, and rows of packed ones, which packed.hpp describes.
+// Inner products of a dense vector u with codes: aligned ones, and rows of packed ones, which codes/packed.hpp
+// describes.
 #pragma once
 
 #include "base/half.hpp"

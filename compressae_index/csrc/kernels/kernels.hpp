@@ -6,6 +6,10 @@
 
 namespace compressae {
 
+// Latents are numbers of 16 bits. What kernels gather from holds as many entries, so that any latent of a damaged file
+// still falls inside.
+inline constexpr std::size_t kMaxLatents = 65536;
+
 // Floats that rows of products are padded to.
 inline constexpr std::size_t kBlock = 64;
 
@@ -26,14 +30,14 @@ struct PackedField {
   std::uint32_t shift[16];      // bits below number i in these four bytes
 };
 
-// Rows of packed codes; packed.hpp describes them.
+// Rows of packed codes; codes/packed.hpp describes them.
 struct PackedLayout {
   std::size_t k;
   std::size_t high_bits;
   PackedField low;
   PackedField value;
   std::size_t row_bytes;
-  float levels[256];  // value of each code relative to the row's scale
+  float levels[256];  // of both signs, relative to the row's scale; a level index is a place here
 };
 
 // Rows of bytes that products are taken with, 16 of them side by side and kStep columns of each: entry j of row i
@@ -87,9 +91,9 @@ struct Kernels {
   std::size_t (*find_at_least)(const float* x, std::size_t count, float least, std::uint32_t* positions);
   // Index of the largest absolute entry, the lowest of equal ones; count is a multiple of kBlock, at most 65,536.
   std::size_t (*arg_max_abs)(const float* x, std::size_t count);
-  // sum of u[latents[i]] * values[i]; u must hold 65,536 entries.
+  // sum of u[latents[i]] * values[i]; u must hold kMaxLatents entries.
   float (*gather_dot)(const std::uint16_t* latents, const std::int8_t* values, std::size_t k, const float* u);
-  // <u, code> of consecutive packed rows, 0 for a damaged row that does not hold k latents. u must hold 65,536
+  // <u, code> of consecutive packed rows, 0 for a damaged row that does not hold k latents. u must hold kMaxLatents
   // entries; up to 64 bytes from inside a row on are read.
   void (*packed_dots)(const PackedLayout& layout, const std::uint8_t* rows, std::size_t n_rows, const float* u,
                       float* scores);

@@ -9,10 +9,11 @@
 #include <utility>
 #include <vector>
 
-#include "inverted.hpp"
+#include "base/allowed.hpp"
 #include "kernels/dispatch.hpp"
-#include "terms.hpp"
-#include "top_k.hpp"
+#include "lists/inverted.hpp"
+#include "lists/selection.hpp"
+#include "lists/terms.hpp"
 
 namespace compressae {
 

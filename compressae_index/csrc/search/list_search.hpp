@@ -11,12 +11,13 @@
 #include <vector>
 
 #include "base/thread_pool.hpp"
-#include "clusters.hpp"
-#include "inverted.hpp"
-#include "parts.hpp"
-#include "scan.hpp"
-#include "terms.hpp"
-#include "top_k.hpp"
+#include "base/top_k.hpp"
+#include "lists/clusters.hpp"
+#include "lists/inverted.hpp"
+#include "lists/scan.hpp"
+#include "lists/selection.hpp"
+#include "lists/terms.hpp"
+#include "search/parts.hpp"
 
 namespace compressae {
 

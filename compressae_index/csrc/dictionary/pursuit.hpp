@@ -10,7 +10,7 @@
 #include <cstring>
 #include <vector>
 
-#include "dictionary.hpp"
+#include "dictionary/dictionary.hpp"
 #include "kernels/dispatch.hpp"
 
 namespace compressae {
@@ -29,7 +29,7 @@ class Pursuit {
         residual_(dictionary.stride()),
         inverse_(k * stride_),
         transposed_(k * stride_),
-        forward_(k),
+        coordinates_(k),
         solution_(stride_),
         row_(stride_),
         next_(stride_),
@@ -118,7 +118,7 @@ class Pursuit {
     rows_.resize(size);
     solved_ = size;
     std::fill(solution_.begin(), solution_.end(), 0.0f);
-    kernel_.add_rows(inverse_.data(), stride_, forward_.data(), size, stride_, solution_.data());
+    kernel_.add_rows(inverse_.data(), stride_, coordinates_.data(), size, stride_, solution_.data());
   }
 
   // Adds a row to the inverse factor; gram: the atom's products with all atoms before compaction, of which kept_
@@ -130,8 +130,8 @@ class Pursuit {
     const float pivot = 1.0f - kernel_.dot(row_.data(), row_.data(), size);
     if (!(pivot > kSmallestPivot)) return false;
     const float inverse = 1.0f / std::sqrt(pivot);
-    forward_[size] = (correlation - kernel_.dot(row_.data(), forward_.data(), size)) * inverse;
-    if (!(std::fabs(forward_[size]) > negligible_)) return false;
+    coordinates_[size] = (correlation - kernel_.dot(row_.data(), coordinates_.data(), size)) * inverse;
+    if (!(std::fabs(coordinates_[size]) > negligible_)) return false;
     for (std::size_t i = 0; i < size; ++i) row_[i] *= -inverse;
     float* added = inverse_.data() + size * stride_;
     std::fill_n(added, stride_, 0.0f);
@@ -176,7 +176,8 @@ class Pursuit {
   std::vector<float> residual_;    // correlations of the residual, padded with zeros to whole blocks
   std::vector<float> inverse_;     // (k, stride) inverse of the lower Cholesky factor
   std::vector<float> transposed_;  // the same, transposed
-  std::vector<float> forward_;     // that inverse times the support's products with x
+  std::vector<float>
+      coordinates_;  // of x in the support's atoms made orthogonal: the inverse times their products with x
   std::vector<float> solution_;
   std::vector<float> row_;
   std::vector<float> next_;
@@ -189,22 +190,5 @@ class Pursuit {
   std::vector<std::size_t> kept_;
   std::vector<Pair> pairs_;
 };
-
-// The k largest absolute entries with their signs, sorted by latent; a tie goes to the lower latent.
-inline void top_k_abs(const float* x, std::size_t n_latents, std::size_t k, std::vector<std::uint16_t>& order,
-                      std::uint16_t* latents, float* values) {
-  order.resize(n_latents);
-  for (std::size_t j = 0; j < n_latents; ++j) order[j] = static_cast<std::uint16_t>(j);
-  const auto kth = order.begin() + static_cast<std::ptrdiff_t>(k);
-  std::nth_element(order.begin(), kth - 1, order.end(), [x](std::uint16_t a, std::uint16_t b) {
-    const float left = std::fabs(x[a]), right = std::fabs(x[b]);
-    return left > right || (left == right && a < b);
-  });
-  std::sort(order.begin(), kth);
-  for (std::size_t i = 0; i < k; ++i) {
-    latents[i] = order[i];
-    values[i] = x[order[i]];
-  }
-}
 
 }  // namespace compressae

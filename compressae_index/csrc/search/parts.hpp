@@ -4,24 +4,16 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
-#include "clusters.hpp"
-#include "inverted.hpp"
-#include "top_k.hpp"
+#include "base/allowed.hpp"
+#include "codes/forward.hpp"
+#include "kernels/dispatch.hpp"
+#include "lists/clusters.hpp"
+#include "lists/inverted.hpp"
 
 namespace compressae {
-
-// The forward part in either form.
-class Forward {
- public:
-  virtual ~Forward() = default;
-  // As scan_forward and rescore_forward do.
-  virtual void scan(const float* u, std::size_t first, std::size_t last, const Allowed& allowed, std::int64_t first_row,
-                    TopK& top_k) const = 0;
-  virtual void rescore(const float* u, const std::int64_t* rows, std::size_t n, std::int64_t first_row,
-                       TopK& top_k) const = 0;
-};
 
 // A run of documents in both forms, of which a search may need only one. All parts but the last hold whole windows.
 struct Part {
@@ -62,5 +54,13 @@ struct Scope {
     return all;
   }
 };
+
+// bitmap: of the documents that a search is among, as Allowed has it; null allows all.
+inline Scope scope_of(std::vector<Part>&& parts, std::size_t n_latents, const std::uint8_t* bitmap) {
+  Scope scope{std::move(parts), n_latents, {bitmap}, 0};
+  const std::size_t n = scope.n_documents();
+  scope.n_allowed = bitmap != nullptr ? kernels().count_bits(bitmap, (n + 7) / 8) : n;
+  return scope;
+}
 
 }  // namespace compressae

@@ -13,10 +13,10 @@
 #include "base/half.hpp"
 #include "base/huge.hpp"
 #include "base/thread_pool.hpp"
-#include "inverted.hpp"
+#include "base/top_k.hpp"
 #include "kernels/dispatch.hpp"
-#include "terms.hpp"
-#include "top_k.hpp"
+#include "lists/inverted.hpp"
+#include "lists/terms.hpp"
 
 namespace compressae {
 
@@ -41,7 +41,12 @@ struct ClusterView {
   }
 
   // Throws where they are not those of the lists.
-  void validate(const InvertedView& lists, std::size_t latent) const {
+  void validate(const InvertedView& lists, std::size_t num_threads) const {
+    ThreadPool::instance().parallel_for(n_latents, num_threads,
+                                        [&](std::size_t latent) { validate_list(lists, latent); });
+  }
+
+  void validate_list(const InvertedView& lists, std::size_t latent) const {
     const auto refuse = [&](const std::string& what) {
       throw std::invalid_argument("corrupt clusters: " + what + " of latent " + std::to_string(latent));
     };

@@ -9,10 +9,11 @@
 #include <vector>
 
 #include "base/thread_pool.hpp"
-#include "list_search.hpp"
-#include "parts.hpp"
-#include "terms.hpp"
-#include "top_k.hpp"
+#include "base/top_k.hpp"
+#include "kernels/kernels.hpp"
+#include "lists/terms.hpp"
+#include "search/list_search.hpp"
+#include "search/parts.hpp"
 
 namespace compressae {
 
@@ -32,7 +33,7 @@ class PaddedProjection {
   }
 
  private:
-  std::vector<float> entries_ = std::vector<float>(65536);
+  std::vector<float> entries_ = std::vector<float>(kMaxLatents);
 };
 
 // Runs scan(query, begin, end) over runs of windows, then finish(query), for each query: whole queries are shared out
@@ -56,15 +57,6 @@ void for_each_query(std::size_t n_queries, std::size_t n_windows, std::size_t nu
   });
   pool.parallel_for(n_queries, num_threads, finish);
 }
-
-// Places for the best of each query, (n_queries, top).
-struct Results {
-  float* scores;
-  std::int64_t* rows;
-  std::size_t top;
-
-  void write(std::size_t q, TopK& best) const { best.write(scores + q * top, rows + q * top); }
-};
 
 // Scores every allowed document by its code, with the entries that project(q, padded) gives.
 template <typename Project>

@@ -10,8 +10,10 @@
 #include <string>
 #include <vector>
 
+#include "base/allowed.hpp"
 #include "base/half.hpp"
-#include "top_k.hpp"
+#include "base/thread_pool.hpp"
+#include "base/top_k.hpp"
 
 namespace compressae {
 
@@ -50,7 +52,9 @@ struct ListTerm {
 // scores[document - first] += weight * value, for postings from term.next on, up to the first one whose document
 // is outside of [first, first + width).
 inline void accumulate_list(ListTerm& term, std::uint64_t first, std::size_t width, float* scores) {
-  const BorrowedList& list = *term.list;
+  // Copies, which no write to scores can change.
+  const BorrowedList list = *term.list;
+  const float weight = term.weight;
   std::size_t i = term.next;
   for (; i < list.count; ++i) {
     std::uint64_t document;
@@ -59,7 +63,7 @@ inline void accumulate_list(ListTerm& term, std::uint64_t first, std::size_t wid
     if (local >= width) break;
     std::uint16_t half;
     std::memcpy(&half, list.values + 2 * i, 2);
-    scores[local] += term.weight * from_half(half);
+    scores[local] += weight * from_half(half);
   }
   term.next = i;
 }
@@ -81,8 +85,8 @@ inline void harvest_window(float* scores, std::size_t width, std::size_t first, 
 
 // Scores documents 0 ... n_documents - 1 by the signed sum over the terms' lists; one in none of them scores 0.
 // scores: kListWindow zeros, left as zeros. Throws where a list is not ascending or holds a foreign document.
-inline void search_borrowed(std::vector<ListTerm>& terms, std::size_t n_documents, const Allowed& allowed,
-                            float* scores, TopK& top_k) {
+inline void search_terms(std::vector<ListTerm>& terms, std::size_t n_documents, const Allowed& allowed, float* scores,
+                         TopK& top_k) {
   for (std::size_t first = 0; first < n_documents; first += kListWindow) {
     const std::size_t width = std::min(kListWindow, n_documents - first);
     for (ListTerm& term : terms) accumulate_list(term, first, width, scores);
@@ -97,5 +101,33 @@ inline void search_borrowed(std::vector<ListTerm>& terms, std::size_t n_document
                                 std::to_string(n_documents) + " documents");
   }
 }
+
+// All lists of an index.
+struct BorrowedView {
+  std::vector<BorrowedList> lists;  // of each latent
+  std::size_t n_documents = 0;
+
+  // Throws where validate_list does for any.
+  void validate(std::size_t num_threads) const {
+    ThreadPool::instance().parallel_for(lists.size(), num_threads,
+                                        [&](std::size_t latent) { validate_list(lists[latent], n_documents); });
+  }
+
+  // Searches by terms (n_queries, width), of which those of weight 0 are none.
+  void search(const std::uint16_t* latents, const float* weights, std::size_t n_queries, std::size_t width,
+              const Allowed& allowed, std::size_t num_threads, const Results& results) const {
+    ThreadPool::instance().parallel_for(n_queries, num_threads, [&](std::size_t q) {
+      // Zeros again after a search that threw.
+      thread_local std::vector<float> scores;
+      scores.assign(kListWindow, 0.0f);
+      std::vector<ListTerm> terms;
+      for (std::size_t i = q * width; i < (q + 1) * width; ++i)
+        if (weights[i] != 0.0f) terms.push_back({&lists[latents[i]], weights[i], 0});
+      TopK best(results.top);
+      search_terms(terms, n_documents, allowed, scores.data(), best);
+      results.write(q, best);
+    });
+  }
+};
 
 }  // namespace compressae

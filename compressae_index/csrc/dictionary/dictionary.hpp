@@ -13,8 +13,8 @@
 
 #include "base/huge.hpp"
 #include "base/thread_pool.hpp"
+#include "dictionary/rows.hpp"
 #include "kernels/dispatch.hpp"
-#include "rows.hpp"
 
 namespace compressae {
 
@@ -85,6 +85,9 @@ class RoundedRows {
   HugeVector<std::uint8_t> entries_;
   std::vector<float> scales_;
 };
+
+// Dimensions that no sum of products of bytes overflows 32 bits by.
+inline constexpr std::size_t kMaxDim = 65536;
 
 class Dictionary {
  public:

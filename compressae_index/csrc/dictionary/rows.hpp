@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "kernels/dispatch.hpp"
 
@@ -39,6 +40,13 @@ inline void write_direction(const float* row, std::size_t dim, float* direction)
   for (std::size_t i = 0; i < dim; ++i) direction[i] = row[i] / largest;
   const float norm = std::sqrt(kernels().dot(direction, direction, dim));
   for (std::size_t i = 0; i < dim; ++i) direction[i] /= norm;
+}
+
+// The directions of n rows: (n, dim).
+inline std::vector<float> directions(const float* rows, std::size_t n, std::size_t dim) {
+  std::vector<float> all(n * dim);
+  for (std::size_t r = 0; r < n; ++r) write_direction(rows + r * dim, dim, all.data() + r * dim);
+  return all;
 }
 
 }  // namespace compressae

@@ -23,6 +23,9 @@ inline constexpr std::size_t kWindow = 32768;
 // Length of the scores: any 16-bit id of a damaged file still falls inside.
 inline constexpr std::size_t kScores = 65536;
 
+// Bytes of a posting: a document within its window, and a value.
+inline constexpr std::size_t kPostingBytes = sizeof(std::uint16_t) + sizeof(std::int8_t);
+
 // What a list holds of one window's documents.
 struct ListWindow {
   const std::uint16_t* ids;
@@ -68,6 +71,18 @@ struct InvertedView {
     }
     if (!(largest_norm >= 0.0f && std::isfinite(largest_norm)))
       throw std::invalid_argument("corrupt posting lists: the largest norm is " + std::to_string(largest_norm));
+  }
+
+  // Postings of each list.
+  std::vector<std::int64_t> lengths() const {
+    std::vector<std::int64_t> all(n_latents);
+    for (std::size_t j = 0; j < n_latents; ++j) all[j] = static_cast<std::int64_t>(starts[j + 1] - starts[j]);
+    return all;
+  }
+
+  // Throws where validate_window does for any.
+  void validate_windows(std::size_t num_threads) const {
+    ThreadPool::instance().parallel_for(n_windows(), num_threads, [&](std::size_t w) { validate_window(w); });
   }
 
   // Throws where the lists of a window are not of ascending documents that are there, or where a document's norm

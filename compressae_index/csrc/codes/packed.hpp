@@ -1,16 +1,15 @@
-// The packed forward part: every row the same number of bytes, so that a row is found by multiplication.
+// The packed form of codes: every row the same number of bytes, so that a row is found by multiplication.
 //
 // The bits of a row, the lowest of a byte first, one field behind the other:
 //   16               the scale in half precision, whose sign bit marks a short row: one that holds values of 0
 //   k + (h-1 >> l)   high parts of the ascending latents (Elias-Fano): bit (latent[i] >> l) + i is set
 //   k * l            low parts: the lower l bits of each latent
-//   k * value_bits   value codes: a sign bit above the index of a level
-// Value i is sign * levels[index] * scale. In a short row index 0 means exactly 0 in place of levels[0].
+//   k * value_bits   level indices: a sign bit above the number of a level
+// Value i is sign * levels[number] * scale. In a short row number 0 means exactly 0 in place of levels[0].
 #pragma once
 
 #include <algorithm>
 #include <bit>
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -19,8 +18,9 @@
 #include <vector>
 
 #include "base/half.hpp"
+#include "base/huge.hpp"
 #include "base/thread_pool.hpp"
-#include "forward.hpp"
+#include "codes/forward.hpp"
 #include "kernels/dispatch.hpp"
 
 namespace compressae {
@@ -60,7 +60,7 @@ inline PackedLayout packed_layout(std::size_t n_latents, std::size_t k, std::siz
   return layout;
 }
 
-// levels of both signs, so that a whole code is an index.
+// Levels of both signs, so that a level index needs no look at its sign bit.
 inline void set_levels(PackedLayout& layout, const float* levels) {
   const std::size_t n_levels = std::size_t{1} << (layout.value.width - 1);
   for (std::size_t i = 0; i < n_levels; ++i) {
@@ -86,7 +86,7 @@ class PackedView {
     return i < first_copied_ ? rows_ + i * layout.row_bytes : copy_.data() + (i - first_copied_) * layout.row_bytes;
   }
 
-  // As those of ForwardView.
+  // As CodeRows has them.
   void scores(std::size_t first, std::size_t count, const float* u, const Kernels& kernel, float* results) const {
     const std::size_t in_place = first < first_copied_ ? std::min(count, first_copied_ - first) : 0;
     kernel.packed_dots(layout, row(first), in_place, u, results);
@@ -117,40 +117,6 @@ class PackedView {
   std::vector<std::uint8_t> copy_;
 };
 
-// Values as codes: a sign bit above the index of the level nearest to |value| / scale. Scales carry the mark of
-// short rows.
-class Quantizer {
- public:
-  Quantizer(const float* levels, std::size_t n_levels) : levels_(levels), n_levels_(n_levels) {
-    for (std::size_t i = 0; i + 1 < n_levels; ++i) middles_.push_back((levels[i] + levels[i + 1]) / 2);
-  }
-
-  std::uint8_t code(float value, std::uint16_t scale) const {
-    const bool is_short = scale & 0x8000;
-    const float size = from_half(scale & 0x7fff);
-    const float magnitude = size > 0.0f ? std::fabs(value) / size : 0.0f;
-    std::size_t level =
-        static_cast<std::size_t>(std::upper_bound(middles_.begin(), middles_.end(), magnitude) - middles_.begin());
-    // A short row has 0 in place of the first level.
-    if (is_short && level <= 1) level = magnitude > levels_[1] / 2 ? 1 : 0;
-    const bool negative = std::signbit(value) && !(is_short && level == 0);
-    return static_cast<std::uint8_t>(level + (negative ? n_levels_ : 0));
-  }
-
-  // What a code stands for.
-  float value(std::uint8_t code, std::uint16_t scale) const {
-    const std::size_t level = code % n_levels_;
-    if (scale & 0x8000 && level == 0) return 0.0f;
-    const float magnitude = levels_[level] * from_half(scale & 0x7fff);
-    return code >= n_levels_ ? -magnitude : magnitude;
-  }
-
- private:
-  const float* levels_;
-  std::size_t n_levels_;
-  std::vector<float> middles_;
-};
-
 // Sets `width` <= 16 bits of a row of zeros.
 inline void put_bits(std::uint8_t* row, std::size_t bit, std::size_t width, std::uint32_t bits) {
   bits <<= bit % 8;
@@ -164,15 +130,15 @@ inline std::uint32_t get_bits(const std::uint8_t* row, std::size_t bit, std::siz
   return bits >> bit % 8 & ((1u << width) - 1);
 }
 
-// row: layout.row_bytes zeros. latents ascend and codes fit value_bits.
-inline void pack_row(const PackedLayout& layout, const std::uint16_t* latents, const std::uint8_t* codes,
+// row: layout.row_bytes zeros. latents ascend and level indices fit value_bits.
+inline void pack_row(const PackedLayout& layout, const std::uint16_t* latents, const std::uint8_t* level_indices,
                      std::uint16_t scale, std::uint8_t* row) {
   std::memcpy(row, &scale, sizeof scale);
   for (std::size_t i = 0; i < layout.k; ++i) {
     const std::uint32_t latent = latents[i];
     put_bits(row, 16 + (latent >> layout.low.width) + i, 1, 1);
     put_bits(row, layout.low.start + i * layout.low.width, layout.low.width, latent & ((1u << layout.low.width) - 1));
-    put_bits(row, layout.value.start + i * layout.value.width, layout.value.width, codes[i]);
+    put_bits(row, layout.value.start + i * layout.value.width, layout.value.width, level_indices[i]);
   }
 }
 
@@ -206,13 +172,60 @@ inline bool PackedView::is_whole(std::size_t i, std::size_t n_latents) const {
 
 // False where the row is damaged.
 inline bool unpack_row(const PackedLayout& layout, std::size_t n_latents, const std::uint8_t* row,
-                       std::uint16_t* latents, std::uint8_t* codes, std::uint16_t& scale) {
+                       std::uint16_t* latents, std::uint8_t* level_indices, std::uint16_t& scale) {
   std::memcpy(&scale, row, sizeof scale);
   return for_each_latent(layout, n_latents, row, [&](std::size_t i, std::size_t latent) {
     latents[i] = static_cast<std::uint16_t>(latent);
-    codes[i] =
+    level_indices[i] =
         static_cast<std::uint8_t>(get_bits(row, layout.value.start + i * layout.value.width, layout.value.width));
   });
+}
+
+// Throws where latents do not ascend below n_latents, or a level index does not fit.
+inline void check_packable(const PackedLayout& layout, std::size_t n_latents, std::size_t row,
+                           const std::uint16_t* latents, const std::uint8_t* level_indices) {
+  for (std::size_t i = 0; i < layout.k; ++i) {
+    // Messages are put together only where one is needed: this is the innermost loop.
+    if (latents[i] >= n_latents || (i > 0 && latents[i] <= latents[i - 1]))
+      throw std::invalid_argument("latents of row " + std::to_string(row) + " do not ascend below n_latents " +
+                                  std::to_string(n_latents));
+    if (level_indices[i] >> layout.value.width != 0)
+      throw std::invalid_argument("a level index of row " + std::to_string(row) + " is " +
+                                  std::to_string(level_indices[i]) + ", more than value_bits hold");
+  }
+}
+
+// latents and level_indices: (n, k), scales: (n). The rows: (n, row_bytes).
+inline HugeVector<std::uint8_t> pack_rows(const PackedLayout& layout, std::size_t n_latents,
+                                          const std::uint16_t* latents, const std::uint8_t* level_indices,
+                                          const std::uint16_t* scales, std::size_t n, std::size_t num_threads) {
+  HugeVector<std::uint8_t> rows(n * layout.row_bytes);
+  for_each_row(n, num_threads, [&](std::size_t row) {
+    const std::size_t first = row * layout.k;
+    check_packable(layout, n_latents, row, latents + first, level_indices + first);
+    pack_row(layout, latents + first, level_indices + first, scales[row], rows.data() + row * layout.row_bytes);
+  });
+  return rows;
+}
+
+// What pack_rows takes.
+struct UnpackedRows {
+  UnpackedRows(std::size_t n, std::size_t k) : latents(n * k), level_indices(n * k), scales(n) {}
+
+  std::vector<std::uint16_t> latents;
+  std::vector<std::uint8_t> level_indices;
+  std::vector<std::uint16_t> scales;
+};
+
+inline UnpackedRows unpack_rows(const PackedView& packed, std::size_t n_latents, std::size_t num_threads) {
+  UnpackedRows rows(packed.n_documents, packed.k);
+  for_each_row(packed.n_documents, num_threads, [&](std::size_t row) {
+    const std::size_t first = row * packed.k;
+    if (!unpack_row(packed.layout, n_latents, packed.row(row), rows.latents.data() + first,
+                    rows.level_indices.data() + first, rows.scales[row]))
+      throw std::invalid_argument("row " + std::to_string(row) + " of the packed codes is damaged");
+  });
+  return rows;
 }
 
 }  // namespace compressae

@@ -1,0 +1,87 @@
+// Dictionaries, projections on them and codes over them.
+#include "dictionary/dictionary.hpp"
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <utility>
+
+#include "bindings/arrays.hpp"
+#include "bindings/families.hpp"
+#include "dictionary/encoding.hpp"
+#include "dictionary/shared.hpp"
+#include "kernels/kernels.hpp"
+
+namespace compressae::bindings {
+namespace {
+
+using Codes = std::pair<Output<std::uint16_t>, Output<float>>;
+
+Codes to_numpy(CodeArrays&& codes, std::size_t n, std::size_t k) {
+  return {bindings::to_numpy(std::move(codes.latents), {n, k}), bindings::to_numpy(std::move(codes.values), {n, k})};
+}
+
+class DictionaryBinding {
+ public:
+  explicit DictionaryBinding(Input<float, 2> atoms)
+      : atoms_(std::move(atoms)), shared_(atoms_.data(), n_latents(), dim()) {
+    require_latents(n_latents());
+    require(dim() >= 1 && dim() <= kMaxDim,
+            "atoms have " + std::to_string(dim()) + " dimensions, expected 1 to " + std::to_string(kMaxDim));
+  }
+
+  std::pair<Output<float>, std::optional<Output<float>>> project(const Input<float, 2>& vectors,
+                                                                 const std::optional<Input<float, 1>>& mean,
+                                                                 std::size_t num_threads) {
+    require_equal(vectors.shape(1), dim(), "columns of vectors");
+    if (mean) require_equal(mean->shape(0), dim(), "length of mean");
+    const std::size_t n = vectors.shape(0);
+    Projections projections =
+        without_gil([&] { return shared_.project(vectors.data(), n, mean ? mean->data() : nullptr, num_threads); });
+    std::optional<Output<float>> on_mean;
+    if (mean) on_mean = bindings::to_numpy(std::move(projections.on_mean), {n, 1});
+    return {bindings::to_numpy(std::move(projections.on_atoms), {n, n_latents()}), on_mean};
+  }
+
+  Codes pursue(const Input<float, 2>& vectors, std::size_t k, std::size_t solve_every, std::size_t num_threads) {
+    require_nonzeros(k, n_latents());
+    require_equal(vectors.shape(1), dim(), "columns of vectors");
+    require(solve_every >= 1, "solve_every is 0, expected at least 1");
+    const std::size_t n = vectors.shape(0);
+    return to_numpy(without_gil([&] { return shared_.pursue(vectors.data(), n, k, solve_every, num_threads); }), n, k);
+  }
+
+ private:
+  std::size_t n_latents() const { return atoms_.shape(0); }
+  std::size_t dim() const { return atoms_.shape(1); }
+
+  Input<float, 2> atoms_;
+  SharedDictionary shared_;
+};
+
+Codes top_k_codes(const Input<float, 2>& activations, std::size_t k, std::size_t num_threads) {
+  const std::size_t n = activations.shape(0), n_latents = activations.shape(1);
+  require_nonzeros(k, n_latents);
+  return to_numpy(
+      without_gil([&] { return compressae::top_k_codes(activations.data(), n, n_latents, k, num_threads); }), n, k);
+}
+
+}  // namespace
+
+void bind_dictionary(nb::module_& m) {
+  m.attr("MAX_DIM") = kMaxDim;
+  m.attr("MAX_LATENTS") = kMaxLatents;
+  nb::class_<DictionaryBinding>(m, "Dictionary", "A dictionary (n_latents, dim) of unit rows, which is borrowed.")
+      .def(nb::init<Input<float, 2>>(), "atoms"_a.noconvert())
+      .def("project", &DictionaryBinding::project, "vectors"_a.noconvert(), "mean"_a.noconvert().none(),
+           "num_threads"_a,
+           "Products of the directions of vectors (n, dim) with all rows, (n, n_latents), and with a mean (dim), if\n"
+           "any, (n, 1). Rows that are multiples of bytes are read as such, others at two bytes an entry.")
+      .def("pursue", &DictionaryBinding::pursue, "vectors"_a.noconvert(), "k"_a, "solve_every"_a, "num_threads"_a,
+           "Codes of unit rows (n, dim) by orthogonal matching pursuit: (latents, values), (n, k).");
+  m.def("top_k_codes", &top_k_codes, "activations"_a.noconvert(), "k"_a, "num_threads"_a,
+        "The k largest absolute entries of each row, signed, sorted by latent: (latents, values), (n, k).");
+}
+
+}  // namespace compressae::bindings

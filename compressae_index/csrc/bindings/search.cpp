@@ -1,0 +1,75 @@
+#include "search/search.hpp"
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "bindings/arrays.hpp"
+#include "bindings/codes.hpp"
+#include "bindings/families.hpp"
+#include "bindings/lists.hpp"
+
+namespace compressae::bindings {
+namespace {
+
+// Searches parts, (lists, codes) each, all but the last of whole windows. With stage_one (n_queries, n_latents) by
+// posting lists first, then the candidates by their codes; with stage_two alone every document by its codes. With
+// clusters, posting lists are read of the nprobe best of them alone.
+Hits search(const std::vector<std::pair<const InvertedLists*, const ForwardPart*>>& pairs,
+            const std::optional<Input<float, 2>>& stage_one, const std::optional<Input<float, 2>>& stage_two,
+            std::size_t query_nnz, std::size_t candidates, std::size_t top, const Bitmap& bitmap,
+            std::size_t num_threads, const Clusters* clusters, std::size_t nprobe) {
+  require(!pairs.empty(), "there are no parts to search");
+  require(stage_one || stage_two, "there are no projections");
+  require(query_nnz >= 1, "query_nnz is 0, expected at least 1");
+  require(candidates >= 1, "candidates is 0, expected at least 1");
+  const std::size_t n_latents = pairs.front().second->n_latents();
+  std::vector<Part> parts;
+  std::size_t n_documents = 0;
+  for (const auto& [lists, codes] : pairs) {
+    require_equal(lists->n_documents(), codes->n_documents(), "documents of the posting lists");
+    require_equal(lists->view().n_latents, n_latents, "latents of the posting lists");
+    require_equal(codes->n_latents(), n_latents, "latents of the codes");
+    require(n_documents % kWindow == 0, "only the last part may end within a window");
+    parts.push_back({&lists->view(), &codes->codes(), codes->n_documents(), n_documents});
+    n_documents += codes->n_documents();
+  }
+  Scope scope = scope_of(std::move(parts), n_latents, bits_of(bitmap, n_documents));
+  if (clusters != nullptr) {
+    require(nprobe >= 1, "nprobe is 0, expected at least 1");
+    require_equal(clusters->view().n_latents, n_latents, "latents of the clusters");
+    require(clusters->view().n_windows * kWindow <= n_documents, "clusters are of more documents than there are");
+    scope.clusters = &clusters->view();
+    scope.nprobe = nprobe;
+  }
+  const std::size_t n_queries = (stage_one ? stage_one : stage_two)->shape(0);
+  for (const auto* projections : {&stage_one, &stage_two})
+    if (*projections) {
+      require_equal((*projections)->shape(0), n_queries, "rows of projections");
+      require_equal((*projections)->shape(1), n_latents, "columns of projections");
+    }
+  return searched(n_queries, top, [&](const Results& results) {
+    if (!stage_one)
+      search_dense(scope, stage_two->data(), n_queries, num_threads, results);
+    else
+      search_two_stage(scope, stage_one->data(), stage_two ? stage_two->data() : nullptr, n_queries, query_nnz,
+                       candidates, num_threads, results);
+  });
+}
+
+}  // namespace
+
+void bind_search(nb::module_& m) {
+  m.def("search", &search, "parts"_a, "stage_one"_a.noconvert().none(), "stage_two"_a.noconvert().none(), "query_nnz"_a,
+        "candidates"_a, "top"_a, "allowed"_a.noconvert().none(), "num_threads"_a, "clusters"_a.none() = nb::none(),
+        "nprobe"_a = 0,
+        "Best documents of parts, (lists, codes) each: (scores, rows), (n_queries, top). With projections stage_one,\n"
+        "the best candidates by the posting lists of their query_nnz largest entries are scored by their codes: with\n"
+        "the projections stage_two, or with those entries alone. With stage_two alone every document is. With clusters "
+        "of\n"
+        "the first windows, posting lists are read of the nprobe whose means score best, and behind all clusters.");
+}
+
+}  // namespace compressae::bindings

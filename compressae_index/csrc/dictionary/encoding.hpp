@@ -1,0 +1,101 @@
+// Many vectors at once: their projections on a dictionary, and their codes.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "base/thread_pool.hpp"
+#include "dictionary/dictionary.hpp"
+#include "dictionary/pursuit.hpp"
+#include "dictionary/rows.hpp"
+#include "kernels/dispatch.hpp"
+
+namespace compressae {
+
+// Vectors whose products with a dictionary are taken at once, so that its rows are read once for all.
+inline constexpr std::size_t kProjectedRows = 48;
+
+struct Projections {
+  std::vector<float> on_atoms;  // (n, n_latents)
+  std::vector<float> on_mean;   // (n), or none
+};
+
+// Products of the directions of vectors (n, dim) with all atoms, and with a mean (dim), unless that is null.
+inline Projections project(const Dictionary& dictionary, const Projection& projection, const float* vectors,
+                           std::size_t n, const float* mean, std::size_t num_threads) {
+  const std::size_t n_latents = dictionary.n_latents(), dim = dictionary.dim();
+  Projections all{std::vector<float>(n * n_latents), std::vector<float>(mean != nullptr ? n : 0)};
+  for_each_run(n, kProjectedRows, num_threads, [&](std::size_t begin, std::size_t end) {
+    std::vector<float> unit((end - begin) * dim);
+    for (std::size_t row = begin; row < end; ++row) {
+      float* direction = unit.data() + (row - begin) * dim;
+      write_direction(vectors + row * dim, dim, direction);
+      if (mean != nullptr) all.on_mean[row] = kernels().dot(direction, mean, dim);
+    }
+    projection.add(unit.data(), end - begin, all.on_atoms.data() + begin * n_latents);
+  });
+  return all;
+}
+
+// Codes of n vectors, latents ascending.
+struct CodeArrays {
+  CodeArrays(std::size_t n, std::size_t k) : latents(n * k), values(n * k) {}
+
+  std::vector<std::uint16_t> latents;  // (n, k)
+  std::vector<float> values;           // (n, k)
+};
+
+// Vectors that an encoder takes at a time.
+inline constexpr std::size_t kEncodedRows = Dictionary::kTile;
+
+// Codes of unit vectors (n, dim) by pursuit.
+inline CodeArrays pursue(const Dictionary& dictionary, const GramBytes& gram, const float* vectors, std::size_t n,
+                         std::size_t k, std::size_t solve_every, std::size_t num_threads) {
+  CodeArrays codes(n, k);
+  for_each_run(n, kEncodedRows, num_threads, [&](std::size_t begin, std::size_t end) {
+    Pursuit encoder(dictionary, gram, k, solve_every);
+    // Kept by the thread, as it is large.
+    thread_local std::vector<float> products;
+    products.resize(kEncodedRows * dictionary.stride());
+    dictionary.products(vectors + begin * dictionary.dim(), end - begin, products.data());
+    for (std::size_t row = begin; row < end; ++row)
+      encoder.encode(vectors + row * dictionary.dim(), products.data() + (row - begin) * dictionary.stride(),
+                     codes.latents.data() + row * k, codes.values.data() + row * k);
+  });
+  return codes;
+}
+
+// The k largest absolute entries with their signs, sorted by latent; a tie goes to the lower latent.
+inline void top_k_abs(const float* x, std::size_t n_latents, std::size_t k, std::vector<std::uint16_t>& order,
+                      std::uint16_t* latents, float* values) {
+  order.resize(n_latents);
+  for (std::size_t j = 0; j < n_latents; ++j) order[j] = static_cast<std::uint16_t>(j);
+  const auto kth = order.begin() + static_cast<std::ptrdiff_t>(k);
+  std::nth_element(order.begin(), kth - 1, order.end(), [x](std::uint16_t a, std::uint16_t b) {
+    const float left = std::fabs(x[a]), right = std::fabs(x[b]);
+    return left > right || (left == right && a < b);
+  });
+  std::sort(order.begin(), kth);
+  for (std::size_t i = 0; i < k; ++i) {
+    latents[i] = order[i];
+    values[i] = x[order[i]];
+  }
+}
+
+// Codes of the k largest absolute activations (n, n_latents).
+inline CodeArrays top_k_codes(const float* activations, std::size_t n, std::size_t n_latents, std::size_t k,
+                              std::size_t num_threads) {
+  CodeArrays codes(n, k);
+  for_each_run(n, kEncodedRows, num_threads, [&](std::size_t begin, std::size_t end) {
+    std::vector<std::uint16_t> order;
+    for (std::size_t row = begin; row < end; ++row)
+      top_k_abs(activations + row * n_latents, n_latents, k, order, codes.latents.data() + row * k,
+                codes.values.data() + row * k);
+  });
+  return codes;
+}
+
+}  // namespace compressae
