@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import click
 
-from compressae_index import environment as machine
+from compressae_index.measuring import environment as machine
 
 T = TypeVar("T")
 

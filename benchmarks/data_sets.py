@@ -19,8 +19,10 @@ import scipy.sparse as sp
 from scipy.sparse.linalg import svds
 
 from compressae_index import SparseCodes
-from compressae_index.checks import FloatArray, check_int, check_vectors
-from compressae_index.codes import MAX_LATENTS
+from compressae_index.arrays import FloatArray
+from compressae_index.checks import check_int, check_vectors
+from compressae_index.coding.codes import MAX_LATENTS
+from compressae_index.coding.metric import Metric, row_norms
 from compressae_index.demo import load_data
 from compressae_index.errors import (
     CompressaeError,
@@ -29,8 +31,7 @@ from compressae_index.errors import (
     InputError,
     MissingExtraError,
 )
-from compressae_index.evaluation import exact_neighbours
-from compressae_index.metric import Metric, row_norms
+from compressae_index.measuring.recall import exact_neighbours
 from compressae_index.sources import Vectors, open_vectors
 
 QUERIES = 2000

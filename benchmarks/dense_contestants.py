@@ -21,13 +21,15 @@ from common import timed
 from stores import FaissStore, IntArray, OurStore, Store, SvsStore, TurbovecStore
 
 from compressae_index import CompresSAE, CompressedIndex, SparseCodes, train
-from compressae_index.checks import FloatArray, normalize_rows
-from compressae_index.embedded import EmbeddedBackend
+from compressae_index.arrays import FloatArray
+from compressae_index.checks import normalize_rows
+from compressae_index.coding.metric import Metric
+from compressae_index.coding.model import Encoder
+from compressae_index.embedded.backend import EmbeddedBackend
+from compressae_index.embedded.levels import usual_levels
+from compressae_index.embedded.packing import Packed
 from compressae_index.errors import InputError
-from compressae_index.evaluation import recall
-from compressae_index.metric import Metric
-from compressae_index.model import Encoder
-from compressae_index.packing import Packed, usual_levels
+from compressae_index.measuring.recall import recall
 from compressae_index.training.config import Preset, TrainConfig
 
 KS = (10, 100)

@@ -27,12 +27,15 @@ from threadpoolctl import threadpool_limits
 
 from compressae_index import CompresSAE, CompressedIndex, SparseCodes, train
 from compressae_index._engine import InvertedLists, search, simd
-from compressae_index.checks import FloatArray, normalize_rows
-from compressae_index.clustering import similar_order
-from compressae_index.embedded import QUERY_NNZ, EmbeddedBackend, Part, sparse_candidates
-from compressae_index.evaluation import Measurement
-from compressae_index.packing import Packed
-from compressae_index.plots import Series
+from compressae_index.arrays import FloatArray
+from compressae_index.checks import normalize_rows
+from compressae_index.embedded.backend import EmbeddedBackend, Part
+from compressae_index.embedded.clustering import similar_order
+from compressae_index.embedded.packing import Packed
+from compressae_index.embedded.sizes import sparse_candidates
+from compressae_index.measuring.evaluation import Measurement
+from compressae_index.measuring.plots import Series
+from compressae_index.search.queries import QUERY_NNZ
 from compressae_index.training.config import TrainConfig
 
 SPARSE, TWO_STAGE, DENSE = "ours: sparse", "ours: two_stage", "ours: dense"

@@ -27,12 +27,13 @@ from threadpoolctl import threadpool_limits
 
 from compressae_index import CompresSAE, CompressedIndex, train
 from compressae_index._engine import simd
-from compressae_index.checks import FloatArray, check_threads, normalize_rows
+from compressae_index.arrays import FloatArray
+from compressae_index.checks import check_threads, normalize_rows
 from compressae_index.connectors.faiss import DenseStore, FaissIndex, dictionary_ivf, search_once
 from compressae_index.connectors.faiss.flat import STORAGES
 from compressae_index.connectors.faiss.lists import POSTING_BYTES
-from compressae_index.embedded import POSTING_BYTES as EMBEDDED_POSTING_BYTES
-from compressae_index.evaluation import recall
+from compressae_index.embedded.sizes import POSTING_BYTES as EMBEDDED_POSTING_BYTES
+from compressae_index.measuring.recall import recall
 from compressae_index.training.config import PRESETS, Preset, TrainConfig
 
 sys.path.insert(0, str(Path(__file__).parent))  # python -P leaves it out

@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 
 from compressae_index import SparseCodes
 from compressae_index._engine import simd
-from compressae_index.packing import Aligned, Packed, Packing
+from compressae_index.embedded.packing import Aligned, Packed, Packing
 
 sys.path.insert(0, str(Path(__file__).parent))  # python -P leaves it out
 

@@ -19,7 +19,8 @@ import click
 import h5py
 import numpy as np
 
-from compressae_index.checks import FloatArray, check_vectors, normalize_rows
+from compressae_index.arrays import FloatArray
+from compressae_index.checks import check_vectors, normalize_rows
 from compressae_index.cli.options import written_aside
 
 sys.path.insert(0, str(Path(__file__).parent))  # python -P leaves it out

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from compressae_index.checks import FloatArray
+from compressae_index.arrays import FloatArray
 
 sys.path.insert(0, str(Path(__file__).parent))  # python -P leaves it out
 

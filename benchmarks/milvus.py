@@ -27,10 +27,10 @@ from pymilvus import DataType, MilvusClient
 from threadpoolctl import threadpool_limits
 
 from compressae_index import CompressedIndex
-from compressae_index.checks import FloatArray
+from compressae_index.arrays import FloatArray
 from compressae_index.connectors.milvus import MilvusIndex, connect
 from compressae_index.connectors.milvus.client import count
-from compressae_index.evaluation import recall
+from compressae_index.measuring.recall import recall
 
 sys.path.insert(0, str(Path(__file__).parent))  # python -P leaves it out
 

@@ -12,8 +12,8 @@ from dense_contestants import Bench, better_of_decoded, factory, recipe, truncat
 from stores import IntArray
 
 from compressae_index import CompresSAE, CompressedIndex, SparseCodes, train
-from compressae_index.evaluation import exact_neighbours, recall
-from compressae_index.model import Encoder
+from compressae_index.coding.model import Encoder
+from compressae_index.measuring.recall import exact_neighbours, recall
 from compressae_index.training.config import TrainConfig
 
 AT = 100

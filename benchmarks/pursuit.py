@@ -23,8 +23,9 @@ from threadpoolctl import threadpool_limits
 
 from compressae_index import CompresSAE, SparseCodes, train
 from compressae_index._engine import simd
-from compressae_index.checks import FloatArray, check_threads, normalize_rows
-from compressae_index.evaluation import exact_neighbours, recall
+from compressae_index.arrays import FloatArray
+from compressae_index.checks import check_threads, normalize_rows
+from compressae_index.measuring.recall import exact_neighbours, recall
 from compressae_index.training.config import PRESETS, Preset, TrainConfig
 
 sys.path.insert(0, str(Path(__file__).parent))  # python -P leaves it out

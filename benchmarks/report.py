@@ -13,7 +13,7 @@ import summaries
 from common import markdown
 from quality import BUDGETS
 
-from compressae_index.plots import recall_against_bytes, speed_against_recall
+from compressae_index.measuring.plots import recall_against_bytes, speed_against_recall
 
 HEAD = """# Results
 

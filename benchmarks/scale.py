@@ -16,10 +16,10 @@ from summaries import growth
 from threadpoolctl import threadpool_limits
 
 from compressae_index import CompresSAE, CompressedIndex, SparseCodes, train
-from compressae_index.checks import FloatArray
-from compressae_index.embedded import EmbeddedBackend
+from compressae_index.arrays import FloatArray
+from compressae_index.embedded.backend import EmbeddedBackend
 from compressae_index.ids import Ids
-from compressae_index.queries import MODES
+from compressae_index.search.queries import MODES
 from compressae_index.training.config import TrainConfig
 
 SIZES = (100_000, 1_000_000, 10_000_000)

@@ -27,7 +27,7 @@ from common import timed
 from memory import resident
 
 from compressae_index import CompresSAE, SparseCodes
-from compressae_index.checks import FloatArray
+from compressae_index.arrays import FloatArray
 
 T = TypeVar("T")
 IntArray = npt.NDArray[np.integer[Any]]

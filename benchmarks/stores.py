@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compressae_index import CompressedIndex
-from compressae_index.checks import FloatArray
+from compressae_index.arrays import FloatArray
 
 IntArray: TypeAlias = npt.NDArray[Any]
 Opener: TypeAlias = Callable[[], "Store"]

@@ -11,8 +11,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from common import markdown
 
-from compressae_index.evaluation import Measurement
-from compressae_index.plots import Series, figure_class, look
+from compressae_index.measuring.evaluation import Measurement
+from compressae_index.measuring.plots import Series, figure_class, look
 
 Line: TypeAlias = dict[str, Any]
 

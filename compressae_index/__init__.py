@@ -18,7 +18,8 @@ except ImportError as error:
     )
     raise
 
-from compressae_index.codes import SparseCodes
+from compressae_index.coding.codes import SparseCodes
+from compressae_index.coding.model import CompresSAE
 from compressae_index.errors import (
     BackendError,
     CompressaeError,
@@ -33,8 +34,7 @@ from compressae_index.errors import (
     UnknownIdError,
 )
 from compressae_index.index import CompressedIndex, IndexStats
-from compressae_index.model import CompresSAE
-from compressae_index.queries import Explanation, SearchResult
+from compressae_index.search.queries import Explanation, SearchResult
 
 if TYPE_CHECKING:
     from compressae_index.training import TrainConfig, TrainResult, train

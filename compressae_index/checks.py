@@ -7,17 +7,17 @@ import numbers
 import operator
 import os
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from compressae_index._engine import directions, first_without_direction
+from compressae_index.arrays import FloatArray
 from compressae_index.conversion import as_array, is_float
 from compressae_index.errors import DimensionError, InputError
 from compressae_index.processes import usable_threads
 
-FloatArray: TypeAlias = npt.NDArray[np.float32]
 T = TypeVar("T", bound=str)
 
 MAX_THREADS = 4096

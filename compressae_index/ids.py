@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import codecs
-from typing import Any, TypeAlias
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from compressae_index._engine import first_repeated
+from compressae_index.arrays import Bitmap, IdArray, RowArray
 from compressae_index.conversion import as_array, is_missing
 from compressae_index.errors import DimensionError, InputError, UnknownIdError
 from compressae_index.processes import cached_property, lasting_state
-
-IdArray: TypeAlias = npt.NDArray[np.int64] | npt.NDArray[np.object_]
-RowArray: TypeAlias = npt.NDArray[np.int64]
 
 
 class Ids:
@@ -333,3 +332,114 @@ def pack_strings(array: IdArray) -> dict[str, npt.NDArray[Any]]:
         raise InputError(msg) from error
     ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
     return {"id_text": np.frombuffer(b"".join(encoded), dtype=np.uint8), "id_ends": ends}
+
+
+# Arrays that a directory holds of ids and removals.
+STORED_ROWS = ("ids", "id_text", "id_ends", "alive")
+
+
+class Rows:
+    """The ids of rows 0 .. n-1, some of which may have been removed; immutable."""
+
+    def __init__(self, ids: Ids, alive: npt.NDArray[np.bool_] | None = None) -> None:
+        """From the ids of the rows, and which of these were not removed (None: all)."""
+        self.ids = ids
+        self.alive = alive
+        self.n_alive = len(ids) if alive is None else int(alive.sum())
+        self._bitmap: Bitmap | None = None if alive is None else np.packbits(alive, bitorder="little")
+        self.mark_bytes = 0 if alive is None or self._bitmap is None else alive.nbytes + self._bitmap.nbytes
+
+    def __getstate__(self) -> dict[str, Any]:
+        return lasting_state(self)
+
+    def alive_rows(self) -> RowArray:
+        """Rows that were not removed, in order."""
+        return np.arange(len(self.ids)) if self.alive is None else np.flatnonzero(self.alive)
+
+    def rows_of(self, ids: Any) -> RowArray:
+        """Rows of ids that are held and not removed."""
+        return self.alive_rows()[self.live_ids.rows_of(ids)]
+
+    @cached_property
+    def live_ids(self) -> Ids:
+        """The ids of `alive_rows`."""
+        # An id may have been removed and added again: only the living one counts.
+        return self.ids if self.alive is None else self.ids.subset(self.alive_rows())
+
+    def allowed(self, wanted: Any) -> tuple[Bitmap | None, int]:
+        """The bitmap that the engine filters by, and how many documents it allows.
+
+        Args:
+            wanted: ids, in which repeats count once, or a boolean mask of the documents that were not
+                removed; None allows all.
+
+        Raises:
+            UnknownIdError: an id is not held.
+            InputError: a mask of another length, or integers that may be meant as one.
+        """
+        if wanted is None:
+            return self._bitmap, self.n_alive
+        if isinstance(wanted, (set, frozenset)):
+            wanted = list(wanted)
+        array = as_array(wanted, "filter")
+        mask = np.zeros(len(self.ids), dtype=bool)
+        if array.dtype == bool:
+            if array.shape != (self.n_alive,):
+                msg = f"a boolean filter must have shape ({self.n_alive},), got {array.shape}"
+                raise DimensionError(msg)
+            mask[self.alive_rows()] = array
+        else:
+            refuse_mask_of_integers(array, self.n_alive, len(self.ids))
+            mask[self.rows_of(array)] = True
+        return np.packbits(mask, bitorder="little"), int(mask.sum())
+
+    def extended(self, ids: Ids) -> Rows:
+        """With rows appended, whose ids are new or were removed."""
+        if not len(self.ids):
+            return Rows(ids)
+        alive = None if self.alive is None else np.concatenate([self.alive, np.ones(len(ids), dtype=bool)])
+        return Rows(self.ids.extended(ids), alive)
+
+    def without(self, rows: RowArray) -> Rows:
+        """With some rows removed."""
+        alive = np.ones(len(self.ids), dtype=bool) if self.alive is None else self.alive.copy()
+        alive[rows] = False
+        return Rows(self.ids, alive)
+
+
+def stored_rows(n: int, arrays: Mapping[str, npt.NDArray[Any]]) -> tuple[Ids, npt.NDArray[np.bool_] | None]:
+    """The ids of n rows, and which of these were not removed, of arrays that were loaded: see STORED_ROWS.
+
+    Raises:
+        InputError: arrays of another kind or length, ids that are negative, repeat among rows that were not
+            removed, or are not UTF-8.
+    """
+    alive = None
+    if (marks := arrays.get("alive")) is not None:
+        if marks.dtype != np.uint8 or marks.shape != ((n + 7) // 8,):
+            msg = f"alive must be uint8 {((n + 7) // 8,)} for {n} rows, got {marks.dtype} {marks.shape}"
+            raise DimensionError(msg)
+        alive = np.unpackbits(marks, count=n, bitorder="little").astype(bool)
+    held = {name: array for name, array in arrays.items() if name != "alive"}
+    return Ids.from_stored(n, held, alive), alive
+
+
+def refuse_mask_of_integers(array: npt.NDArray[Any], *lengths: int) -> None:
+    """Refuses a filter of 0 and one other value, as 1 or 255, for each document: ids would not repeat.
+
+    Args:
+        array: a filter.
+        lengths: how many documents a mask may be for, as with those that were removed and without.
+
+    Raises:
+        InputError: it is so.
+    """
+    if array.dtype.kind not in "iu" or array.ndim != 1 or len(array) not in lengths:
+        return
+    values = np.unique(array)
+    if len(values) < len(array) and len(values) <= 2 and (values[0] == 0 or values.tolist() == [1]):
+        msg = (
+            f"the filter holds a 0 or {max(values[-1], 1)} for each of the {len(array)} vectors: pass "
+            "numpy.asarray(filter, dtype=bool) if it is a mask, or numpy.unique(filter) if these are ids"
+        )
+        raise InputError(msg)

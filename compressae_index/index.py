@@ -6,36 +6,33 @@ import copyreg
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from compressae_index import persistence, planning
+from compressae_index import persistence
 from compressae_index._engine import simd
-from compressae_index.checks import (
-    FloatArray,
-    as_path,
-    check_choice,
-    check_int,
-    check_threads,
-    check_vectors,
-)
-from compressae_index.clustering import similar_order
-from compressae_index.codes import SparseCodes
-from compressae_index.documents import STORED_ROWS, Documents, stored_rows
-from compressae_index.embedded import RUN_ROWS, WINDOW, EmbeddedBackend, in_order
-from compressae_index.encoding import CodeStore, encoded_chunks
+from compressae_index.arrays import FloatArray, IdArray
+from compressae_index.building import planning
+from compressae_index.building.planning import Plan
+from compressae_index.building.training import check_given, code_sizes, trained_model, training_settings
+from compressae_index.checks import as_path, check_choice, check_int, check_threads, check_vectors
+from compressae_index.coding.chunks import encoded_chunks
+from compressae_index.coding.codes import SparseCodes
+from compressae_index.coding.directory import CodeStore
+from compressae_index.coding.metric import METRICS, Metric, RowScale
+from compressae_index.coding.model import ENCODERS, CompresSAE, Encoder, check_is_model, check_model
+from compressae_index.embedded.backend import EmbeddedBackend
+from compressae_index.embedded.clustering import similar_order
+from compressae_index.embedded.documents import Documents
+from compressae_index.embedded.packing import VALUE_BITS, Form, packing_of
+from compressae_index.embedded.sizes import RUN_ROWS, WINDOW
 from compressae_index.errors import DimensionError, FormatError, InputError
-from compressae_index.ids import IdArray, Ids, as_id_array
-from compressae_index.metric import METRICS, Metric, RowScale, check_model
-from compressae_index.model import ENCODERS, CompresSAE, Encoder, check_is_model
-from compressae_index.packing import VALUE_BITS, Form, packing_of
-from compressae_index.planning import Plan
+from compressae_index.ids import STORED_ROWS, Ids, as_id_array, stored_rows
 from compressae_index.processes import ForkSafeLock
 from compressae_index.progress import track
-from compressae_index.queries import (
+from compressae_index.search.queries import (
     MODES,
     SCORINGS,
     Explanation,
@@ -47,6 +44,7 @@ from compressae_index.queries import (
     explained,
     projections,
 )
+from compressae_index.search.stages import in_order, padded
 from compressae_index.sources import (
     CHUNK_ROWS,
     BadRows,
@@ -199,14 +197,14 @@ class CompressedIndex:
         packing = packing_of(forward, VALUE_BITS if value_bits is None else value_bits)
         if postings is not None:
             check_int(postings, "postings", 1)
-        settings = _training(k, n_latents, config, metric) if model is None else None
+        settings = training_settings(k, n_latents, config, metric) if model is None else None
         if model is not None:
             check_given(model, n_latents, config, metric)
         vectors = open_vectors(embeddings, on_bad_rows=on_bad_rows)
         row_ids, skipped = ids_of_rows(ids, vectors)
         id_bytes = row_ids.nbytes / len(row_ids)
         wanted = planning.training_k(bytes_per_vector) if planned else None
-        k, latents = _sizes(model, settings, vectors, k, encoder, wanted)
+        k, latents = code_sizes(model, settings, vectors, k, encoder, wanted)
         if bytes_per_vector is not None:
             planning.check_room(bytes_per_vector, latents, len(row_ids), id_bytes)
         if postings is not None:
@@ -394,7 +392,7 @@ class CompressedIndex:
         allowed, n_allowed = state.allowed(filter)
         width = min(k, n_allowed) if len(rows) else 0
         if width == 0:
-            return _padded(
+            return padded(
                 np.empty((len(rows), 0), np.float32), np.empty((len(rows), 0), np.int64), k, state.ids
             )
         factors = self._scale.of_queries(rows)
@@ -418,7 +416,7 @@ class CompressedIndex:
         if mean_scores is not None:
             # Scores that differed by less than the sum can tell now tie.
             scores, found = in_order(scores + mean_scores, found)
-        return _padded(scores, found, k, state.ids)
+        return padded(scores, found, k, state.ids)
 
     def add(
         self,
@@ -743,76 +741,3 @@ def _collected(chunks: Iterable[SparseCodes], advance: Callable[[int], object]) 
             yield run
     if held:
         yield SparseCodes.concatenate(held)
-
-
-def trained_model(
-    vectors: Vectors,
-    k: int | None,
-    n_latents: int | None,
-    config: TrainConfig | None,
-    metric: Metric,
-    *,
-    progress: bool,
-) -> CompresSAE:
-    """A model that was trained for indexes of these codes and this metric."""
-    from compressae_index.training import train
-
-    return train(vectors, _training(k, n_latents, config, metric), progress=progress).model
-
-
-def _training(
-    k: int | None, n_latents: int | None, config: TrainConfig | None, metric: Metric
-) -> TrainConfig:
-    """The settings to train with.
-
-    Raises:
-        InputError: out of range, or `config` has another k or n_latents.
-        MissingExtraError: torch is not installed.
-    """
-    from compressae_index.training.run import checked_config
-
-    settings = checked_config(config).with_codes(k, n_latents)
-    return settings if metric == "cosine" else replace(settings, center=False)
-
-
-def _sizes(
-    model: CompresSAE | None,
-    settings: TrainConfig | None,
-    vectors: Vectors,
-    k: int | None,
-    encoder: Encoder,
-    wanted: int | None,
-) -> tuple[int, int]:
-    """Nonzeros and latents of codes: a model's, or those that the settings of training come to.
-
-    Raises:
-        InputError: k or n_latents do not fit the vectors or the model.
-    """
-    n, dim = vectors.shape
-    if model is None:
-        assert settings is not None
-        return settings.sizes(n, dim, wanted)
-    if dim != model.dim:
-        msg = f"embeddings have dimension {dim}, expected {model.dim}"
-        raise DimensionError(msg)
-    return model.nonzeros(k, encoder), model.n_latents
-
-
-def check_given(model: CompresSAE, n_latents: int | None, config: TrainConfig | None, metric: Metric) -> None:
-    """Refuses a model that cannot be used, or settings of training beside it."""
-    check_is_model(model)
-    if n_latents is not None and check_int(n_latents, "n_latents", 1) != model.n_latents:
-        msg = f"n_latents is {n_latents}, but the model has {model.n_latents}"
-        raise DimensionError(msg)
-    if config is not None:
-        msg = "config has no use where a model is given"
-        raise InputError(msg)
-    check_model(model, metric)
-
-
-def _padded(scores: FloatArray, rows: npt.NDArray[np.int64], k: int, ids: Ids) -> SearchResult:
-    missing = k - rows.shape[1]
-    if missing:
-        scores = np.pad(scores, ((0, 0), (0, missing)), constant_values=-np.inf)
-        rows = np.pad(rows, ((0, 0), (0, missing)), constant_values=-1)
-    return SearchResult(scores, ids.of(rows))

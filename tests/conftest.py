@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from pymilvus import MilvusClient
 
-    from compressae_index.checks import FloatArray
+    from compressae_index.arrays import FloatArray
     from compressae_index.connectors.milvus import MilvusIndex
 
 

@@ -29,14 +29,16 @@ import numpy as np
 import numpy.typing as npt
 
 from compressae_index import CompresSAE, CompressaeError, CompressedIndex, SparseCodes
-from compressae_index.checks import FloatArray, normalize_rows
-from compressae_index.embedded import WINDOW, EmbeddedBackend
-from compressae_index.encoding import CodeStore, encode_to_directory
+from compressae_index.arrays import FloatArray
+from compressae_index.checks import normalize_rows
+from compressae_index.coding.directory import CodeStore, encode_to_directory
+from compressae_index.coding.model import Encoder
+from compressae_index.embedded.backend import EmbeddedBackend
+from compressae_index.embedded.sizes import WINDOW
 from compressae_index.ids import Ids
-from compressae_index.model import Encoder
 from compressae_index.npy import read_header
 from compressae_index.persistence import _manifest_checksum, describe
-from compressae_index.queries import MODES
+from compressae_index.search.queries import MODES
 
 Outcome: TypeAlias = Literal["refused", "refused in use", "sane"]
 Array: TypeAlias = npt.NDArray[Any]

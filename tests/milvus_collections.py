@@ -7,7 +7,7 @@ from typing import Any
 
 from pymilvus import DataType, MilvusClient
 
-from compressae_index.checks import FloatArray
+from compressae_index.arrays import FloatArray
 
 
 def name() -> str:

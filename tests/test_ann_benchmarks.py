@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import yaml
 
-from compressae_index.checks import FloatArray
-from compressae_index.evaluation import exact_neighbours, recall
+from compressae_index.arrays import FloatArray
+from compressae_index.measuring.recall import exact_neighbours, recall
 
 SOURCE = Path(__file__).parent.parent / "benchmarks" / "ann_benchmarks" / "compressae"
 CONFIG = yaml.safe_load((SOURCE / "config.yml").read_text())

@@ -11,12 +11,12 @@ import pytest
 from click.testing import CliRunner
 
 from compressae_index import CompresSAE, CompressedIndex, DimensionError, InputError, TrainConfig, train
-from compressae_index.checks import FloatArray
+from compressae_index.arrays import FloatArray
+from compressae_index.building.estimation import estimate
+from compressae_index.building.planning import choose
 from compressae_index.cli import main
-from compressae_index.encoding import encode_to_directory
-from compressae_index.estimation import estimate
-from compressae_index.planning import choose
-from compressae_index.report import model_report
+from compressae_index.coding.directory import encode_to_directory
+from compressae_index.measuring.model_report import model_report
 
 
 class Unread:

@@ -12,11 +12,12 @@ import numpy.typing as npt
 import pytest
 
 from compressae_index import CompresSAE, CompressedIndex, DimensionError, InputError, UnknownIdError
-from compressae_index.backend import BackedIndex, code_scores, holds_best, strongest_terms
-from compressae_index.checks import FloatArray
-from compressae_index.codes import SparseCodes
+from compressae_index.arrays import FloatArray
+from compressae_index.coding.codes import SparseCodes
+from compressae_index.coding.metric import Metric
 from compressae_index.demo import DemoData
-from compressae_index.metric import Metric
+from compressae_index.search.index import BackedIndex
+from compressae_index.search.stages import code_scores, holds_best, strongest_terms
 
 Index = CompressedIndex | BackedIndex
 Float64 = npt.NDArray[np.float64]

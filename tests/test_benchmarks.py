@@ -17,7 +17,7 @@ from stores import FaissStore
 from summaries import best_that_fit, equal_bytes, growth, improving, replaced
 
 from compressae_index import SparseCodes
-from compressae_index.queries import MODES
+from compressae_index.search.queries import MODES
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compressae_index import CompresSAE, CompressedIndex, SearchResult
-from compressae_index.checks import FloatArray
-from compressae_index.embedded import EmbeddedBackend
-from compressae_index.packing import Aligned, Packed, Packing
-from compressae_index.queries import MODES, Mode
+from compressae_index.arrays import FloatArray
+from compressae_index.embedded.backend import EmbeddedBackend
+from compressae_index.embedded.packing import Aligned, Packed, Packing
+from compressae_index.search.queries import MODES, Mode
 
 POOL = 24
 K = 16

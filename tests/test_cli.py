@@ -24,13 +24,13 @@ import scipy.sparse as sp
 from click.testing import CliRunner, Result
 
 from compressae_index import CompresSAE, CompressedIndex, FormatError, SparseCodes, TrainConfig, train
-from compressae_index.checks import FloatArray
+from compressae_index.arrays import FloatArray
 from compressae_index.cli import main
 from compressae_index.cli.milvus import milvus
 from compressae_index.connectors.faiss import FaissIndex
 from compressae_index.connectors.faiss import lists as faiss_lists
 from compressae_index.demo import DemoData
-from compressae_index.results import read_results
+from compressae_index.search.results import read_results
 
 COMMANDS = [
     "build",
@@ -562,7 +562,7 @@ def test_an_interrupt_ends_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @needs_place
 def test_a_row_is_numbered_across_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("compressae_index.encoding.CHUNK_ROWS", 100)
+    monkeypatch.setattr("compressae_index.coding.chunks.CHUNK_ROWS", 100)
     rows = np.load("e.npy")
     rows[217] = 0
     np.save("e.npy", rows)
@@ -828,7 +828,7 @@ def test_eval_says_what_it_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
     index = CompressedIndex.load("i")
     index.remove([1, 2])
     index.save("i")
-    monkeypatch.setattr("compressae_index.evaluation_report.SAID_ABOVE", 0)
+    monkeypatch.setattr("compressae_index.measuring.index_report.SAID_ABOVE", 0)
     monkeypatch.setattr("compressae_index.progress.FIRST_LINE", 0)
     done = run("eval", "i", "e.npy", "q.npy")
     first, second, *more = done.stderr.splitlines()

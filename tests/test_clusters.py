@@ -14,11 +14,12 @@ from test_engine import assert_best, bitmap, cut_query, stored_in_lists
 
 from compressae_index import CompresSAE, CompressedIndex, DimensionError, InputError
 from compressae_index._engine import Clusters, search
-from compressae_index.checks import FloatArray
+from compressae_index.arrays import FloatArray
 from compressae_index.cli import main
-from compressae_index.embedded import CLUSTER, WINDOW, EmbeddedBackend
-from compressae_index.evaluation import sweep
-from compressae_index.queries import MODES, Mode
+from compressae_index.embedded.backend import EmbeddedBackend
+from compressae_index.embedded.sizes import CLUSTER, WINDOW
+from compressae_index.measuring.evaluation import sweep
+from compressae_index.search.queries import MODES, Mode
 
 ROWS = 2 * WINDOW + 5000
 PROBING: tuple[Mode, ...] = ("sparse", "two_stage")

@@ -18,10 +18,10 @@ from click.testing import CliRunner
 from compressae_index import CompresSAE, CompressedIndex, FormatError, TrainConfig
 from compressae_index._engine import ForwardCodes, PackedCodes, first_repeated
 from compressae_index.cli import main
+from compressae_index.coding.directory import CodeStore, encode_to_directory
 from compressae_index.connectors.faiss import FaissIndex
 from compressae_index.connectors.faiss import lists as faiss_lists
 from compressae_index.connectors.faiss.exchange import FaissVectors
-from compressae_index.encoding import CodeStore, encode_to_directory
 from compressae_index.npy import read_header
 from compressae_index.training import train
 

@@ -15,10 +15,10 @@ import scipy.sparse as sp
 import torch
 
 from compressae_index import CompressedIndex, DimensionError, InputError
-from compressae_index.checks import FloatArray, check_vectors
+from compressae_index.arrays import FloatArray
+from compressae_index.checks import check_vectors
 from compressae_index.conversion import as_array
-from compressae_index.documents import Rows
-from compressae_index.ids import Ids, as_id_array
+from compressae_index.ids import Ids, Rows, as_id_array
 from compressae_index.sources import GoodRows, open_vectors
 
 Make = Callable[[FloatArray], Any]

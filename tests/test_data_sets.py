@@ -19,8 +19,8 @@ from click.testing import CliRunner
 from data_sets import MADE, generated_codes, load, sparse_codes, sparse_rows
 
 from compressae_index import CompresSAE, SparseCodes
-from compressae_index.checks import FloatArray
-from compressae_index.metric import METRICS, row_norms
+from compressae_index.arrays import FloatArray
+from compressae_index.coding.metric import METRICS, row_norms
 
 
 def write_hdf5(path: Path, vectors: FloatArray, queries: FloatArray, **changes: Any) -> str:

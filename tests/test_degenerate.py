@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from compressae_index import CompresSAE, CompressedIndex, InputError, TrainConfig, train
+from compressae_index.building.estimation import estimate
 from compressae_index.checks import normalize_rows
-from compressae_index.embedded import WINDOW
-from compressae_index.estimation import estimate
-from compressae_index.queries import MODES
-from compressae_index.report import model_report
+from compressae_index.embedded.sizes import WINDOW
+from compressae_index.measuring.model_report import model_report
+from compressae_index.search.queries import MODES
 
 Maker = Callable[[np.random.Generator, int, int], Any]
 

@@ -32,12 +32,12 @@ from compressae_index import (
     persistence,
     storage,
 )
-from compressae_index.checks import FloatArray
+from compressae_index.arrays import FloatArray
 from compressae_index.cli import main
 from compressae_index.cli.options import written_aside
+from compressae_index.coding.directory import CodeStore, encode_to_directory
 from compressae_index.connectors.faiss import FaissIndex
 from compressae_index.connectors.faiss import lists as faiss_lists
-from compressae_index.encoding import CodeStore, encode_to_directory
 from compressae_index.training import TrainConfig, train
 from compressae_index.training.checkpoint import Checkpoint
 
@@ -585,7 +585,7 @@ import numpy as np
 from compressae_index import CompresSAE, CompressedIndex, StorageError
 from compressae_index.cli.options import written_aside
 from compressae_index.connectors.faiss import FaissIndex
-from compressae_index.encoding import encode_to_directory
+from compressae_index.coding.directory import encode_to_directory
 from compressae_index.training.checkpoint import Checkpoint
 
 source = Path(sys.argv[1])
@@ -849,7 +849,7 @@ import numpy as np
 from tqdm import tqdm
 from compressae_index import CompresSAE, CompressedIndex, FormatError
 from compressae_index.cli import main
-from compressae_index.encoding import CodeStore, encode_to_directory
+from compressae_index.coding.directory import CodeStore, encode_to_directory
 what, place, kills, seed = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 warnings.simplefilter("ignore")
 # Its own lock is shared with children, so one that is killed while it holds it would stop all others.

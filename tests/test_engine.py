@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 
 from compressae_index import CompressedIndex, SparseCodes
 from compressae_index._engine import Dictionary, ForwardCodes, InvertedLists, search, simd, top_k_codes
-from compressae_index.checks import FloatArray
-from compressae_index.embedded import WINDOW, EmbeddedBackend
-from compressae_index.packing import Aligned, Packed, Packing
+from compressae_index.arrays import FloatArray
+from compressae_index.embedded.backend import EmbeddedBackend
+from compressae_index.embedded.packing import Aligned, Packed, Packing
+from compressae_index.embedded.sizes import WINDOW
 
 Float64 = npt.NDArray[np.float64]
 

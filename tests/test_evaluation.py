@@ -6,22 +6,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-import compressae_index.evaluation as evaluation
 from compressae_index import CompresSAE, CompressedIndex, DimensionError, InputError
-from compressae_index.checks import FloatArray, normalize_rows
-from compressae_index.evaluation import (
-    Measurement,
-    as_table,
-    evaluate,
-    evaluate_exact,
-    evaluate_pq,
-    evaluate_quantisers,
-    exact_neighbours,
-    measure,
-    recall,
-    sweep,
-)
-from compressae_index.metric import Metric
+from compressae_index.arrays import FloatArray
+from compressae_index.checks import normalize_rows
+from compressae_index.coding.metric import Metric
+from compressae_index.measuring.evaluation import Measurement, as_table, evaluate, measure, sweep
+from compressae_index.measuring.recall import exact_neighbours, recall
+from compressae_index.measuring.rivals import evaluate_exact, evaluate_pq, evaluate_quantisers
 
 
 def brute_force(vectors: FloatArray, queries: FloatArray, k: int) -> npt.NDArray[np.int64]:
@@ -43,7 +34,7 @@ def rows_that_tie(n: int, dim: int, seed: int) -> FloatArray:
 
 @pytest.mark.parametrize("chunk_rows", [1, 16, 77, 1000])
 def test_exact_neighbours_with_ties(monkeypatch: pytest.MonkeyPatch, chunk_rows: int) -> None:
-    monkeypatch.setattr(evaluation, "CHUNK_ROWS", chunk_rows)
+    monkeypatch.setattr("compressae_index.measuring.recall.CHUNK_ROWS", chunk_rows)
     vectors, queries = rows_that_tie(200, 8, 0), rows_that_tie(20, 8, 1)
     for k in (1, 7, 50, 199, 200):
         found = exact_neighbours(vectors, queries, k)

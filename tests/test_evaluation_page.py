@@ -17,12 +17,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from compressae_index import CompresSAE, CompressedIndex
-from compressae_index.checks import FloatArray
+from compressae_index.arrays import FloatArray
 from compressae_index.cli import main
-from compressae_index.evaluation import Measurement, Sweep
-from compressae_index.evaluation_page import as_page
-from compressae_index.evaluation_report import EvaluationReport, evaluation_report
-from compressae_index.plots import Series, as_svg, recall_against_bytes, speed_against_recall
+from compressae_index.measuring.evaluation import Measurement, Sweep
+from compressae_index.measuring.index_report import EvaluationReport, evaluation_report
+from compressae_index.measuring.page import as_page
+from compressae_index.measuring.plots import Series, as_svg, recall_against_bytes, speed_against_recall
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

@@ -19,9 +19,10 @@ from compressae_index import (
     InstallationError,
     UnknownIdError,
 )
-from compressae_index.checks import FloatArray, normalize_rows
+from compressae_index.arrays import FloatArray
+from compressae_index.checks import normalize_rows
 from compressae_index.connectors.faiss import DenseStore, FaissIndex, dictionary_ivf, gpu, library
-from compressae_index.queries import SearchResult
+from compressae_index.search.queries import SearchResult
 
 
 @pytest.fixture(scope="module")

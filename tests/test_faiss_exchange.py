@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from compressae_index import CompresSAE, CompressedIndex, DimensionError, InputError
-from compressae_index.checks import FloatArray, normalize_rows
+from compressae_index.arrays import FloatArray
+from compressae_index.checks import normalize_rows
 from compressae_index.connectors.faiss import FaissVectors, dictionary_ivf, from_faiss, search_once, to_faiss
 
 IP = faiss.METRIC_INNER_PRODUCT

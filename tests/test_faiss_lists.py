@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 
 from compressae_index import CompresSAE, CompressedIndex, DimensionError, FormatError, InputError, SparseCodes
 from compressae_index._engine import BorrowedLists
-from compressae_index.backend import strongest_terms
-from compressae_index.checks import FloatArray
+from compressae_index.arrays import FloatArray
 from compressae_index.connectors.faiss import FaissIndex, to_faiss
 from compressae_index.connectors.faiss import lists as faiss_lists
-from compressae_index.embedded import EmbeddedBackend
-from compressae_index.packing import FORMS, Form, packing_of, row_bytes
+from compressae_index.embedded.backend import EmbeddedBackend
+from compressae_index.embedded.packing import FORMS, Form, packing_of
+from compressae_index.embedded.sizes import row_bytes
+from compressae_index.search.stages import strongest_terms
 from compressae_index.sources import CHUNK_ROWS
 
 

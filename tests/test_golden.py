@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from compressae_index import CompresSAE, CompressedIndex
+from compressae_index.coding.directory import CodeStore
 from compressae_index.connectors.faiss import FaissIndex
-from compressae_index.encoding import CodeStore
 from compressae_index.persistence import FORMAT_VERSION
 
 GOLDEN = Path(__file__).parent / "golden"

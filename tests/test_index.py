@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-import compressae_index.index as index_module
 from compressae_index import (
     CompresSAE,
     CompressedIndex,
@@ -22,8 +21,9 @@ from compressae_index import (
     TrainConfig,
     UnknownIdError,
 )
-from compressae_index.checks import FloatArray, normalize_rows
-from compressae_index.queries import MODES, SCORINGS, Mode, Scoring
+from compressae_index.arrays import FloatArray
+from compressae_index.checks import normalize_rows
+from compressae_index.search.queries import MODES, SCORINGS, Mode, Scoring
 
 Float64 = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -495,7 +495,7 @@ def test_bad_rows(
 def test_a_bad_row_is_numbered_across_batches_and_nothing_is_added(
     index: CompressedIndex, vectors: FloatArray, queries: FloatArray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(index_module, "CHUNK_ROWS", 50)
+    monkeypatch.setattr("compressae_index.coding.chunks.CHUNK_ROWS", 50)
     bad = vectors[300:500].copy()
     bad[[173, 190]] = 0
     for act in (index.add, lambda rows: index.upsert(rows, range(1100, 1300))):

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from compressae_index import CompresSAE, CompressedIndex
-from compressae_index.checks import FloatArray
-from compressae_index.codes import SparseCodes
-from compressae_index.embedded import RUN_ROWS, EmbeddedBackend
-from compressae_index.packing import FORMS, Form, packing_of
+from compressae_index.arrays import FloatArray
+from compressae_index.coding.codes import SparseCodes
+from compressae_index.embedded.backend import EmbeddedBackend
+from compressae_index.embedded.packing import FORMS, Form, packing_of
+from compressae_index.embedded.sizes import RUN_ROWS
 
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="memory is read from /proc"
@@ -29,9 +30,10 @@ BEGIN = """
 import json, sys
 import numpy as np
 from compressae_index import CompresSAE, CompressedIndex
-from compressae_index.codes import SparseCodes
-from compressae_index.embedded import RUN_ROWS, EmbeddedBackend
-from compressae_index.packing import packing_of
+from compressae_index.coding.codes import SparseCodes
+from compressae_index.embedded.sizes import RUN_ROWS
+from compressae_index.embedded.backend import EmbeddedBackend
+from compressae_index.embedded.packing import packing_of
 
 def status(name):
     line = next(line for line in open("/proc/self/status") if line.startswith(name))

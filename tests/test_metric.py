@@ -12,19 +12,13 @@ import numpy.typing as npt
 import pytest
 from click.testing import CliRunner
 
-from compressae_index import (
-    CompresSAE,
-    CompressedIndex,
-    FormatError,
-    InputError,
-    SearchResult,
-    TrainConfig,
-)
-from compressae_index.checks import FloatArray, normalize_rows
+from compressae_index import CompresSAE, CompressedIndex, FormatError, InputError, SearchResult, TrainConfig
+from compressae_index.arrays import FloatArray
+from compressae_index.checks import normalize_rows
 from compressae_index.cli import main
-from compressae_index.evaluation import exact_neighbours, recall
-from compressae_index.metric import METRICS, RowScale, row_norms
-from compressae_index.queries import MODES
+from compressae_index.coding.metric import METRICS, RowScale, row_norms
+from compressae_index.measuring.recall import exact_neighbours, recall
+from compressae_index.search.queries import MODES
 
 Float64 = npt.NDArray[np.float64]
 FORMS = ("packed", "aligned")

@@ -26,7 +26,7 @@ from compressae_index import (
     FormatError,
     InputError,
 )
-from compressae_index.checks import FloatArray
+from compressae_index.arrays import FloatArray
 from compressae_index.connectors.milvus import MilvusIndex, MilvusSource, connect, from_milvus, sync
 from compressae_index.connectors.milvus.backend import MilvusBackend
 from compressae_index.connectors.milvus.client import count

@@ -18,7 +18,8 @@ from pymilvus.client.entity_helper import sparse_rows_to_proto
 from pymilvus.exceptions import MilvusException
 
 from compressae_index import BackendError, CompresSAE, DimensionError, InputError, SparseCodes, UnknownIdError
-from compressae_index.checks import FloatArray, normalize_rows
+from compressae_index.arrays import FloatArray
+from compressae_index.checks import normalize_rows
 from compressae_index.connectors.milvus import AsyncMilvusIndex, MilvusIndex, connect, wire
 from compressae_index.connectors.milvus.backend import MilvusBackend
 from compressae_index.connectors.milvus.errors import translated

@@ -35,7 +35,7 @@ from compressae_index import (
     MissingExtraError,
     UnknownIdError,
 )
-from compressae_index.checks import FloatArray
+from compressae_index.arrays import FloatArray
 from compressae_index.cli import main
 from compressae_index.connectors.milvus import (
     AsyncMilvusIndex,

@@ -20,7 +20,7 @@ from milvus_lite.server_manager import server_manager_instance
 from pymilvus import DataType, MilvusClient
 
 from compressae_index import BackendError, CompresSAE, InputError, TrainConfig
-from compressae_index.checks import FloatArray
+from compressae_index.arrays import FloatArray
 from compressae_index.connectors.milvus import MilvusIndex, connect, from_milvus, importer, source, sync
 from compressae_index.connectors.milvus.backend import MilvusBackend
 from compressae_index.connectors.milvus.client import pages

@@ -14,7 +14,7 @@ from milvus_collections import fill, name
 from pymilvus import DataType, MilvusClient
 
 from compressae_index import CompresSAE, CompressedIndex, FormatError
-from compressae_index.checks import FloatArray
+from compressae_index.arrays import FloatArray
 from compressae_index.cli import main
 from compressae_index.connectors.milvus import connect, export_parquet, wire
 from compressae_index.connectors.milvus.hooks.pymilvus_model import CompresSAEEmbeddingFunction

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compressae_index import CompresSAE, CompressedIndex, DimensionError, FormatError, InputError, SparseCodes
-from compressae_index.checks import FloatArray, normalize_rows
-from compressae_index.model import SOLVE_EVERY
-from compressae_index.training.pursuit import pursue_on
+from compressae_index.arrays import FloatArray
+from compressae_index.checks import normalize_rows
+from compressae_index.coding.model import SOLVE_EVERY
+from compressae_index.coding.torch_pursuit import pursue_on
 
 Float64 = npt.NDArray[np.float64]
 

@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 
 from compressae_index import CompresSAE, CompressedIndex, DimensionError, InputError, UnknownIdError
-from compressae_index.checks import FloatArray, normalize_rows
+from compressae_index.arrays import FloatArray
+from compressae_index.checks import normalize_rows
+from compressae_index.coding.metric import Metric
 from compressae_index.connectors.faiss import FaissIndex
-from compressae_index.embedded import WINDOW
-from compressae_index.evaluation import evaluate, exact_neighbours, recall, sweep
-from compressae_index.evaluation_report import EvaluationReport, evaluation_report
-from compressae_index.metric import Metric
-from compressae_index.originals import fits, originals_of
+from compressae_index.embedded.sizes import WINDOW
+from compressae_index.measuring.evaluation import evaluate, sweep
+from compressae_index.measuring.index_report import EvaluationReport, evaluation_report
+from compressae_index.measuring.originals import fits, originals_of
+from compressae_index.measuring.recall import exact_neighbours, recall
 
 Change = Callable[[CompressedIndex, FloatArray, Any], object]
 

@@ -13,9 +13,12 @@ from hypothesis import strategies as st
 
 from compressae_index import CompresSAE, CompressedIndex, InputError, SparseCodes
 from compressae_index._engine import PackedCodes, pack_rows, quantize, unpack_rows
-from compressae_index.checks import FloatArray, normalize_rows
-from compressae_index.embedded import WINDOW, EmbeddedBackend
-from compressae_index.packing import Aligned, Form, Packed, Packing, learn_levels, packing_of, usual_levels
+from compressae_index.arrays import FloatArray
+from compressae_index.checks import normalize_rows
+from compressae_index.embedded.backend import EmbeddedBackend
+from compressae_index.embedded.levels import learn_levels, usual_levels
+from compressae_index.embedded.packing import Aligned, Form, Packed, Packing, packing_of
+from compressae_index.embedded.sizes import WINDOW
 
 Float64 = npt.NDArray[np.float64]
 

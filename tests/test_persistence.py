@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from compressae_index import CompresSAE, CompressedIndex, FormatError, NewerFormatError
-from compressae_index.checks import FloatArray
+from compressae_index.arrays import FloatArray
 from compressae_index.persistence import _manifest_checksum, describe
-from compressae_index.queries import MODES
+from compressae_index.search.queries import MODES
 
 
 def assert_same(a: CompressedIndex, b: CompressedIndex, queries: FloatArray) -> None:

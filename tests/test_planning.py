@@ -9,12 +9,12 @@ import pytest
 
 from compressae_index import CompresSAE, CompressedIndex, InputError, SparseCodes
 from compressae_index._engine import pack_rows
-from compressae_index.checks import FloatArray
+from compressae_index.arrays import FloatArray
+from compressae_index.building.estimation import estimate
 from compressae_index.demo import DemoData
-from compressae_index.embedded import EmbeddedBackend, strongest
-from compressae_index.estimation import estimate
-from compressae_index.evaluation import exact_neighbours, recall
-from compressae_index.packing import row_bytes
+from compressae_index.embedded.backend import EmbeddedBackend, strongest
+from compressae_index.embedded.sizes import row_bytes
+from compressae_index.measuring.recall import exact_neighbours, recall
 
 
 def test_bytes_of_a_row_are_the_engines() -> None:

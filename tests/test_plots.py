@@ -12,8 +12,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from summaries import FAST, PLOTTED
 
-from compressae_index.evaluation import Measurement
-from compressae_index.plots import COLOURS, Series, look, recall_against_bytes, speed_against_recall
+from compressae_index.measuring.evaluation import Measurement
+from compressae_index.measuring.plots import COLOURS, Series, look, recall_against_bytes, speed_against_recall
 
 # What is left of linear RGB for readers without red or green cones (Viénot, Brettel and Mollon, 1999).
 BLINDNESS = {

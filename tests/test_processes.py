@@ -24,14 +24,16 @@ import numpy as np
 import pytest
 
 from compressae_index import CompresSAE, CompressedIndex, FormatError, InputError, SearchResult
-from compressae_index.backend import BackedIndex, Candidates
-from compressae_index.checks import MAX_THREADS, FloatArray, check_threads
+from compressae_index.arrays import FloatArray
+from compressae_index.checks import MAX_THREADS, check_threads
+from compressae_index.coding.directory import encode_to_directory
 from compressae_index.connectors.faiss import DenseStore, FaissIndex, lists
 from compressae_index.connectors.milvus import MilvusIndex
-from compressae_index.encoding import encode_to_directory
 from compressae_index.errors import UnknownIdError
 from compressae_index.processes import ForkSafeLock, cpu_quota
-from compressae_index.queries import MAX_PLACES
+from compressae_index.search.index import BackedIndex
+from compressae_index.search.protocol import Candidates
+from compressae_index.search.queries import MAX_PLACES
 
 # How long a child or a script may take before it counts as hanging.
 PATIENCE = 60
@@ -612,7 +614,7 @@ def test_k_beyond_the_documents_is_bounded(index: CompressedIndex, vectors: Floa
 
 
 def test_more_clusters_than_there_are_mean_all(model: CompresSAE, vectors: FloatArray) -> None:
-    from compressae_index.embedded import WINDOW
+    from compressae_index.embedded.sizes import WINDOW
 
     rng = np.random.default_rng(0)
     many = vectors[rng.integers(0, len(vectors), WINDOW)] + rng.normal(0, 0.02, (WINDOW, 384)).astype("f4")

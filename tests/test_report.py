@@ -13,10 +13,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from compressae_index import CompresSAE, CompressedIndex, DimensionError, InputError, MissingExtraError
-from compressae_index.checks import FloatArray, normalize_rows
+from compressae_index.arrays import FloatArray
+from compressae_index.checks import normalize_rows
 from compressae_index.cli import main
-from compressae_index.evaluation import exact_neighbours, recall
-from compressae_index.report import ModelReport, model_report
+from compressae_index.measuring.model_report import ModelReport, model_report
+from compressae_index.measuring.recall import exact_neighbours, recall
 
 
 @pytest.fixture(scope="module")

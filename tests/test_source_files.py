@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from compressae_index import CompresSAE, CompressedIndex, FormatError, InputError, StorageError, train
-from compressae_index.checks import FloatArray
+from compressae_index.arrays import FloatArray
 from compressae_index.sources import GoodRows, open_vectors, read_ids
 from compressae_index.training import TrainConfig
 

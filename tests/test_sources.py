@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from compressae_index import CompresSAE, CompressedIndex, FormatError, InputError
-from compressae_index.checks import FloatArray
+from compressae_index.arrays import FloatArray
 from compressae_index.sources import open_vectors
 
 Rows = npt.NDArray[np.floating[Any]]

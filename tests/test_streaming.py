@@ -25,8 +25,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from compressae_index import CompresSAE, CompressedIndex, FormatError, InputError, SparseCodes, persistence
-from compressae_index.checks import FloatArray
-from compressae_index.encoding import CodeStore, encode_to_directory
+from compressae_index.arrays import FloatArray
+from compressae_index.coding.directory import CodeStore, encode_to_directory
 from compressae_index.sources import open_vectors
 
 Rows = npt.NDArray[Any]
@@ -300,7 +300,7 @@ def test_adding_in_runs_is_adding_at_once(
     settings: dict[str, Any] = {"k": 16, "encoder": "topk", "forward": "aligned", "progress": False}
     expected = CompressedIndex.build(vectors, model=model, **settings)
     monkeypatch.setattr("compressae_index.index.APPEND_ROWS", 1000)
-    monkeypatch.setattr("compressae_index.encoding.CHUNK_ROWS", 700)
+    monkeypatch.setattr("compressae_index.coding.chunks.CHUNK_ROWS", 700)
     index = CompressedIndex.build(vectors, model=model, **settings)
     assert_same_codes(index.codes(index.ids), expected.codes(expected.ids))
     for mode in ("sparse", "dense", "two_stage"):
@@ -594,18 +594,19 @@ def test_an_index_from_codes(
 
 ENCODE = """
 import os, sys
-from compressae_index import CompresSAE, encoding
+from compressae_index import CompresSAE
+from compressae_index.coding import chunks, directory
 source, target, kill_at = sys.argv[1:]
-encode = encoding.encoded_chunks
+encode = directory.encoded_chunks
 def dying(*arguments, begin, **more):
     for codes in encode(*arguments, begin=begin, **more):
         yield codes
         if begin >= int(kill_at):
             os._exit(9)
-encoding.CHUNK_ROWS = 200
-encoding.encoded_chunks = dying
+chunks.CHUNK_ROWS = 200
+directory.encoded_chunks = dying
 model = CompresSAE.load(source + ".model")
-encoding.encode_to_directory(model, source, target, k=8, encoder="topk", shard_rows=500)
+directory.encode_to_directory(model, source, target, k=8, encoder="topk", shard_rows=500)
 """
 NEVER = 10**9
 
@@ -643,7 +644,8 @@ def test_a_killed_process_loses_no_finished_shard(
 MEASURE = """
 import sys
 import numpy as np
-from compressae_index import CompresSAE, encoding
+from compressae_index import CompresSAE
+from compressae_index.coding import directory
 kind, source, target = sys.argv[1:]
 rng = np.random.default_rng(0)
 dictionary = rng.standard_normal((256, 128)).astype(np.float32)
@@ -657,7 +659,7 @@ vectors = {
     "map": lambda: np.load(source, mmap_mode="r"),
     "iterator": lambda: (np.load(source, mmap_mode="r")[i : i + 4096] for i in range(0, n, 4096)),
 }[kind]()
-store = encoding.encode_to_directory(model, vectors, target, encoder="topk", shard_rows=32768, num_threads=1)
+store = directory.encode_to_directory(model, vectors, target, encoder="topk", shard_rows=32768, num_threads=1)
 for begin in range(0, len(store), 4096):
     store[begin : begin + 4096]
 # Not ru_maxrss, in which a child begins with what its parent has.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from compressae_index.arrays import IdArray
 from compressae_index.cli.options import (
     PATH,
     bad_rows_option,
@@ -30,13 +31,13 @@ from compressae_index.cli.options import (
     training_options,
     written_aside,
 )
-from compressae_index.encoding import CodeStore, encode_to_directory, encoded_chunks
+from compressae_index.coding.chunks import encoded_chunks
+from compressae_index.coding.directory import CodeStore, encode_to_directory
+from compressae_index.coding.metric import Metric
+from compressae_index.coding.model import CompresSAE, Encoder
+from compressae_index.embedded.packing import VALUE_BITS
 from compressae_index.errors import FormatError, InputError, StorageError
-from compressae_index.ids import IdArray
 from compressae_index.index import CompressedIndex
-from compressae_index.metric import Metric
-from compressae_index.model import CompresSAE, Encoder
-from compressae_index.packing import VALUE_BITS
 from compressae_index.persistence import check_target, kind_of
 from compressae_index.progress import track
 from compressae_index.sources import BadRows, Vectors, open_vectors, read_ids
@@ -413,7 +414,7 @@ def estimate(
     Example:
       compressae-index estimate embeddings.npy --bytes-per-vector 128
     """  # noqa: D301
-    from compressae_index.estimation import estimate as estimate_index
+    from compressae_index.building.estimation import estimate as estimate_index
 
     result = estimate_index(
         open_vectors(embeddings, dataset=dataset),

@@ -21,10 +21,10 @@ from compressae_index.cli.options import (
     training_options,
 )
 from compressae_index.cli.search import neighbours, print_neighbours
+from compressae_index.coding.metric import METRICS, Metric
+from compressae_index.coding.model import Encoder
 from compressae_index.index import CompressedIndex
-from compressae_index.metric import METRICS, Metric
-from compressae_index.model import Encoder
-from compressae_index.queries import Scoring
+from compressae_index.search.queries import Scoring
 from compressae_index.sources import open_vectors
 from compressae_index.terminal import quoted
 

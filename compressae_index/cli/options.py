@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 import click
 
 from compressae_index.checks import as_path
+from compressae_index.coding.metric import METRICS
+from compressae_index.coding.model import ENCODERS
 from compressae_index.errors import FormatError
-from compressae_index.metric import METRICS
-from compressae_index.model import ENCODERS
-from compressae_index.queries import MODES, SCORINGS
+from compressae_index.search.queries import MODES, SCORINGS
 from compressae_index.sources import BAD_ROWS
 from compressae_index.storage import accessing, check_writable, own_folder, sweep, sync_folder
 from compressae_index.terminal import printable, redacted

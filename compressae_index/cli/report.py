@@ -15,9 +15,9 @@ from compressae_index.cli.options import (
     threads_option,
     written_aside,
 )
-from compressae_index.model import CompresSAE
-from compressae_index.plots import figure_class
-from compressae_index.report import model_report
+from compressae_index.coding.model import CompresSAE
+from compressae_index.measuring.model_report import model_report
+from compressae_index.measuring.plots import figure_class
 from compressae_index.sources import open_vectors
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import click
 import numpy as np
 
-from compressae_index.checks import FloatArray, check_int
+from compressae_index.arrays import FloatArray, IdArray
+from compressae_index.checks import check_int
 from compressae_index.cli.data import given_ids
 from compressae_index.cli.options import (
     PATH,
@@ -24,16 +25,15 @@ from compressae_index.cli.options import (
     threads_option,
     written_aside,
 )
+from compressae_index.coding.metric import METRICS, Metric
 from compressae_index.errors import InputError
-from compressae_index.evaluation import as_table
-from compressae_index.evaluation_page import as_page
-from compressae_index.evaluation_report import KS, evaluation_report
-from compressae_index.ids import IdArray
 from compressae_index.index import CompressedIndex
-from compressae_index.metric import METRICS, Metric
-from compressae_index.plots import figure_class
-from compressae_index.queries import Mode, Scoring, check_candidates
-from compressae_index.results import write_results
+from compressae_index.measuring.evaluation import as_table
+from compressae_index.measuring.index_report import KS, evaluation_report
+from compressae_index.measuring.page import as_page
+from compressae_index.measuring.plots import figure_class
+from compressae_index.search.queries import Mode, Scoring, check_candidates
+from compressae_index.search.results import write_results
 from compressae_index.sources import open_vectors
 from compressae_index.terminal import printable, quoted
 
@@ -77,7 +77,8 @@ def search(
 
     With --output, the file holds the arrays scores and ids, a row a query; ids are -1 where nothing was
     found. Where the index has strings for ids, ids holds numbers i, and the string is
-    id_text[id_ends[i]:id_ends[i+1]] in UTF-8. In Python, compressae_index.results.read_results reads it.
+    id_text[id_ends[i]:id_ends[i+1]] in UTF-8. In Python,
+    compressae_index.search.results.read_results reads it.
 
     \b
     Example:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from compressae_index.arrays import IdArray
 from compressae_index.errors import FormatError, InputError
-from compressae_index.ids import IdArray, as_id_array, check_unique
+from compressae_index.ids import as_id_array, check_unique
 from compressae_index.sources.base import reading
 from compressae_index.sources.parquet import parquet_file
 from compressae_index.sources.paths import PathLike, files_of

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from compressae_index.checks import FloatArray, as_floats, bad_rows, complaint
+from compressae_index.arrays import FloatArray, IdArray, RowArray
+from compressae_index.checks import as_floats, bad_rows, complaint
 from compressae_index.conversion import as_array
 from compressae_index.errors import DimensionError, InputError
-from compressae_index.ids import IdArray, Ids, RowArray
+from compressae_index.ids import Ids
 from compressae_index.sources.base import CHUNK_ROWS, Vectors, bounds
 
 

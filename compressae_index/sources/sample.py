@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from compressae_index.checks import FloatArray, normalize_rows
+from compressae_index.arrays import FloatArray
+from compressae_index.checks import normalize_rows
 from compressae_index.sources.base import Vectors
 from compressae_index.sources.rows import checked_rows
 

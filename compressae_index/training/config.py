@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 from compressae_index.checks import check_bool, check_choice, check_int, check_number, check_text
-from compressae_index.codes import MAX_LATENTS
+from compressae_index.coding.codes import MAX_LATENTS
+from compressae_index.coding.model import MAX_DIM
 from compressae_index.errors import InputError
-from compressae_index.model import MAX_DIM
 
 DEFAULT_K, DEFAULT_LATENTS = 32, 4096
 # The loss looks at codes of so many times k nonzeros as well.

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from compressae_index.checks import FloatArray
-from compressae_index.model import CompresSAE
+from compressae_index.arrays import FloatArray
+from compressae_index.coding.model import CompresSAE
 from compressae_index.training.config import check_multi_k
 
 # Weight of the loss at 4k nonzeros, as in the released code of the paper.

@@ -16,18 +16,19 @@ import numpy.typing as npt
 import torch
 
 from compressae_index import persistence
-from compressae_index.checks import FloatArray, as_path, check_choice
-from compressae_index.dictionary import DictionaryLearner, Round
+from compressae_index.arrays import FloatArray
+from compressae_index.checks import as_path, check_choice
+from compressae_index.coding.model import CompresSAE, from_mean
+from compressae_index.coding.torch_device import device_of
+from compressae_index.coding.torch_settings import own_settings
 from compressae_index.errors import InputError, TrainingError
-from compressae_index.model import CompresSAE, from_mean
 from compressae_index.persistence import Stored
 from compressae_index.progress import track
 from compressae_index.sources import Vectors, open_vectors
 from compressae_index.sources.sample import unit_sample
 from compressae_index.training.checkpoint import Checkpoint, ModuleState, check_place, saved_like
 from compressae_index.training.config import TrainConfig
-from compressae_index.training.context import own_settings
-from compressae_index.training.device import device_of
+from compressae_index.training.learning import DictionaryLearner, Round
 from compressae_index.training.module import CompresSAEModule
 
 # Times 1 / sqrt(d), the default peak of the learning rate; twice as much leaves latents dead.

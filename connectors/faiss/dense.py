@@ -8,21 +8,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from compressae_index.backend import BackedIndex
-from compressae_index.checks import FloatArray, check_choice, check_int, check_vectors, normalize_rows
+from compressae_index.arrays import FloatArray, Hits, IdArray, RowArray
+from compressae_index.checks import check_choice, check_int, check_vectors, normalize_rows
+from compressae_index.coding.metric import RowScale, row_norms
 from compressae_index.connectors.faiss.flat import STORAGES, CpuFlat, Storage
 from compressae_index.connectors.faiss.gpu import LONGEST, SPREADS, GpuFlat, Spread
 from compressae_index.connectors.faiss.library import find_gpus
 from compressae_index.conversion import as_array
-from compressae_index.documents import Rows
-from compressae_index.embedded import Hits, in_order
 from compressae_index.errors import DimensionError, InputError, UnknownIdError
-from compressae_index.ids import IdArray, Ids, RowArray, as_id_array
+from compressae_index.ids import Ids, Rows, as_id_array
 from compressae_index.index import CompressedIndex
-from compressae_index.metric import RowScale, row_norms
 from compressae_index.processes import ForkSafeLock
 from compressae_index.progress import track
-from compressae_index.queries import (
+from compressae_index.search.index import BackedIndex
+from compressae_index.search.queries import (
     MAX_K,
     MODES,
     SCORINGS,
@@ -32,6 +31,7 @@ from compressae_index.queries import (
     check_candidates,
     check_k,
 )
+from compressae_index.search.stages import in_order
 from compressae_index.sources import CHUNK_ROWS, VectorSource
 
 # Norms of CUDA queries that are searched as they are, without a copy; beyond, half precision would suffer.

@@ -8,7 +8,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from compressae_index.checks import FloatArray, check_choice
+from compressae_index.arrays import FloatArray
+from compressae_index.checks import check_choice
 from compressae_index.connectors.faiss.flat import STORAGES, Storage, flat_index
 from compressae_index.connectors.faiss.index import FaissIndex
 from compressae_index.connectors.faiss.library import faiss

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal, TypeAlias
 
-from compressae_index.checks import FloatArray, check_choice
+from compressae_index.arrays import Bitmap, FloatArray, Hits, RowArray
+from compressae_index.checks import check_choice
 from compressae_index.connectors.faiss.library import faiss
-from compressae_index.embedded import Bitmap, Hits
-from compressae_index.ids import RowArray
 
 Storage: TypeAlias = Literal["float32", "float16", "bfloat16"]
 STORAGES: tuple[Storage, ...] = ("float32", "float16", "bfloat16")

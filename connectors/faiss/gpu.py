@@ -12,12 +12,11 @@ from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
-from compressae_index.checks import FloatArray
+from compressae_index.arrays import FloatArray, Hits, RowArray
 from compressae_index.connectors.faiss.flat import Storage, row_bytes
 from compressae_index.connectors.faiss.library import faiss
-from compressae_index.embedded import Hits, in_order
 from compressae_index.errors import InputError
-from compressae_index.ids import RowArray
+from compressae_index.search.stages import in_order
 
 Spread: TypeAlias = Literal["replicated", "sharded"]
 SPREADS: tuple[Spread, ...] = ("replicated", "sharded")

@@ -12,17 +12,21 @@ import numpy as np
 import numpy.typing as npt
 
 from compressae_index import persistence
-from compressae_index.backend import Asked, BackedIndex, BackedResult, Candidates, holds_best
+from compressae_index.arrays import RowArray
 from compressae_index.checks import as_path
+from compressae_index.coding.metric import Metric
+from compressae_index.coding.model import CompresSAE, Encoder, check_is_model
 from compressae_index.connectors.faiss import lists
 from compressae_index.connectors.faiss.inverted import VALUE_BITS, FoundRows, InvertedFile
+from compressae_index.embedded.packing import Packed
 from compressae_index.errors import FormatError, InputError
-from compressae_index.ids import Ids, RowArray
+from compressae_index.ids import Ids
 from compressae_index.index import CompressedIndex
-from compressae_index.metric import Metric
-from compressae_index.model import CompresSAE, Encoder, check_is_model
-from compressae_index.packing import Packed
 from compressae_index.progress import track
+from compressae_index.search.index import BackedIndex
+from compressae_index.search.protocol import Candidates
+from compressae_index.search.queries import Asked, BackedResult
+from compressae_index.search.stages import holds_best
 from compressae_index.sources import CHUNK_ROWS
 
 _KIND = "faiss index"

@@ -13,19 +13,19 @@ import numpy as np
 import numpy.typing as npt
 
 from compressae_index._engine import BorrowedLists
-from compressae_index.backend import Candidates
-from compressae_index.checks import FloatArray, check_int, check_threads
-from compressae_index.codes import SparseCodes
+from compressae_index.arrays import Bitmap, FloatArray, Hits, IdArray, RowArray
+from compressae_index.checks import check_int, check_threads
+from compressae_index.coding.codes import SparseCodes
+from compressae_index.coding.metric import check_unit
+from compressae_index.coding.model import CompresSAE
 from compressae_index.connectors.faiss import lists
-from compressae_index.documents import STORED_ROWS, Rows, stored_rows
-from compressae_index.embedded import Bitmap, Hits
+from compressae_index.embedded.packing import Packed, packing_of
+from compressae_index.embedded.sizes import row_bytes
 from compressae_index.errors import DimensionError, FormatError, InputError
-from compressae_index.ids import IdArray, Ids, RowArray
-from compressae_index.metric import check_unit
-from compressae_index.model import CompresSAE
-from compressae_index.packing import Packed, packing_of, row_bytes
+from compressae_index.ids import STORED_ROWS, Ids, Rows, stored_rows
 from compressae_index.persistence import entry
 from compressae_index.processes import ForkSafeLock
+from compressae_index.search.protocol import Candidates
 from compressae_index.sources import CHUNK_ROWS
 
 # Of the packed rows. The two bits more than usual are nothing beside the bytes of the postings.

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from compressae_index.checks import FloatArray, check_int, check_vectors, normalize_rows
+from compressae_index.arrays import FloatArray, Hits
+from compressae_index.checks import check_int, check_vectors, normalize_rows
+from compressae_index.coding.model import CompresSAE, check_is_model
 from compressae_index.connectors.faiss.library import faiss
-from compressae_index.embedded import Hits
 from compressae_index.errors import DimensionError, InputError
-from compressae_index.model import CompresSAE, check_is_model
 from compressae_index.progress import track
-from compressae_index.queries import check_k
+from compressae_index.search.queries import check_k
 from compressae_index.sources import (
     CHUNK_ROWS,
     Vectors,

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from compressae_index._engine import BorrowedLists
 from compressae_index.checks import check_threads
-from compressae_index.codes import MAX_LATENTS, SparseCodes
+from compressae_index.coding.codes import MAX_LATENTS, SparseCodes
 from compressae_index.connectors.faiss.library import faiss
 from compressae_index.errors import FormatError, InstallationError
 from compressae_index.storage import accessing

@@ -16,13 +16,7 @@ except ImportError as error:
 from compressae_index.connectors.milvus.asynchronous import AsyncMilvusIndex
 from compressae_index.connectors.milvus.client import connect
 from compressae_index.connectors.milvus.export import Exported, export_parquet
-from compressae_index.connectors.milvus.importer import (
-    Imported,
-    ImportReport,
-    SyncReport,
-    from_milvus,
-    sync,
-)
+from compressae_index.connectors.milvus.importer import Imported, ImportReport, SyncReport, from_milvus, sync
 from compressae_index.connectors.milvus.index import MilvusIndex, MilvusResult
 from compressae_index.connectors.milvus.source import MilvusSource
 

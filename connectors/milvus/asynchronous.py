@@ -12,13 +12,12 @@ from typing import Any, Literal
 import numpy.typing as npt
 from pymilvus import AsyncMilvusClient
 
-from compressae_index.backend import QUERY_BLOCK
+from compressae_index.coding.model import CompresSAE
 from compressae_index.connectors.milvus.backend import Scope
 from compressae_index.connectors.milvus.client import TIMEOUT, ConsistencyLevel, lite_path
 from compressae_index.connectors.milvus.errors import secrets_of, translated
 from compressae_index.connectors.milvus.index import Fields, MilvusIndex, MilvusResult
-from compressae_index.model import CompresSAE
-from compressae_index.queries import Scoring
+from compressae_index.search.queries import QUERY_BLOCK, Scoring
 from compressae_index.sources import VectorSource
 from compressae_index.terminal import shown
 

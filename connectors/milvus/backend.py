@@ -11,9 +11,10 @@ import numpy.typing as npt
 from pymilvus import DataType, MilvusClient
 from pymilvus.grpc_gen import milvus_pb2
 
-from compressae_index.backend import BoolArray, Candidates
+from compressae_index.arrays import BoolArray, IdArray
 from compressae_index.checks import check_choice, check_int
-from compressae_index.codes import SparseCodes
+from compressae_index.coding.codes import SparseCodes
+from compressae_index.coding.model import CompresSAE
 from compressae_index.connectors.milvus import wire
 from compressae_index.connectors.milvus.client import (
     CONSISTENCY_LEVELS,
@@ -29,10 +30,9 @@ from compressae_index.connectors.milvus.client import (
 from compressae_index.connectors.milvus.collection import CODE_FIELD, DENSE_FIELD, Opened
 from compressae_index.connectors.milvus.errors import translated
 from compressae_index.conversion import as_array
-from compressae_index.documents import refuse_mask_of_integers
 from compressae_index.errors import InputError, UnknownIdError
-from compressae_index.ids import IdArray, as_id_array
-from compressae_index.model import CompresSAE
+from compressae_index.ids import as_id_array, refuse_mask_of_integers
+from compressae_index.search.protocol import Candidates
 
 # Of one insert: a quarter of what a server's proxy takes, and rows beyond which nothing is gained.
 _REQUEST_BYTES = 16 << 20

@@ -18,10 +18,10 @@ import numpy as np
 from pymilvus import DataType, MilvusClient
 from pymilvus.exceptions import MilvusException
 
+from compressae_index.arrays import IdArray
 from compressae_index.checks import as_path
 from compressae_index.connectors.milvus.errors import secrets_of, status_of, translated
 from compressae_index.errors import BackendError, InputError, MissingExtraError
-from compressae_index.ids import IdArray
 from compressae_index.terminal import shown
 
 # Of one request, retries included.

@@ -26,7 +26,9 @@ from pymilvus.exceptions import MilvusException
 
 from compressae_index import persistence
 from compressae_index.checks import check_choice, check_int
-from compressae_index.codes import MAX_LATENTS
+from compressae_index.coding.codes import MAX_LATENTS
+from compressae_index.coding.metric import METRICS, Metric
+from compressae_index.coding.model import ENCODERS, MAX_DIM, CompresSAE, Encoder
 from compressae_index.connectors.milvus.client import (
     TIMEOUT,
     describe,
@@ -37,8 +39,6 @@ from compressae_index.connectors.milvus.client import (
 )
 from compressae_index.connectors.milvus.errors import translated
 from compressae_index.errors import BackendError, CompressaeError, FormatError, InputError, NewerFormatError
-from compressae_index.metric import METRICS, Metric
-from compressae_index.model import ENCODERS, MAX_DIM, CompresSAE, Encoder
 
 Dense: TypeAlias = Literal["float16", "float32"]
 DENSE: tuple[Dense, ...] = ("float16", "float32")

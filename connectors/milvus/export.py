@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from compressae_index.arrays import IdArray
 from compressae_index.checks import as_path, check_int
-from compressae_index.codes import SparseCodes
+from compressae_index.coding.codes import SparseCodes
 from compressae_index.connectors.milvus.client import check_primary
 from compressae_index.connectors.milvus.collection import CODE_FIELD, DENSE, DENSE_FIELD, Dense
 from compressae_index.connectors.milvus.wire import to_dicts
 from compressae_index.errors import FormatError, InputError, MissingExtraError
-from compressae_index.ids import IdArray
 from compressae_index.index import CompressedIndex
 from compressae_index.progress import track
 from compressae_index.storage import check_writable

@@ -12,9 +12,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from pymilvus import MilvusClient
 
-from compressae_index.backend import BoolArray
+from compressae_index.arrays import BoolArray, IdArray
+from compressae_index.building.training import check_given, trained_model
 from compressae_index.checks import check_threads
-from compressae_index.codes import SparseCodes
+from compressae_index.coding.chunks import encoded_chunks
+from compressae_index.coding.codes import SparseCodes
+from compressae_index.coding.metric import Metric, RowScale
+from compressae_index.coding.model import CompresSAE, Encoder
 from compressae_index.connectors.milvus import wire
 from compressae_index.connectors.milvus.backend import REQUEST_ROWS, MilvusBackend, check_codes
 from compressae_index.connectors.milvus.client import (
@@ -48,12 +52,7 @@ from compressae_index.connectors.milvus.collection import (
 from compressae_index.connectors.milvus.errors import translated
 from compressae_index.connectors.milvus.index import MilvusIndex, manifest_of
 from compressae_index.connectors.milvus.source import MilvusSource, Page
-from compressae_index.encoding import encoded_chunks
 from compressae_index.errors import BackendError, DimensionError, FormatError, InputError
-from compressae_index.ids import IdArray
-from compressae_index.index import check_given, trained_model
-from compressae_index.metric import Metric, RowScale
-from compressae_index.model import CompresSAE, Encoder
 from compressae_index.progress import track
 
 if TYPE_CHECKING:

@@ -12,9 +12,11 @@ import numpy as np
 import numpy.typing as npt
 from pymilvus import AnnSearchRequest, FieldSchema, MilvusClient, RRFRanker
 
-from compressae_index.backend import QUERY_BLOCK, BackedIndex, BackedResult
-from compressae_index.checks import FloatArray, check_choice, check_int, check_vectors, normalize_rows
-from compressae_index.codes import SparseCodes
+from compressae_index.arrays import FloatArray, IdArray
+from compressae_index.checks import check_choice, check_int, check_vectors, normalize_rows
+from compressae_index.coding.codes import SparseCodes
+from compressae_index.coding.metric import METRICS, Metric
+from compressae_index.coding.model import ENCODERS, CompresSAE, Encoder, check_is_model
 from compressae_index.connectors.milvus.backend import MilvusBackend, Scope
 from compressae_index.connectors.milvus.client import (
     MAX_RESULTS,
@@ -51,10 +53,9 @@ from compressae_index.connectors.milvus.errors import translated
 from compressae_index.connectors.milvus.fields import as_columns
 from compressae_index.conversion import as_array
 from compressae_index.errors import DimensionError, InputError
-from compressae_index.ids import IdArray, as_id_array
-from compressae_index.metric import METRICS, Metric
-from compressae_index.model import ENCODERS, CompresSAE, Encoder, check_is_model
-from compressae_index.queries import Scoring
+from compressae_index.ids import as_id_array
+from compressae_index.search.index import BackedIndex
+from compressae_index.search.queries import QUERY_BLOCK, BackedResult, Scoring
 from compressae_index.sources import VectorSource, open_vectors
 
 # Columns by name.

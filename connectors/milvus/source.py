@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from pymilvus import DataType, MilvusClient
 
+from compressae_index.arrays import IdArray
 from compressae_index.connectors.milvus.client import (
     PAGE_ROWS,
     TIMEOUT,
@@ -25,7 +26,6 @@ from compressae_index.connectors.milvus.client import (
     rows_of,
 )
 from compressae_index.errors import BackendError, InputError
-from compressae_index.ids import IdArray
 from compressae_index.sources.base import bounds
 
 _DENSE = (DataType.FLOAT_VECTOR, DataType.FLOAT16_VECTOR, DataType.BFLOAT16_VECTOR)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
-from compressae_index.codes import SparseCodes
+from compressae_index.coding.codes import SparseCodes
 from compressae_index.errors import BackendError, InputError
 
 # Bytes of a nonzero: uint32 index and float32 value, little-endian.

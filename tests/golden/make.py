@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from compressae_index import CompresSAE, CompressedIndex
+from compressae_index.coding.directory import encode_to_directory
 from compressae_index.connectors.faiss import FaissIndex
 from compressae_index.demo import load_data
-from compressae_index.encoding import encode_to_directory
 from compressae_index.persistence import FORMAT_VERSION
 from compressae_index.training import TrainConfig, train
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from compressae_index.backend import strongest_terms
-from compressae_index.checks import FloatArray, check_choice, check_int, check_vectors
-from compressae_index.codes import SparseCodes
+from compressae_index.arrays import FloatArray
+from compressae_index.checks import check_choice, check_int, check_vectors
+from compressae_index.coding.codes import SparseCodes
+from compressae_index.coding.model import ENCODERS, CompresSAE, Encoder, check_is_model
 from compressae_index.conversion import as_array
-from compressae_index.embedded import QUERY_NNZ
 from compressae_index.errors import DimensionError, InputError
-from compressae_index.model import ENCODERS, CompresSAE, Encoder, check_is_model
+from compressae_index.search.queries import QUERY_NNZ
+from compressae_index.search.stages import strongest_terms
 
 
 def as_texts(texts: Any) -> list[Any]:

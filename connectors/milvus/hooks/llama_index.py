@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from compressae_index.coding.model import CompresSAE
 from compressae_index.connectors.milvus.hooks.encoder import SplitEncoder, as_texts
 from compressae_index.connectors.milvus.wire import to_dicts
 from compressae_index.errors import MissingExtraError
-from compressae_index.model import CompresSAE
 
 try:
     from llama_index.vector_stores.milvus.utils import BaseSparseEmbeddingFunction

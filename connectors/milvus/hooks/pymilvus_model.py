@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from compressae_index.codes import SparseCodes
+from compressae_index.coding.codes import SparseCodes
+from compressae_index.coding.model import CompresSAE
 from compressae_index.connectors.milvus.hooks.encoder import SplitEncoder, as_texts
 from compressae_index.connectors.milvus.wire import split
-from compressae_index.model import CompresSAE
 
 
 class CompresSAEEmbeddingFunction:

@@ -6,10 +6,10 @@ import numpy as np
 import scipy.sparse as sp
 
 from compressae_index._engine import Dictionary
-from compressae_index.checks import FloatArray
-from compressae_index.embedded import CLUSTER, EmbeddedBackend
-from compressae_index.ids import RowArray
-from compressae_index.model import CompresSAE
+from compressae_index.arrays import FloatArray, RowArray
+from compressae_index.coding.model import CompresSAE
+from compressae_index.embedded.backend import EmbeddedBackend
+from compressae_index.embedded.sizes import CLUSTER
 from compressae_index.progress import track
 
 # Centroids of k-means a cluster: the finer they are, the more alike is what comes to stand in one.

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from compressae_index import _engine
-from compressae_index.checks import FloatArray, check_int
+from compressae_index.arrays import FloatArray
+from compressae_index.checks import check_int
 from compressae_index.conversion import as_array
 from compressae_index.errors import DimensionError, InputError
 

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from compressae_index.checks import FloatArray, check_vectors, normalize_rows
+from compressae_index.arrays import FloatArray, IdArray, RowArray
+from compressae_index.checks import check_vectors, normalize_rows
 from compressae_index.errors import DimensionError, InputError, UnknownIdError
-from compressae_index.ids import IdArray, Ids, RowArray, as_id_array
+from compressae_index.ids import Ids, as_id_array
 from compressae_index.index import CompressedIndex
 from compressae_index.sources import CHUNK_ROWS, Vectors, VectorSource, open_vectors
 

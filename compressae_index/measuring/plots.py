@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compressae_index.errors import MissingExtraError
-from compressae_index.evaluation import Measurement
+from compressae_index.measuring.evaluation import Measurement
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,10 +8,10 @@ from importlib.resources import files
 from string import Template
 from typing import TYPE_CHECKING
 
-from compressae_index.evaluation import TIMED_QUERIES, Measurement
-from compressae_index.evaluation_report import EvaluationReport, Standing
-from compressae_index.plots import Series, as_svg, recall_against_bytes, speed_against_recall
-from compressae_index.queries import MODES
+from compressae_index.measuring.evaluation import TIMED_QUERIES, Measurement
+from compressae_index.measuring.index_report import EvaluationReport, Standing
+from compressae_index.measuring.plots import Series, as_svg, recall_against_bytes, speed_against_recall
+from compressae_index.search.queries import MODES
 from compressae_index.terminal import printable
 
 if TYPE_CHECKING:

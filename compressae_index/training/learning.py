@@ -15,10 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from compressae_index._engine import Dictionary
-from compressae_index.checks import FloatArray, normalize_rows
-from compressae_index.codes import SparseCodes
+from compressae_index.arrays import FloatArray
+from compressae_index.checks import normalize_rows
+from compressae_index.coding.codes import SparseCodes
+from compressae_index.coding.model import SOLVE_EVERY
 from compressae_index.errors import TrainingError
-from compressae_index.model import SOLVE_EVERY
 
 FIRST_NONZEROS = 4
 # Codes of more nonzeros gain little from a dictionary that was learned with them, and rounds would slow down.

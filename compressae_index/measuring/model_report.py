@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from compressae_index.checks import FloatArray, check_int, check_threads, check_vectors, normalize_rows
-from compressae_index.codes import SparseCodes
-from compressae_index.embedded import EmbeddedBackend
+from compressae_index.arrays import FloatArray
+from compressae_index.checks import check_int, check_threads, check_vectors, normalize_rows
+from compressae_index.coding.codes import SparseCodes
+from compressae_index.coding.model import CompresSAE
+from compressae_index.embedded.backend import EmbeddedBackend
 from compressae_index.errors import InputError
-from compressae_index.evaluation import exact_neighbours, recall
-from compressae_index.model import CompresSAE
-from compressae_index.plots import COLOURS, figure_class, look
+from compressae_index.measuring.plots import COLOURS, figure_class, look
+from compressae_index.measuring.recall import exact_neighbours, recall
 from compressae_index.progress import track
 from compressae_index.sources import Vectors, VectorSource, checked_rows, open_vectors
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from compressae_index.checks import FloatArray
-from compressae_index.codes import LatentArray
-from compressae_index.training.context import own_settings
-from compressae_index.training.device import device_of
+from compressae_index.arrays import FloatArray
+from compressae_index.coding.codes import LatentArray
+from compressae_index.coding.torch_device import device_of
+from compressae_index.coding.torch_settings import own_settings
 
 # Rows at a time: their correlations, rows x n_latents float32, and their atoms, rows x k x dim, must fit.
 BATCH_ROWS = 2048

@@ -27,13 +27,13 @@ import numpy as np
 
 from compressae_index import persistence
 from compressae_index.checks import as_path, check_choice, check_int, check_threads, check_vectors
-from compressae_index.codes import MAX_LATENTS, SparseCodes
+from compressae_index.coding.chunks import encoded_chunks
+from compressae_index.coding.codes import MAX_LATENTS, SparseCodes
+from compressae_index.coding.model import ENCODERS, MAX_DIM, CompresSAE, Encoder
 from compressae_index.errors import DimensionError, FormatError, InputError
-from compressae_index.metric import RowScale
-from compressae_index.model import ENCODERS, MAX_DIM, CompresSAE, Encoder
 from compressae_index.npy import read_header
 from compressae_index.progress import track
-from compressae_index.sources import CHUNK_ROWS, Vectors, VectorSource, checked_rows, open_vectors
+from compressae_index.sources import CHUNK_ROWS, Vectors, VectorSource, open_vectors
 from compressae_index.sources.base import Concatenated, bounds
 from compressae_index.sources.flat import FlatFile
 from compressae_index.storage import (
@@ -239,37 +239,6 @@ def encode_to_directory(
         finally:
             remove_empty(made)  # only where nothing was written
         return CodeStore(path, manifest)
-
-
-def encoded_chunks(
-    model: CompresSAE,
-    vectors: Vectors,
-    k: int,
-    encoder: Encoder,
-    num_threads: int | None,
-    *,
-    device: str = "cpu",
-    begin: int = 0,
-    end: int | None = None,
-    scale: RowScale | None = None,
-    note: Callable[[memoryview], object] | None = None,
-) -> Iterator[SparseCodes]:
-    """Folded codes of rows begin .. end, at most CHUNK_ROWS at a time; times what `scale` says of the rows.
-
-    `note` is called with the bytes of the rows as they were read, before they are encoded.
-
-    Raises:
-        InputError: bad rows, named by their number in `vectors`.
-    """
-    end = vectors.shape[0] if end is None else end
-    for first in range(begin, end, CHUNK_ROWS):
-        rows = checked_rows(vectors, first, min(first + CHUNK_ROWS, end), dim=model.dim)
-        if note is not None:
-            note(rows.data)
-        factors = None if scale is None else scale.of_rows(rows, first)
-        codes = model.encode(rows, k, encoder=encoder, num_threads=num_threads, device=device)
-        codes = model.fold(codes, num_threads=num_threads)
-        yield codes if factors is None else codes.scaled(factors)
 
 
 def _check_output(path: Path) -> None:

@@ -9,8 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from compressae_index._engine import ForwardCodes, PackedCodes, code_norms, pack_rows, quantize, unpack_rows
-from compressae_index.checks import FloatArray, check_choice, check_int
-from compressae_index.codes import SparseCodes
+from compressae_index.arrays import FloatArray
+from compressae_index.checks import check_choice, check_int
+from compressae_index.coding.codes import SparseCodes
+from compressae_index.embedded.levels import SAMPLE, SMALLEST_SAMPLE, learn_levels, usual_levels
 
 Form: TypeAlias = Literal["packed", "aligned"]
 FORMS: tuple[Form, ...] = ("packed", "aligned")
@@ -19,10 +21,6 @@ Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
 
 # The fewest bits of a value that lose less than 0.003 of recall@100 at 32 nonzeros.
 VALUE_BITS = 6
-# Pairs that a codebook is learned from.
-SAMPLE = 1 << 20
-SMALLEST_SAMPLE = 1 << 13
-ITERATIONS = 100
 
 
 @dataclass(frozen=True)
@@ -188,42 +186,6 @@ def packing_of(
             msg = "levels must ascend within [0, 1]"
             raise ValueError(msg)
     return Packed(value_bits, levels)
-
-
-def row_bytes(n_latents: int, k: int, value_bits: int) -> int:
-    """Bytes of a packed row; see `Packed`."""
-    latent_bits = min(k + ((n_latents - 1) >> low) + k * low for low in range(17))
-    return (16 + latent_bits + k * value_bits + 7) // 8
-
-
-def usual_levels(value_bits: int) -> FloatArray:
-    """Levels that fit pursuit codes of most data roughly, (2 ** (value_bits - 1),) float32."""
-    n_levels = 1 << (value_bits - 1)
-    levels: FloatArray = (((np.arange(n_levels) + 0.5) / n_levels) ** 1.5).astype(np.float32)
-    return levels
-
-
-def learn_levels(sample: FloatArray, value_bits: int) -> FloatArray:
-    """Levels of least squared error, started from the usual ones (Lloyd, 1982; Max, 1960), ascending.
-
-    Args:
-        sample: magnitudes in (0, 1].
-        value_bits: bits of a value, sign included.
-    """
-    levels = usual_levels(value_bits).astype(np.float64)
-    ordered = np.sort(sample.astype(np.float64))
-    sums = np.concatenate([[0.0], np.cumsum(ordered)])
-    for _ in range(ITERATIONS):
-        cells = np.searchsorted(ordered, (levels[1:] + levels[:-1]) / 2)
-        cells = np.concatenate([[0], cells, [len(ordered)]])
-        counts = np.diff(cells)
-        # A level without a sample stays where it is.
-        moved = np.where(counts > 0, np.diff(sums[cells]) / np.maximum(counts, 1), levels)
-        if np.array_equal(moved, levels):
-            break
-        levels = moved
-    # The difference of two sums may leave a cell by rounding.
-    return np.maximum.accumulate(np.clip(levels, 0, 1)).astype(np.float32)
 
 
 def _largest(magnitudes: FloatArray) -> npt.NDArray[np.float16]:

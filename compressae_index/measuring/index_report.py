@@ -10,29 +10,32 @@ from typing import Any, NamedTuple
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
-from compressae_index.checks import FloatArray, check_choice, check_vectors, normalize_rows
-from compressae_index.embedded import WINDOW
-from compressae_index.environment import environment
-from compressae_index.evaluation import (
-    PQ_CENTROIDS,
-    PQ_POINTS_PER_CENTROID,
+from compressae_index.arrays import FloatArray
+from compressae_index.checks import check_choice, check_vectors, normalize_rows
+from compressae_index.coding.metric import METRICS, Metric
+from compressae_index.embedded.sizes import WINDOW
+from compressae_index.index import CompressedIndex, IndexStats
+from compressae_index.measuring.environment import environment
+from compressae_index.measuring.evaluation import (
     TIMED_QUERIES,
     Measurement,
     Sweep,
     evaluate,
-    evaluate_exact,
-    evaluate_quantisers,
-    exact_neighbours,
-    import_faiss,
     settings_of,
     sweep,
 )
-from compressae_index.index import CompressedIndex, IndexStats
-from compressae_index.metric import METRICS, Metric
-from compressae_index.originals import Originals, originals_of
+from compressae_index.measuring.model_report import ModelReport, model_report
+from compressae_index.measuring.originals import Originals, originals_of
+from compressae_index.measuring.recall import exact_neighbours
+from compressae_index.measuring.rivals import (
+    PQ_CENTROIDS,
+    PQ_POINTS_PER_CENTROID,
+    evaluate_exact,
+    evaluate_quantisers,
+    import_faiss,
+)
 from compressae_index.progress import say
-from compressae_index.queries import MODES, Mode, Scoring
-from compressae_index.report import ModelReport, model_report
+from compressae_index.search.queries import MODES, Mode, Scoring
 from compressae_index.sources import VectorSource
 
 PACKAGES = ("compressae-index", "numpy", "faiss-cpu", "faiss-gpu")

@@ -12,15 +12,10 @@ import numpy as np
 
 from compressae_index import _engine, persistence
 from compressae_index._engine import Dictionary, code_norms, top_k_codes
-from compressae_index.checks import (
-    FloatArray,
-    check_choice,
-    check_int,
-    check_threads,
-    check_vectors,
-    normalize_rows,
-)
-from compressae_index.codes import MAX_LATENTS, SparseCodes
+from compressae_index.arrays import FloatArray
+from compressae_index.checks import check_choice, check_int, check_threads, check_vectors, normalize_rows
+from compressae_index.coding.codes import MAX_LATENTS, SparseCodes
+from compressae_index.coding.metric import Metric
 from compressae_index.conversion import as_array
 from compressae_index.errors import DimensionError, InputError
 from compressae_index.processes import cached_property, lasting_state
@@ -185,7 +180,7 @@ class CompresSAE:
     def _encoded(self, unit: FloatArray, k: int, encoder: Encoder, threads: int, device: str) -> SparseCodes:
         """Codes of unit rows (n, dim), the mean left out."""
         if encoder == "pursuit" and device != "cpu":
-            from compressae_index.training.pursuit import pursue_on
+            from compressae_index.coding.torch_pursuit import pursue_on
 
             codes = pursue_on(device, unit, self.decoder_w, k, SOLVE_EVERY)
             return SparseCodes(*codes, self.n_latents)
@@ -380,3 +375,17 @@ def check_is_model(model: Any) -> CompresSAE:
         msg = f"model must be a CompresSAE, got {type(model).__name__}; CompresSAE.load reads one"
         raise InputError(msg)
     return model
+
+
+def check_model(model: CompresSAE, metric: Metric) -> None:
+    """Refuses a model whose codes cannot keep norms: what it adds to a code is the same for all rows.
+
+    Raises:
+        InputError: the model has a mean, and the metric is not cosine.
+    """
+    if metric != "cosine" and model.mean is not None:
+        msg = (
+            f'metric="{metric}" needs codes of whole vectors, but this model leaves out their mean: '
+            "train one with TrainConfig(center=False), or `train --no-center`"
+        )
+        raise InputError(msg)

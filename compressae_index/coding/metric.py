@@ -8,9 +8,9 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from compressae_index.checks import FloatArray, check_choice
+from compressae_index.arrays import FloatArray
+from compressae_index.checks import check_choice
 from compressae_index.errors import InputError
-from compressae_index.model import CompresSAE
 
 Metric: TypeAlias = Literal["cosine", "inner_product"]
 METRICS: tuple[Metric, ...] = ("cosine", "inner_product")
@@ -100,20 +100,6 @@ def check_unit(unit: Any) -> float:
         )
         raise InputError(msg)
     return float(unit)
-
-
-def check_model(model: CompresSAE, metric: Metric) -> None:
-    """Refuses a model whose codes cannot keep norms: what it adds to a code is the same for all rows.
-
-    Raises:
-        InputError: the model has a mean, and the metric is not cosine.
-    """
-    if metric != "cosine" and model.mean is not None:
-        msg = (
-            f'metric="{metric}" needs codes of whole vectors, but this model leaves out their mean: '
-            "train one with TrainConfig(center=False), or `train --no-center`"
-        )
-        raise InputError(msg)
 
 
 def row_norms(rows: FloatArray) -> npt.NDArray[np.float64]:

@@ -3,141 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from compressae_index.checks import FloatArray, check_choice, check_int, check_threads, check_vectors
-from compressae_index.codes import SparseCodes
-from compressae_index.embedded import QUERY_NNZ
-from compressae_index.encoding import encoded_chunks
+from compressae_index.arrays import BoolArray, FloatArray, IdArray
+from compressae_index.checks import check_choice, check_int, check_threads, check_vectors
+from compressae_index.coding.chunks import encoded_chunks
+from compressae_index.coding.codes import SparseCodes
+from compressae_index.coding.metric import METRICS, Metric, RowScale
+from compressae_index.coding.model import ENCODERS, CompresSAE, Encoder, check_model
 from compressae_index.errors import DimensionError, InputError, UnknownIdError
-from compressae_index.ids import IdArray, as_id_array
-from compressae_index.metric import METRICS, Metric, RowScale, check_model
-from compressae_index.model import ENCODERS, CompresSAE, Encoder
+from compressae_index.ids import as_id_array
 from compressae_index.progress import track
-from compressae_index.queries import (
+from compressae_index.search.protocol import Candidates, SparseBackend
+from compressae_index.search.queries import (
     MAX_K,
     MAX_PLACES,
+    QUERY_BLOCK,
+    QUERY_NNZ,
     SCORINGS,
+    Asked,
+    BackedResult,
     Explanation,
     Scoring,
-    SearchResult,
     check_candidates,
     check_k,
     explained,
     projections,
 )
+from compressae_index.search.stages import _best, code_scores, holds_best, strongest_terms
 from compressae_index.sources import VectorSource, check_no_rows, ids_of_rows, open_vectors
 
-# Queries answered at a time: the codes of all their candidates are held at once.
-QUERY_BLOCK = 16
 # To fetch codes of candidates, of which others may remove some or replace them meanwhile.
 ATTEMPTS = 10
-
-BoolArray = npt.NDArray[np.bool_]
-
-
-class Candidates(NamedTuple):
-    """What stage one of a back end found for a batch of queries."""
-
-    ids: IdArray
-    """(n_queries, c) int64, or str objects; -1, or None, where fewer were found, after all others."""
-    scores: FloatArray
-    """(n_queries, c) sums over the query's terms, or upper bounds of them; -inf where fewer were found."""
-    bounds: FloatArray
-    """(n_queries,) no document that was not found has a sum over the query's terms above this."""
-    codes: SparseCodes | None
-    """Codes of the candidates, n_queries * c rows, of value 0 where fewer were found; None where the back
-    end does not get them along."""
-
-
-class SparseBackend(Protocol):
-    """Folded codes by user id, kept and searched outside of this package.
-
-    Ids are those that `Ids` takes: int64 that are not negative, or strings; never both.
-    """
-
-    @property
-    def n_latents(self) -> int:
-        """Size of the dictionary."""
-        ...
-
-    @property
-    def k(self) -> int:
-        """Nonzeros a code."""
-        ...
-
-    @property
-    def are_strings(self) -> bool:
-        """Whether the ids are strings."""
-        ...
-
-    @property
-    def is_exact(self) -> bool:
-        """Whether scores of candidates are the signed sums themselves, not upper bounds."""
-        ...
-
-    @property
-    def nbytes(self) -> dict[str, int]:
-        """Bytes by part, as far as the back end tells."""
-        ...
-
-    def __len__(self) -> int:
-        """Documents that a search can find."""
-        ...
-
-    def held(self, ids: IdArray) -> BoolArray:
-        """Which of the ids are held."""
-        ...
-
-    def put(self, codes: SparseCodes, ids: IdArray) -> None:
-        """Stores codes, one id a row and each once; those of ids that are held are replaced."""
-        ...
-
-    def remove(self, ids: IdArray) -> None:
-        """Removes ids, all of them held."""
-        ...
-
-    def codes(self, ids: IdArray) -> SparseCodes:
-        """The stored codes of ids, in their order; ids may repeat.
-
-        Raises:
-            UnknownIdError: an id is not held.
-        """
-        ...
-
-    def candidates(self, terms: SparseCodes, n: int, filter: Any) -> Candidates:  # noqa: A002
-        """The n best documents by the terms of each query, which are entries of its projection.
-
-        Args:
-            terms: one row a query; entries of value 0 are no terms.
-            n: candidates of each query, at most; documents that share no term with it need not be found.
-            filter: what to search among, in the back end's own words; None for all.
-
-        Raises:
-            InputError: the filter is not one of the back end's, or n is more than it gives.
-        """
-        ...
-
-
-class BackedResult(SearchResult):
-    """Neighbours of a batch of queries, with what is known of their exactness."""
-
-    certified: BoolArray
-    """(n_queries,) whether the k best by the query's query_nnz terms are provably among the candidates: in
-    mode "sparse", the result is then exact; in "two_stage", none of them was left out of the re-scoring."""
-
-    def __new__(cls, scores: FloatArray, ids: IdArray, certified: BoolArray) -> BackedResult:
-        """A pair of scores and ids that carries the certificate as an attribute."""
-        result = super().__new__(cls, scores, ids)
-        result.certified = certified
-        return result
-
-    def __getnewargs__(self) -> tuple[Any, ...]:
-        return *self, self.certified
 
 
 class BackedStats(NamedTuple):
@@ -152,34 +51,6 @@ class BackedStats(NamedTuple):
     bytes_per_vector: dict[str, float]
     """Bytes a vector by part, as far as the back end tells."""
     model_bytes: int
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A batch of checked queries, as stage one and stage two see them."""
-
-    terms: SparseCodes
-    """The query_nnz strongest latents of each query."""
-    projections: FloatArray | None
-    """(n_queries, n_latents) what stage two scores with; None where there is no stage two."""
-    factors: FloatArray | None
-    """(n_queries, 1) what turns scores into the metric's; None for cosine."""
-    mean_scores: FloatArray | None
-    """(n_queries, 1) what the model's mean adds to all scores; None for nothing."""
-
-    def __len__(self) -> int:
-        return len(self.terms)
-
-    def block(self, first: int) -> Asked:
-        """The QUERY_BLOCK queries from `first` on."""
-        rows = slice(first, first + QUERY_BLOCK)
-        others = (self.projections, self.factors, self.mean_scores)
-        return Asked(self.terms[rows], *(None if each is None else each[rows] for each in others))
-
-    def in_metric(self, sums: FloatArray) -> FloatArray:
-        """Scores by the metric, of sums over codes: (n_queries, c) both."""
-        scores = sums if self.factors is None else sums * self.factors
-        return scores if self.mean_scores is None else scores + self.mean_scores
 
 
 class BackedIndex:
@@ -534,56 +405,3 @@ class BackedIndex:
             first = ids[~held].tolist()[0]
             msg = f"unknown id {first!r:.100} ({int((~held).sum())} of {len(ids)} ids are unknown)"
             raise UnknownIdError(msg)
-
-
-def strongest_terms(projections: FloatArray, query_nnz: int) -> SparseCodes:
-    """The query_nnz largest entries of each projection (n_queries, n_latents) by magnitude."""
-    n_latents = projections.shape[1]
-    query_nnz = min(query_nnz, n_latents)
-    chosen = np.argpartition(-np.abs(projections), query_nnz - 1, axis=1)[:, :query_nnz]
-    chosen.sort(axis=1)
-    values = np.take_along_axis(projections, chosen, axis=1)
-    return SparseCodes(chosen.astype(np.uint16), values, n_latents)
-
-
-def code_scores(projections: FloatArray, codes: SparseCodes) -> FloatArray:
-    """Sums of projection[latent] * value of the codes of each query's candidates: (n_queries, c).
-
-    Args:
-        projections: (n_queries, n_latents).
-        codes: n_queries * c rows, those of the first query first.
-    """
-    n_queries = len(projections)
-    latents = codes.latents.reshape(n_queries, -1)
-    values = codes.values.reshape(n_queries, -1, codes.k)
-    taken = np.take_along_axis(projections, latents.astype(np.int64), axis=1).reshape(values.shape)
-    scores: FloatArray = np.einsum("qck,qck->qc", taken, values)
-    return scores
-
-
-def holds_best(sums: FloatArray, bounds: FloatArray, k: int) -> BoolArray:
-    """Whether the k best documents by the query's terms are provably among its candidates.
-
-    They are where the k-th best sum of the candidates is at least what any other document can reach.
-
-    Args:
-        sums: (n_queries, c) exact sums of the candidates; -inf where there is none.
-        bounds: (n_queries,) what no other document exceeds.
-        k: neighbours; where there are fewer candidates, all of them.
-    """
-    found = np.isfinite(sums).sum(axis=1)
-    if sums.shape[1] == 0:
-        return bounds <= 0
-    ranked = -np.sort(-sums, axis=1)
-    last = ranked[np.arange(len(ranked)), np.maximum(np.minimum(found, k) - 1, 0)]
-    return np.where(found == 0, 0, last) >= bounds
-
-
-def _best(scores: FloatArray, ids: IdArray, k: int) -> npt.NDArray[np.int64]:
-    """Columns of the k best of each query, best first, ties to the lower id: (n_queries, at most k)."""
-    # lexsort knows no objects; a missing id comes behind all others by its score.
-    places: Any = ids
-    if ids.dtype == object:
-        place_of = {name: place for place, name in enumerate(sorted({*ids.flat} - {None}))}
-        places = np.array([place_of.get(name, -1) for name in ids.flat], dtype=np.int64).reshape(ids.shape)
-    return np.lexsort((places, -scores), axis=1)[:, :k]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from compressae_index.checks import FloatArray, check_int
-from compressae_index.codes import SparseCodes
+from compressae_index.arrays import BoolArray, FloatArray, IdArray
+from compressae_index.checks import check_int
+from compressae_index.coding.codes import SparseCodes
+from compressae_index.coding.model import CompresSAE, Encoder
 from compressae_index.errors import InputError
-from compressae_index.ids import IdArray
-from compressae_index.model import CompresSAE, Encoder
 
 Mode: TypeAlias = Literal["sparse", "dense", "two_stage"]
 MODES: tuple[Mode, ...] = ("sparse", "dense", "two_stage")
@@ -120,3 +121,56 @@ def explained(projection: FloatArray, code: SparseCodes, mean_scores: FloatArray
     mean = 0.0 if mean_scores is None else float(mean_scores[0, 0])
     score = float(contributions.sum(dtype=np.float64)) + mean
     return Explanation(score, latents[order], contributions[order], of_latents[order], values[order], mean)
+
+
+# Latents of a query that `sparse` search keeps where the posting lists hold all nonzeros.
+QUERY_NNZ = 64
+
+
+# Queries answered at a time: the codes of all their candidates are held at once.
+QUERY_BLOCK = 16
+
+
+class BackedResult(SearchResult):
+    """Neighbours of a batch of queries, with what is known of their exactness."""
+
+    certified: BoolArray
+    """(n_queries,) whether the k best by the query's query_nnz terms are provably among the candidates: in
+    mode "sparse", the result is then exact; in "two_stage", none of them was left out of the re-scoring."""
+
+    def __new__(cls, scores: FloatArray, ids: IdArray, certified: BoolArray) -> BackedResult:
+        """A pair of scores and ids that carries the certificate as an attribute."""
+        result = super().__new__(cls, scores, ids)
+        result.certified = certified
+        return result
+
+    def __getnewargs__(self) -> tuple[Any, ...]:
+        return *self, self.certified
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A batch of checked queries, as stage one and stage two see them."""
+
+    terms: SparseCodes
+    """The query_nnz strongest latents of each query."""
+    projections: FloatArray | None
+    """(n_queries, n_latents) what stage two scores with; None where there is no stage two."""
+    factors: FloatArray | None
+    """(n_queries, 1) what turns scores into the metric's; None for cosine."""
+    mean_scores: FloatArray | None
+    """(n_queries, 1) what the model's mean adds to all scores; None for nothing."""
+
+    def __len__(self) -> int:
+        return len(self.terms)
+
+    def block(self, first: int) -> Asked:
+        """The QUERY_BLOCK queries from `first` on."""
+        rows = slice(first, first + QUERY_BLOCK)
+        others = (self.projections, self.factors, self.mean_scores)
+        return Asked(self.terms[rows], *(None if each is None else each[rows] for each in others))
+
+    def in_metric(self, sums: FloatArray) -> FloatArray:
+        """Scores by the metric, of sums over codes: (n_queries, c) both."""
+        scores = sums if self.factors is None else sums * self.factors
+        return scores if self.mean_scores is None else scores + self.mean_scores

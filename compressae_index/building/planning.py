@@ -8,12 +8,14 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from compressae_index.checks import FloatArray, check_number
-from compressae_index.codes import SparseCodes
-from compressae_index.embedded import POSTING_BYTES, EmbeddedBackend, list_overhead
+from compressae_index.arrays import FloatArray
+from compressae_index.checks import check_number
+from compressae_index.coding.codes import SparseCodes
+from compressae_index.coding.model import CompresSAE, Encoder
+from compressae_index.embedded.backend import EmbeddedBackend
+from compressae_index.embedded.packing import Packed
+from compressae_index.embedded.sizes import POSTING_BYTES, list_overhead, row_bytes
 from compressae_index.errors import InputError
-from compressae_index.model import CompresSAE, Encoder
-from compressae_index.packing import Packed, row_bytes
 from compressae_index.progress import track
 from compressae_index.sources import Vectors
 from compressae_index.sources.sample import unit_sample

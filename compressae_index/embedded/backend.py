@@ -4,41 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from compressae_index import _engine
 from compressae_index._engine import Clusters, ForwardCodes, InvertedLists, PackedCodes, search
-from compressae_index.checks import FloatArray, check_threads
-from compressae_index.codes import SparseCodes
+from compressae_index.arrays import Bitmap, FloatArray, Hits, RowArray
+from compressae_index.checks import check_threads
+from compressae_index.coding.codes import SparseCodes
+from compressae_index.embedded.packing import Arrays, Packed, Packing, packing_of
+from compressae_index.embedded.sizes import CLUSTER, RUN_ROWS, WINDOW, sparse_candidates
 from compressae_index.errors import DimensionError, InputError
-from compressae_index.ids import RowArray
-from compressae_index.packing import Arrays, Packed, Packing, packing_of
 from compressae_index.persistence import release_pages
 from compressae_index.processes import cached_property
-
-# Documents of a window of the inverted part, and of a cluster.
-WINDOW = _engine.WINDOW
-CLUSTER = _engine.CLUSTER
-
-# Rows that are packed or inverted at once, whole windows: what that needs beside its result is several times
-# as much.
-RUN_ROWS = 2 * WINDOW
-
-# Latents of a query that `sparse` search keeps where the posting lists hold all nonzeros.
-QUERY_NNZ = 64
-
-# What makes up for the rounding of posting lists: so many more candidates, and one more of so many.
-SPARE_CANDIDATES = 16
+from compressae_index.search.queries import QUERY_NNZ
 
 # Arrays of the engine.
 _INVERTED = ("starts", "offsets", "scales", "ids", "values", "largest_norm")
 _CLUSTERS = ("begins", "means", "scales")
-
-Bitmap: TypeAlias = npt.NDArray[np.uint8]
-Hits: TypeAlias = tuple[FloatArray, RowArray]
 
 
 @dataclass(frozen=True)
@@ -408,25 +392,3 @@ def strongest(codes: SparseCodes, nonzeros: int) -> SparseCodes:
     order.sort(axis=1)
     latents = np.take_along_axis(codes.latents, order, axis=1)
     return SparseCodes(latents, np.take_along_axis(codes.values, order, axis=1), codes.n_latents)
-
-
-def sparse_candidates(top: int) -> int:
-    """Documents that posting lists find for `sparse` search: their rounding should hide none of the best."""
-    return top + top // SPARE_CANDIDATES + SPARE_CANDIDATES
-
-
-def list_overhead(n_latents: int, n: int) -> float:
-    """Bytes a document that the inverted part takes beside its postings: offsets and scales of the lists."""
-    windows = -(-n // WINDOW)
-    return ((n_latents + 1) * 8 + n_latents * (4 * (windows + 1) + 2 * windows) + 4) / n
-
-
-# Bytes of a posting: a 16-bit document and an 8-bit value.
-POSTING_BYTES = _engine.POSTING_BYTES
-
-
-def in_order(scores: FloatArray, rows: RowArray) -> Hits:
-    """Hits (n_queries, k) by score, ties by row; rows of -1 last, with score -inf."""
-    scores = np.where(rows < 0, np.float32(-np.inf), scores)
-    order = np.lexsort((np.where(rows < 0, np.iinfo(np.int64).max, rows), -scores), axis=1)
-    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from compressae_index.checks import FloatArray, as_path
+from compressae_index.arrays import FloatArray, IdArray, RowArray
+from compressae_index.checks import as_path
 from compressae_index.errors import FormatError
-from compressae_index.ids import IdArray, RowArray, pack_strings
-from compressae_index.queries import SearchResult
+from compressae_index.ids import pack_strings
+from compressae_index.search.queries import SearchResult
 
 
 def write_results(path: str | Path, scores: FloatArray, ids: IdArray) -> None:

@@ -1,0 +1,3 @@
+"""Knobs, budgets and models: what is chosen before an index is built."""
+
+from __future__ import annotations

@@ -1,0 +1,41 @@
+"""Vectors to folded codes, chunk by chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from compressae_index.coding.codes import SparseCodes
+from compressae_index.coding.metric import RowScale
+from compressae_index.coding.model import CompresSAE, Encoder
+from compressae_index.sources import CHUNK_ROWS, Vectors, checked_rows
+
+
+def encoded_chunks(
+    model: CompresSAE,
+    vectors: Vectors,
+    k: int,
+    encoder: Encoder,
+    num_threads: int | None,
+    *,
+    device: str = "cpu",
+    begin: int = 0,
+    end: int | None = None,
+    scale: RowScale | None = None,
+    note: Callable[[memoryview], object] | None = None,
+) -> Iterator[SparseCodes]:
+    """Folded codes of rows begin .. end, at most CHUNK_ROWS at a time; times what `scale` says of the rows.
+
+    `note` is called with the bytes of the rows as they were read, before they are encoded.
+
+    Raises:
+        InputError: bad rows, named by their number in `vectors`.
+    """
+    end = vectors.shape[0] if end is None else end
+    for first in range(begin, end, CHUNK_ROWS):
+        rows = checked_rows(vectors, first, min(first + CHUNK_ROWS, end), dim=model.dim)
+        if note is not None:
+            note(rows.data)
+        factors = None if scale is None else scale.of_rows(rows, first)
+        codes = model.encode(rows, k, encoder=encoder, num_threads=num_threads, device=device)
+        codes = model.fold(codes, num_threads=num_threads)
+        yield codes if factors is None else codes.scaled(factors)

@@ -1,0 +1,3 @@
+"""Recall, bytes and milliseconds, and how they are shown."""
+
+from __future__ import annotations

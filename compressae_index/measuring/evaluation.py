@@ -1,0 +1,212 @@
+"""Recall, bytes and latency, measured against exact search and against Faiss's quantisers."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import numpy.typing as npt
+from threadpoolctl import threadpool_limits
+
+from compressae_index.arrays import FloatArray
+from compressae_index.index import CompressedIndex
+from compressae_index.measuring.originals import check_held
+from compressae_index.measuring.recall import recall
+from compressae_index.progress import track
+from compressae_index.search.index import BackedIndex
+from compressae_index.search.queries import MODES, Mode, Scoring
+
+# Latency is the median over this many queries, asked one by one.
+TIMED_QUERIES = 200
+# What `sweep` varies: a mode, one of its options, and the values of that.
+SWEPT: tuple[tuple[Mode, str, tuple[int, ...]], ...] = (
+    ("sparse", "query_nnz", (8, 16, 32, 64, 128, 256)),
+    ("two_stage", "candidates", (100, 300, 1000, 3000)),
+    ("two_stage", "nprobe", (8, 16, 32, 64, 128, 256)),
+)
+
+
+class Measurement(NamedTuple):
+    """One way to search, measured."""
+
+    name: str
+    bytes_per_vector: float
+    """Of all that must be resident to serve it, ids included; the model or codebook is not."""
+    recall: dict[int, float]
+    """recall@k by k."""
+    ms_per_query: float
+    """Median of queries asked one by one with one thread, encoding of the query included."""
+
+    @property
+    def queries_per_second(self) -> float:
+        """What one thread answers that asks one by one."""
+        return 1000 / self.ms_per_query
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it, for JSON."""
+        return {**self._asdict(), "queries_per_second": self.queries_per_second}
+
+
+class Sweep(NamedTuple):
+    """One mode at several values of one of its options."""
+
+    mode: Mode
+    option: str
+    measurements: dict[int, Measurement]
+    """By the value of the option."""
+
+
+def evaluate(
+    index: CompressedIndex | BackedIndex,
+    queries: FloatArray,
+    truth: npt.NDArray[Any],
+    *,
+    ks: Iterable[int] = (10, 100),
+    scoring: Scoring = "asymmetric",
+    **options: Any,
+) -> list[Measurement]:
+    """Every mode of an index; of one over a back end, such as a `FaissIndex`, `sparse` and `two_stage`.
+
+    Args:
+        index: what to measure.
+        queries: (n_queries, d).
+        truth: ids of the true neighbours, best first, (n_queries, at least max(ks)). They are the ids of the
+            index's documents, which are row numbers only where nobody gave others; `originals_of` finds the
+            vectors of an index's documents, whose `ids[exact_neighbours(vectors, queries, k)]` these are.
+        ks: the k of each recall@k.
+        scoring: as for `CompressedIndex.search`.
+        options: candidates, query_nnz as for `CompressedIndex.search`.
+
+    Raises:
+        UnknownIdError: the truth holds ids that the index does not.
+    """
+    check_held(index, truth)
+    return [_evaluate_mode(index, mode, queries, truth, ks, scoring, options) for mode in _modes(index)]
+
+
+def _modes(index: CompressedIndex | BackedIndex) -> tuple[Mode, ...]:
+    return MODES if isinstance(index, CompressedIndex) else cast("tuple[Mode, ...]", BackedIndex.modes)
+
+
+def _bytes_of(index: CompressedIndex | BackedIndex, mode: Mode) -> float:
+    """Bytes a vector that a mode reads; NaN where a back end does not tell."""
+    if isinstance(index, CompressedIndex):
+        return index.stats().bytes_by_mode[mode]
+    return index.stats().bytes_per_vector.get("total", np.nan)
+
+
+def sweep(
+    index: CompressedIndex | BackedIndex,
+    queries: FloatArray,
+    truth: npt.NDArray[Any],
+    *,
+    ks: Iterable[int] = (10, 100),
+    scoring: Scoring = "asymmetric",
+    query_nnz: int | None = None,
+    progress: bool = False,
+) -> list[Sweep]:
+    """How recall and time trade: in `sparse` by its query_nnz, in `two_stage` by its candidates.
+
+    Of an index with clusters, also in `two_stage` by nprobe.
+
+    Args:
+        index: as for `evaluate`.
+        queries: as for `evaluate`.
+        truth: as for `evaluate`.
+        ks: as for `evaluate`.
+        scoring: as for `CompressedIndex.search`.
+        query_nnz: of `two_stage`, as for `CompressedIndex.search`.
+        progress: show a progress bar.
+
+    Raises:
+        UnknownIdError: the truth holds ids that the index does not.
+    """
+    check_held(index, truth)
+    swept = settings_of(index)
+    sweeps = []
+    total = sum(len(values) for _, _, values in swept)
+    with track(total, "sweep", enabled=progress, unit="settings") as advance:
+        for mode, option, values in swept:
+            measurements = {}
+            for value in values:
+                options = {"query_nnz": query_nnz, option: value}
+                one = _evaluate_mode(index, mode, queries, truth, ks, scoring, options)
+                measurements[value] = one._replace(name=f"{one.name}, {option}={value}")
+                advance(1)
+            sweeps.append(Sweep(mode, option, measurements))
+    return sweeps
+
+
+def settings_of(index: CompressedIndex | BackedIndex) -> list[tuple[Mode, str, list[int]]]:
+    """What `sweep` varies of an index: the values of SWEPT that it is large enough for."""
+    most = {
+        "query_nnz": index.model.n_latents,
+        "candidates": len(index),
+        "nprobe": index.stats().clusters if isinstance(index, CompressedIndex) else 0,
+    }
+    return [
+        (mode, option, [value for value in values if value <= most[option]] or [most[option]])
+        for mode, option, values in SWEPT
+        if most[option]
+    ]
+
+
+def _evaluate_mode(
+    index: CompressedIndex | BackedIndex,
+    mode: Mode,
+    queries: FloatArray,
+    truth: npt.NDArray[Any],
+    ks: Iterable[int],
+    scoring: Scoring,
+    options: Mapping[str, Any],
+) -> Measurement:
+    ask: Any = index.search  # an index over a back end has fewer modes and options
+
+    def search(rows: FloatArray, k: int) -> npt.NDArray[Any]:
+        found: npt.NDArray[Any] = ask(rows, k, mode=mode, scoring=scoring, num_threads=1, **options).ids
+        return found
+
+    name = mode if scoring == "asymmetric" else f"{mode} ({scoring})"
+    return measure(name, _bytes_of(index, mode), search, queries, truth, ks)
+
+
+def measure(
+    name: str,
+    bytes_per_vector: float,
+    search: Callable[[FloatArray, int], npt.NDArray[Any]],
+    queries: FloatArray,
+    truth: npt.NDArray[Any],
+    ks: Iterable[int],
+) -> Measurement:
+    """Recall of the batch, and the median time of single queries with one thread."""
+    ks = sorted(ks)
+    found = search(queries, ks[-1])
+    seconds = []
+    with threadpool_limits(1):
+        for query in queries[:TIMED_QUERIES]:
+            started = time.perf_counter()
+            search(query[None], ks[-1])
+            seconds.append(time.perf_counter() - started)
+    return Measurement(
+        name, bytes_per_vector, {k: recall(found, truth, k) for k in ks}, 1000 * statistics.median(seconds)
+    )
+
+
+def as_table(measurements: Iterable[Measurement]) -> str:
+    """A Markdown table, columns aligned for a terminal."""
+    measurements = list(measurements)
+    ks = list(measurements[0].recall)
+    rows = [["", *(f"recall@{k}" for k in ks), "bytes/vector", "ms/query"]]
+    rows += [
+        [m.name, *(f"{m.recall[k]:.3f}" for k in ks), f"{m.bytes_per_vector:.0f}", f"{m.ms_per_query:.2f}"]
+        for m in measurements
+    ]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    rows.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+    return "\n".join(
+        "| " + " | ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) + " |"
+        for row in rows
+    )

@@ -1,0 +1,176 @@
+"""Exact search and Faiss's quantisers, measured as an index is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from compressae_index.arrays import FloatArray
+from compressae_index.checks import check_vectors, normalize_rows
+from compressae_index.coding.metric import Metric
+from compressae_index.errors import InputError, MissingExtraError
+from compressae_index.measuring.evaluation import Measurement, measure
+from compressae_index.measuring.recall import _comparable
+from compressae_index.progress import track
+from compressae_index.sources import Vectors
+
+# Of each sub-vector in product quantisation: 8 bits.
+PQ_CENTROIDS = 256
+
+
+# Vectors that each of them is learned from, at most, and rounds of k-means. Faiss's own 256 and 25 would take
+# eight times as long: minutes, where a sub-vector has 3 dimensions.
+PQ_POINTS_PER_CENTROID, PQ_ROUNDS = 80, 10
+
+
+RABITQ_BITS = range(1, 9)
+
+
+def evaluate_exact(
+    vectors: Vectors,
+    queries: FloatArray,
+    truth: npt.NDArray[Any],
+    *,
+    ks: Iterable[int] = (10, 100),
+    metric: Metric = "cosine",
+    id_bytes: float = 0.0,
+) -> Measurement:
+    """Exact search over the float32 vectors, by numpy, which take `id_bytes` more each for their ids."""
+    rows = _comparable(check_vectors(vectors[0 : vectors.shape[0]]), metric)
+
+    def search(query: FloatArray, k: int) -> npt.NDArray[Any]:
+        scores = normalize_rows(query) @ rows.T
+        best = np.argpartition(-scores, min(k, len(rows)) - 1, axis=1)[:, :k]
+        order = np.argsort(-np.take_along_axis(scores, best, axis=1), axis=1, kind="stable")
+        return np.take_along_axis(best, order, axis=1)
+
+    return measure("exact float32", rows.shape[1] * 4.0 + id_bytes, search, queries, truth, ks)
+
+
+def evaluate_pq(
+    vectors: Vectors,
+    queries: FloatArray,
+    truth: npt.NDArray[Any],
+    bytes_per_vector: float,
+    *,
+    ks: Iterable[int] = (10, 100),
+    metric: Metric = "cosine",
+) -> Measurement:
+    """Faiss product quantisation (8 bits a sub-vector) at the most bytes that do not exceed the given ones.
+
+    Raises:
+        MissingExtraError: Faiss is not installed.
+        InputError: fewer vectors than a sub-vector has centroids.
+    """
+    faiss = import_faiss(vectors.shape[0])
+    rows = _comparable(check_vectors(vectors[0 : vectors.shape[0]]), metric)
+    return _evaluate_faiss(faiss, _pq(rows.shape[1], bytes_per_vector), rows, queries, truth, ks)
+
+
+def evaluate_quantisers(
+    vectors: Vectors,
+    queries: FloatArray,
+    truth: npt.NDArray[Any],
+    budgets: Iterable[float],
+    *,
+    ks: Iterable[int] = (10, 100),
+    metric: Metric = "cosine",
+    id_bytes: float = 0.0,
+    progress: bool = False,
+) -> dict[str, list[Measurement]]:
+    """Quantisers of Faiss, whose codes are scanned one and all, by family.
+
+    "Faiss SQ" stores each number in half precision, or in 8 bits. "Faiss PQ" (8 bits a sub-vector) and
+    "Faiss RaBitQ" (1 to 8 bits a number, after a random rotation) have, for each budget, the most bytes that
+    do not exceed it. Rotations and k-means start from fixed seeds of Faiss.
+
+    Args:
+        vectors: (n, d); all of them are kept in memory.
+        queries: (n_queries, d).
+        truth: rows of the true neighbours, best first, (n_queries, at least max(ks)).
+        budgets: bytes of a vector.
+        ks: the k of each recall@k.
+        metric: what neighbours are by.
+        id_bytes: what an id takes, which Faiss's codes are without: it counts with them, in the budgets too.
+        progress: show a progress bar.
+
+    Raises:
+        MissingExtraError: Faiss is not installed.
+        InputError: fewer vectors than a sub-vector has centroids.
+    """
+    faiss = import_faiss(vectors.shape[0])
+    rows = _comparable(check_vectors(vectors[0 : vectors.shape[0]]), metric)
+    families = _quantisers(faiss, rows.shape[1], [budget - id_bytes for budget in sorted(budgets)])
+    measured: dict[str, list[Measurement]] = {family: [] for family in families}
+    with track(sum(map(len, families.values())), "Faiss", enabled=progress, unit="indexes") as advance:
+        for family, keys in families.items():
+            for key in keys:
+                one = _evaluate_faiss(faiss, key, rows, queries, truth, ks)
+                measured[family].append(one._replace(bytes_per_vector=one.bytes_per_vector + id_bytes))
+                advance(1)
+    return measured
+
+
+def _quantisers(faiss: Any, dim: int, budgets: list[float]) -> dict[str, list[str]]:
+    """Keys of Faiss's factory by family, fewest bytes first."""
+    sizes = {bits: faiss.index_factory(dim, f"RaBitQ{bits}").sa_code_size() for bits in RABITQ_BITS}
+    fitting = [[bits for bits, size in sizes.items() if size <= budget] for budget in budgets]
+    families = {
+        "Faiss SQ": ["SQ8", "SQfp16"],
+        "Faiss PQ": [_pq(dim, budget) for budget in budgets],
+        "Faiss RaBitQ": [f"RR{dim},RaBitQ{bits[-1]}" for bits in fitting if bits],
+    }
+    # Budgets that are nearly equal are met by the same one.
+    return {family: list(dict.fromkeys(keys)) for family, keys in families.items() if keys}
+
+
+def import_faiss(n: int) -> Any:
+    """The library, which is to quantise n vectors; for callers that want to know before they compute.
+
+    Raises:
+        MissingExtraError: Faiss is not installed.
+        InputError: fewer vectors than a sub-vector has centroids.
+    """
+    try:
+        import faiss
+    except ImportError as error:
+        raise MissingExtraError("faiss-cpu", "faiss", "comparing with product quantisation") from error
+    if n < PQ_CENTROIDS:
+        msg = f"product quantisation needs at least {PQ_CENTROIDS} vectors, got {n}"
+        raise InputError(msg)
+    return faiss
+
+
+def _pq(dim: int, budget: float) -> str:
+    """Faiss's key of a product quantiser of at most so many bytes, and of at least one."""
+    parts = max(m for m in range(1, dim + 1) if dim % m == 0 and m <= max(budget, 1))
+    return f"PQ{parts}x8np"  # not polysemous: that takes minutes, and changes no distance
+
+
+def _evaluate_faiss(
+    faiss: Any,
+    key: str,
+    rows: FloatArray,
+    queries: FloatArray,
+    truth: npt.NDArray[Any],
+    ks: Iterable[int],
+) -> Measurement:
+    """An index of Faiss by its factory's key."""
+    index = faiss.index_factory(rows.shape[1], key, faiss.METRIC_INNER_PRODUCT)
+    if isinstance(index, faiss.IndexPQ):
+        index.pq.cp.max_points_per_centroid = PQ_POINTS_PER_CENTROID
+        index.pq.cp.niter = PQ_ROUNDS
+        # Faiss would print a warning for each sub-vector where there are fewer than 39.
+        index.pq.cp.min_points_per_centroid = 1
+    index.train(rows)
+    index.add(rows)
+
+    def search(query: FloatArray, k: int) -> npt.NDArray[Any]:
+        found: npt.NDArray[Any] = index.search(normalize_rows(query), k)[1]
+        return found
+
+    name = "Faiss " + key.split(",")[-1].removesuffix("np")
+    return measure(name, float(index.sa_code_size()), search, queries, truth, ks)

@@ -1,0 +1,98 @@
+"""Imports run one way: from what users call down to the ground."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = "compressae_index"
+
+# Rooms from the top down. A room may import those of later lines, and nothing of its own line but itself.
+FLOORS = (
+    ("__main__",),
+    ("cli",),
+    ("demo",),
+    ("connectors", "measuring"),
+    ("index",),
+    ("building",),
+    ("embedded",),
+    ("search", "training"),
+    ("coding",),
+    ("sources",),
+    # The ground: what its modules import of each other is their own affair.
+    (
+        *("_engine", "arrays", "checks", "conversion", "errors", "ids", "npy", "persistence", "processes"),
+        *("progress", "storage", "terminal"),
+    ),
+)
+GROUND = FLOORS[-1]
+
+
+def modules() -> Iterator[tuple[Path, str]]:
+    """Every file of the package and its name, the connectors under the name they are installed by."""
+    for folder, name in ((ROOT / PACKAGE, PACKAGE), (ROOT / "connectors", f"{PACKAGE}.connectors")):
+        for file in sorted(folder.rglob("*.py")):
+            parts = file.relative_to(folder).with_suffix("").parts
+            yield file, ".".join((name, *parts)).removesuffix(".__init__")
+
+
+NAMES = {name for _, name in modules()} | {f"{PACKAGE}._engine"}
+
+
+def imports(file: Path) -> Iterator[tuple[str, str]]:
+    """Modules of the package that a file imports, anywhere in it, and the name it takes from each."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == PACKAGE:
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield (whole, "") if whole in NAMES else (node.module, alias.name)
+        elif isinstance(node, ast.Import):
+            yield from ((alias.name, "") for alias in node.names if alias.name.split(".")[0] == PACKAGE)
+
+
+def room_of(module: str) -> str:
+    return (*module.split("."), "")[1]
+
+
+def floor_of(room: str) -> int:
+    return next(number for number, rooms in enumerate(FLOORS) if room in rooms)
+
+
+def test_every_module_has_a_floor() -> None:
+    rooms = {room_of(name) for name in NAMES} - {""}
+    assert rooms == {room for floor in FLOORS for room in floor}
+
+
+@pytest.mark.parametrize(("file", "name"), list(modules()), ids=[name for _, name in modules()])
+def test_imports_run_down(file: Path, name: str) -> None:
+    room = room_of(name)
+    if not room:
+        pytest.skip("the package itself shows what is inside")
+    for module, taken in imports(file):
+        other = room_of(module)
+        assert other, f"{name} imports the package itself"
+        if other == room or (room in GROUND and other in GROUND):
+            continue
+        assert floor_of(room) < floor_of(other), f"{name} imports {module}, which is not below it"
+        assert not taken.startswith("_"), f"{name} takes the private {taken} of {module}"
+
+
+def test_torch_is_imported_where_it_is_needed() -> None:
+    with_torch = {
+        name
+        for file, name in modules()
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        and "torch" in {part.split(".")[0] for part in _imported(node)}
+    }
+    # A GPU index takes tensors where they lie.
+    expected = (f"{PACKAGE}.training", f"{PACKAGE}.coding.torch_", f"{PACKAGE}.connectors.faiss.gpu")
+    assert {name for name in with_torch if name.startswith(expected)} == with_torch > set()
+
+
+def _imported(node: ast.Import | ast.ImportFrom) -> list[str]:
+    return [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
