@@ -13,7 +13,7 @@ import numpy as np
 from pymilvus import MilvusClient
 
 from compressae_index.arrays import BoolArray, IdArray
-from compressae_index.building.training import check_given, trained_model
+from compressae_index.building.training import ModelSource
 from compressae_index.checks import check_threads
 from compressae_index.coding.chunks import encoded_chunks
 from compressae_index.coding.codes import SparseCodes
@@ -171,7 +171,7 @@ def from_milvus(
     metric = _metric_of(source) if metric is None else metric
     given = CompresSAE.load(model) if isinstance(model, (str, os.PathLike)) else model
     if given is not None:
-        check_given(given, n_latents, config, metric)
+        ModelSource.checked(given, k=k, n_latents=n_latents, config=config, metric=metric)
         if given.dim != source.dim:
             msg = f"field {source.field!r} has dimension {source.dim}, the model {given.dim}"
             raise DimensionError(msg)
@@ -184,7 +184,8 @@ def from_milvus(
     _check_source(source)
     if begun is None:
         with clock("train"):
-            trained = given or trained_model(source, k, n_latents, config, metric, progress=progress)
+            chosen = ModelSource.checked(given, k=k, n_latents=n_latents, config=config, metric=metric)
+            trained = chosen.model_for(source, k, progress=progress)
         manifest = manifest_of(trained, k=k, encoder=encoder, metric=metric, dense=dense, source=origin)
     else:
         manifest = begun
