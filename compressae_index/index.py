@@ -25,8 +25,9 @@ from compressae_index.coding.metric import METRICS, Metric, RowScale
 from compressae_index.coding.model import ENCODERS, CompresSAE, Encoder, check_is_model, check_model
 from compressae_index.embedded.backend import EmbeddedBackend
 from compressae_index.embedded.clustering import similar_order
+from compressae_index.embedded.codecs import CodecName, codec_of
+from compressae_index.embedded.codecs.packed import VALUE_BITS
 from compressae_index.embedded.documents import Documents
-from compressae_index.embedded.packing import VALUE_BITS, Form, packing_of
 from compressae_index.embedded.sizes import RUN_ROWS, WINDOW
 from compressae_index.errors import DimensionError, FormatError, InputError
 from compressae_index.ids import STORED_ROWS, Ids, as_id_array, stored_rows
@@ -140,7 +141,7 @@ class CompressedIndex:
         encoder: Encoder = "pursuit",
         metric: Metric = "cosine",
         config: TrainConfig | None = None,
-        forward: Form = "packed",
+        forward: CodecName = "packed",
         value_bits: int | None = None,
         postings: int | None = None,
         bytes_per_vector: float | None = None,
@@ -171,7 +172,7 @@ class CompressedIndex:
             config: training settings; k and n_latents may be named there or here.
             forward: how codes are stored for `dense` and `two_stage`: "packed" takes the fewest bytes,
                 "aligned" is the fastest.
-            value_bits: bits of a packed value, 4 to 8, 6 by default; the aligned form always has 8.
+            value_bits: bits of a packed value, 4 to 8, 6 by default; the aligned codec always has 8.
             postings: nonzeros of a code that the posting lists keep, the strongest; all by default. Each left
                 out saves 3 bytes, and makes `sparse` and the first stage of `two_stage` approximate.
             bytes_per_vector: a budget for all that `two_stage` keeps resident, ids and all, at n vectors. k,
@@ -194,7 +195,7 @@ class CompressedIndex:
         planned = bytes_per_vector is not None or target_recall is not None
         if planned:
             planning.check_budget(bytes_per_vector, target_recall, k, value_bits, postings, forward)
-        packing = packing_of(forward, VALUE_BITS if value_bits is None else value_bits)
+        codec = codec_of(forward, value_bits=VALUE_BITS if value_bits is None else value_bits)
         if postings is not None:
             check_int(postings, "postings", 1)
         settings = training_settings(k, n_latents, config, metric) if model is None else None
@@ -223,8 +224,8 @@ class CompressedIndex:
                 num_threads=threads,
                 progress=progress,
             )
-            k, postings, packing = plan.k, plan.postings, packing_of("packed", plan.value_bits)
-        backend = EmbeddedBackend(model.n_latents, k, packing, postings=postings)
+            k, postings, codec = plan.k, plan.postings, codec_of("packed", value_bits=plan.value_bits)
+        backend = EmbeddedBackend(model.n_latents, k, codec, postings=postings)
         index = cls(model, k=k, encoder=encoder, metric=metric, backend=backend)
         index.plan, index.skipped = plan, skipped
         chunks = encoded_chunks(model, vectors, k, encoder, threads, scale=scale)
@@ -238,7 +239,7 @@ class CompressedIndex:
         model: CompresSAE,
         ids: Any = None,
         *,
-        forward: Form = "packed",
+        forward: CodecName = "packed",
         value_bits: int = VALUE_BITS,
         postings: int | None = None,
         num_threads: int | None = None,
@@ -263,7 +264,7 @@ class CompressedIndex:
             InputError: an argument is of another type or out of range; duplicate ids, or another number of
                 them.
         """
-        threads, packing = check_threads(num_threads), packing_of(forward, value_bits)
+        threads, codec = check_threads(num_threads), codec_of(forward, value_bits=value_bits)
         if postings is not None:
             check_int(postings, "postings", 1)
         check_is_model(model)
@@ -282,7 +283,7 @@ class CompressedIndex:
         if postings is not None:
             check_int(postings, "postings", 1, store.k, "k")
         row_ids = Ids.from_user(ids, len(store))
-        backend = EmbeddedBackend(model.n_latents, store.k, packing, postings=postings)
+        backend = EmbeddedBackend(model.n_latents, store.k, codec, postings=postings)
         index = cls(model, k=store.k, encoder=store.encoder, backend=backend)
         chunks = (store[first : first + CHUNK_ROWS] for first in range(0, len(store), CHUNK_ROWS))
         index._append(chunks, row_ids, threads, progress, label="indexing")
@@ -653,7 +654,7 @@ class CompressedIndex:
             "encoder": self.encoder,
             "model": self.model.manifest(),
         }
-        meta |= {"packing": state.backend.packing.manifest(), "postings": state.backend.postings}
+        meta |= {"packing": state.backend.codec.manifest(), "postings": state.backend.postings}
         meta |= {"metric": self._scale.metric, "unit": self._scale.unit}
         persistence.write(path, "index", meta, arrays=arrays, tensors=self.model.tensors())
 
@@ -686,10 +687,10 @@ class CompressedIndex:
         n = check_int(meta["n"], "n", 0)
         k = check_int(meta["k"], "k", 1, model.n_latents, "n_latents")
         postings = check_int(meta["postings"], "postings", 1, k, "k")
-        packing = persistence.entry(meta, "packing", dict)
+        manifest = persistence.entry(meta, "packing", dict)
         of_rows = {name: array for name, array in arrays.items() if name in STORED_ROWS}
         of_codes = {name: array for name, array in arrays.items() if name not in STORED_ROWS}
-        backend = EmbeddedBackend.from_arrays(of_codes, n, model.n_latents, k, packing, postings)
+        backend = EmbeddedBackend.from_arrays(of_codes, n, model.n_latents, k, manifest, postings)
         ids, alive = stored_rows(n, of_rows)
         # Older indexes have no metric, which was cosine.
         metric, unit = check_choice(meta.get("metric", "cosine"), "metric", METRICS), meta.get("unit")
