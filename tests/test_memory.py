@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from compressae_index import CompresSAE, CompressedIndex
 from compressae_index.arrays import FloatArray
 from compressae_index.coding.codes import SparseCodes
 from compressae_index.embedded.backend import EmbeddedBackend
-from compressae_index.embedded.codecs import CODECS, CodecName, codec_of
+from compressae_index.embedded.codecs import CodecName, codec_of
 from compressae_index.embedded.sizes import RUN_ROWS
 
 pytestmark = pytest.mark.skipif(
@@ -100,7 +101,7 @@ def run_python(code: str, *arguments: object, keeps_freed: bool = False) -> tupl
 MIB = 2**20
 
 
-@pytest.mark.parametrize("form", CODECS)
+@pytest.mark.parametrize("form", get_args(CodecName))
 def test_building_takes_what_stats_says_and_at_most_twice_that_on_the_way(
     tmp_path: Path, model: CompresSAE, vectors: FloatArray, form: CodecName
 ) -> None:

@@ -15,7 +15,7 @@ from compressae_index.embedded.codecs.packed import Packed
 __all__ = ["CODECS", "Aligned", "Arrays", "Codec", "CodecName", "Packed", "codec_of", "from_arrays"]
 
 CodecName: TypeAlias = Literal["packed", "aligned"]
-CODECS: dict[CodecName, type[Codec]] = {"packed": Packed, "aligned": Aligned}
+CODECS: dict[str, type[Codec]] = {codec.name: codec for codec in (Packed, Aligned)}
 
 
 def codec_of(forward: CodecName = "packed", **settings: Any) -> Codec:
@@ -50,5 +50,5 @@ def from_arrays(manifest: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[An
     return codec, {name: held[name] for name in kind.array_names if name in held}
 
 
-def _kind(name: CodecName) -> type[Codec]:
+def _kind(name: str) -> type[Codec]:
     return CODECS[check_choice(name, "forward", tuple(CODECS))]
