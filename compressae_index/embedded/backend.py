@@ -79,7 +79,7 @@ class EmbeddedBackend:
         return sum(map(len, self._parts))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The engine's objects are made again of their arrays. Contents of mapped files are pickled.
+        # The engine's objects cannot be pickled; their arrays can, mapped ones by their contents.
         parts = [(_held(part.rows), _held(part.inverted.arrays()), len(part)) for part in self._parts]
         clusters = None if self.clusters is None else _held(self.clusters.arrays())
         return _remade, (self.n_latents, self.k, self.codec, self.postings, parts, clusters)
@@ -129,7 +129,7 @@ class EmbeddedBackend:
         return taken
 
     def _with(self, codec: Codec, rows: Arrays, num_threads: int) -> EmbeddedBackend:
-        """With rows of the codec appended as they are: rounding them again would change them."""
+        """With packed rows appended as they are: rounding them again would change them."""
         parts = list(self._parts)
         if parts and (tail := len(parts[-1]) % WINDOW):
             last = parts.pop()
@@ -146,7 +146,7 @@ class EmbeddedBackend:
         return self._of(codec, [*parts[:first], self._joined(parts[first:], codec)])
 
     def _inverted(self, codec: Codec, rows: Arrays, n: int, num_threads: int) -> InvertedLists:
-        """Posting lists of n rows. They get the values as stored, so that both forms round the same ones."""
+        """Posting lists of n packed rows: of their rounded values, so that both hold the same codes."""
         lists = []
         for run in _runs(n):
             codes = codec.unpack(codec.cut(rows, run), self.n_latents, self.k, num_threads)
@@ -178,15 +178,16 @@ class EmbeddedBackend:
         num_threads: int,
         nprobe: int | None = None,
     ) -> Hits:
-        """Best rows by the query_nnz largest entries of each projection, of the nprobe best clusters.
+        """The best rows by the query_nnz largest entries of each projection, in the nprobe best clusters.
 
-        The posting lists find somewhat more rows than are asked for, whose codes then give exact scores.
+        Posting lists, whose values are rounded, find a few rows more than are asked for; codes then score
+        these exactly.
         """
         candidates = sparse_candidates(top)
         return self._search(projections, None, query_nnz, candidates, top, allowed, num_threads, nprobe)
 
     def dense(self, projections: FloatArray, top: int, allowed: Bitmap | None, num_threads: int) -> Hits:
-        """Best rows by whole projections."""
+        """The best rows by whole projections."""
         return self._search(None, projections, 1, 1, top, allowed, num_threads)
 
     def two_stage(
@@ -200,7 +201,7 @@ class EmbeddedBackend:
         num_threads: int,
         nprobe: int | None = None,
     ) -> Hits:
-        """Of the best candidates by entries of one projection, the best by another whole one."""
+        """The best rows by stage_two, whole, among the candidates that posting lists find for stage_one."""
         return self._search(stage_one, stage_two, query_nnz, candidates, top, allowed, num_threads, nprobe)
 
     def _search(
@@ -372,7 +373,7 @@ def _concatenated(lists: Sequence[InvertedLists]) -> InvertedLists:
 
 
 def strongest(codes: SparseCodes, nonzeros: int) -> SparseCodes:
-    """Each code's `nonzeros` pairs of largest magnitude; of equal ones, those of the lower latents."""
+    """The `nonzeros` pairs of largest magnitude of each code; ties go to the lower latents."""
     if nonzeros >= codes.k:
         return codes
     order = np.argsort(-np.abs(codes.values), axis=1, kind="stable")[:, :nonzeros]
