@@ -249,12 +249,12 @@ def test_damaged_clusters_are_refused_or_harmless(clustered: Path, queries: Floa
 def test_clusters_of_another_index_are_refused_by_load(clustered: Path) -> None:
     backend, clusters = parts_of(CompressedIndex.load(clustered))
     arrays = backend.to_arrays()
-    n, packing = len(backend), backend.packing.manifest()
+    n, manifest = len(backend), backend.codec.manifest()
 
     def loaded(clusters: Clusters) -> EmbeddedBackend:
         foreign = {f"clusters_{name}": array for name, array in clusters.arrays().items()}
         return EmbeddedBackend.from_arrays(
-            arrays | foreign, n, backend.n_latents, backend.k, packing, backend.postings
+            arrays | foreign, n, backend.n_latents, backend.k, manifest, backend.postings
         )
 
     assert loaded(clusters).n_clustered == 2 * WINDOW

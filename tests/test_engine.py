@@ -19,7 +19,7 @@ from compressae_index import CompressedIndex, SparseCodes
 from compressae_index._engine import Dictionary, ForwardCodes, InvertedLists, search, simd, top_k_codes
 from compressae_index.arrays import FloatArray
 from compressae_index.embedded.backend import EmbeddedBackend
-from compressae_index.embedded.packing import Aligned, Packed, Packing
+from compressae_index.embedded.codecs import Aligned, Codec, Packed
 from compressae_index.embedded.sizes import WINDOW
 
 Float64 = npt.NDArray[np.float64]
@@ -98,7 +98,7 @@ def bitmap(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
     query_nnz=st.integers(1, 100),
     top=st.integers(1, 500),
     share=st.sampled_from([None, 0.0, 0.02, 0.6]),
-    packing=st.sampled_from([Aligned(), *map(Packed, range(4, 9))]),
+    codec=st.sampled_from([Aligned(), *map(Packed, range(4, 9))]),
     short=st.booleans(),
     seed=st.integers(0, 2**31),
 )
@@ -109,7 +109,7 @@ def test_every_search_equals_brute_force(
     query_nnz: int,
     top: int,
     share: float | None,
-    packing: Packing,
+    codec: Codec,
     short: bool,
     seed: int,
 ) -> None:
@@ -127,10 +127,10 @@ def test_every_search_equals_brute_force(
     off = float((min(codes.k, query_nnz) / steps(u, query_nnz, lists)).max())
     assert_best(*lists.search(u, query_nnz, top, marks, 1), exact, top, allowed, off)
 
-    packing = packing.fitted(codes)
-    arrays = packing.pack(codes)
-    forward = packing.engine(arrays, n_latents, codes.k)
-    stored = packing.unpack(arrays, n_latents, codes.k)
+    codec = codec.fitted(codes)
+    arrays = codec.pack(codes)
+    forward = codec.engine(arrays, n_latents, codes.k)
+    stored = codec.unpack(arrays, n_latents, codes.k)
     exact = u.astype(np.float64) @ stored.to_dense().astype(np.float64).T
     assert_best(*forward.search(u, top, marks, 1), exact, top, allowed)
     # With every document a candidate, two stages are one.
@@ -224,8 +224,8 @@ def test_ties_go_to_the_lower_row() -> None:
     lists = InvertedLists.build(codes.latents, codes.values, 3, 1)
     np.testing.assert_array_equal(lists.search(u, 1, 1500, None, 1)[1], expected)
     backwards = np.arange(5000)[None, ::-1].copy()
-    for packing in (Aligned(), Packed().fitted(codes)):
-        forward = packing.engine(packing.pack(codes), 3, 1)
+    for codec in (Aligned(), Packed().fitted(codes)):
+        forward = codec.engine(codec.pack(codes), 3, 1)
         np.testing.assert_array_equal(forward.search(u, 1500, None, 1)[1], expected)
         np.testing.assert_array_equal(forward.rescore(u, backwards, 1500, 1)[1], expected)
 
@@ -414,11 +414,11 @@ def test_wrong_arguments_are_refused() -> None:
             refused()
 
 
-@pytest.mark.parametrize("packing", [Aligned(), Packed(levels=np.linspace(0.03, 1, 32, dtype=np.float32))])
-def test_added_documents_end_up_as_if_built_at_once(packing: Packing) -> None:
+@pytest.mark.parametrize("codec", [Aligned(), Packed(levels=np.linspace(0.03, 1, 32, dtype=np.float32))])
+def test_added_documents_end_up_as_if_built_at_once(codec: Codec) -> None:
     codes = random_codes(2 * WINDOW + 700, 64, 4, 5)
-    at_once = EmbeddedBackend(64, 4, packing).added([codes], 2)
-    grown = EmbeddedBackend(64, 4, packing)
+    at_once = EmbeddedBackend(64, 4, codec).added([codes], 2)
+    grown = EmbeddedBackend(64, 4, codec)
     for begin, end in [
         (0, 10),
         (10, 500),

@@ -175,7 +175,7 @@ def test_save_load_add(
     whole.remove([3])
     for mode in MODES:
         a, b = (each.search(asked, 10, mode=mode) for each in (index, whole))
-        if forward == "aligned":  # the packed form has learned its levels from other rows
+        if forward == "aligned":  # the packed codec has learned its levels from other rows
             np.testing.assert_array_equal(a.scores, b.scores)
         assert recall(a.ids, b.ids, 10) > 0.9
     exact = products(index, asked)
