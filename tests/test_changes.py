@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles import assert_same
 
-from compressae_index import CompresSAE, CompressedIndex, SearchResult
+from compressae_index import CompresSAE, CompressedIndex
 from compressae_index.arrays import FloatArray
 from compressae_index.embedded.backend import EmbeddedBackend
 from compressae_index.embedded.codecs import Aligned, Codec, Packed
@@ -66,11 +67,6 @@ def changed(index: CompressedIndex, step: Step, ids: list[Any], vectors: FloatAr
             index.save(folder)
             return CompressedIndex.load(folder, mmap=step.kind == "map")
     return index
-
-
-def assert_same(a: SearchResult, b: SearchResult) -> None:
-    np.testing.assert_array_equal(a.ids, b.ids)
-    np.testing.assert_array_equal(a.scores, b.scores)
 
 
 @pytest.mark.parametrize("levels", ["aligned", "usual", "learned"])
