@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 # So that a failed assertion of theirs shows its values, too.
-pytest.register_assert_rewrite("folders", "oracles")
+pytest.register_assert_rewrite("compressae_index.testing", "folders", "oracles")
 
 
 @pytest.fixture(scope="session")

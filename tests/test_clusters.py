@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from click.testing import CliRunner
-from oracles import assert_best, bitmap, overlap, stored_in_lists, strongest_entries
+from oracles import bitmap, overlap, stored_in_lists
 
 from compressae_index import CompresSAE, CompressedIndex, DimensionError, InputError
 from compressae_index._engine import Clusters, search
@@ -20,6 +20,7 @@ from compressae_index.embedded.backend import EmbeddedBackend
 from compressae_index.embedded.sizes import CLUSTER, WINDOW
 from compressae_index.measuring.evaluation import sweep
 from compressae_index.search.queries import MODES, Mode
+from compressae_index.testing import assert_best, strongest_entries
 
 ROWS = 2 * WINDOW + 5000
 PROBING: tuple[Mode, ...] = ("sparse", "two_stage")

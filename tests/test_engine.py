@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import Float64, Mask, assert_best, bitmap, stored_in_lists, strongest_entries
+from oracles import bitmap, stored_in_lists
 
 from compressae_index import CompressedIndex, SparseCodes
 from compressae_index._engine import Dictionary, ForwardCodes, InvertedLists, search, simd, top_k_codes
@@ -21,6 +21,7 @@ from compressae_index.arrays import FloatArray
 from compressae_index.embedded.backend import EmbeddedBackend
 from compressae_index.embedded.codecs import Aligned, Codec, Packed
 from compressae_index.embedded.sizes import WINDOW
+from compressae_index.testing import Float64, Mask, assert_best, strongest_entries
 
 
 def random_codes(n: int, n_latents: int, k: int, seed: int) -> SparseCodes:

@@ -11,15 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from oracles import (
-    assert_best,
-    assert_same,
-    dense_codes,
-    list_rounding,
-    mean_of,
-    reconstructed_scores,
-    term_scores,
-)
+from oracles import assert_same, list_rounding, reconstructed_scores
 
 from compressae_index import (
     CompresSAE,
@@ -32,6 +24,7 @@ from compressae_index import (
 from compressae_index.arrays import FloatArray
 from compressae_index.checks import normalize_rows
 from compressae_index.search.queries import MODES, SCORINGS, Mode, Scoring
+from compressae_index.testing import assert_best, dense_codes, mean_of, term_scores
 
 each_mode = pytest.mark.parametrize("mode", MODES)
 each_scoring = pytest.mark.parametrize("scoring", SCORINGS)

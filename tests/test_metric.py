@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from click.testing import CliRunner
-from oracles import assert_best, nearest, term_scores
+from oracles import nearest
 
 from compressae_index import CompresSAE, CompressedIndex, FormatError, InputError, SearchResult, TrainConfig
 from compressae_index.arrays import FloatArray
@@ -20,6 +20,7 @@ from compressae_index.cli import main
 from compressae_index.coding.metric import METRICS, RowScale, row_norms
 from compressae_index.measuring.recall import exact_neighbours, recall
 from compressae_index.search.queries import MODES
+from compressae_index.testing import assert_best, term_scores
 
 FORMS = ("packed", "aligned")
 each_form = pytest.mark.parametrize("forward", FORMS)

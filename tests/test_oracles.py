@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from oracles import assert_best
+
+from compressae_index.testing import assert_best
 
 EXACT = np.array([[0.1, 0.5, 0.9, 0.5, -np.inf]])
 IDS = np.array([40, 30, 20, 10, 0])

@@ -195,6 +195,9 @@ class Index:
         for name in ("query_nnz", "nprobe"):
             if (value := getattr(settings, name)) is not None:
                 check_int(value, name, 1)
+        if isinstance(settings.filter, str) and "expression" not in documents.filters:
+            msg = f"filter is an expression, but this index filters by {' or '.join(documents.filters)}"
+            raise InputError(msg)
         threads = check_threads(settings.num_threads)
         rows = check_vectors(queries, dim=self.model.dim, name="queries", may_be_empty=True)
         factors = RowScale(self.metric, documents.unit or 1.0).of_queries(rows)
