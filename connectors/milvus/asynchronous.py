@@ -91,7 +91,7 @@ class AsyncMilvusIndex:
         for first in range(0, len(asked), QUERY_BLOCK):
             block = asked.block(first)
             request = await asyncio.to_thread(backend.search_request, block.terms, n, scope)
-            with translated(f"searching collection {backend.collection!r}", expression=request["filter"]):
+            with backend.collection.doing("searching", expression=request["filter"]):
                 hits = await self._client.search(**request)
             results.append(index._ranked(block, backend.found(hits, n), k))
         return await asyncio.to_thread(index._with_fields, index._joined(results, k), names)

@@ -14,8 +14,9 @@ import numpy as np
 from compressae_index.arrays import IdArray
 from compressae_index.checks import as_path, check_int
 from compressae_index.coding.codes import SparseCodes
-from compressae_index.connectors.milvus.client import check_primary
-from compressae_index.connectors.milvus.collection import CODE_FIELD, DENSE, DENSE_FIELD, Dense
+from compressae_index.connectors.milvus.compressed import CODE_FIELD, DENSE_FIELD
+from compressae_index.connectors.milvus.expressions import check_primary
+from compressae_index.connectors.milvus.manifest import DENSE, Dense
 from compressae_index.connectors.milvus.wire import to_dicts
 from compressae_index.errors import FormatError, InputError, MissingExtraError
 from compressae_index.index import CompressedIndex
