@@ -235,8 +235,7 @@ def publish(collection: Collection, manifest: Manifest) -> None:
     """
     if load_manifest(collection) != manifest:
         raise made_meanwhile(collection.name)
-    building_of(collection).rename(collection.name)
-    collection.load()
+    building_of(collection).rename(collection.name).load()
 
 
 def drop_compressed(collection: Collection) -> None:

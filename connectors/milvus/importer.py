@@ -147,30 +147,17 @@ def from_milvus(
         BackendError: Milvus does not answer or refuses, or the stored rows are not those that were sent.
     """
     name = check_name(f"{collection}{SUFFIX}" if target is None else target)
-    threads = check_threads(num_threads)
+    options = _Options(algorithm, check_threads(num_threads), progress)
     client = reading_client(client, collection, token=token, db_name=db_name, timeout=timeout)
     check_dense(client, dense)
     source = MilvusSource(client, collection, vector_field=vector_field, filter=filter, timeout=timeout)
     settings = _Settings(k, n_latents, encoder, source.metric() if metric is None else metric, dense)
     given = CompresSAE.load(model) if isinstance(model, (str, os.PathLike)) else model
-    if given is not None:
-        check_given(given, n_latents, config, settings.metric)
-        if given.dim != source.dim:
-            msg = f"field {source.field!r} has dimension {source.dim}, the model {given.dim}"
-            raise DimensionError(msg)
-    run = _Run(
-        source=source,
-        target=Collection(client, name, timeout),
-        settings=settings,
-        given=given,
-        config=config,
-        algorithm=algorithm,
-        progress=progress,
-    )
+    run = _Run(source, Collection(client, name, timeout), settings, given, config, options)
     begun = _open(run)
     trained, manifest = _train(run, begun)
     backend = MilvusBackend(Opened(begun.collection, manifest, source.key), trained)
-    copier = Copier(source, backend, trained, threads)
+    copier = Copier(source, backend, trained, options.threads)
     resumed = _fill(run, begun, copier)
     sample = _verify(run, begun, copier)
     index = MilvusIndex.open(client, name, model=trained, timeout=timeout)
@@ -203,6 +190,15 @@ class _Settings:
                 raise FormatError(msg)
 
 
+@dataclass(frozen=True)
+class _Options:
+    """Options that may differ when an import goes on."""
+
+    algorithm: str | None
+    threads: int
+    progress: bool
+
+
 class _Clock:
     """Seconds by phase."""
 
@@ -220,7 +216,7 @@ class _Clock:
 
 @dataclass(frozen=True)
 class _Run:
-    """One call of `from_milvus`, with checked arguments."""
+    """One call of `from_milvus`."""
 
     source: MilvusSource
     target: Collection
@@ -228,8 +224,7 @@ class _Run:
     given: CompresSAE | None
     """The model; None to train one."""
     config: TrainConfig | None
-    algorithm: str | None
-    progress: bool
+    options: _Options
     clock: _Clock = field(default_factory=_Clock)
 
     @property
@@ -250,12 +245,13 @@ class _Begun(NamedTuple):
 
 
 def _open(run: _Run) -> _Begun:
-    """Finds the state of the target, checks the source, and drops what neither of them can use.
+    """Checks the model, the target and the source, and drops an earlier copy that cannot be used any more.
 
     Raises:
-        InputError: the target is not from an import, or the source cannot be imported.
+        InputError: the model does not fit, or the target or the source cannot be used for an import.
         FormatError: the target was imported from something else.
     """
+    _check_model(run)
     target, building = run.target, building_of(run.target)
     is_finished, is_building = target.exists(), building.exists()
     rows = target if is_finished else building
@@ -286,11 +282,25 @@ def _open(run: _Run) -> _Begun:
     return _Begun(rows, manifest, is_finished)
 
 
+def _check_model(run: _Run) -> None:
+    """Checks that the given model fits the source and the options.
+
+    Raises:
+        InputError: it does not.
+    """
+    if run.given is None:
+        return
+    check_given(run.given, run.settings.n_latents, run.config, run.settings.metric)
+    if run.given.dim != run.source.dim:
+        msg = f"field {run.source.field!r} has dimension {run.source.dim}, the model {run.given.dim}"
+        raise DimensionError(msg)
+
+
 def _check_source(source: MilvusSource) -> None:
     """Checks that a compressed collection can hold the ids and fields of the source.
 
     Raises:
-        InputError: the id -1, by which results say that there is no neighbour, or a name that is used here.
+        InputError: the id -1, which marks a missing neighbour in results, or a name that is used here.
     """
     if not source.key.are_strings and (source.ids == -1).any():
         msg = (
@@ -313,7 +323,12 @@ def _train(run: _Run, begun: _Begun) -> tuple[CompresSAE, Manifest]:
         return load_model(run.target, begun.manifest, run.given), begun.manifest
     with run.clock("train"):
         model = run.given or trained_model(
-            run.source, settings.k, settings.n_latents, run.config, settings.metric, progress=run.progress
+            run.source,
+            settings.k,
+            settings.n_latents,
+            run.config,
+            settings.metric,
+            progress=run.options.progress,
         )
     manifest = Manifest.of(
         model,
@@ -335,9 +350,9 @@ def _fill(run: _Run, begun: _Begun, copier: Copier) -> int:
     if begun.manifest is None:
         copier.check_first()
         save_model(run.target, copier.model, copier.backend.manifest)
-    copier.create(run.target, run.algorithm)
+    copier.create(run.target, run.options.algorithm)
     with run.clock("write"):
-        resumed = copier.fill(run.progress)
+        resumed = copier.fill(run.options.progress)
     with run.clock("flush"):
         collection.flush()
     return resumed
