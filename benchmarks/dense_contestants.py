@@ -26,6 +26,7 @@ from compressae_index.checks import normalize_rows
 from compressae_index.coding.metric import Metric
 from compressae_index.coding.model import Encoder
 from compressae_index.embedded.backend import EmbeddedBackend
+from compressae_index.embedded.documents import EmbeddedDocuments
 from compressae_index.embedded.levels import usual_levels
 from compressae_index.embedded.packing import Packed
 from compressae_index.errors import InputError
@@ -243,7 +244,7 @@ def compresso(bench: Bench) -> Iterator[Built]:
         codes = SparseCodes(codes.latents, codes.values * norms[codes.latents], codes.n_latents)
         backend = EmbeddedBackend(model.n_latents, 32)
         backend = backend.added([model.fold(codes)], bench.threads, model.decoder_w)
-        return CompressedIndex(model, encoder="topk", backend=backend)
+        return CompressedIndex(model, encoder="topk", documents=EmbeddedDocuments(backend))
 
     index, fill_seconds = timed(fill)
     yield from searched(

@@ -31,6 +31,7 @@ from compressae_index.arrays import FloatArray
 from compressae_index.checks import normalize_rows
 from compressae_index.embedded.backend import EmbeddedBackend, Part
 from compressae_index.embedded.clustering import similar_order
+from compressae_index.embedded.documents import EmbeddedDocuments
 from compressae_index.embedded.packing import Packed
 from compressae_index.embedded.sizes import sparse_candidates
 from compressae_index.measuring.evaluation import Measurement
@@ -144,7 +145,7 @@ def ours(bench: Bench) -> Own:
     ]
     if bench.model is not None:
         backend = EmbeddedBackend(bench.codes.n_latents, bench.codes.k, packing, [Part(forward, lists)])
-        index = CompressedIndex(bench.model, k=bench.codes.k, backend=backend)
+        index = CompressedIndex(bench.model, documents=EmbeddedDocuments(backend))
         contenders.append(
             Contender(
                 CALL,

@@ -80,7 +80,7 @@ def inverted_file(
         for mode in ("sparse", "two_stage"):
             indexes: dict[str, Any] = {"embedded": index, "Faiss": filed, "Faiss, mapped": mapped}
             for one in (filed, mapped):
-                one.backend.num_threads = 1
+                one.documents.num_threads = 1
             searches = {
                 name: partial(one.search, k=KS[-1], mode=mode, num_threads=1) for name, one in indexes.items()
             }

@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,12 @@ from threadpoolctl import threadpool_limits
 
 from compressae_index import CompressedIndex
 from compressae_index.arrays import FloatArray
+from compressae_index.coding.codes import SparseCodes
 from compressae_index.connectors.milvus import MilvusIndex, connect
 from compressae_index.connectors.milvus.collection import Collection
 from compressae_index.measuring.recall import recall
+from compressae_index.search.queries import Asked, Settings
+from compressae_index.search.stages import Candidates, terms_of
 
 sys.path.insert(0, str(Path(__file__).parent))  # python -P leaves it out
 
@@ -110,6 +114,12 @@ def on_disk(folder: Path, collection: str) -> int:
     )
 
 
+def _is_certified(index: MilvusIndex, asked: Asked, terms: SparseCodes, taken: Candidates) -> bool:
+    """Whether the candidates of one query provably hold its `asked.k` best."""
+    marks = index.backend.scored(asked, terms, taken).certified
+    return marks is not None and bool(marks[0])
+
+
 def searched(
     index: MilvusIndex, queries: FloatArray, truth: npt.NDArray[Any], mode: str, candidates: int
 ) -> dict[str, Any]:
@@ -118,18 +128,20 @@ def searched(
     found, certified = [], []
     for query in queries:
         times = [time.perf_counter()]
-        asked = index._asked(query, mode, "asymmetric", None, 1)
-        request = index.backend.search_request(asked.terms, candidates, None)
+        settings = Settings(mode=mode, candidates=candidates, num_threads=1)
+        asked = index.asked(query, KS[-1], settings)
+        terms = terms_of(asked)
+        request = index.backend.search_request(terms, candidates, None)
         times.append(time.perf_counter())
         hits = index.client.search(**request)
         times.append(time.perf_counter())
         taken = index.backend.found(hits, candidates)
         times.append(time.perf_counter())
-        result = index._ranked(asked, taken, KS[-1])
+        result = index.backend.scored(asked, terms, taken)
         times.append(time.perf_counter())
         seconds.append(np.diff(times))
         found.append(result.ids[0])
-        certified.append({at: bool(index._ranked(asked, taken, at).certified[0]) for at in KS})
+        certified.append({at: _is_certified(index, replace(asked, k=at), terms, taken) for at in KS})
     return {
         "mode": mode,
         "candidates": candidates,

@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 from compressae_index import CompresSAE, CompressedIndex, SparseCodes, train
 from compressae_index.arrays import FloatArray
 from compressae_index.embedded.backend import EmbeddedBackend
-from compressae_index.ids import Ids
+from compressae_index.embedded.documents import EmbeddedDocuments
 from compressae_index.search.queries import MODES
 from compressae_index.training.config import TrainConfig
 
@@ -68,7 +68,7 @@ def of_size(
     backend, build_seconds = filled(model, codes, n, threads, seed)
     more = model.fold(next(generated_codes(codes, ADDED, seed + 1)))
     _, add_seconds = timed(partial(backend.added, [more], threads, model.decoder_w))
-    index = CompressedIndex(model, k=codes.k, backend=backend, ids=Ids(n, {}))
+    index = CompressedIndex(model, documents=EmbeddedDocuments(backend))
     with tempfile.TemporaryDirectory() as folder, threadpool_limits(1):
         path = Path(folder) / "index"
         _, save_seconds = timed(partial(index.save, path))

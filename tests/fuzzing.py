@@ -34,8 +34,8 @@ from compressae_index.checks import normalize_rows
 from compressae_index.coding.directory import CodeStore, encode_to_directory
 from compressae_index.coding.model import Encoder
 from compressae_index.embedded.backend import EmbeddedBackend
+from compressae_index.embedded.documents import EmbeddedDocuments
 from compressae_index.embedded.sizes import WINDOW
-from compressae_index.ids import Ids
 from compressae_index.npy import read_header
 from compressae_index.persistence import _manifest_checksum, describe
 from compressae_index.search.queries import MODES
@@ -143,7 +143,7 @@ def _saved_clusters(path: Path) -> None:
     few = some_model().fold(some_model().encode(some_vectors()[:ROWS], 2, num_threads=1))
     codes = SparseCodes.concatenate([few] * (WINDOW // ROWS + 1))
     backend = EmbeddedBackend(LATENTS, 2).added([codes], 1)
-    index = CompressedIndex(some_model(), k=2, backend=backend, ids=Ids(len(codes), {}))
+    index = CompressedIndex(some_model(), documents=EmbeddedDocuments(backend))
     index.cluster(num_threads=1)
     index.save(path)
 
@@ -218,7 +218,7 @@ def _use_index(index: CompressedIndex, path: Path, rng: np.random.Generator) -> 
     if len(some):
         yield lambda: _check_finite(np.array(index.explain(some_vectors()[0], some[0]).score))
     yield index.stats
-    if not index.documents.ids.are_strings:
+    if not index.documents.are_strings:
         yield lambda: index.add(some_vectors()[ROWS:], **single)
     yield lambda: index.remove(index.ids[5:9])
     if len(index) < WINDOW or rng.random() < 0.1:
@@ -239,7 +239,7 @@ def _check_hits(index: Any, found: Any) -> None:
     if not (missing | np.isfinite(found.scores)).all() or not (missing == nothing).all():
         msg = f"scores {found.scores.tolist()} of ids {found.ids.tolist()}"
         raise InsaneError(msg)
-    held = set(index.ids.tolist() if hasattr(index, "ids") else index.backend.ids.tolist())
+    held = set(index.ids.tolist())
     for ids, absent in zip(found.ids, missing, strict=True):
         present = ids[~absent].tolist()
         if not held.issuperset(present) or len(set(present)) < len(present):
@@ -280,7 +280,7 @@ def _use_trained(result: Any, _: Path, __: np.random.Generator) -> Uses:
 
 
 def _use_faiss(index: Any, path: Path, _: np.random.Generator) -> Uses:
-    ids = index.backend.ids
+    ids = index.ids
     yield partial(_search, index, mode="sparse")
     yield partial(_search, index)
     yield lambda: _check_finite(index.codes(ids[:40]).values)
@@ -290,7 +290,7 @@ def _use_faiss(index: Any, path: Path, _: np.random.Generator) -> Uses:
     yield lambda: index.remove(ids[5:9])
     yield lambda: index.save(path.with_name("again"))
     yield index.compact
-    new: Any = ["new"] if index.backend.are_strings else [10**6]
+    new: Any = ["new"] if index.documents.are_strings else [10**6]
     yield lambda: index.add(some_vectors()[ROWS : ROWS + 1], new)
     yield partial(_search, index)
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from compressae_index import CompresSAE, CompressedIndex, SearchResult
 from compressae_index.arrays import FloatArray
 from compressae_index.embedded.backend import EmbeddedBackend
+from compressae_index.embedded.documents import EmbeddedDocuments
 from compressae_index.embedded.packing import Aligned, Packed, Packing
 from compressae_index.search.queries import MODES, Mode
 
@@ -99,7 +100,9 @@ def test_changes_end_in_what_a_fresh_index_gives(
         packing = packing.fitted(model.fold(model.encode(vectors[:1000], K)))
 
     def empty() -> CompressedIndex:
-        return CompressedIndex(model, k=K, backend=EmbeddedBackend(model.n_latents, K, packing))
+        return CompressedIndex(
+            model, documents=EmbeddedDocuments(EmbeddedBackend(model.n_latents, K, packing))
+        )
 
     index, held = empty(), dict[int, int]()
     for step in steps:

@@ -144,7 +144,7 @@ def test_another_kind_is_refused_before_work(
     def work(*_arguments: object, **_options: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr("compressae_index.index.trained_model", work)
+    monkeypatch.setattr("compressae_index.building.training.ModelSource.model_for", work)
     monkeypatch.setattr("compressae_index.training.run._Run.fit", work)
     monkeypatch.setattr(CompressedIndex, "build", work)
     monkeypatch.setattr(CompressedIndex, "cluster", work)

@@ -82,7 +82,7 @@ def test_measured_modes(model: CompresSAE, vectors: FloatArray, queries: FloatAr
         assert each.bytes_per_vector == index.stats().bytes_by_mode[each.name]
         assert list(each.recall) == [5, 20]
         assert each.ms_per_query > 0
-        found = index.search(queries, 20, mode=each.name, candidates=50, query_nnz=8).ids  # type: ignore[arg-type]
+        found = index.search(queries, 20, mode=each.name, candidates=50, query_nnz=8).ids
         assert each.recall == {k: recall(found, truth, k) for k in (5, 20)}
     sparse, dense, two_stage = (each.recall[20] for each in measured)
     assert 0.3 < sparse < two_stage <= dense + 0.02 < 1

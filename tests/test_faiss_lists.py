@@ -19,6 +19,7 @@ from compressae_index.arrays import FloatArray
 from compressae_index.connectors.faiss import FaissIndex, to_faiss
 from compressae_index.connectors.faiss import lists as faiss_lists
 from compressae_index.embedded.backend import EmbeddedBackend
+from compressae_index.embedded.documents import EmbeddedDocuments
 from compressae_index.embedded.packing import FORMS, Form, packing_of
 from compressae_index.embedded.sizes import row_bytes
 from compressae_index.search.stages import strongest_terms
@@ -159,6 +160,7 @@ def test_sparse_scores_are_exact_sums(filed: FaissIndex, model: CompresSAE, quer
     best = -np.sort(-expected, axis=1)[:, :20]
     np.testing.assert_allclose(found.scores, best, atol=1e-5)
     np.testing.assert_allclose(np.take_along_axis(expected, found.ids.astype(int), axis=1), best, atol=1e-5)
+    assert found.certified is not None
     assert found.certified.all()
 
 
@@ -181,7 +183,7 @@ def test_codes_stay_what_they_are(
     filed: FaissIndex, built: CompressedIndex, model: CompresSAE, vectors: FloatArray
 ) -> None:
     np.testing.assert_array_equal(filed.codes(built.ids).to_dense(), built.codes(built.ids).to_dense())
-    assert filed.backend.nbytes["forward"] == 4000 * row_bytes(512, 16, 6)
+    assert filed.documents.nbytes["forward"] == 4000 * row_bytes(512, 16, 6)
     aligned = CompressedIndex.build(vectors[:300], model=model, k=16, forward="aligned", progress=False)
     packed, given = (
         FaissIndex.from_index(aligned, progress=False).codes(aligned.ids),
@@ -196,7 +198,7 @@ def test_codes_stay_what_they_are(
 
 def test_lists_hold_the_values_of_the_packed_rows(filed: FaissIndex) -> None:
     read = faiss_lists.read_codes(filed.faiss_index)
-    packed = filed.codes(filed.backend.ids)
+    packed = filed.codes(filed.ids)
     np.testing.assert_array_equal(read.to_dense(), packed.to_dense().astype(np.float16).astype(np.float32))
 
 
@@ -225,6 +227,7 @@ def test_filters_are_ids_or_a_mask(few: FaissIndex, queries: FloatArray) -> None
         np.testing.assert_array_equal(by_ids.ids, by_mask.ids)
     nothing = few.search(queries, 5, filter=np.zeros(300, dtype=bool))
     assert (nothing.ids == -1).all()
+    assert nothing.certified is not None
     assert nothing.certified.all()
     with pytest.raises(DimensionError, match="shape"):
         few.search(queries, 5, filter=np.ones(299, dtype=bool))
@@ -250,8 +253,8 @@ def test_added_removed_and_replaced(few: FaissIndex, vectors: FloatArray) -> Non
     after = few.search(vectors[:20], 5)
     np.testing.assert_array_equal(before.ids, after.ids)
     np.testing.assert_array_equal(before.scores, after.scores)
-    assert few.faiss_index.ntotal == np.count_nonzero(few.codes(few.backend.ids).values)
-    assert few.backend.nbytes["forward"] == 300 * few.backend._row_bytes
+    assert few.faiss_index.ntotal == np.count_nonzero(few.codes(few.ids).values)
+    assert few.documents.nbytes["forward"] == 300 * few.documents._row_bytes
 
 
 def test_string_ids(model: CompresSAE, vectors: FloatArray, tmp_path: Path) -> None:
@@ -323,7 +326,7 @@ def test_shards_are_merged(model: CompresSAE, vectors: FloatArray, queries: Floa
     two.remove([1600])
     one.merge(two)
     assert (len(one), len(two)) == (2999, 1499)
-    moved = two.backend.ids
+    moved = two.ids
     # What the codebook of one rounds, as if two's codes were added to it.
     off = np.linalg.norm(one.reconstruct(moved) - two.reconstruct(moved), axis=1)
     assert off.max() < 0.02
@@ -385,7 +388,7 @@ def test_values_beyond_half_precision_are_refused(vectors: FloatArray, uncentred
 
 def test_codes_of_another_shape_are_refused(few: FaissIndex) -> None:
     with pytest.raises(DimensionError, match="expected"):
-        few.backend.put(random_codes(0, 2, 3, 512), np.arange(2))
+        few.documents.put(random_codes(0, 2, 3, 512), np.arange(2))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -401,7 +404,7 @@ def test_lists_built_on_disk_are_those_built_in_memory(
     codes = model.fold(model.encode(vectors, 16))
     repeated = SparseCodes.concatenate([codes] * (n // len(codes) + 1))[:n]
     backend = EmbeddedBackend(model.n_latents, 16, packing_of(form)).added([repeated], 1)
-    index = CompressedIndex(model, k=16, backend=backend)
+    index = CompressedIndex(model, documents=EmbeddedDocuments(backend))
     index.remove(np.arange(50, 5000))
     FaissIndex.from_index(index, progress=False).save(tmp_path / "memory")
     built = FaissIndex.from_index(index, tmp_path / "disk", progress=False)

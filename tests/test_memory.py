@@ -15,6 +15,7 @@ from compressae_index import CompresSAE, CompressedIndex
 from compressae_index.arrays import FloatArray
 from compressae_index.coding.codes import SparseCodes
 from compressae_index.embedded.backend import EmbeddedBackend
+from compressae_index.embedded.documents import EmbeddedDocuments
 from compressae_index.embedded.packing import FORMS, Form, packing_of
 from compressae_index.embedded.sizes import RUN_ROWS
 
@@ -132,7 +133,7 @@ def stored(
         backend = EmbeddedBackend(model.n_latents, K, packing_of("aligned"))
         for _ in range(n // RUN_ROWS):
             backend = backend.added([run], 1)
-        CompressedIndex(model, k=K, backend=backend).save(folder / name)
+        CompressedIndex(model, documents=EmbeddedDocuments(backend)).save(folder / name)
     return folder
 
 
@@ -159,7 +160,7 @@ def test_lists_of_faiss_are_built_on_disk_in_the_memory_of_a_batch(
         backend = EmbeddedBackend(model.n_latents, K, packing_of("packed"))
         for _ in range(runs):
             backend = backend.added([run], 1)
-        CompressedIndex(model, k=K, backend=backend).save(tmp_path / name)
+        CompressedIndex(model, documents=EmbeddedDocuments(backend)).save(tmp_path / name)
     _, peak, parts = run_python(FILE, tmp_path, "memory", 0, 0)
     assert peak > parts["inverted"] > 75 * MIB
     _, peak, parts = run_python(FILE, tmp_path, "disk", 0, 0)

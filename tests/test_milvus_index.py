@@ -141,6 +141,7 @@ def test_dense_mode_is_a_scan_of_the_reconstructions(imported: MilvusIndex, quer
     scores = normalize_rows(queries).astype(np.float64) @ every.T
     np.testing.assert_allclose(found.scores, -np.sort(-scores)[:, :5], atol=1e-5)
     np.testing.assert_allclose(found.scores, np.take_along_axis(scores, found.ids // 10, axis=1), atol=1e-5)
+    assert found.certified is not None
     assert not found.certified.any()
 
 

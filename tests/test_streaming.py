@@ -299,7 +299,7 @@ def test_adding_in_runs_is_adding_at_once(
     # Packed, values would be rounded to levels that the first run alone decides.
     settings: dict[str, Any] = {"k": 16, "encoder": "topk", "forward": "aligned", "progress": False}
     expected = CompressedIndex.build(vectors, model=model, **settings)
-    monkeypatch.setattr("compressae_index.index.APPEND_ROWS", 1000)
+    monkeypatch.setattr("compressae_index.embedded.documents.RUN_ROWS", 1000)
     monkeypatch.setattr("compressae_index.coding.chunks.CHUNK_ROWS", 700)
     index = CompressedIndex.build(vectors, model=model, **settings)
     assert_same_codes(index.codes(index.ids), expected.codes(expected.ids))

@@ -248,7 +248,9 @@ def search(
     )
     index.close()
     if as_json:
-        content = neighbours(result.scores, result.ids) | {"certified": result.certified.tolist()}
+        content = neighbours(result.scores, result.ids) | {
+            "certified": None if result.certified is None else result.certified.tolist()
+        }
         content |= {"fields": {name: values.tolist() for name, values in result.fields.items()}}
         click.echo(json.dumps(content, default=str))
         return

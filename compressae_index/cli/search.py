@@ -230,7 +230,7 @@ def evaluate(
 
 def ids_of(index: CompressedIndex, given: IdArray) -> Any:
     """Ids that were read from a file, which shows no difference between numbers and strings of digits."""
-    if len(index) and index.documents.ids.are_strings:
+    if len(index) and index.documents.are_strings:
         return [str(one) for one in given.tolist()]
     return given
 

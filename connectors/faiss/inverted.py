@@ -25,7 +25,9 @@ from compressae_index.errors import DimensionError, FormatError, InputError
 from compressae_index.ids import STORED_ROWS, Ids, Rows, stored_rows
 from compressae_index.persistence import entry
 from compressae_index.processes import ForkSafeLock
-from compressae_index.search.protocol import Candidates
+from compressae_index.search.backend import SparseBackend
+from compressae_index.search.queries import Asked
+from compressae_index.search.stages import ByTerms, Candidates, Found, Stage, terms_of
 from compressae_index.sources import CHUNK_ROWS
 
 # Of the packed rows. The two bits more than usual are nothing beside the bytes of the postings.
@@ -48,26 +50,8 @@ class _Held:
         return self.packed[0]
 
 
-class FoundRows(Candidates):
-    """Candidates that know where their codes are, whatever was changed since they were found."""
-
-    rows: RowArray
-    """(n_queries, c) of the candidates."""
-    held: _Held
-    """What these are rows of."""
-
-    @classmethod
-    def of(
-        cls, ids: IdArray, scores: FloatArray, bounds: FloatArray, rows: RowArray, held: _Held
-    ) -> FoundRows:
-        """Candidates, and where they are."""
-        found = cls(ids, scores, bounds, None)
-        found.rows, found.held = rows, held
-        return found
-
-
-class InvertedFile:
-    """A sparse back end in Faiss: see `backend.SparseBackend`.
+class InvertedFile(SparseBackend):
+    """The back end of codes in Faiss's inverted lists.
 
     Lists hold row numbers, which count up as codes are added, and not ids: the engine adds up scores by row.
     The ids of the rows are kept beside, and take no memory where they count up from 0 as well. Codes are kept
@@ -79,11 +63,10 @@ class InvertedFile:
 
     Attributes:
         model: the model whose codes these are.
-        k: nonzeros a code.
         num_threads: threads of the engine; None for all.
-        is_exact: candidates come with their sums, not with bounds of these.
     """
 
+    filters = ("ids", "mask")
     is_exact = True
 
     def __init__(
@@ -106,12 +89,12 @@ class InvertedFile:
             string_ids: whether ids will be strings.
             num_threads: threads of the engine; all by default.
         """
+        k = model.k if k is None else check_int(k, "k", 1, model.n_latents, "n_latents")
+        super().__init__(model.n_latents, k, are_strings=string_ids)
         self.model = model
-        self.k = model.k if k is None else check_int(k, "k", 1, model.n_latents, "n_latents")
         check_threads(num_threads)
         self.num_threads = num_threads
         self._unit = unit
-        self._strings = string_ids
         self._faiss = lists.empty_lists(model.n_latents)
         self._held = self._nothing(Packed(VALUE_BITS) if packing is None else packing)
         self._view: BorrowedLists | None = None
@@ -125,7 +108,7 @@ class InvertedFile:
         settings = {
             "packing": held.packing,
             "unit": self._unit,
-            "string_ids": self._strings,
+            "string_ids": self.are_strings,
             "num_threads": self.num_threads,
         }
         packed = np.asarray(held.all_packed())  # of a mapped file, what it holds
@@ -150,7 +133,7 @@ class InvertedFile:
             self._faiss.this.disown()  # its memory may be half changed, and cannot be freed
         self._changing = os.getpid()
         self._faiss = lists.empty_lists(self.n_latents)
-        for first in range(0, len(held.rows.ids), CHUNK_ROWS):
+        for first in range(0, len(held.rows.all_ids), CHUNK_ROWS):
             packed = held.all_packed()[first : first + CHUNK_ROWS]
             lists.append(self._faiss, self._for_lists(packed, held.packing), first)
         self._changing = None
@@ -158,16 +141,6 @@ class InvertedFile:
     @property
     def _row_bytes(self) -> int:
         return row_bytes(self.n_latents, self.k, self._held.packing.value_bits)
-
-    @property
-    def n_latents(self) -> int:
-        """Size of the dictionary."""
-        return self.model.n_latents
-
-    @property
-    def are_strings(self) -> bool:
-        """Whether the ids are strings."""
-        return self._strings
 
     @property
     def faiss_index(self) -> Any:
@@ -187,7 +160,7 @@ class InvertedFile:
         return {
             "inverted": self._faiss.ntotal * lists.POSTING_BYTES,
             "forward": self._held.all_packed().nbytes,
-            "ids": rows.ids.nbytes + rows.mark_bytes,
+            "ids": rows.all_ids.nbytes + rows.mark_bytes,
         }
 
     def __len__(self) -> int:
@@ -235,11 +208,11 @@ class InvertedFile:
             rows, replaced = held.rows, ids[self.held(ids)]
             if len(replaced):
                 rows = rows.without(rows.rows_of(replaced))
-            pieces = held.packed if len(held.rows.ids) else ()
+            pieces = held.packed if len(held.rows.all_ids) else ()
             changed = _Held(rows.extended(new), (*pieces, packed), packing)
             self._changing = os.getpid()
             self._view = None  # lists move as they grow
-            lists.append(self._faiss, codes, len(rows.ids))
+            lists.append(self._faiss, codes, len(rows.all_ids))
             self._held = changed
             self._changing = None
 
@@ -257,7 +230,7 @@ class InvertedFile:
     def mark(self, alive: npt.NDArray[np.bool_] | None) -> None:
         """Removes all rows but those that are `alive`, as that property gave it of the same rows."""
         with self._in_turn():
-            self._held = replace(self._held, rows=Rows(self._held.rows.ids, alive))
+            self._held = replace(self._held, rows=Rows(self._held.rows.all_ids, alive))
 
     def codes(self, ids: IdArray) -> SparseCodes:
         """The stored codes of ids, in their order; ids may repeat.
@@ -282,7 +255,7 @@ class InvertedFile:
             raise InputError(msg)
         return codes
 
-    def candidates(self, terms: SparseCodes, n: int, filter: Any = None) -> FoundRows:  # noqa: A002
+    def candidates(self, terms: SparseCodes, n: int, filter: Any = None) -> Candidates:  # noqa: A002
         """The n best documents by the exact sums over the terms of each query.
 
         Args:
@@ -294,47 +267,69 @@ class InvertedFile:
             InputError: a filter of another length, or unknown ids.
             FormatError: the lists are damaged.
         """
+        return self.found(terms, n, filter)[0]
+
+    def stages(self, mode: str) -> tuple[Stage, ...]:
+        """The stages of a mode, which see the same documents, whatever is changed meanwhile."""
+        search = _Search(self)
+        return (search.by_terms,) if mode == "sparse" else (search.by_terms, search.by_rows)
+
+    def found(
+        self,
+        terms: SparseCodes,
+        n: int,
+        filter: Any,  # noqa: A002
+        num_threads: int | None = None,
+    ) -> tuple[Candidates, _Held]:
+        """What `candidates` gives, and the documents that they are among."""
         with self._in_turn():
             held = self._held
             allowed, n_allowed = held.rows.allowed(filter)
             width = min(n, n_allowed)
             scores = np.empty((len(terms), 0), dtype=np.float32)
-            found = np.empty((len(terms), 0), dtype=np.int64)
+            rows = np.empty((len(terms), 0), dtype=np.int64)
             if width:
-                scores, found = self._search(terms, width, allowed)
+                scores, rows = self._search(terms, width, allowed, num_threads)
         # All are found where no more are allowed; one that shares no term with the query counts with its 0.
         bounds = scores[:, -1] if width < n_allowed else np.full(len(terms), -np.inf, dtype=np.float32)
-        return FoundRows.of(self._ids_of(held, found), scores, bounds, found, held)
+        return Candidates(self.ids_of(held, rows), scores, bounds, places=rows), held
 
-    def _ids_of(self, held: _Held, rows: RowArray) -> IdArray:
-        ids = held.rows.ids.of(rows)
-        return ids.astype(object) if self._strings else ids  # without documents, there is no kind yet
+    def ids_of(self, held: _Held, rows: RowArray) -> IdArray:
+        """The ids of rows of what was held; -1, or None, for row -1."""
+        ids = held.rows.all_ids.of(rows)
+        return ids.astype(object) if self.are_strings else ids  # without documents, there is no kind yet
 
-    def _search(self, terms: SparseCodes, top: int, allowed: Bitmap | None) -> Hits:
+    def _search(self, terms: SparseCodes, top: int, allowed: Bitmap | None, num_threads: int | None) -> Hits:
         if self._view is None:
-            self._view = lists.borrowed(self._faiss, len(self._held.rows.ids))
-        threads = check_threads(self.num_threads)
+            self._view = lists.borrowed(self._faiss, len(self._held.rows.all_ids))
+        threads = self._threads(num_threads)
         try:
             return self._view.search(terms.latents, terms.values, top, allowed, threads)
         except ValueError as error:
             msg = f"Faiss's lists are damaged: {error}"
             raise FormatError(msg) from error
 
-    def rescored(self, projections: FloatArray, found: FoundRows, top: int) -> tuple[FloatArray, IdArray]:
+    def rescored(
+        self, projections: FloatArray, rows: RowArray, held: _Held, top: int, num_threads: int | None
+    ) -> Hits:
         """The best of each query's candidates by whole projections, scored by the engine from packed rows.
 
         Args:
             projections: (n_queries, n_latents).
-            found: the candidates, which may have been removed since.
+            rows: (n_queries, c) of the candidates; -1 is none.
+            held: what these are rows of.
             top: documents of each query.
+            num_threads: threads of the engine; None for those of this back end.
 
         Returns:
-            scores and ids, (n_queries, top) each; -inf and -1, or None, where there are fewer candidates.
+            scores and rows, (n_queries, top) each; -inf and -1 where there are fewer candidates.
         """
-        held = found.held
         forward = held.packing.engine({"rows": held.all_packed()}, self.n_latents, self.k)
-        scores, rows = forward.rescore(projections, found.rows, top, check_threads(self.num_threads))
-        return scores * np.float32(self._unit), self._ids_of(held, rows)
+        scores, found = forward.rescore(projections, rows, top, self._threads(num_threads))
+        return scores * np.float32(self._unit), found
+
+    def _threads(self, num_threads: int | None) -> int:
+        return check_threads(self.num_threads if num_threads is None else num_threads)
 
     def _check_writable(self) -> None:
         if lists.are_mapped(self._faiss):
@@ -346,14 +341,14 @@ class InvertedFile:
     def take(self, other: InvertedFile) -> None:
         """Adds all documents of another, whose ids must be new; rounded again where their packings differ."""
         theirs = other._held
-        if not len(self._held.rows.ids):
+        if not len(self._held.rows.all_ids):
             self._held, self._unit = self._nothing(theirs.packing), other._unit
         ours, others = self._held.packing.levels, theirs.packing.levels
         same_levels = ours is not None and others is not None and np.array_equal(ours, others)
         alive = theirs.rows.alive_rows()
         for first in range(0, len(alive), CHUNK_ROWS):
             part = alive[first : first + CHUNK_ROWS]
-            packed, ids = theirs.all_packed()[part], theirs.rows.ids.of(part)
+            packed, ids = theirs.all_packed()[part], theirs.rows.all_ids.of(part)
             if same_levels and self._unit == other._unit:
                 self.put_packed(packed, theirs.packing, ids)
             else:
@@ -361,16 +356,16 @@ class InvertedFile:
 
     def compacted(self) -> InvertedFile:
         """A copy in memory, without the rows of removed ids."""
-        copy = InvertedFile(self.model, self.k, string_ids=self._strings, num_threads=self.num_threads)
+        copy = InvertedFile(self.model, self.k, string_ids=self.are_strings, num_threads=self.num_threads)
         copy.take(self)
         return copy
 
     def manifest(self) -> dict[str, Any]:
         """What is stored beside the arrays and the lists."""
         return {
-            "n": len(self._held.rows.ids),
+            "n": len(self._held.rows.all_ids),
             "k": self.k,
-            "string_ids": self._strings,
+            "string_ids": self.are_strings,
             "packing": self._held.packing.manifest(),
             "unit": self._unit,
         }
@@ -378,7 +373,9 @@ class InvertedFile:
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """The arrays to store beside the lists."""
         arrays = (
-            {"forward_rows": self._held.all_packed()} | self._held.rows.ids.to_arrays() | self._level_arrays()
+            {"forward_rows": self._held.all_packed()}
+            | self._held.rows.all_ids.to_arrays()
+            | self._level_arrays()
         )
         if self._held.rows.alive is not None:
             arrays["alive"] = np.packbits(self._held.rows.alive, bitorder="little")
@@ -465,6 +462,33 @@ class InvertedFile:
         backend._faiss = faiss_index
         backend._held = _Held(Rows(ids, alive), (packed,), packing)
         return backend
+
+
+class _Search:
+    """The stages of one search."""
+
+    def __init__(self, backend: InvertedFile) -> None:
+        self._backend = backend
+        self._held: _Held | None = None
+
+    def by_terms(self, asked: Asked, found: Found | None = None) -> Found:  # noqa: ARG002
+        """Candidates by Faiss's lists, with their exact sums."""
+        terms = terms_of(asked)
+        n = asked.k if asked.mode == "sparse" else asked.candidates
+        got, self._held = self._backend.found(terms, n, asked.settings.filter, asked.settings.num_threads)
+        return ByTerms(self._backend).scored(asked, terms, got)
+
+    def by_rows(self, asked: Asked, found: Found | None) -> Found:
+        """The candidates by their packed rows, which the engine scores."""
+        assert found is not None
+        assert self._held is not None
+        if not found.places.shape[1]:
+            return found
+        sums, rows = self._backend.rescored(
+            asked.stage_two, found.places, self._held, asked.k, asked.settings.num_threads
+        )
+        ids = self._backend.ids_of(self._held, rows)
+        return Found(asked.in_metric(sums), ids, rows, found.certified)
 
 
 def _remade(

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from pymilvus import DataType
+from pymilvus import AnnSearchRequest, DataType, RRFRanker
 from pymilvus.grpc_gen import milvus_pb2
 
-from compressae_index.arrays import BoolArray, IdArray
+from compressae_index.arrays import BoolArray, FloatArray, IdArray
 from compressae_index.checks import check_choice, check_int
 from compressae_index.coding.codes import SparseCodes
 from compressae_index.coding.model import CompresSAE
 from compressae_index.connectors.milvus import wire
 from compressae_index.connectors.milvus.client import CONSISTENCY_LEVELS, MAX_RESULTS, ConsistencyLevel
-from compressae_index.connectors.milvus.compressed import CODE_FIELD, DENSE_FIELD, Opened
+from compressae_index.connectors.milvus.compressed import CODE_FIELD, DENSE_FIELD, Opened, dense_metric
 from compressae_index.connectors.milvus.expressions import among
 from compressae_index.connectors.milvus.schema import names_of
 from compressae_index.conversion import as_array
 from compressae_index.errors import InputError, UnknownIdError
-from compressae_index.ids import as_id_array, refuse_mask_of_integers
-from compressae_index.search.protocol import Candidates
+from compressae_index.ids import Ids, as_id_array, refuse_mask_of_integers
+from compressae_index.search.backend import QUERY_BLOCK, SparseBackend
+from compressae_index.search.queries import Asked, SearchResult
+from compressae_index.search.stages import Candidates, joined, padded, terms_of
 
 # Limits of one insert: a quarter of what a server's proxy takes, and rows beyond which nothing is gained.
 _REQUEST_BYTES = 16 << 20
@@ -32,17 +34,21 @@ REQUEST_ROWS = 5000
 _SCORE_ROUNDING = 2.0**-10
 
 Rows = Sequence[Mapping[str, Any]]
+MilvusMode: TypeAlias = Literal["sparse", "two_stage", "dense", "hybrid"]
+MILVUS_MODES: tuple[MilvusMode, ...] = ("sparse", "two_stage", "dense", "hybrid")
 
 
 @dataclass(frozen=True)
 class Scope:
-    """The part of a collection that a search looks at."""
+    """The part of a collection that a search looks at, and how."""
 
     filter: Any = None
     """A Milvus expression, ids to search among, or None."""
     partitions: Sequence[str] = ()
     consistency_level: ConsistencyLevel | None = None
     """The back end's if None."""
+    ranker: Any = None
+    """Of pymilvus, for mode "hybrid"; None is `RRFRanker()`."""
 
 
 def check_codes(codes: SparseCodes, ids: IdArray) -> None:
@@ -60,14 +66,20 @@ def check_codes(codes: SparseCodes, ids: IdArray) -> None:
         raise InputError(msg)
 
 
-class MilvusBackend:
+def as_scope(filter: Any) -> Scope:  # noqa: A002
+    """A scope as it is, or one of the filter of a search."""
+    return filter if isinstance(filter, Scope) else Scope(filter)
+
+
+class MilvusBackend(SparseBackend):
     """The codes of one collection, split by sign: [s+, s-] over twice the latents.
 
     A filter is a Milvus expression, ids, or a `Scope`. Every write is an upsert, so that pymilvus can repeat
     it after an error without storing a row twice.
     """
 
-    is_exact = False
+    modes = MILVUS_MODES
+    filters = ("ids", "expression")
 
     def __init__(
         self,
@@ -84,13 +96,12 @@ class MilvusBackend:
             consistency_level: of reads and searches. "Strong" sees all that was written before; the others
                 answer sooner on a busy server.
         """
+        manifest = opened.manifest
+        super().__init__(manifest.n_latents, manifest.k, are_strings=opened.key.are_strings)
         self.collection = opened.collection
         self.key = opened.key
-        self.are_strings = opened.key.are_strings
-        self.manifest = opened.manifest
-        self.n_latents = opened.manifest.n_latents
-        self.k = opened.manifest.k
-        self.dense = opened.manifest.dense
+        self.manifest = manifest
+        self.dense = manifest.dense
         self.consistency_level = check_choice(consistency_level, "consistency_level", CONSISTENCY_LEVELS)
         self._model = model
 
@@ -115,8 +126,9 @@ class MilvusBackend:
         """Checks that Milvus can store the ids.
 
         Raises:
-            InputError: a string of more bytes than the primary key takes.
+            InputError: they are of the other kind, or a string has more bytes than the primary key takes.
         """
+        super().check_ids(ids)
         longest = self.key.max_length
         if longest is None:
             return
@@ -153,6 +165,29 @@ class MilvusBackend:
                 self._put_rows(codes[rows], ids[rows], others[rows], partition)
             elif not self._put_packed(codes[rows], ids[rows], partition):
                 self._put_rows(codes[rows], ids[rows], [{}] * len(ids[rows]), partition)
+
+    def added(
+        self,
+        chunks: Iterable[SparseCodes],
+        ids: Ids,
+        *,
+        columns: Mapping[str, Sequence[Any]] | None = None,
+        partition: str = "",
+        progress: bool = False,
+        **_: Any,
+    ) -> MilvusBackend:
+        """This collection, after `put` of all codes with the values of other fields by name, one a code."""
+        columns = columns or {}
+
+        def put(codes: SparseCodes, some: IdArray, rows: slice) -> None:
+            others = [
+                dict(zip(columns, values, strict=True))
+                for values in zip(*(column[rows] for column in columns.values()), strict=True)
+            ]
+            self.put(codes, some, others or None, partition=partition)
+
+        self.put_all(chunks, ids, put, progress=progress)
+        return self
 
     def _requests(self, n: int, others: Rows | None) -> Iterator[slice]:
         """Runs of rows small enough for a request."""
@@ -259,6 +294,84 @@ class MilvusBackend:
         """Fields by id, without ids that are not held: others may have removed them since a search."""
         return self.collection.rows_of(self.key, ids, fields, consistency_level=self.consistency_level)
 
+    def answer(self, asked: Asked) -> SearchResult:
+        """The best documents of each query.
+
+        Raises:
+            InputError: a mode, a filter or a setting that this collection does not take.
+        """
+        scope = as_scope(asked.settings.filter)
+        if scope.ranker is not None and asked.mode != "hybrid":
+            msg = "a ranker is for mode 'hybrid'"
+            raise InputError(msg)
+        if asked.mode in ("sparse", "two_stage"):
+            return super().answer(asked)
+        if asked.settings.scoring != "asymmetric":
+            msg = f"in mode {asked.mode!r}, scoring must be 'asymmetric', got {asked.settings.scoring!r}"
+            raise InputError(msg)
+        if self.dense is None:
+            msg = f"mode {asked.mode!r} needs a reconstructed field: make the collection with dense='float32'"
+            raise InputError(msg)
+        check_int(asked.k, "k", 1, MAX_RESULTS)
+        parts = [self._answered_by_milvus(part, scope) for part in asked.blocks(QUERY_BLOCK)]
+        return joined(parts, asked.k, are_strings=self.are_strings)
+
+    def _answered_by_milvus(self, asked: Asked, scope: Scope) -> SearchResult:
+        """The neighbours by Milvus's own index of the reconstructed field, alone or fused with the codes."""
+        request = {
+            **self.scoped(scope),
+            "data": list(asked.vectors.astype(self.dense)),
+            "anns_field": DENSE_FIELD,
+            "limit": check_int(
+                asked.k if asked.mode == "dense" else asked.candidates, "candidates", 1, MAX_RESULTS
+            ),
+            "search_params": {"metric_type": dense_metric(self.manifest.metric), "params": {}},
+        }
+        with self.collection.doing("searching", expression=request["filter"]):
+            if asked.mode == "dense":
+                hits = self.collection.client.search(**request)
+            else:
+                hits = self._fused(request, asked, scope)
+        ids, scores = self._ids_and_scores(hits)
+        if asked.mode == "dense" and asked.factors is not None:
+            scores *= asked.factors
+        certified = np.zeros(len(asked), dtype=bool)
+        return padded(scores, ids, asked.k, are_strings=self.are_strings, certified=certified)
+
+    def _fused(self, dense: dict[str, Any], asked: Asked, scope: Scope) -> Sequence[Any]:
+        sparse = self.search_request(terms_of(asked), asked.candidates, scope)
+        requests = [
+            AnnSearchRequest(
+                part["data"],
+                part["anns_field"],
+                part["search_params"],
+                part["limit"],
+                expr=part["filter"] or None,
+            )
+            for part in (sparse, dense)
+        ]
+        hits: Sequence[Any] = self.collection.client.hybrid_search(
+            self.collection.name,
+            requests,
+            scope.ranker or RRFRanker(),
+            limit=asked.k,
+            partition_names=sparse["partition_names"],
+            consistency_level=sparse["consistency_level"],
+            timeout=sparse["timeout"],
+        )
+        return hits
+
+    def _ids_and_scores(self, hits: Sequence[Any]) -> tuple[IdArray, FloatArray]:
+        """Ids and scores of what a search found, (n_queries, the most of a query) each."""
+        width = max((len(of_query.ids) for of_query in hits), default=0)
+        nothing: Any = None if self.are_strings else -1
+        ids = np.full((len(hits), width), nothing, dtype=object if self.are_strings else np.int64)
+        scores = np.full((len(hits), width), -np.inf, dtype=np.float32)
+        for query, of_query in enumerate(hits):
+            ids[query, : len(of_query.ids)] = of_query.ids
+            scores[query, : len(of_query.ids)] = of_query.distances
+        return ids, scores
+
     def candidates(self, terms: SparseCodes, n: int, filter: Any) -> Candidates:  # noqa: A002
         """The n documents of the largest agreement scores, with their codes."""
         request = self.search_request(terms, n, filter)
@@ -287,7 +400,7 @@ class MilvusBackend:
         Raises:
             InputError: the filter is neither an expression nor ids.
         """
-        scope = filter if isinstance(filter, Scope) else Scope(filter)
+        scope = as_scope(filter)
         level = scope.consistency_level or self.consistency_level
         return {
             "collection_name": self.collection.name,
@@ -318,17 +431,11 @@ class MilvusBackend:
     def found(self, hits: Sequence[Any], n: int) -> Candidates:
         """The candidates in pymilvus's hits; places that a search left empty have codes of value 0."""
         counts = [len(of_query.ids) for of_query in hits]
-        width = max(counts, default=0)
-        ids = np.full(
-            (len(hits), width), None if self.are_strings else -1, object if self.are_strings else np.int64
-        )
-        scores = np.full((len(hits), width), -np.inf, dtype=np.float32)
-        latents = np.broadcast_to(np.arange(self.k, dtype=np.uint16), (len(hits), width, self.k)).copy()
-        values = np.zeros((len(hits), width, self.k), dtype=np.float32)
+        ids, scores = self._ids_and_scores(hits)
+        latents = np.broadcast_to(np.arange(self.k, dtype=np.uint16), (*scores.shape, self.k)).copy()
+        values = np.zeros((*scores.shape, self.k), dtype=np.float32)
         for query, (of_query, size) in enumerate(zip(hits, counts, strict=True)):
             if size:
-                ids[query, :size] = of_query.ids
-                scores[query, :size] = of_query.distances
                 codes = wire.from_bytes(_contents(of_query), self.n_latents, self.k)
                 latents[query, :size], values[query, :size] = codes.latents, codes.values
         # A document that was not found agrees less than the last one; or in nothing, where there were fewer.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pymilvus import MilvusClient
 
 from compressae_index.arrays import IdArray
-from compressae_index.building.training import check_given, trained_model
+from compressae_index.building.training import ModelSource
 from compressae_index.checks import check_threads
 from compressae_index.coding.metric import Metric
 from compressae_index.coding.model import CompresSAE, Encoder
@@ -227,6 +227,21 @@ class _Run:
     options: _Options
     clock: _Clock = field(default_factory=_Clock)
 
+    def model_source(self) -> ModelSource:
+        """The given model, or the settings to train one.
+
+        Raises:
+            InputError: the model does not fit the options, or the settings are out of range.
+            MissingExtraError: there is a model to train, and torch is not installed.
+        """
+        return ModelSource.checked(
+            self.given,
+            k=self.settings.k,
+            n_latents=self.settings.n_latents,
+            config=self.config,
+            metric=self.settings.metric,
+        )
+
     @property
     def origin(self) -> dict[str, str]:
         """The entry `source` of the manifest."""
@@ -290,7 +305,7 @@ def _check_model(run: _Run) -> None:
     """
     if run.given is None:
         return
-    check_given(run.given, run.settings.n_latents, run.config, run.settings.metric)
+    run.model_source()
     if run.given.dim != run.source.dim:
         msg = f"field {run.source.field!r} has dimension {run.source.dim}, the model {run.given.dim}"
         raise DimensionError(msg)
@@ -322,14 +337,7 @@ def _train(run: _Run, begun: _Begun) -> tuple[CompresSAE, Manifest]:
         settings.check_same(begun.manifest, run.target.name)
         return load_model(run.target, begun.manifest, run.given), begun.manifest
     with run.clock("train"):
-        model = run.given or trained_model(
-            run.source,
-            settings.k,
-            settings.n_latents,
-            run.config,
-            settings.metric,
-            progress=run.options.progress,
-        )
+        model = run.model_source().model_for(run.source, settings.k, progress=run.options.progress)
     manifest = Manifest.of(
         model,
         k=settings.k,

@@ -5,20 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from pymilvus import AnnSearchRequest, FieldSchema, MilvusClient, RRFRanker
+from pymilvus import FieldSchema, MilvusClient
 
-from compressae_index.arrays import FloatArray, IdArray
-from compressae_index.checks import check_choice, check_int, check_vectors, normalize_rows
-from compressae_index.coding.codes import SparseCodes
 from compressae_index.coding.metric import Metric
 from compressae_index.coding.model import CompresSAE, Encoder
 from compressae_index.connectors.milvus.backend import MilvusBackend, Scope
 from compressae_index.connectors.milvus.client import (
-    MAX_RESULTS,
     TIMEOUT,
     ConsistencyLevel,
     check_client,
@@ -33,28 +29,23 @@ from compressae_index.connectors.milvus.compressed import (
     check_dense,
     check_name,
     create_compressed,
-    dense_metric,
     drop_compressed,
     open_compressed,
 )
-from compressae_index.connectors.milvus.errors import translated
 from compressae_index.connectors.milvus.fields import as_columns
 from compressae_index.connectors.milvus.manifest import Dense, Manifest, load_model
 from compressae_index.connectors.milvus.schema import names_of
-from compressae_index.conversion import as_array
 from compressae_index.errors import DimensionError, InputError
 from compressae_index.ids import as_id_array
-from compressae_index.search.index import BackedIndex
-from compressae_index.search.queries import QUERY_BLOCK, BackedResult, Scoring
-from compressae_index.sources import VectorSource, open_vectors
+from compressae_index.search.index import Index
+from compressae_index.search.queries import SearchResult
+from compressae_index.sources import VectorSource, ids_of_rows, open_vectors
 
 # Columns by name.
 Fields: TypeAlias = Mapping[str, Sequence[Any]] | Any
-MilvusMode: TypeAlias = Literal["sparse", "two_stage", "dense", "hybrid"]
-MILVUS_MODES: tuple[MilvusMode, ...] = ("sparse", "two_stage", "dense", "hybrid")
 
 
-class MilvusResult(BackedResult):
+class MilvusResult(SearchResult):
     """Neighbours of a batch of queries, and fields of theirs."""
 
     fields: dict[str, npt.NDArray[np.object_]]
@@ -62,23 +53,26 @@ class MilvusResult(BackedResult):
     none any more."""
 
 
-class MilvusIndex(BackedIndex):
+class MilvusIndex(Index):
     """A compressed collection: `open` or `create` one, or make one of a dense collection by `from_milvus`.
 
     Documents that share no term with a query are not found by "sparse" and "two_stage". Ids are those of the
     primary key. What one process writes, another sees; nothing is cached here but the model.
     """
 
-    modes: ClassVar[tuple[str, ...]] = MILVUS_MODES
-    backend: MilvusBackend
+    _documents: MilvusBackend
 
     def __init__(self, backend: MilvusBackend, model: CompresSAE) -> None:
         """From parts that belong together, as `open` finds them."""
         manifest = backend.manifest
         super().__init__(model, backend, encoder=manifest.encoder, metric=manifest.metric)
-        self.backend = backend
         self.client = backend.collection.client
         self.manifest = manifest
+
+    @property
+    def backend(self) -> MilvusBackend:
+        """The collection that holds the codes."""
+        return self._documents
 
     @classmethod
     def open(
@@ -186,39 +180,31 @@ class MilvusIndex(BackedIndex):
 
     def search(
         self,
-        queries: npt.ArrayLike,
+        queries: Any,
         k: int = 10,
         *,
-        mode: MilvusMode = "two_stage",
-        candidates: int | None = None,
-        query_nnz: int | None = None,
-        scoring: Scoring = "asymmetric",
         filter: Any = None,  # noqa: A002
-        num_threads: int | None = None,
         output_fields: Sequence[str] | None = (),
         partitions: Sequence[str] | None = (),
         consistency_level: ConsistencyLevel | None = None,
         ranker: Any = None,
+        **settings: Any,
     ) -> MilvusResult:
-        """The k nearest documents of each query.
+        """The k nearest documents of each query, as `Index.search`.
 
         Args:
             queries: (n_queries, d), or (d,) for one.
             k: neighbours of each query, at most 16,384.
-            mode: "sparse" and "two_stage" as for `BackedIndex.search`; "dense" searches the reconstructed
-                field by its own index; "hybrid" fuses the ranks of the sparse and the reconstructed field
-                inside of Milvus.
-            candidates: documents that Milvus finds for the re-scoring, or for each part of "hybrid"; at least
-                k, and at most 16,384; by default 1,000, or k where that is more.
-            query_nnz: latents of the query that sparse search keeps, of largest magnitude; 64 by default.
-            scoring: as for `CompressedIndex.search`; "asymmetric" for "dense" and "hybrid".
             filter: a Milvus expression as "price < 10", or ids.
-            num_threads: as for `BackedIndex.search`.
             output_fields: names of fields of the neighbours to fetch, as for pymilvus: "*" is all, also
                 dynamic ones and the code itself.
             partitions: to search in; all by default.
             consistency_level: of this search; that of the index by default.
             ranker: of pymilvus, for "hybrid"; `RRFRanker()` by default. Its scores are the result's.
+            settings: mode, candidates, query_nnz, scoring and num_threads as for `Index.search`. Mode "dense"
+                searches the reconstructed field by its own index; "hybrid" fuses the ranks of the sparse and
+                the reconstructed field inside of Milvus; both take asymmetric scoring only. Candidates, at
+                most 16,384, are what Milvus finds for the re-scoring, or for each part of "hybrid".
 
         Returns:
             scores and ids, each (n_queries, k), `certified` and `fields`. "dense" and "hybrid" certify
@@ -230,108 +216,12 @@ class MilvusIndex(BackedIndex):
                 field.
             BackendError: Milvus does not answer or refuses.
         """
-        check_choice(mode, "mode", MILVUS_MODES)
-        names = self._checked_fields(output_fields)
-        scope = Scope(filter, self._checked_partitions(partitions), consistency_level)
-        if mode in ("sparse", "two_stage"):
-            if ranker is not None:
-                msg = "a ranker is for mode 'hybrid'"
-                raise InputError(msg)
-            result = super().search(
-                queries,
-                k,
-                mode=mode,
-                candidates=candidates,
-                query_nnz=query_nnz,
-                scoring=scoring,
-                filter=scope,
-                num_threads=num_threads,
-            )
-        else:
-            if scoring != "asymmetric":
-                msg = f"in mode {mode!r}, scoring must be 'asymmetric', got {scoring!r}"
-                raise InputError(msg)
-            result = self._search_dense(queries, k, mode, candidates, query_nnz, scope, ranker)
-        return self._with_fields(result, names)
+        names = self.checked_fields(output_fields)
+        scope = Scope(filter, self.checked_partitions(partitions), consistency_level, ranker)
+        return self.with_fields(super().search(queries, k, filter=scope, **settings), names)
 
-    def _search_dense(
-        self,
-        queries: npt.ArrayLike,
-        k: int,
-        mode: str,
-        candidates: int | None,
-        query_nnz: int | None,
-        scope: Scope,
-        ranker: Any,
-    ) -> BackedResult:
-        if self.backend.dense is None:
-            msg = f"mode {mode!r} needs a reconstructed field: make the collection with dense='float32'"
-            raise InputError(msg)
-        k, n = self._depth(check_int(k, "k", 1, MAX_RESULTS), candidates, mode)
-        queries = as_array(queries, "queries")
-        asked = self._asked(queries, "two_stage", "asymmetric", query_nnz, None)
-        unit = normalize_rows(check_vectors(queries, dim=self.model.dim, name="queries", may_be_empty=True))
-        found = []
-        for first in range(0, len(asked), QUERY_BLOCK):
-            data = list(unit[first : first + QUERY_BLOCK].astype(self.backend.dense))
-            terms = asked.block(first).terms
-            request = self._dense_request(data, k if mode == "dense" else n, scope)
-            with translated(f"searching collection {self.collection!r}", expression=request["filter"]):
-                if mode == "dense":
-                    found += self.client.search(**request)
-                else:
-                    found += self._fused(request, terms, n, k, scope, ranker or RRFRanker())
-        scores, ids = self._padded(found, k)
-        if mode == "dense" and asked.factors is not None:
-            scores *= asked.factors
-        return BackedResult(scores, ids, np.zeros(len(ids), dtype=bool))
-
-    def _dense_request(self, data: list[Any], n: int, scope: Scope) -> dict[str, Any]:
-        metric = dense_metric(self.metric)
-        return {
-            **self.backend.scoped(scope),
-            "data": data,
-            "anns_field": DENSE_FIELD,
-            "limit": check_int(n, "candidates", 1, MAX_RESULTS),
-            "search_params": {"metric_type": metric, "params": {}},
-        }
-
-    def _fused(
-        self, dense: dict[str, Any], terms: SparseCodes, n: int, k: int, scope: Scope, ranker: Any
-    ) -> Sequence[Any]:
-        sparse = self.backend.search_request(terms, n, scope)
-        requests = [
-            AnnSearchRequest(
-                part["data"],
-                part["anns_field"],
-                part["search_params"],
-                part["limit"],
-                expr=part["filter"] or None,
-            )
-            for part in (sparse, dense)
-        ]
-        hits: Sequence[Any] = self.client.hybrid_search(
-            self.collection,
-            requests,
-            ranker,
-            limit=k,
-            partition_names=sparse["partition_names"],
-            consistency_level=sparse["consistency_level"],
-            timeout=sparse["timeout"],
-        )
-        return hits
-
-    def _padded(self, found: Sequence[Any], k: int) -> tuple[FloatArray, IdArray]:
-        scores = np.full((len(found), k), -np.inf, dtype=np.float32)
-        ids: Any = np.full(scores.shape, -1, dtype=np.int64)
-        if self.backend.are_strings:
-            ids = np.full(scores.shape, None, dtype=object)
-        for row, hits in enumerate(found):
-            scores[row, : len(hits.ids)] = hits.distances
-            ids[row, : len(hits.ids)] = hits.ids
-        return scores, ids
-
-    def _with_fields(self, result: BackedResult, names: tuple[str, ...]) -> MilvusResult:
+    def with_fields(self, result: SearchResult, names: tuple[str, ...]) -> MilvusResult:
+        """A result with the fields that `checked_fields` gave the names of."""
         whole = MilvusResult(result.scores, result.ids, result.certified)
         whole.fields = {}
         if not names:
@@ -356,19 +246,16 @@ class MilvusIndex(BackedIndex):
             whole.fields[name] = values.reshape(result.ids.shape)
         return whole
 
-    def _checked_fields(self, names: Sequence[str] | None, what: str = "output_fields") -> tuple[str, ...]:
+    def checked_fields(self, names: Sequence[str] | None, what: str = "output_fields") -> tuple[str, ...]:
         """Names of fields that can be asked for; Milvus is asked only where there are names."""
         wanted = () if names is None else names_of(names, what)
         if not wanted:
             return wanted
         return self.backend.collection.schema().check_fields(wanted, what)
 
-    def _checked_partitions(self, names: Sequence[str] | None) -> tuple[str, ...]:
+    def checked_partitions(self, names: Sequence[str] | None) -> tuple[str, ...]:
+        """Names of partitions that there are; Milvus is asked only where there are names."""
         return self.backend.collection.check_partitions(() if names is None else names)
-
-    def _check_kind(self, ids: IdArray) -> None:
-        super()._check_kind(ids)
-        self.backend.check_ids(ids)
 
     def add(
         self,
@@ -383,7 +270,7 @@ class MilvusIndex(BackedIndex):
         """Adds vectors.
 
         Args:
-            embeddings: as for `BackedIndex.add`.
+            embeddings: as for `Index.add`.
             ids: new ids of the kind of the primary key.
             fields: values of other fields by name, one a vector: a mapping of names to columns, which are
                 lists, arrays or series, or a data frame of pandas or polars, or an Arrow table.
@@ -392,14 +279,14 @@ class MilvusIndex(BackedIndex):
             progress: show a progress bar.
 
         Raises:
-            InputError: as for `BackedIndex.add`, or ids longer than the primary key takes, a field with
+            InputError: as for `Index.add`, or ids longer than the primary key takes, a field with
                 another number of values, that the collection does not have, that it needs and is not given,
                 or that has a name that is used here, or an unknown partition. Nothing was added.
             BackendError: Milvus does not answer or refuses. What was sent before is stored; do it again with
                 `upsert`.
         """
-        put = self._putting(embeddings, fields, partition)
-        self._write(put[0], ids, put[1], replace=False, num_threads=num_threads, progress=progress)
+        where = {"fields": fields, "partition": partition}
+        self._write_rows(embeddings, ids, where, replace=False, num_threads=num_threads, progress=progress)
 
     def upsert(
         self,
@@ -412,27 +299,38 @@ class MilvusIndex(BackedIndex):
         progress: bool = False,
     ) -> None:
         """Adds vectors, and replaces whole rows of ids that are held; arguments and errors as for `add`."""
-        put = self._putting(embeddings, fields, partition)
-        self._write(put[0], ids, put[1], replace=True, num_threads=num_threads, progress=progress)
+        where = {"fields": fields, "partition": partition}
+        self._write_rows(embeddings, ids, where, replace=True, num_threads=num_threads, progress=progress)
 
-    def _putting(self, embeddings: VectorSource, fields: Fields | None, partition: str) -> tuple[Any, Any]:
+    def _write_rows(
+        self,
+        embeddings: VectorSource,
+        ids: Any,
+        where: dict[str, Any],
+        *,
+        replace: bool,
+        num_threads: int | None,
+        progress: bool,
+    ) -> None:
         vectors = open_vectors(embeddings, may_be_empty=True)
-        columns = {} if fields is None else as_columns(fields)
+        columns = {} if where["fields"] is None else as_columns(where["fields"])
         for name, values in columns.items():
             if len(values) != vectors.shape[0]:
                 msg = f"field {name!r} has {len(values)} values for {vectors.shape[0]} vectors"
                 raise DimensionError(msg)
-        self._checked_partitions([partition] if partition else [])
+        partition = where["partition"]
+        self.checked_partitions([partition] if partition else [])
         self._check_columns(columns)
-
-        def put(codes: SparseCodes, ids: IdArray, rows: slice) -> None:
-            others = [
-                dict(zip(columns, values, strict=True))
-                for values in zip(*(column[rows] for column in columns.values()), strict=True)
-            ]
-            self.backend.put(codes, ids, others or None, partition=partition)
-
-        return vectors, put
+        new, _ = ids_of_rows(as_id_array(ids), vectors)
+        self._store(
+            vectors,
+            new,
+            replace=replace,
+            num_threads=num_threads,
+            progress=progress,
+            columns=columns,
+            partition=partition,
+        )
 
     def _check_columns(self, columns: Mapping[str, Any]) -> None:
         """Refuses columns that the collection has not, needs, or fills itself."""
@@ -458,9 +356,9 @@ class MilvusIndex(BackedIndex):
             UnknownIdError: an id is not in the collection.
             InputError: a field that the collection does not have, or fields that are no list of names.
         """
-        names, array = self._checked_fields(("*",) if fields is None else fields, "fields"), as_id_array(ids)
+        names, array = self.checked_fields(("*",) if fields is None else fields, "fields"), as_id_array(ids)
         if len(array) and (array.dtype == object) != self.backend.are_strings:
-            self._check_held(array)
+            self.check_held(array)
         return self.backend.rows(array, names)
 
     def flush(self) -> None:

@@ -16,7 +16,7 @@ from compressae_index.arrays import FloatArray
 from compressae_index.building.planning import POSTINGS, VALUE_BITS
 from compressae_index.checks import check_threads
 from compressae_index.embedded.sizes import POSTING_BYTES, list_overhead, row_bytes
-from compressae_index.index import IndexStats
+from compressae_index.search.index import IndexStats
 from compressae_index.training.config import DEFAULT_LATENTS
 
 # The largest settings of config.yml, to which the others are in proportion.
