@@ -26,9 +26,9 @@ from compressae_index.checks import normalize_rows
 from compressae_index.coding.metric import Metric
 from compressae_index.coding.model import Encoder
 from compressae_index.embedded.backend import EmbeddedBackend
+from compressae_index.embedded.codecs import Packed
+from compressae_index.embedded.codecs.levels import usual_levels
 from compressae_index.embedded.documents import EmbeddedDocuments
-from compressae_index.embedded.levels import usual_levels
-from compressae_index.embedded.packing import Packed
 from compressae_index.errors import InputError
 from compressae_index.measuring.recall import recall
 from compressae_index.training.config import Preset, TrainConfig
@@ -126,8 +126,8 @@ def most_nonzeros(n_latents: int, value_bits: int, budget: int) -> int:
 def cosine(model: CompresSAE, sample: FloatArray, k: int, value_bits: int, encoder: Encoder) -> float:
     """Mean cosine of unit rows and the reconstructions of their packed codes."""
     codes = model.fold(model.encode(sample, k, encoder=encoder))
-    packing = Packed(value_bits).fitted(codes)
-    stored = packing.unpack(packing.pack(codes, 1, model.decoder_w), model.n_latents, k)
+    codec = Packed(value_bits).fitted(codes)
+    stored = codec.unpack(codec.pack(codes, 1, model.decoder_w), model.n_latents, k)
     return float((normalize_rows(model.decode(stored)) * sample).sum(axis=1).mean())
 
 

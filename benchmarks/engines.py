@@ -31,8 +31,8 @@ from compressae_index.arrays import FloatArray
 from compressae_index.checks import normalize_rows
 from compressae_index.embedded.backend import EmbeddedBackend, Part
 from compressae_index.embedded.clustering import similar_order
+from compressae_index.embedded.codecs import Packed
 from compressae_index.embedded.documents import EmbeddedDocuments
-from compressae_index.embedded.packing import Packed
 from compressae_index.embedded.sizes import sparse_candidates
 from compressae_index.measuring.evaluation import Measurement
 from compressae_index.measuring.plots import Series
@@ -96,16 +96,16 @@ def ours(bench: Bench) -> Own:
     """The modes of our index, and its posting lists alone."""
 
     def pack() -> Any:
-        packing = Packed().fitted(bench.codes)
+        codec = Packed().fitted(bench.codes)
         dictionary = None if bench.model is None else bench.model.decoder_w
-        arrays = packing.pack(bench.codes, 1, dictionary)
-        return packing, arrays, packing.engine(arrays, bench.codes.n_latents, bench.codes.k)
+        arrays = codec.pack(bench.codes, 1, dictionary)
+        return codec, arrays, codec.engine(arrays, bench.codes.n_latents, bench.codes.k)
 
     def invert() -> InvertedLists:
-        stored = packing.unpack(arrays, bench.codes.n_latents, bench.codes.k)
+        stored = codec.unpack(arrays, bench.codes.n_latents, bench.codes.k)
         return InvertedLists.build(stored.latents, stored.values, stored.n_latents, 1)
 
-    (packing, arrays, forward), packing_seconds = timed(pack)
+    (codec, arrays, forward), packing_seconds = timed(pack)
     lists, inverting_seconds = timed(invert)
     parts = [(lists, forward)]
     nnz, top = bench.query_nnz, bench.top
@@ -144,7 +144,7 @@ def ours(bench: Bench) -> Own:
         *(contender(f"{LISTS}, top {n:,}", partial(lists_alone, n), codes=0) for n in SELECTED),
     ]
     if bench.model is not None:
-        backend = EmbeddedBackend(bench.codes.n_latents, bench.codes.k, packing, [Part(forward, lists)])
+        backend = EmbeddedBackend(bench.codes.n_latents, bench.codes.k, codec, [Part(arrays, forward, lists)])
         index = CompressedIndex(bench.model, documents=EmbeddedDocuments(backend))
         contenders.append(
             Contender(

@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 
 from compressae_index import SparseCodes
 from compressae_index._engine import simd
-from compressae_index.embedded.packing import Aligned, Packed, Packing
+from compressae_index.embedded.codecs import Aligned, Codec, Packed
 
 sys.path.insert(0, str(Path(__file__).parent))  # python -P leaves it out
 
@@ -57,19 +57,19 @@ def main(
     rng = np.random.default_rng(1)
     codes = random_codes(documents, n_latents, k)
     u = rng.standard_normal((queries, n_latents)).astype(np.float32)
-    packings: dict[str, Packing] = {"aligned": Aligned()}
-    packings |= {f"packed, {value_bits} bits": Packed(value_bits) for value_bits in (4, 5, 6, 8)}
+    codecs: dict[str, Codec] = {"aligned": Aligned()}
+    codecs |= {f"packed, {value_bits} bits": Packed(value_bits) for value_bits in (4, 5, 6, 8)}
     contenders: dict[str, Callable[[int], Any]] = {}
     row_bytes: dict[str, float] = {}
 
     def scan(engine: Any, query: int) -> None:
         engine.search(u[query : query + 1], top, None, 1)
 
-    for name, packing in packings.items():
-        fitted = packing.fitted(codes)
+    for name, codec in codecs.items():
+        fitted = codec.fitted(codes)
         arrays = fitted.pack(codes, 2)
         contenders[name] = partial(scan, fitted.engine(arrays, n_latents, k))
-        row_bytes[name] = sum(array.nbytes for array in arrays.values()) / documents
+        row_bytes[name] = fitted.row_bytes(n_latents, k)
     exact = faiss.IndexFlatIP(dim)
     for begin in range(0, documents, 100_000):
         exact.add(rng.standard_normal((min(100_000, documents - begin), dim), dtype=np.float32))

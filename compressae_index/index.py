@@ -24,8 +24,9 @@ from compressae_index.coding.metric import METRICS, Metric, RowScale
 from compressae_index.coding.model import ENCODERS, CompresSAE, Encoder, check_is_model
 from compressae_index.embedded.backend import EmbeddedBackend
 from compressae_index.embedded.clustering import similar_order
+from compressae_index.embedded.codecs import CodecName, codec_of
+from compressae_index.embedded.codecs.packed import VALUE_BITS
 from compressae_index.embedded.documents import EmbeddedDocuments
-from compressae_index.embedded.packing import VALUE_BITS, Form, packing_of
 from compressae_index.embedded.sizes import WINDOW
 from compressae_index.errors import FormatError
 from compressae_index.ids import Ids, as_id_array
@@ -88,7 +89,7 @@ class CompressedIndex(Index):
         encoder: Encoder = "pursuit",
         metric: Metric = "cosine",
         config: TrainConfig | None = None,
-        forward: Form = "packed",
+        forward: CodecName = "packed",
         value_bits: int | None = None,
         postings: int | None = None,
         bytes_per_vector: float | None = None,
@@ -119,7 +120,7 @@ class CompressedIndex(Index):
             config: training settings; k and n_latents may be named there or here.
             forward: how codes are stored for `dense` and `two_stage`: "packed" takes the fewest bytes,
                 "aligned" is the fastest.
-            value_bits: bits of a packed value, 4 to 8, 6 by default; the aligned form always has 8.
+            value_bits: bits of a packed value, 4 to 8, 6 by default; the aligned codec always has 8.
             postings: nonzeros of a code that the posting lists keep, the strongest; all by default. Each left
                 out saves 3 bytes, and makes `sparse` and the first stage of `two_stage` approximate.
             bytes_per_vector: a budget for all that `two_stage` keeps resident, ids and all, at n vectors. k,
@@ -142,7 +143,7 @@ class CompressedIndex(Index):
         planned = bytes_per_vector is not None or target_recall is not None
         if planned:
             planning.check_budget(bytes_per_vector, target_recall, k, value_bits, postings, forward)
-        packing = packing_of(forward, VALUE_BITS if value_bits is None else value_bits)
+        codec = codec_of(forward, value_bits=VALUE_BITS if value_bits is None else value_bits)
         if postings is not None:
             check_int(postings, "postings", 1)
         source = ModelSource.checked(model, k=k, n_latents=n_latents, config=config, metric=metric)
@@ -169,8 +170,8 @@ class CompressedIndex(Index):
                 num_threads=threads,
                 progress=progress,
             )
-            k, postings, packing = plan.k, plan.postings, packing_of("packed", plan.value_bits)
-        backend = EmbeddedBackend(model.n_latents, k, packing, postings=postings)
+            k, postings, codec = plan.k, plan.postings, codec_of("packed", value_bits=plan.value_bits)
+        backend = EmbeddedBackend(model.n_latents, k, codec, postings=postings)
         index = cls(model, encoder=encoder, metric=metric, documents=_empty(backend, metric))
         index.plan, index.skipped = plan, skipped
         chunks = encoded_chunks(model, vectors, k, encoder, threads, scale=scale)
@@ -184,7 +185,7 @@ class CompressedIndex(Index):
         model: CompresSAE,
         ids: Any = None,
         *,
-        forward: Form = "packed",
+        forward: CodecName = "packed",
         value_bits: int = VALUE_BITS,
         postings: int | None = None,
         num_threads: int | None = None,
@@ -209,7 +210,7 @@ class CompressedIndex(Index):
             InputError: an argument is of another type or out of range; duplicate ids, or another number of
                 them.
         """
-        threads, packing = check_threads(num_threads), packing_of(forward, value_bits)
+        threads, codec = check_threads(num_threads), codec_of(forward, value_bits=value_bits)
         if postings is not None:
             check_int(postings, "postings", 1)
         check_is_model(model)
@@ -228,7 +229,7 @@ class CompressedIndex(Index):
         if postings is not None:
             check_int(postings, "postings", 1, store.k, "k")
         row_ids = Ids.from_user(ids, len(store))
-        backend = EmbeddedBackend(model.n_latents, store.k, packing, postings=postings)
+        backend = EmbeddedBackend(model.n_latents, store.k, codec, postings=postings)
         index = cls(model, encoder=store.encoder, documents=_empty(backend, "cosine"))
         chunks = (store[first : first + CHUNK_ROWS] for first in range(0, len(store), CHUNK_ROWS))
         index._append(chunks, row_ids, RowScale("cosine"), threads, progress, label="indexing")

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from compressae_index.connectors.milvus import MilvusIndex
 
 
+# So that a failed assertion of theirs shows its values, too.
+pytest.register_assert_rewrite("folders", "oracles")
+
+
 @pytest.fixture(scope="session")
 def demo_data() -> DemoData:
     """The shipped embeddings: 19,000 and 1,000 held out."""

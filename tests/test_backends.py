@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
+from oracles import assert_certified_best, certified, term_scores
 
 from compressae_index import CompresSAE, CompressedIndex, DimensionError, InputError, UnknownIdError
 from compressae_index.arrays import FloatArray
@@ -19,7 +19,6 @@ from compressae_index.demo import DemoData
 from compressae_index.search.index import Index
 from compressae_index.search.stages import code_scores, holds_best, strongest_terms
 
-Float64 = npt.NDArray[np.float64]
 Open = Callable[[CompressedIndex], Index]
 """An index with the codes and ids of an embedded one."""
 
@@ -96,34 +95,6 @@ def names(n: int) -> list[str]:
     return [f'item "{i}" 100% \'é\\{i}' for i in range(n)]
 
 
-def exact(built: CompressedIndex, queries: FloatArray, query_nnz: int | None = None) -> Float64:
-    """Scores of all documents, by whole projections or their query_nnz largest entries: (n_queries, n)."""
-    # In 16 bits; how far from exact these are is bounded by a test of their own.
-    u = built.model.project(queries).astype(np.float64)
-    if query_nnz is not None:
-        least = -np.sort(-np.abs(u), axis=1)[:, query_nnz - 1 : query_nnz]
-        u = np.where(np.abs(u) >= least, u, 0)
-    mean_scores = built.model.mean_scores(queries)
-    assert mean_scores is not None
-    scores: Float64 = u @ built.codes(built.ids).to_dense().astype(np.float64).T + mean_scores
-    return scores
-
-
-def certified(result: Any) -> npt.NDArray[np.bool_]:
-    """Which answers claim to be exact; the embedded engine needs no certificate."""
-    marks: npt.NDArray[np.bool_] = np.ones(len(result.ids), dtype=bool)
-    return marks if result.certified is None else result.certified
-
-
-def assert_best(result: Any, scores: Float64, tolerance: float) -> None:
-    """Certified answers hold the best scores, each that of its document, best first."""
-    k = result.ids.shape[1]
-    for row in np.flatnonzero(certified(result)):
-        np.testing.assert_allclose(result.scores[row], scores[row][result.ids[row]], atol=tolerance, rtol=0)
-        np.testing.assert_allclose(result.scores[row], -np.sort(-scores[row])[:k], atol=tolerance, rtol=0)
-        assert len(set(result.ids[row].tolist())) == k
-
-
 def tolerance(index: Index) -> float:
     """Of sparse scores: those of Faiss's lists, which hold half precision, are not taken from the codes."""
     filed = type(index.documents).__name__ == "InvertedFile"
@@ -135,7 +106,7 @@ def test_two_stage_gives_the_best_of_all_where_it_is_certified(
     whole: Index, built: CompressedIndex, queries: FloatArray, candidates: int
 ) -> None:
     result = whole.search(queries, 10, candidates=candidates, query_nnz=built.model.n_latents)
-    assert_best(result, exact(built, queries), 2e-6)
+    assert_certified_best(result, term_scores(built, queries), 10, tolerance=2e-6)
     if candidates == 1000:
         assert certified(result).all()
 
@@ -155,17 +126,16 @@ def test_sparse_gives_the_best_sums_where_it_is_certified(
     whole: Index, built: CompressedIndex, queries: FloatArray, candidates: int
 ) -> None:
     result = whole.search(queries, 10, mode="sparse", query_nnz=32, candidates=candidates)
-    assert_best(result, exact(built, queries, 32), tolerance(whole))
+    assert_certified_best(result, term_scores(built, queries, 32), 10, tolerance=tolerance(whole))
     if candidates == 1000:
         assert certified(result).all()
 
 
 def test_symmetric_scoring_compares_codes(whole: Index, built: CompressedIndex, queries: FloatArray) -> None:
-    model = built.model
     result = whole.search(queries, 10, mode="sparse", scoring="symmetric")
-    codes = model.fold(model.encode(queries, built.k)).to_dense().astype(np.float64)
+    exact = term_scores(built, queries, scoring="symmetric")
     assert certified(result).any()
-    assert_best(result, codes @ built.codes(built.ids).to_dense().T, tolerance(whole))
+    assert_certified_best(result, exact, 10, tolerance=tolerance(whole))
 
 
 def test_codes_and_explanations(whole: Index, built: CompressedIndex, queries: FloatArray) -> None:
@@ -174,7 +144,7 @@ def test_codes_and_explanations(whole: Index, built: CompressedIndex, queries: F
     np.testing.assert_array_equal(codes.to_dense(), expected.to_dense())
     np.testing.assert_array_equal(whole.reconstruct(ids), built.reconstruct(ids))
     why = whole.explain(queries[0], 7)
-    assert why.score == pytest.approx(exact(built, queries[:1])[0, 7], abs=2e-6)
+    assert why.score == pytest.approx(term_scores(built, queries[:1])[0, 7], abs=2e-6)
     assert why.contributions.sum() + why.mean == pytest.approx(why.score, abs=1e-6)
     assert len(whole) == whole.stats().vectors == 4000
 
@@ -183,9 +153,9 @@ def test_a_filter_of_ids(whole: Index, built: CompressedIndex, queries: FloatArr
     allowed = np.arange(0, 4000, 13)
     result = whole.search(queries, 5, filter=allowed, query_nnz=built.model.n_latents)
     scores = np.full((len(queries), 4000), -np.inf)
-    scores[:, allowed] = exact(built, queries)[:, allowed]
+    scores[:, allowed] = term_scores(built, queries)[:, allowed]
     assert certified(result).all()
-    assert_best(result, scores, 2e-6)
+    assert_certified_best(result, scores, 5, tolerance=2e-6)
 
 
 def test_fewer_documents_than_k_are_padded(small: Index, named: Index, queries: FloatArray) -> None:

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles import assert_same
 
-from compressae_index import CompresSAE, CompressedIndex, SearchResult
+from compressae_index import CompresSAE, CompressedIndex
 from compressae_index.arrays import FloatArray
 from compressae_index.embedded.backend import EmbeddedBackend
+from compressae_index.embedded.codecs import Aligned, Codec, Packed
 from compressae_index.embedded.documents import EmbeddedDocuments
-from compressae_index.embedded.packing import Aligned, Packed, Packing
 from compressae_index.search.queries import MODES, Mode
 
 POOL = 24
@@ -68,11 +69,6 @@ def changed(index: CompressedIndex, step: Step, ids: list[Any], vectors: FloatAr
     return index
 
 
-def assert_same(a: SearchResult, b: SearchResult) -> None:
-    np.testing.assert_array_equal(a.ids, b.ids)
-    np.testing.assert_array_equal(a.scores, b.scores)
-
-
 @pytest.mark.parametrize("levels", ["aligned", "usual", "learned"])
 @settings(deadline=None, max_examples=30)
 @given(steps=sequences(), strings=st.booleans(), data=st.data())
@@ -95,14 +91,13 @@ def test_changes_end_in_what_a_fresh_index_gives(
     def named(ids: Any) -> list[Any]:
         return [f"id {id_}" if strings else id_ for id_ in ids]
 
-    packing: Packing = Aligned() if levels == "aligned" else Packed()
+    codec: Codec = Aligned() if levels == "aligned" else Packed()
     if levels == "learned":
-        packing = packing.fitted(model.fold(model.encode(vectors[:1000], K)))
+        codec = codec.fitted(model.fold(model.encode(vectors[:1000], K)))
 
     def empty() -> CompressedIndex:
-        return CompressedIndex(
-            model, documents=EmbeddedDocuments(EmbeddedBackend(model.n_latents, K, packing))
-        )
+        backend = EmbeddedBackend(model.n_latents, K, codec)
+        return CompressedIndex(model, documents=EmbeddedDocuments(backend))
 
     index, held = empty(), dict[int, int]()
     for step in steps:

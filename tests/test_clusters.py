@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from click.testing import CliRunner
-from test_engine import assert_best, bitmap, cut_query, stored_in_lists
+from oracles import assert_best, bitmap, overlap, stored_in_lists, strongest_entries
 
 from compressae_index import CompresSAE, CompressedIndex, DimensionError, InputError
 from compressae_index._engine import Clusters, search
@@ -65,10 +65,6 @@ def means_of(clusters: Clusters) -> npt.NDArray[np.float64]:
     return means[:, : len(clusters)].T
 
 
-def overlap(found: Any, true: Any) -> float:
-    return float(np.mean([len(np.intersect1d(a, b)) / len(b) for a, b in zip(found, true, strict=True)]))
-
-
 def test_vectors_keep_their_ids_and_codes(plain: CompressedIndex, clustered: Path) -> None:
     index = CompressedIndex.load(clustered)
     assert index.stats().clusters == 2 * WINDOW // CLUSTER
@@ -108,7 +104,7 @@ def test_probed_search_is_exact_within_the_best_clusters(
     index = CompressedIndex.load(clustered)
     backend, clusters = parts_of(index)
     u = index.model.project(queries)
-    cut = cut_query(u, 32)
+    cut = strongest_entries(u, 32)
     worth = cut @ means_of(clusters).T
     best = np.argsort(-worth, axis=1)[:, :nprobe]
     inside = np.zeros((len(u), ROWS), dtype=bool)
@@ -123,7 +119,7 @@ def test_probed_search_is_exact_within_the_best_clusters(
     codes = backend.codes(np.arange(ROWS)).to_csr().astype(np.float64)
     exact = np.where(inside, (codes @ cut.T).T, -np.inf)
     by_threads = [backend.sparse(u, 32, 20, marks, num_threads, nprobe) for num_threads in (1, 2)]
-    assert_best(*by_threads[0], exact, 20, tolerance=2e-3)
+    assert_best(by_threads[0], exact, 20, tolerance=2e-3)
     np.testing.assert_array_equal(by_threads[0][1], by_threads[1][1])
     alone = backend.sparse(u[:1], 32, 20, marks, 2, nprobe)
     np.testing.assert_array_equal(alone[1], by_threads[0][1][:1])
@@ -249,12 +245,12 @@ def test_damaged_clusters_are_refused_or_harmless(clustered: Path, queries: Floa
 def test_clusters_of_another_index_are_refused_by_load(clustered: Path) -> None:
     backend, clusters = parts_of(CompressedIndex.load(clustered))
     arrays = backend.to_arrays()
-    n, packing = len(backend), backend.packing.manifest()
+    n, manifest = len(backend), backend.codec.manifest()
 
     def loaded(clusters: Clusters) -> EmbeddedBackend:
         foreign = {f"clusters_{name}": array for name, array in clusters.arrays().items()}
         return EmbeddedBackend.from_arrays(
-            arrays | foreign, n, backend.n_latents, backend.k, packing, backend.postings
+            arrays | foreign, n, backend.n_latents, backend.k, manifest, backend.postings
         )
 
     assert loaded(clusters).n_clustered == 2 * WINDOW

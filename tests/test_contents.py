@@ -615,7 +615,7 @@ def test_a_faiss_index_without_levels(tmp_path: Path) -> None:
     saved = copy_of("Faiss index", tmp_path)
     next(saved.rglob("forward_levels.npy")).unlink()
     fuzzing.fit_checksums(saved)
-    refused(FaissIndex.load, saved, "this packing is not fitted")
+    refused(FaissIndex.load, saved, "this codec is not fitted")
 
 
 @pytest.mark.parametrize("version", [None, 0, -1, "1", True, 1.0])

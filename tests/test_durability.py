@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from folders import assert_nothing_stray, content_of
 
 from compressae_index import (
     CompresSAE,
@@ -87,22 +88,6 @@ class Kit:
 @pytest.fixture(scope="module")
 def kit(model: CompresSAE, vectors: FloatArray) -> Kit:
     return Kit(model, vectors)
-
-
-def content_of(path: Path) -> dict[str, bytes]:
-    files = (file for file in path.rglob("*") if file.is_file())
-    return {str(file.relative_to(path)): file.read_bytes() for file in files}
-
-
-def assert_nothing_stray(path: Path) -> None:
-    """A directory with a data folder holds what its manifest names, and no more."""
-    manifest = json.loads((path / "manifest.json").read_bytes())
-    named = {f"{manifest['data']}/{name}" for name in manifest["files"]}
-    assert {str(entry.relative_to(path)) for entry in path.rglob("*")} == {
-        "manifest.json",
-        manifest["data"],
-        *named,
-    }
 
 
 def rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> None:

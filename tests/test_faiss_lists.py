@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import faiss
 import numpy as np
@@ -19,9 +19,8 @@ from compressae_index.arrays import FloatArray
 from compressae_index.connectors.faiss import FaissIndex, to_faiss
 from compressae_index.connectors.faiss import lists as faiss_lists
 from compressae_index.embedded.backend import EmbeddedBackend
+from compressae_index.embedded.codecs import CodecName, Packed, codec_of
 from compressae_index.embedded.documents import EmbeddedDocuments
-from compressae_index.embedded.packing import FORMS, Form, packing_of
-from compressae_index.embedded.sizes import row_bytes
 from compressae_index.search.stages import strongest_terms
 from compressae_index.sources import CHUNK_ROWS
 
@@ -183,7 +182,7 @@ def test_codes_stay_what_they_are(
     filed: FaissIndex, built: CompressedIndex, model: CompresSAE, vectors: FloatArray
 ) -> None:
     np.testing.assert_array_equal(filed.codes(built.ids).to_dense(), built.codes(built.ids).to_dense())
-    assert filed.documents.nbytes["forward"] == 4000 * row_bytes(512, 16, 6)
+    assert filed.documents.nbytes["forward"] == 4000 * Packed(6).row_bytes(512, 16)
     aligned = CompressedIndex.build(vectors[:300], model=model, k=16, forward="aligned", progress=False)
     packed, given = (
         FaissIndex.from_index(aligned, progress=False).codes(aligned.ids),
@@ -398,12 +397,12 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("form", ["packed", "aligned"])
 def test_lists_built_on_disk_are_those_built_in_memory(
-    model: CompresSAE, vectors: FloatArray, queries: FloatArray, tmp_path: Path, form: Form
+    model: CompresSAE, vectors: FloatArray, queries: FloatArray, tmp_path: Path, form: CodecName
 ) -> None:
     n = 2 * CHUNK_ROWS + 100
     codes = model.fold(model.encode(vectors, 16))
     repeated = SparseCodes.concatenate([codes] * (n // len(codes) + 1))[:n]
-    backend = EmbeddedBackend(model.n_latents, 16, packing_of(form)).added([repeated], 1)
+    backend = EmbeddedBackend(model.n_latents, 16, codec_of(form)).added([repeated], 1)
     index = CompressedIndex(model, documents=EmbeddedDocuments(backend))
     index.remove(np.arange(50, 5000))
     FaissIndex.from_index(index, progress=False).save(tmp_path / "memory")
@@ -473,7 +472,7 @@ def test_an_empty_index_is_built_on_disk(
     model: CompresSAE, vectors: FloatArray, queries: FloatArray, tmp_path: Path, string_ids: bool
 ) -> None:
     ids = ["a", "b"] if string_ids else [5, 7]
-    for form in FORMS:
+    for form in get_args(CodecName):
         index = CompressedIndex.build(vectors[:2], ids, model=model, k=16, forward=form, progress=False)
         found = FaissIndex.from_index(index, tmp_path / form, progress=False).search(vectors[:2], 1)
         assert found.ids.ravel().tolist() == ids

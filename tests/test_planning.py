@@ -13,7 +13,7 @@ from compressae_index.arrays import FloatArray
 from compressae_index.building.estimation import estimate
 from compressae_index.demo import DemoData
 from compressae_index.embedded.backend import EmbeddedBackend, strongest
-from compressae_index.embedded.sizes import row_bytes
+from compressae_index.embedded.codecs import Packed
 from compressae_index.measuring.recall import exact_neighbours, recall
 
 
@@ -21,7 +21,7 @@ def test_bytes_of_a_row_are_the_engines() -> None:
     for n_latents, k, bits in [(4096, 32, 6), (1, 1, 4), (65536, 255, 8), (300, 300, 5), (5000, 7, 4)]:
         latents = np.arange(k, dtype=np.uint16)[None]
         rows = pack_rows(latents, np.zeros((1, k), np.uint8), np.zeros(1, np.uint16), n_latents, bits, 1)
-        assert rows.shape[1] == row_bytes(n_latents, k, bits)
+        assert rows.shape[1] == Packed(bits).row_bytes(n_latents, k)
 
 
 def test_strongest_nonzeros() -> None:

@@ -22,8 +22,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from oracles import assert_same
 
-from compressae_index import CompresSAE, CompressedIndex, FormatError, InputError, SearchResult
+from compressae_index import CompresSAE, CompressedIndex, FormatError, InputError
 from compressae_index.arrays import FloatArray
 from compressae_index.checks import MAX_THREADS, check_threads
 from compressae_index.coding.directory import encode_to_directory
@@ -54,11 +55,6 @@ def saved(built: CompressedIndex, tmp_path_factory: pytest.TempPathFactory) -> P
     path = tmp_path_factory.mktemp("processes") / "index"
     built.save(path)
     return path
-
-
-def assert_same(found: SearchResult, expected: SearchResult) -> None:
-    np.testing.assert_array_equal(found.ids, expected.ids)
-    np.testing.assert_array_equal(found.scores, expected.scores)
 
 
 def run_script(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:

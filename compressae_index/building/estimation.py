@@ -10,7 +10,7 @@ import numpy as np
 from compressae_index.building import planning
 from compressae_index.building.planning import Plan
 from compressae_index.checks import check_int, check_threads
-from compressae_index.embedded.packing import VALUE_BITS
+from compressae_index.embedded.codecs.packed import VALUE_BITS
 from compressae_index.sources import VectorSource, open_vectors
 from compressae_index.sources.sample import unit_sample
 

@@ -35,7 +35,7 @@ from compressae_index.coding.chunks import encoded_chunks
 from compressae_index.coding.directory import CodeStore, encode_to_directory
 from compressae_index.coding.metric import Metric
 from compressae_index.coding.model import CompresSAE, Encoder
-from compressae_index.embedded.packing import VALUE_BITS
+from compressae_index.embedded.codecs.packed import VALUE_BITS
 from compressae_index.errors import FormatError, InputError, StorageError
 from compressae_index.index import CompressedIndex
 from compressae_index.persistence import check_target, kind_of

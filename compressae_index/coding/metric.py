@@ -17,7 +17,7 @@ METRICS: tuple[Metric, ...] = ("cosine", "inner_product")
 
 # Norms that an index keeps, in its own unit, which is near the median of its first rows. A row's scale is in
 # half precision: above, it could overflow; below, it runs out of digits, and norms would be wrong by 1 % and
-# more in the aligned form.
+# more with the aligned codec.
 SMALLEST_NORM, LARGEST_NORM = 2.0**-10, 2.0**12
 
 

@@ -217,7 +217,7 @@ class EmbeddedDocuments(Rows):
         return {
             "n": len(self.all_ids),
             "k": self.k,
-            "packing": self.backend.packing.manifest(),
+            "packing": self.backend.codec.manifest(),
             "postings": self.backend.postings,
             "unit": self.unit,
         }
@@ -246,10 +246,10 @@ class EmbeddedDocuments(Rows):
         n = check_int(meta["n"], "n", 0)
         k = check_int(meta["k"], "k", 1, n_latents, "n_latents")
         postings = check_int(meta["postings"], "postings", 1, k, "k")
-        packing = entry(meta, "packing", dict)
+        codec = entry(meta, "packing", dict)
         of_rows = {name: array for name, array in arrays.items() if name in STORED_ROWS}
         of_codes = {name: array for name, array in arrays.items() if name not in STORED_ROWS}
-        backend = EmbeddedBackend.from_arrays(of_codes, n, n_latents, k, packing, postings)
+        backend = EmbeddedBackend.from_arrays(of_codes, n, n_latents, k, codec, postings)
         ids, alive = stored_rows(n, of_rows)
         if n and unit is None:
             msg = "norms are kept, but not in which unit"

@@ -17,8 +17,9 @@ from compressae_index.checks import as_path
 from compressae_index.coding.metric import Metric
 from compressae_index.coding.model import CompresSAE, Encoder, check_is_model
 from compressae_index.connectors.faiss import lists
-from compressae_index.connectors.faiss.inverted import VALUE_BITS, InvertedFile
-from compressae_index.embedded.packing import Packed
+from compressae_index.connectors.faiss.inverted import STORED_CODES, VALUE_BITS, InvertedFile
+from compressae_index.embedded.codecs import Codec, Packed
+from compressae_index.embedded.codecs.base import BYTE_ROWS
 from compressae_index.errors import FormatError, InputError
 from compressae_index.ids import Ids
 from compressae_index.index import CompressedIndex
@@ -94,7 +95,7 @@ class FaissIndex(Index):
     ) -> FaissIndex:
         """With the codes of an index; nothing is encoded again.
 
-        Packed codes stay what they are, bit for bit; those of the aligned form are packed.
+        Packed codes stay what they are, bit for bit; those of other codecs are packed.
 
         Args:
             index: whose codes; it may be mapped.
@@ -109,39 +110,30 @@ class FaissIndex(Index):
         """
         if path is not None:
             persistence.check_target(path, _KIND)
-        documents, packing = index.documents, index.documents.backend.packing
+        documents = index.documents
         rows = documents.alive_rows()
-        stored = documents.backend.to_arrays() if len(rows) else {}
-
-        def parts() -> Iterator[RowArray]:
-            with track(len(rows), "filing codes", enabled=progress) as advance:
-                for first in range(0, len(rows), CHUNK_ROWS):
-                    yield (part := rows[first : first + CHUNK_ROWS])
-                    advance(len(part))
-
-        def packed(part: RowArray) -> npt.NDArray[np.uint8]:
-            return (
-                stored["forward_rows"][part]
-                if isinstance(packing, Packed)
-                else backend.pack(index.codes(documents.all_ids.of(part)))[0]
-            )
-
-        if isinstance(packing, Packed):
-            used = packing
-        else:
-            used = Packed(VALUE_BITS)
-            if len(rows):
-                first_codes = index.codes(documents.all_ids.of(rows[:CHUNK_ROWS]))
-                used = used.fitted(first_codes.scaled(1 / index.unit))
+        codec = _codec_for_lists(index, rows)
         backend = InvertedFile(
-            index.model, index.k, packing=used, unit=index.unit, string_ids=documents.are_strings
+            index.model, index.k, codec=codec, unit=index.unit, string_ids=documents.are_strings
         )
         made = cls(index.model, encoder=index.encoder, metric=index.metric, documents=backend)
+
+        def batches() -> Iterator[RowArray]:
+            with track(len(rows), "filing codes", enabled=progress) as advance:
+                for first in range(0, len(rows), CHUNK_ROWS):
+                    yield (batch := rows[first : first + CHUNK_ROWS])
+                    advance(len(batch))
+
+        def packed(batch: RowArray) -> npt.NDArray[np.uint8]:
+            if codec is documents.backend.codec:
+                return documents.backend.forward_rows(batch)[BYTE_ROWS]
+            return backend.pack(index.codes(documents.all_ids.of(batch)))[0]
+
         if path is None:
-            for part in parts():
-                backend.put_packed(packed(part), used, documents.all_ids.of(part))
+            for batch in batches():
+                backend.put_packed(packed(batch), codec, documents.all_ids.of(batch))
             return made
-        made._save_parts(path, *backend.without_holding(documents.live_ids, map(packed, parts()), _LISTS))
+        made._save_parts(path, *backend.without_holding(documents.live_ids, map(packed, batches()), _LISTS))
         return cls.load(path, mmap=True)
 
     @classmethod
@@ -259,7 +251,7 @@ class FaissIndex(Index):
         stored = persistence.read(path, _KIND, mmap=mmap)
         with persistence.reading(str(path)):
             model = CompresSAE.from_stored(persistence.entry(stored.meta, "model", dict), stored.tensors)
-            n_rows = len(stored.arrays["forward_rows"])
+            n_rows = len(stored.arrays[STORED_CODES])
             faiss_index = lists.read_lists(stored.files[_LISTS], mmap=mmap, n_rows=n_rows)
             backend = InvertedFile.from_stored(model, faiss_index, stored.meta, stored.arrays)
             metric = stored.meta["metric"]
@@ -271,3 +263,14 @@ class FaissIndex(Index):
             loaded._mapped = backend, persistence.Mapped.of(path, stored)
         persistence.release_pages(stored.arrays)
         return loaded
+
+
+def _codec_for_lists(index: CompressedIndex, rows: RowArray) -> Codec:
+    """The index's codec if it has byte rows, otherwise `Packed`, fitted to the first of its codes."""
+    documents = index.documents
+    if documents.backend.codec.has_byte_rows:
+        return documents.backend.codec
+    codec = Packed(VALUE_BITS)
+    if not len(rows):
+        return codec
+    return codec.fitted(index.codes(documents.all_ids.of(rows[:CHUNK_ROWS])).scaled(1 / index.unit))

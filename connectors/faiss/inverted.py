@@ -19,8 +19,8 @@ from compressae_index.coding.codes import SparseCodes
 from compressae_index.coding.metric import check_unit
 from compressae_index.coding.model import CompresSAE
 from compressae_index.connectors.faiss import lists
-from compressae_index.embedded.packing import Packed, packing_of
-from compressae_index.embedded.sizes import row_bytes
+from compressae_index.embedded.codecs import Codec, Packed, from_arrays
+from compressae_index.embedded.codecs.base import BYTE_ROWS, PREFIX
 from compressae_index.errors import DimensionError, FormatError, InputError
 from compressae_index.ids import STORED_ROWS, Ids, Rows, stored_rows
 from compressae_index.persistence import entry
@@ -30,8 +30,10 @@ from compressae_index.search.queries import Asked
 from compressae_index.search.stages import ByTerms, Candidates, Found, Stage, terms_of
 from compressae_index.sources import CHUNK_ROWS
 
-# Of the packed rows. The two bits more than usual are nothing beside the bytes of the postings.
+# Of the packed rows. Two bits more than usual are little next to the 10 bytes of a posting.
 VALUE_BITS = 8
+# The packed rows in files.
+STORED_CODES = PREFIX + BYTE_ROWS
 LARGEST_HALF = float(np.finfo(np.float16).max)
 
 
@@ -41,7 +43,7 @@ class _Held:
 
     rows: Rows
     packed: tuple[npt.NDArray[np.uint8], ...]
-    packing: Packed
+    codec: Codec
 
     def all_packed(self) -> npt.NDArray[np.uint8]:
         """The packed rows as one array; pieces are joined once."""
@@ -74,7 +76,7 @@ class InvertedFile(SparseBackend):
         model: CompresSAE,
         k: int | None = None,
         *,
-        packing: Packed | None = None,
+        codec: Codec | None = None,
         unit: float = 1.0,
         string_ids: bool = False,
         num_threads: int | None = None,
@@ -84,7 +86,8 @@ class InvertedFile(SparseBackend):
         Args:
             model: the model of the codes.
             k: nonzeros a code; the model's by default.
-            packing: of the packed rows; by default one of VALUE_BITS that is fitted to the first codes.
+            codec: packs the rows, and has byte rows; by default `Packed` with VALUE_BITS, fitted to the first
+                codes.
             unit: what packed values are counted in, a power of two.
             string_ids: whether ids will be strings.
             num_threads: threads of the engine; all by default.
@@ -96,7 +99,7 @@ class InvertedFile(SparseBackend):
         self.num_threads = num_threads
         self._unit = unit
         self._faiss = lists.empty_lists(model.n_latents)
-        self._held = self._nothing(Packed(VALUE_BITS) if packing is None else packing)
+        self._held = self._nothing(Packed(VALUE_BITS) if codec is None else codec)
         self._view: BorrowedLists | None = None
         # The lists are searched where they are, so nobody may change them meanwhile.
         self._lock = ForkSafeLock()
@@ -106,7 +109,7 @@ class InvertedFile(SparseBackend):
     def __reduce__(self) -> tuple[Any, ...]:
         held = self._held
         settings = {
-            "packing": held.packing,
+            "codec": held.codec,
             "unit": self._unit,
             "string_ids": self.are_strings,
             "num_threads": self.num_threads,
@@ -114,9 +117,9 @@ class InvertedFile(SparseBackend):
         packed = np.asarray(held.all_packed())  # of a mapped file, what it holds
         return _remade, (self.model, self.k, settings, held.rows, packed)
 
-    def _nothing(self, packing: Packed) -> _Held:
-        rows = np.empty((0, row_bytes(self.n_latents, self.k, packing.value_bits)), dtype=np.uint8)
-        return _Held(Rows(Ids(0, {})), (rows,), packing)
+    def _nothing(self, codec: Codec) -> _Held:
+        rows = np.empty((0, codec.row_bytes(self.n_latents, self.k)), dtype=np.uint8)
+        return _Held(Rows(Ids(0, {})), (rows,), codec)
 
     @contextmanager
     def _in_turn(self) -> Iterator[None]:
@@ -135,12 +138,12 @@ class InvertedFile(SparseBackend):
         self._faiss = lists.empty_lists(self.n_latents)
         for first in range(0, len(held.rows.all_ids), CHUNK_ROWS):
             packed = held.all_packed()[first : first + CHUNK_ROWS]
-            lists.append(self._faiss, self._for_lists(packed, held.packing), first)
+            lists.append(self._faiss, self._for_lists(packed, held.codec), first)
         self._changing = None
 
     @property
     def _row_bytes(self) -> int:
-        return row_bytes(self.n_latents, self.k, self._held.packing.value_bits)
+        return self._held.codec.row_bytes(self.n_latents, self.k)
 
     @property
     def faiss_index(self) -> Any:
@@ -184,32 +187,33 @@ class InvertedFile(SparseBackend):
             )
             raise DimensionError(msg)
         if len(codes):
-            packed, packing = self.pack(codes)
-            self.put_packed(packed, packing, ids)
+            packed, codec = self.pack(codes)
+            self.put_packed(packed, codec, ids)
 
-    def pack(self, codes: SparseCodes) -> tuple[npt.NDArray[np.uint8], Packed]:
-        """Packed rows of codes, and their packing: the one of what is held, or one fitted to these codes."""
+    def pack(self, codes: SparseCodes) -> tuple[npt.NDArray[np.uint8], Codec]:
+        """Packed rows of codes, and the codec that packed them: fitted to these codes, if it was not yet."""
         in_unit = codes.scaled(1 / self._unit)
-        packing = self._held.packing.fitted(in_unit)
-        return packing.pack(in_unit, check_threads(self.num_threads), self.model.decoder_w)["rows"], packing
+        codec = self._held.codec.fitted(in_unit)
+        arrays = codec.pack(in_unit, check_threads(self.num_threads), self.model.decoder_w)
+        return arrays[BYTE_ROWS], codec
 
-    def put_packed(self, packed: npt.NDArray[np.uint8], packing: Packed, ids: IdArray) -> None:
-        """Stores rows that a packing made of codes in this back end's unit; they are not rounded again.
+    def put_packed(self, packed: npt.NDArray[np.uint8], codec: Codec, ids: IdArray) -> None:
+        """Stores rows that a codec packed, of codes in this back end's unit; they are not rounded again.
 
-        All rows must be of one packing, which becomes that of codes that are put later.
+        One codec must have packed all rows; it also packs codes that are put later.
 
         Raises:
             InputError: as for `put`.
         """
         with self._in_turn():
             self._check_writable()
-            codes = self._for_lists(packed, packing)
+            codes = self._for_lists(packed, codec)
             held, new = self._held, Ids.from_user(ids, len(ids))
             rows, replaced = held.rows, ids[self.held(ids)]
             if len(replaced):
                 rows = rows.without(rows.rows_of(replaced))
             pieces = held.packed if len(held.rows.all_ids) else ()
-            changed = _Held(rows.extended(new), (*pieces, packed), packing)
+            changed = _Held(rows.extended(new), (*pieces, packed), codec)
             self._changing = os.getpid()
             self._view = None  # lists move as they grow
             lists.append(self._faiss, codes, len(rows.all_ids))
@@ -242,14 +246,14 @@ class InvertedFile(SparseBackend):
         rows = held.rows.rows_of(ids)
         if not len(rows):
             return SparseCodes.empty(self.k, self.n_latents)
-        return self._unpacked(held.all_packed()[rows], held.packing)
+        return self._unpacked(held.all_packed()[rows], held.codec)
 
-    def _unpacked(self, packed: npt.NDArray[np.uint8], packing: Packed) -> SparseCodes:
-        codes = packing.unpack({"rows": packed}, self.n_latents, self.k, check_threads(self.num_threads))
+    def _unpacked(self, packed: npt.NDArray[np.uint8], codec: Codec) -> SparseCodes:
+        codes = codec.unpack({BYTE_ROWS: packed}, self.n_latents, self.k, check_threads(self.num_threads))
         return codes if self._unit == 1 else codes.scaled(self._unit)
 
-    def _for_lists(self, packed: npt.NDArray[np.uint8], packing: Packed) -> SparseCodes:
-        codes = self._unpacked(packed, packing)
+    def _for_lists(self, packed: npt.NDArray[np.uint8], codec: Codec) -> SparseCodes:
+        codes = self._unpacked(packed, codec)
         if (largest := float(np.abs(codes.values).max(initial=0))) > LARGEST_HALF:
             msg = f"a value of {largest:.4g} is beyond half precision: divide the vectors by a power of two"
             raise InputError(msg)
@@ -324,7 +328,7 @@ class InvertedFile(SparseBackend):
         Returns:
             scores and rows, (n_queries, top) each; -inf and -1 where there are fewer candidates.
         """
-        forward = held.packing.engine({"rows": held.all_packed()}, self.n_latents, self.k)
+        forward = held.codec.engine({BYTE_ROWS: held.all_packed()}, self.n_latents, self.k)
         scores, found = forward.rescore(projections, rows, top, self._threads(num_threads))
         return scores * np.float32(self._unit), found
 
@@ -339,20 +343,19 @@ class InvertedFile(SparseBackend):
             raise InputError(msg)
 
     def take(self, other: InvertedFile) -> None:
-        """Adds all documents of another, whose ids must be new; rounded again where their packings differ."""
+        """Adds all documents of another, whose ids must be new; rounded again where their codecs differ."""
         theirs = other._held
         if not len(self._held.rows.all_ids):
-            self._held, self._unit = self._nothing(theirs.packing), other._unit
-        ours, others = self._held.packing.levels, theirs.packing.levels
-        same_levels = ours is not None and others is not None and np.array_equal(ours, others)
+            self._held, self._unit = self._nothing(theirs.codec), other._unit
+        as_they_are = self._held.codec.agrees_with(theirs.codec) and self._unit == other._unit
         alive = theirs.rows.alive_rows()
         for first in range(0, len(alive), CHUNK_ROWS):
             part = alive[first : first + CHUNK_ROWS]
             packed, ids = theirs.all_packed()[part], theirs.rows.all_ids.of(part)
-            if same_levels and self._unit == other._unit:
-                self.put_packed(packed, theirs.packing, ids)
+            if as_they_are:
+                self.put_packed(packed, theirs.codec, ids)
             else:
-                self.put(other._unpacked(packed, theirs.packing), ids)
+                self.put(other._unpacked(packed, theirs.codec), ids)
 
     def compacted(self) -> InvertedFile:
         """A copy in memory, without the rows of removed ids."""
@@ -366,23 +369,17 @@ class InvertedFile(SparseBackend):
             "n": len(self._held.rows.all_ids),
             "k": self.k,
             "string_ids": self.are_strings,
-            "packing": self._held.packing.manifest(),
+            "packing": self._held.codec.manifest(),
             "unit": self._unit,
         }
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """The arrays to store beside the lists."""
-        arrays = (
-            {"forward_rows": self._held.all_packed()}
-            | self._held.rows.all_ids.to_arrays()
-            | self._level_arrays()
-        )
-        if self._held.rows.alive is not None:
-            arrays["alive"] = np.packbits(self._held.rows.alive, bitorder="little")
+        held = self._held
+        arrays = held.codec.to_arrays({BYTE_ROWS: held.all_packed()}) | held.rows.all_ids.to_arrays()
+        if held.rows.alive is not None:
+            arrays["alive"] = np.packbits(held.rows.alive, bitorder="little")
         return arrays
-
-    def _level_arrays(self) -> dict[str, npt.NDArray[Any]]:
-        return {} if self._held.packing.levels is None else {"forward_levels": self._held.packing.levels}
 
     def without_holding(
         self, ids: Ids, parts: Iterable[npt.NDArray[np.uint8]], lists_name: str
@@ -391,15 +388,15 @@ class InvertedFile(SparseBackend):
 
         Args:
             ids: of all documents.
-            parts: their rows, packed by this back end's packing; they are read once, and never held.
+            parts: their rows, packed by this back end's codec; they are read once, and never held.
             lists_name: the file of the lists.
 
         Returns:
             as `manifest` and `to_arrays`, where a file makes up for the array of packed rows. The writers are
             to be called in their order, in one folder, and raise InputError as `put`.
         """
-        n, width, packing = len(ids), self._row_bytes, self._held.packing
-        rows_name = "forward_rows.npy"
+        n, width, codec = len(ids), self._row_bytes, self._held.codec
+        rows_name = f"{STORED_CODES}.npy"
 
         def write_rows(path: Path) -> None:
             with path.open("wb") as file:
@@ -412,12 +409,12 @@ class InvertedFile(SparseBackend):
             with path.open("rb") as file:
                 file.seek(-n * width, os.SEEK_END)
                 while len(part := np.fromfile(file, np.uint8, CHUNK_ROWS * width)):
-                    yield self._for_lists(part.reshape(-1, width), packing)
+                    yield self._for_lists(part.reshape(-1, width), codec)
 
         def write_lists(path: Path) -> None:
             lists.write_codes(path, self.n_latents, lambda: codes(path.parent / rows_name))
 
-        arrays = ids.to_arrays() | self._level_arrays()
+        arrays = ids.to_arrays() | codec.to_arrays({})
         return self.manifest() | {"n": n}, arrays, {rows_name: write_rows, lists_name: write_lists}
 
     @classmethod
@@ -435,14 +432,14 @@ class InvertedFile(SparseBackend):
             KeyError: a part is missing.
         """
         n = check_int(meta["n"], "n", 0)
-        packing = packing_of(**entry(meta, "packing", dict), levels=arrays.get("forward_levels"))
-        if not isinstance(packing, Packed):
+        codec, of_codec = from_arrays(entry(meta, "packing", dict), arrays)
+        if not codec.has_byte_rows:
             msg = f"expected packed rows, got {meta['packing']}"
             raise InputError(msg)
         k, unit = check_int(meta["k"], "k", 1, model.n_latents, "n_latents"), check_unit(meta["unit"])
         strings = entry(meta, "string_ids", bool)
-        backend = cls(model, k, packing=packing, unit=unit, string_ids=strings)
-        packed = arrays["forward_rows"]
+        backend = cls(model, k, codec=codec, unit=unit, string_ids=strings)
+        packed = arrays[STORED_CODES]
         width = backend._row_bytes
         if packed.dtype != np.uint8 or packed.shape != (n, width):
             msg = f"expected packed rows {(n, width)}, got {packed.dtype} {packed.shape}"
@@ -450,17 +447,17 @@ class InvertedFile(SparseBackend):
         if faiss_index.nlist != model.n_latents:
             msg = f"the Faiss index has {faiss_index.nlist} lists, the model {model.n_latents} latents"
             raise DimensionError(msg)
-        if foreign := set(arrays) - {"forward_rows", "forward_levels", *STORED_ROWS}:
+        if foreign := set(arrays).difference(*codec.stored_names(), STORED_ROWS):
             msg = f"a Faiss index has no array {min(foreign)!r:.100}"
             raise InputError(msg)
         if n:
-            packing.engine({"rows": packed}, model.n_latents, k).validate(check_threads(None))
+            codec.engine(of_codec, model.n_latents, k).validate(check_threads(None))
         ids, alive = stored_rows(n, {name: arrays[name] for name in STORED_ROWS if name in arrays})
         if n and ids.are_strings != strings:
             msg = f"string_ids is {strings}, but the ids are {'strings' if ids.are_strings else 'integers'}"
             raise InputError(msg)
         backend._faiss = faiss_index
-        backend._held = _Held(Rows(ids, alive), (packed,), packing)
+        backend._held = _Held(Rows(ids, alive), (packed,), codec)
         return backend
 
 
@@ -496,7 +493,7 @@ def _remade(
 ) -> InvertedFile:
     """A back end of what one was pickled as: the lists are made again of the packed rows."""
     made = InvertedFile(model, k, **settings)
-    made._held = _Held(rows, (packed,), settings["packing"])
+    made._held = _Held(rows, (packed,), settings["codec"])
     if len(packed):
         made._rebuild()
     return made

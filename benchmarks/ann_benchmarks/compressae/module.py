@@ -15,7 +15,8 @@ from compressae_index import CompressedIndex
 from compressae_index.arrays import FloatArray
 from compressae_index.building.planning import POSTINGS, VALUE_BITS
 from compressae_index.checks import check_threads
-from compressae_index.embedded.sizes import POSTING_BYTES, list_overhead, row_bytes
+from compressae_index.embedded.codecs import Packed
+from compressae_index.embedded.sizes import POSTING_BYTES, list_overhead
 from compressae_index.search.index import IndexStats
 from compressae_index.training.config import DEFAULT_LATENTS
 
@@ -153,7 +154,7 @@ def _budget(budget: int, n: int, dimension: int) -> float:
     """The budget, or its share of what nonzeros of half the dimensions take, where that is less."""
     n_latents, k = min(DEFAULT_LATENTS, n // 2), dimension // 2
     least, largest = (
-        row_bytes(n_latents, nonzeros, bits) + POSTING_BYTES * min(nonzeros, max(POSTINGS))
+        Packed(bits).row_bytes(n_latents, nonzeros) + POSTING_BYTES * min(nonzeros, max(POSTINGS))
         for nonzeros, bits in ((1, min(VALUE_BITS)), (k, max(VALUE_BITS)))
     )
     whole = list_overhead(n_latents, n) + least + (largest - least) * budget / MOST_BYTES
