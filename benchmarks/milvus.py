@@ -31,7 +31,7 @@ from compressae_index import CompressedIndex
 from compressae_index.arrays import FloatArray
 from compressae_index.coding.codes import SparseCodes
 from compressae_index.connectors.milvus import MilvusIndex, connect
-from compressae_index.connectors.milvus.client import count
+from compressae_index.connectors.milvus.collection import Collection
 from compressae_index.measuring.recall import recall
 from compressae_index.search.queries import Asked, Settings
 from compressae_index.search.stages import Candidates, terms_of
@@ -174,7 +174,7 @@ def main(source: str, rows: int, queries: int, preset: str) -> None:
         client = connect(uri, timeout=TIMEOUT)
         _, filling = timed(partial(fill, client, data.vectors))
         report = imported(uri, preset, "codes")
-        n = count(client, "codes")
+        n = Collection(client, "codes", TIMEOUT).count()
         disk = {name: on_disk(Path(folder), name) / n for name in ("dense", "codes")}
         index = MilvusIndex.open(client, "codes", timeout=TIMEOUT)
         results = [searched(index, data.queries, truth, "sparse", 1000)]

@@ -73,11 +73,11 @@ def index(model: CompresSAE, vectors: FloatArray) -> CompressedIndex:
 @pytest.fixture(scope="module")
 def quick_imports() -> Iterator[None]:
     """Milvus Lite searches slowly, and imports measure; small requests are resumed closely."""
-    from compressae_index.connectors.milvus import importer
+    from compressae_index.connectors.milvus import copier
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(importer, "SAMPLE_ROWS", 20)
-        patched.setattr(importer, "REQUEST_ROWS", 500)
+        patched.setattr(copier, "SAMPLE_ROWS", 20)
+        patched.setattr(copier, "REQUEST_ROWS", 500)
         yield
 
 

@@ -29,7 +29,7 @@ from compressae_index import (
 from compressae_index.arrays import FloatArray
 from compressae_index.connectors.milvus import MilvusIndex, MilvusSource, connect, from_milvus, sync
 from compressae_index.connectors.milvus.backend import MilvusBackend
-from compressae_index.connectors.milvus.client import count
+from compressae_index.connectors.milvus.collection import Collection
 from compressae_index.errors import NewerFormatError
 
 pytestmark = pytest.mark.usefixtures("quick_imports")
@@ -357,7 +357,7 @@ def test_a_server(model: CompresSAE, vectors: FloatArray, queries: FloatArray) -
     index, report = from_milvus(client, collection, model=model, dense="float16", progress=False)
     assert report.vectors == 2000
     assert report.recall[10] > 0.5
-    assert count(client, index.collection) == 2000
+    assert Collection(client, index.collection).count() == 2000
     assert rows_of(client, index.collection) == rows_of(client, collection)
     for mode in ("sparse", "two_stage", "dense", "hybrid"):
         assert np.isfinite(index.search(queries, 10, mode=mode).scores).all()

@@ -220,7 +220,7 @@ def test_searching_with_asyncio(
 def test_addresses_where_no_milvus_is(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"uri must be a path ending in \.db"):
         connect("items")
-    with pytest.raises(BackendError, match="see whether the server runs"):
+    with pytest.raises(BackendError, match="check whether the server runs"):
         connect("http://127.0.0.1:1", timeout=0.5)
     with pytest.raises(BackendError, match="its folder must exist"):
         connect(str(tmp_path / "none" / "items.db"))

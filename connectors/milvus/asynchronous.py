@@ -97,7 +97,7 @@ class AsyncMilvusIndex:
         for block in asked.blocks(QUERY_BLOCK):
             terms = await asyncio.to_thread(terms_of, block)
             request = await asyncio.to_thread(backend.search_request, terms, block.candidates, scope)
-            with translated(f"searching collection {backend.collection!r}", expression=request["filter"]):
+            with backend.collection.doing("searching", expression=request["filter"]):
                 hits = await self._client.search(**request)
             got = backend.found(hits, block.candidates)
             results.append(await asyncio.to_thread(backend.scored, block, terms, got))

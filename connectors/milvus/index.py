@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -12,41 +11,30 @@ import numpy as np
 import numpy.typing as npt
 from pymilvus import FieldSchema, MilvusClient
 
-from compressae_index.checks import check_choice
-from compressae_index.coding.metric import METRICS, Metric
-from compressae_index.coding.model import ENCODERS, CompresSAE, Encoder, check_is_model
+from compressae_index.coding.metric import Metric
+from compressae_index.coding.model import CompresSAE, Encoder
 from compressae_index.connectors.milvus.backend import MilvusBackend, Scope
 from compressae_index.connectors.milvus.client import (
     TIMEOUT,
     ConsistencyLevel,
     check_client,
-    check_fields,
-    check_partitions,
     connect,
-    describe,
-    names_of,
     reading_client,
 )
-from compressae_index.connectors.milvus.collection import (
+from compressae_index.connectors.milvus.collection import Collection
+from compressae_index.connectors.milvus.compressed import (
     CODE_FIELD,
-    DENSE,
     DENSE_FIELD,
-    MODEL_SUFFIX,
-    Dense,
-    Manifest,
+    Layout,
     check_dense,
-    check_free,
     check_name,
-    check_schema,
-    create_collection,
-    drop,
-    empty_primary,
-    load_model,
-    open_collection,
-    save_model,
+    create_compressed,
+    drop_compressed,
+    open_compressed,
 )
-from compressae_index.connectors.milvus.errors import translated
 from compressae_index.connectors.milvus.fields import as_columns
+from compressae_index.connectors.milvus.manifest import Dense, Manifest, load_model
+from compressae_index.connectors.milvus.schema import names_of
 from compressae_index.errors import DimensionError, InputError
 from compressae_index.ids import as_id_array
 from compressae_index.search.index import Index
@@ -78,7 +66,7 @@ class MilvusIndex(Index):
         """From parts that belong together, as `open` finds them."""
         manifest = backend.manifest
         super().__init__(model, backend, encoder=manifest.encoder, metric=manifest.metric)
-        self.client = backend.client
+        self.client = backend.collection.client
         self.manifest = manifest
 
     @property
@@ -115,10 +103,9 @@ class MilvusIndex(Index):
             BackendError: Milvus does not answer or refuses.
         """
         client = reading_client(client, collection, token=token, db_name=db_name, timeout=timeout)
-        opened = open_collection(client, collection, timeout)
-        loaded = load_model(client, opened.name, opened.manifest, model, timeout)
-        backend = MilvusBackend(client, opened, loaded, consistency_level=consistency_level, timeout=timeout)
-        return cls(backend, loaded)
+        opened = open_compressed(Collection(client, collection, timeout))
+        loaded = load_model(opened.collection, opened.manifest, model)
+        return cls(MilvusBackend(opened, loaded, consistency_level=consistency_level), loaded)
 
     @classmethod
     def create(
@@ -163,29 +150,13 @@ class MilvusIndex(Index):
             BackendError: Milvus does not answer or refuses.
         """
         check_name(collection)
-        manifest = manifest_of(model, k=k, encoder=encoder, metric=metric, dense=dense)
-        check_schema(empty_primary(string_ids), fields)
+        manifest = Manifest.of(model, k=k, encoder=encoder, metric=metric, dense=dense)
+        layout = Layout.new(string_ids, fields)
         if isinstance(client, (str, os.PathLike)):
             client = connect(client, token=token, db_name=db_name, timeout=timeout)
-        check_client(client)
-        check_dense(client, dense)
-        check_free(client, collection, timeout)
-        check_free(client, collection + MODEL_SUFFIX, timeout)
-        save_model(client, collection, model, manifest, timeout)
-        try:
-            create_collection(
-                client,
-                collection,
-                manifest,
-                primary=empty_primary(string_ids),
-                fields=fields,
-                algorithm=algorithm,
-                timeout=timeout,
-            )
-        except BaseException:
-            with suppress(Exception):  # the first error counts
-                client.drop_collection(collection + MODEL_SUFFIX, timeout=timeout)
-            raise
+        check_dense(check_client(client), dense)
+        new = Collection(client, collection, timeout)
+        create_compressed(new, model, manifest, layout, algorithm=algorithm)
         return cls.open(client, collection, model=model, consistency_level=consistency_level, timeout=timeout)
 
     def __repr__(self) -> str:
@@ -205,7 +176,7 @@ class MilvusIndex(Index):
     @property
     def collection(self) -> str:
         """Name of the collection."""
-        return self.backend.collection
+        return self.backend.collection.name
 
     def search(
         self,
@@ -280,12 +251,11 @@ class MilvusIndex(Index):
         wanted = () if names is None else names_of(names, what)
         if not wanted:
             return wanted
-        return check_fields(describe(self.client, self.collection, self.backend.timeout), wanted, what)
+        return self.backend.collection.schema().check_fields(wanted, what)
 
     def checked_partitions(self, names: Sequence[str] | None) -> tuple[str, ...]:
         """Names of partitions that there are; Milvus is asked only where there are names."""
-        wanted = () if names is None else names
-        return check_partitions(self.client, self.collection, wanted, self.backend.timeout)
+        return self.backend.collection.check_partitions(() if names is None else names)
 
     def add(
         self,
@@ -364,19 +334,19 @@ class MilvusIndex(Index):
 
     def _check_columns(self, columns: Mapping[str, Any]) -> None:
         """Refuses columns that the collection has not, needs, or fills itself."""
-        described = describe(self.client, self.collection, self.backend.timeout)
-        own = {self.backend.primary: "give its values as ids", CODE_FIELD: "it holds the code"}
+        schema = self.backend.collection.schema()
+        own = {self.backend.key.name: "give its values as ids", CODE_FIELD: "it holds the code"}
         own[DENSE_FIELD] = "it holds the reconstructed vector"
         for name in columns:
             if name in own:
-                msg = f"field {name!r} is not among those to give: {own[name]}"
+                msg = f"field {name!r} cannot be given: {own[name]}"
                 raise InputError(msg)
         if columns:
-            check_fields(described, tuple(columns), "fields")
-        for field in described["fields"]:
+            schema.check_fields(tuple(columns), "fields")
+        for name, field in schema.fields.items():
             optional = field.get("nullable") or field.get("default_value") is not None
-            if field["name"] not in {*own, *columns} and not optional:
-                msg = f"collection {self.collection!r} needs a value of field {field['name']!r}: give fields="
+            if name not in {*own, *columns} and not optional:
+                msg = f"collection {self.collection!r} needs a value of field {name!r}: give fields="
                 raise InputError(msg)
 
     def rows(self, ids: Any, fields: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -393,40 +363,12 @@ class MilvusIndex(Index):
 
     def flush(self) -> None:
         """Seals what was written. Searches see it without; on Milvus Lite they are much faster after."""
-        with translated(f"flushing collection {self.collection!r}"):
-            self.client.flush(self.collection, timeout=self.backend.timeout)
+        self.backend.collection.flush()
 
     def drop(self) -> None:
-        """Drops the collection and its model; the index is of no use then."""
-        drop(self.client, self.collection, self.backend.timeout)
+        """Drops the collection and its model; the index cannot be used any more."""
+        drop_compressed(self.backend.collection)
 
     def close(self) -> None:
         """Closes the connection, also where the caller made it."""
         self.client.close()
-
-
-def manifest_of(
-    model: CompresSAE,
-    *,
-    k: int | None,
-    encoder: Encoder,
-    metric: Metric,
-    dense: Dense | None,
-    source: dict[str, Any] | None = None,
-) -> Manifest:
-    """The manifest of a collection that is to be made.
-
-    Raises:
-        InputError: an option is out of range.
-    """
-    check_is_model(model)
-    return Manifest(
-        fingerprint=model.fingerprint,
-        dim=model.dim,
-        n_latents=model.n_latents,
-        k=model.nonzeros(k, encoder),
-        encoder=check_choice(encoder, "encoder", ENCODERS),
-        metric=check_choice(metric, "metric", METRICS),
-        dense=None if dense is None else check_choice(dense, "dense", DENSE),
-        source=source or {},
-    )
