@@ -54,7 +54,7 @@ FAMILIES = (
     "scipy CSR @ dense query",
     "sparse_dot_mkl CSR @ dense query",
 )
-# Of the recall of a search that leaves no cluster out.
+# Share of the recall of a search that leaves no cluster out.
 ENOUGH = 0.99
 SELECTED = (100, 1000)
 DOCUMENTS = (20_000, 1_000_000, 4_000_000)
@@ -113,7 +113,7 @@ class Own(NamedTuple):
 
 
 def made(bench: Bench) -> Own:
-    """Codes packed, and posting lists of what is then stored."""
+    """Packed codes, and posting lists of the values that they store."""
 
     def pack() -> Any:
         packing = Packed().fitted(bench.codes)
@@ -158,7 +158,7 @@ def ours(bench: Bench, own: Own) -> list[Contender]:
 
 
 def indexed(bench: Bench, own: Own) -> Iterator[Contender]:
-    """What searches vectors, if there are any: `index.search`, and `sparse` within some clusters."""
+    """Searches that need the model: `index.search`, and `sparse` within some clusters; none without one."""
     if bench.model is None:
         return
     backend = EmbeddedBackend(
@@ -178,7 +178,7 @@ def indexed(bench: Bench, own: Own) -> Iterator[Contender]:
 
 
 def clustered(bench: Bench, backend: EmbeddedBackend, seconds: float) -> Iterator[Contender]:
-    """`sparse` where similar documents stand together and a query scans some of their clusters."""
+    """`sparse` over clusters of similar documents, some of which a query scans."""
     model, top = bench.model, bench.top
     assert model is not None
 
@@ -274,7 +274,7 @@ def bound(bench: Bench, lists: InvertedLists, bytes_per_second: float) -> dict[s
 
 
 def contenders_of(bench: Bench, names: tuple[str, ...]) -> Iterator[Contender]:
-    """Those of the named rivals."""
+    """The contenders of the named rivals."""
     for name in names:
         most = RIVALS[name].most
         if most is not None and bench.n > most:
@@ -286,7 +286,7 @@ def contenders_of(bench: Bench, names: tuple[str, ...]) -> Iterator[Contender]:
 
 
 def every(contender: Contender) -> list[Any]:
-    """What a contender finds for all queries, one after the other."""
+    """A contender's answers to all queries, one after the other."""
     return [contender.search(query) for query in contender.queries]
 
 
@@ -400,7 +400,7 @@ def threads_table(measured: dict[str, Any]) -> str:
 
 
 def series(measured: dict[str, Any], top: int) -> list[Series]:
-    """What plots take of one number of documents: engines that answer for a query's strongest latents."""
+    """The lines of a plot for one number of documents: engines that search by a query's strongest latents."""
     found = []
     for family in FAMILIES:
         names = [name for name in measured["results"] if name == family or name.startswith(f"{family}, ")]
@@ -417,7 +417,7 @@ def series(measured: dict[str, Any], top: int) -> list[Series]:
 
 
 def growth_table(reports: list[dict[str, Any]]) -> str:
-    """Milliseconds by number of documents, of what was measured at all of them, and growth at the end."""
+    """Milliseconds by number of documents, of contenders measured at all of them, and growth at the end."""
     first, before = reports[0], reports[-2]
     header = [
         "milliseconds a query",
@@ -435,7 +435,7 @@ def growth_table(reports: list[dict[str, Any]]) -> str:
 
 
 def _skipping(report: dict[str, Any]) -> float:
-    """Milliseconds of the fewest clusters that find nearly what all of them hold; of all where none do."""
+    """Milliseconds with the fewest clusters that reach ENOUGH of the recall of all of them; else with all."""
     results = report["results"]
     wanted = ENOUGH * results[SPARSE]["recall_strongest"]
     probing = (results.get(_probing(nprobe)) for nprobe in NPROBES)
@@ -447,7 +447,7 @@ class Searched(NamedTuple):
     """Codes and queries, as `Bench` holds them, before they are tiled."""
 
     stem: str
-    """Of the files that results are written to."""
+    """The stem of the files that results are written to."""
     name: str
     model: CompresSAE | None
     codes: SparseCodes

@@ -1,4 +1,4 @@
-"""The Faiss connectors beside the embedded engine, on one model and its codes.
+"""The Faiss connectors against the embedded engine, on one model and its codes.
 
     python benchmarks/faiss_connectors.py [DATA]
 
@@ -158,7 +158,7 @@ def inverted_files_of_vectors(
 def dense_scores(
     index: CompressedIndex, data: DataSet, truth: npt.NDArray[Any], rounds: int
 ) -> list[dict[str, Any]]:
-    """Packed codes, and flat indexes of their reconstructions; the original vectors beside them."""
+    """Packed codes, and flat indexes of their reconstructions, and the original vectors."""
     stores = {
         f"Faiss, {storage}": DenseStore(index, storage=storage, device="cpu", progress=False)
         for storage in STORAGES

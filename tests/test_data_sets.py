@@ -1,4 +1,4 @@
-"""Data sets of the benchmarks: files are what they hold, made ones repeat, and bad ones are refused."""
+"""Data sets of the benchmarks: files are read as they are, made sets repeat, and bad ones are refused."""
 
 from __future__ import annotations
 
@@ -301,7 +301,7 @@ def test_sparse_rows_become_codes_of_one_k(sparse: sp.csr_array) -> None:
     codes = sparse_codes(sparse)
     assert codes.k == np.diff(sparse.indptr).max()
     np.testing.assert_array_equal(codes.to_dense()[:, :40], sparse.toarray())
-    # What fills the rows is where no query looks.
+    # Rows are filled up with latents that no query has.
     assert (codes.latents[codes.values == 0] >= 40).all()
 
 

@@ -317,7 +317,7 @@ def test_everything_removed_then_added(
 
 
 def test_adding_one_by_one_does_not_change_older_codes(index: CompressedIndex, vectors: FloatArray) -> None:
-    """Nor does compacting: values are rounded once."""
+    """Values are rounded once, and compacting does not change them either."""
     before, ids = index.codes(index.ids), index.ids
     for row in range(300, 340):
         index.add(vectors[row : row + 1])
