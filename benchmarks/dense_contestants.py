@@ -58,7 +58,7 @@ RECIPE_STEPS = 300
 
 
 class Bench(NamedTuple):
-    """What every contestant is built from and measured on."""
+    """The data that every contestant is built from and measured on."""
 
     vectors: FloatArray
     """Of unit norm, unless they are searched by inner products."""
@@ -94,7 +94,7 @@ class Built(NamedTuple):
     train_seconds: float
     fill_seconds: float
     found: IntArray | None = None
-    """What it finds for all queries, where that is known; `Store.search` is asked otherwise."""
+    """Its results for all queries, if they are known; otherwise `Store.search` is asked."""
 
 
 class Contestant(NamedTuple):
@@ -294,7 +294,7 @@ def inside(index: Any) -> Any:
 
 
 def better_of_decoded(decoded: FloatArray, bench: Bench) -> tuple[str, IntArray]:
-    """What inner products find among decoded vectors, or distances where the first queries say so."""
+    """Neighbours by inner products of decoded vectors, or by distances if the first queries favour these."""
 
     def found(metric: int, queries: int | None) -> IntArray:
         rows: IntArray = faiss.knn(bench.queries[:queries], decoded, KS[-1], metric=metric)[1]
@@ -404,7 +404,7 @@ def turboquant(bench: Bench) -> Iterator[Built]:
     for bits in range(1, 9):
         for suffix in ("tqmse", "tq"):
             kind = getattr(faiss.ScalarQuantizer, f"QT_{bits}bit_{suffix}", None)
-            # The kernels of the others decode at a crawl, and these score worse than tqmse of as many bytes.
+            # The kernels of the others decode very slowly, and these score worse than tqmse of as many bytes.
             if kind is not None and (suffix != "tq" or bits <= 2):
                 yield from quantized(
                     "Faiss TurboQuant", f"QT_{bits}bit_{suffix}", partial(rotated, kind), bench
@@ -426,7 +426,7 @@ def uncompressed(bench: Bench) -> Iterator[Built]:
 
 
 def inverted_file(bench: Bench) -> Iterator[Built]:
-    """IVF of product quantisation in 4 bits, by fast scans; an id of 8 bytes stands beside each code."""
+    """IVF of product quantisation in 4 bits, by fast scans; each code has an id of 8 bytes."""
     fitting = {
         max(parts for parts in range(1, bench.dim + 1) if bench.dim % parts == 0 and parts / 2 + 8 <= budget)
         for budget in bench.budgets
@@ -477,7 +477,7 @@ def turbovec(bench: Bench) -> Iterator[Built]:
 
 
 def lvq(bench: Bench) -> Iterator[Built]:
-    """Locally adaptive quantisation of Intel's SVS; a half-precision scale and offset stand beside a code."""
+    """Locally adaptive quantisation of Intel's SVS; each code has a half-precision scale and offset."""
     svs = importlib.import_module("svs")
     for bits in ((8, 0), (4, 4)):
         with TemporaryDirectory() as folder:

@@ -158,6 +158,71 @@ def embedded(index: MilvusIndex, data: DataSet, truth: npt.NDArray[Any]) -> dict
     return {str(at): recall(found.ids, truth, at) for at in KS}
 
 
+def fused_recall(index: MilvusIndex, data: DataSet, truth: npt.NDArray[Any]) -> dict[str, dict[str, float]]:
+    """Recall of the modes that search reconstructed vectors."""
+    fused = {}
+    for mode in ("dense", "hybrid"):
+        found = index.search(data.queries, KS[-1], mode=mode)
+        fused[mode] = {str(at): recall(found.ids, truth, at) for at in KS}
+    return fused
+
+
+def measured(
+    client: MilvusClient, uri: str, folder: Path, data: DataSet, preset: str
+) -> tuple[int, dict[str, Any]]:
+    """How many codes were imported from the dense collection, and what importing and searching them took."""
+    truth = data.neighbours(KS[-1])
+    report = imported(uri, preset, "codes")
+    n = Collection(client, "codes", TIMEOUT).count()
+    disk = {name: on_disk(folder, name) / n for name in ("dense", "codes")}
+    index = MilvusIndex.open(client, "codes", timeout=TIMEOUT)
+    searches = [searched(index, data.queries, truth, "sparse", 1000)]
+    searches += [searched(index, data.queries, truth, "two_stage", c) for c in CANDIDATES]
+    index.model.save(folder / "model")
+    imported(uri, preset, "both", "float32", str(folder / "model"))
+    both = MilvusIndex.open(client, "both", model=index.model, timeout=TIMEOUT)
+    return n, {
+        "import": report,
+        "disk": disk,
+        "searches": searches,
+        "fused": fused_recall(both, data, truth),
+        "embedded": embedded(index, data, truth),
+    }
+
+
+def import_table(report: dict[str, Any], disk: dict[str, float], n: int) -> str:
+    """Seconds by phase, memory, and bytes of a vector."""
+    before, after = report["bytes_before"] / n, report["bytes_after"] / n
+    phases = markdown(["phase", "seconds"], [[p, f"{s:.1f}"] for p, s in report["seconds"].items()])
+    return (
+        f"{phases}\n\n"
+        f"resident memory of the importing process: {report['mib_peak']:.0f} MiB at its peak, "
+        f"{report['mib_before']:.0f} MiB before\n\n"
+        f"bytes a vector in Lite's files: dense {disk['dense']:.0f}, codes {disk['codes']:.0f}; "
+        f"computed for a server's memory: {before:.0f} and {after:.0f}\n"
+    )
+
+
+def search_table(results: dict[str, Any]) -> str:
+    """A line for each mode and number of candidates, and one for the embedded engine."""
+    lines = [
+        [
+            result["mode"],
+            result["candidates"],
+            *(f"{result['recall'][at]:.3f}" for at in KS),
+            *(f"{result['certified'][at]:.2f}" for at in KS),
+            *(f"{ms:.2f}" for ms in result["ms"].values()),
+        ]
+        for result in results["searches"]
+    ]
+    others = results["fused"] | {"embedded two_stage": results["embedded"]}
+    lines += [
+        [name, 1000, *(f"{v:.3f}" for v in values.values()), *[""] * 6] for name, values in others.items()
+    ]
+    header = ["mode", "candidates", "recall@10", "recall@100", "certified@10", "certified@100"]
+    return markdown([*header, *(f"ms {phase}" for phase in PHASES)], lines)
+
+
 @click.command()
 @data_set_argument
 @click.option("--rows", default=100_000, show_default=True, help="Vectors of the database.")
@@ -168,59 +233,23 @@ def main(source: str, rows: int, queries: int, preset: str) -> None:
     data = load(source, rows=rows, queries=queries)
     click.echo(f"{data}; Milvus Lite in another process\n")
     print_load(2)
-    threads = threadpool_limits(1)
-    truth = data.neighbours(KS[-1])
-    with tempfile.TemporaryDirectory() as folder, milvus_lite(Path(folder)) as uri:
+    with (
+        threadpool_limits(1),
+        tempfile.TemporaryDirectory() as folder,
+        milvus_lite(Path(folder)) as uri,
+    ):
         client = connect(uri, timeout=TIMEOUT)
         _, filling = timed(partial(fill, client, data.vectors))
-        report = imported(uri, preset, "codes")
-        n = Collection(client, "codes", TIMEOUT).count()
-        disk = {name: on_disk(Path(folder), name) / n for name in ("dense", "codes")}
-        index = MilvusIndex.open(client, "codes", timeout=TIMEOUT)
-        results = [searched(index, data.queries, truth, "sparse", 1000)]
-        results += [searched(index, data.queries, truth, "two_stage", c) for c in CANDIDATES]
-        index.model.save(Path(folder) / "model")
-        imported(uri, preset, "both", "float32", str(Path(folder) / "model"))
-        both = MilvusIndex.open(client, "both", model=index.model, timeout=TIMEOUT)
-        fused = {}
-        for mode in ("dense", "hybrid"):
-            found = both.search(data.queries, KS[-1], mode=mode)
-            fused[mode] = {str(at): recall(found.ids, truth, at) for at in KS}
-        reference = embedded(index, data, truth)
-    threads.restore_original_limits()
+        n, results = measured(client, uri, Path(folder), data, preset)
 
     click.echo(f"filling the dense collection: {filling:.1f} s; import by phase, one thread:")
-    click.echo(markdown(["phase", "seconds"], [[p, f"{s:.1f}"] for p, s in report["seconds"].items()]) + "\n")
-    click.echo(
-        f"resident memory of the importing process: {report['mib_peak']:.0f} MiB at its peak, "
-        f"{report['mib_before']:.0f} MiB before\n"
-    )
-    before, after = report["bytes_before"] / n, report["bytes_after"] / n
-    click.echo(
-        f"bytes a vector in Lite's files: dense {disk['dense']:.0f}, codes {disk['codes']:.0f}; "
-        f"computed for a server's memory: {before:.0f} and {after:.0f}\n"
-    )
-    lines = [
-        [
-            result["mode"],
-            result["candidates"],
-            *(f"{result['recall'][at]:.3f}" for at in KS),
-            *(f"{result['certified'][at]:.2f}" for at in KS),
-            *(f"{ms:.2f}" for ms in result["ms"].values()),
-        ]
-        for result in results
-    ]
-    lines += [
-        [mode, 1000, *(f"{v:.3f}" for v in values.values()), *[""] * 6] for mode, values in fused.items()
-    ]
-    lines.append(["embedded two_stage", 1000, *(f"{v:.3f}" for v in reference.values()), *[""] * 6])
-    header = ["mode", "candidates", "recall@10", "recall@100", "certified@10", "certified@100"]
-    click.echo(markdown([*header, *(f"ms {phase}" for phase in PHASES)], lines))
+    click.echo(import_table(results["import"], results["disk"], n))
+    click.echo(search_table(results))
     write_report(
         results_path(data.stem, "milvus"),
         1,
         {"rows": n, "queries": len(data.queries), "preset": preset},
-        {"import": report, "disk": disk, "searches": results, "fused": fused, "embedded": reference},
+        results,
     )
 
 

@@ -1,4 +1,4 @@
-"""Growth with the number of documents, and what more of them would take, each term measured."""
+"""Growth with the number of documents, and the needs of more of them, each term measured."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SIZES = (100_000, 1_000_000, 10_000_000)
 ADDED = 10_000
 TOP = 100
 TIMED_QUERIES = 30
-# What grows, and its part of a plan for more documents.
+# Terms that grow, and their part of a plan for more documents.
 GROWING = (
     "build_seconds",
     "add_seconds",
@@ -123,7 +123,7 @@ def run(
 
 
 def projected(measured: dict[str, Any], n: int) -> dict[str, float]:
-    """What n documents would take: bytes and seconds by the largest size that was measured, times the growth.
+    """The needs of n documents: bytes and seconds by the largest size that was measured, times the growth.
 
     Milliseconds are on the line through the two largest sizes, as a part of each query does not grow.
     """

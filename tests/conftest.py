@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from compressae_index.connectors.milvus import MilvusIndex
 
 
-# So that a failed assertion of theirs shows its values, too.
+# A failed assertion in these files shows its values, as one in a test does.
 pytest.register_assert_rewrite("compressae_index.testing", "folders", "oracles")
 
 
@@ -103,7 +103,7 @@ def dense(client: MilvusClient, vectors: FloatArray) -> str:
 
 @pytest.fixture(scope="module")
 def imported(client: MilvusClient, dense: str, model: CompresSAE) -> MilvusIndex:
-    """Made of it, with reconstructed vectors. Not to be changed."""
+    """An import of `dense` with reconstructed vectors. Not to be changed."""
     from compressae_index.connectors.milvus import from_milvus
 
     return from_milvus(client, dense, model=model, dense="float32", progress=False).compressed

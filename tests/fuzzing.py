@@ -1,4 +1,4 @@
-"""Saved things whose contents were changed, with checksums that fit: loaded, and used.
+"""Loads and uses saved directories whose contents were changed, with checksums that fit.
 
 Whatever a file holds, loading it or using it ends in an error of this package, or in a sane answer. Run as a
 script, mutations are tried in other processes, so that one that crashes, hangs or fills memory is named:
@@ -78,7 +78,7 @@ LENGTHS = (0, 1, 2, 7, 2**20, 2**31, 2**40, 2**62, 2**63, 2**70, -1)
 
 
 class InsaneError(Exception):
-    """An answer that is no answer."""
+    """An answer that no search may give."""
 
 
 def attempt(kind: str, seed: int, folder: Path) -> Outcome:
@@ -383,7 +383,7 @@ def _mutate(path: Path, rng: np.random.Generator) -> bool:
 
 
 def _lead_outside(path: Path, rng: np.random.Generator) -> None:
-    """Moves something out of a directory, and names or links it there."""
+    """Moves something out of a directory, and leaves its new name or a link behind."""
     elsewhere = path.with_name("elsewhere")
     shutil.rmtree(elsewhere, ignore_errors=True)
     folders = [entry for entry in path.iterdir() if entry.is_dir()]
@@ -470,10 +470,10 @@ def _cut(file: Path, rng: np.random.Generator) -> None:
 
 
 def _array(file: Path) -> Array | None:
-    """What a file holds; None where an earlier change left nothing to read."""
+    """The array in a file; None if an earlier change left nothing to read."""
     try:
         with file.open("rb") as handle:
-            read_header(handle, file)  # by which no more is allocated than there is
+            read_header(handle, file)  # so that no more is allocated than the file holds
             handle.seek(0)
             array: Array = np.lib.format.read_array(handle, allow_pickle=False)
             return array
@@ -482,7 +482,7 @@ def _array(file: Path) -> Array | None:
 
 
 def _odd_numbers(array: Array, rng: np.random.Generator) -> Any:
-    """A number that does not belong there, of the dtype of an array."""
+    """A number of the array's dtype that is out of place in it."""
     if array.dtype.kind == "f":
         largest = float(np.finfo(array.dtype).max)
         return _chosen((np.nan, np.inf, -np.inf, 0.0, -1.0, 1.5, largest, largest / 1e3, 1e-40, -0.0), rng)

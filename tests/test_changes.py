@@ -1,4 +1,4 @@
-"""What adding, upserting, removing, compacting and reloading leave, also while other threads search."""
+"""Adding, upserting, removing, compacting and reloading an index, also while other threads search."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ Fingerprint = tuple[bytes, bytes]
 
 
 def results(index: CompressedIndex, queries: FloatArray, mode: Mode, num_threads: int) -> list[Fingerprint]:
-    """Of a search for all that an index holds, and of one with a filter."""
+    """Results of a search for all that an index holds, and of one with a filter."""
     found = [
         index.search(queries[:2], 400, mode=mode, filter=allowed, num_threads=num_threads)
         for allowed in (None, [1007, 1100, 1299])
@@ -182,7 +182,7 @@ def test_searches_in_threads_see_one_state_while_another_thread_writes(
             whole[mode].add(everything)
             filtered[mode].add(few)
     assert held == {(300, 0), (350, 0), (360, 20), (360, 80), (300, 140)}
-    # Removing and compacting leave what was there at first; what the filter allows never changes.
+    # Removing and compacting restore the first state; the documents that the filter allows never change.
     assert {len(states) for states in whole.values()} == {len(changes) - 1}
     assert {len(states) for states in filtered.values()} == {1}
     stop, failures, searches = threading.Event(), list[BaseException](), [0] * len(MODES)

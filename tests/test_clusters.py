@@ -1,4 +1,4 @@
-"""Clusters: an order in which similar vectors stand together, and searches that skip most of them."""
+"""Clusters: an order that puts similar vectors together, and searches that skip most of them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def plain(model: CompresSAE, near: FloatArray) -> CompressedIndex:
 
 @pytest.fixture(scope="module")
 def clustered(plain: CompressedIndex, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the same index is saved, with clusters."""
+    """The folder of the same index, with clusters."""
     path = tmp_path_factory.mktemp("clustered") / "items.index"
     plain.save(path)
     index = CompressedIndex.load(path)
@@ -92,7 +92,7 @@ def test_means_are_those_of_the_posting_lists(clustered: Path) -> None:
     exact = stored.reshape(len(clusters), CLUSTER, -1).mean(axis=1)
     step = np.abs(exact).max(axis=0) / 127
     assert (np.abs(means_of(clusters) - exact) <= 0.51 * step + 1e-9).all()
-    # Similar documents stand together: their means are longer than those of random ones.
+    # Documents of a cluster are similar: their means are longer than those of random ones.
     everything = np.linalg.norm(stored.mean(axis=0))
     assert np.linalg.norm(exact, axis=1).mean() > 2 * everything
 
@@ -178,7 +178,7 @@ def test_removed_vectors_are_dropped(clustered: Path, queries: FloatArray) -> No
 
 
 def test_string_ids_and_few_vectors(index: CompressedIndex, vectors: FloatArray, queries: FloatArray) -> None:
-    """Too few for a cluster: that is said, and every search stays as it is."""
+    """Too few for a cluster: a warning says so, and no search changes."""
     names = CompressedIndex.build(
         vectors[:300], [f"item {i}" for i in range(300)], model=index.model, k=16, progress=False
     )

@@ -41,7 +41,7 @@ def copy_of(kind: str, folder: Path) -> Path:
 
 
 def change_array(saved: Path, name: str, change: Change) -> None:
-    """Changes an array in its place, or puts what comes back there, and makes the checksums fit."""
+    """Changes an array in place or replaces it by what the change returns, and makes the checksums fit."""
     (file,) = (saved / "data-x").parent.rglob(f"{name}.npy")
     array = np.load(file)
     changed = change(array)

@@ -1,4 +1,4 @@
-"""What is on disk outlives kills, full disks and other processes: the old, or the new, and no leftovers."""
+"""Saves survive kills, full disks and other processes: the old or the new is on disk, without leftovers."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_another_kind_is_refused_before_work(
 
 
 class Own:
-    """A path that is no pathlib.Path."""
+    """A path that is not a pathlib.Path."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -742,7 +742,7 @@ def test_writers_in_threads(kit: Kit, tmp_path: Path) -> None:
 
 
 def test_a_living_writer_keeps_its_data(kit: Kit, tmp_path: Path) -> None:
-    """A lock says who lives: where nobody holds one, what no manifest names is left over."""
+    """A lock says that its writer lives: without one, a folder that no manifest names is left over."""
     path = tmp_path / "a"
     kit.save("index", path)
     (path / "data-00000000").mkdir()
@@ -759,7 +759,7 @@ def test_a_living_writer_keeps_its_data(kit: Kit, tmp_path: Path) -> None:
 
 
 def test_without_locks(kit: Kit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a file system without, what a manifest named is removed, and nothing else."""
+    """On a file system without locks, the folder that the manifest named is removed, and nothing else."""
 
     def unsupported(*_arguments: object) -> None:
         raise OSError(errno.ENOTSUP, "Operation not supported")
@@ -779,7 +779,7 @@ def test_without_locks(kit: Kit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_directory_that_is_replaced_while_it_is_read(
     kit: Kit, tmp_path: Path, kind: str, mmap: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Wherever the reader is when the data go, it gives the old one or the new one."""
+    """A reader gets the old one or the new one, wherever it is when the data are replaced."""
     path = tmp_path / "a"
     for module, name, seen in (
         (persistence, "read_manifest", {1}),

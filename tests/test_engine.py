@@ -47,7 +47,7 @@ def assert_best_rows(
     allowed: Mask | None = None,
     off: float = 0.0,
 ) -> None:
-    """The rows are the best of `exact` (n_queries, n), whose scores are `off` at most, but for rounding."""
+    """`assert_best` for rows, with scores that are off by at most `off` and float32 rounding."""
     exact = exact if allowed is None else np.where(allowed, exact, -np.inf)
     rounding = 1e-5 * max(1.0, float(np.abs(exact[np.isfinite(exact)]).max(initial=0)))
     assert_best(hits, exact, top, tolerance=off + rounding)
@@ -267,7 +267,7 @@ def test_an_unknown_instruction_set_is_refused() -> None:
 @given(n_latents=st.integers(1, 60), k=st.integers(1, 60), seed=st.integers(0, 2**31))
 def test_top_k_codes(n_latents: int, k: int, seed: int) -> None:
     k = min(k, n_latents)
-    # Few distinct magnitudes, so that there are ties.
+    # Few distinct magnitudes, so that some tie.
     x = np.random.default_rng(seed).integers(-4, 5, (5, n_latents)).astype(np.float32)
     latents, values = top_k_codes(x, k, 1)
     expected = np.sort(np.argsort(-np.abs(x), axis=1, kind="stable")[:, :k], axis=1)
@@ -295,7 +295,7 @@ def test_projections_equal_products(n: int, n_latents: int, dim: int, kind: str,
         whole = rng.integers(-127, 128, (n_latents, dim))
         whole[:, rng.integers(dim)] = 127
         atoms = (whole * rng.uniform(1e-3, 10, (n_latents, 1))).astype(np.float32)
-    if kind == "spikes":  # whole rows in one entry: the largest sums there are
+    if kind == "spikes":  # whole rows in one entry: the largest possible sums
         atoms, vectors = (
             np.float32(100) * np.sign(x) * (x == x.max(axis=1, keepdims=True)) for x in (atoms, vectors)
         )

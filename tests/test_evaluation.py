@@ -1,4 +1,4 @@
-"""Measuring: exact search and recall are exact, and what is measured is what is searched."""
+"""Measuring: exact search and recall are exact, and measurements are those of the index's own searches."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_sweeps_are_searches_with_these_options(
         *("sparse", "query_nnz"),
         *("two_stage", "candidates"),
     )
-    # Neither more latents than there are, nor more candidates.
+    # At most all latents, and at most all documents as candidates.
     assert list(sparse.measurements) == [8, 16, 32, 64, 128, 256]
     assert list(two_stage.measurements) == [100, 300]
     for nnz, one in sparse.measurements.items():

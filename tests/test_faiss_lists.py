@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles import bitmap, overlap
 
 from compressae_index import CompresSAE, CompressedIndex, DimensionError, FormatError, InputError, SparseCodes
 from compressae_index._engine import BorrowedLists
@@ -23,6 +24,7 @@ from compressae_index.embedded.codecs import CodecName, Packed, codec_of
 from compressae_index.embedded.documents import EmbeddedDocuments
 from compressae_index.search.stages import strongest_terms
 from compressae_index.sources import CHUNK_ROWS
+from compressae_index.testing import assert_best
 
 
 def summed(index: Any, terms: SparseCodes, n: int) -> npt.NDArray[np.float64]:
@@ -76,15 +78,11 @@ def test_the_engine_adds_up_as_numpy_does(
     faiss_lists.append(index, codes[: n // 2], 0)
     faiss_lists.append(index, codes[n // 2 :], n // 2)
     allowed = np.random.default_rng(seed).random(n) > 0.5 if filtered else np.ones(n, dtype=bool)
-    bitmap = np.packbits(allowed, bitorder="little") if filtered else None
+    marks = bitmap(allowed) if filtered else None
     view = faiss_lists.borrowed(index, n)
-    scores, rows = view.search(terms.latents, terms.values, n, bitmap, threads)
+    scores, rows = view.search(terms.latents, terms.values, n, marks, threads)
     expected = summed(index, terms, n)
-    for found, score, exact in zip(rows, scores, expected, strict=True):
-        assert sorted(found[found >= 0]) == np.flatnonzero(allowed).tolist()
-        assert (found[allowed.sum() :] == -1).all()
-        np.testing.assert_allclose(score[: allowed.sum()], exact[found[: allowed.sum()]], atol=1e-5)
-        assert (np.diff(score[: allowed.sum()]) <= 0).all()
+    assert_best((scores, rows), expected, n, allowed=allowed)
 
 
 def test_documents_beyond_one_window_are_found() -> None:
@@ -156,9 +154,7 @@ def test_sparse_scores_are_exact_sums(filed: FaissIndex, model: CompresSAE, quer
     assert mean_scores is not None
     expected = summed(filed.faiss_index, terms, len(filed)) + mean_scores
     found = filed.search(queries, 20, mode="sparse", query_nnz=32)
-    best = -np.sort(-expected, axis=1)[:, :20]
-    np.testing.assert_allclose(found.scores, best, atol=1e-5)
-    np.testing.assert_allclose(np.take_along_axis(expected, found.ids.astype(int), axis=1), best, atol=1e-5)
+    assert_best(found, expected, 20)
     assert found.certified is not None
     assert found.certified.all()
 
@@ -173,8 +169,7 @@ def test_two_stage_scores_are_those_of_the_codes(
         np.take_along_axis(exact, found.ids.astype(int), axis=1), found.scores, atol=1e-6
     )
     embedded = built.search(queries, 10, mode="dense")
-    shared = [len(np.intersect1d(a, b)) for a, b in zip(found.ids, embedded.ids, strict=True)]
-    assert np.mean(shared) > 9.8
+    assert overlap(found.ids, embedded.ids) > 0.98
     np.testing.assert_allclose(found.scores, embedded.scores, atol=1e-6)
 
 

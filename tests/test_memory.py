@@ -88,7 +88,7 @@ print(json.dumps([status("VmRSS") - before, status("VmHWM") - before, index.docu
 
 
 def run_python(code: str, *arguments: object, keeps_freed: bool = False) -> tuple[int, int, dict[str, int]]:
-    """What the code prints. What is freed goes back to the system, unless it keeps some, as glibc does."""
+    """The output of the code. Freed memory goes back to the system at once, unless the process keeps it."""
     command = [sys.executable, "-P", "-W", "error", "-c", code, *map(str, arguments)]
     settings = {"OMP_NUM_THREADS": "1"} | ({} if keeps_freed else {"MALLOC_MMAP_THRESHOLD_": "65536"})
     done = subprocess.run(

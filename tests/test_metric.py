@@ -51,7 +51,7 @@ def build(uncentred_model: CompresSAE, rows: FloatArray, **options: Any) -> Comp
 
 
 def rows_of(found: SearchResult) -> npt.NDArray[np.int64]:
-    """Where ids are row numbers."""
+    """Ids as rows, of an index whose ids are row numbers."""
     return found.ids.astype(np.int64)
 
 

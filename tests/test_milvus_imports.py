@@ -1,4 +1,4 @@
-"""Imports from dense collections of Milvus: what they read, kills, faults, a server where there is one."""
+"""Imports from dense collections of Milvus: reading, kills, faults, and a server if one is given."""
 
 from __future__ import annotations
 
@@ -344,7 +344,7 @@ def test_a_bad_row_of_the_source_is_named(
     assert collection + "_compressed" not in client.list_collections()
 
 
-# A server, where there is one.
+# A server, if MILVUS_URI names one.
 
 
 @pytest.mark.server

@@ -1,4 +1,4 @@
-"""What callers of the Milvus connector may pass, and what it never repeats."""
+"""Arguments of the Milvus connector, and secrets that its errors never repeat."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ WITH_CREDENTIALS = [
 
 
 def all_of(error: BaseException) -> str:
-    """All that an error and those behind it say, to those who print them in any way."""
+    """Everything that an error and its causes say, however they are printed."""
     chain: list[BaseException] = []
     ahead: list[BaseException | None] = [error]
     while ahead:
@@ -308,7 +308,7 @@ def test_fields_to_fetch(strict: MilvusIndex, imported: MilvusIndex, queries: Fl
                 strict.search(queries[:1], mode=mode, output_fields=names)  # type: ignore[arg-type]
         with pytest.raises(InputError, match=message):
             strict.rows(["k1"], names)  # type: ignore[arg-type]
-    # Unknown names may be dynamic fields, where there are any.
+    # Unknown names may be dynamic fields, if the collection has any.
     some = imported.search(queries[:1], 3, output_fields=["colour", "nowhere"]).fields
     assert set(some["nowhere"].ravel().tolist()) == {None}
     every = imported.search(queries[:1], 30, output_fields=["*"]).fields
@@ -473,11 +473,11 @@ def test_primary_keys_of_files(built: CompressedIndex, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-# What embedders give.
+# Results of embedders.
 
 
 class Giving:
-    """An embedder of any interface that gives what it was made with."""
+    """An embedder of any interface that returns what it was made with."""
 
     def __init__(self, given: Any) -> None:
         self._given = given

@@ -247,7 +247,7 @@ def test_what_another_import_left_is_used_or_dropped(
     client.create_collection(building, schema=schema)
     index = from_milvus(client, collection, progress=False).compressed
     check_complete(client, index, collection)
-    # Beside a finished one.
+    # Next to a finished one.
     create_rows(Collection(client, building), index.manifest, Layout.new())
     from_milvus(client, collection, model=model, progress=False)
     assert building not in client.list_collections()

@@ -54,7 +54,7 @@ def test_round_trip(
     loaded = CompressedIndex.load(str(tmp_path / "new" / "index"), mmap=mmap)
     assert_same_index(loaded, index, queries)
     assert loaded.stats() == index.stats()
-    # What was loaded can be changed as what was built.
+    # A loaded index can be changed as one that was built.
     names: Any = ["one", "two"] if kind == "strings" else [507, 509]
     for which in (loaded, index):
         which.add(vectors[300:302], names)
@@ -92,7 +92,7 @@ def rewrite(saved: Path, change: Callable[[dict[str, Any]], object], *, checksum
 
 
 def refused(saved: Path, *messages: str) -> FormatError:
-    """The error of loading, whether mapped or not, which says all of this."""
+    """Checks that loading fails, mapped or not, with an error that says all of this."""
     for mmap in (True, False):
         with pytest.raises(FormatError) as caught:
             CompressedIndex.load(saved, mmap=mmap)
@@ -232,7 +232,7 @@ def test_garbage_with_fitting_checksums(saved: Path, name: str, content: bytes) 
 
 
 class Trap:
-    """What unpickling it would do."""
+    """Unpickling would call this."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -278,7 +278,7 @@ def test_saving_into_an_empty_directory(tmp_path: Path, other: CompressedIndex, 
         ("manifest.json", "not JSON"),
         ("manifest.json", '{"format": "compressae-index"}'),
         ("data-1234567/x", ""),
-        # What such a manifest named as its data would be deleted.
+        # The data that such a manifest names would be deleted.
         *(
             ("manifest.json", json.dumps({"format": "compressae-index", "data": data}))
             for data in ("..", ".", "", "photos", "../photos", "data-", None, 3)
@@ -374,7 +374,7 @@ def test_a_process_killed_while_saving(
         assert subprocess.run(command, check=False).returncode == 9
     survivor, old = CompressedIndex.load(saved), CompressedIndex.load(tmp_path / "copy")
     assert_same_index(survivor, other if (function, when) == ("replace", "after") else old, queries)
-    # Nor does it stand in the way of a later save.
+    # The leftovers do not hinder a later save.
     for target in (saved, tmp_path / "new"):
         other.save(target)
         assert_same_index(CompressedIndex.load(target), other, queries)
