@@ -116,7 +116,7 @@ def on_disk(folder: Path, collection: str) -> int:
 
 def _is_certified(index: MilvusIndex, asked: Asked, terms: SparseCodes, taken: Candidates) -> bool:
     """Whether the candidates of one query provably hold its `asked.k` best."""
-    marks = index.backend.scored(asked, terms, taken).certified
+    marks = index.documents.scored(asked, terms, taken).certified
     return marks is not None and bool(marks[0])
 
 
@@ -131,13 +131,13 @@ def searched(
         settings = Settings(mode=mode, candidates=candidates, num_threads=1)
         asked = index.asked(query, KS[-1], settings)
         terms = terms_of(asked)
-        request = index.backend.search_request(terms, candidates, None)
+        request = index.documents.search_request(terms, candidates, None)
         times.append(time.perf_counter())
         hits = index.client.search(**request)
         times.append(time.perf_counter())
-        taken = index.backend.found(hits, candidates)
+        taken = index.documents.found(hits, candidates)
         times.append(time.perf_counter())
-        result = index.backend.scored(asked, terms, taken)
+        result = index.documents.scored(asked, terms, taken)
         times.append(time.perf_counter())
         seconds.append(np.diff(times))
         found.append(result.ids[0])

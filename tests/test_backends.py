@@ -103,7 +103,7 @@ def collections_of(uri: str) -> Iterator[Open]:
             string_ids=index.ids.dtype == object,
         )
         made.append(backed)
-        backed.backend.put(index.codes(index.ids), index.ids)
+        backed.documents.put(index.codes(index.ids), index.ids)
         backed.flush()
         return backed
 

@@ -154,7 +154,7 @@ def test_a_model_is_trained_where_none_is_given(client: MilvusClient, dense: str
     index, report = from_milvus(
         client, dense, target=target, k=8, n_latents=64, config=config, progress=False
     )
-    assert (index.backend.k, index.model.n_latents) == (8, 64)
+    assert (index.documents.k, index.model.n_latents) == (8, 64)
     assert set(report.seconds) == {"list", "train", "write", "flush", "verify", "measure"}
     assert MilvusIndex.open(client, target).model.fingerprint == index.model.fingerprint
     index.drop()

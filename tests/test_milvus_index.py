@@ -82,7 +82,7 @@ def test_both_ways_of_writing_store_the_same(
 
 
 def test_requests_are_bounded_in_bytes_and_rows(imported: MilvusIndex) -> None:
-    backend = imported.backend
+    backend = imported.documents
     runs = list(backend._requests(12_000, None))
     assert [run.start for run in runs] == [0, *(run.stop for run in runs[:-1])]
     assert runs[-1].stop == 12_000
@@ -96,7 +96,7 @@ def test_a_zero_code_is_refused(imported: MilvusIndex) -> None:
     codes = SparseCodes(np.arange(32, dtype=np.uint16).reshape(2, 16), np.zeros((2, 16), np.float32), 512)
     codes.values[0] = 1
     with pytest.raises(InputError, match="the code of id 8 is zero"):
-        imported.backend.put(codes, np.array([7, 8]))
+        imported.documents.put(codes, np.array([7, 8]))
     assert len(imported) == 600
 
 

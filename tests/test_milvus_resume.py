@@ -44,7 +44,7 @@ def _small_and_quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def rows_of_all(index: MilvusIndex) -> dict[Any, Any]:
     """All rows with their codes, and the partition of each."""
-    collection, key = index.backend.collection, index.backend.key
+    collection, key = index.documents.collection, index.documents.key
     collection.load()
     return {
         row[key.name]: (partition, row)

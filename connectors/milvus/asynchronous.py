@@ -13,10 +13,10 @@ from pymilvus import AsyncMilvusClient
 
 from compressae_index.checks import check_choice
 from compressae_index.coding.model import CompresSAE
-from compressae_index.connectors.milvus.backend import Scope
 from compressae_index.connectors.milvus.client import TIMEOUT, ConsistencyLevel, lite_path
 from compressae_index.connectors.milvus.errors import secrets_of, translated
 from compressae_index.connectors.milvus.index import Fields, MilvusIndex, MilvusResult
+from compressae_index.connectors.milvus.scope import Scope
 from compressae_index.search.backend import QUERY_BLOCK
 from compressae_index.search.queries import Settings
 from compressae_index.search.stages import joined, terms_of
@@ -86,7 +86,7 @@ class AsyncMilvusIndex:
 
         Arguments, result and errors are those of `MilvusIndex.search`.
         """
-        index, backend = self.index, self.index.backend
+        index, backend = self.index, self.index.documents
         names = await asyncio.to_thread(index.checked_fields, output_fields)
         held = await asyncio.to_thread(index.checked_partitions, partitions)
         scope = Scope(filter, held, consistency_level)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,12 +19,13 @@ from compressae_index.connectors.milvus.client import CONSISTENCY_LEVELS, MAX_RE
 from compressae_index.connectors.milvus.compressed import CODE_FIELD, DENSE_FIELD, Opened, dense_metric
 from compressae_index.connectors.milvus.expressions import among
 from compressae_index.connectors.milvus.schema import names_of
+from compressae_index.connectors.milvus.scope import as_scope
 from compressae_index.conversion import as_array
 from compressae_index.errors import InputError, UnknownIdError
 from compressae_index.ids import Ids, as_id_array, refuse_mask_of_integers
-from compressae_index.search.backend import QUERY_BLOCK, SparseBackend
+from compressae_index.search.backend import SparseBackend
 from compressae_index.search.queries import Asked, SearchResult
-from compressae_index.search.stages import Candidates, joined, padded, terms_of
+from compressae_index.search.stages import Candidates, Found, Stage, places_of, terms_of
 
 # Limits of one insert: a quarter of what a server's proxy takes, and rows beyond which nothing is gained.
 _REQUEST_BYTES = 16 << 20
@@ -34,21 +34,6 @@ REQUEST_ROWS = 5000
 _SCORE_ROUNDING = 2.0**-10
 
 Rows = Sequence[Mapping[str, Any]]
-MilvusMode: TypeAlias = Literal["sparse", "two_stage", "dense", "hybrid"]
-MILVUS_MODES: tuple[MilvusMode, ...] = ("sparse", "two_stage", "dense", "hybrid")
-
-
-@dataclass(frozen=True)
-class Scope:
-    """The part of a collection that a search looks at, and how."""
-
-    filter: Any = None
-    """A Milvus expression, ids to search among, or None."""
-    partitions: Sequence[str] = ()
-    consistency_level: ConsistencyLevel | None = None
-    """The back end's if None."""
-    ranker: Any = None
-    """Of pymilvus, for mode "hybrid"; None is `RRFRanker()`."""
 
 
 def check_codes(codes: SparseCodes, ids: IdArray) -> None:
@@ -66,11 +51,6 @@ def check_codes(codes: SparseCodes, ids: IdArray) -> None:
         raise InputError(msg)
 
 
-def as_scope(filter: Any) -> Scope:  # noqa: A002
-    """A scope as it is, or one of the filter of a search."""
-    return filter if isinstance(filter, Scope) else Scope(filter)
-
-
 class MilvusBackend(SparseBackend):
     """The codes of one collection, split by sign: [s+, s-] over twice the latents.
 
@@ -78,7 +58,7 @@ class MilvusBackend(SparseBackend):
     it after an error without storing a row twice.
     """
 
-    modes = MILVUS_MODES
+    modes = ("sparse", "two_stage", "dense", "hybrid")
     filters = ("ids", "expression")
 
     def __init__(
@@ -107,6 +87,11 @@ class MilvusBackend(SparseBackend):
 
     def __len__(self) -> int:
         return self.collection.count()
+
+    @property
+    def ids(self) -> IdArray:
+        """All ids, ascending; Milvus sends them page by page."""
+        return self.collection.ids(self.key)
 
     @property
     def nbytes(self) -> dict[str, int]:
@@ -294,51 +279,43 @@ class MilvusBackend(SparseBackend):
         """Fields by id, without ids that are not held: others may have removed them since a search."""
         return self.collection.rows_of(self.key, ids, fields, consistency_level=self.consistency_level)
 
+    def stages(self, mode: str) -> tuple[Stage, ...]:
+        """The stages of a mode; Milvus answers "dense" and "hybrid" by itself."""
+        own: dict[str, Stage] = {"dense": self.by_reconstructions, "hybrid": self.by_fused_ranks}
+        return (own[mode],) if mode in own else super().stages(mode)
+
     def answer(self, asked: Asked) -> SearchResult:
         """The best documents of each query.
 
         Raises:
             InputError: a mode, a filter or a setting that this collection does not take.
         """
-        scope = as_scope(asked.settings.filter)
-        if scope.ranker is not None and asked.mode != "hybrid":
+        mode, scoring = asked.mode, asked.settings.scoring
+        if as_scope(asked.settings.filter).ranker is not None and mode != "hybrid":
             msg = "a ranker is for mode 'hybrid'"
             raise InputError(msg)
-        if asked.mode in ("sparse", "two_stage"):
-            return super().answer(asked)
-        if asked.settings.scoring != "asymmetric":
-            msg = f"in mode {asked.mode!r}, scoring must be 'asymmetric', got {asked.settings.scoring!r}"
-            raise InputError(msg)
-        if self.dense is None:
-            msg = f"mode {asked.mode!r} needs a reconstructed field: make the collection with dense='float32'"
-            raise InputError(msg)
-        check_int(asked.k, "k", 1, MAX_RESULTS)
-        parts = [self._answered_by_milvus(part, scope) for part in asked.blocks(QUERY_BLOCK)]
-        return joined(parts, asked.k, are_strings=self.are_strings)
+        if mode in ("dense", "hybrid"):
+            if scoring != "asymmetric":
+                msg = f"in mode {mode!r}, scoring must be 'asymmetric', got {scoring!r}"
+                raise InputError(msg)
+            if self.dense is None:
+                msg = f"mode {mode!r} needs a reconstructed field: make the collection with dense='float32'"
+                raise InputError(msg)
+            check_int(asked.k, "k", 1, MAX_RESULTS)
+        return super().answer(asked)
 
-    def _answered_by_milvus(self, asked: Asked, scope: Scope) -> SearchResult:
-        """The neighbours by Milvus's own index of the reconstructed field, alone or fused with the codes."""
-        request = {
-            **self.scoped(scope),
-            "data": list(asked.vectors.astype(self.dense)),
-            "anns_field": DENSE_FIELD,
-            "limit": check_int(
-                asked.k if asked.mode == "dense" else asked.candidates, "candidates", 1, MAX_RESULTS
-            ),
-            "search_params": {"metric_type": dense_metric(self.manifest.metric), "params": {}},
-        }
+    def by_reconstructions(self, asked: Asked, found: Found | None = None) -> Found:  # noqa: ARG002
+        """The neighbours that Milvus's own index of the reconstructed field finds, without a certificate."""
+        request = self._dense_request(asked, asked.k)
         with self.collection.doing("searching", expression=request["filter"]):
-            if asked.mode == "dense":
-                hits = self.collection.client.search(**request)
-            else:
-                hits = self._fused(request, asked, scope)
+            hits = self.collection.client.search(**request)
         ids, scores = self._ids_and_scores(hits)
-        if asked.mode == "dense" and asked.factors is not None:
-            scores *= asked.factors
-        certified = np.zeros(len(asked), dtype=bool)
-        return padded(scores, ids, asked.k, are_strings=self.are_strings, certified=certified)
+        scores = scores if asked.factors is None else scores * asked.factors
+        return Found(scores, ids, places_of(ids), np.zeros(len(asked), dtype=bool))
 
-    def _fused(self, dense: dict[str, Any], asked: Asked, scope: Scope) -> Sequence[Any]:
+    def by_fused_ranks(self, asked: Asked, found: Found | None = None) -> Found:  # noqa: ARG002
+        """The neighbours by ranks in the codes and in the reconstructed field, which Milvus fuses."""
+        scope = as_scope(asked.settings.filter)
         sparse = self.search_request(terms_of(asked), asked.candidates, scope)
         requests = [
             AnnSearchRequest(
@@ -348,21 +325,27 @@ class MilvusBackend(SparseBackend):
                 part["limit"],
                 expr=part["filter"] or None,
             )
-            for part in (sparse, dense)
+            for part in (sparse, self._dense_request(asked, asked.candidates))
         ]
-        hits: Sequence[Any] = self.collection.client.hybrid_search(
-            self.collection.name,
-            requests,
-            scope.ranker or RRFRanker(),
-            limit=asked.k,
-            partition_names=sparse["partition_names"],
-            consistency_level=sparse["consistency_level"],
-            timeout=sparse["timeout"],
-        )
-        return hits
+        with self.collection.doing("searching", expression=sparse["filter"]):
+            hits = self.collection.client.hybrid_search(
+                self.collection.name,
+                requests,
+                scope.ranker or RRFRanker(),
+                limit=asked.k,
+                partition_names=sparse["partition_names"],
+                consistency_level=sparse["consistency_level"],
+                timeout=sparse["timeout"],
+            )
+        ids, scores = self._ids_and_scores(hits)
+        return Found(scores, ids, places_of(ids), np.zeros(len(asked), dtype=bool))
+
+    def _dense_request(self, asked: Asked, n: int) -> dict[str, Any]:
+        data, metric = list(asked.vectors.astype(self.dense)), dense_metric(self.manifest.metric)
+        return self._request(DENSE_FIELD, data, metric, n, asked.settings.filter)
 
     def _ids_and_scores(self, hits: Sequence[Any]) -> tuple[IdArray, FloatArray]:
-        """Ids and scores of what a search found, (n_queries, the most of a query) each."""
+        """Ids and scores of pymilvus's hits, (n_queries, the most of a query) each."""
         width = max((len(of_query.ids) for of_query in hits), default=0)
         nothing: Any = None if self.are_strings else -1
         ids = np.full((len(hits), width), nothing, dtype=object if self.are_strings else np.int64)
@@ -385,21 +368,20 @@ class MilvusBackend(SparseBackend):
         Raises:
             InputError: n is more than Milvus returns, or the filter is neither an expression nor ids.
         """
+        request = self._request(CODE_FIELD, wire.to_bytes(terms), "IP", n, filter)
+        return request | {"output_fields": [CODE_FIELD]}
+
+    def _request(self, field: str, data: Any, metric: str, n: int, filter: Any) -> dict[str, Any]:  # noqa: A002
+        """Arguments of pymilvus's search of one field for n results of each query."""
         return {
-            **self.scoped(filter),
-            "data": wire.to_bytes(terms),
-            "anns_field": CODE_FIELD,
+            **self._scoped(filter),
+            "data": data,
+            "anns_field": field,
             "limit": check_int(n, "candidates", 1, MAX_RESULTS),
-            "output_fields": [CODE_FIELD],
-            "search_params": {"metric_type": "IP", "params": {}},
+            "search_params": {"metric_type": metric, "params": {}},
         }
 
-    def scoped(self, filter: Any) -> dict[str, Any]:  # noqa: A002
-        """Arguments of pymilvus's searches that say where to search.
-
-        Raises:
-            InputError: the filter is neither an expression nor ids.
-        """
+    def _scoped(self, filter: Any) -> dict[str, Any]:  # noqa: A002
         scope = as_scope(filter)
         level = scope.consistency_level or self.consistency_level
         return {

@@ -378,7 +378,7 @@ def _verify(run: _Run, begun: _Begun, copier: Copier) -> IdArray:
 def _report(run: _Run, copier: Copier, index: MilvusIndex, resumed: int, sample: IdArray) -> ImportReport:
     with run.clock("measure"):
         recall = _measured(run.source, index, sample)
-    size = index.backend.nbytes
+    size = index.documents.nbytes
     return ImportReport(
         collection=run.target.name,
         vectors=len(index),
@@ -435,7 +435,7 @@ def sync(
     if not origin:
         msg = f"collection {index.collection!r} was not imported, so there is no source to sync with"
         raise InputError(msg)
-    backend, threads = index.backend, check_threads(num_threads)
+    backend, threads = index.documents, check_threads(num_threads)
     source = MilvusSource(
         index.client,
         origin["collection"],

@@ -13,7 +13,7 @@ from pymilvus import FieldSchema, MilvusClient
 
 from compressae_index.coding.metric import Metric
 from compressae_index.coding.model import CompresSAE, Encoder
-from compressae_index.connectors.milvus.backend import MilvusBackend, Scope
+from compressae_index.connectors.milvus.backend import MilvusBackend
 from compressae_index.connectors.milvus.client import (
     TIMEOUT,
     ConsistencyLevel,
@@ -35,6 +35,7 @@ from compressae_index.connectors.milvus.compressed import (
 from compressae_index.connectors.milvus.fields import as_columns
 from compressae_index.connectors.milvus.manifest import Dense, Manifest, load_model
 from compressae_index.connectors.milvus.schema import names_of
+from compressae_index.connectors.milvus.scope import Scope
 from compressae_index.errors import DimensionError, InputError
 from compressae_index.ids import as_id_array
 from compressae_index.search.index import Index
@@ -70,7 +71,7 @@ class MilvusIndex(Index):
         self.manifest = manifest
 
     @property
-    def backend(self) -> MilvusBackend:
+    def documents(self) -> MilvusBackend:
         """The collection that holds the codes."""
         return self._documents
 
@@ -163,7 +164,7 @@ class MilvusIndex(Index):
         # Without the number of vectors, which is a question to the server.
         return (
             f"MilvusIndex({self.collection!r}, dim={self.model.dim}, n_latents={self.model.n_latents}, "
-            f"k={self.backend.k})"
+            f"k={self.documents.k})"
         )
 
     def __reduce__(self) -> Any:
@@ -176,7 +177,7 @@ class MilvusIndex(Index):
     @property
     def collection(self) -> str:
         """Name of the collection."""
-        return self.backend.collection.name
+        return self.documents.collection.name
 
     def search(
         self,
@@ -230,7 +231,7 @@ class MilvusIndex(Index):
         rows: dict[int | str, dict[str, Any]] = {}
         if not missing.all():
             wanted: Any = np.unique(result.ids[~missing])
-            rows = self.backend.rows_held(wanted, names)
+            rows = self.documents.rows_held(wanted, names)
         if "*" in names or "$meta" in names:
             # Rows have dynamic fields of their own beside those of the schema.
             named = [name for name in names if name not in ("*", "$meta")]
@@ -251,11 +252,11 @@ class MilvusIndex(Index):
         wanted = () if names is None else names_of(names, what)
         if not wanted:
             return wanted
-        return self.backend.collection.schema().check_fields(wanted, what)
+        return self.documents.collection.schema().check_fields(wanted, what)
 
     def checked_partitions(self, names: Sequence[str] | None) -> tuple[str, ...]:
         """Names of partitions that there are; Milvus is asked only where there are names."""
-        return self.backend.collection.check_partitions(() if names is None else names)
+        return self.documents.collection.check_partitions(() if names is None else names)
 
     def add(
         self,
@@ -334,8 +335,8 @@ class MilvusIndex(Index):
 
     def _check_columns(self, columns: Mapping[str, Any]) -> None:
         """Refuses columns that the collection has not, needs, or fills itself."""
-        schema = self.backend.collection.schema()
-        own = {self.backend.key.name: "give its values as ids", CODE_FIELD: "it holds the code"}
+        schema = self.documents.collection.schema()
+        own = {self.documents.key.name: "give its values as ids", CODE_FIELD: "it holds the code"}
         own[DENSE_FIELD] = "it holds the reconstructed vector"
         for name in columns:
             if name in own:
@@ -357,17 +358,17 @@ class MilvusIndex(Index):
             InputError: a field that the collection does not have, or fields that are no list of names.
         """
         names, array = self.checked_fields(("*",) if fields is None else fields, "fields"), as_id_array(ids)
-        if len(array) and (array.dtype == object) != self.backend.are_strings:
+        if len(array) and (array.dtype == object) != self.documents.are_strings:
             self.check_held(array)
-        return self.backend.rows(array, names)
+        return self.documents.rows(array, names)
 
     def flush(self) -> None:
         """Seals what was written. Searches see it without; on Milvus Lite they are much faster after."""
-        self.backend.collection.flush()
+        self.documents.collection.flush()
 
     def drop(self) -> None:
         """Drops the collection and its model; the index cannot be used any more."""
-        drop_compressed(self.backend.collection)
+        drop_compressed(self.documents.collection)
 
     def close(self) -> None:
         """Closes the connection, also where the caller made it."""
