@@ -1,4 +1,4 @@
-"""The model that `build` trains where none is given."""
+"""Training of a model by `build`, if none is given."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def trained_model(
     *,
     progress: bool,
 ) -> CompresSAE:
-    """A model that was trained for indexes of these codes and this metric."""
+    """Trains a model for indexes of these codes and this metric."""
     from compressae_index.training import train
 
     return train(vectors, training_settings(k, n_latents, config, metric), progress=progress).model
@@ -55,7 +55,7 @@ def code_sizes(
     encoder: Encoder,
     wanted: int | None,
 ) -> tuple[int, int]:
-    """Nonzeros and latents of codes: a model's, or those that the settings of training come to.
+    """Nonzeros and latents of codes: the model's, or those that training will choose.
 
     Raises:
         InputError: k or n_latents do not fit the vectors or the model.
@@ -71,7 +71,7 @@ def code_sizes(
 
 
 def check_given(model: CompresSAE, n_latents: int | None, config: TrainConfig | None, metric: Metric) -> None:
-    """Refuses a model that cannot be used, or settings of training beside it."""
+    """Checks that a given model can be used, and that no settings of training are given with it."""
     check_is_model(model)
     if n_latents is not None and check_int(n_latents, "n_latents", 1) != model.n_latents:
         msg = f"n_latents is {n_latents}, but the model has {model.n_latents}"

@@ -1,4 +1,4 @@
-"""An evaluation as one HTML page that needs nothing else: no script, no request, plots inside."""
+"""An index report as one self-contained HTML page: plots inside, no script, no request."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ OURS = "compressae-index"
 
 
 def as_page(report: IndexReport, names: Mapping[str, str]) -> str:
-    """HTML of a report, in one piece. Every number stands in a `data` element with its exact value.
+    """The HTML of a report. Every number is in a `data` element with its exact value.
 
     Args:
-        report: what to show.
-        names: what was measured, as "embeddings" and its file; "embeddings" is in the title.
+        report: the report to show.
+        names: what was measured, such as "embeddings" and its file, which is in the title.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -67,7 +67,7 @@ def _standings(report: IndexReport) -> str:
 
 
 def _standing(standing: Standing, k: int) -> str:
-    """A mode's losses in words and what to change, or that there are none."""
+    """A mode's losses in words, with advice, or that it has none."""
     mode, more, faster, advice = standing
     said = []
     if more:
@@ -124,10 +124,10 @@ def _table(caption: str, measurements: Iterable[Measurement], highlighted: Itera
 
 
 def _figures(report: IndexReport) -> dict[str, str]:
-    """The plots, by their place in the template."""
+    """The plots, by their name in the template."""
     k = report.k
     modes = Series(OURS, report.modes, [mode.name for mode in report.modes])
-    # In time, `sparse` and `two_stage` lie on the curves of their settings.
+    # Only dense needs a label here: `sparse` and `two_stage` lie on the labelled curves of their settings.
     timed = modes._replace(
         labels=[mode.name if of == "dense" else "" for of, mode in zip(MODES, report.modes, strict=True)]
     )
