@@ -406,6 +406,27 @@ def test_info_of_a_faiss_index(model: CompresSAE) -> None:
 
 
 @needs_place
+def test_search_of_a_faiss_index(queries: FloatArray) -> None:
+    filed = FaissIndex.from_index(CompressedIndex.load("i"), progress=False)
+    filed.save("f")
+    for mode in ("sparse", "two_stage"):
+        options = ("-k", 4, "--mode", mode, "--candidates", 50, "--query-nnz", 32)
+        found = run_json("search", "f", "q.npy", *options)
+        expected = filed.search(queries[:6], 4, mode=mode, candidates=50, query_nnz=32)
+        assert found["ids"] == expected.ids.tolist()
+        np.testing.assert_allclose(found["scores"], expected.scores, rtol=1e-6)
+    assert run("search", "f", "q.npy", "-k", 3).stdout == run("search", "i", "q.npy", "-k", 3).stdout
+    assert "mode must be one of 'sparse', 'two_stage', got 'dense'" in fail(
+        "search", "f", "q.npy", "--mode", "dense"
+    )
+    assert "nprobe is 3, but this index has no clusters" in fail(
+        "search", "f", "q.npy", "--nprobe", 3
+    )
+    assert "f holds: faiss index; expected: index" in fail("eval", "f", "e.npy", "q.npy")
+    assert "m holds: model; expected: index" in fail("search", "m", "q.npy")
+
+
+@needs_place
 def test_info_of_other_files_of_faiss() -> None:
     faiss.write_index(faiss_lists.empty_lists(4), "empty.faiss")
     told = run_json("info", "empty.faiss")

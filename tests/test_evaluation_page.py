@@ -20,7 +20,7 @@ from compressae_index import CompresSAE, CompressedIndex
 from compressae_index.arrays import FloatArray
 from compressae_index.cli import main
 from compressae_index.measuring.evaluation import Measurement, Sweep
-from compressae_index.measuring.index_report import EvaluationReport, evaluation_report
+from compressae_index.measuring.index_report import IndexReport, index_report
 from compressae_index.measuring.page import as_page
 from compressae_index.measuring.plots import Series, as_svg, recall_against_bytes, speed_against_recall
 
@@ -145,20 +145,18 @@ def test_names_are_escaped(made: tuple[dict[str, Any], str]) -> None:
     assert page.text.count(NASTY) >= 3  # in the title, the heading and the facts
 
 
-def report_of(
-    modes: list[Measurement], rivals: list[Measurement], base: EvaluationReport
-) -> EvaluationReport:
+def report_of(modes: list[Measurement], rivals: list[Measurement], base: IndexReport) -> IndexReport:
     exact = Measurement("exact float32", 1536.0, {10: 1.0, 100: 1.0}, 9.0)
     return base._replace(exact=exact, modes=modes, rivals={"Faiss PQ": rivals} if rivals else {}, sweeps=[])
 
 
 @pytest.fixture(scope="module")
-def small(model: CompresSAE, vectors: FloatArray, queries: FloatArray) -> EvaluationReport:
+def small(model: CompresSAE, vectors: FloatArray, queries: FloatArray) -> IndexReport:
     index = CompressedIndex.build(vectors[:120], model=model, k=4, progress=False)
-    return evaluation_report(index, vectors[:120], queries[:5], faiss=False)
+    return index_report(index, vectors[:120], queries[:5], faiss=False)
 
 
-def test_where_it_loses(small: EvaluationReport) -> None:
+def test_where_it_loses(small: IndexReport) -> None:
     def one(name: str, size: float, share: float, ms: float) -> Measurement:
         return Measurement(name, size, {10: 1 - share, 100: share}, ms)
 
@@ -200,14 +198,14 @@ def test_where_it_loses(small: EvaluationReport) -> None:
     assert [each.faster for each in slow.standings()] == [[slow.exact]] * 3
 
 
-def test_advice_is_about_what_was_measured(small: EvaluationReport) -> None:
+def test_advice_is_about_what_was_measured(small: IndexReport) -> None:
     def one(name: str, size: float, share: float, ms: float = 1) -> Measurement:
         return Measurement(name, size, {100: share}, ms)
 
     modes = [one("sparse", 160, 0.9), one("dense", 170, 0.8), one("two_stage", 160, 0.8)]
     report = report_of(modes, [one("PQ", 150, 0.85)], small)
 
-    def advice(report: EvaluationReport) -> list[list[str]]:
+    def advice(report: IndexReport) -> list[list[str]]:
         return [each.advice for each in report.standings()]
 
     longer = {candidates: one("", 160, 0.8 + candidates / 1e5) for candidates in (1000, 5000, 9000)}
@@ -229,7 +227,7 @@ def test_bytes_are_counted_alike(model: CompresSAE, vectors: FloatArray, queries
     rows, taken = vectors[:300], []
     for ids in (None, [f"https://example.org/articles/{row:07d}" for row in range(300)]):
         index = CompressedIndex.build(rows, ids, model=model, k=16, progress=False)
-        report = evaluation_report(index, rows, queries[:5], ids=ids, faiss=True)
+        report = index_report(index, rows, queries[:5], ids=ids, faiss=True)
         ids_take = index.stats().bytes_per_vector["ids"]
         taken.append({one.name: one.bytes_per_vector - ids_take for one in report.measurements})
     assert ids_take > 36
@@ -250,12 +248,12 @@ def test_files_whose_names_are_not_utf8_are_reported(
 
 
 def test_report_without_faiss_and_of_few_vectors(
-    model: CompresSAE, vectors: FloatArray, queries: FloatArray, small: EvaluationReport
+    model: CompresSAE, vectors: FloatArray, queries: FloatArray, small: IndexReport
 ) -> None:
     assert small.rivals == {}
     assert [each.measurements.keys() for each in small.sweeps] == [{8, 16, 32, 64, 128, 256}, {100}]
     index = CompressedIndex.build(vectors[:7], model=model, k=4, progress=False)
-    few = evaluation_report(index, vectors[:7], queries[:2], faiss=False)
+    few = index_report(index, vectors[:7], queries[:2], faiss=False)
     assert few.exact.recall == {7: 1.0}
     assert [each.measurements.keys() for each in few.sweeps] == [{8, 16, 32, 64, 128, 256}, {7}]
     shown = Page(as_page(few, {"embeddings": "e.npy"})).text

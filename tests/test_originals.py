@@ -17,7 +17,7 @@ from compressae_index.coding.metric import Metric
 from compressae_index.connectors.faiss import FaissIndex
 from compressae_index.embedded.sizes import WINDOW
 from compressae_index.measuring.evaluation import evaluate, sweep
-from compressae_index.measuring.index_report import EvaluationReport, evaluation_report
+from compressae_index.measuring.index_report import IndexReport, index_report
 from compressae_index.measuring.originals import fits, originals_of
 from compressae_index.measuring.recall import exact_neighbours, recall
 from compressae_index.search.stages import Found, places_of, ranked
@@ -48,7 +48,7 @@ def remove(index: CompressedIndex, rows: FloatArray, ids: Any) -> None:  # noqa:
     index.remove([ids[row] for row in range(0, ROWS, 7)])
 
 
-def recalls(report: EvaluationReport) -> list[dict[int, float]]:
+def recalls(report: IndexReport) -> list[dict[int, float]]:
     return [one.recall for one in report.modes]
 
 
@@ -72,7 +72,7 @@ def test_recall_is_that_of_a_search_by_ids(
     rows, asked = vectors[:ROWS] * scale, queries[:10]
     index = CompressedIndex.build(rows, ids, model=uncentred_model, metric=metric, progress=False)
     change(index, rows, range(ROWS) if ids is None else ids)
-    report = evaluation_report(index, rows, asked, ids=ids)
+    report = index_report(index, rows, asked, ids=ids)
     assert report.left_out == ROWS - len(index)
 
     names = np.arange(ROWS) if ids is None else np.array(ids, dtype=object if ids is NAMES else None)
@@ -94,15 +94,15 @@ def test_a_clustered_index_and_a_file_in_another_order(
     noise = 0.02 * rng.standard_normal((WINDOW + 100, vectors.shape[1]), dtype=np.float32)
     rows = vectors[rng.integers(len(vectors), size=len(noise))] + noise
     index = CompressedIndex.build(rows, model=model, k=4, progress=False)
-    before = recalls(evaluation_report(index, rows, queries[:3]))
+    before = recalls(index_report(index, rows, queries[:3]))
     assert before[1][100] > 0.2
     index.cluster()
     assert (index.ids != np.arange(len(rows))).any()
-    after = recalls(evaluation_report(index, rows, queries[:3]))
+    after = recalls(index_report(index, rows, queries[:3]))
     # Ties of equal scores may be broken another way.
     assert [one[100] for one in after] == pytest.approx([one[100] for one in before], abs=0.02)
     order = rng.permutation(len(rows))
-    again = recalls(evaluation_report(index, rows[order], queries[:3], ids=order))
+    again = recalls(index_report(index, rows[order], queries[:3], ids=order))
     assert [one[100] for one in again] == pytest.approx([one[100] for one in after], abs=0.02)
 
 
@@ -110,8 +110,8 @@ def test_rows_that_are_not_in_the_index_are_left_out(
     model: CompresSAE, vectors: FloatArray, queries: FloatArray
 ) -> None:
     index = CompressedIndex.build(vectors[100:400], NAMES[100:400], model=model, progress=False)
-    whole = evaluation_report(index, vectors[:ROWS], queries[:5], ids=NAMES)
-    own = evaluation_report(index, vectors[100:400], queries[:5], ids=NAMES[100:400])
+    whole = index_report(index, vectors[:ROWS], queries[:5], ids=NAMES)
+    own = index_report(index, vectors[100:400], queries[:5], ids=NAMES[100:400])
     assert (whole.left_out, own.left_out) == (ROWS - 300, 0)
     assert recalls(whole) == recalls(own)
     found = originals_of(index, vectors[:ROWS], NAMES)
@@ -128,7 +128,7 @@ def test_a_mismatch_is_an_error(model: CompresSAE, vectors: FloatArray, queries:
 
     def refused(index: CompressedIndex, vectors: Any, ids: Any = None) -> str:
         with pytest.raises(InputError) as caught:
-            evaluation_report(index, vectors, queries[:2], ids=ids)
+            index_report(index, vectors, queries[:2], ids=ids)
         return str(caught.value)
 
     assert "7 of 300 ids of the index are not row numbers of the 300 embeddings, as 300" in refused(
@@ -146,9 +146,9 @@ def test_a_mismatch_is_an_error(model: CompresSAE, vectors: FloatArray, queries:
     assert "duplicate id 'item 0'" in refused(named, rows, NAMES[:299] + NAMES[:1])
     assert "the index holds no vectors" in refused(CompressedIndex(model), rows)
     with pytest.raises(DimensionError, match="embeddings hold 299 vectors, the index 300"):
-        evaluation_report(named, rows[:299], queries, ids=NAMES[:299])
+        index_report(named, rows[:299], queries, ids=NAMES[:299])
     with pytest.raises(DimensionError, match="embeddings have dimension 383, expected 384"):
-        evaluation_report(named, rows[:, 1:], queries, ids=NAMES[:300])
+        index_report(named, rows[:, 1:], queries, ids=NAMES[:300])
 
 
 def test_bad_rows_are_named_as_in_the_file(
@@ -158,10 +158,10 @@ def test_bad_rows_are_named_as_in_the_file(
     index.remove([0, 1, 40])
     rows = vectors[:ROWS].copy()
     rows[[1, 40]] = 0  # of removed documents
-    assert evaluation_report(index, rows, queries[:2]).left_out == 3
+    assert index_report(index, rows, queries[:2]).left_out == 3
     rows[700] = np.nan
     with pytest.raises(InputError, match="embeddings row 700 holds NaN"):
-        evaluation_report(index, rows, queries[:2])
+        index_report(index, rows, queries[:2])
 
 
 def test_other_embeddings_are_refused(model: CompresSAE, vectors: FloatArray, queries: FloatArray) -> None:
@@ -173,8 +173,8 @@ def test_other_embeddings_are_refused(model: CompresSAE, vectors: FloatArray, qu
     alike = CompressedIndex.build(narrow, model=model, progress=False)
     for one, rows in ((index, foreign), (index, vectors[ROWS - 1 :: -1]), (alike, narrow[SHUFFLED])):
         with pytest.raises(InputError, match="not those that the index was built from, or their ids are in"):
-            evaluation_report(one, rows, queries[:2])
-    evaluation_report(alike, narrow, queries[:2])
+            index_report(one, rows, queries[:2])
+    index_report(alike, narrow, queries[:2])
 
 
 def test_what_tells_nothing_apart_is_not_refused(uncentred_model: CompresSAE, vectors: FloatArray) -> None:

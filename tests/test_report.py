@@ -163,7 +163,7 @@ def test_bad_input(model: CompresSAE, vectors: FloatArray) -> None:
         model_report(model, vectors, ks=[8, 513])
     with pytest.raises(InputError, match="max_rows must be at least 1, got 0"):
         model_report(model, vectors, max_rows=0)
-    with pytest.raises(InputError, match="a single row is left to look at, so queries are needed"):
+    with pytest.raises(InputError, match="the sample is a single row, so queries are needed"):
         model_report(model, vectors, max_rows=1)
     with pytest.raises(DimensionError, match="embeddings have dimension 383, expected 384"):
         model_report(model, vectors[:, 1:])

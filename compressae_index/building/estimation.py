@@ -1,4 +1,4 @@
-"""What an index would take and give, from a sample, before any long work."""
+"""Bytes, time and recall of an index, estimated from a sample before any long work."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from compressae_index.arrays import FloatArray
 from compressae_index.building import planning
 from compressae_index.building.planning import Plan
 from compressae_index.checks import check_int, check_threads
+from compressae_index.coding.model import CompresSAE
 from compressae_index.embedded.codecs.packed import VALUE_BITS
 from compressae_index.sources import VectorSource, open_vectors
 from compressae_index.sources.sample import unit_sample
@@ -25,7 +27,7 @@ class Estimate(NamedTuple):
     dim: int
     n_latents: int
     plan: Plan
-    """What would be stored of each vector. Its recall is rather low: the real training is longer."""
+    """How each vector would be stored. Its recall is on the low side, as real training takes longer."""
     float32_bytes: int
     index_bytes: int
     """Resident for `two_stage`, without the model."""
@@ -47,22 +49,22 @@ def estimate(
     num_threads: int | None = None,
     progress: bool = False,
 ) -> Estimate:
-    """Trains briefly on a sample of the embeddings and extrapolates; takes less than a minute, whatever n is.
+    """Trains briefly on a sample of the embeddings and extrapolates, in less than a minute for any n.
 
     Args:
-        embeddings: as for `CompressedIndex.build`, as are all others.
+        embeddings: as for `CompressedIndex.build`, like all other arguments.
         k: nonzeros a code.
         n_latents: size of the dictionary.
         value_bits: bits of a packed value.
         postings: nonzeros of a code that the posting lists keep.
         bytes_per_vector: a budget, in place of k, value_bits and postings.
-        target_recall: a recall@100 to reach, in place of them.
+        target_recall: a recall@100 to reach, in place of k, value_bits and postings.
         num_threads: threads to encode with; all by default.
         progress: show progress bars.
 
     Raises:
-        InputError: a setting of another type or out of range, or a budget that nothing fits, before any
-            training; bad rows.
+        InputError: before any training, a setting of another type or out of range, or a budget too small for
+            any code; bad rows.
         MissingExtraError: torch is not installed.
     """
     from compressae_index.training import TrainConfig, train
@@ -96,18 +98,31 @@ def estimate(
         )
     else:
         plan = planning.measured(model, vectors, k, bits, kept, num_threads=threads)
-    rows = sample[:TIMED_ROWS]
+    train_seconds = trained.seconds * TrainConfig().refine_rounds / config.refine_rounds
+    seconds_a_row = _seconds_a_row(model, plan.k, sample, threads)
+    return _extrapolated(model, plan, n, train_seconds, seconds_a_row)
+
+
+def _seconds_a_row(model: CompresSAE, k: int, rows: FloatArray, threads: int) -> float:
+    """Seconds to encode a row."""
+    rows = rows[:TIMED_ROWS]
     started = time.perf_counter()
-    model.encode(rows, plan.k, num_threads=threads)
-    seconds_a_row = (time.perf_counter() - started) / len(rows)
+    model.encode(rows, k, num_threads=threads)
+    return (time.perf_counter() - started) / len(rows)
+
+
+def _extrapolated(
+    model: CompresSAE, plan: Plan, n: int, train_seconds: float, seconds_a_row: float
+) -> Estimate:
+    """The estimate for n vectors."""
     return Estimate(
         vectors=n,
-        dim=dim,
+        dim=model.dim,
         n_latents=model.n_latents,
         plan=plan,
-        float32_bytes=4 * n * dim,
+        float32_bytes=4 * n * model.dim,
         index_bytes=round(n * plan.bytes_per_vector),
         model_bytes=sum(tensor.nbytes for tensor in model.tensors().values()),
-        train_seconds=trained.seconds * TrainConfig().refine_rounds / config.refine_rounds,
+        train_seconds=train_seconds,
         encode_seconds=n * seconds_a_row,
     )

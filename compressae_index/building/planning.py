@@ -1,4 +1,4 @@
-"""A budget instead of knobs: nonzeros, bits and postings chosen by measuring recall of held-out rows."""
+"""A budget instead of knobs: chooses nonzeros, bits and postings by the recall of held-out rows."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from compressae_index.sources import Vectors
 from compressae_index.sources.sample import unit_sample
 
 SAMPLE_ROWS, QUERIES = 12_000, 300
-# What is tried: postings first, at the bits in the middle, then the bits with the best postings.
+# Settings to try: all postings with the first bits, then the other bits with the best postings.
 POSTINGS = (4, 6, 8, 12, 16, 24)
 VALUE_BITS = (5, 4, 6)
-# Budgets that a target recall is searched among.
+# Budgets to search for a target recall.
 BUDGETS = (32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160, 192, 224, 256, 320, 384, 512)
-# Stage one hands over this many times the neighbours, as 1,000 candidates are to recall@100.
+# Candidates per neighbour: 10, like 1,000 candidates for recall@100.
 CANDIDATES_PER_NEIGHBOUR = 10
 
 
 class Plan(NamedTuple):
-    """What to store of each vector, and what to expect of it."""
+    """What to store of each vector, and the recall to expect."""
 
     k: int
     """Nonzeros a code."""
@@ -40,11 +40,11 @@ class Plan(NamedTuple):
     postings: int
     """Nonzeros of a code in the posting lists."""
     bytes_per_vector: float
-    """Of all that `two_stage` keeps resident: packed codes, posting lists, ids."""
+    """Bytes of all that `two_stage` keeps resident: packed codes, posting lists, ids."""
     recall: float
-    """recall@100 to expect of `two_stage` with 1,000 candidates, measured on held-out rows of a sample."""
+    """Expected recall@100 of `two_stage` with 1,000 candidates, measured on held-out rows of a sample."""
     dense_recall: float
-    """The same of `dense`."""
+    """Expected recall@100 of `dense`."""
 
 
 def check_budget(
@@ -55,7 +55,7 @@ def check_budget(
     postings: int | None,
     forward: str,
 ) -> None:
-    """Refuses a budget that is no number or out of range, or beside what it decides.
+    """Checks a budget's range, and that no argument is given that the budget decides.
 
     Raises:
         InputError: with the value.
@@ -82,13 +82,13 @@ def check_budget(
 
 
 def check_room(bytes_per_vector: float, n_latents: int, n: int, id_bytes: float) -> None:
-    """Refuses a budget that not even the smallest code fits.
+    """Checks that the smallest code fits a budget.
 
     Args:
-        bytes_per_vector: the budget, which `check_budget` took.
+        bytes_per_vector: the budget, after `check_budget`.
         n_latents: size of the dictionary.
-        n: vectors, which share what posting lists take beside their postings.
-        id_bytes: bytes that the ids take a vector.
+        n: vectors, which share the overhead of the posting lists.
+        id_bytes: bytes of ids a vector.
 
     Raises:
         InputError: with the smallest budget that would do.
@@ -105,7 +105,7 @@ def check_room(bytes_per_vector: float, n_latents: int, n: int, id_bytes: float)
 
 
 def training_k(bytes_per_vector: float | None) -> int:
-    """Nonzeros to train a model with, before a plan: about what the budget will hold."""
+    """Nonzeros to train a model with, before a plan: about as many as the budget will hold."""
     return 48 if bytes_per_vector is None else int(min(max(bytes_per_vector / 3, 1), 64))
 
 
@@ -120,21 +120,21 @@ def choose(
     num_threads: int = 1,
     progress: bool = False,
 ) -> Plan:
-    """The plan of the best recall within a budget, or of the smallest budget that reaches a recall.
+    """The plan with the best recall within a budget, or with the smallest budget that reaches a recall.
 
     Args:
         model: the model that encodes.
-        vectors: (n, d), of which a sample is read.
-        bytes_per_vector: the budget, or
-        target_recall: the recall@100.
-        id_bytes: bytes that the ids take a vector.
+        vectors: (n, d); a sample of them is read.
+        bytes_per_vector: the budget, or None.
+        target_recall: the recall@100 to reach, or None.
+        id_bytes: bytes of ids a vector.
         encoder: how vectors become codes.
         num_threads: threads to encode and search with.
         progress: show a progress bar.
 
     Raises:
-        InputError: neither or both are given, the budget is too small for any code, or no budget reaches the
-            recall; the message holds what would do.
+        InputError: neither or both are given, the budget is too small for any code (with the smallest that
+            would do), or no budget reaches the recall (with the highest recall reached).
     """
     check_budget(bytes_per_vector, target_recall, None, None, None, "packed")
     if bytes_per_vector is not None:
@@ -165,12 +165,12 @@ def measured(
     encoder: Encoder = "pursuit",
     num_threads: int = 1,
 ) -> Plan:
-    """A plan that is given, with what to expect of it; arguments as for `choose`."""
+    """A given plan with its expected recall; arguments as for `choose`."""
     return _Trial(model, vectors, id_bytes, encoder, num_threads).plan(k, value_bits, postings)
 
 
 class _Trial:
-    """Plans measured on a sample: some rows are searched for the neighbours of others."""
+    """Measures plans on a sample: some rows are queries, the others are searched."""
 
     def __init__(
         self, model: CompresSAE, vectors: Vectors, id_bytes: float, encoder: Encoder, num_threads: int
@@ -181,10 +181,10 @@ class _Trial:
             : min(QUERIES, max(len(sample) // 10, 1))
         ]
         self.queries = sample[held_out]
-        # A single row is its own neighbour.
+        # With a single row, the query is that row.
         self.rows = np.delete(sample, held_out, axis=0) if len(sample) > 1 else sample
         self.model, self.encoder, self.threads = model, encoder, num_threads
-        # Neighbours in the sample that lie about as far away as the 100th does among n.
+        # Neighbours to count in the sample: the last is about as far away as the 100th among n.
         share = len(self.rows) / n
         self.top = min(max(round(100 * share), 10), len(self.rows))
         order = np.argsort(-(self.queries @ self.rows.T), axis=1, kind="stable")
@@ -194,7 +194,7 @@ class _Trial:
         self._codes: dict[int, SparseCodes] = {}
 
     def best_within(self, budget: float, advance: object = None) -> Plan | None:
-        """The plan of the best recall, or None where not even one nonzero fits."""
+        """The plan with the best recall, or None if not even one nonzero fits."""
         best: Plan | None = None
         tried: set[tuple[int, int]] = set()
         for bits in VALUE_BITS:
@@ -210,9 +210,9 @@ class _Trial:
         return best
 
     def smallest_reaching(self, target: float, progress: bool) -> Plan:
-        """The plan of the smallest of BUDGETS whose recall is at least the target."""
+        """The plan of the smallest of BUDGETS that reaches the target."""
         plans: dict[float, Plan | None] = {}
-        # Where few vectors share what posting lists take, or ids are long, these alone exceed some of them.
+        # With few vectors or long ids, the overhead of lists and ids alone exceeds some of BUDGETS.
         shared = self.overhead if self.overhead > BUDGETS[0] else 0
         budgets = [budget + shared for budget in BUDGETS]
 
@@ -243,7 +243,7 @@ class _Trial:
     def _fitting(self, budget: float, bits: int, postings: int) -> Plan | None:
         """The most nonzeros that fit, measured."""
         codec, h, k = Packed(bits), self.model.n_latents, 0
-        # A code of more nonzeros than half the dimension is larger than plain scalar quantisation.
+        # With more nonzeros than half the dimension, a code is larger than plain scalar quantisation.
         while k < min(h, max(self.model.dim // 2, 1)):
             kept = min(postings, k + 1)
             if codec.row_bytes(h, k + 1) + POSTING_BYTES * kept + self.overhead > budget:
@@ -254,7 +254,7 @@ class _Trial:
         return self.plan(k, bits, min(postings, k))
 
     def plan(self, k: int, bits: int, postings: int) -> Plan:
-        """A plan with its measured recall."""
+        """A plan of these settings, with its measured recall."""
         size = Packed(bits).row_bytes(self.model.n_latents, k) + POSTING_BYTES * postings + self.overhead
         return Plan(k, bits, postings, size, *self._measure(k, bits, postings))
 

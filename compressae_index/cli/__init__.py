@@ -1,4 +1,4 @@
-"""The command line, `compressae-index`: thin over the library."""
+"""The command line, `compressae-index`: a thin layer over the library."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import click
 
 from compressae_index.cli.data import build, cluster, encode, estimate, info, train
 from compressae_index.cli.milvus import milvus
-from compressae_index.cli.report import report
+from compressae_index.cli.model import report_model
 from compressae_index.cli.search import demo, evaluate, search
 from compressae_index.errors import CompressaeError
 from compressae_index.terminal import printable, redacted
 
 
 class _OneLineErrors(click.Group):
-    """User errors end as one line on standard error and exit code 2, never as a traceback."""
+    """Prints a user's error as one line on standard error and exits with code 2, without a traceback."""
 
     def main(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> Any:
         options["standalone_mode"] = False
         for stream in (sys.stdout, sys.stderr):
-            # What an encoding lacks is escaped: no name may end a command that has done its work.
+            # Escape what the encoding lacks: a file name must not fail a command that has done its work.
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
         try:
@@ -51,7 +51,7 @@ def _fail(message: str) -> None:
 
 
 def _in_words(error: BaseException) -> str:
-    """A message without the number of the system's error, but with its file."""
+    """The message of an error, without errno but with the file's name."""
     if not isinstance(error, OSError) or error.strerror is None:
         return str(error)
     name = None if error.filename is None else os.fsdecode(error.filename)
@@ -76,8 +76,8 @@ def _line(message: str) -> str:
 def main() -> None:
     """Search dense embeddings from sparse dictionary codes.
 
-    EMBEDDINGS are .npy, .fvecs, .bvecs, .hdf5 in the ann-benchmarks layout, .parquet with a list column, or
-    a folder of such files, which are read in pieces.
+    EMBEDDINGS is a .npy, .fvecs, .bvecs, .hdf5 (ann-benchmarks layout) or .parquet (list column) file, or a
+    folder of such files. They are read in pieces.
 
     \b
     Example:
@@ -86,5 +86,5 @@ def main() -> None:
     """  # noqa: D301
 
 
-for command in (train, encode, build, cluster, estimate, search, evaluate, report, info, milvus, demo):
+for command in (train, encode, build, cluster, estimate, search, evaluate, report_model, info, milvus, demo):
     main.add_command(command)

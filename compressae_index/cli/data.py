@@ -1,4 +1,4 @@
-"""Commands that make models, codes and indexes, and describe them."""
+"""Commands that make and describe models, codes and indexes."""
 
 from __future__ import annotations
 
@@ -13,18 +13,22 @@ import click
 from click.core import ParameterSource
 
 from compressae_index.arrays import IdArray
+from compressae_index.cli.indexes import load_index
 from compressae_index.cli.options import (
     PATH,
+    Storage,
+    Training,
     bad_rows_option,
     check_file,
     check_folder,
     dataset_option,
     encoder_option,
+    gathered,
     holds_something,
     id_column_option,
     json_option,
     metric_option,
-    report,
+    print_result,
     say_replaced,
     storage_options,
     threads_option,
@@ -51,13 +55,13 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("embeddings", type=PATH)
 @click.option("--output", "-o", type=PATH, required=True, help="Directory to write the model to.")
-@click.option("--checkpoint", type=PATH, help="Directory to save the state to, and to go on from.")
+@click.option("--checkpoint", type=PATH, help="Directory to save the training state to, and to resume from.")
 @click.option(
     "--center/--no-center",
     default=True,
-    help="Leave the mean of the vectors out of codes; indexes for inner products need it in.",
+    help="Subtract the mean of the vectors before coding; indexes for inner products need --no-center.",
 )
-@training_options
+@gathered(training_options, Training, "training")
 @dataset_option
 @bad_rows_option
 @json_option
@@ -66,11 +70,7 @@ def train(
     output: Path,
     checkpoint: Path | None,
     center: bool,
-    k: int | None,
-    n_latents: int | None,
-    preset: Preset,
-    steps: int | None,
-    seed: int,
+    training: Training,
     dataset: str,
     on_bad_rows: BadRows,
     as_json: bool,
@@ -78,7 +78,7 @@ def train(
     """Train a model on EMBEDDINGS.
 
     EMBEDDINGS is a .npy, .fvecs, .bvecs, .hdf5 or .parquet file, or a folder of such files. `encode` and
-    `build` take it by --model. Training needs the extra: pip install 'compressae-index[train]'.
+    `build` take the model by --model. Training needs torch: pip install 'compressae-index[train]'.
 
     \b
     Example:
@@ -93,8 +93,8 @@ def train(
         msg = f"{output} cannot hold both the model and the checkpoint: use two directories"
         raise InputError(msg)
     vectors = open_vectors(embeddings, dataset=dataset, on_bad_rows=on_bad_rows)
-    config = replace(train_config(preset, steps, seed), center=center)
-    config = config.with_codes(k, n_latents)
+    config = replace(train_config(training.preset, training.steps, training.seed), center=center)
+    config = config.with_codes(training.k, training.n_latents)
     result = train_model(vectors, config, checkpoint=checkpoint, progress=True)
     _save(result.model, output)
     content = {
@@ -107,13 +107,13 @@ def train(
         content["rounds"] = [entry._asdict() for entry in result.rounds]
     elif result.rounds:
         content["error_of_pursuit"] = f"{result.rounds[0].error:.4f} to {result.rounds[-1].error:.4f}"
-    report(content, as_json)
+    print_result(content, as_json)
     if replaced:
         say_replaced(output)
 
 
 def train_config(preset: Preset, steps: int | None, seed: int) -> TrainConfig:
-    """The settings that `training_options` describe."""
+    """The training settings of the command line."""
     from compressae_index.training import TrainConfig
 
     config = TrainConfig.preset(preset, seed=seed)
@@ -128,7 +128,7 @@ def train_config(preset: Preset, steps: int | None, seed: int) -> TrainConfig:
     "-o",
     type=PATH,
     required=True,
-    help="A name that ends in .npz, for one scipy CSR matrix, or a directory, for any number of rows.",
+    help="A .npz file, for one scipy CSR matrix, or a directory, for any number of rows.",
 )
 @click.option("--k", type=int, help="Nonzeros a code.  [default: the model's]")
 @encoder_option
@@ -148,8 +148,8 @@ def encode(
     """Encode EMBEDDINGS into folded codes.
 
     EMBEDDINGS is a .npy, .fvecs, .bvecs, .hdf5 or .parquet file, or a folder of such files. A directory is
-    written shard by shard, and memory does not grow with the number of rows. Stopped and run
-    again, it goes on. `build --codes` makes an index of it.
+    written shard by shard, in memory that does not grow with the number of rows. Run the command again after
+    a stop, and it resumes. `build --codes` makes an index from the directory.
 
     \b
     Example:
@@ -170,7 +170,7 @@ def encode(
             trained, vectors, output, k=k, encoder=encoder, num_threads=threads, progress=True
         )
     seconds = time.perf_counter() - started
-    report(
+    print_result(
         {
             "codes": str(output),
             "rows": vectors.shape[0],
@@ -191,7 +191,7 @@ def _encode_to_matrix(
         for codes in encoded_chunks(model, vectors, model.nonzeros(k, encoder), encoder, threads):
             parts.append(codes.to_csr())
             advance(len(codes))
-    with written_aside(output) as aside, aside.open("wb") as file:  # to a path, it would add .npz to .NPZ
+    with written_aside(output) as aside, aside.open("wb") as file:  # given a path, scipy appends .npz to .NPZ
         sp.save_npz(file, sp.vstack(parts, format="csr"))
 
 
@@ -202,8 +202,8 @@ def _encode_to_matrix(
 @click.option("--codes", type=PATH, help="Directory that `encode` wrote, in place of EMBEDDINGS.")
 @click.option("--ids", type=PATH, help="One id a row: .npy, or a text file with one id a line.")
 @id_column_option
-@training_options
-@storage_options
+@gathered(training_options, Training, "training")
+@gathered(storage_options, Storage, "storage")
 @encoder_option
 @metric_option
 @dataset_option
@@ -219,15 +219,8 @@ def build(
     codes: Path | None,
     ids: Path | None,
     id_column: str | None,
-    k: int | None,
-    n_latents: int | None,
-    preset: Preset,
-    steps: int | None,
-    seed: int,
-    value_bits: int | None,
-    postings: int | None,
-    bytes_per_vector: float | None,
-    target_recall: float | None,
+    training: Training,
+    storage: Storage,
     encoder: Encoder,
     metric: Metric,
     dataset: str,
@@ -235,10 +228,10 @@ def build(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Build an index of EMBEDDINGS, or of encoded ones.
+    """Build an index of EMBEDDINGS, or of their codes.
 
     EMBEDDINGS is a .npy, .fvecs, .bvecs, .hdf5 or .parquet file, or a folder of such files. Without --model,
-    a model is trained on EMBEDDINGS first. With --codes, vectors that `encode` wrote are not encoded again.
+    a model is trained on EMBEDDINGS first. With --codes, the index takes the codes that `encode` wrote.
 
     \b
     Example:
@@ -256,31 +249,15 @@ def build(
     trained = None if model is None else CompresSAE.load(model)
     started = time.perf_counter()
     if codes is not None:
-        if trained is None:
-            raise click.UsageError("--codes needs the --model that encoded.")
         others = ("k", "n_latents", "encoder", "metric", "dataset", "on_bad_rows")
         refuse(context, "--codes", (*TRAINING, *_BUDGET, *others))
-        bits = VALUE_BITS if value_bits is None else value_bits
-        index = CompressedIndex.from_codes(
-            codes, trained, row_ids, value_bits=bits, postings=postings, num_threads=threads
-        )
+        index = _index_of_codes(codes, trained, row_ids, storage, threads)
     else:
         if trained is not None:
             refuse(context, "--model", TRAINING)
-        index = CompressedIndex.build(
-            open_vectors(embeddings, dataset=dataset, on_bad_rows=on_bad_rows),
-            row_ids,
-            k=k,
-            n_latents=n_latents,
-            model=trained,
-            encoder=encoder,
-            metric=metric,
-            config=None if trained is not None else train_config(preset, steps, seed),
-            value_bits=value_bits,
-            postings=postings,
-            bytes_per_vector=bytes_per_vector,
-            target_recall=target_recall,
-            num_threads=threads,
+        vectors = open_vectors(embeddings, dataset=dataset, on_bad_rows=on_bad_rows)
+        index = _index_of_vectors(
+            vectors, trained, row_ids, training, storage, encoder=encoder, metric=metric, threads=threads
         )
     _save(index, output)
     content = {"index": str(output), "seconds": time.perf_counter() - started, **index.stats()._asdict()}
@@ -288,13 +265,53 @@ def build(
         content |= _skipped(index.skipped, as_json)
     if index.plan is not None:
         content |= {"expected_recall": index.plan.recall, "expected_dense_recall": index.plan.dense_recall}
-    report(content, as_json)
+    print_result(content, as_json)
     if replaced:
         say_replaced(output)
 
 
+def _index_of_codes(
+    codes: Path, model: CompresSAE | None, ids: IdArray | None, storage: Storage, threads: int | None
+) -> CompressedIndex:
+    if model is None:
+        raise click.UsageError("--codes needs the --model that encoded.")
+    bits = VALUE_BITS if storage.value_bits is None else storage.value_bits
+    return CompressedIndex.from_codes(
+        codes, model, ids, value_bits=bits, postings=storage.postings, num_threads=threads
+    )
+
+
+def _index_of_vectors(
+    vectors: Vectors,
+    model: CompresSAE | None,
+    ids: IdArray | None,
+    training: Training,
+    storage: Storage,
+    *,
+    encoder: Encoder,
+    metric: Metric,
+    threads: int | None,
+) -> CompressedIndex:
+    config = None if model is not None else train_config(training.preset, training.steps, training.seed)
+    return CompressedIndex.build(
+        vectors,
+        ids,
+        k=training.k,
+        n_latents=training.n_latents,
+        model=model,
+        encoder=encoder,
+        metric=metric,
+        config=config,
+        value_bits=storage.value_bits,
+        postings=storage.postings,
+        bytes_per_vector=storage.bytes_per_vector,
+        target_recall=storage.target_recall,
+        num_threads=threads,
+    )
+
+
 def _save(made: CompressedIndex | CompresSAE, output: Path) -> None:
-    """Saves what took long to make; where that fails, to a folder for temporary files.
+    """Saves an index or a model; if that fails, to a temporary folder, as it took long to make.
 
     Raises:
         FormatError, StorageError: saving failed; the message says what was kept, and where.
@@ -310,8 +327,8 @@ def _save(made: CompressedIndex | CompresSAE, output: Path) -> None:
 
 
 def _kept(made: CompressedIndex | CompresSAE, name: str) -> str | None:
-    """Saves to a new folder for temporary files; says what is there, or None where nothing had room."""
-    # An index may be too large where its model, which took longest, is not.
+    """Saves to a new temporary folder; returns what was kept and where, or None if nothing fit."""
+    # The index may not fit where its model does, and the model took longest to make.
     parts: list[CompressedIndex | CompresSAE] = (
         [made, made.model] if isinstance(made, CompressedIndex) else [made]
     )
@@ -326,7 +343,7 @@ def _kept(made: CompressedIndex | CompresSAE, name: str) -> str | None:
 
 
 def _skipped(ids: IdArray, as_json: bool) -> dict[str, Any]:
-    """How many rows were left out, and their ids; people see the first of them."""
+    """How many rows were skipped, and their ids; as text, the first ten."""
     shown = ids.tolist() if as_json else ", ".join(map(repr, ids[:10].tolist())) + ", ..." * (len(ids) > 10)
     return {"skipped": len(ids), "skipped_ids": shown} if len(ids) else {"skipped": 0}
 
@@ -336,7 +353,7 @@ _BUDGET = ("bytes_per_vector", "target_recall")
 
 
 def refuse(context: click.Context, given: str, names: tuple[str, ...]) -> None:
-    """Refuses options that another one has decided, where they were given."""
+    """Refuses options that were given but have no effect next to the option `given`."""
     for name in names:
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             msg = f"--{name.replace('_', '-')} has no use with {given}."
@@ -344,12 +361,12 @@ def refuse(context: click.Context, given: str, names: tuple[str, ...]) -> None:
 
 
 def given_ids(embeddings: Path | None, ids: Path | None, id_column: str | None) -> IdArray | None:
-    """The ids of EMBEDDINGS that `--ids` and `--id-column` name; None for row numbers."""
+    """The ids of EMBEDDINGS by `--ids` and `--id-column`; None for row numbers."""
     if id_column is None:
         return None if ids is None else read_ids(ids)
     source = embeddings if ids is None else ids
     if source is None:
-        raise click.UsageError("--id-column needs EMBEDDINGS or --ids, of Parquet files.")
+        raise click.UsageError("--id-column needs EMBEDDINGS or --ids as Parquet files.")
     return read_ids(source, id_column)
 
 
@@ -359,11 +376,11 @@ def given_ids(embeddings: Path | None, ids: Path | None, id_column: str | None) 
 @threads_option
 @json_option
 def cluster(index: Path, output: Path | None, threads: int | None, as_json: bool) -> None:
-    """Bring similar vectors together, for faster searches.
+    """Group similar vectors, for faster searches.
 
-    The vectors of INDEX are put in another order, in clusters of 4,096; they keep their ids. `search
-    --nprobe` then scans the clusters that suit a query and skips the others. This needs at least 32,768
-    vectors, and pays from some hundred thousand on.
+    Reorders the vectors of INDEX into clusters of 4,096; they keep their ids. `search --nprobe` then scans
+    the clusters closest to a query and skips the others. Needs at least 32,768 vectors, and pays off from a
+    few hundred thousand.
 
     \b
     Example:
@@ -378,7 +395,7 @@ def cluster(index: Path, output: Path | None, threads: int | None, as_json: bool
     started = time.perf_counter()
     loaded.cluster(num_threads=threads, progress=True)
     _save(loaded, target)
-    report(
+    print_result(
         {"index": str(target), "seconds": time.perf_counter() - started, **loaded.stats()._asdict()}, as_json
     )
     if replaced:
@@ -405,10 +422,10 @@ def estimate(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Say what an index of EMBEDDINGS would take and give.
+    """Estimate bytes, time and recall of an index of EMBEDDINGS.
 
-    EMBEDDINGS is a .npy, .fvecs, .bvecs, .hdf5 or .parquet file, or a folder of such files. It is measured on
-    a sample, in less than a minute. Recall is recall@100 of two_stage with 1,000 candidates, and of dense.
+    EMBEDDINGS is a .npy, .fvecs, .bvecs, .hdf5 or .parquet file, or a folder of such files. Measures on a
+    sample, in less than a minute. Recall is recall@100 of two_stage with 1,000 candidates, and of dense.
 
     \b
     Example:
@@ -427,7 +444,7 @@ def estimate(
         num_threads=threads,
         progress=True,
     )
-    report({**result._asdict(), "plan": result.plan._asdict()}, as_json)
+    print_result({**result._asdict(), "plan": result.plan._asdict()}, as_json)
 
 
 @click.command()
@@ -436,17 +453,17 @@ def estimate(
 def info(path: Path, as_json: bool) -> None:
     """Describe the index, model or codes at PATH.
 
-    Also an index of the Faiss connector, or its posting lists alone.
+    PATH may also be an index of the Faiss connector, or a file of its posting lists.
 
     \b
     Example:
       compressae-index info items.index
     """  # noqa: D301
-    report(_described(path), as_json)
+    print_result(_described(path), as_json)
 
 
 def _described(path: Path) -> dict[str, Any]:
-    """What is at a path, by name; the first name is what it is."""
+    """Facts about what is at a path; the first key is its kind."""
     with accessing(path, "read"):
         is_faiss = path.is_file() and _is_faiss(path)
     if is_faiss:
@@ -458,16 +475,12 @@ def _described(path: Path) -> dict[str, Any]:
         return {"model": str(path), **CompresSAE.load(path).manifest()}
     if kind == "codes":
         return {"codes": str(path), **CodeStore.load(path).manifest()}
-    if kind == "faiss index":
-        from compressae_index.connectors.faiss import FaissIndex
-
-        filed = FaissIndex.load(path, mmap=True)
-        return {"faiss_index": str(path), "fingerprint": filed.model.fingerprint, **filed.stats()._asdict()}
-    index = CompressedIndex.load(path, mmap=True)
-    return {"index": str(path), "fingerprint": index.model.fingerprint, **index.stats()._asdict()}
+    index = load_index(path)
+    name = "faiss_index" if kind == "faiss index" else "index"
+    return {name: str(path), "fingerprint": index.model.fingerprint, **index.stats()._asdict()}
 
 
 def _is_faiss(file: Path) -> bool:
-    """Whether a file begins as those of `faiss.write_index`; what Faiss makes of it is for Faiss to say."""
+    """Whether a file begins like those of `faiss.write_index`; Faiss itself checks the rest."""
     with file.open("rb") as handle:
         return handle.read(2) in (b"Ix", b"Iw")

@@ -9,8 +9,9 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import click
 
@@ -18,12 +19,15 @@ from compressae_index.checks import as_path
 from compressae_index.coding.metric import METRICS
 from compressae_index.coding.model import ENCODERS
 from compressae_index.errors import FormatError
-from compressae_index.search.queries import MODES, SCORINGS
+from compressae_index.search.queries import MODES, SCORINGS, Scoring
 from compressae_index.sources import BAD_ROWS
 from compressae_index.storage import accessing, check_writable, own_folder, sweep, sync_folder
 from compressae_index.terminal import printable, redacted
 
-# Of files of data and models: a folder of such a name is a mistake.
+if TYPE_CHECKING:
+    from compressae_index.training.config import Preset
+
+# Suffixes of data and model files: an output folder with one of them is a mistake.
 FILE_SUFFIXES = frozenset(
     (
         *(".arrow", ".avro", ".bin", ".bvecs", ".bz2", ".csv", ".db", ".faiss", ".feather", ".fvecs", ".gz"),
@@ -37,22 +41,22 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class _Path(click.Path):
-    """A path, as the library takes it."""
+    """A path; a leading ~ is the home directory, as in the library."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """The path, of which a leading ~ is the home directory."""
+        """Expands the path."""
         return as_path(super().convert(value, param, ctx))
 
 
 PATH = _Path(path_type=Path)
 
-# Folders that files are written in until they are whole.
+# Folders in which files are written until they are complete.
 _ASIDE_PREFIX = ".compressae-"
 _ASIDE = re.compile(rf"{re.escape(_ASIDE_PREFIX)}[0-9a-f]{{8}}")
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 threads_option = click.option(
-    "--threads", type=int, help="Threads of the engine.  [default: all that this process may use]"
+    "--threads", type=int, help="Threads of the engine.  [default: all this process may use]"
 )
 encoder_option = click.option(
     "--encoder",
@@ -66,7 +70,7 @@ metric_option = click.option(
     type=click.Choice(METRICS),
     default="cosine",
     show_default=True,
-    help="What scores are: inner products keep the norms of vectors.",
+    help="Similarity: inner products keep the norms of vectors, cosines drop them.",
 )
 dataset_option = click.option(
     "--dataset",
@@ -74,13 +78,15 @@ dataset_option = click.option(
     show_default=True,
     help="Data set of an HDF5 file, or column of a Parquet file, that holds the vectors.",
 )
-id_column_option = click.option("--id-column", help="Column of ids, of Parquet EMBEDDINGS (or --ids).")
+id_column_option = click.option(
+    "--id-column", help="Column that holds the ids, in Parquet EMBEDDINGS or --ids."
+)
 bad_rows_option = click.option(
     "--on-bad-rows",
     type=click.Choice(BAD_ROWS),
     default="error",
     show_default=True,
-    help="Refuse rows that are zero or hold NaN, or leave them out.",
+    help="Stop at rows that are zero or hold NaN, or skip them.",
 )
 query_dataset_option = click.option(
     "--query-dataset",
@@ -91,7 +97,7 @@ query_dataset_option = click.option(
 
 
 def training_options(function: F) -> F:
-    """What `train` and `build` let one set of training."""
+    """Adds the options of training, of `train` and `build`."""
     options = (
         click.option(
             "--k",
@@ -109,7 +115,7 @@ def training_options(function: F) -> F:
             help="How long to train: fast takes seconds, best minutes.",
         ),
         click.option("--steps", type=int, help="Training steps of the encoder.  [default: the preset's]"),
-        click.option("--seed", type=int, default=0, show_default=True, help="Seed of all that is random."),
+        click.option("--seed", type=int, default=0, show_default=True, help="Seed of all random numbers."),
     )
     for option in reversed(options):
         function = option(function)
@@ -117,14 +123,14 @@ def training_options(function: F) -> F:
 
 
 def storage_options(function: F) -> F:
-    """What `build` and `estimate` store of a vector."""
+    """Adds the options of what an index stores of a vector, of `build` and `estimate`."""
     options = (
         click.option("--value-bits", type=int, help="Bits of a value, 4 to 8.  [default: 6]"),
         click.option("--postings", type=int, help="Nonzeros a code in the posting lists.  [default: all]"),
         click.option(
             "--bytes-per-vector",
             type=float,
-            help="Budget of all that two_stage keeps resident; chooses k, bits and postings.",
+            help="Budget for all that two_stage keeps resident; chooses k, bits and postings.",
         ),
         click.option(
             "--target-recall",
@@ -138,18 +144,18 @@ def storage_options(function: F) -> F:
 
 
 def search_options(function: F) -> F:
-    """How `search` and `eval` search."""
+    """Adds the options of a search, of `search` and `eval`."""
     options = (
         click.option(
             "--candidates",
             type=int,
-            help="Documents that posting lists find for two_stage to score by their codes.  "
-            "[default: 1000, or k where that is more]",
+            help="Documents that two_stage takes from the posting lists and scores by their codes.  "
+            "[default: 1000, or k if larger]",
         ),
         click.option(
             "--query-nnz",
             type=int,
-            help="Latents of a query that are looked up.  [default: 64, more for short posting lists]",
+            help="Latents of a query to look up.  [default: 64, more for short posting lists]",
         ),
         click.option(
             "--scoring",
@@ -164,21 +170,68 @@ def search_options(function: F) -> F:
     return function
 
 
+class Training(NamedTuple):
+    """The values of `training_options`."""
+
+    k: int | None
+    n_latents: int | None
+    preset: Preset
+    steps: int | None
+    seed: int
+
+
+class Storage(NamedTuple):
+    """The values of `storage_options`."""
+
+    value_bits: int | None
+    postings: int | None
+    bytes_per_vector: float | None
+    target_recall: float | None
+
+
+class Searching(NamedTuple):
+    """The values of `search_options`."""
+
+    candidates: int | None
+    query_nnz: int | None
+    scoring: Scoring
+
+
+def gathered(add_options: Callable[[F], F], kind: Any, name: str) -> Callable[[F], F]:
+    """Adds options to a command, which gets their values as one argument.
+
+    Args:
+        add_options: adds the options, as `training_options` does.
+        kind: a named tuple whose fields are the options' names.
+        name: the command's argument.
+    """
+
+    def decorate(function: F) -> F:
+        @wraps(function)
+        def command(*args: Any, **values: Any) -> Any:
+            fields = {field: values.pop(field) for field in kind._fields}
+            return function(*args, **values, **{name: kind(**fields)})
+
+        return add_options(cast("F", command))
+
+    return decorate
+
+
 mode_option = click.option(
     "--mode",
     type=click.Choice(MODES),
     default="two_stage",
     show_default=True,
-    help="sparse reads posting lists, dense all codes, two_stage the codes of what posting lists find.",
+    help="sparse reads posting lists, dense all codes, two_stage the codes that posting lists find.",
 )
 
 
 def print_json(content: Mapping[str, Any]) -> None:
-    """Prints one JSON object, of ASCII characters."""
+    """Prints one JSON object in ASCII."""
     click.echo(redacted(json.dumps(content, default=str)))
 
 
-def report(content: Mapping[str, Any], as_json: bool) -> None:
+def print_result(content: Mapping[str, Any], as_json: bool) -> None:
     """Prints names and values, as text or JSON."""
     if as_json:
         print_json(content)
@@ -190,6 +243,9 @@ def report(content: Mapping[str, Any], as_json: bool) -> None:
         click.echo(f"{name.replace('_', ' '):<{width}}  {_readable(value)}")
 
 
+report = print_result  # as cli/milvus.py calls it
+
+
 def _readable(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return printable(redacted(str(value)))
@@ -197,21 +253,21 @@ def _readable(value: Any) -> str:
 
 
 def holds_something(path: Path) -> bool:
-    """Whether there is a directory that is not empty."""
+    """Whether a path is a directory that is not empty."""
     return path.is_dir() and any(path.iterdir())
 
 
 def say_replaced(path: Path) -> None:
-    """Says on standard error that something was at an output's path before."""
+    """Says on standard error that the output replaced what was at its path."""
     click.echo(f"{printable(str(path))}: what was there before was replaced", err=True)
 
 
 def check_file(path: Path, suffix: str, what: str) -> None:
-    """Refuses a file to write that has another suffix, or no folder to stand in, before any work.
+    """Checks, before any work, that a file can be written to `path`.
 
     Raises:
-        FormatError: it is so, or a folder has that name.
-        StorageError: there is no permission to write it.
+        FormatError: another suffix, no such folder, or a folder of that name.
+        StorageError: no permission to write it.
     """
     if path.suffix.lower() != suffix:
         msg = f"{path}: {what} are written as {suffix}"
@@ -226,10 +282,10 @@ def check_file(path: Path, suffix: str, what: str) -> None:
 
 
 def check_folder(path: Path, what: str) -> None:
-    """Refuses a folder to write whose name is that of a file, before any work.
+    """Checks, before any work, that the name of a new folder is not that of a file.
 
     Raises:
-        FormatError: it is so, and nothing is there yet.
+        FormatError: the folder does not exist yet, and its name ends in a suffix of files.
     """
     if path.suffix.lower() in FILE_SUFFIXES and not path.exists():
         msg = f"{path}: {what} are written as a directory, whose name must not end in {path.suffix}"
@@ -238,13 +294,13 @@ def check_folder(path: Path, what: str) -> None:
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
-    """A path to write to, whose file takes the place of `path` when all went well.
+    """A path to write a file to, which replaces `path` if nothing fails.
 
     Raises:
         StorageError: the disk is full or refuses; what was at `path` is untouched.
     """
     with accessing(path, "written"):
-        # What processes that were killed have left, those of version 0.1.0 as files.
+        # Remove what killed processes left; version 0.1.0 left files.
         with suppress(OSError):
             sweep(path.parent, _ASIDE.fullmatch, lambda _: False)
             for left in path.parent.glob(f".????????-{glob.escape(path.name)}"):

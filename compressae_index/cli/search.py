@@ -12,10 +12,13 @@ import numpy as np
 from compressae_index.arrays import FloatArray, IdArray
 from compressae_index.checks import check_int
 from compressae_index.cli.data import given_ids
+from compressae_index.cli.indexes import load_index
 from compressae_index.cli.options import (
     PATH,
+    Searching,
     check_file,
     dataset_option,
+    gathered,
     id_column_option,
     json_option,
     mode_option,
@@ -29,12 +32,12 @@ from compressae_index.coding.metric import METRICS, Metric
 from compressae_index.errors import InputError
 from compressae_index.index import CompressedIndex
 from compressae_index.measuring.evaluation import as_table
-from compressae_index.measuring.index_report import KS, evaluation_report
+from compressae_index.measuring.index_report import KS, IndexReport, index_report
 from compressae_index.measuring.page import as_page
 from compressae_index.measuring.plots import figure_class
-from compressae_index.search.queries import Mode, Scoring, check_candidates
+from compressae_index.search.queries import Mode, check_candidates
 from compressae_index.search.results import write_results
-from compressae_index.sources import open_vectors
+from compressae_index.sources import Vectors, open_vectors
 from compressae_index.terminal import printable, quoted
 
 
@@ -43,11 +46,11 @@ from compressae_index.terminal import printable, quoted
 @click.argument("queries", type=PATH)
 @click.option("-k", "k", type=int, default=10, show_default=True, help="Neighbours of each query.")
 @mode_option
-@search_options
+@gathered(search_options, Searching, "searching")
 @click.option(
     "--nprobe",
     type=int,
-    help="Clusters to scan, where `cluster` made some of 32,768 vectors or more.  [default: all]",
+    help="Clusters to scan, if `cluster` made some (of 32,768 vectors or more).  [default: all]",
 )
 @click.option(
     "--output", "-o", type=PATH, help="Write scores and ids to this .npz file instead of printing them."
@@ -60,9 +63,7 @@ def search(
     queries: Path,
     k: int,
     mode: Mode,
-    candidates: int | None,
-    query_nnz: int | None,
-    scoring: Scoring,
+    searching: Searching,
     nprobe: int | None,
     output: Path | None,
     query_dataset: str,
@@ -71,14 +72,14 @@ def search(
 ) -> None:
     """Search INDEX for the neighbours of QUERIES.
 
-    QUERIES is a .npy, .fvecs, .bvecs, .hdf5 or .parquet file, or a folder of such files. Prints a line a
-    query: its number, a tab, then id:score pairs. Ids with blanks, quotes or characters that cannot be
-    printed are written as JSON strings, in quotes.
+    QUERIES is a .npy, .fvecs, .bvecs, .hdf5 or .parquet file, or a folder of such files. Prints one line per
+    query: its number, a tab, then id:score pairs. Ids with blanks, quotes or unprintable characters are
+    printed as JSON strings. INDEX may be one of the Faiss connector, which has no dense mode and no clusters.
 
-    With --output, the file holds the arrays scores and ids, a row a query; ids are -1 where nothing was
-    found. Where the index has strings for ids, ids holds numbers i, and the string is
-    id_text[id_ends[i]:id_ends[i+1]] in UTF-8. In Python,
-    compressae_index.search.results.read_results reads it.
+    With --output, the file holds the arrays scores and ids, one row per query; ids are -1 where nothing was
+    found. If the ids of the index are strings, the file holds numbers i instead, and the string is
+    id_text[id_ends[i]:id_ends[i+1]] in UTF-8. In Python, compressae_index.search.results.read_results reads
+    the file.
 
     \b
     Example:
@@ -86,18 +87,11 @@ def search(
     """  # noqa: D301
     if output is not None:
         check_file(output, ".npz", "results")
-    loaded = CompressedIndex.load(index, mmap=True)
+    loaded = load_index(index)
+    options = {"mode": mode, "nprobe": nprobe, **searching._asdict()}
     vectors = open_vectors(queries, dataset=query_dataset, may_be_empty=True)
-    scores, ids = loaded.search(
-        vectors[0 : vectors.shape[0]],
-        k,
-        mode=mode,
-        candidates=candidates,
-        query_nnz=query_nnz,
-        scoring=scoring,
-        nprobe=nprobe,
-        num_threads=threads,
-    )
+    found = loaded.search(vectors[0 : vectors.shape[0]], k, num_threads=threads, **options)
+    scores, ids = found.scores, found.ids
     if output is not None:
         with written_aside(output) as aside:
             write_results(aside, scores, ids)
@@ -112,12 +106,12 @@ def search(
 
 
 def neighbours(scores: FloatArray, ids: IdArray) -> dict[str, Any]:
-    """A result for JSON."""
+    """The result of a search, for JSON."""
     return {"ids": ids.tolist(), "scores": [[_finite(s) for s in row] for row in scores.tolist()]}
 
 
 def print_neighbours(scores: FloatArray, ids: IdArray) -> None:
-    """A line a query: its number, then id:score pairs, of which none can be taken for another."""
+    """Prints one line per query: its number, then id:score pairs, with ids quoted where they need it."""
     for number, (row_ids, row_scores) in enumerate(zip(ids, scores, strict=True)):
         found = (
             f"{quoted(name)}:{score:.4f}"
@@ -128,7 +122,7 @@ def print_neighbours(scores: FloatArray, ids: IdArray) -> None:
 
 
 def _finite(score: float) -> float | None:
-    """JSON knows no -inf; a missing result has score null."""
+    """The score, or None for -inf, which JSON lacks."""
     return score if np.isfinite(score) else None
 
 
@@ -142,11 +136,11 @@ def _finite(score: float) -> float | None:
     help="Ids of EMBEDDINGS, one a row: .npy, or a text file with one id a line.  [default: 0 to n-1]",
 )
 @id_column_option
-@search_options
+@gathered(search_options, Searching, "searching")
 @click.option(
     "--metric",
     type=click.Choice(METRICS),
-    help="What the true neighbours are by.  [default: the index's metric]",
+    help="Metric of the true neighbours.  [default: the index's]",
 )
 @click.option("--max-queries", type=int, default=1000, show_default=True, help="Queries to measure with.")
 @click.option(
@@ -156,7 +150,10 @@ def _finite(score: float) -> float | None:
     help="Compare with Faiss's quantisers at the same bytes; needs faiss, and takes a minute or more.",
 )
 @click.option(
-    "--report", type=PATH, help="Write a page with tables and plots to this .html file (needs matplotlib)."
+    "--report",
+    "page",
+    type=PATH,
+    help="Write a page with tables and plots to this .html file (needs matplotlib).",
 )
 @dataset_option
 @query_dataset_option
@@ -167,26 +164,24 @@ def evaluate(
     queries: Path | None,
     ids: Path | None,
     id_column: str | None,
-    candidates: int | None,
-    query_nnz: int | None,
-    scoring: Scoring,
+    searching: Searching,
     metric: Metric | None,
     max_queries: int,
     faiss: bool,
-    report: Path | None,
+    page: Path | None,
     dataset: str,
     query_dataset: str,
     as_json: bool,
 ) -> None:
     """Measure INDEX on the EMBEDDINGS it was built from.
 
-    Both are compared with exact search. EMBEDDINGS and QUERIES are .npy, .fvecs, .bvecs, .hdf5 or .parquet
-    files, or folders of such files. QUERIES may be left out where EMBEDDINGS is an HDF5 file that holds them.
-    They should be vectors that are not in the index. Prints recall, bytes and time of exact search, of each
-    mode and, with --faiss, of Faiss's quantisers, then what other settings of the modes give.
+    Compares the index with exact search. EMBEDDINGS and QUERIES are .npy, .fvecs, .bvecs, .hdf5 or .parquet
+    files, or folders of such files. QUERIES should not be in the index; leave them out if EMBEDDINGS is an
+    HDF5 file that holds them. Prints recall, bytes and time of exact search, of each mode and, with --faiss,
+    of Faiss's quantisers, then those of other settings of the modes.
 
-    EMBEDDINGS and what the index finds are compared by ids, which are the numbers of the rows unless --ids
-    gives others. Rows that are not in the index, or not any more, are left out.
+    Neighbours are compared by id: row numbers of EMBEDDINGS, unless --ids gives others. Rows that the index
+    does not hold are left out.
 
     \b
     Example:
@@ -194,33 +189,44 @@ def evaluate(
       compressae-index eval items.index embeddings.npy queries.npy --ids ids.txt --faiss
     """  # noqa: D301
     check_int(max_queries, "max-queries", 1)
-    candidates = check_candidates(candidates, max(KS))
-    if report is not None:
-        check_file(report, ".html", "reports")
+    searching = searching._replace(candidates=check_candidates(searching.candidates, max(KS)))
+    if page is not None:
+        check_file(page, ".html", "reports")
         figure_class()
     loaded, vectors = CompressedIndex.load(index, mmap=True), open_vectors(embeddings, dataset=dataset)
     named = given_ids(embeddings, ids, id_column)
-    if queries is None and embeddings.suffix.lower() not in (".hdf5", ".h5"):
-        msg = "QUERIES is needed, unless EMBEDDINGS is an HDF5 file"
-        raise InputError(msg)
-    asked_in = embeddings if queries is None else queries
-    asked = open_vectors(asked_in, dataset=query_dataset)
-    result = evaluation_report(
+    asked_in, asked = _queries_of(embeddings, queries, query_dataset)
+    result = index_report(
         loaded,
         vectors,
         asked[0:max_queries],
         ids=None if named is None else ids_of(loaded, named),
         metric=metric,
-        scoring=scoring,
-        candidates=candidates,
-        query_nnz=query_nnz,
         faiss=faiss,
         progress=True,
+        **searching._asdict(),
     )
-    if report is not None:
+    if page is not None:
         names = {"index": str(index), "embeddings": str(embeddings), "queries": str(asked_in)}
-        with written_aside(report) as aside:
+        with written_aside(page) as aside:
             aside.write_text(as_page(result, names), encoding="utf-8")
+    _print_report(result, as_json)
+
+
+def _queries_of(embeddings: Path, queries: Path | None, dataset: str) -> tuple[Path, Vectors]:
+    """The file of the queries, and the queries.
+
+    Raises:
+        InputError: no file is given, and that of the embeddings cannot hold queries.
+    """
+    if queries is None and embeddings.suffix.lower() not in (".hdf5", ".h5"):
+        msg = "QUERIES is needed, unless EMBEDDINGS is an HDF5 file"
+        raise InputError(msg)
+    file = embeddings if queries is None else queries
+    return file, open_vectors(file, dataset=dataset)
+
+
+def _print_report(result: IndexReport, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(result.as_dict()))
     else:
@@ -229,21 +235,19 @@ def evaluate(
 
 
 def ids_of(index: CompressedIndex, given: IdArray) -> Any:
-    """Ids that were read from a file, which shows no difference between numbers and strings of digits."""
+    """Ids from a file, as strings if the index has strings: a text file of digits may mean either."""
     if len(index) and index.documents.are_strings:
         return [str(one) for one in given.tolist()]
     return given
 
 
 @click.command()
-@click.option(
-    "--output", "-o", type=PATH, help="Directory to keep the index in.  [default: none, it is temporary]"
-)
+@click.option("--output", "-o", type=PATH, help="Directory to keep the index in.  [default: a temporary one]")
 @json_option
 def demo(output: Path | None, as_json: bool) -> None:
-    """Run the main job on data that are shipped.
+    """Run the main job on shipped data.
 
-    Trains, builds, saves, loads, searches and measures, on 19,000 embeddings of short texts: a minute or two.
+    Trains, builds, saves, loads, searches and measures 19,000 embeddings of short texts, in a minute or two.
 
     \b
     Example:

@@ -1,3 +1,3 @@
-"""What a vector becomes: codes, the model that makes them, and directories of codes."""
+"""From vectors to codes: the model, the codes, and directories of codes."""
 
 from __future__ import annotations

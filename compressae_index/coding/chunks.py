@@ -23,12 +23,12 @@ def encoded_chunks(
     scale: RowScale | None = None,
     note: Callable[[memoryview], object] | None = None,
 ) -> Iterator[SparseCodes]:
-    """Folded codes of rows begin .. end, at most CHUNK_ROWS at a time; times what `scale` says of the rows.
+    """Folded codes of rows begin .. end, at most CHUNK_ROWS at a time, times the rows' factors by `scale`.
 
-    `note` is called with the bytes of the rows as they were read, before they are encoded.
+    Calls `note` with the bytes of the rows before they are encoded.
 
     Raises:
-        InputError: bad rows, named by their number in `vectors`.
+        InputError: bad rows, by their number in `vectors`.
     """
     end = vectors.shape[0] if end is None else end
     for first in range(begin, end, CHUNK_ROWS):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 LatentArray: TypeAlias = npt.NDArray[np.uint16]
 
-# The engine numbers latents by 16 bits.
+# The engine stores a latent in 16 bits.
 MAX_LATENTS = _engine.MAX_LATENTS
 
 
@@ -84,18 +84,18 @@ class SparseCodes:
         return SparseCodes(self.latents[rows], self.values[rows], self.n_latents)
 
     def scaled(self, factors: FloatArray | float) -> SparseCodes:
-        """With the values of each row times its factor, (n,), or all times one."""
+        """The codes with the values of each row times its factor, (n,), or all times one factor."""
         factors = np.asarray(factors, dtype=np.float32).reshape(-1, 1)
         return SparseCodes(self.latents, self.values * factors, self.n_latents)
 
     @classmethod
     def empty(cls, k: int, n_latents: int) -> SparseCodes:
-        """No rows of codes of k pairs."""
+        """Zero rows of codes of k pairs."""
         return cls(np.empty((0, k), np.uint16), np.empty((0, k), np.float32), n_latents)
 
     @classmethod
     def concatenate(cls, parts: Iterable[SparseCodes]) -> SparseCodes:
-        """Codes one below the other; k and n_latents must agree."""
+        """Joins codes of equal k and n_latents, row-wise."""
         parts = list(parts)
         shapes = {(part.k, part.n_latents) for part in parts}
         if len(shapes) != 1:
@@ -110,8 +110,8 @@ class SparseCodes:
 
         Args:
             matrix: any real CSR matrix or array; it is not changed.
-            k: nonzeros a code, at least the fullest row's count, which is the default. Other rows are
-                filled with pairs of value 0.
+            k: nonzeros a code; by default the count of the fullest row. Shorter rows are filled with pairs of
+                value 0.
 
         Raises:
             InputError: a row holds more than k entries or repeats a latent, or the matrix is not CSR.
@@ -134,7 +134,7 @@ class SparseCodes:
         latents[row_of, place] = matrix.indices
         values[row_of, place] = matrix.data
         short = np.flatnonzero(counts < k)
-        # Among the k lowest latents there are always enough that a row does not hold.
+        # A row of fewer than k latents leaves enough of the k lowest ones unused.
         unused = np.ones((len(short), k), dtype=bool)
         number = np.full(n, -1)
         number[short] = np.arange(len(short))

@@ -1,4 +1,4 @@
-"""Encoding of more vectors than fit in memory, to a directory of codes, that goes on after it was stopped.
+"""Encoding of more vectors than fit in memory, to a directory of codes; a stopped run resumes.
 
     path/
       manifest.json         settings, fingerprint of the model, checksums of the finished shards
@@ -6,10 +6,10 @@
       values-000000.npy     (m, k) float32, folded
       ...
 
-Values are float32, 6 bytes a nonzero in all, so that an index built from these codes is the one that encoding
-into it would give. Shards are written aside and renamed, then the manifest is replaced: what it names is
-whole, whenever the process ends. It also holds a digest of the rows that each shard was encoded from, so that
-a shard is kept only where none of them changed.
+Values are float32 (6 bytes a nonzero with the latent), so that an index built from the codes equals one built
+from the vectors. A shard is written under a temporary name and renamed, then the manifest is replaced, so
+that the manifest never names an incomplete file. It also holds a digest of each shard's rows: a resumed run
+keeps a shard only if its rows have not changed.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from compressae_index.storage import (
     sync_folder,
 )
 
-# Rows a shard, which is what a stop can cost.
+# Rows a shard: the most work that a stop can cost.
 SHARD_ROWS = 262_144
 
 _KIND = "codes"
@@ -59,13 +59,13 @@ _DIGEST_LENGTH = 64
 
 
 class CodeStore:
-    """Folded codes in a directory, of which only the slices that are read take memory.
+    """Folded codes in a directory; only slices that are read take memory.
 
-    `len` gives the number of rows, and a slice gives `SparseCodes`.
+    `len` is the number of rows, and a slice is a `SparseCodes`.
     """
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
-        """From a complete directory, whose files are not checked here; see `load`."""
+        """From a complete directory; `load` also checks its files."""
         meta = manifest["meta"]
         self.path = path
         self._meta: dict[str, Any] = meta
@@ -73,7 +73,7 @@ class CodeStore:
         self.k: int = meta["k"]
         self.encoder: Encoder = meta["encoder"]
         self.fingerprint: str = meta["fingerprint"]
-        """Of the model that encoded."""
+        """Fingerprint of the model that encoded."""
         self.shard_rows: int = meta["shard_rows"]
         self._n: int = meta["n"]
         self._shards: list[Any] = manifest["shards"]
@@ -93,11 +93,11 @@ class CodeStore:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> CodeStore:
-        """Opens what `encode_to_directory` finished, and checks all of it by reading it once.
+        """Opens a directory that `encode_to_directory` finished, and reads it once to check all of it.
 
         Raises:
             FormatError: the directory is missing, foreign, unfinished or damaged.
-            StorageError: there is no permission to read it.
+            StorageError: no permission to read it.
         """
         where = as_path(path)
         return persistence.unless_replaced(where, lambda: cls._load(where))
@@ -131,15 +131,15 @@ class CodeStore:
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickles the path; whoever unpickles that must find the same codes there."""
+        """Pickles the path; unpickling must find the same codes there."""
         return CodeStore._again, (self.path.absolute(), self._meta, self._shards)
 
     @classmethod
     def _again(cls, path: Path, meta: dict[str, Any], shards: list[Any]) -> CodeStore:
-        """What a store was pickled as.
+        """Unpickles a store from its path.
 
         Raises:
-            FormatError: its files are gone, damaged, or others.
+            FormatError: its files are gone, damaged or changed.
         """
         store = cls.load(path)
         if (store._meta, store._shards) != (meta, shards):
@@ -148,7 +148,7 @@ class CodeStore:
         return store
 
     def manifest(self) -> dict[str, Any]:
-        """What the codes are, as it is stored beside them."""
+        """The description of the codes that is stored with them."""
         return self._meta
 
     def __getitem__(self, rows: slice) -> SparseCodes:
@@ -156,13 +156,13 @@ class CodeStore:
 
         Raises:
             InputError: the slice has a step.
-            FormatError: a file holds no codes, or was cut short or replaced since it was opened.
+            FormatError: a file holds no codes, or was truncated or replaced since it was opened.
             StorageError: a file can no longer be read.
         """
         first, end = bounds(rows, self._n)
         with accessing(self.path, "read"), persistence.reading(str(self.path)):
             latents, values = self._latents[rows], self._values[rows]
-            # Replaced files never come back, so looking afterwards is enough.
+            # Replaced files never come back, so checking afterwards is enough.
             for number in range(first // self.shard_rows, -(-end // self.shard_rows) if end > first else 0):
                 for name, seen in self._seen.items():
                     file = _shard_path(self.path, name, number)
@@ -189,17 +189,17 @@ def encode_to_directory(
 ) -> CodeStore:
     """Writes the folded codes of vectors to a directory, in shards.
 
-    Run again with the same arguments, after it was stopped or after rows changed, it reads all embeddings and
-    keeps the finished shards whose rows are the same and whose files match their checksums. It warns of the
-    others and encodes them again. Memory does not grow with n.
+    Run it again with the same arguments after a stop or a change of rows: it reads all embeddings, keeps the
+    finished shards whose rows have not changed and whose files match their checksums, warns of the others and
+    encodes them again. Memory does not grow with n.
 
     Args:
         model: the model to encode with.
         vectors: (n, dim), any source of `open_vectors`.
-        output: a directory: new, empty, or one that this function began.
+        output: a directory that is new, empty, or begun by this function.
         k: nonzeros a code; the model's own by default.
         encoder: "pursuit", or "topk" for the paper's single pass.
-        shard_rows: rows a shard; by default 262,144, or what the directory was begun with.
+        shard_rows: rows a shard; by default 262,144, or as the directory was begun.
         num_threads: threads of the engine; all by default.
         device: as for `CompresSAE.encode`; codes of another device may differ in the last bits.
         progress: show progress bars.
@@ -209,8 +209,8 @@ def encode_to_directory(
 
     Raises:
         InputError: bad rows, another dimension, k out of range. Shards that were finished stay.
-        FormatError: the directory is foreign, damaged, was begun with other settings, or another process
-            writes to it.
+        FormatError: the directory is foreign, damaged or was begun with other settings, or another process
+            is writing to it.
         StorageError: the disk is full or refuses. Shards that were finished stay.
     """
     path = as_path(output, "output")
@@ -237,7 +237,7 @@ def encode_to_directory(
                 _keep_intact(path, manifest, opened, progress)
                 _encode_missing(path, manifest, model, opened, threads, device, progress)
         finally:
-            remove_empty(made)  # only where nothing was written
+            remove_empty(made)  # only if nothing was written
         return CodeStore(path, manifest)
 
 
@@ -256,7 +256,7 @@ def _is_fresh(path: Path) -> bool:
 
 
 def _begun(path: Path, meta: dict[str, Any]) -> dict[str, Any]:
-    """The manifest of a directory that was begun with these settings, or of one begun here."""
+    """The manifest of a directory begun with these settings, or a new one."""
     if _is_fresh(path):
         meta["shard_rows"] = meta["shard_rows"] or SHARD_ROWS
         return {"meta": meta, "shards": [None] * _n_shards(meta)}
@@ -276,7 +276,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of a directory of codes, its entries checked.
 
     Raises:
-        FormatError: there is none, or an entry is not what it should be.
+        FormatError: it is missing, or an entry is wrong.
     """
     manifest = persistence.read_manifest(path, _KIND)
     with persistence.reading(str(path / "manifest.json")):
@@ -302,13 +302,13 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _keep_intact(path: Path, manifest: dict[str, Any], vectors: Vectors, progress: bool) -> None:
-    """Strikes finished shards from the manifest that encoding these vectors would not give, with a warning.
+    """Drops finished shards from the manifest, with a warning, if these vectors would give others.
 
-    Those of other vectors are struck on the disk, before any is replaced: a directory never looks whole that
-    holds codes of two inputs.
+    Drops them on disk before it replaces any, so that a directory with codes of two inputs never looks
+    complete.
     """
-    for left in path.glob(f"{_ASIDE}*"):  # by a process that was killed
-        with suppress(OSError):  # a folder is not ours
+    for left in path.glob(f"{_ASIDE}*"):  # left by a killed process
+        with suppress(OSError):  # not ours if it is a folder
             left.unlink()
     meta, shards = manifest["meta"], manifest["shards"]
     finished = [(number, _rows_of(meta, number)) for number, entry in enumerate(shards) if entry is not None]
@@ -354,7 +354,7 @@ def _encode_missing(
     total = sum(rows.stop - rows.start for _, rows in missing)
     with track(total, "encoding", enabled=progress) as advance:
         for number, rows in missing:
-            digest = hashlib.sha256()  # of the rows as they were encoded, should the input change meanwhile
+            digest = hashlib.sha256()  # of the rows as encoded, in case the input changes meanwhile
             codes = encoded_chunks(
                 model,
                 vectors,
@@ -380,7 +380,7 @@ def _write_manifest(path: Path, manifest: dict[str, Any]) -> None:
 
 
 def _aside(file: Path) -> Path:
-    """A name for a file until it is whole; at random, so that nobody can have put a link there."""
+    """A temporary name for a file; random, so that nobody can have put a link there."""
     return file.with_name(f"{_ASIDE}{secrets.token_hex(4)}-{file.name}")
 
 
@@ -392,7 +392,7 @@ def _write_shard(
     chunks: Iterator[SparseCodes],
     advance: Callable[[int], object],
 ) -> dict[str, Any]:
-    """Writes a shard chunk by chunk; gives what its manifest entry holds of the files."""
+    """Writes a shard chunk by chunk; returns the files' part of its manifest entry."""
     final = {name: _shard_path(path, name, number) for name in _PARTS}
     asides = {name: _aside(file) for name, file in final.items()}
     try:
@@ -438,13 +438,13 @@ def _verify_shard(path: Path, number: int, entry: dict[str, Any]) -> None:
 
 
 def _identity(file: Path) -> tuple[int, ...]:
-    """What differs once a file was replaced."""
+    """Tells a file from one that replaces it."""
     found = file.lstat()
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _digest(vectors: Vectors, rows: slice, advance: Callable[[int], object]) -> str:
-    """Of embeddings as they are encoded.
+    """Digest of embeddings as they are encoded.
 
     Raises:
         InputError: bad rows, named by their number in `vectors`.
@@ -471,7 +471,7 @@ def _shard_path(path: Path, name: str, number: int) -> Path:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Keeps a second process from writing to the directory; the system frees it however this one ends."""
+    """Locks the directory against other writers; the system frees the lock however this process ends."""
     try:
         lock = FolderLock(path.resolve())
     except BlockingIOError:

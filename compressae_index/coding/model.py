@@ -23,18 +23,18 @@ from compressae_index.processes import cached_property, lasting_state
 Encoder: TypeAlias = Literal["pursuit", "topk"]
 ENCODERS: tuple[Encoder, ...] = ("pursuit", "topk")
 
-# Rows encoded at a time: their dense activations (rows x n_latents float32) must stay small.
+# Rows to encode at a time, to keep their dense activations (rows x n_latents float32) small.
 BATCH_ROWS = 2048
-# Products of bytes of more dimensions could exceed 32 bits.
+# With more dimensions, sums of byte products could exceed 32 bits.
 MAX_DIM = _engine.MAX_DIM
 # Atoms between two least-squares solves of the pursuit; 4 costs 0.001 of recall@100 against 1, 8 costs 0.003.
 SOLVE_EVERY = 4
 
 _TENSORS = ("encoder_w", "encoder_b", "decoder_w")
-# Rows nearer to the mean than this have a code of zeros.
+# Rows closer to the mean than this get a code of zeros.
 _AT_THE_MEAN = 1e-6
-# Rows whose mean lacks less than this of length 1, squared, are nearly the same. Folded, a code of theirs
-# grows to at most so many times its length: what it leaves out of a row is hardly longer.
+# If 1 - |m|^2 is below this, all rows are nearly the same. Folding then scales a code by at most this factor:
+# the part of a row that a code leaves out is hardly longer.
 _ALL_THE_SAME, _LONGEST_FOLD = 1e-4, 4.0
 
 
@@ -46,15 +46,15 @@ class CompresSAE:
     magnitude with their signs, and the reconstruction is x_hat = s W_dec. `pursuit` codes choose the support
     by orthogonal matching pursuit against the rows of W_dec, with least-squares values.
 
-    Unlike the paper's, a model may hold the mean m of what it was trained on. Then the direction of x - m is
-    encoded, s is scaled to its length, and x_hat = m + s W_dec. What all rows share takes no nonzero, has no
-    posting list as long as the index, and adds the same <q, m> to all scores of a query.
+    Unlike the paper's, a model may hold the mean m of its training rows. It then encodes the direction of
+    x - m, scales s to the length of x - m, and x_hat = m + s W_dec. The part that all rows share then takes
+    no nonzero and no posting list as long as the index; it adds the same <q, m> to all scores of a query.
 
     Attributes:
         encoder_w: W_enc, (dim, n_latents) float32.
         encoder_b: b_enc, (n_latents,) float32.
         decoder_w: W_dec, the dictionary, (n_latents, dim) float32, unit rows.
-        k: nonzeros a code, where a call names none.
+        k: nonzeros a code, unless a call names another.
         mean: m, (dim,) float32, shorter than 1; None for zero, as in the paper.
 
     Raises:
@@ -120,10 +120,10 @@ class CompresSAE:
         return int(self.decoder_w.shape[0])
 
     def nonzeros(self, k: int | None, encoder: Encoder) -> int:
-        """Nonzeros of the codes that k asks for: by default the model's own, as far as they are of use.
+        """Nonzeros a code for a given k; for None the model's own, at most dim for pursuit.
 
         Raises:
-            InputError: k is above n_latents, or for pursuit above dim, as it finds no more than those.
+            InputError: k is above n_latents or, for pursuit, above dim, as pursuit finds no more.
         """
         if k is None:
             return min(self.k, self.dim) if encoder == "pursuit" else self.k
@@ -158,10 +158,10 @@ class CompresSAE:
             k: nonzeros a code; the model's own by default. Pursuit finds at most dim; the rest is 0.
             encoder: "pursuit", or "topk" for the paper's single pass.
             num_threads: threads of the engine; all by default.
-            device: where pursuit runs: "cpu" is the engine; "cuda", "cuda:1" or "mps" need torch.
+            device: the device that runs pursuit: "cpu" (the engine); "cuda", "cuda:1" or "mps" need torch.
 
         Returns:
-            n codes of unfolded values: `decode` of them approximates the normalised vectors.
+            n codes, not folded: `decode` of them approximates the normalised vectors.
 
         Raises:
             InputError: NaN, infinite values, zero rows, a wrong shape or dtype, k above n_latents.
@@ -178,7 +178,7 @@ class CompresSAE:
         return self._encoded(directions, k, encoder, threads, device).scaled(lengths)
 
     def _encoded(self, unit: FloatArray, k: int, encoder: Encoder, threads: int, device: str) -> SparseCodes:
-        """Codes of unit rows (n, dim), the mean left out."""
+        """Codes of unit rows (n, dim) from which the mean was subtracted."""
         if encoder == "pursuit" and device != "cpu":
             from compressae_index.coding.torch_pursuit import pursue_on
 
@@ -206,20 +206,20 @@ class CompresSAE:
     def fold(self, codes: SparseCodes, *, num_threads: int | None = None) -> SparseCodes:
         """Codes scaled so that their reconstruction has unit norm.
 
-        With them, the cosine of a unit query q and x_hat is the plain sum <W_dec q, s>, plus <q, m> where
-        there is a mean, at no extra byte. The factor g > 0 solves |m + g s W_dec| = 1; without a mean it is
-        1 / |s W_dec|. A code of which s W_dec is zero stays as it is.
+        The cosine of a unit query q and x_hat is then the plain sum <W_dec q, s>, plus <q, m> if the model
+        has a mean, and no norm needs to be stored. The factor g > 0 solves |m + g s W_dec| = 1; without a
+        mean it is 1 / |s W_dec|. A code with s W_dec = 0 stays as it is.
         """
         norms = self.norms(codes, num_threads=num_threads)
         norms[norms < 1e-12] = 1
         if self.mean is None:
             return codes.scaled(np.float32(1) / norms)
         lengths = norms.astype(np.float64)
-        # Cosines of m and s W_dec, times |m|; where rows are nearly the same, float32 has no digits for them.
+        # Cosines of m and s W_dec, times |m|; float32 lacks the digits for rows that are nearly the same.
         along = np.einsum("nk,nk->n", codes.values, (self.decoder_w @ self.mean)[codes.latents]) / lengths
         lacking = 1 - np.square(self.mean.astype(np.float64)).sum()
         factors = (np.sqrt(along**2 + lacking) - along) / lengths
-        # There, what a code leaves out may point inward, and would take it to the other side of the sphere.
+        # The part that such a code leaves out may point inward, and would take it across the sphere.
         near = lacking + lengths**2 < _ALL_THE_SAME
         factors[near] = np.minimum(factors[near], _LONGEST_FOLD)
         return codes.scaled(factors.astype(np.float32))
@@ -239,10 +239,10 @@ class CompresSAE:
             raise DimensionError(msg)
 
     def project(self, queries: Any, *, num_threads: int | None = None) -> FloatArray:
-        """Queries seen by the dictionary: u = W_dec q for the normalised q.
+        """Projections of queries on the dictionary: u = W_dec q for the normalised q.
 
-        A dictionary that `rounded` made is read byte by byte, and products are as exact as in float32. Any
-        other is rounded to two bytes an entry, and a product is off by about 2e-6.
+        A `rounded` dictionary takes a byte an entry, and its products are as exact as in float32. Any other
+        is rounded to two bytes an entry, and products are off by about 2e-6.
 
         Args:
             queries: (n, dim) floating point.
@@ -258,22 +258,22 @@ class CompresSAE:
         return self.seen(check_vectors(queries, dim=self.dim, name="queries", may_be_empty=True), threads)[0]
 
     def mean_scores(self, queries: Any) -> FloatArray | None:
-        """What the mean adds to all scores of a query, <q, m> for the normalised q: (n, 1) float32.
+        """<q, m> for the normalised q, which the mean adds to all scores of a query: (n, 1) float32.
 
-        None where there is no mean.
+        None for a model without a mean.
         """
         rows = check_vectors(queries, dim=self.dim, name="queries", may_be_empty=True)
         return None if self.mean is None else (normalize_rows(rows) @ self.mean)[:, None]
 
     def seen(self, queries: FloatArray, num_threads: int) -> tuple[FloatArray, FloatArray | None]:
-        """`project` and `mean_scores` of queries (n, dim) that were checked, normalised once for both."""
+        """`project` and `mean_scores` of checked queries (n, dim), normalised once for both."""
         return self._dictionary.project(queries, self.mean, num_threads)
 
     def rounded(self) -> CompresSAE:
-        """The same with each row of W_dec rounded to multiples of 1 / 127 of its largest entry.
+        """The model with each row of W_dec rounded to multiples of 1 / 127 of its largest entry.
 
-        Such a dictionary is projected on in half the time, and as training ends with it, codes are made for
-        it: what rounding takes away is less than 1 % of an atom, and no recall that could be measured.
+        Projection on it takes half the time. Training ends with this, so codes fit the rounded dictionary:
+        rounding changes an atom by less than 1 %, and recall by nothing measurable.
         """
         steps = np.abs(self.decoder_w).max(axis=1, keepdims=True) / np.float32(127)
         return replace(self, decoder_w=normalize_rows(np.rint(self.decoder_w / steps)))
@@ -314,27 +314,27 @@ class CompresSAE:
 
         Raises:
             FormatError: the directory is missing, foreign, truncated or tampered with.
-            StorageError: there is no permission to read it.
+            StorageError: no permission to read it.
         """
         stored = persistence.read(path, "model")
         with persistence.reading(str(path)):
             return cls.from_stored(stored.meta, stored.tensors)
 
     def tensors(self) -> dict[str, FloatArray]:
-        """The parameters by name, as they are stored; `mean` only where there is one."""
+        """The parameters by name, as they are stored; `mean` only if the model has one."""
         tensors = {name: getattr(self, name) for name in _TENSORS}
         return tensors if self.mean is None else tensors | {"mean": self.mean}
 
     def manifest(self) -> dict[str, Any]:
-        """What is stored of the model beside its parameters."""
+        """The description of the model that is stored with its parameters."""
         return {"dim": self.dim, "n_latents": self.n_latents, "k": self.k, "fingerprint": self.fingerprint}
 
     @classmethod
     def from_stored(cls, meta: Mapping[str, Any], tensors: Mapping[str, FloatArray]) -> CompresSAE:
-        """The model of a manifest's entry and its tensors.
+        """The model from a manifest's entry and its tensors.
 
         Raises:
-            InputError: they are not those of a model, or do not belong together.
+            InputError: they are not a model's, or do not match.
             KeyError: an entry or a tensor is missing.
         """
         mean = tensors.get("mean")
@@ -349,7 +349,7 @@ class CompresSAE:
 def from_mean(unit: FloatArray, mean: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Directions (n, dim) and lengths (n,) from the mean to unit rows.
 
-    A row at the mean has length 0, and its own direction, as any would do.
+    A row at the mean has length 0; its direction is its own, as any would do.
     """
     directions = unit - mean
     lengths = np.sqrt(np.einsum("nd,nd->n", directions, directions))
@@ -366,10 +366,10 @@ def _batches(rows: FloatArray) -> Iterator[FloatArray]:
 
 
 def check_is_model(model: Any) -> CompresSAE:
-    """A model, and not its path.
+    """Checks that an argument is a model, and not the path of one.
 
     Raises:
-        InputError: it is something else.
+        InputError: it is not.
     """
     if not isinstance(model, CompresSAE):
         msg = f"model must be a CompresSAE, got {type(model).__name__}; CompresSAE.load reads one"
@@ -378,7 +378,7 @@ def check_is_model(model: Any) -> CompresSAE:
 
 
 def check_model(model: CompresSAE, metric: Metric) -> None:
-    """Refuses a model whose codes cannot keep norms: what it adds to a code is the same for all rows.
+    """Checks that a model fits a metric: with a mean, codes cannot keep norms, as m is not scaled by them.
 
     Raises:
         InputError: the model has a mean, and the metric is not cosine.

@@ -1,4 +1,4 @@
-"""The devices of torch by name."""
+"""Torch devices by name."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from compressae_index.errors import InputError
 
 
 def device_of(name: str) -> torch.device:
-    """The device of that name.
+    """The device of a name.
 
     Raises:
-        InputError: it is unknown, or not there.
+        InputError: it is unknown, or missing here.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -19,7 +19,7 @@ def device_of(name: str) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device).item()  # what "meta" has no numbers for
+        torch.zeros(1, device=device).item()  # fails for "meta", which has no numbers
     except (RuntimeError, AssertionError) as error:
         msg = f"device {name!r} cannot be used: {str(error).splitlines()[0]}"
         raise InputError(msg) from error

@@ -9,9 +9,9 @@ from compressae_index.coding.codes import LatentArray
 from compressae_index.coding.torch_device import device_of
 from compressae_index.coding.torch_settings import own_settings
 
-# Rows at a time: their correlations, rows x n_latents float32, and their atoms, rows x k x dim, must fit.
+# Rows at a time: correlations (rows x n_latents float32) and atoms (rows x k x dim) must fit in memory.
 BATCH_ROWS = 2048
-# Added to the diagonal of a support's Gram matrix, so that atoms that depend on each other can be solved for.
+# Added to the diagonal of a support's Gram matrix, so that linearly dependent atoms can be solved for.
 RIDGE = 1e-6
 
 
@@ -25,13 +25,13 @@ def pursue_on(
         unit: (n, dim) float32 rows of unit norm.
         dictionary: (n_latents, dim) float32 rows of unit norm.
         k: nonzeros a code.
-        solve_every: atoms between two least-squares solves, or a third of the support where that is more.
+        solve_every: atoms between two least-squares solves, or a third of the support if that is more.
 
     Returns:
         Latents (n, k) uint16, ascending, and their values (n, k) float32.
 
     Raises:
-        InputError: the device is not there.
+        InputError: the device is missing.
     """
     with own_settings():
         place = device_of(device)

@@ -1,4 +1,4 @@
-"""Settings of torch that hold for a thread or a process: ours while it computes here, then the caller's."""
+"""Torch's settings of the thread and the process: ours while torch computes here, then the caller's again."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import torch
 
 @contextmanager
 def own_settings() -> Iterator[None]:
-    """Lets torch compute inside as if no caller had set anything, and gives back what he had set.
+    """Runs torch with its default settings inside, and restores the caller's at the end.
 
-    That is, gradients are recorded, tensors are float32 and on the CPU where nothing else is named, products
-    are not rounded, and nothing is refused for want of a deterministic form. Threads are the caller's to set.
+    Gradients are recorded, tensors are float32 on the CPU unless named otherwise, products are not rounded,
+    and non-deterministic operations are allowed. The number of threads is the caller's.
     """
     with ExitStack() as settings:
         settings.enter_context(torch.inference_mode(False))
@@ -29,7 +29,7 @@ def own_settings() -> Iterator[None]:
 
 
 class _ProcessWide:
-    """Settings that all threads share: the first that enters sets them, the last gives them back."""
+    """Settings that all threads share: the first to enter sets them, the last to leave restores them."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -94,7 +94,7 @@ class EmbeddedDocuments(Rows):
         """The best documents of each query, by one call of the engine.
 
         Raises:
-            InputError: nprobe without clusters or in "dense", a filter of another length, unknown ids, or
+            InputError: nprobe without clusters, a filter of another length, unknown ids, or
                 integers that may be meant as a mask.
         """
         nprobe = self._nprobe(asked)
@@ -132,9 +132,6 @@ class EmbeddedDocuments(Rows):
         nprobe, clusters = asked.settings.nprobe, self.backend.clusters
         if nprobe is None:
             return None
-        if asked.mode == "dense":
-            msg = "nprobe has no use in mode 'dense', which reads no posting lists"
-            raise InputError(msg)
         if clusters is None:
             todo = "call `cluster` first" if len(self.backend) >= WINDOW else "search without nprobe"
             msg = (

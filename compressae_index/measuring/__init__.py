@@ -1,3 +1,3 @@
-"""Recall, bytes and milliseconds, and how they are shown."""
+"""Recall, bytes and milliseconds: measured, and shown."""
 
 from __future__ import annotations

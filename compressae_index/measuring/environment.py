@@ -1,4 +1,4 @@
-"""The machine and the versions that numbers come from."""
+"""The machine and the versions behind a measurement."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from compressae_index.processes import usable_threads
 
 
 def environment(packages: Iterable[str]) -> dict[str, Any]:
-    """Versions of Python and packages, the machine and how busy it is; JSON-able."""
+    """Versions of Python and packages, the machine and its load; JSON-able."""
     versions = {}
     for package in packages:
         try:

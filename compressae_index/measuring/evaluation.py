@@ -18,9 +18,9 @@ from compressae_index.progress import track
 from compressae_index.search.index import Index
 from compressae_index.search.queries import MODES, Mode, Scoring
 
-# Latency is the median over this many queries, asked one by one.
+# Latency is the median of this many single queries.
 TIMED_QUERIES = 200
-# What `sweep` varies: a mode, one of its options, and the values of that.
+# The settings of `sweep`: a mode, one of its options, and the option's values.
 SWEPT: tuple[tuple[Mode, str, tuple[int, ...]], ...] = (
     ("sparse", "query_nnz", (8, 16, 32, 64, 128, 256)),
     ("two_stage", "candidates", (100, 300, 1000, 3000)),
@@ -33,15 +33,15 @@ class Measurement(NamedTuple):
 
     name: str
     bytes_per_vector: float
-    """Of all that must be resident to serve it, ids included; the model or codebook is not."""
+    """Bytes of all that must be resident to serve it, ids included, without the model or codebook."""
     recall: dict[int, float]
     """recall@k by k."""
     ms_per_query: float
-    """Median of queries asked one by one with one thread, encoding of the query included."""
+    """Median of single queries on one thread, with the encoding of the query."""
 
     @property
     def queries_per_second(self) -> float:
-        """What one thread answers that asks one by one."""
+        """Throughput of single queries on one thread."""
         return 1000 / self.ms_per_query
 
     def as_dict(self) -> dict[str, Any]:
@@ -55,7 +55,7 @@ class Sweep(NamedTuple):
     mode: Mode
     option: str
     measurements: dict[int, Measurement]
-    """By the value of the option."""
+    """Measurements by the option's value."""
 
 
 def evaluate(
@@ -67,14 +67,14 @@ def evaluate(
     scoring: Scoring = "asymmetric",
     **options: Any,
 ) -> list[Measurement]:
-    """Every mode that an index has, of "sparse", "dense" and "two_stage".
+    """Measures every mode that an index has, of "sparse", "dense" and "two_stage".
 
     Args:
-        index: what to measure.
+        index: the index to measure.
         queries: (n_queries, d).
-        truth: ids of the true neighbours, best first, (n_queries, at least max(ks)). They are the ids of the
-            index's documents, which are row numbers only where nobody gave others; `originals_of` finds the
-            vectors of an index's documents, whose `ids[exact_neighbours(vectors, queries, k)]` these are.
+        truth: ids of the true neighbours, best first, (n_queries, at least max(ks)). Ids are row numbers only
+            if the index was built without others. In general, let o = originals_of(index, vectors, ids); then
+            truth is o.ids[exact_neighbours(o.vectors, queries, k)].
         ks: the k of each recall@k.
         scoring: as for `CompressedIndex.search`.
         options: candidates, query_nnz as for `CompressedIndex.search`.
@@ -105,9 +105,9 @@ def sweep(
     query_nnz: int | None = None,
     progress: bool = False,
 ) -> list[Sweep]:
-    """How recall and time trade: in `sparse` by its query_nnz, in `two_stage` by its candidates.
+    """Measures recall against time: `sparse` by query_nnz, `two_stage` by candidates.
 
-    Of an index with clusters, also in `two_stage` by nprobe.
+    If the index has clusters, also `two_stage` by nprobe.
 
     Args:
         index: as for `evaluate`.
@@ -115,7 +115,7 @@ def sweep(
         truth: as for `evaluate`.
         ks: as for `evaluate`.
         scoring: as for `CompressedIndex.search`.
-        query_nnz: of `two_stage`, as for `CompressedIndex.search`.
+        query_nnz: for `two_stage`, as for `CompressedIndex.search`.
         progress: show a progress bar.
 
     Raises:
@@ -138,7 +138,7 @@ def sweep(
 
 
 def settings_of(index: Index) -> list[tuple[Mode, str, list[int]]]:
-    """What `sweep` varies of an index: the values of SWEPT that it is large enough for."""
+    """The settings of `sweep` for an index: the values of SWEPT that it is large enough for."""
     most = {
         "query_nnz": index.model.n_latents,
         "candidates": len(index),
@@ -179,7 +179,7 @@ def measure(
     truth: npt.NDArray[Any],
     ks: Iterable[int],
 ) -> Measurement:
-    """Recall of the batch, and the median time of single queries with one thread."""
+    """Measures the recall of the batch, and the median time of single queries on one thread."""
     ks = sorted(ks)
     found = search(queries, ks[-1])
     seconds = []

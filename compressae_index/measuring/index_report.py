@@ -1,4 +1,4 @@
-"""An index measured on its user's own vectors, once: for a terminal, JSON or a page."""
+"""An index measured on its user's own vectors: the numbers that a terminal, JSON or a page shows."""
 
 from __future__ import annotations
 
@@ -37,33 +37,33 @@ from compressae_index.measuring.rivals import (
 from compressae_index.progress import say
 from compressae_index.search.index import IndexStats
 from compressae_index.search.queries import MODES, Mode, Scoring
-from compressae_index.sources import VectorSource
+from compressae_index.sources import Vectors, VectorSource
 
 PACKAGES = ("compressae-index", "numpy", "faiss-cpu", "faiss-gpu")
-# The k of each recall@k, as far as there are vectors.
+# The k of each recall@k, up to the number of vectors.
 KS = (10, 100)
-# What the time is guessed from: a few queries, and some rows of exact search.
+# Queries, and rows of exact search, that the time is guessed from.
 PROBED_QUERIES, PROBED_ROWS = 5, 4096
-# What a sample for the model takes, and two runs of k-means on all that they learn from, on a slow machine.
+# Seconds on a slow machine: the model's report, and two runs of k-means on MOST_LEARNED_FROM vectors.
 SECONDS_OF_THE_MODEL, SECONDS_OF_K_MEANS = 3, 30
-# Work that is guessed to take no longer is not announced.
+# Shorter work is not announced.
 SAID_ABOVE = 4
 MOST_LEARNED_FROM = PQ_CENTROIDS * PQ_POINTS_PER_CENTROID
 
 
 class Standing(NamedTuple):
-    """How a mode of the index compares with everything else that was measured."""
+    """A mode of the index compared with exact search and the rivals."""
 
     mode: Measurement
     finds_more: list[Measurement]
-    """All that take no more bytes and find more than the mode, what finds most first."""
+    """Those with a higher recall in no more bytes, the highest first."""
     faster: list[Measurement]
-    """All that find as much in less time, whatever their bytes, the fastest first."""
+    """Those with at least the recall in less time, whatever their bytes, the fastest first."""
     advice: list[str]
-    """What to change, a sentence for each kind of loss; empty where there is none."""
+    """What to change, one sentence for each kind of loss; empty if there is none."""
 
 
-class EvaluationReport(NamedTuple):
+class IndexReport(NamedTuple):
     """An index measured against exact search and Faiss, on queries that it does not hold."""
 
     made_at: str
@@ -72,7 +72,7 @@ class EvaluationReport(NamedTuple):
     left_out: int
     """Rows of the embeddings that the index does not hold."""
     metric: Metric
-    """What the true neighbours are by."""
+    """Metric of the true neighbours."""
     stats: IndexStats
     exact: Measurement
     modes: list[Measurement]
@@ -139,8 +139,8 @@ class EvaluationReport(NamedTuple):
         }
 
 
-def _to_find_more(report: EvaluationReport, of: Mode, mode: Measurement, rival: Measurement) -> str:
-    """What may find as much as a rival of no more bytes."""
+def _to_find_more(report: IndexReport, of: Mode, mode: Measurement, rival: Measurement) -> str:
+    """Advice on how to reach the recall of a rival of no more bytes."""
     k, stats = report.k, report.stats
     wanted = rival.recall[k]
     if of == "sparse":
@@ -161,8 +161,8 @@ def _to_find_more(report: EvaluationReport, of: Mode, mode: Measurement, rival: 
     return "Build with more nonzeros (k), or train longer (preset best)"
 
 
-def _to_be_faster(report: EvaluationReport, of: Mode) -> str:
-    """What may answer sooner."""
+def _to_be_faster(report: IndexReport, of: Mode) -> str:
+    """Advice on how to answer sooner."""
     n, clusters = report.stats.vectors, report.stats.clusters
     if of == "dense":
         return "Use two_stage or sparse, which read few codes, where dense is too slow"
@@ -176,7 +176,7 @@ def _to_be_faster(report: EvaluationReport, of: Mode) -> str:
     )
 
 
-def evaluation_report(
+def index_report(
     index: CompressedIndex,
     vectors: VectorSource,
     queries: npt.ArrayLike,
@@ -188,72 +188,76 @@ def evaluation_report(
     query_nnz: int | None = None,
     faiss: bool = False,
     progress: bool = False,
-) -> EvaluationReport:
+) -> IndexReport:
     """Measures all modes of an index, and exact search over the vectors that it was built from.
 
     Args:
-        index: what to measure.
-        vectors: (n, d), those of the index's documents, in any order; others among them are left out. Exact
-            search and rivals keep all of them in memory.
+        index: the index to measure.
+        vectors: (n, d), those of the index's documents, in any order; other rows are left out. Exact search
+            and rivals keep all of them in memory.
         queries: (n_queries, d), which should not be among the vectors.
-        ids: one id a row of `vectors`; by default the numbers of the rows.
-        metric: what the true neighbours are by; the index's by default.
+        ids: one id a row of `vectors`; row numbers by default.
+        metric: metric of the true neighbours; the index's by default.
         scoring: as for `CompressedIndex.search`.
         candidates: as for `CompressedIndex.search`.
         query_nnz: as for `CompressedIndex.search`.
         faiss: compare with Faiss's quantisers at the bytes of the modes, which takes several times as long.
-        progress: say what is done and how long it will take, and show progress bars, on standard error.
+        progress: announce the work and its time, and show progress bars, on standard error.
 
     Raises:
         DimensionError: fewer vectors than the index has, or vectors or queries of another dimension.
         InputError: bad rows; ids of the index that no row has; rows that the index was not built from; too
             few vectors for Faiss.
-        MissingExtraError: Faiss is to be compared with and is not installed.
+        MissingExtraError: `faiss` is given, and Faiss is not installed.
     """
     rows = check_vectors(queries, dim=index.model.dim, name="queries")
     by: Metric = index.metric if metric is None else check_choice(metric, "metric", METRICS)
     if faiss:
         import_faiss(len(index))
     originals = originals_of(index, vectors, ids)
-    own, stats = originals.vectors, index.stats()
-    ks = [k for k in KS if k <= len(index)] or [len(index)]
     if progress:
         _announce(index, originals, rows, faiss)
+    own, ks = originals.vectors, [k for k in KS if k <= len(index)] or [len(index)]
     truth = exact_neighbours(own, rows, ks[-1], metric=by, progress=progress)
-    found, id_bytes = originals.ids[truth], stats.bytes_per_vector["ids"]
-    exact = evaluate_exact(own, rows, truth, ks=ks, metric=by, id_bytes=id_bytes)
-    modes = evaluate(index, rows, found, ks=ks, scoring=scoring, query_nnz=query_nnz, candidates=candidates)
-    sweeps = sweep(index, rows, found, ks=ks, scoring=scoring, query_nnz=query_nnz, progress=progress)
-    rivals = {}
-    if faiss:
-        # `sparse` is compared with what fits it of these: each one more takes long to learn.
-        budgets = [stats.bytes_by_mode[mode] for mode in ("dense", "two_stage")]
-        rivals = evaluate_quantisers(
-            own, rows, truth, budgets, ks=ks, metric=by, id_bytes=id_bytes, progress=progress
-        )
-    return EvaluationReport(
+    found = originals.ids[truth]
+    ours: Any = {"ks": ks, "scoring": scoring, "query_nnz": query_nnz}
+    theirs: Any = {"ks": ks, "metric": by, "id_bytes": index.stats().bytes_per_vector["ids"]}
+    return IndexReport(
         made_at=datetime.now(UTC).isoformat(timespec="seconds"),
         queries=len(rows),
         left_out=originals.left_out,
         metric=by,
-        stats=stats,
-        exact=exact,
-        modes=modes,
-        rivals=rivals,
-        sweeps=sweeps,
+        stats=index.stats(),
+        exact=evaluate_exact(own, rows, truth, **theirs),
+        modes=evaluate(index, rows, found, candidates=candidates, **ours),
+        sweeps=sweep(index, rows, found, progress=progress, **ours),
+        rivals=_quantisers(index, own, rows, truth, progress=progress, **theirs) if faiss else {},
         model=model_report(index.model, own, rows, ks=(), progress=progress),
         environment=environment(PACKAGES),
     )
 
 
+def _quantisers(
+    index: CompressedIndex,
+    vectors: Vectors,
+    queries: FloatArray,
+    truth: npt.NDArray[Any],
+    **options: Any,
+) -> dict[str, list[Measurement]]:
+    """Faiss's quantisers at the bytes of `dense` and `two_stage`; truth and options as they take them."""
+    # None of the size of `sparse`: each one takes long to train.
+    budgets = [index.stats().bytes_by_mode[mode] for mode in ("dense", "two_stage")]
+    return evaluate_quantisers(vectors, queries, truth, budgets, **options)
+
+
 def _announce(index: CompressedIndex, originals: Originals, queries: FloatArray, faiss: bool) -> None:
-    """Says what is to be done, and about how long it will take."""
+    """Says what will be measured, and about how long it takes."""
     n = len(originals.ids)
     settings = len(MODES) + sum(len(values) for _, _, values in settings_of(index))
     if originals.left_out:
         say(f"{originals.left_out:,} rows of the embeddings are not in the index and are left out")
     asked = len(queries) + min(len(queries), TIMED_QUERIES)
-    # A scan of all codes is the slowest of our modes, a product with all vectors what exact search does.
+    # Every setting is guessed to take as long as two_stage, and exact search as a product with all vectors.
     seconds = settings * asked * _seconds_a_query(lambda some: index.search(some, 1, num_threads=1), queries)
     some = normalize_rows(check_vectors(originals.vectors[0:PROBED_ROWS]))
     exact = asked * _seconds_a_query(lambda query: query @ some.T, queries) * n / len(some)
@@ -281,5 +285,5 @@ def _seconds_a_query(search: Callable[[FloatArray], object], queries: FloatArray
 
 
 def _rounded(seconds: float) -> int:
-    """To 5 seconds: it is a guess."""
+    """Rounds a guess to 5 seconds."""
     return max(5, 5 * round(seconds / 5))

@@ -1,11 +1,11 @@
-"""What a model makes of vectors: use of its latents, quality of reconstructions, recall against nonzeros."""
+"""A model measured on vectors: use of its latents, quality of reconstructions, recall against nonzeros."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,18 +24,18 @@ from compressae_index.sources import Vectors, VectorSource, checked_rows, open_v
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Nonzeros that recall is measured at, where a call names none.
+# Default nonzeros to measure recall at.
 KS = (8, 16, 32, 64, 128)
 # The k of each recall@k.
 RECALL_AT = (10, 100)
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 # Rows held out as queries: at most this many, and at most one in HOLD_OUT_ONE_IN.
 HELD_OUT, HOLD_OUT_ONE_IN = 500, 10
-# A latent over-fires when more than this share of the rows use it: scoring its list is a tenth of scoring
-# everything, and what so many rows share tells few of them apart. Small dictionaries use each latent that
-# often without harm, so that it also takes OVER_FIRING_RATIO times the mean.
+# A latent over-fires when more than this share of the rows use it: its list costs a tenth of a full scan and
+# hardly tells rows apart. Small dictionaries use every latent that often without harm, so the share must also
+# be OVER_FIRING_RATIO times the mean.
 OVER_FIRING_SHARE, OVER_FIRING_RATIO = 0.1, 4
-# Runs of rows that a sample consists of, spread evenly over all rows.
+# A sample consists of this many runs of rows, spread evenly over all rows.
 SAMPLE_RUNS = 64
 HISTOGRAM_BINS = 40
 
@@ -44,35 +44,35 @@ class ModelReport(NamedTuple):
     """Latents, reconstructions and recall of a model on a sample of vectors; `_asdict()` is JSON-able."""
 
     rows: int
-    """Vectors encoded, held-out ones not included."""
+    """Vectors encoded, without held-out ones."""
     queries: int
     dim: int
     n_latents: int
     k: int
-    """Nonzeros a code: the model's own, of all that follows but recall."""
+    """Nonzeros a code: the model's own, used for everything below except recall."""
     list_lengths: list[int]
-    """Rows that use each latent with a value other than zero."""
+    """(n_latents,) rows that use each latent with a nonzero value."""
     dead_latents: list[int]
     """Latents that no row uses."""
     over_firing_latents: list[int]
     """Latents that more than over_firing_share of the rows use, most used first."""
     over_firing_share: float
-    """0.1, or four times the mean share k / n_latents where that is more. Such a list costs a search as much
-    as that share of all vectors, and hardly tells them apart."""
+    """0.1, or four times the mean share k / n_latents if that is larger. A longer list costs a search more
+    than this share of a full scan, and hardly tells vectors apart."""
     list_skew: float
     """Longest list over the mean list, dead latents included."""
     list_gini: float
-    """Gini coefficient of the list lengths: 0 where all are equal, near 1 where few latents hold all."""
+    """Gini coefficient of the list lengths: 0 if all are equal, near 1 if few latents hold all postings."""
     longest_lists_share: float
     """Share of all postings in the longest 1 % of the lists."""
     cosine: dict[int, float]
-    """Cosine of a vector and its reconstruction, by percentile of the rows."""
+    """Percentiles of the cosine between a vector and its reconstruction."""
     cosine_edges: list[float]
-    """Borders of the bins of the cosines' histogram, ascending."""
+    """Bin edges of the histogram of cosines, ascending."""
     cosine_counts: list[int]
-    """Rows in each of those bins."""
+    """Rows in each bin."""
     mean_squared_error: float
-    """Mean over rows of |x - x_hat|^2, summed over the components, for x of unit norm."""
+    """Mean over rows of |x - x_hat|^2, for x of unit norm."""
     recall: dict[int, dict[int, float]]
     """Recall by nonzeros, then by k of recall@k: `dense` scores of packed codes against exact cosines."""
 
@@ -111,11 +111,11 @@ class ModelReport(NamedTuple):
         for axes in (lists, cosines, recalls):
             axes.grid(alpha=0.3)
             axes.set_axisbelow(True)
-        # Figure.savefig draws by Agg for PNG, whatever back end a program has chosen.
+        # For PNG, Figure.savefig uses Agg, whatever back end the program chose.
         figure.savefig(path, format="png")
 
     def plot_lists(self, axes: Axes) -> None:
-        """Rows of each latent, most used first."""
+        """Plots the rows of each latent, most used first."""
         lengths = np.sort([length for length in self.list_lengths if length])[::-1]
         axes.plot(np.arange(1, len(lengths) + 1), lengths, color=COLOURS[0])
         mean = self.k / self.n_latents
@@ -134,7 +134,7 @@ class ModelReport(NamedTuple):
         axes.legend(fontsize="small")
 
     def plot_cosines(self, axes: Axes) -> None:
-        """Histogram of the cosines of vectors and their reconstructions."""
+        """Plots a histogram of the cosines between vectors and their reconstructions."""
         shares = 100 * np.array(self.cosine_counts) / self.rows
         axes.stairs(shares, self.cosine_edges, fill=True, color=COLOURS[3])
         for percentile, style in ((5, ":"), (50, "-"), (95, "--")):
@@ -176,11 +176,11 @@ def model_report(
     Args:
         model: the model to describe.
         vectors: (n, dim) floating point, any source of `open_vectors`.
-        queries: (n_queries, dim); by default the last min(500, n / 10) rows of the sample, which are not
-            encoded then.
-        max_rows: vectors to look at; of more, runs of rows spread evenly over all.
-        ks: nonzeros to measure recall at, beside the model's own; by default 8, 16, 32, 64 and 128, as far as
-            the model has latents and dimensions.
+        queries: (n_queries, dim); by default the last min(500, n / 10) rows of the sample, which are then
+            held out.
+        max_rows: vectors to look at; if there are more, a sample of runs spread evenly over all rows.
+        ks: nonzeros to measure recall at, besides the model's own; by default 8, 16, 32, 64 and 128, up to
+            the model's latents and dimensions.
         num_threads: threads of the engine; all by default.
         progress: show a progress bar.
 
@@ -191,20 +191,47 @@ def model_report(
     check_int(max_rows, "max_rows", 1)
     wanted = [k for k in KS if k <= min(model.n_latents, model.dim)] if ks is None else list(ks)
     wanted = sorted({model.nonzeros(k, "pursuit") for k in wanted} | {model.k})
-    # Queries first: reading the sample may take long.
+    # Check the queries first: reading the sample may take long.
     asked = None if queries is None else check_vectors(queries, dim=model.dim, name="queries")
     rows = _sample(open_vectors(vectors), max_rows, model.dim)
     if asked is None:
-        held_out = min(HELD_OUT, max(len(rows) // HOLD_OUT_ONE_IN, 1))
-        if held_out == len(rows):
-            msg = "a single row is left to look at, so queries are needed"
-            raise InputError(msg)
-        rows, asked = rows[:-held_out], rows[-held_out:]
-    unit, ats = normalize_rows(rows), [at for at in RECALL_AT if at <= len(rows)] or [len(rows)]
-    truth, projections = exact_neighbours(unit, asked, ats[-1]), model.project(asked)
+        rows, asked = _held_out(rows)
+    unit = normalize_rows(rows)
+    recalls, own = _recalls(model, unit, asked, wanted, threads, progress=progress)
+    return ModelReport(
+        rows=len(unit),
+        queries=len(asked),
+        dim=model.dim,
+        n_latents=model.n_latents,
+        k=model.k,
+        **_list_statistics(own),
+        **_reconstruction_statistics(model, unit, own),
+        recall=recalls,
+    )
+
+
+def _held_out(rows: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Rows to encode, and the last rows as queries.
+
+    Raises:
+        InputError: a single row.
+    """
+    n = min(HELD_OUT, max(len(rows) // HOLD_OUT_ONE_IN, 1))
+    if n == len(rows):
+        msg = "the sample is a single row, so queries are needed"
+        raise InputError(msg)
+    return rows[:-n], rows[-n:]
+
+
+def _recalls(
+    model: CompresSAE, unit: FloatArray, queries: FloatArray, ks: list[int], threads: int, *, progress: bool
+) -> tuple[dict[int, dict[int, float]], SparseCodes]:
+    """Recall by nonzeros, then by k of recall@k; and the codes of the model's own k, one of `ks`."""
+    ats = [at for at in RECALL_AT if at <= len(unit)] or [len(unit)]
+    truth, projections = exact_neighbours(unit, queries, ats[-1]), model.project(queries)
     recalls: dict[int, dict[int, float]] = {}
-    with track(len(unit) * len(wanted), "encoding", enabled=progress) as advance:
-        for k in wanted:
+    with track(len(unit) * len(ks), "encoding", enabled=progress) as advance:
+        for k in ks:
             codes = model.encode(unit, k, num_threads=threads)
             if k == model.k:
                 own = codes
@@ -212,32 +239,38 @@ def model_report(
             _, found = backend.dense(projections, ats[-1], None, threads)
             recalls[k] = {at: recall(found, truth, at) for at in ats}
             advance(len(unit))
-    cosines, error = _reconstructed(model, unit, own)
-    counts, edges = np.histogram(cosines, HISTOGRAM_BINS)
-    lengths = np.bincount(own.latents[own.values != 0], minlength=model.n_latents)
-    over = max(OVER_FIRING_SHARE, OVER_FIRING_RATIO * model.k / model.n_latents)
+    return recalls, own
+
+
+def _list_statistics(codes: SparseCodes) -> dict[str, Any]:
+    """The entries of a report about the posting lists of codes."""
+    n_latents = codes.n_latents
+    lengths = np.bincount(codes.latents[codes.values != 0], minlength=n_latents)
+    over = max(OVER_FIRING_SHARE, OVER_FIRING_RATIO * codes.k / n_latents)
     by_length = np.argsort(-lengths, kind="stable")
-    longest = lengths[by_length[: -(-model.n_latents // 100)]]
+    longest = lengths[by_length[: -(-n_latents // 100)]]
     postings = max(int(lengths.sum()), 1)
-    return ModelReport(
-        rows=len(unit),
-        queries=len(asked),
-        dim=model.dim,
-        n_latents=model.n_latents,
-        k=model.k,
-        list_lengths=lengths.tolist(),
-        dead_latents=np.flatnonzero(lengths == 0).tolist(),
-        over_firing_latents=by_length[lengths[by_length] > over * len(unit)].tolist(),
-        over_firing_share=over,
-        list_skew=float(lengths.max() * model.n_latents / postings),
-        list_gini=_gini(lengths),
-        longest_lists_share=float(longest.sum() / postings),
-        cosine=dict(zip(PERCENTILES, np.percentile(cosines, PERCENTILES).tolist(), strict=True)),
-        cosine_edges=edges.tolist(),
-        cosine_counts=counts.tolist(),
-        mean_squared_error=error,
-        recall=recalls,
-    )
+    return {
+        "list_lengths": lengths.tolist(),
+        "dead_latents": np.flatnonzero(lengths == 0).tolist(),
+        "over_firing_latents": by_length[lengths[by_length] > over * len(codes)].tolist(),
+        "over_firing_share": over,
+        "list_skew": float(lengths.max() * n_latents / postings),
+        "list_gini": _gini(lengths),
+        "longest_lists_share": float(longest.sum() / postings),
+    }
+
+
+def _reconstruction_statistics(model: CompresSAE, unit: FloatArray, codes: SparseCodes) -> dict[str, Any]:
+    """The entries of a report about the reconstructions of unit rows (n, dim)."""
+    cosines, error = _reconstructed(model, unit, codes)
+    counts, edges = np.histogram(cosines, HISTOGRAM_BINS)
+    return {
+        "cosine": dict(zip(PERCENTILES, np.percentile(cosines, PERCENTILES).tolist(), strict=True)),
+        "cosine_edges": edges.tolist(),
+        "cosine_counts": counts.tolist(),
+        "mean_squared_error": error,
+    }
 
 
 def _sample(vectors: Vectors, max_rows: int, dim: int) -> FloatArray:
@@ -248,7 +281,7 @@ def _sample(vectors: Vectors, max_rows: int, dim: int) -> FloatArray:
     ends = [m * run // runs for run in range(runs + 1)]
     parts = []
     for run, (begin, end) in enumerate(pairwise(ends)):
-        first = begin + (n - m) * run // runs  # the rows left out stand evenly between the runs
+        first = begin + (n - m) * run // runs  # spreads the rows left out evenly between the runs
         parts.append(checked_rows(vectors, first, first + end - begin, dim=dim))
     return np.concatenate(parts)
 
@@ -258,7 +291,7 @@ def _reconstructed(model: CompresSAE, unit: FloatArray, codes: SparseCodes) -> t
     reconstructions = model.decode(codes)
     norms = np.linalg.norm(reconstructions, axis=1)
     products = np.einsum("nd,nd->n", unit, reconstructions)
-    # A reconstruction of zero has no direction; it counts as the cosine 0.
+    # A zero reconstruction has no direction; count its cosine as 0.
     cosines: FloatArray = np.divide(products, norms, out=np.zeros_like(norms), where=norms > 0)
     return cosines, float(np.square(unit - reconstructions).sum(axis=1).mean())
 
@@ -270,7 +303,7 @@ def _gini(lengths: npt.NDArray[np.int64]) -> float:
 
 
 def _some(latents: list[int], shown: int = 8) -> str:
-    """How many, and the first of them."""
+    """The count and the first few."""
     if not latents:
         return "0"
     names = ", ".join(map(str, latents[:shown]))

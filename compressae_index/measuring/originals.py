@@ -1,4 +1,4 @@
-"""Which rows of a file an index was built from: what is measured is compared by ids, whatever the order."""
+"""The rows of a file that an index was built from, found by ids, in any order."""
 
 from __future__ import annotations
 
@@ -15,39 +15,40 @@ from compressae_index.index import CompressedIndex
 from compressae_index.search.index import Index
 from compressae_index.sources import CHUNK_ROWS, Vectors, VectorSource, open_vectors
 
-# Documents that are compared with what their codes stand for: so many, in so many runs of neighbouring rows.
+# Documents to compare with their reconstructions: so many, in so many runs of consecutive rows.
 SAMPLE_ROWS, SAMPLE_RUNS = 256, 16
-# Reconstructions that are nearer to each other than this tell no document from another.
+# Reconstructions closer to each other than this do not tell documents apart.
 ALIKE = 1e-4
-# Rows that no mean of theirs says much of.
+# Fewer rows than this are too few for statistics.
 FEW = 16
-# Standard errors by which a code must fit its own row better than other rows; right files reach ten and more.
+# Codes must fit their own rows better than others by this many standard errors; right files reach ten and
+# more.
 LEAST_ERRORS = 3
 
 
 class Originals(NamedTuple):
-    """The vectors that the documents of an index were made of."""
+    """The original vectors of an index's documents."""
 
     vectors: Vectors
-    """(n, d), one for each document that a search can find, in the order of their source."""
+    """(n, d), one for each document that a search can find, in the order of the source."""
     ids: IdArray
     """(n,) the ids of these rows."""
     left_out: int
-    """Rows of the source that the index does not hold, or holds no longer."""
+    """Rows of the source that the index does not hold, or no longer."""
 
 
 def originals_of(index: CompressedIndex, vectors: VectorSource, ids: Any = None) -> Originals:
-    """The vectors of an index's documents, found by their ids.
+    """Finds the vectors of an index's documents by their ids.
 
     Args:
-        index: whose documents; in any order, some removed, some added again.
+        index: the index, whose documents may be in any order, some removed, some added again.
         vectors: (m, d), among them one for each document.
-        ids: one id a row of `vectors`; by default the numbers of the rows.
+        ids: one id a row of `vectors`; row numbers by default.
 
     Raises:
         DimensionError: vectors of another dimension, or fewer than the index holds; another number of ids.
-        InputError: the index is empty; ids that repeat; ids of the index that are those of no row; rows that
-            are clearly not what the codes of their ids were made of.
+        InputError: the index is empty; ids that repeat; ids of the index that no row has; rows that are
+            clearly not the originals of their codes.
     """
     vectors = open_vectors(vectors)
     held = index.documents.live_ids
@@ -70,11 +71,11 @@ def originals_of(index: CompressedIndex, vectors: VectorSource, ids: Any = None)
 
 
 def check_held(index: Index, ids: npt.NDArray[Any]) -> None:
-    """Refuses ids that an index does not hold: a neighbour that cannot be found is no miss of the index.
+    """Checks that an index holds ids: not finding an absent neighbour is no fault of the index.
 
     Args:
-        index: any index.
-        ids: of any shape; -1 and None, which mark what is missing, are passed over.
+        index: the index.
+        ids: ids of any shape; -1 and None, which mark missing ones, are skipped.
 
     Raises:
         UnknownIdError: one of them is not held, or is of the other kind.
@@ -120,10 +121,10 @@ def _rows_of(held: Ids, given: Ids, *, by_number: bool) -> RowArray:
 
 
 def _check_contents(index: CompressedIndex, found: Originals) -> None:
-    """Refuses rows that have nothing to do with the codes of their ids.
+    """Checks that rows are the originals of their codes.
 
-    A code fits its own row better than it fits the others, in the mean of a sample. That also tells rows in
-    another order, whose cosines may be high where all embeddings are alike.
+    On average over a sample, a code must fit its own row better than other rows. That also detects rows in
+    another order, whose cosines may be high if all embeddings are alike.
     """
     sampled = _sample(len(found.ids))
     parts = [check_vectors(found.vectors[run.start : run.stop], first_row=run.start) for run in sampled]
@@ -142,7 +143,7 @@ def _check_contents(index: CompressedIndex, found: Originals) -> None:
 
 
 def fits(stored: FloatArray, rows: FloatArray) -> bool:
-    """Whether each reconstruction is nearer to its own row than to the others, in the mean.
+    """Whether reconstructions are closer to their own rows than to the others, on average.
 
     Args:
         stored: (n, d) of unit norm, or zero.
@@ -186,14 +187,14 @@ class _Chosen:
     def __getitem__(self, rows: slice) -> npt.NDArray[Any]:
         wanted = self._rows[rows]
         parts = [np.empty((0, self.shape[1]), dtype=np.float32)]
-        # Few of many rows are not read at once.
+        # In chunks: the chosen rows may be few among many.
         for first in range(int(wanted[0]), int(wanted[-1]) + 1, CHUNK_ROWS) if len(wanted) else ():
             here = wanted[np.searchsorted(wanted, first) : np.searchsorted(wanted, first + CHUNK_ROWS)]
             if len(here):
                 last = int(here[-1]) + 1
                 part = np.asarray(self._vectors[first:last])[here - first]
                 bad = np.flatnonzero(~np.isfinite(part).all(axis=1) | ~part.any(axis=1))
-                if bad.size:  # named here, as callers do not know the numbers of rows in the source
+                if bad.size:  # raised here, where the row number in the source is known
                     check_vectors(part[bad[:1]], first_row=int(here[bad[0]]))
                 parts.append(part)
         return np.concatenate(parts)

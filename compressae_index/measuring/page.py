@@ -1,4 +1,4 @@
-"""An evaluation as one HTML page that needs nothing else: no script, no request, plots inside."""
+"""An index report as one self-contained HTML page: plots inside, no script, no request."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from string import Template
 from typing import TYPE_CHECKING
 
 from compressae_index.measuring.evaluation import TIMED_QUERIES, Measurement
-from compressae_index.measuring.index_report import EvaluationReport, Standing
+from compressae_index.measuring.index_report import IndexReport, Standing
 from compressae_index.measuring.plots import Series, as_svg, recall_against_bytes, speed_against_recall
 from compressae_index.search.queries import MODES
 from compressae_index.terminal import printable
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 OURS = "compressae-index"
 
 
-def as_page(report: EvaluationReport, names: Mapping[str, str]) -> str:
-    """HTML of a report, in one piece. Every number stands in a `data` element with its exact value.
+def as_page(report: IndexReport, names: Mapping[str, str]) -> str:
+    """The HTML of a report. Every number is in a `data` element with its exact value.
 
     Args:
-        report: what to show.
-        names: what was measured, as "embeddings" and its file; "embeddings" is in the title.
+        report: the report to show.
+        names: what was measured, such as "embeddings" and its file, which is in the title.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -49,7 +49,7 @@ def as_page(report: EvaluationReport, names: Mapping[str, str]) -> str:
     )
 
 
-def _lead(report: EvaluationReport) -> str:
+def _lead(report: IndexReport) -> str:
     found = [
         f"<code>{escape(mode.name)}</code> finds {_recall(mode, report.k)} in {_bytes(mode)}"
         for mode in report.modes
@@ -60,14 +60,14 @@ def _lead(report: EvaluationReport) -> str:
     )
 
 
-def _standings(report: EvaluationReport) -> str:
+def _standings(report: IndexReport) -> str:
     items = "\n".join(_standing(each, report.k) for each in report.standings())
     alone = "" if report.rivals else "\n<p>Exact search was all there was to lose to: Faiss was left out.</p>"
     return f"<ul>\n{items}\n</ul>{alone}"
 
 
 def _standing(standing: Standing, k: int) -> str:
-    """A mode's losses in words and what to change, or that there are none."""
+    """A mode's losses in words, with advice, or that it has none."""
     mode, more, faster, advice = standing
     said = []
     if more:
@@ -123,11 +123,11 @@ def _table(caption: str, measurements: Iterable[Measurement], highlighted: Itera
     )
 
 
-def _figures(report: EvaluationReport) -> dict[str, str]:
-    """The plots, by their place in the template."""
+def _figures(report: IndexReport) -> dict[str, str]:
+    """The plots, by their name in the template."""
     k = report.k
     modes = Series(OURS, report.modes, [mode.name for mode in report.modes])
-    # In time, `sparse` and `two_stage` lie on the curves of their settings.
+    # Only dense needs a label here: `sparse` and `two_stage` lie on the labelled curves of their settings.
     timed = modes._replace(
         labels=[mode.name if of == "dense" else "" for of, mode in zip(MODES, report.modes, strict=True)]
     )
@@ -157,7 +157,7 @@ def _figures(report: EvaluationReport) -> dict[str, str]:
     }
 
 
-def _others(report: EvaluationReport) -> list[Series]:
+def _others(report: IndexReport) -> list[Series]:
     """Exact search, and a series for each family of rivals."""
     families = (
         Series(family, ones, [one.name.removeprefix("Faiss ") for one in ones], joined=True)
@@ -166,7 +166,7 @@ def _others(report: EvaluationReport) -> list[Series]:
     return [Series("exact", [report.exact], ["float32"]), *families]
 
 
-def _settings(report: EvaluationReport) -> list[Series]:
+def _settings(report: IndexReport) -> list[Series]:
     """A series for each sweep."""
     return [
         Series(
@@ -183,7 +183,7 @@ def _figure(name: str, draw: Callable[[Axes], None], caption: str) -> str:
     return f"<figure>\n{as_svg(draw, name, caption)}\n<figcaption>{escape(caption)}</figcaption>\n</figure>"
 
 
-def _facts(report: EvaluationReport, names: Mapping[str, str]) -> str:
+def _facts(report: IndexReport, names: Mapping[str, str]) -> str:
     stats, environment = report.stats, report.environment
     parts = (f"{escape(name)} {_number(size, '.1f')}" for name, size in stats.bytes_per_vector.items())
     versions = (f"{name} {each}" for name, each in environment["versions"].items() if each != "not installed")

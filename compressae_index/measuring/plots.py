@@ -1,4 +1,4 @@
-"""Plots of measurements: recall against bytes, speed against recall; and plots as SVG that stands in HTML.
+"""Plots of measurements: recall against bytes, speed against recall; and plots as SVG for HTML.
 
 No two lines differ by colour alone: each has a marker and dashes of its own, and the colours are those of
 Paul Tol's "muted" scheme, which readers with any colour vision can tell apart.
@@ -33,15 +33,15 @@ COLOURS = (
     *("#332288", "#CC6677", "#117733", "#88CCEE", "#882255", "#DDCC77", "#44AA99", "#AA4499", "#999933"),
     "#000000",
 )
-# One more than there are colours, so that a colour that comes again has another marker.
+# One more than the colours, so that a repeated colour has another marker.
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h")
 DASHES = ("-", "--", "-.", ":")
 # Area of a mark in square points, at this many bytes a vector; it grows with the logarithm.
 MARK_AREA, MARK_BYTES = 30.0, 64
 
-# Inches of a plot in HTML: narrow, so that its text can still be read where a phone shrinks it.
+# Inches of a plot in HTML: narrow, so that its text is readable when a phone shrinks it.
 SVG_SIZE = (4.8, 3.7)
-# Where the text of a point may stand, best first: points to the right and up, and how it is aligned.
+# Places for the text of a point, best first: points to the right and up, and its alignment.
 PLACES: tuple[Place, ...] = (
     (6, 0, "left", "center"),
     (0, 6, "center", "bottom"),
@@ -60,13 +60,13 @@ class Series(NamedTuple):
     name: str
     measurements: Sequence[Measurement]
     labels: Sequence[str] = ()
-    """A text beside each point, which may be empty."""
+    """A text for each point, which may be empty."""
     joined: bool = False
     """Whether a line joins the points in their order."""
 
 
 class Look(NamedTuple):
-    """What a line looks like."""
+    """The look of a line."""
 
     color: str
     marker: str
@@ -74,12 +74,12 @@ class Look(NamedTuple):
 
 
 def look(number: int) -> Look:
-    """The look of a plot's line by its number."""
+    """The look of a line by its number."""
     return Look(COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)], DASHES[number % len(DASHES)])
 
 
 def figure_class() -> type[Figure]:
-    """The figure of matplotlib, for callers that want to know before they compute.
+    """Matplotlib's Figure; call it early to fail before any work.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -94,9 +94,9 @@ def figure_class() -> type[Figure]:
 def recall_against_bytes(
     axes: Axes, series: Sequence[Series], at: int, budgets: Sequence[float] = ()
 ) -> None:
-    """recall@at over bytes per vector, which are on a logarithmic scale; up and to the left is better.
+    """Plots recall@at over bytes per vector on a logarithmic scale; up and to the left is better.
 
-    `budgets` are the bytes to be marked on the axis; by default powers of two.
+    `budgets` are the bytes to mark on the axis; by default powers of two.
     """
     from matplotlib.ticker import FixedLocator, NullLocator
 
@@ -111,7 +111,7 @@ def recall_against_bytes(
 
 
 def _byte_ticks(low: float, high: float, budgets: Sequence[float]) -> list[float]:
-    """Budgets, and powers of two where there are none; with one between each two, where these are few."""
+    """Ticks: budgets, or powers of two if there are none; with one between every two if they are few."""
     powers = [2.0**i for i in range(int(np.floor(np.log2(low))), int(np.ceil(np.log2(high))) + 1)]
     if budgets:
         outside = [power for power in powers if power < min(budgets) / 1.2 or power > max(budgets) * 1.2]
@@ -120,9 +120,9 @@ def _byte_ticks(low: float, high: float, budgets: Sequence[float]) -> list[float
 
 
 def speed_against_recall(axes: Axes, series: Sequence[Series], at: int) -> None:
-    """Queries a second, on a logarithmic scale, over recall@at; up and to the right is better.
+    """Plots queries a second, on a logarithmic scale, over recall@at; up and to the right is better.
 
-    What takes more bytes has larger marks, and the legend has the bytes.
+    Marks grow with the bytes, which are in the legend.
     """
     from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -178,7 +178,7 @@ def _draw(
 
 
 def _area(size: float) -> float:
-    """Square points of a mark; a number of bytes that is not known has the usual ones."""
+    """Area of a mark in square points; an unknown number of bytes gets the default."""
     if not size > 0:
         return MARK_AREA
     return MARK_AREA * max(0.5, 1 + 0.5 * math.log2(size / MARK_BYTES))
@@ -190,7 +190,7 @@ def _bytes_range(sizes: Sequence[float]) -> str:
 
 
 def _write(axes: Axes, texts: Mapping[Point, str]) -> None:
-    """Texts beside their points, where they cover neither lines nor each other if there is such a place."""
+    """Writes texts next to their points, at the places that cover the fewest texts and lines."""
     from matplotlib.transforms import Bbox
 
     written: list[Bbox] = []
@@ -199,7 +199,7 @@ def _write(axes: Axes, texts: Mapping[Point, str]) -> None:
     for point, text in texts.items():
         notes = [_note(axes, text, point, place) for place in PLACES]
         boxes = [note.get_window_extent().padded(2) for note in notes]
-        # A text over another can be read no more, one over lines can.
+        # A text over lines is still readable, one over another text is not.
         faults = [
             10 * box.count_overlaps(written)
             + box.count_overlaps(marks)
@@ -213,7 +213,7 @@ def _write(axes: Axes, texts: Mapping[Point, str]) -> None:
 
 
 def _pixels(line: Line2D) -> npt.NDArray[np.float64]:
-    """Where a line's points are drawn, and ten steps from each to the next if they are joined: (n, 2)."""
+    """Pixels (n, 2) of a line's points, with ten steps from each to the next if they are joined."""
     points = line.get_transform().transform(line.get_xydata())
     if line.get_linestyle() == "None":
         return points
@@ -236,12 +236,12 @@ def _note(axes: Axes, text: str, point: Point, place: Place) -> Annotation:
 
 
 def as_svg(draw: Callable[[Axes], None], name: str, description: str) -> str:
-    """An SVG element for an HTML page: text is text, and nothing in it clashes with another such element.
+    """An SVG element for an HTML page: text stays text, and its ids clash with those of no other plot.
 
     Args:
-        draw: draws on the axes that it is given.
-        name: letters and hyphens, unique within the page; its ids begin so.
-        description: what is read out where the picture cannot be seen.
+        draw: draws on given axes.
+        name: letters and hyphens, unique within the page; the prefix of the element's ids.
+        description: the text for readers who cannot see the picture.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -257,7 +257,7 @@ def as_svg(draw: Callable[[Axes], None], name: str, description: str) -> str:
     body = re.sub(r"(?s)^.*?<svg[^>]*>|<metadata>.*?</metadata>|<style.*?</style>", "", file.getvalue())
     body = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{name}-", body)
     width, height = (72 * inches for inches in SVG_SIZE)
-    # The style is what matplotlib would else set for every element of the page.
+    # matplotlib sets this style for all elements of a page; here it is for this one.
     return (
         f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(description)}" '
         f'style="stroke-linejoin: round; stroke-linecap: butt">{body.strip()}'

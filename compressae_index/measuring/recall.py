@@ -23,11 +23,11 @@ def exact_neighbours(
     metric: Metric = "cosine",
     progress: bool = False,
 ) -> npt.NDArray[Any]:
-    """Rows of the k most similar vectors by the metric, best first, ties to the lower row: (n_queries, k).
+    """Rows of the k most similar vectors by the metric, best first, of equal ones the lower row: (n_queries, k).
 
     Vectors are read in batches and compared in float32.
     """
-    # The norm of a query changes no order.
+    # The norm of a query does not change the order.
     unit = normalize_rows(check_vectors(queries, name="queries"))
     check_choice(metric, "metric", METRICS)
     k = check_int(k, "k", 1, vectors.shape[0], "vectors")
@@ -51,7 +51,7 @@ def exact_neighbours(
 
 
 def _comparable(rows: FloatArray, metric: Metric) -> FloatArray:
-    """Rows whose inner products with queries order them by the metric."""
+    """Rows whose inner products with a query have the order of the metric."""
     return normalize_rows(rows) if metric == "cosine" else rows
 
 
@@ -70,12 +70,12 @@ def recall(found: npt.NDArray[Any], truth: npt.NDArray[Any], k: int) -> float:
 
     Args:
         found: ids or rows, best first, (n_queries, at least k); -1 or None where nothing was found.
-        truth: those of the true neighbours, of the same kind.
-        k: how many of each count.
+        truth: ids or rows of the true neighbours, of the same kind.
+        k: neighbours to compare.
 
     Raises:
         DimensionError: fewer than k columns, or another number of queries.
-        InputError: one holds strings and the other integers, which are never the same.
+        InputError: one holds strings and the other integers, which never match.
     """
     if len(found) != len(truth) or min(found.shape[1], truth.shape[1]) < k:
         msg = f"recall@{k} needs the same queries and k columns, got {found.shape} and {truth.shape}"

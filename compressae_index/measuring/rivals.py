@@ -1,4 +1,4 @@
-"""Exact search and Faiss's quantisers, measured as an index is."""
+"""Exact search and Faiss's quantisers, measured like an index."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from compressae_index.measuring.recall import _comparable
 from compressae_index.progress import track
 from compressae_index.sources import Vectors
 
-# Of each sub-vector in product quantisation: 8 bits.
+# Centroids of a sub-vector in product quantisation: 8 bits.
 PQ_CENTROIDS = 256
 
 
-# Vectors that each of them is learned from, at most, and rounds of k-means. Faiss's own 256 and 25 would take
-# eight times as long: minutes, where a sub-vector has 3 dimensions.
+# At most this many training vectors per centroid, and this many rounds of k-means. Faiss's defaults, 256 and
+# 25, take eight times as long: minutes for sub-vectors of 3 dimensions.
 PQ_POINTS_PER_CENTROID, PQ_ROUNDS = 80, 10
 
 
@@ -38,7 +38,7 @@ def evaluate_exact(
     metric: Metric = "cosine",
     id_bytes: float = 0.0,
 ) -> Measurement:
-    """Exact search over the float32 vectors, by numpy, which take `id_bytes` more each for their ids."""
+    """Measures exact search over float32 vectors by numpy; each vector takes `id_bytes` more for its id."""
     rows = _comparable(check_vectors(vectors[0 : vectors.shape[0]]), metric)
 
     def search(query: FloatArray, k: int) -> npt.NDArray[Any]:
@@ -59,7 +59,7 @@ def evaluate_pq(
     ks: Iterable[int] = (10, 100),
     metric: Metric = "cosine",
 ) -> Measurement:
-    """Faiss product quantisation (8 bits a sub-vector) at the most bytes that do not exceed the given ones.
+    """Measures Faiss's product quantisation (8 bits a sub-vector) at the largest size within the given bytes.
 
     Raises:
         MissingExtraError: Faiss is not installed.
@@ -81,20 +81,20 @@ def evaluate_quantisers(
     id_bytes: float = 0.0,
     progress: bool = False,
 ) -> dict[str, list[Measurement]]:
-    """Quantisers of Faiss, whose codes are scanned one and all, by family.
+    """Measures Faiss's quantisers, with a full scan of their codes, by family.
 
     "Faiss SQ" stores each number in half precision, or in 8 bits. "Faiss PQ" (8 bits a sub-vector) and
-    "Faiss RaBitQ" (1 to 8 bits a number, after a random rotation) have, for each budget, the most bytes that
-    do not exceed it. Rotations and k-means start from fixed seeds of Faiss.
+    "Faiss RaBitQ" (1 to 8 bits a number, after a random rotation) have, for each budget, the largest size
+    within it. Rotations and k-means start from fixed seeds of Faiss.
 
     Args:
-        vectors: (n, d); all of them are kept in memory.
+        vectors: (n, d), all kept in memory.
         queries: (n_queries, d).
         truth: rows of the true neighbours, best first, (n_queries, at least max(ks)).
-        budgets: bytes of a vector.
+        budgets: bytes a vector.
         ks: the k of each recall@k.
-        metric: what neighbours are by.
-        id_bytes: what an id takes, which Faiss's codes are without: it counts with them, in the budgets too.
+        metric: metric of the neighbours.
+        id_bytes: bytes of an id, added to the size of Faiss's codes, which have none; budgets include it.
         progress: show a progress bar.
 
     Raises:
@@ -115,7 +115,7 @@ def evaluate_quantisers(
 
 
 def _quantisers(faiss: Any, dim: int, budgets: list[float]) -> dict[str, list[str]]:
-    """Keys of Faiss's factory by family, fewest bytes first."""
+    """Keys of Faiss's index factory by family, fewest bytes first."""
     sizes = {bits: faiss.index_factory(dim, f"RaBitQ{bits}").sa_code_size() for bits in RABITQ_BITS}
     fitting = [[bits for bits, size in sizes.items() if size <= budget] for budget in budgets]
     families = {
@@ -123,12 +123,12 @@ def _quantisers(faiss: Any, dim: int, budgets: list[float]) -> dict[str, list[st
         "Faiss PQ": [_pq(dim, budget) for budget in budgets],
         "Faiss RaBitQ": [f"RR{dim},RaBitQ{bits[-1]}" for bits in fitting if bits],
     }
-    # Budgets that are nearly equal are met by the same one.
+    # Nearly equal budgets give the same key.
     return {family: list(dict.fromkeys(keys)) for family, keys in families.items() if keys}
 
 
 def import_faiss(n: int) -> Any:
-    """The library, which is to quantise n vectors; for callers that want to know before they compute.
+    """Imports Faiss, to quantise n vectors; call it early to fail before any work.
 
     Raises:
         MissingExtraError: Faiss is not installed.
@@ -145,9 +145,9 @@ def import_faiss(n: int) -> Any:
 
 
 def _pq(dim: int, budget: float) -> str:
-    """Faiss's key of a product quantiser of at most so many bytes, and of at least one."""
+    """The key of the largest product quantiser within `budget` bytes, at least one."""
     parts = max(m for m in range(1, dim + 1) if dim % m == 0 and m <= max(budget, 1))
-    return f"PQ{parts}x8np"  # not polysemous: that takes minutes, and changes no distance
+    return f"PQ{parts}x8np"  # not polysemous: that takes minutes and changes no distance
 
 
 def _evaluate_faiss(
@@ -158,12 +158,12 @@ def _evaluate_faiss(
     truth: npt.NDArray[Any],
     ks: Iterable[int],
 ) -> Measurement:
-    """An index of Faiss by its factory's key."""
+    """Measures a Faiss index, given the key of its factory."""
     index = faiss.index_factory(rows.shape[1], key, faiss.METRIC_INNER_PRODUCT)
     if isinstance(index, faiss.IndexPQ):
         index.pq.cp.max_points_per_centroid = PQ_POINTS_PER_CENTROID
         index.pq.cp.niter = PQ_ROUNDS
-        # Faiss would print a warning for each sub-vector where there are fewer than 39.
+        # With fewer than 39 per centroid, Faiss would print a warning for each sub-vector.
         index.pq.cp.min_points_per_centroid = 1
     index.train(rows)
     index.add(rows)

@@ -104,7 +104,14 @@ class SparseBackend(ABC):
         return {"sparse": (ByTerms(self),), "two_stage": (ByTerms(self), ByCodes(self))}[mode]
 
     def answer(self, asked: Asked) -> SearchResult:
-        """The best documents of each query, by the stages of the mode that is asked for."""
+        """The best documents of each query, by the stages of the mode that is asked for.
+
+        Raises:
+            InputError: a filter that the back end does not take, or nprobe, which is for clusters.
+        """
+        if asked.settings.nprobe is not None:
+            msg = f"nprobe is {asked.settings.nprobe}, but this index has no clusters: search without nprobe"
+            raise InputError(msg)
         return answered(self.stages(asked.mode), asked, QUERY_BLOCK, are_strings=self.are_strings)
 
     def scored(self, asked: Asked, terms: SparseCodes, got: Candidates) -> SearchResult:

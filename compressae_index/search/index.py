@@ -195,6 +195,9 @@ class Index:
         for name in ("query_nnz", "nprobe"):
             if (value := getattr(settings, name)) is not None:
                 check_int(value, name, 1)
+        if settings.nprobe is not None and settings.mode == "dense":
+            msg = "nprobe has no use in mode 'dense', which reads no posting lists"
+            raise InputError(msg)
         if isinstance(settings.filter, str) and "expression" not in documents.filters:
             msg = f"filter is an expression, but this index filters by {' or '.join(documents.filters)}"
             raise InputError(msg)

@@ -1,7 +1,7 @@
 """Embeddings from arrays, files, folders of shards and iterators, read slice by slice.
 
-Whatever the source, the memory of this process grows with the slices that are read and not with n: files are
-read with plain reads, a map that the caller made gives its pages back, iterators go to a temporary file.
+Memory grows with the slices that are read, not with n: files are read with plain reads, the pages of a
+caller's memory map are given back, and iterators go to a temporary file.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 VectorSource: TypeAlias = Vectors | PathLike | Sequence[PathLike] | Iterator[npt.ArrayLike]
-"""What `open_vectors` opens."""
+"""The sources that `open_vectors` opens."""
 
 BadRows: TypeAlias = Literal["error", "skip"]
 BAD_ROWS: tuple[BadRows, ...] = ("error", "skip")
@@ -57,7 +57,7 @@ _READERS = {
     ".h5": open_hdf5,
     ".parquet": open_parquet,
 }
-# How to make a file that can be read of one that cannot.
+# How to convert a file that cannot be read.
 _ADVICE = {
     ".csv": "numpy.save('a.npy', numpy.loadtxt('a.csv', delimiter=',', dtype='float32'))",
     ".tsv": "numpy.save('a.npy', numpy.loadtxt('a.tsv', dtype='float32'))",
@@ -74,38 +74,38 @@ def open_vectors(
     on_bad_rows: BadRows = "error",
     may_be_empty: bool = False,
 ) -> Vectors:
-    """Embeddings of any source, as something to slice.
+    """Opens embeddings of any source, to read slice by slice.
 
     Args:
         source: one of
             an array (n, d) of numpy, torch or any library with `__array__` or DLPack; a memory map; nested
-            lists of numbers; a table of numbers or a column of vectors, of pandas, polars or Arrow, by
-            position whatever its index says;
+            lists of numbers; a table of numbers or a column of vectors of pandas, polars or Arrow, by
+            position, not by its index;
             a file: .npy, .fvecs, .bvecs, .hdf5 or .h5 in the ann-benchmarks layout, .parquet with a list
             column;
             a folder of such files, all of one kind and dimension, taken in natural order of their names
-            (shard-2 before shard-10). Files that cannot be embeddings and hidden ones are passed over; what
-            looks like more embeddings, as a.npy.gz or a folder with such files, is refused;
+            (shard-2 before shard-10). Hidden files and files of other kinds are skipped; anything that
+            looks like more embeddings, such as a.npy.gz or a folder of such files, is an error;
             a pattern such as "shards/*.npy", or "shards/**/*.npy" for folders within folders;
-            a list or tuple of paths of such files, taken in this order;
-            an iterator of batches (m, d). It can be read only once, so it is read to its end here, into a
-            float32 file in the folder for temporary files (TMPDIR chooses it). The file has no name, so the
-            system removes it when the result is no longer used, however the process ends.
-            Rows are of a floating dtype, also bfloat16, or uint8, which are converted to float32.
-        dataset: of an HDF5 file, the data set; of a Parquet file, the column (the only list column, where
-            there is none of that name).
-        on_bad_rows: "error" leaves it to who reads a row that is zero, or holds NaN or infinite values, to
-            refuse it. "skip" reads all rows once, and gives the others, as a `GoodRows` that knows which are
-            left; null rows of tables, and rows of another length than the first, are bad rows then.
-        may_be_empty: whether there may be no rows.
+            a list or tuple of paths of such files, in this order;
+            an iterator of batches (m, d). It is read to its end here, into a float32 file in the temporary
+            folder (TMPDIR). The file has no name, so the system removes it once the result is no longer
+            used, however the process ends.
+            Rows have a floating dtype (bfloat16 too) or are uint8; they are converted to float32.
+        dataset: the data set of an HDF5 file, or the column of a Parquet file (the only list column, if none
+            has that name).
+        on_bad_rows: a row is bad if it is zero or holds NaN or infinite values. With "error", reading it
+            raises. "skip" reads all rows once and returns the good ones as a `GoodRows`; null rows of tables
+            and rows of another length than the first are then bad too.
+        may_be_empty: accept a source without rows.
 
     Raises:
         FormatError: a file is missing, truncated or of another format; shards differ in kind or dimension.
-            When rows are read: a file is another than it was when it was opened, or gone.
-        InputError: not two-dimensional, empty, or numbers of another dtype; a bad batch of an iterator; with
-            "skip", no row is left.
+            When rows are read: a file is gone, or has changed since it was opened.
+        InputError: not two-dimensional, empty, or of another dtype; a bad batch of an iterator; no good row
+            with "skip".
         MissingExtraError: reading the format needs an extra.
-        StorageError: the system refuses.
+        StorageError: the system refuses to read.
     """
     skip = check_choice(on_bad_rows, "on_bad_rows", BAD_ROWS) == "skip"
     if isinstance(source, GoodRows):

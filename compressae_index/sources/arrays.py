@@ -12,7 +12,7 @@ from compressae_index.sources.base import TypedVectors, floating
 
 
 def wrapped(array: Any) -> Any:
-    """The array itself, or around it what converts uint8 rows and gives back the pages of a memory map."""
+    """The array itself, or a `CopiedRows` of it if it holds uint8 or is a memory map."""
     mapping = _mapping_of(array)
     if mapping is None and getattr(array, "dtype", None) != np.uint8:
         return array
@@ -20,10 +20,10 @@ def wrapped(array: Any) -> Any:
 
 
 class CopiedRows:
-    """An array whose slices are copies: float32 where it holds uint8, and of a map whose pages are dropped.
+    """An array whose slices are copies: uint8 becomes float32, and pages of a map are dropped after a read.
 
-    Pages of a file that were touched through a map count as this process's memory until the system is short
-    of it. Dropped, they are still in the file's cache, and another reader of the map finds them there.
+    Pages touched through a map count as this process's memory until the system runs short of it. Dropped
+    pages stay in the file cache, where another reader of the map finds them.
     """
 
     def __init__(self, array: TypedVectors, mapping: mmap.mmap | None) -> None:
@@ -41,7 +41,7 @@ class CopiedRows:
 
 
 def _mapping_of(array: Any) -> mmap.mmap | None:
-    # In mode "c" the map's pages hold changes that no file does, so they must stay.
+    # In mode "c" the pages hold changes that are in no file, so they must stay.
     if not (isinstance(array, np.memmap) and array.mode in ("r", "r+") and hasattr(mmap, "MADV_DONTNEED")):
         return None
     mapping = getattr(array, "_mmap", None)

@@ -1,4 +1,4 @@
-"""What all sources share: the protocol, slices, dtypes, and pieces one below the other."""
+"""Shared by all sources: the protocol, slices, dtypes, and concatenation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from compressae_index.errors import CompressaeError, FormatError, InputError
 from compressae_index.storage import in_words
 
-# Where the system refuses, whatever is in the file.
+# Errors of the system that say nothing about the file's contents.
 _REFUSED = frozenset((errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM))
 
 # Rows read, checked and encoded at a time.
@@ -25,7 +25,7 @@ CHUNK_ROWS = 16384
 
 @runtime_checkable
 class Vectors(Protocol):
-    """What embeddings are read from: an array, a memory map, or anything that slices like one."""
+    """Embeddings: an array, a memory map, or anything that slices like one."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -38,16 +38,16 @@ class Vectors(Protocol):
 
 
 class TypedVectors(Vectors, Protocol):
-    """Vectors that know what their file holds."""
+    """Vectors that know the dtype of their file."""
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """As in the file: slices of uint8 are float32."""
+        """The dtype in the file; slices of uint8 are float32."""
         ...
 
 
 class Concatenated:
-    """Pieces of one width, one below the other, of which only the last one used is kept open."""
+    """The rows of several pieces of one width; only the piece used last stays open."""
 
     def __init__(
         self,
@@ -56,11 +56,11 @@ class Concatenated:
         open_piece: Callable[[int], Vectors],
         names: Sequence[Path] = (),
     ) -> None:
-        """From the rows of each piece, what opens piece i when rows of it are wanted, and their files."""
+        """From the number of rows of each piece, a function that opens piece i, and the pieces' files."""
         self._starts = [0, *itertools.accumulate(lengths)]
         self._open_piece = open_piece
         self._names = names
-        # One attribute, so that threads that read at the same time never see a piece under another number.
+        # One attribute, so that concurrent readers never see a piece with the number of another.
         self._last: tuple[int, Vectors] | None = None
         self.shape: tuple[int, ...] = (self._starts[-1], dim)
 
@@ -78,7 +78,7 @@ class Concatenated:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def place(self, row: int) -> str:
-        """Where a row is, for messages."""
+        """File and row number of a row, for messages."""
         number = bisect.bisect_right(self._starts, row) - 1
         return f"row {row - self._starts[number]} of {self._names[number]}"
 
@@ -92,11 +92,11 @@ class Concatenated:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Names the file in errors of reading it.
+    """Names the file in errors raised while reading it.
 
     Raises:
         StorageError: the system refuses.
-        FormatError: the file is gone, or what is in it cannot be read.
+        FormatError: the file is gone, or its contents cannot be read.
     """
     try:
         yield
@@ -113,7 +113,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def bounds(rows: slice, n: int) -> tuple[int, int]:
-    """First row and end of a slice of n rows; the end is never before the first.
+    """Start and stop of a slice of n rows, with start <= stop.
 
     Raises:
         InputError: the slice has a step.
@@ -126,5 +126,5 @@ def bounds(rows: slice, n: int) -> tuple[int, int]:
 
 
 def floating(rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Rows of uint8 as float32; of another dtype, as they are."""
+    """The rows, converted to float32 if they are uint8."""
     return rows.astype(np.float32) if rows.dtype == np.uint8 else rows

@@ -1,4 +1,4 @@
-"""A file of embeddings that must stay what it was when it was opened."""
+"""A file of embeddings, which must not change while it is in use."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from compressae_index.sources.base import TypedVectors, floating, reading
 
 
 class Mark(NamedTuple):
-    """What tells a file from another one that takes its place."""
+    """Tells a file from one that replaces it."""
 
     inode: int
     size: int
     changed_ns: int
     dtype: np.dtype[Any]
-    """Of its rows; times are too coarse for what is written at once again."""
+    """dtype of the rows; times alone are too coarse for a file rewritten at once."""
 
 
 class SourceFile:
-    """Rows of a file, which is compared with what it was whenever some were read."""
+    """Rows of a file; each read checks that the file has not changed."""
 
     def __init__(self, path: Path, open_file: Callable[[Path], TypedVectors]) -> None:
         """Opens the file.
@@ -42,10 +42,10 @@ class SourceFile:
         self.mark = _mark(status, self.dtype)
 
     def __getitem__(self, rows: slice) -> npt.NDArray[Any]:
-        """Rows (m, d) of the file's dtype, of float32 where that is uint8.
+        """Rows (m, d) of the file's dtype, or float32 for uint8.
 
         Raises:
-            FormatError: the file is another than it was, gone, or damaged.
+            FormatError: the file has changed, is gone, or is damaged.
             StorageError: the system refuses.
         """
         with reading(self._path):
@@ -55,17 +55,17 @@ class SourceFile:
         return content
 
     def check_same(self, mark: Mark) -> None:
-        """Refuses another mark than that of this file as it was opened.
+        """Checks that the file still has the mark it had when it was opened.
 
         Raises:
-            FormatError: they differ.
+            FormatError: it has another.
         """
         if mark != self.mark:
             msg = f"{self._path} changed since it was opened: open it again, when nothing writes to it"
             raise FormatError(msg)
 
     def place(self, row: int) -> str:
-        """Where a row is, for messages."""
+        """File and row number of a row, for messages."""
         return f"row {row} of {self._path}"
 
 

@@ -1,4 +1,4 @@
-"""Files of rows of one size, one after the other: .npy, .fvecs, .bvecs."""
+"""Files of consecutive rows of one size: .npy, .fvecs, .bvecs."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ import numpy.typing as npt
 from compressae_index.errors import FormatError
 from compressae_index.sources.base import bounds, floating, reading
 
-# Read at once: some systems read no more than 2 GiB.
+# Bytes a read: some systems read no more than 2 GiB.
 _READ_BYTES = 1 << 30
 
 
 class FlatFile:
     """Rows of a file, opened for each read.
 
-    It is not memory-mapped: pages of a map count as this process's memory, and a file that is cut short
-    under a map ends the process instead of raising an error.
+    Not memory-mapped: pages of a map count as this process's memory, and a file truncated under a map kills
+    the process instead of raising an error.
     """
 
     def __init__(
@@ -35,15 +35,15 @@ class FlatFile:
         prefixed: bool = False,
         by_column: bool = False,
     ) -> None:
-        """From what the file begins with, and how numbers follow.
+        """From the file's header and the layout of its numbers.
 
         Args:
             path: the file.
             shape: (n, d).
-            dtype: of the numbers.
-            head: the bytes before the first row, which must stay what they are.
-            prefixed: whether an int32 with its dimension is before each row.
-            by_column: whether numbers are column after column, in Fortran's order.
+            dtype: dtype of the numbers.
+            head: the bytes before the first row, which must not change.
+            prefixed: an int32, the dimension, precedes each row.
+            by_column: the numbers are in Fortran order.
         """
         self.shape = shape
         self._path = path
@@ -53,11 +53,10 @@ class FlatFile:
         self._by_column = by_column
 
     def __getitem__(self, rows: slice) -> npt.NDArray[Any]:
-        """Rows (m, d) of the file's dtype, of float32 where that is uint8.
+        """Rows (m, d) of the file's dtype, or float32 for uint8.
 
         Raises:
-            FormatError: the file is gone or shorter than it was, has another header, or a row is of another
-                dimension.
+            FormatError: the file is gone, truncated, or has another header, or a row has another dimension.
             StorageError: the system refuses.
         """
         start, stop = bounds(rows, self.shape[0])
@@ -101,15 +100,15 @@ class FlatFile:
 
     @contextmanager
     def _opened(self) -> Iterator[int]:
-        """The descriptor of the file, while it is read."""
+        """Opens the file for one read; yields its descriptor."""
         with self._path.open("rb") as file:
             yield file.fileno()
 
 
 def read_at(descriptor: int, begin: int, into: memoryview) -> int:
-    """Reads bytes of a file from `begin` on; gives how many there were.
+    """Reads bytes of a file from `begin` on; returns how many it read.
 
-    Threads and forked processes may share the position in the file, so it is left alone.
+    Does not move the file position, which threads and forked processes may share.
     """
     read = 0
     while piece := os.pread(descriptor, min(len(into) - read, _READ_BYTES), begin + read):
@@ -120,7 +119,7 @@ def read_at(descriptor: int, begin: int, into: memoryview) -> int:
 
 def open_npy(path: Path, _dataset: str = "") -> FlatFile:
     """A .npy file of two dimensions."""
-    header = np.lib.format.open_memmap(path, mode="r")  # a map of which no page is touched
+    header = np.lib.format.open_memmap(path, mode="r")  # no page of the map is touched
     by_column = header.ndim == 2 and not header.flags.c_contiguous
     with path.open("rb") as file:
         head = file.read(header.offset)
@@ -148,7 +147,7 @@ def _open_vecs(path: Path, dtype: str) -> FlatFile:
         )
         raise FormatError(msg)
     vectors = FlatFile(path, (size // row_bytes, dim), dtype, prefixed=True)
-    # Every row is checked when it is read; here, what one look can find.
+    # Every row is checked when it is read; this is a cheap check up front.
     last = vectors.shape[0] - 1
     vectors[last : last + 1]
     return vectors

@@ -1,4 +1,4 @@
-"""Ids from files: a line or an entry a row, or a column of the embeddings' own Parquet files."""
+"""Ids from files: a line or an entry per row, or a column of the embeddings' own Parquet files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from compressae_index.sources.base import reading
 from compressae_index.sources.parquet import parquet_file
 from compressae_index.sources.paths import PathLike, files_of
 
-# Only what stays the same: "007" is a string, or it would come back as 7.
+# Only numbers as they would be printed: "007" is a string, or it would come back as 7.
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")
 
 
@@ -24,9 +24,9 @@ def read_ids(source: PathLike | Sequence[PathLike], column: str | None = None) -
     """Ids of rows, in their order.
 
     Args:
-        source: a .npy file of integers or strings, or a text file of one id a line, in UTF-8. Blanks around
-            an id and a byte order mark are no part of it. Ids are integers where all lines are, as they would
-            be printed. With a column: Parquet files, as `open_vectors` takes them.
+        source: a .npy file of integers or strings, or a UTF-8 text file of one id a line. A byte order mark
+            and blanks around an id are ignored. Ids are integers if every line is one, as it would be
+            printed. With a column: Parquet files, as `open_vectors` takes them.
         column: the column of Parquet files.
 
     Returns:
@@ -34,8 +34,8 @@ def read_ids(source: PathLike | Sequence[PathLike], column: str | None = None) -
 
     Raises:
         FormatError: a file is missing or damaged, a line is blank, or an entry of the column is null.
-        InputError: an id stands twice or is negative, or ids are neither integers nor strings; rows and lines
-            are named.
+        InputError: a repeated or negative id, or ids that are neither integers nor strings, with the row or
+            line.
         StorageError: the system refuses.
     """
     files = files_of(source)

@@ -12,7 +12,7 @@ from compressae_index.conversion import arrow_lengths, arrow_rows, is_arrow_list
 from compressae_index.errors import FormatError, InputError, MissingExtraError
 from compressae_index.sources.base import Concatenated, TypedVectors, floating
 
-# Bytes read from a column at a time; without it, one row would cost reading its whole row group.
+# Bytes to read from a column at a time; without a limit, one row would cost its whole row group.
 _BUFFER_BYTES = 1 << 20
 
 
@@ -41,7 +41,7 @@ class ParquetVectors(Concatenated):
         self._file, self._path, self._nan_rows = file, path, nan_rows
         self._column = _list_column(file, path, column)
         lengths = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
-        # A row or a few, not a group of them: a folder may hold thousands of files.
+        # Read only the first rows, not a row group: a folder may hold thousands of files.
         heads = (batch.column(0) for batch in file.iter_batches(batch_size=16, columns=[self._column]))
         head = next((head for head in heads if head.null_count < len(head)), None)
         first = np.empty((0, 0), dtype=np.float32)

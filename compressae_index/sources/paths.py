@@ -1,4 +1,4 @@
-"""Which files a source names: one, a folder of them, those that match a pattern, or a list."""
+"""The files that a source names: one, a folder, a pattern, or a list."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from compressae_index.sources.base import reading
 PathLike: TypeAlias = str | os.PathLike[str]
 
 KINDS = (".npy", ".fvecs", ".bvecs", ".hdf5", ".h5", ".parquet")
-# What else is known to hold embeddings; it is no sidecar, so it is not passed over.
+# Other suffixes of embeddings, which are not skipped as sidecar files are.
 _OTHER_KINDS = frozenset((".npz", ".fbin", ".u8bin", ".i8bin"))
-# What may stand behind the name of a file of embeddings without being one: "shard-1.npy.sha256".
+# Suffixes of sidecar files, such as "shard-1.npy.sha256".
 _NOTES = frozenset((".crc", ".md5", ".sha1", ".sha256", ".sha512", ".asc", ".json", ".yaml", ".txt", ".dvc"))
 
 
@@ -30,12 +30,12 @@ def names_files(source: Any) -> bool:
 
 
 def files_of(source: PathLike | Sequence[PathLike]) -> Path | list[Path]:
-    """The file that a source names; a list where it is a folder, a pattern or a list.
+    """The file that a source names, or a list of files for a folder, a pattern or a list.
 
-    Those of folders and patterns are in natural order, those of a list in its own.
+    Files of folders and patterns are in natural order, those of a list in its own.
 
     Raises:
-        FormatError: a folder or pattern gives no files of embeddings, or some that cannot be read as such.
+        FormatError: a folder or pattern holds no files of embeddings, or some that cannot be read.
         StorageError: the system refuses to list a folder.
     """
     if isinstance(source, (list, tuple)):
@@ -51,7 +51,7 @@ def _matched(path: Path) -> list[Path]:
     with reading(path):
         if path.exists() or not glob.has_magic(str(path)):
             return [path]
-        # Folders that a pattern names are searched where it says so, by "**".
+        # Folders that match a pattern are searched only for "**".
         found = [Path(match) for match in glob.glob(str(path), recursive=True)]
         if not found:
             msg = f"{path} does not exist, and as a pattern it matches no file"
@@ -60,9 +60,9 @@ def _matched(path: Path) -> list[Path]:
 
 
 def _chosen(paths: Iterable[Path], where: str) -> list[Path]:
-    """Files of embeddings among paths; anything that looks like more of them is refused.
+    """Files of embeddings among paths; anything else that looks like embeddings is an error.
 
-    Writers such as Spark leave marks with the data, named _SUCCESS or .part-0.parquet.crc.
+    Skips files that writers such as Spark leave, such as _SUCCESS or .part-0.parquet.crc.
     """
     paths = [path for path in paths if not _is_hidden(path)]
     files = [path for path in paths if path.suffix.lower() in KINDS and not path.is_dir()]
@@ -99,7 +99,7 @@ def _is_hidden(path: Path) -> bool:
 
 
 def _looks_like_vectors(path: Path) -> bool:
-    """Whether a file is of a kind that holds embeddings, perhaps packed or unfinished, as a.npy.gz."""
+    """Whether a file looks like embeddings, perhaps compressed or unfinished, such as a.npy.gz."""
     last = path.suffix.lower()
     if last in KINDS or last in _OTHER_KINDS:
         return True
@@ -107,7 +107,7 @@ def _looks_like_vectors(path: Path) -> bool:
 
 
 def natural_order(path: Path) -> list[tuple[list[str | int], str]]:
-    """A key that sorts numbers within names by their value, folder by folder."""
-    # Every second piece is a number, so a string is never compared with one.
+    """A sort key for paths that orders numbers within names by value."""
+    # Every second piece is a number, so strings and numbers are never compared.
     pieces = [(re.split(r"([0-9]+)", part), part) for part in path.parts]
     return [([int(x) if place % 2 else x for place, x in enumerate(each)], part) for each, part in pieces]

@@ -1,4 +1,4 @@
-"""Rows of a source, checked: bad ones are named by their place, or left out."""
+"""Checked rows of a source: bad ones are reported by file and row, or skipped."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from compressae_index.sources.base import CHUNK_ROWS, Vectors, bounds
 
 
 def checked_rows(vectors: Vectors, begin: int, end: int, *, dim: int | None = None) -> FloatArray:
-    """Rows begin .. end of a source, as `checks.check_vectors` gives them.
+    """Rows begin .. end of a source, checked as by `checks.check_vectors`.
 
     Raises:
-        InputError: a row that is not finite, or zero; it is named by its number, and by its file.
+        InputError: a row that is zero or not finite, with its number and file.
         DimensionError: rows of another dimension.
-        FormatError: a file that is damaged or another than it was.
+        FormatError: a file that is damaged or has changed.
     """
     raw, array = _read(vectors, begin, end, dim)
     bad = bad_rows(array)
@@ -40,10 +40,10 @@ def _read(vectors: Vectors, begin: int, end: int, dim: int | None) -> tuple[npt.
 
 
 def check_no_rows(vectors: Vectors, dim: int) -> None:
-    """Refuses a source without rows whose dimension is another one than `dim`.
+    """Checks the dimension of a source without rows.
 
     Raises:
-        DimensionError: it is so.
+        DimensionError: it is not `dim`.
     """
     if vectors.shape[1] not in (0, dim):
         msg = f"embeddings have dimension {vectors.shape[1]}, expected {dim}"
@@ -51,13 +51,13 @@ def check_no_rows(vectors: Vectors, dim: int) -> None:
 
 
 class GoodRows:
-    """The rows of a source that have a direction, as if the others were not there."""
+    """The rows of a source that have a direction; the others are skipped."""
 
     def __init__(self, vectors: Vectors) -> None:
         """Reads all rows once, to find the bad ones.
 
         Raises:
-            InputError: there are no others.
+            InputError: all rows are bad.
         """
         self._vectors = vectors
         n = vectors.shape[0]
@@ -66,7 +66,7 @@ class GoodRows:
             for begin in range(0, n, CHUNK_ROWS)
         ]
         self.skipped: RowArray = np.concatenate([np.empty(0, dtype=np.int64), *found])
-        """Rows that are left out, in order."""
+        """Rows of the source that are skipped, ascending."""
         if self.skipped.size == n:
             msg = f"all {n} rows of the embeddings are zero or hold NaN or infinite values: none is left"
             raise InputError(msg)
@@ -77,12 +77,12 @@ class GoodRows:
         self._before = self.skipped - np.arange(self.skipped.size)
 
     def __getitem__(self, rows: slice) -> npt.NDArray[Any]:
-        """Rows (m, d) of those that are left."""
+        """Good rows (m, d)."""
         start, stop = bounds(rows, self.shape[0])
         if start == stop:
             return np.empty((0, self.shape[1]), dtype=np.float32)
         first, last = self.row(start), self.row(stop - 1)
-        # Piece by piece: there may be many more bad rows between than good ones.
+        # Piece by piece: many bad rows may lie between the good ones.
         pieces = [
             self._piece(begin, min(begin + CHUNK_ROWS, last + 1))
             for begin in range(first, last + 1, CHUNK_ROWS)
@@ -96,26 +96,26 @@ class GoodRows:
         return np.delete(content, inside - begin, axis=0) if inside.size else content
 
     def row(self, number: int) -> int:
-        """The source's number of a row that is left."""
+        """The row of the source of a good row."""
         return number + int(np.searchsorted(self._before, number, side="right"))
 
     @property
     def kept(self) -> RowArray:
-        """The source's numbers of all rows that are left."""
+        """The rows of the source of all good rows."""
         return np.delete(np.arange(self.n_rows), self.skipped)
 
     def place(self, row: int) -> str:
-        """Where a row is, for messages."""
+        """File and row number of a row, for messages."""
         place = getattr(self._vectors, "place", None)
         return place(self.row(row)) if place else f"row {self.row(row)} of the source"
 
 
 def ids_of_rows(ids: Any, vectors: Vectors) -> tuple[Ids, IdArray]:
-    """Ids of opened rows, and of those that `GoodRows` leave out.
+    """Ids of the rows of a source, and of the rows that a `GoodRows` skips.
 
     Args:
         ids: as a caller gives them, one for each row of the source.
-        vectors: what `open_vectors` gave.
+        vectors: the result of `open_vectors`.
 
     Raises:
         InputError: as `Ids.from_user`.

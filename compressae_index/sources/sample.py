@@ -1,4 +1,4 @@
-"""Rows spread over all of a source, for what needs to see some of them."""
+"""A sample of rows, spread over a source."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from compressae_index.checks import normalize_rows
 from compressae_index.sources.base import Vectors
 from compressae_index.sources.rows import checked_rows
 
-# Rows in a run: reading single rows of a file would take as long as reading all of it.
+# Rows in a run: reading single rows would take as long as reading the whole file.
 _RUN = 4096
 
 
 def unit_sample(vectors: Vectors, max_rows: int, rng: np.random.Generator) -> FloatArray:
-    """Normalised float32 rows (m, d) in order; of more than max_rows, runs of rows at random places.
+    """Normalised float32 rows (m, d), m <= max_rows, in order: all, or runs of rows at random places.
 
     Raises:
-        InputError: a row that was read is not finite, or zero.
+        InputError: a sampled row is zero or not finite.
     """
     n = vectors.shape[0]
     run = min(_RUN, max(max_rows // 16, 1))

@@ -11,13 +11,13 @@ from compressae_index.sources.files import SourceFile
 
 
 def open_shards(paths: Sequence[Path], open_file: Callable[[Path], SourceFile]) -> Vectors:
-    """Files of one kind and dimension, one below the other.
+    """Files of one kind and dimension as one source.
 
-    Each is opened once here for its shape and again when its rows are read; one is open at a time.
+    Opens each file once here for its shape, and again when its rows are read; one is open at a time.
 
     Raises:
-        FormatError: with the file that is of another kind or dimension than the first, unreadable, or
-            another than it was when its rows are read.
+        FormatError: with the file: its kind or dimension differs from the first's, it cannot be read, or it
+            has changed when its rows are read.
     """
     first, dim = paths[0], 0
     lengths, marks = [], []

@@ -22,14 +22,14 @@ from compressae_index.sources.flat import FlatFile
 def spooled(batches: Iterator[npt.ArrayLike], *, nan_rows: bool = False) -> Vectors:
     """All batches as float32 rows of a temporary file; only one batch is in memory at a time.
 
-    With nan_rows, bad rows are written as well, and those that are missing as NaN.
+    With nan_rows, bad rows are written too, and missing ones as NaN.
 
     Raises:
-        InputError: a batch that is not (m, d), differs in d or holds bad rows, or no rows at all.
+        InputError: a batch that is not (m, d), has another d or holds bad rows, or no rows at all.
         OSError: the disk is full or refuses.
     """
     n, dim = 0, None
-    # Without a name from the start, so that it is gone even where this process is killed.
+    # It never has a name, so that it goes away even if this process is killed.
     file = tempfile.TemporaryFile(prefix="compressae-index-")  # noqa: SIM115
     try:
         for number, batch in enumerate(batches):
@@ -65,7 +65,7 @@ def _write(file: BinaryIO, rows: npt.NDArray[np.float32]) -> None:
 
 
 class SpooledFile(FlatFile):
-    """Rows of a temporary file, which is removed when this object is."""
+    """Rows of a temporary file, which goes away with this object."""
 
     def __init__(self, file: BinaryIO, shape: tuple[int, int]) -> None:
         super().__init__(Path("the temporary file"), shape, np.float32)

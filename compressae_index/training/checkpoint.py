@@ -1,4 +1,4 @@
-"""The state of a training run on disk, to go on from after an interruption."""
+"""The state of a training run on disk, to resume from."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _KIND = "checkpoint"
 
 
 def check_place(path: Path) -> None:
-    """Refuses a directory that holds something else than a checkpoint, or that none can be written to.
+    """Checks that a directory can hold a checkpoint: it is empty or holds one, and can be written.
 
     Raises:
-        FormatError, StorageError: it is so.
+        FormatError, StorageError: it cannot.
     """
     check_writable(path)
     if persistence.was_written(path):
-        persistence.read_manifest(path, _KIND)  # says more of a damaged one
+        persistence.read_manifest(path, _KIND)  # explains damage better
     persistence.check_target(path, _KIND)
 
 
@@ -39,7 +39,7 @@ class Checkpoint:
         self._path, self._identity = path, identity
 
     def load(self) -> Stored | None:
-        """What was saved last, or None.
+        """The state saved last, or None.
 
         Raises:
             InputError: it belongs to other settings or other rows.
@@ -60,12 +60,12 @@ class Checkpoint:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Turns whatever the code inside finds wrong with what was saved into a FormatError."""
+        """Turns errors of the code inside into a FormatError about the checkpoint."""
         with persistence.reading(str(self._path)):
             yield
 
     def save(self, meta: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Replaces what was saved before.
+        """Replaces the saved state.
 
         Raises:
             StorageError: the disk is full or refuses; what was saved before is untouched.
@@ -74,10 +74,10 @@ class Checkpoint:
 
 
 def saved_like(arrays: Mapping[str, npt.NDArray[Any]], name: str, own: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """A saved array, of the shape and dtype of the one that it takes the place of.
+    """A saved array, checked to have the shape and dtype of `own`.
 
     Raises:
-        InputError: it is of others, or not finite.
+        InputError: it has others, or is not finite.
         KeyError: it is missing.
     """
     array = arrays[name]
@@ -106,7 +106,7 @@ class ModuleState:
         return arrays | {"schedule": np.array(self._schedule.last_epoch)}
 
     def restore(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Goes on where `arrays` was taken.
+        """Restores the state from `arrays`.
 
         Raises:
             InputError: an array is not one of this state.
@@ -125,7 +125,7 @@ class ModuleState:
                 for name, array in moments.items()
             }
         self._optimizer.load_state_dict(state)
-        # The schedule's rate depends on nothing but the step; stepping there warns before Adam has stepped.
+        # The rate depends only on the step; stepping the schedule would warn, as Adam has not stepped yet.
         schedule = self._schedule.state_dict()
         step = int(saved_like(arrays, "schedule", np.array(0)))
         rates = [

@@ -12,9 +12,9 @@ from compressae_index.coding.model import MAX_DIM
 from compressae_index.errors import InputError
 
 DEFAULT_K, DEFAULT_LATENTS = 32, 4096
-# The loss looks at codes of so many times k nonzeros as well.
+# The loss also uses codes of this many times k nonzeros.
 LATENTS_PER_NONZERO = 4
-# What torch takes.
+# The range that torch takes.
 MAX_SEED = 2**64 - 1
 
 Preset: TypeAlias = Literal["fast", "default", "best"]
@@ -23,18 +23,17 @@ PRESETS: dict[str, dict[str, int]] = {
     "default": {"refine_rounds": 64, "steps": 60},
     "best": {"refine_rounds": 200, "steps": 400},
 }
-"""What each preset sets. On two cores, "fast" took 8 seconds and "default" 18 to 25 for 115,659 rows of 384
-dimensions and 4,096 latents; "best" has three times the rounds of "default", and seven times its
-steps."""
+"""The settings of each preset. On two cores, with 115,659 rows of 384 dimensions and 4,096 latents, "fast" took
+8 seconds and "default" 18 to 25; "best" has three times the rounds and seven times the steps of "default"."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """Settings of training.
 
-    First the dictionary is learned against pursuit codes (`refine_rounds`), then the encoder by the paper's
-    loss with that dictionary (`steps`). With refine_rounds=0, encoder and decoder are both trained by the
-    loss, as in the paper: `topk` codes gain by it, `pursuit` codes lose.
+    First the dictionary is learned from pursuit codes (`refine_rounds`), then the encoder is trained with the
+    paper's loss and that dictionary (`steps`). With refine_rounds=0, the loss trains both encoder and decoder, as
+    in the paper: `topk` codes gain, `pursuit` codes lose.
 
     Raises:
         InputError: a setting is of another type or out of range, k > n_latents, or 4k > n_latents.
@@ -47,10 +46,10 @@ class TrainConfig:
     initialization: str = "data"
     """"data": dictionary rows are training vectors, less their mean; "random": as in the paper's code."""
     center: bool = True
-    """Whether the mean of the unit rows is left out of codes. Indexes for inner products need it in, and the
-    paper leaves it in."""
+    """Whether to subtract the mean of the unit rows before coding. Indexes for inner products need False, as in
+    the paper."""
     refine_rounds: int = PRESETS["default"]["refine_rounds"]
-    """Rounds of dictionary learning against pursuit codes."""
+    """Rounds of dictionary learning from pursuit codes."""
     round_rows: int = 8192
     """Rows a round."""
     steps: int = PRESETS["default"]["steps"]
@@ -58,21 +57,21 @@ class TrainConfig:
     batch_size: int = 1024
     """Rows a step."""
     learning_rate: float | None = None
-    """Peak of Adam's rate, which warms up over the first twentieth and then falls as a cosine to a tenth; by
-    default 0.08 / sqrt(d), twice that where only the encoder is trained: an entry of a unit vector is about
-    1 / sqrt(d), and Adam's step does not scale."""
+    """Peak of Adam's rate, which warms up over the first twentieth of the steps and then falls as a cosine to a
+    tenth. By default 0.08 / sqrt(d), or twice that if only the encoder is trained: entries of a unit vector are
+    about 1 / sqrt(d), and Adam's step does not scale with them."""
     max_rows: int = 262_144
-    """Rows to train on; of more, a random sample is drawn."""
+    """Rows to train on, a random sample if there are more."""
     validation_rows: int = 1024
-    """Rows held out, at most a tenth, to keep the best weights and to stop early; 0 turns both off."""
+    """Rows held out, at most a tenth, to keep the best weights and to stop early; 0 for neither."""
     patience: int = 4
-    """Looks at the held-out rows (ten a stage) without a better loss after which the steps stop."""
+    """The steps stop after this many checks of the held-out rows (ten a stage) without a better loss."""
     device: str = "auto"
-    """Where the steps run: "cpu", "cuda", "cuda:1", "mps", or "auto" for the first GPU there is."""
+    """Device of the steps: "cpu", "cuda", "cuda:1", "mps", or "auto" for the first GPU, if any."""
     precision: str = "auto"
-    """"float32", "bfloat16", or "auto": bfloat16 products where the processor or GPU has them."""
+    """"float32", "bfloat16", or "auto": bfloat16 products if the processor or GPU has them."""
     seed: int = 0
-    """Of the sample, the initialisation and the order of rows."""
+    """Seed of the sample, the initialisation and the order of rows."""
 
     def __post_init__(self) -> None:
         checked: dict[str, Any] = {}
@@ -95,12 +94,12 @@ class TrainConfig:
             if not (rate > 0 and math.isfinite(rate)):
                 msg = f"learning_rate must be positive and finite, got {rate}"
                 raise InputError(msg)
-        for name, value in checked.items():  # numpy's numbers as Python's, which a checkpoint can hold
+        for name, value in checked.items():  # Python's numbers, which a checkpoint can hold
             object.__setattr__(self, name, value)
 
     @classmethod
     def preset(cls, name: Preset, **settings: Any) -> TrainConfig:
-        """The settings of a preset ("fast", "default", "best"), with others changed by name.
+        """The settings of a preset ("fast", "default", "best"), some of them changed by name.
 
         Raises:
             InputError: an unknown preset, or a setting out of range.
@@ -109,10 +108,10 @@ class TrainConfig:
         return cls(**{**PRESETS[name], **settings})
 
     def with_codes(self, k: int | None, n_latents: int | None) -> TrainConfig:
-        """These settings with a k and a dictionary size, each of which may be None and then stays as it is.
+        """These settings with another k and dictionary size; None keeps the present one.
 
         Raises:
-            InputError: out of range, or the settings name another.
+            InputError: out of range, or the settings already name another.
         """
         given: dict[str, Any] = {name: v for name, v in (("k", k), ("n_latents", n_latents)) if v is not None}
         for name, value in given.items():
@@ -123,12 +122,12 @@ class TrainConfig:
         return replace(self, **given)
 
     def sizes(self, n: int, dim: int, wanted: int | None = None) -> tuple[int, int]:
-        """What k and n_latents are for n vectors of dim dimensions.
+        """K and n_latents for n vectors of dim dimensions.
 
-        Where k is None, it is `wanted`, 32 by default, as far as the vectors allow.
+        If k is None, it is `wanted`, 32 by default, or less if the vectors do not allow as many.
 
         Raises:
-            InputError: more than 65,536 dimensions, fewer than k, or too few vectors.
+            InputError: more than 65,536 dimensions, fewer dimensions than k, or too few vectors.
         """
         check_int(dim, "dim", 1, MAX_DIM)
         rows, n_latents = min(n, self.max_rows), self.n_latents
@@ -151,7 +150,7 @@ class TrainConfig:
 
 
 def check_multi_k(k: int, n_latents: int) -> None:
-    """Refuses what the loss cannot be computed for.
+    """Checks that the loss can be computed.
 
     Raises:
         InputError: k > n_latents, or 4k > n_latents.

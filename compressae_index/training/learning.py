@@ -1,9 +1,9 @@
-"""Dictionary learning against pursuit codes, with nonzeros that grow from few to k.
+"""Dictionary learning from pursuit codes, whose nonzeros grow from few to k.
 
 Each round encodes a batch of rows by orthogonal matching pursuit and moves every atom towards the rows that
 use it: a step down the gradient of the squared error, scaled by how much the atom is used (the diagonal of
 the matrix that the method of optimal directions, Engan et al. 1999, inverts as a whole), with momentum. Few
-nonzeros at first spread the atoms over the data as k-means would; starting at k ends at a larger error.
+nonzeros at first spread the atoms over the data, as k-means does; starting at k ends at a larger error.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from compressae_index.coding.model import SOLVE_EVERY
 from compressae_index.errors import TrainingError
 
 FIRST_NONZEROS = 4
-# Codes of more nonzeros gain little from a dictionary that was learned with them, and rounds would slow down.
+# Learning with more nonzeros gains little, and slows rounds down.
 MOST_NONZEROS = 64
 FIRST_STEP, LAST_STEP = 1.0, 0.1
 MOMENTUM = 0.8
-# Of the mean use: keeps atoms that few rows use from jumping to these rows.
+# Share of the mean use that is added to every atom's: keeps atoms with few rows from jumping to them.
 DAMPING = 0.05
-# Rounds between two looks at the atoms that nothing uses; none after this share of the rounds.
+# Unused atoms are revived every so many rounds, and not after this share of the rounds.
 REVIVE_EVERY, REVIVE_UNTIL = 5, 0.8
 
 
 class Round(NamedTuple):
-    """How one round of refinement went."""
+    """One round of dictionary learning."""
 
     nonzeros: int
     """Nonzeros a code in this round."""
     error: float
     """Squared error of the batch over its squared norm, before the round's step."""
     revived: int
-    """Atoms that nothing used and that were set to badly reconstructed rows."""
+    """Unused atoms that were set to badly reconstructed rows."""
 
 
 class DictionaryLearner:
@@ -60,7 +60,7 @@ class DictionaryLearner:
         """One round with a batch of unit rows (n, dim).
 
         Raises:
-            TrainingError: the error is not finite any more, or grows beyond what no code at all would give.
+            TrainingError: the error is not finite, or exceeds that of empty codes.
         """
         nonzeros = self._nonzeros()
         codes = self.encode(rows, nonzeros).to_csr()
@@ -82,17 +82,17 @@ class DictionaryLearner:
         return Round(nonzeros, error, revived)
 
     def encode(self, rows: FloatArray, nonzeros: int) -> SparseCodes:
-        """Pursuit codes of unit rows, by the dictionary as it is now."""
+        """Pursuit codes of unit rows, by the current dictionary."""
         codes = Dictionary(self.dictionary).pursue(rows, nonzeros, SOLVE_EVERY, self.num_threads)
         return SparseCodes(*codes, len(self.dictionary))
 
     def error(self, rows: FloatArray) -> float:
-        """Mean squared error of unit rows at the last round's nonzeros."""
+        """Mean squared error of unit rows, at the nonzeros of the last round."""
         codes = self.encode(rows, min(self.k, MOST_NONZEROS))
         return float(np.square(rows - codes.to_csr() @ self.dictionary).sum() / len(rows))
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
-        """All that the next round depends on, beside its rows."""
+        """Everything that the next round depends on, except its rows."""
         return {
             "dictionary": self.dictionary,
             "gradient": self._gradient,
@@ -102,7 +102,7 @@ class DictionaryLearner:
         }
 
     def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Goes on where `state` was taken; its arrays are those of `state`, in shape and dtype."""
+        """Restores a `state`, whose arrays have the shapes and dtypes of this learner's."""
         self.dictionary, self._gradient = state["dictionary"], state["gradient"]
         self._use, self._recent = state["use"], state["recent"]
         self.round = int(state["round"])

@@ -15,7 +15,7 @@ from compressae_index.training.config import check_multi_k
 
 # Weight of the loss at 4k nonzeros, as in the released code of the paper.
 LOSS_4K_WEIGHT = 1 / 8
-# Norm of the mean of unit rows from which it becomes an atom of its own.
+# From this norm on, the mean of the unit rows becomes an atom.
 LARGE_MEAN = 0.3
 
 
@@ -27,7 +27,7 @@ class Losses(NamedTuple):
     cosine_4k: torch.Tensor
     """The same from 4k latents."""
     total: torch.Tensor
-    """cosine + cosine_4k / 8, what is minimised."""
+    """cosine + cosine_4k / 8, the loss to minimise."""
 
 
 class CompresSAEModule(nn.Module):
@@ -38,12 +38,12 @@ class CompresSAEModule(nn.Module):
     """
 
     def __init__(self, dim: int, n_latents: int, k: int, *, generator: torch.Generator | None = None) -> None:
-        """With random parameters, by torch's own generator where none is given."""
+        """With random parameters, from torch's own generator by default."""
         super().__init__()
         check_multi_k(k, n_latents)
         self.k = k
         self.use_bfloat16 = False
-        """Whether the product with W_enc, which costs most, is computed in bfloat16."""
+        """Whether to compute the product with W_enc, the costliest step, in bfloat16."""
         self.encoder_w = nn.Parameter(
             nn.init.kaiming_uniform_(torch.empty(dim, n_latents), generator=generator)
         )
@@ -54,9 +54,9 @@ class CompresSAEModule(nn.Module):
         self.normalize_decoder()
 
     def initialize_from(self, rows: torch.Tensor, mean: torch.Tensor) -> None:
-        """Dictionary from training vectors (n, dim) less the mean; the encoder is its transpose.
+        """Sets the dictionary to training vectors (n, dim) minus the mean, and the encoder to its transpose.
 
-        Where there are fewer vectors than latents, the last latents keep their random directions.
+        With fewer vectors than latents, the last latents keep their random directions.
         """
         atoms = self.decoder_w.data.clone()
         centred = functional.normalize(rows - mean, dim=-1)
@@ -64,13 +64,13 @@ class CompresSAEModule(nn.Module):
         atoms[: len(rows)] = torch.where(
             centred.norm(dim=-1, keepdim=True) > 0.5, centred, atoms[: len(rows)]
         )
-        # Rows far from the origin share a direction that no row less the mean has.
+        # If the mean is long, rows share its direction, which no row minus the mean has.
         if mean.norm() > LARGE_MEAN:
             atoms[0] = functional.normalize(mean, dim=-1)
         self.set_dictionary(atoms)
 
     def set_dictionary(self, atoms: torch.Tensor) -> None:
-        """Unit rows (n_latents, dim) as the decoder, their transpose as the encoder."""
+        """Sets the decoder to unit rows (n_latents, dim), and the encoder to their transpose."""
         self.decoder_w.data = atoms
         self.encoder_w.data = atoms.T.contiguous()
         self.encoder_b.data.zero_()
@@ -119,14 +119,14 @@ class CompresSAEModule(nn.Module):
 
     @torch.no_grad()
     def held_out_loss(self, x: torch.Tensor) -> float:
-        """The total loss of rows that are not trained on."""
+        """The total loss of held-out rows."""
         return float(self.losses(x).total)
 
     @torch.no_grad()
     def revive(self, optimizer: torch.optim.Optimizer, x: torch.Tensor, fired: torch.Tensor) -> int:
-        """Sets latents that did not fire to what is missing of the worst reconstructed rows of x.
+        """Sets latents that did not fire to the residuals of the worst reconstructed rows of x.
 
-        Their moments of Adam start again at zero.
+        Resets their Adam moments. Returns the number of latents set.
         """
         dead = torch.nonzero(fired == 0).flatten()
         residual = functional.normalize(x, dim=-1) - functional.normalize(
@@ -158,6 +158,6 @@ class CompresSAEModule(nn.Module):
         return {name: value.detach().cpu().numpy().copy() for name, value in self.state_dict().items()}
 
     def to_model(self, mean: FloatArray | None = None) -> CompresSAE:
-        """The parameters as plain arrays, and the mean that rows were trained without."""
+        """The parameters as plain arrays, with the mean that was subtracted from the training rows."""
         model = CompresSAE.from_state_dict(self.state_dict(), self.k)
         return model if mean is None else replace(model, mean=mean)

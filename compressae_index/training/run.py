@@ -31,26 +31,26 @@ from compressae_index.training.config import TrainConfig
 from compressae_index.training.learning import DictionaryLearner, Round
 from compressae_index.training.module import CompresSAEModule
 
-# Times 1 / sqrt(d), the default peak of the learning rate; twice as much leaves latents dead.
+# The default peak of the learning rate is this times 1 / sqrt(d); twice as much leaves latents dead.
 LEARNING_RATE = 0.08
-# The same where the decoder stays as it is and only the encoder learns.
+# The same when the decoder is frozen and only the encoder learns.
 ENCODER_LEARNING_RATE = 0.16
-# Looks at the held-out rows, in each stage.
+# Checks of the held-out rows in each stage.
 CHECKS = 10
-# Held-out loss, relative to the first one, at which training has diverged beyond a slack.
+# Training has diverged when the held-out loss exceeds DIVERGED times the first one, plus SLACK.
 DIVERGED, SLACK = 1.25, 0.1
-# A loss below this may well be as good as it gets from the start.
+# A first loss below this may not improve, and that is no failure.
 GOOD_LOSS = 0.05
-# The longest mean that is left out of unit rows. Where they are all the same, their mean is as long as they
-# are, up to rounding, and leaves no room for what is added to it.
+# The longest mean to subtract from unit rows. The mean of identical rows has their length, and would leave
+# nothing of them to code.
 LONGEST_MEAN = 1 - 2**-23
-# Uses a latent must have had the chance of before it counts as dead; and the share of steps, after which none
-# is revived.
+# A latent is dead if it did not fire while latents fired REVIVE_AFTER times on average; none is revived after
+# the share REVIVE_UNTIL of the steps.
 REVIVE_AFTER, REVIVE_UNTIL = 100, 0.8
 
 
 class Check(NamedTuple):
-    """One look at the held-out rows."""
+    """A check of the held-out rows."""
 
     stage: str
     """"refine" or "steps"."""
@@ -61,7 +61,7 @@ class Check(NamedTuple):
 
 
 class TrainResult(NamedTuple):
-    """A trained model and how training went."""
+    """A trained model and the course of its training."""
 
     model: CompresSAE
     rounds: list[Round]
@@ -82,23 +82,23 @@ def train(
 ) -> TrainResult:
     """Trains a model on embeddings. Its dictionary is `CompresSAE.rounded` at the end.
 
-    Of what a caller has set torch to, random numbers included, only the number of threads is used, which
-    shows in the last digits; nothing is changed.
+    Neither uses nor changes torch's global settings and random state, except for the number of threads,
+    which affects the last digits.
 
     Args:
         embeddings: (n, d) floating point, array or file path; rows finite and not zero.
         config: settings.
-        checkpoint: directory that training saves its state to, ten times in each stage. Where it holds one of
-            the same settings and rows, training goes on from there; on one thread it ends bit for bit where
-            an unbroken run does. It is left in place when training is done.
+        checkpoint: directory for the state of training, saved ten times in each stage. If it holds a state
+            of the same settings and rows, training resumes from it; on one thread, the result equals that of
+            an unbroken run bit for bit. The directory stays when training is done.
         progress: show progress bars.
 
     Raises:
-        InputError: bad rows, more than 65,536 dimensions, k above them, more latents than rows to initialise
-            them from, a device that is not there, a checkpoint of other settings.
+        InputError: bad rows, more than 65,536 dimensions, k above the dimension, more latents than rows to
+            initialise them from, a missing device, a checkpoint of other settings.
         FormatError: the checkpoint is damaged, or something else is there.
         StorageError: the checkpoint cannot be read or written.
-        TrainingError: training diverged or collapsed; the message says how.
+        TrainingError: training diverged or collapsed, with the reason.
     """
     config = checked_config(config)
     path = None if checkpoint is None else as_path(checkpoint, "checkpoint")
@@ -129,10 +129,10 @@ def train(
 
 
 def checked_config(config: TrainConfig | None) -> TrainConfig:
-    """The settings, or the usual ones where there are none.
+    """The settings, or the defaults for None.
 
     Raises:
-        InputError: they are something else.
+        InputError: not a `TrainConfig`.
     """
     given: Any = TrainConfig() if config is None else config
     if not isinstance(given, TrainConfig):
@@ -143,7 +143,7 @@ def checked_config(config: TrainConfig | None) -> TrainConfig:
 
 def _mean_of(rows: FloatArray) -> FloatArray:
     """The mean (dim,) of unit rows (n, dim), cut to LONGEST_MEAN."""
-    # Summed up in float32, as many rows as may be here would be off by a percent.
+    # In float32, the sum of this many rows would be off by a percent.
     mean = rows.mean(axis=0, dtype=np.float64)
     mean *= LONGEST_MEAN / max(float(np.linalg.norm(mean)), LONGEST_MEAN)
     shortened: FloatArray = mean.astype(np.float32)
@@ -151,7 +151,7 @@ def _mean_of(rows: FloatArray) -> FloatArray:
 
 
 def _hold_out(rows: FloatArray, config: TrainConfig, n_latents: int) -> tuple[FloatArray, FloatArray]:
-    """Rows to train on and rows to look at; few rows, which the dictionary needs, are not held out."""
+    """Rows to train on and rows to check on; no row is held out if the dictionary needs all of them."""
     n = min(config.validation_rows, len(rows) // 10)
     if len(rows) - n < 2 * n_latents:
         n = 0
@@ -168,7 +168,7 @@ def _check_alive(model: CompresSAE, rows: FloatArray) -> None:
 
 
 class _Batches:
-    """Batches of rows, each row once an epoch; batch i depends on nothing but the seed and i."""
+    """Batches of rows, each row once per epoch; batch i depends only on the seed and i."""
 
     def __init__(self, rows: FloatArray, size: int, seed: tuple[int, ...]) -> None:
         self.rows, self.size, self.seed = rows, min(size, len(rows)), seed
@@ -184,7 +184,7 @@ class _Batches:
 
 
 class _Run:
-    """One training run: its settings, its rows and how far it is."""
+    """A training run: settings, rows and progress."""
 
     def __init__(
         self,
@@ -206,7 +206,7 @@ class _Run:
         self._checkpoint = None if checkpoint is None else Checkpoint(checkpoint, self._identity())
 
     def fit(self) -> CompresSAEModule:
-        """Both stages."""
+        """Runs both stages."""
         saved = self._checkpoint.load() if self._checkpoint else None
         module = CompresSAEModule(
             self.rows.shape[1],
@@ -232,10 +232,10 @@ class _Run:
         return module.cpu()
 
     def _take(self, saved: Stored, module: CompresSAEModule) -> None:
-        """Takes over what was noted on the way; learners take over their own state later.
+        """Restores losses and checks from a checkpoint; learners restore their own state later.
 
         Raises:
-            InputError: it is not what a run like this one saves.
+            InputError: a run of these settings does not save such entries.
             KeyError: an entry is missing.
         """
         meta, stages = saved.meta, {"refine": self.config.refine_rounds, "steps": self.config.steps}
@@ -283,7 +283,7 @@ class _Run:
                 self.rounds.append(learner.learn(batches[number]))
                 advance(1)
                 if _is_check(number + 1, total):
-                    # Only the last rounds have the nonzeros that the held-out rows are measured with.
+                    # Held-out rows are measured at full k, which only the last rounds use.
                     if learner.at_full_k and len(self.held_out):
                         self._look(
                             "refine", number + 1, learner.error(self.held_out), dictionary=learner.dictionary
@@ -293,24 +293,14 @@ class _Run:
             module.set_dictionary(torch.from_numpy(self.best.get("dictionary", learner.dictionary)))
 
     def _fit_module(self, module: CompresSAEModule, saved: Stored | None) -> None:
+        """Trains the encoder, and the decoder too unless dictionary learning has made it."""
         config, total = self.config, self.config.steps
         frozen = config.refine_rounds > 0
-        module.decoder_w.requires_grad_(not frozen)
-        rate = (ENCODER_LEARNING_RATE if frozen else LEARNING_RATE) / math.sqrt(self.rows.shape[1])
-        optimizer = torch.optim.Adam(
-            [p for p in module.parameters() if p.requires_grad],
-            lr=rate if config.learning_rate is None else config.learning_rate,
-        )
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, total))
+        optimizer, schedule = self._optimizer(module, frozen)
         state = ModuleState(module, optimizer, schedule)
         fired = torch.zeros(self.n_latents, device=self.device)
         if saved is not None and saved.meta["stage"] == "steps":
-            assert self._checkpoint is not None
-            with self._checkpoint.reading():
-                state.restore(saved.arrays)
-                fired += torch.from_numpy(saved_like(saved.arrays, "fired", fired.cpu().numpy())).to(
-                    self.device
-                )
+            self._restore(state, fired, saved)
         batches = _Batches(self.rows, config.batch_size, (config.seed, 4))
         start = len(self.losses)
         if start == 0:
@@ -321,18 +311,11 @@ class _Run:
                 if self._out_of_patience():
                     break
                 batch = torch.from_numpy(batches[step]).to(self.device)
-                losses = module.train_step(optimizer, batch, fired)
-                self.losses.append(float(losses.total.detach()))
-                if not math.isfinite(self.losses[-1]):
-                    msg = f"the loss is {self.losses[-1]} at step {step}; try a smaller learning_rate"
-                    raise TrainingError(msg)
+                self._step(module, optimizer, batch, fired)
                 schedule.step()
                 advance(1)
-                if (
-                    not frozen
-                    and step < REVIVE_UNTIL * total
-                    and fired.sum() >= REVIVE_AFTER * self.n_latents
-                ):
+                due = step < REVIVE_UNTIL * total and fired.sum() >= REVIVE_AFTER * self.n_latents
+                if not frozen and due:
                     module.revive(optimizer, batch, fired)
                     fired.zero_()
                 if _is_check(step + 1, total):
@@ -342,6 +325,50 @@ class _Run:
             self._check_progress()
         if "encoder_w" in self.best:
             module.load_state_dict({name: torch.from_numpy(self.best[name]) for name in module.state_dict()})
+
+    def _optimizer(
+        self, module: CompresSAEModule, frozen: bool
+    ) -> tuple[torch.optim.Adam, torch.optim.lr_scheduler.LambdaLR]:
+        """Adam with its schedule; a frozen decoder stays as it is."""
+        config = self.config
+        module.decoder_w.requires_grad_(not frozen)
+        rate = (ENCODER_LEARNING_RATE if frozen else LEARNING_RATE) / math.sqrt(self.rows.shape[1])
+        optimizer = torch.optim.Adam(
+            [p for p in module.parameters() if p.requires_grad],
+            lr=rate if config.learning_rate is None else config.learning_rate,
+        )
+        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, config.steps))
+
+    def _restore(self, state: ModuleState, fired: torch.Tensor, saved: Stored) -> None:
+        """Resumes from a checkpoint: sets `state`, and `fired`, (n_latents,) uses, which is zero.
+
+        Raises:
+            FormatError: the checkpoint is damaged.
+        """
+        assert self._checkpoint is not None
+        with self._checkpoint.reading():
+            state.restore(saved.arrays)
+            uses = saved_like(saved.arrays, "fired", fired.cpu().numpy())
+            fired += torch.from_numpy(uses).to(self.device)
+
+    def _step(
+        self,
+        module: CompresSAEModule,
+        optimizer: torch.optim.Optimizer,
+        batch: torch.Tensor,
+        fired: torch.Tensor,
+    ) -> None:
+        """One step of training, whose loss is noted.
+
+        Raises:
+            TrainingError: the loss is not finite.
+        """
+        losses = module.train_step(optimizer, batch, fired)
+        self.losses.append(float(losses.total.detach()))
+        if not math.isfinite(self.losses[-1]):
+            step = len(self.losses) - 1
+            msg = f"the loss is {self.losses[-1]} at step {step}; try a smaller learning_rate"
+            raise TrainingError(msg)
 
     def _check_progress(self) -> None:
         held_out = [check.loss for check in self.checks if check.stage == "steps"]
@@ -358,7 +385,7 @@ class _Run:
             self._look("steps", after, loss, **module.arrays())
 
     def _look(self, stage: str, after: int, loss: float, **weights: FloatArray) -> None:
-        """Notes the loss of the held-out rows and keeps the weights if they are the best of their stage."""
+        """Records the loss of the held-out rows; keeps the weights if they are the best of their stage."""
         earlier = [check.loss for check in self.checks if check.stage == stage]
         self.checks.append(Check(stage, after, loss))
         if not math.isfinite(loss) or (earlier and loss > DIVERGED * earlier[0] + SLACK):
@@ -375,7 +402,7 @@ class _Run:
         return bool(losses) and len(losses) - 1 - int(np.argmin(losses)) >= self.config.patience
 
     def _identity(self) -> dict[str, Any]:
-        """What a checkpoint must agree in."""
+        """Settings and rows, which a checkpoint must share with this run."""
         digest = hashlib.sha256(self.rows.tobytes()).hexdigest()[:32]
         return {**asdict(self.config), "k": self.k, "n_latents": self.n_latents, "rows": digest}
 
@@ -388,10 +415,10 @@ class _Run:
 
 
 def _numbers(entry: Any, kinds: str, name: str) -> list[Any]:
-    """An entry of a checkpoint as it was noted: a list of integers (i), finite numbers (r) and strings (s).
+    """The entry of a checkpoint, a list of integers (i), finite numbers (r) and strings (s).
 
     Raises:
-        InputError: it is another.
+        InputError: it has other kinds or another length.
     """
     types: dict[str, tuple[type, ...]] = {"i": (int,), "r": (int, float), "s": (str,)}
 
@@ -406,7 +433,7 @@ def _numbers(entry: Any, kinds: str, name: str) -> list[Any]:
 
 
 def _is_check(done: int, total: int) -> bool:
-    """Whether one of the CHECKS looks falls after `done` of `total`."""
+    """Whether one of the CHECKS checks is due after `done` of `total`."""
     return done * CHECKS // total > (done - 1) * CHECKS // total
 
 

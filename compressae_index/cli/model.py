@@ -1,4 +1,4 @@
-"""The command that describes what a model makes of vectors."""
+"""The command that describes a model by what it makes of vectors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from compressae_index.measuring.plots import figure_class
 from compressae_index.sources import open_vectors
 
 
-@click.command()
+@click.command("report")
 @click.argument("model", type=PATH)
 @click.argument("embeddings", type=PATH)
 @click.option("--plot", type=PATH, help="Write a picture to this .png file (needs matplotlib).")
@@ -29,7 +29,7 @@ from compressae_index.sources import open_vectors
 @dataset_option
 @threads_option
 @json_option
-def report(
+def report_model(
     model: Path,
     embeddings: Path,
     plot: Path | None,
@@ -50,7 +50,7 @@ def report(
     """  # noqa: D301
     if plot is not None:
         check_file(plot, ".png", "pictures")
-        figure_class()  # what is missing should be said before the work
+        figure_class()  # fails before the work if matplotlib is missing
     trained = CompresSAE.load(model)
     vectors = open_vectors(embeddings, dataset=dataset)
     result = model_report(trained, vectors, max_rows=max_rows, num_threads=threads, progress=True)
