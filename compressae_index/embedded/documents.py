@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from compressae_index.ids import STORED_ROWS, Ids, Rows, stored_rows
 from compressae_index.persistence import entry
 from compressae_index.search.protocol import Filter
 from compressae_index.search.queries import MODES, Asked, SearchResult
-from compressae_index.search.stages import in_order, padded
+from compressae_index.search.stages import Found, Stage, in_order, ranked, run
 
 
 class EmbeddedDocuments(Rows):
@@ -90,42 +90,67 @@ class EmbeddedDocuments(Rows):
         codes = self.backend.codes(self.rows_of(ids))
         return codes if self.unit in (None, 1.0) else codes.scaled(self.unit)
 
+    def stages(self, mode: str) -> tuple[Stage, ...]:
+        """The stages of a mode: one call of the engine, which re-scores what its posting lists find."""
+        stages: dict[str, Stage] = {
+            "sparse": self.by_terms,
+            "dense": self.by_codes,
+            "two_stage": self.by_terms_then_codes,
+        }
+        return (stages[mode],)
+
     def answer(self, asked: Asked) -> SearchResult:
-        """The best documents of each query, by one call of the engine.
+        """The best documents of each query.
 
         Raises:
-            InputError: nprobe without clusters, a filter of another length, unknown ids, or
-                integers that may be meant as a mask.
+            InputError: nprobe without clusters, a filter of another length, unknown ids, or integers that may
+                be meant as a mask.
         """
-        nprobe = self._nprobe(asked)
-        allowed, n_allowed = self.allowed(asked.settings.filter)
-        width = min(asked.k, n_allowed) if len(asked) else 0
-        if width == 0:
-            scores, rows = np.empty((len(asked), 0), np.float32), np.empty((len(asked), 0), np.int64)
-        else:
-            scores, rows = self._found(asked, width, min(asked.candidates, n_allowed), allowed, nprobe)
-        certified = np.ones(len(asked), dtype=bool) if asked.mode == "dense" else None
-        return padded(
-            scores, self.all_ids.of(rows), asked.k, are_strings=self.are_strings, certified=certified
+        return ranked(run(self.stages(asked.mode), asked), asked.k, are_strings=self.are_strings)
+
+    def by_terms(self, asked: Asked, _: Found | None = None) -> Found:
+        """The best documents by the strongest latents of each query."""
+        nnz, nprobe, threads = self._query_nnz(asked), self._nprobe(asked), asked.num_threads
+        return self._found(
+            asked,
+            lambda k, _, allowed: self.backend.sparse(asked.stage_one, nnz, k, allowed, threads, nprobe),
         )
 
-    def _found(
-        self, asked: Asked, width: int, candidates: int, allowed: Bitmap | None, nprobe: int | None
-    ) -> Hits:
-        """The best rows of each query, (n_queries, width) each."""
-        query_nnz = asked.settings.query_nnz
-        query_nnz = self.backend.query_nnz if query_nnz is None else min(query_nnz, self.n_latents)
-        threads = asked.num_threads
-        if asked.mode == "sparse":
-            hits = self.backend.sparse(asked.stage_one, query_nnz, width, allowed, threads, nprobe)
-        elif asked.mode == "dense":
-            hits = self.backend.dense(asked.stage_two, width, allowed, threads)
+    def by_codes(self, asked: Asked, _: Found | None = None) -> Found:
+        """The best of all documents by their codes, which is exact."""
+        found = self._found(
+            asked, lambda k, _, allowed: self.backend.dense(asked.stage_two, k, allowed, asked.num_threads)
+        )
+        return found._replace(certified=np.ones(len(asked), dtype=bool))
+
+    def by_terms_then_codes(self, asked: Asked, _: Found | None = None) -> Found:
+        """The best candidates by codes, of those that the strongest latents of each query find."""
+        nnz, nprobe, threads = self._query_nnz(asked), self._nprobe(asked), asked.num_threads
+        return self._found(
+            asked,
+            lambda k, candidates, allowed: self.backend.two_stage(
+                asked.stage_one, asked.stage_two, nnz, candidates, k, allowed, threads, nprobe
+            ),
+        )
+
+    def _found(self, asked: Asked, scan: Callable[[int, int, Bitmap | None], Hits]) -> Found:
+        """The documents that a scan finds: it takes k, the candidates, and a bitmap of the rows allowed."""
+        allowed, n_allowed = self.allowed(asked.settings.filter)
+        k = min(asked.k, n_allowed) if len(asked) else 0
+        if k == 0:
+            scores, rows = np.empty((len(asked), 0), np.float32), np.empty((len(asked), 0), np.int64)
         else:
-            stages = asked.stage_one, asked.stage_two
-            hits = self.backend.two_stage(*stages, query_nnz, candidates, width, allowed, threads, nprobe)
-        scores, rows = asked.in_metric(hits[0]), hits[1]
-        # Scores that differed by less than a sum with the mean's can tell now tie.
-        return (scores, rows) if asked.mean_scores is None else in_order(scores, rows)
+            # No more than are allowed, so that a huge k or huge candidates cost no memory.
+            sums, rows = scan(k, min(asked.candidates, n_allowed), allowed)
+            scores = asked.in_metric(sums)
+            if asked.mean_scores is not None:
+                # Sums that differed by less than a sum with the mean's can tell now tie.
+                scores, rows = in_order(scores, rows)
+        return Found(scores, self.all_ids.of(rows), rows, ordered=True)
+
+    def _query_nnz(self, asked: Asked) -> int:
+        query_nnz = asked.settings.query_nnz
+        return self.backend.query_nnz if query_nnz is None else min(query_nnz, self.n_latents)
 
     def _nprobe(self, asked: Asked) -> int | None:
         """The clusters to scan; None for all."""

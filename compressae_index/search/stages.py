@@ -32,6 +32,8 @@ class Found(NamedTuple):
     """(n_queries,) as in `SearchResult`."""
     codes: SparseCodes | None = None
     """Their codes, n_queries * c rows, where a later stage may need them."""
+    ordered: bool = False
+    """Whether they are in the order of the tie rule already."""
 
 
 class Stage(Protocol):
@@ -142,7 +144,7 @@ class ByCodes:
             found = found._replace(ids=got.ids, scores=got.scores)
         sums = code_scores(asked.stage_two, codes)
         scores = np.where(np.isneginf(found.scores), -np.inf, asked.in_metric(sums))
-        return found._replace(scores=scores, codes=codes)
+        return found._replace(scores=scores, codes=codes, ordered=False)
 
 
 def strongest_terms(projections: FloatArray, query_nnz: int) -> SparseCodes:
@@ -215,9 +217,12 @@ def in_order(scores: FloatArray, rows: RowArray) -> Hits:
 
 def ranked(found: Found, k: int, *, are_strings: bool) -> SearchResult:
     """The k best of what was found."""
-    order = best(found.scores, found.places, k)
-    scores = np.take_along_axis(found.scores, order, axis=1)
-    ids: Any = np.take_along_axis(found.ids, order, axis=1)
+    scores = found.scores[:, :k]
+    ids: Any = found.ids[:, :k]
+    if not found.ordered:
+        order = best(found.scores, found.places, k)
+        scores = np.take_along_axis(found.scores, order, axis=1)
+        ids = np.take_along_axis(found.ids, order, axis=1)
     return padded(scores, ids, k, are_strings=are_strings, certified=found.certified)
 
 

@@ -82,7 +82,7 @@ class _Held(NamedTuple):
         for i, query in enumerate(vectors):
             inside = present[i]
             scores[i, inside] = self.flat.vectors(rows[i, inside]) @ query
-        return found._replace(scores=scores * factors, places=rows)
+        return found._replace(scores=scores * factors, places=rows, ordered=False)
 
     def _comparable(self, asked: Asked) -> tuple[Any, FloatArray]:
         """What to multiply vectors with, and what then turns products into scores, (n_queries, 1)."""
