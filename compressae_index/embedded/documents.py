@@ -19,7 +19,7 @@ from compressae_index.ids import STORED_ROWS, Ids, Rows, stored_rows
 from compressae_index.persistence import entry
 from compressae_index.search.protocol import Filter
 from compressae_index.search.queries import MODES, Asked, SearchResult
-from compressae_index.search.stages import Found, Stage, in_order, ranked, run
+from compressae_index.search.stages import Finder, Found, Stages, in_order, ranked
 
 
 class EmbeddedDocuments(Rows):
@@ -90,14 +90,14 @@ class EmbeddedDocuments(Rows):
         codes = self.backend.codes(self.rows_of(ids))
         return codes if self.unit in (None, 1.0) else codes.scaled(self.unit)
 
-    def stages(self, mode: str) -> tuple[Stage, ...]:
+    def stages(self, mode: str) -> Stages:
         """The stages of a mode: one call of the engine, which re-scores what its posting lists find."""
-        stages: dict[str, Stage] = {
+        finders: dict[str, Finder] = {
             "sparse": self.by_terms,
             "dense": self.by_codes,
             "two_stage": self.by_terms_then_codes,
         }
-        return (stages[mode],)
+        return Stages(finders[mode])
 
     def answer(self, asked: Asked) -> SearchResult:
         """The best documents of each query.
@@ -106,9 +106,9 @@ class EmbeddedDocuments(Rows):
             InputError: nprobe without clusters, a filter of another length, unknown ids, or integers that may
                 be meant as a mask.
         """
-        return ranked(run(self.stages(asked.mode), asked), asked.k, are_strings=self.are_strings)
+        return ranked(self.stages(asked.mode).run(asked), asked.k, are_strings=self.are_strings)
 
-    def by_terms(self, asked: Asked, _: Found | None = None) -> Found:
+    def by_terms(self, asked: Asked) -> Found:
         """The best documents by the strongest latents of each query."""
         nnz, nprobe, threads = self._query_nnz(asked), self._nprobe(asked), asked.num_threads
         return self._found(
@@ -116,14 +116,14 @@ class EmbeddedDocuments(Rows):
             lambda k, _, allowed: self.backend.sparse(asked.stage_one, nnz, k, allowed, threads, nprobe),
         )
 
-    def by_codes(self, asked: Asked, _: Found | None = None) -> Found:
+    def by_codes(self, asked: Asked) -> Found:
         """The best of all documents by their codes, which is exact."""
         found = self._found(
             asked, lambda k, _, allowed: self.backend.dense(asked.stage_two, k, allowed, asked.num_threads)
         )
         return found._replace(certified=np.ones(len(asked), dtype=bool))
 
-    def by_terms_then_codes(self, asked: Asked, _: Found | None = None) -> Found:
+    def by_terms_then_codes(self, asked: Asked) -> Found:
         """The best candidates by codes, of those that the strongest latents of each query find."""
         nnz, nprobe, threads = self._query_nnz(asked), self._nprobe(asked), asked.num_threads
         return self._found(

@@ -1,4 +1,4 @@
-"""The base of a back end: codes that are kept, and found by latents, outside of this package."""
+"""The base of a back end, which keeps codes outside of this package and finds them by latents."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from compressae_index.ids import Ids
 from compressae_index.progress import track
 from compressae_index.search.protocol import Filter
 from compressae_index.search.queries import Asked, SearchResult
-from compressae_index.search.stages import ByCodes, ByTerms, Candidates, Stage, answered, ranked, run
+from compressae_index.search.stages import ByCodes, ByTerms, Candidates, Stages, answered, ranked
 
 # Queries answered at a time: the codes of all their candidates are held at once.
 QUERY_BLOCK = 16
 
 
 class SparseBackend(ABC):
-    """`Documents` of what finds candidates by latents, and gives codes by id.
+    """`Documents` of a back end that finds candidates by latents and gives codes by id.
 
     A subclass defines the abstract methods and calls `__init__`; `Index(model, backend)` then searches,
     changes and explains it. Ids are those that `Ids` takes: int64 that are not negative, or strings; never
@@ -42,14 +42,14 @@ class SparseBackend(ABC):
     """Whether scores of candidates are the signed sums themselves, not upper bounds of them."""
 
     def __init__(self, n_latents: int, k: int, *, are_strings: bool = False) -> None:
-        """Of codes of one shape and ids of one kind."""
+        """With the shape of the codes and the kind of the ids."""
         self.n_latents = n_latents
         self.k = k
         self.are_strings = are_strings
 
     @property
     def ids(self) -> IdArray:
-        """The ids that a search can find, in the order by which equal scores are ordered.
+        """The ids that a search can find, in the order that breaks ties.
 
         Raises:
             InputError: this back end does not list them.
@@ -59,7 +59,7 @@ class SparseBackend(ABC):
 
     @property
     def nbytes(self) -> dict[str, int]:
-        """Bytes by part, as far as the back end tells; nothing by default."""
+        """Bytes by part, as far as they are known; none by default."""
         return {}
 
     @abstractmethod
@@ -93,21 +93,21 @@ class SparseBackend(ABC):
         Args:
             terms: one row a query; entries of value 0 are no terms.
             n: candidates of each query, at most; documents that share no term with it need not be found.
-            filter: what to search among, of one of the kinds in `filters`; None for all.
+            filter: the documents to search among, in one of the kinds of `filters`; None for all.
 
         Raises:
-            InputError: the filter is not one of the back end's, or n is more than it gives.
+            InputError: the filter is of another kind, or n is more than the back end gives.
         """
 
-    def stages(self, mode: str) -> tuple[Stage, ...]:
+    def stages(self, mode: str) -> Stages:
         """The stages of a mode."""
-        return {"sparse": (ByTerms(self),), "two_stage": (ByTerms(self), ByCodes(self))}[mode]
+        return {"sparse": Stages(ByTerms(self)), "two_stage": Stages(ByTerms(self), (ByCodes(self),))}[mode]
 
     def answer(self, asked: Asked) -> SearchResult:
-        """The best documents of each query, by the stages of the mode that is asked for.
+        """The best documents of each query, by the stages of its mode.
 
         Raises:
-            InputError: a filter that the back end does not take, or nprobe, which is for clusters.
+            InputError: a filter of another kind, or nprobe, which needs clusters.
         """
         if asked.settings.nprobe is not None:
             msg = f"nprobe is {asked.settings.nprobe}, but this index has no clusters: search without nprobe"
@@ -115,12 +115,12 @@ class SparseBackend(ABC):
         return answered(self.stages(asked.mode), asked, QUERY_BLOCK, are_strings=self.are_strings)
 
     def scored(self, asked: Asked, terms: SparseCodes, got: Candidates) -> SearchResult:
-        """The answer of a mode whose candidates by `terms` the caller has fetched."""
-        stages = [lambda asked, _: ByTerms(self).scored(asked, terms, got), *self.stages(asked.mode)[1:]]
-        return ranked(run(stages, asked), asked.k, are_strings=self.are_strings)
+        """The answer to queries whose candidates by `terms` the caller has fetched."""
+        stages = Stages(lambda asked: ByTerms(self).scored(asked, terms, got), self.stages(asked.mode).then)
+        return ranked(stages.run(asked), asked.k, are_strings=self.are_strings)
 
     def check_ids(self, ids: IdArray) -> None:
-        """Refuses ids that cannot be stored.
+        """Checks that ids can be stored.
 
         Raises:
             InputError: they are of the other kind.
@@ -140,7 +140,7 @@ class SparseBackend(ABC):
         num_threads: int,  # noqa: ARG002
         progress: bool,
     ) -> SparseBackend:
-        """This back end, after `put` of all codes, which are held until the last of them is made."""
+        """This back end, with all codes stored; they are held in memory until the last one is made."""
         self.put_all(chunks, ids, lambda codes, some, _: self.put(codes, some), progress=progress)
         return self
 
@@ -152,7 +152,7 @@ class SparseBackend(ABC):
         *,
         progress: bool,
     ) -> None:
-        """Calls `put` with the codes, ids and rows of each chunk, when the last chunk is made."""
+        """Calls `put` with the codes, ids and rows of each chunk, after the last chunk is made."""
         first, made = 0, list(chunks)
         with track(len(ids), "storing", enabled=progress) as advance:
             for codes in made:
@@ -162,6 +162,6 @@ class SparseBackend(ABC):
                 advance(len(codes))
 
     def removed(self, ids: IdArray) -> SparseBackend:
-        """This back end, after `remove`."""
+        """This back end, after it has removed ids."""
         self.remove(ids)
         return self

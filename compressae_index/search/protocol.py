@@ -1,4 +1,4 @@
-"""The protocol of what an `Index` searches: codes of documents, wherever they are kept."""
+"""The protocol of the documents that an `Index` searches, wherever their codes are kept."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Filter: TypeAlias = Literal["ids", "mask", "expression"]
 class Documents(Protocol):
     """Codes by user id, to search and to change.
 
-    Ids are those that `Ids` takes: int64 that are not negative, or strings; never both. A change gives the
-    documents that searches see from then on: the same object, or a new one where documents are immutable, so
-    that a search that has begun is not disturbed.
+    Ids are those that `Ids` takes: int64 that are not negative, or strings; never both. A change returns the
+    documents that later searches see: the same object, or a new one if documents are immutable, which leaves
+    searches that have begun undisturbed.
     """
 
     @property
@@ -50,12 +50,12 @@ class Documents(Protocol):
 
     @property
     def ids(self) -> IdArray:
-        """The ids that a search can find, in the order by which equal scores are ordered."""
+        """The ids that a search can find, in the order that breaks ties."""
         ...
 
     @property
     def unit(self) -> float | None:
-        """What norms are counted in, which codes are given without; None until the first rows chose it."""
+        """The unit of norms, by which stored values were divided; None until the first rows choose it."""
         ...
 
     @property
@@ -68,11 +68,11 @@ class Documents(Protocol):
         ...
 
     def held(self, ids: IdArray) -> BoolArray:
-        """Which of the ids, all of the kind that is held, can be found: (n,)."""
+        """Which of the ids are held, (n,); all are of the kind of these documents."""
         ...
 
     def check_ids(self, ids: IdArray) -> None:
-        """Refuses ids that cannot be stored.
+        """Checks that ids can be stored.
 
         Raises:
             InputError: they are of the other kind, or out of range.
@@ -105,20 +105,20 @@ class Documents(Protocol):
         num_threads: int,
         progress: bool,
     ) -> Documents:
-        """With documents appended, and those of ids that are held replaced.
+        """Appends documents, and replaces those of ids that are held.
 
         All chunks are made before anything changes, so that an error in one of them changes nothing.
 
         Args:
             chunks: codes, one row an id in all.
             ids: one a code, each once.
-            scale: what scaled the codes; its unit is known when the chunks are made.
-            dictionary: (n_latents, d) by which rounded codes are brought near the vectors.
+            scale: the scale of the codes; its unit is known once the chunks are made.
+            dictionary: (n_latents, d), with which values are rounded so that reconstructions stay close.
             num_threads: threads to work with.
-            progress: show a bar where storing takes long after all codes are made.
+            progress: show a progress bar for storing, if that takes long after encoding.
         """
         ...
 
     def removed(self, ids: IdArray) -> Documents:
-        """Without some ids, all of them held and each once."""
+        """Removes ids, all of them held and each once."""
         ...

@@ -1,4 +1,4 @@
-"""The stages of a search: each finds documents, or scores those found before it. A mode is a list of stages.
+"""The stages of a search: the first finds documents, the others score them again. A mode is a list of stages.
 
 The tie rule, the k best, the certificate and padding are defined here, once for every index.
 """
@@ -15,7 +15,7 @@ from compressae_index.coding.codes import SparseCodes
 from compressae_index.errors import UnknownIdError
 from compressae_index.search.queries import QUERY_NNZ, Asked, SearchResult
 
-# Times to fetch codes of candidates, of which others may remove some or replace them meanwhile.
+# How often to fetch codes of candidates, which others may remove or replace meanwhile.
 ATTEMPTS = 10
 
 
@@ -27,7 +27,7 @@ class Found(NamedTuple):
     ids: IdArray
     """(n_queries, c) int64, or str objects; -1 or None where fewer were found."""
     places: RowArray
-    """(n_queries, c) where the documents come in the order of `Documents.ids`, by which ties go."""
+    """(n_queries, c) positions in the order of `Documents.ids`, which breaks ties."""
     certified: BoolArray | None = None
     """(n_queries,) as in `SearchResult`."""
     codes: SparseCodes | None = None
@@ -36,33 +36,44 @@ class Found(NamedTuple):
     """Whether they are in the order of the tie rule already."""
 
 
-class Stage(Protocol):
-    """One step of a search."""
+class Finder(Protocol):
+    """Stage one of a mode."""
 
-    def __call__(self, asked: Asked, found: Found | None, /) -> Found:
-        """The documents that this stage finds, or those found before it with new scores."""
+    def __call__(self, asked: Asked, /) -> Found:
+        """The documents that it finds, in any order."""
         ...
 
 
-def answered(stages: Sequence[Stage], asked: Asked, block: int, *, are_strings: bool) -> SearchResult:
+class Rescorer(Protocol):
+    """A later stage of a mode."""
+
+    def __call__(self, asked: Asked, found: Found, /) -> Found:
+        """The documents that were found, with scores of its own; it may leave some out."""
+        ...
+
+
+class Stages(NamedTuple):
+    """The stages of a mode."""
+
+    first: Finder
+    then: tuple[Rescorer, ...] = ()
+
+    def run(self, asked: Asked) -> Found:
+        """The documents that the last stage gives."""
+        found = self.first(asked)
+        for stage in self.then:
+            found = stage(asked, found)
+        return found
+
+
+def answered(stages: Stages, asked: Asked, block: int, *, are_strings: bool) -> SearchResult:
     """The `asked.k` best documents that a mode's stages find; they see `block` queries at a time."""
-    parts = [ranked(run(stages, part), asked.k, are_strings=are_strings) for part in asked.blocks(block)]
+    parts = [ranked(stages.run(part), asked.k, are_strings=are_strings) for part in asked.blocks(block)]
     return joined(parts, asked.k, are_strings=are_strings)
 
 
-def run(stages: Sequence[Stage], asked: Asked) -> Found:
-    """What stages find, one after the other."""
-    found: Found | None = None
-    for stage in stages:
-        found = stage(asked, found)
-    if found is None:
-        msg = "a mode has at least one stage"
-        raise ValueError(msg)
-    return found
-
-
 class Candidates(NamedTuple):
-    """What stage one of a back end found for a batch of queries."""
+    """The documents that a back end found for a batch of queries."""
 
     ids: IdArray
     """(n_queries, c) int64, or str objects; -1, or None, where fewer were found, after all others."""
@@ -71,14 +82,14 @@ class Candidates(NamedTuple):
     bounds: FloatArray
     """(n_queries,) no document that was not found has a sum over the query's terms above this."""
     codes: SparseCodes | None = None
-    """Codes of the candidates, n_queries * c rows, of value 0 where fewer were found; None where the back
-    end does not give them along."""
+    """Codes of the candidates, n_queries * c rows, of value 0 where fewer were found; None to have them
+    fetched by `codes`."""
     places: RowArray | None = None
-    """(n_queries, c) where the candidates come in the order of `ids`; None where that is ascending."""
+    """(n_queries, c) positions in the order of `Documents.ids`; None where ids ascend."""
 
 
 class Source(Protocol):
-    """What the stages of a back end need of it; `SparseBackend` says what each does."""
+    """The part of `SparseBackend` that stages use."""
 
     k: int
     n_latents: int
@@ -104,7 +115,7 @@ class ByTerms:
     def __init__(self, backend: Source) -> None:
         self._backend = backend
 
-    def __call__(self, asked: Asked, found: Found | None = None) -> Found:  # noqa: ARG002
+    def __call__(self, asked: Asked, /) -> Found:
         """The candidates of a batch of queries."""
         settings, backend = asked.settings, self._backend
         terms = terms_of(asked)
@@ -134,9 +145,8 @@ class ByCodes:
     def __init__(self, backend: Source) -> None:
         self._backend = backend
 
-    def __call__(self, asked: Asked, found: Found | None) -> Found:
+    def __call__(self, asked: Asked, found: Found, /) -> Found:
         """The candidates with the scores of their reconstructions."""
-        assert found is not None
         codes = found.codes
         if codes is None:
             got = Candidates(found.ids, found.scores, np.empty(0, np.float32), places=found.places)
@@ -178,14 +188,14 @@ def code_scores(projections: FloatArray, codes: SparseCodes) -> FloatArray:
 
 
 def holds_best(sums: FloatArray, bounds: FloatArray, k: int) -> BoolArray:
-    """The certificate: whether the k best documents by the query's terms are provably among its candidates.
+    """The certificate: whether the k best documents by a query's terms are provably among its candidates.
 
-    They are where the k-th best sum of the candidates is at least what any other document can reach.
+    They are if the k-th best sum of the candidates is at least the bound of all other documents.
 
     Args:
         sums: (n_queries, c) exact sums of the candidates; -inf where there is none.
-        bounds: (n_queries,) what no other document exceeds.
-        k: neighbours; where there are fewer candidates, all of them.
+        bounds: (n_queries,) no other document has a sum above this.
+        k: neighbours; if there are fewer candidates, all of them.
     """
     found = np.isfinite(sums).sum(axis=1)
     if sums.shape[1] == 0:
@@ -209,14 +219,14 @@ def best(scores: FloatArray, places: RowArray, k: int) -> RowArray:
 
 
 def in_order(scores: FloatArray, rows: RowArray) -> Hits:
-    """Hits (n_queries, c) by the tie rule, whose places are rows; rows of -1 come last, with score -inf."""
+    """Rows and their scores (n_queries, c) by the tie rule; rows of -1 come last, with score -inf."""
     scores = np.where(rows < 0, np.float32(-np.inf), scores)
     order = best(scores, rows, scores.shape[1])
     return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
 
 
 def ranked(found: Found, k: int, *, are_strings: bool) -> SearchResult:
-    """The k best of what was found."""
+    """The k best documents that were found, as a result."""
     scores = found.scores[:, :k]
     ids: Any = found.ids[:, :k]
     if not found.ordered:
@@ -229,7 +239,7 @@ def ranked(found: Found, k: int, *, are_strings: bool) -> SearchResult:
 def padded(
     scores: FloatArray, ids: IdArray, k: int, *, are_strings: bool, certified: BoolArray | None = None
 ) -> SearchResult:
-    """Documents that are in order as a result of k places a query; places without one hold -1 or None."""
+    """Documents in order as a result of k places a query; empty places hold -inf and -1 or None."""
     if short := k - scores.shape[1]:
         nothing: Any = None if are_strings else -1
         scores = np.pad(scores, ((0, 0), (0, short)), constant_values=-np.inf)
@@ -254,7 +264,7 @@ def joined(results: Sequence[SearchResult], k: int, *, are_strings: bool) -> Sea
 
 
 def places_of(ids: IdArray) -> RowArray:
-    """Numbers in the order of ids (n_queries, c), which are integers, or strings with None among them."""
+    """Numbers in the order of ids, (n_queries, c): of the integers themselves, or of strings and None."""
     if ids.dtype != object:
         return ids.astype(np.int64, copy=False)
     place_of = {name: place for place, name in enumerate(sorted({*ids.flat} - {None}))}
@@ -262,7 +272,7 @@ def places_of(ids: IdArray) -> RowArray:
 
 
 def with_codes(backend: Source, got: Candidates) -> tuple[Candidates, SparseCodes]:
-    """Candidates and their codes, each fetched once; what was removed since it was found is left out."""
+    """Candidates and their codes, each fetched once, without those that were removed meanwhile."""
     present = ~np.isneginf(got.scores)
     wanted: Any
     wanted, place = np.unique(got.ids[present], return_inverse=True)
@@ -283,7 +293,7 @@ def with_codes(backend: Source, got: Candidates) -> tuple[Candidates, SparseCode
 
 
 def _held_codes(backend: Source, ids: IdArray) -> tuple[BoolArray, SparseCodes]:
-    """Which of some ids are still held, while others may remove them, and the codes of these."""
+    """Which ids are still held, while others may remove them, and the codes of these."""
     held = np.ones(len(ids), dtype=bool)
     for attempt in range(ATTEMPTS):
         if not held.any():

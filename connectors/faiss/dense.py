@@ -29,7 +29,7 @@ from compressae_index.search.queries import (
     Settings,
     check_candidates,
 )
-from compressae_index.search.stages import Found, Stage, answered
+from compressae_index.search.stages import Found, Stages, answered
 from compressae_index.sources import CHUNK_ROWS, VectorSource
 
 # Norms of CUDA queries that are searched as they are, without a copy; beyond, half precision would suffer.
@@ -53,7 +53,7 @@ class _Held(NamedTuple):
         removed = self.rows.alive is not None
         return isinstance(self.flat, CpuFlat) or (wanted is None and not removed and k <= LONGEST)
 
-    def scan(self, asked: Asked, found: Found | None) -> Found:  # noqa: ARG002
+    def scan(self, asked: Asked) -> Found:
         """The best of all vectors."""
         vectors, factors = self._comparable(asked)
         allowed, n_allowed = self.rows.allowed(asked.settings.filter)
@@ -67,9 +67,8 @@ class _Held(NamedTuple):
         scores = np.where(rows < 0, np.float32(-np.inf), scores * factors)
         return Found(scores, self.rows.all_ids.of(rows), rows)
 
-    def rescore(self, asked: Asked, found: Found | None) -> Found:
+    def rescore(self, asked: Asked, found: Found) -> Found:
         """The candidates by their vectors."""
-        assert found is not None
         vectors, factors = self._comparable(asked)
         rows = np.full(found.ids.shape, -1, dtype=np.int64)
         present = found.scores > -np.inf
@@ -124,11 +123,11 @@ class _Rescored:
         """The best documents of each query."""
         if asked.mode == "sparse":
             return self._inner.answer(asked)
-        stages: tuple[Stage, ...] = (self._candidates, self.vectors.rescore)
+        stages = Stages(self._candidates, (self.vectors.rescore,))
         if asked.mode == "dense":
             if not self.vectors.can_scan(asked.k, asked.settings.filter):
                 return self._scanned_by_index(asked)
-            stages = (self.vectors.scan,)
+            stages = Stages(self.vectors.scan)
         return answered(stages, asked, max(len(asked), 1), are_strings=self.are_strings)
 
     def _scanned_by_index(self, asked: Asked) -> SearchResult:
@@ -137,7 +136,7 @@ class _Rescored:
         msg = f"on a GPU, dense takes no filter and k up to {LONGEST}, and this index has no dense mode"
         raise InputError(msg)
 
-    def _candidates(self, asked: Asked, found: Found | None) -> Found:  # noqa: ARG002
+    def _candidates(self, asked: Asked) -> Found:
         """Stage one: what the index's "sparse" finds."""
         n = max(min(asked.candidates, len(self)), 1)
         result = self._inner.answer(asked.by_terms(n))

@@ -27,7 +27,7 @@ from compressae_index.persistence import entry
 from compressae_index.processes import ForkSafeLock
 from compressae_index.search.backend import SparseBackend
 from compressae_index.search.queries import Asked
-from compressae_index.search.stages import ByTerms, Candidates, Found, Stage, terms_of
+from compressae_index.search.stages import ByTerms, Candidates, Found, Stages, terms_of
 from compressae_index.sources import CHUNK_ROWS
 
 # Of the packed rows. Two bits more than usual are little next to the 10 bytes of a posting.
@@ -273,10 +273,10 @@ class InvertedFile(SparseBackend):
         """
         return self.found(terms, n, filter)[0]
 
-    def stages(self, mode: str) -> tuple[Stage, ...]:
+    def stages(self, mode: str) -> Stages:
         """The stages of a mode, which see the same documents, whatever is changed meanwhile."""
         search = _Search(self)
-        return (search.by_terms,) if mode == "sparse" else (search.by_terms, search.by_rows)
+        return Stages(search.by_terms, () if mode == "sparse" else (search.by_rows,))
 
     def found(
         self,
@@ -468,16 +468,15 @@ class _Search:
         self._backend = backend
         self._held: _Held | None = None
 
-    def by_terms(self, asked: Asked, found: Found | None = None) -> Found:  # noqa: ARG002
+    def by_terms(self, asked: Asked) -> Found:
         """Candidates by Faiss's lists, with their exact sums."""
         terms = terms_of(asked)
         n = asked.k if asked.mode == "sparse" else asked.candidates
         got, self._held = self._backend.found(terms, n, asked.settings.filter, asked.settings.num_threads)
         return ByTerms(self._backend).scored(asked, terms, got)
 
-    def by_rows(self, asked: Asked, found: Found | None) -> Found:
+    def by_rows(self, asked: Asked, found: Found) -> Found:
         """The candidates by their packed rows, which the engine scores."""
-        assert found is not None
         assert self._held is not None
         if not found.places.shape[1]:
             return found

@@ -25,7 +25,7 @@ from compressae_index.errors import InputError, UnknownIdError
 from compressae_index.ids import Ids, as_id_array, refuse_mask_of_integers
 from compressae_index.search.backend import SparseBackend
 from compressae_index.search.queries import Asked, SearchResult
-from compressae_index.search.stages import Candidates, Found, Stage, places_of, terms_of
+from compressae_index.search.stages import Candidates, Finder, Found, Stages, places_of, terms_of
 
 # Limits of one insert: a quarter of what a server's proxy takes, and rows beyond which nothing is gained.
 _REQUEST_BYTES = 16 << 20
@@ -279,10 +279,10 @@ class MilvusBackend(SparseBackend):
         """Fields by id, without ids that are not held: others may have removed them since a search."""
         return self.collection.rows_of(self.key, ids, fields, consistency_level=self.consistency_level)
 
-    def stages(self, mode: str) -> tuple[Stage, ...]:
+    def stages(self, mode: str) -> Stages:
         """The stages of a mode; Milvus answers "dense" and "hybrid" by itself."""
-        own: dict[str, Stage] = {"dense": self.by_reconstructions, "hybrid": self.by_fused_ranks}
-        return (own[mode],) if mode in own else super().stages(mode)
+        own: dict[str, Finder] = {"dense": self.by_reconstructions, "hybrid": self.by_fused_ranks}
+        return Stages(own[mode]) if mode in own else super().stages(mode)
 
     def answer(self, asked: Asked) -> SearchResult:
         """The best documents of each query.
@@ -304,7 +304,7 @@ class MilvusBackend(SparseBackend):
             check_int(asked.k, "k", 1, MAX_RESULTS)
         return super().answer(asked)
 
-    def by_reconstructions(self, asked: Asked, found: Found | None = None) -> Found:  # noqa: ARG002
+    def by_reconstructions(self, asked: Asked) -> Found:
         """The neighbours that Milvus's own index of the reconstructed field finds, without a certificate."""
         request = self._dense_request(asked, asked.k)
         with self.collection.doing("searching", expression=request["filter"]):
@@ -313,7 +313,7 @@ class MilvusBackend(SparseBackend):
         scores = scores if asked.factors is None else scores * asked.factors
         return Found(scores, ids, places_of(ids), np.zeros(len(asked), dtype=bool))
 
-    def by_fused_ranks(self, asked: Asked, found: Found | None = None) -> Found:  # noqa: ARG002
+    def by_fused_ranks(self, asked: Asked) -> Found:
         """The neighbours by ranks in the codes and in the reconstructed field, which Milvus fuses."""
         scope = as_scope(asked.settings.filter)
         sparse = self.search_request(terms_of(asked), asked.candidates, scope)
