@@ -33,8 +33,8 @@ class TrainConfig:
     """Settings of training.
 
     First the dictionary is learned from pursuit codes (`refine_rounds`), then the encoder is trained with the
-    paper's loss and that dictionary (`steps`). With refine_rounds=0, the loss trains both encoder and decoder,
-    as in the paper: `topk` codes gain, `pursuit` codes lose.
+    paper's loss and that dictionary (`steps`). With refine_rounds=0, the loss trains both encoder and
+    decoder, as in the paper: `topk` codes gain, `pursuit` codes lose.
 
     Raises:
         InputError: a setting is of another type or out of range, k > n_latents, or 4k > n_latents.
