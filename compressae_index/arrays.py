@@ -1,4 +1,4 @@
-"""The types of arrays that all rooms pass to each other."""
+"""Types of arrays that all rooms share."""
 
 from __future__ import annotations
 

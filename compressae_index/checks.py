@@ -1,4 +1,4 @@
-"""Checks of what callers pass in; each raises InputError before anything is changed."""
+"""Checks of arguments; each raises InputError before anything is changed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ T = TypeVar("T", bound=str)
 
 MAX_THREADS = 4096
 
-# A row whose squares all underflow has no direction that float32 can tell.
+# A row whose squares all underflow has no direction in float32.
 _SMALLEST = 1e-18
 
 
@@ -40,11 +40,11 @@ def check_vectors(
     Args:
         vectors: (n, d), or (d,) for a single vector, as `conversion.as_array` takes them; any real floating
             dtype, or uint8.
-        dim: the d that is expected, where one is.
+        dim: the expected d, or None for any.
         name: what to call the argument in messages.
         first_row: number of the first row in messages, for callers that check batch by batch.
-        may_be_empty: whether there may be no rows, also as an empty list.
-        integers: whether other integers are taken, as embedders give whole numbers among others.
+        may_be_empty: accept no rows, also as an empty list.
+        integers: accept other integers too, as embedders may return whole numbers.
 
     Raises:
         DimensionError: the array is not (n, d), or d is not `dim`.
@@ -66,7 +66,7 @@ def as_floats(
     may_be_empty: bool = False,
     integers: bool = False,
 ) -> FloatArray:
-    """As `check_vectors`, of what `as_array` gave, and with rows of any values."""
+    """Like `check_vectors`, for an array from `as_array`, without checking the rows' values."""
     if not array.size and may_be_empty and array.shape in {(0,), (0, 0)}:
         array = np.empty((0, dim or 0), dtype=np.float32)
     if array.ndim == 1:
@@ -82,15 +82,15 @@ def as_floats(
     if dim is not None and array.shape[1] != dim:
         msg = f"{name} have dimension {array.shape[1]}, expected {dim}"
         raise DimensionError(msg)
-    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is named as such
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is reported so
         return np.require(array, np.float32, ["C", "A"])
 
 
 def check_float_dtype(dtype: np.dtype[Any], name: str, *, integers: bool = False, contents: str = "") -> None:
-    """Refuses another dtype than `check_vectors` takes.
+    """Checks that `check_vectors` takes a dtype.
 
     Raises:
-        InputError: it is so; the message says how to convert.
+        InputError: it does not, with how to convert.
     """
     if is_float(dtype) or dtype == np.uint8 or (integers and dtype.kind in "iu"):
         return
@@ -105,7 +105,7 @@ def check_float_dtype(dtype: np.dtype[Any], name: str, *, integers: bool = False
 
 
 def contents_of(array: npt.NDArray[Any]) -> str:
-    """What an array of objects or of records holds, for messages."""
+    """The contents of an array of objects or records, for messages."""
     if array.dtype.names:
         return ": numpy.lib.recfunctions.structured_to_unstructured makes rows of records"
     if array.dtype != object or not array.size:
@@ -115,7 +115,7 @@ def contents_of(array: npt.NDArray[Any]) -> str:
 
 
 def bad_rows(array: FloatArray) -> npt.NDArray[np.int64]:
-    """Rows (n, d) that have no direction: NaN or infinite values in them, or nothing but zeros."""
+    """Rows of an array (n, d) without a direction: with NaN or infinite values, or all zero."""
     first = first_without_direction(array, _SMALLEST)
     if first == len(array):
         return np.empty(0, dtype=np.int64)
@@ -126,12 +126,12 @@ def bad_rows(array: FloatArray) -> npt.NDArray[np.int64]:
 def complaint(
     raw: npt.NDArray[Any], array: FloatArray, bad: npt.NDArray[np.int64], name: str, first_row: int
 ) -> tuple[int, str]:
-    """The bad row to name, the first that is not finite or else the first of zeros, and what is wrong.
+    """The bad row to report, the first that is not finite or else the first of zeros, and a message.
 
     Args:
-        raw: the rows as they were given, (n, d) or (d,).
+        raw: the rows as given, (n, d) or (d,).
         array: the rows in float32.
-        bad: what `bad_rows` gave.
+        bad: the result of `bad_rows`.
         name: what to call the rows.
         first_row: number of the first row.
     """
@@ -198,7 +198,7 @@ def check_bool(value: Any, name: str) -> bool:
     """True or False.
 
     Raises:
-        InputError: anything else, whatever it would be taken for.
+        InputError: anything else, truthy or not.
     """
     if not isinstance(value, (bool, np.bool_)):
         msg = f"{name} must be True or False, got {value!r}"
@@ -224,7 +224,7 @@ def check_choice(value: T, name: str, choices: tuple[T, ...]) -> T:
     Raises:
         InputError: with the value and the choices.
     """
-    given: Any = value  # an array, for one, cannot be looked for
+    given: Any = value  # may be anything: `in` fails for arrays
     if not isinstance(given, str) or given not in choices:
         msg = f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}"
         raise InputError(msg)
@@ -232,10 +232,10 @@ def check_choice(value: T, name: str, choices: tuple[T, ...]) -> T:
 
 
 def as_path(value: Any, name: str = "path") -> Path:
-    """A path as callers give it: a string or an `os.PathLike`, of which a leading ~ is the home directory.
+    """A path from a string or an `os.PathLike`; a leading ~ is the home directory.
 
     Raises:
-        InputError: it is neither, is empty, or holds a NUL.
+        InputError: neither of these, empty, or with a NUL.
     """
     try:
         text = os.fspath(value)
@@ -254,7 +254,7 @@ def as_path(value: Any, name: str = "path") -> Path:
 
 
 def check_threads(num_threads: int | None) -> int:
-    """A number of threads; None means all that `usable_threads` gives."""
+    """A number of threads; None for all of `usable_threads`."""
     if num_threads is None:
         return min(usable_threads(), MAX_THREADS)
     return check_int(num_threads, "num_threads", 1, MAX_THREADS)

@@ -1,6 +1,6 @@
-"""What callers pass in as numpy arrays: the one place that knows of pandas, polars, Arrow, torch and DLPack.
+"""Conversion of arguments to numpy arrays: the one place that knows pandas, polars, Arrow, torch and DLPack.
 
-None of these is imported here. What comes from them is told by its methods, or by the module of its type.
+None of them is imported here. Their objects are recognised by methods, or by the module of their type.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from compressae_index.errors import InputError
 
 Array = npt.NDArray[Any]
 
-# What numpy reads from a list as it is.
+# Types that numpy reads from a list unchanged.
 _PLAIN = frozenset({bool, int, float, complex, str, bytes, type(None)})
-# Raised by other libraries where they cannot give an array.
+# Errors of other libraries that cannot give an array.
 _FOREIGN_ERRORS = (TypeError, ValueError, RuntimeError, BufferError, OverflowError, NotImplementedError)
 
 
@@ -27,12 +27,12 @@ def as_array(values: Any, name: str, *, nan_rows: bool = False) -> Array:
     Args:
         values: an array of any library, nested lists, a table or a column of one whose entries are lists, or
             an iterator of such rows. Positions count, not labels. Tensors are detached and copied to the
-            host; bfloat16 of torch becomes float32. Strings become objects, so that they stay exact.
+            host; torch's bfloat16 becomes float32. Strings become objects, so that they stay exact.
         name: what to call the values in messages.
         nan_rows: rows that are missing, or of another length than the first, become rows of NaN.
 
     Raises:
-        InputError: they are masked, sparse, ragged, or otherwise no array; the message says what to call.
+        InputError: they are masked, sparse, ragged or otherwise no array, with what to call.
     """
     try:
         array = _array_of(_plain(values, name, nan_rows))
@@ -45,7 +45,7 @@ def as_array(values: Any, name: str, *, nan_rows: bool = False) -> Array:
 
 
 def must_be_read_at_once(values: Any) -> bool:
-    """Whether slices of values that have a shape may be something else than rows by position."""
+    """Whether slices of the values may not be rows by position, so that they must be converted as a whole."""
     if isinstance(values, np.ndarray):
         return isinstance(values, np.ma.MaskedArray) or values.dtype == object
     nested = bool(getattr(values, "is_nested", False))  # of torch
@@ -53,13 +53,13 @@ def must_be_read_at_once(values: Any) -> bool:
 
 
 def is_float(dtype: Any) -> bool:
-    """Whether a numpy dtype holds floating point numbers, those of ml_dtypes among them."""
+    """Whether a numpy dtype is floating point, including those of ml_dtypes."""
     small = dtype.kind == "V" and dtype.names is None and dtype.name.startswith(("bfloat", "float"))
     return bool(dtype.kind == "f" or small)
 
 
 def is_missing(value: Any) -> bool:
-    """Whether an entry is None, NaN, or what pandas has for a value that is not there."""
+    """Whether an entry is None, NaN, masked, or pandas.NA."""
     return value is None or value is np.ma.masked or (np.ndim(value) == 0 and _differs_from_itself(value))
 
 
@@ -71,7 +71,7 @@ def _differs_from_itself(value: Any) -> bool:
 
 
 def _plain(values: Any, name: str, nan_rows: bool) -> Any:
-    """Values as numpy reads them: an array, or lists, in which nothing is masked or of another library."""
+    """Values that numpy can read: an array or lists, with nothing masked or of another library inside."""
     if isinstance(values, np.ndarray):
         if isinstance(values, np.ma.MaskedArray):
             msg = f"{name} are masked, and the mask would be lost: leave masked rows out, or call .filled()"
@@ -118,14 +118,14 @@ def _of_tensor(tensor: Any) -> Any:
     tensor = tensor.detach().cpu()
     if getattr(tensor, "is_quantized", False):
         tensor = tensor.dequantize()
-    # numpy has none of them.
+    # numpy lacks these dtypes.
     if str(tensor.dtype).removeprefix("torch.").startswith(("bfloat", "float8", "float4")):
         tensor = tensor.float()
     return tensor.numpy()
 
 
 def _of_pandas(values: Any, name: str) -> Any:
-    """A column or a table of pandas, polars, or what has their methods."""
+    """A column or a table of pandas, polars, or any library with their methods."""
     array = np.asarray(values.to_numpy())
     if array.dtype != object:
         return array
@@ -167,7 +167,7 @@ def _of_arrow(values: Any, name: str, nan_rows: bool) -> Any:
 
 
 def is_arrow_list(kind: Any) -> bool:
-    """Whether an Arrow type is one of lists, or an extension type that is stored as such."""
+    """Whether an Arrow type is a list type, or an extension type stored as one."""
     return str(getattr(kind, "storage_type", kind)).partition("<")[0] in {
         "list",
         "large_list",
@@ -185,12 +185,12 @@ def arrow_lengths(column: Any) -> npt.NDArray[np.int64]:
 
 
 def _storage(column: Any) -> Any:
-    """The lists that an extension type, as of tensors of one shape, is stored as."""
+    """The lists behind an extension type, such as that of tensors of one shape."""
     return getattr(column, "storage", column)
 
 
 def width_of(lengths: npt.NDArray[np.int64]) -> int | None:
-    """The length of the first row that is there."""
+    """The length of the first row that is not null."""
     there = np.flatnonzero(lengths >= 0)
     return int(lengths[there[0]]) if there.size else None
 
@@ -198,11 +198,11 @@ def width_of(lengths: npt.NDArray[np.int64]) -> int | None:
 def arrow_rows(
     column: Any, dim: int | None, name: str, first_row: int = 0, *, nan_rows: bool = False
 ) -> Array:
-    """Lists of an Arrow array as rows (n, dim); null rows and those of another length are refused, or NaN.
+    """Lists of an Arrow array as rows (n, dim); null and uneven rows are errors, or rows of NaN.
 
     Args:
         column: an Array of lists.
-        dim: numbers in each row; None where no row is known.
+        dim: numbers in each row; None if no row is known.
         name: what to call the rows in messages.
         first_row: number of the first row in messages.
         nan_rows: as for `as_array`.
@@ -230,7 +230,7 @@ def _uneven(lengths: npt.NDArray[np.int64], dim: int, name: str, first_row: int)
 
 
 def _spread(values: Array, good: npt.NDArray[np.bool_]) -> Array:
-    """Rows in the places that are good, NaN in the others."""
+    """The rows at the good places, NaN at the others."""
     floats = values.dtype if is_float(values.dtype) else np.dtype(np.float32)
     rows = np.full((len(good), values.shape[1]), np.nan, dtype=floats)
     rows[good] = values
@@ -238,11 +238,11 @@ def _spread(values: Array, good: npt.NDArray[np.bool_]) -> Array:
 
 
 def _array_of(plain: Any) -> Array:
-    """An array of what `_plain` gave; of objects where numpy would change what it is given."""
+    """An array from the result of `_plain`; of objects if numpy would change the values."""
     if not isinstance(plain, (list, tuple)):
         return np.asarray(plain)
     types = set(map(type, plain))
-    # numpy would turn numbers to text, lose NULs at the end of it, and turn booleans to numbers.
+    # numpy would turn numbers into text, lose its trailing NULs, and turn booleans into numbers.
     if any(issubclass(kind, str) for kind in types) or (bool in types and len(types) > 1):
         return np.fromiter(plain, dtype=object, count=len(plain))
     try:
@@ -264,7 +264,7 @@ def _numbers(array: Array) -> bool:
 
 
 def _from_objects(array: Array, name: str, nan_rows: bool) -> Array:
-    """Objects as what they all are: rows, booleans, integers or numbers; others as they are."""
+    """Objects converted to their common kind: rows, booleans, integers or numbers; others unchanged."""
     types = set(map(type, array.ravel()))
     if array.ndim == 1 and types & {np.ndarray, list, tuple}:
         return _stacked(list(array), name, nan_rows)
@@ -276,7 +276,7 @@ def _from_objects(array: Array, name: str, nan_rows: bool) -> Array:
         except OverflowError:
             return array
     if types - {type(None)} and _numbers(array) and (array.ndim == 2 or type(None) not in types):
-        return array.astype(np.float64)  # None becomes NaN, which is named with its row
+        return array.astype(np.float64)  # None becomes NaN, which is then reported with its row
     return array
 
 

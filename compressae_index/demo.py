@@ -1,4 +1,4 @@
-"""The main job on data that are shipped with the package: 20,000 texts of WordNet with their embeddings."""
+"""The main job on shipped data: 20,000 texts of WordNet with their embeddings."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class DemoData(NamedTuple):
 
 
 class DemoResult(NamedTuple):
-    """What the demo measured."""
+    """The demo's measurements."""
 
     stats: IndexStats
     measurements: list[Measurement]
@@ -48,7 +48,7 @@ class DemoResult(NamedTuple):
 
 
 def load_data() -> DemoData:
-    """The shipped data set: 19,000 vectors of 384 dimensions and 1,000 held-out ones."""
+    """Loads the shipped data set: 19,000 vectors of 384 dimensions and 1,000 held-out ones."""
     folder = files("compressae_index") / "data" / "wordnet"
     with as_file(folder / "embeddings.npy") as path:
         embeddings = np.load(path).astype(np.float32)
@@ -57,10 +57,10 @@ def load_data() -> DemoData:
 
 
 def run(output: Path | None, say: Say) -> DemoResult:
-    """Trains, builds, saves, loads, searches and measures; says what it does.
+    """Trains, builds, saves, loads, searches and measures, and reports each step.
 
     Args:
-        output: where to keep the index; a temporary directory by default.
+        output: directory to keep the index in; a temporary one by default.
         say: prints a line.
     """
     with tempfile.TemporaryDirectory() as scratch:

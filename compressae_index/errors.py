@@ -4,10 +4,10 @@ CompressaeError
 ├── InputError           an argument is wrong; also a ValueError
 │   ├── DimensionError       two sizes that must agree do not
 │   └── UnknownIdError       an id that the index does not hold; also a KeyError
-├── FormatError          a file or directory is not what it should be
+├── FormatError          a file or directory is foreign, damaged or missing
 │   └── NewerFormatError     written by a newer version of this package
 ├── StorageError         the system refuses to read or write: no permission, a full disk; also an OSError
-├── BackendError         something that keeps codes outside of this process failed or refused
+├── BackendError         a store of codes outside of this process failed or refused
 ├── TrainingError        training cannot go on
 ├── InstallationError    installed packages do not work together; also an ImportError
 └── MissingExtraError    an optional dependency is not installed; also an ImportError
@@ -45,7 +45,7 @@ class DimensionError(InputError):
 class UnknownIdError(InputError, KeyError):
     """An id that the index does not hold."""
 
-    # KeyError would print the message's repr.
+    # KeyError would print the repr of the message.
     __str__ = Exception.__str__
 
 
@@ -58,27 +58,27 @@ class NewerFormatError(FormatError):
 
 
 class StorageError(CompressaeError, OSError):
-    """The system refuses to read or write a file, for want of permission or room; `errno` says which."""
+    """The system refuses to read or write a file, for lack of permission or space; see `errno`."""
 
     def __str__(self) -> str:
-        # OSError would print the number and the file around what already says all.
+        # OSError would add errno and the file to a complete message.
         return str(self.strerror) if self.strerror else Exception.__str__(self)
 
 
 class BackendError(CompressaeError):
-    """Something that keeps codes outside of this process failed or refused; the message says what to do."""
+    """A store of codes outside of this process failed or refused; the message says what to do."""
 
 
 class TrainingError(CompressaeError):
-    """Training cannot go on, for the reason that the message gives."""
+    """Training cannot go on, for the reason in the message."""
 
 
 class InstallationError(CompressaeError, ImportError):
-    """Installed packages are broken or do not work together; the message has the command that repairs it."""
+    """Installed packages are broken or do not work together; the message has the command to repair them."""
 
 
 class MissingExtraError(CompressaeError, ImportError):
-    """An optional dependency is not installed; the message holds the command that installs it."""
+    """An optional dependency is not installed; the message has the command to install it."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(

@@ -1,4 +1,4 @@
-"""User ids outside, row numbers inside."""
+"""User ids and their row numbers."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from compressae_index.processes import cached_property, lasting_state
 
 
 class Ids:
-    """The ids of rows 0 .. n-1: int64 or strings, no two the same; immutable.
+    """The ids of rows 0 .. n-1: unique int64 or strings; immutable.
 
-    Ids that count up from 0 take no memory, other integers 4 bytes where all are below 2^32, else 8. Strings
-    are kept as one UTF-8 buffer with offsets.
+    Ids 0 .. n-1 take no memory, other integers 4 bytes if all are below 2^32, else 8. Strings are one UTF-8
+    buffer with offsets.
     """
 
     def __init__(self, n: int, arrays: dict[str, npt.NDArray[Any]]) -> None:
-        """From `arrays` as `to_arrays` gives them; none where the ids are 0 .. n-1."""
+        """From the arrays of `to_arrays`; none for the ids 0 .. n-1."""
         self._n = n
         self._arrays = arrays
         for name, expected in (("ids", n), ("id_ends", n + 1)):
@@ -34,10 +34,10 @@ class Ids:
 
     @classmethod
     def from_user(cls, ids: Any, n: int) -> Ids:
-        """From what a caller passes: None, a sequence of integers, or one of strings.
+        """From a caller's argument: None, a sequence of integers, or one of strings.
 
         Raises:
-            InputError: a number that differs from n, duplicates, negative numbers, mixed or other types.
+            InputError: not n ids, duplicates, negative numbers, mixed or other types.
         """
         if ids is None:
             return cls(n, {})
@@ -52,12 +52,12 @@ class Ids:
     def from_stored(
         cls, n: int, arrays: dict[str, npt.NDArray[Any]], alive: npt.NDArray[np.bool_] | None = None
     ) -> Ids:
-        """From arrays that were loaded, as `to_arrays` gave them; all of their contents are checked.
+        """From loaded arrays of `to_arrays`; checks all of their contents.
 
         Args:
             n: rows.
-            arrays: see above.
-            alive: (n,) which of the rows were not removed; the ids of others may repeat. None: all.
+            arrays: the arrays by name.
+            alive: (n,) which rows were not removed, None for all; ids of removed rows may repeat.
 
         Raises:
             InputError: other arrays, another dtype or length, or ids that are negative, repeat, or are not
@@ -83,7 +83,7 @@ class Ids:
         return self._n
 
     def __getstate__(self) -> dict[str, Any]:
-        # Of mapped arrays, what they hold.
+        # Plain views of mapped arrays.
         arrays = {name: np.asarray(array) for name, array in self._arrays.items()}
         return lasting_state(self) | {"_arrays": arrays}
 
@@ -94,7 +94,7 @@ class Ids:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the ids take."""
+        """Bytes of the ids."""
         return sum(array.nbytes for array in self._arrays.values())
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
@@ -108,14 +108,14 @@ class Ids:
     def of(self, rows: RowArray) -> IdArray:
         """Ids of rows of any shape; row -1 gives -1, or None where ids are strings.
 
-        Where row numbers are the ids, these are `rows` themselves.
+        If row numbers are the ids, returns `rows` itself.
         """
         if not self._arrays:
             return rows
         if self.are_strings:
             text, ends = self._arrays["id_text"], self._arrays["id_ends"]
             wanted = rows.ravel().tolist()
-            # Each once: the same long string may be found by every query.
+            # Decode each once: every query may find the same long string.
             names = {row: bytes(text[ends[row] : ends[row + 1]]).decode() for row in {*wanted} if row >= 0}
             result = np.empty(rows.size, dtype=object)
             result[:] = [names.get(row) for row in wanted]
@@ -152,7 +152,7 @@ class Ids:
         return np.where(in_order[place] == array, order[place], -1)
 
     def extended(self, more: Ids) -> Ids:
-        """These ids followed by others, which must be new and of the same kind."""
+        """These ids followed by new ones of the same kind."""
         if self.are_strings and more.are_strings:
             ends = self._arrays["id_ends"]
             return Ids(
@@ -198,7 +198,7 @@ def as_id_array(ids: Any) -> IdArray:
     kinds = set(map(type, array)) if array.dtype == object else set()
     if array.dtype.kind in "UT" or (kinds and all(issubclass(kind, str) for kind in kinds)):
         strings = np.empty(array.size, dtype=object)
-        strings[:] = [str.__str__(name) for name in array]  # str() of numpy.str_ would lose NULs
+        strings[:] = [str.__str__(name) for name in array]  # str() of numpy.str_ would lose trailing NULs
         return strings
     if array.dtype.kind in "iu" or (
         kinds and bool not in kinds and all(issubclass(kind, int) for kind in kinds)
@@ -236,7 +236,7 @@ def _check_stored_strings(
     if ends[0] != 0 or ends[-1] != len(text) or (ends[1:] < ends[:-1]).any():
         msg = f"the ends of string ids must ascend from 0 to {len(text)}, the length of their text"
         raise InputError(msg)
-    # The text as a whole is UTF-8, and no id begins within a character.
+    # The whole text is UTF-8, and no id begins within a character.
     try:
         codecs.utf_8_decode(text.data, "strict", True)
     except UnicodeDecodeError as error:
@@ -272,7 +272,7 @@ def _scalar_advice(ids: Any) -> str:
 
 
 def _not_ids(array: npt.NDArray[Any], kinds: set[type]) -> str:
-    """What is wrong with ids that are neither integers nor strings, and what to call."""
+    """A message about ids that are neither integers nor strings, with what to call."""
     missing = [row for row, value in enumerate(array) if is_missing(value)]
     names = sorted(kind.__name__ for kind in kinds)
     got = str(array.dtype) if not names else names[0] if len(names) == 1 else "a mix of types"
@@ -291,15 +291,15 @@ def _not_ids(array: npt.NDArray[Any], kinds: set[type]) -> str:
 
 
 def check_unique(array: IdArray, place: str = "row", first: int = 0) -> None:
-    """Refuses ids that cannot be those of rows.
+    """Checks that ids are unique and not negative.
 
     Args:
-        array: what `as_id_array` gave.
-        place: what an id's place is called in messages: a row, or a line of a file.
+        array: the result of `as_id_array`.
+        place: the word for an id's place in messages: a row, or a line of a file.
         first: number of the first place.
 
     Raises:
-        InputError: an id stands more than once, or is negative.
+        InputError: an id repeats, or is negative.
     """
     values, starts, counts = np.unique(array, return_index=True, return_counts=True)
     if len(values) < len(array):
@@ -320,7 +320,7 @@ def check_unique(array: IdArray, place: str = "row", first: int = 0) -> None:
 
 
 def pack_strings(array: IdArray) -> dict[str, npt.NDArray[Any]]:
-    """Strings as one UTF-8 buffer, and where each begins and the last ends.
+    """Strings as one UTF-8 buffer, with offsets (n + 1,).
 
     Raises:
         InputError: a string holds a lone surrogate.
@@ -334,22 +334,22 @@ def pack_strings(array: IdArray) -> dict[str, npt.NDArray[Any]]:
     return {"id_text": np.frombuffer(b"".join(encoded), dtype=np.uint8), "id_ends": ends}
 
 
-# Arrays that a directory holds of ids and removals.
+# Stored arrays of ids and removals.
 STORED_ROWS = ("ids", "id_text", "id_ends", "alive")
 
 
 class Rows:
-    """The ids of rows 0 .. n-1, some of which may have been removed; immutable.
+    """The ids of rows 0 .. n-1, with marks of removed rows; immutable.
 
     Attributes:
         all_ids: the ids of all rows.
         alive: (n,) which rows were not removed; None for all.
-        n_alive: how many these are.
-        mark_bytes: bytes of the marks of removal.
+        n_alive: the number of rows that were not removed.
+        mark_bytes: bytes of the marks.
     """
 
     def __init__(self, ids: Ids, alive: npt.NDArray[np.bool_] | None = None) -> None:
-        """From the ids of the rows, and which of these were not removed (None: all)."""
+        """From the ids of the rows, and which of them were not removed (None: all)."""
         self.all_ids = ids
         self.alive = alive
         self.n_alive = len(ids) if alive is None else int(alive.sum())
@@ -370,11 +370,11 @@ class Rows:
     @cached_property
     def live_ids(self) -> Ids:
         """The ids of `alive_rows`."""
-        # An id may have been removed and added again: only the living one counts.
+        # A removed id may have been added again: only the live row counts.
         return self.all_ids if self.alive is None else self.all_ids.subset(self.alive_rows())
 
     def allowed(self, wanted: Any) -> tuple[Bitmap | None, int]:
-        """The bitmap that the engine filters by, and how many documents it allows.
+        """The engine's bitmap of a filter, and the number of documents it allows.
 
         Args:
             wanted: ids, in which repeats count once, or a boolean mask of the documents that were not
@@ -401,21 +401,21 @@ class Rows:
         return np.packbits(mask, bitorder="little"), int(mask.sum())
 
     def extended(self, ids: Ids) -> Rows:
-        """With rows appended, whose ids are new or were removed."""
+        """These rows with others appended, whose ids are new or were removed."""
         if not len(self.all_ids):
             return Rows(ids)
         alive = None if self.alive is None else np.concatenate([self.alive, np.ones(len(ids), dtype=bool)])
         return Rows(self.all_ids.extended(ids), alive)
 
     def without(self, rows: RowArray) -> Rows:
-        """With some rows removed."""
+        """These rows with some removed."""
         alive = np.ones(len(self.all_ids), dtype=bool) if self.alive is None else self.alive.copy()
         alive[rows] = False
         return Rows(self.all_ids, alive)
 
 
 def stored_rows(n: int, arrays: Mapping[str, npt.NDArray[Any]]) -> tuple[Ids, npt.NDArray[np.bool_] | None]:
-    """The ids of n rows, and which of these were not removed, of arrays that were loaded: see STORED_ROWS.
+    """The ids of n rows, and which of them were not removed, from loaded arrays (see STORED_ROWS).
 
     Raises:
         InputError: arrays of another kind or length, ids that are negative, repeat among rows that were not
@@ -432,14 +432,14 @@ def stored_rows(n: int, arrays: Mapping[str, npt.NDArray[Any]]) -> tuple[Ids, np
 
 
 def refuse_mask_of_integers(array: npt.NDArray[Any], *lengths: int) -> None:
-    """Refuses a filter of 0 and one other value, as 1 or 255, for each document: ids would not repeat.
+    """Refuses a filter of 0 and one other value, such as 1 or 255, for each document: it is meant as a mask.
 
     Args:
         array: a filter.
-        lengths: how many documents a mask may be for, as with those that were removed and without.
+        lengths: the possible lengths of a mask, such as with and without removed documents.
 
     Raises:
-        InputError: it is so.
+        InputError: it is such a filter.
     """
     if array.dtype.kind not in "iu" or array.ndim != 1 or len(array) not in lengths:
         return

@@ -1,4 +1,4 @@
-"""Headers of .npy files, believed only as far as the file goes."""
+"""Headers of .npy files, checked against the file's size."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _READERS = {
 
 
 class NpyHeader(NamedTuple):
-    """What a .npy file holds, and where."""
+    """dtype, shape and layout of a .npy file."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -29,14 +29,14 @@ class NpyHeader(NamedTuple):
 
 
 def read_header(handle: BufferedReader, file: Path) -> NpyHeader:
-    """The header of a file whose size is the one that it says, so that no more is ever allocated for it.
+    """The header of a file, checked against its size, so that a false shape allocates no memory.
 
     Args:
         handle: the file, opened at its start.
         file: its name in messages.
 
     Raises:
-        FormatError: it is no .npy file, holds Python objects, or is shorter or longer than its header says.
+        FormatError: not a .npy file, one of Python objects, or shorter or longer than its header says.
     """
     shape, fortran_order, dtype = _parsed(handle, file)
     offset, size = handle.tell(), os.fstat(handle.fileno()).st_size
@@ -60,7 +60,7 @@ def _parsed(handle: BufferedReader, file: Path) -> tuple[tuple[int, ...], bool, 
         parsed: tuple[tuple[int, ...], bool, np.dtype[Any]] = _READERS[version](handle)
     except OSError:
         raise
-    # A header is Python text, and parsing it may fail in many ways, also for want of a deeper stack.
+    # A header is Python text; parsing it may fail in many ways, even by a stack overflow.
     except Exception as error:
         msg = f"{file} is damaged, or no .npy file: {error}"
         raise FormatError(msg) from error

@@ -6,13 +6,12 @@
         model.safetensors
         <array>.npy
 
-A link among them is refused: whoever prepares a directory would say with it which files are read.
+Links are refused: whoever prepared a directory could make us read any file by one.
 
-New data are written beside the old ones, then the manifest is replaced atomically, then the old data are
-removed, each step on the disk before the next: a crash or a loss of power at any point leaves the old
-directory or the new one. Writers need not know of each other. Each writes to a folder of its own and holds
-the folder's lock. The last to replace the manifest wins, and removes folders that it does not name and nobody
-holds.
+A writer writes new data next to the old, replaces the manifest atomically, then removes the old data, and
+syncs each step before the next: a crash or a power cut at any point leaves the old directory or the new one.
+Writers need not know of each other: each writes to its own folder and holds the folder's lock. The last to
+replace the manifest wins, and removes folders that the manifest does not name and nobody holds.
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ _DATA = re.compile(rf"{_PREFIX}[0-9a-f]{{8}}")
 
 
 class Stored(NamedTuple):
-    """What a directory holds."""
+    """The contents of a directory."""
 
     meta: dict[str, Any]
     """The caller's own entry of the manifest."""
@@ -72,24 +71,24 @@ class Stored(NamedTuple):
     tensors: dict[str, npt.NDArray[np.float32]]
     """The model's parameters by name."""
     files: dict[str, Path]
-    """Files of another form, by name."""
+    """Other files by name."""
     checksum: str
-    """The manifest's, which tells one content of the directory from another."""
+    """The manifest's checksum, which changes with the contents."""
 
 
 class Mapped(NamedTuple):
-    """Where mapped arrays are, for another process to map them too."""
+    """Path and checksum of mapped arrays, for another process to map them too."""
 
     path: Path
     checksum: str
 
     @classmethod
     def of(cls, path: Path, stored: Stored) -> Mapped:
-        """Of a directory that was read, however the process was started that will read it."""
+        """Of a directory that was read, by its absolute path: working directories may differ."""
         return cls(path.absolute(), stored.checksum)
 
     def check(self, found: Mapped | None) -> None:
-        """Refuses what another process found at the path, where it is not the same.
+        """Checks that another process found the same contents at the path.
 
         Raises:
             FormatError: the directory was written anew.
@@ -115,11 +114,11 @@ def write(
 
     Args:
         path: the directory.
-        kind: what it holds.
+        kind: the kind of its contents.
         meta: the caller's own entry of the manifest.
         arrays: arrays by name.
         tensors: the model's parameters by name.
-        files: files of another form by name, and what writes them to a path.
+        files: other files by name, each with a function that writes it to a path.
 
     Raises:
         FormatError: another kind is at `path`, or something that this package did not write.
@@ -132,27 +131,27 @@ def write(
             _write_files(folder, arrays or {}, tensors, files or {})
             described = {file.name: describe(file) for file in sorted(folder.iterdir())}
             sync_folder(folder)
-            sync_folder(path)  # the folder's own name, before a manifest holds it
+            sync_folder(path)  # the folder's name must be on disk before a manifest names it
             content = {"meta": dict(meta), "data": folder.name, "files": described}
             previous = write_manifest(path, kind, content, aside=folder / _MANIFEST)
         if previous is not None:
-            # Nobody writes what a manifest has named, so this needs no lock, which some file systems lack.
+            # Nobody writes to a folder that a manifest named, so no lock is needed.
             shutil.rmtree(path / previous, ignore_errors=True)
-        with suppress(OSError):  # all is saved
+        with suppress(OSError):  # the save itself is complete
             _sweep(path)
 
 
 @contextmanager
 def _new_data(path: Path) -> Iterator[Path]:
-    """A folder for new data, removed at the end if no manifest names it, as are the folders made for it."""
+    """A folder for new data; if no manifest names it at the end, it and its new parents are removed."""
     made: list[Path] = []
     folder: Path | None = None
     try:
         with ExitStack() as held:
             while folder is None:
                 made += make_folders(path)
-                with suppress(FileNotFoundError):  # removed again by another writer, who made it and failed
-                    _sweep(path)  # what is left over may be what fills the disk
+                with suppress(FileNotFoundError):  # another writer made it, failed and removed it
+                    _sweep(path)  # leftovers may be what fills the disk
                     folder = held.enter_context(own_folder(path, _PREFIX))
             yield folder
     except BaseException:
@@ -167,13 +166,13 @@ def _sweep(path: Path) -> None:
 
 
 def write_manifest(path: Path, kind: str, content: Mapping[str, Any], *, aside: Path) -> str | None:
-    """Replaces the manifest of a directory in one step, by way of a new file `aside` on the same disk.
+    """Replaces the manifest of a directory atomically, by a new file `aside` on the same disk.
 
     Returns:
         The data folder that the replaced manifest named, if it named one.
 
     Raises:
-        FormatError: another kind, or something foreign, came to be at `path` since `check_target`.
+        FormatError: another kind, or something foreign, appeared at `path` since `check_target`.
     """
     manifest = {"format": FORMAT, "format_version": FORMAT_VERSION, "kind": kind, **content}
     manifest["checksum"] = _manifest_checksum(manifest)
@@ -187,17 +186,17 @@ def write_manifest(path: Path, kind: str, content: Mapping[str, Any], *, aside: 
 
 
 def check_target(path: str | os.PathLike[str], kind: str) -> None:
-    """Refuses what `write` would refuse, for callers whose work before it takes a while.
+    """Checks early that `write` can write to a path, for callers with long work before it.
 
     Raises:
         FormatError: another kind is at `path`, or something that this package did not write.
-        StorageError: there is no permission to write there.
+        StorageError: no permission to write there.
     """
     path = as_path(path)
     check_writable(path)
     with accessing(path, "read"):
         foreign = path.exists() and not path.is_dir()
-        # Without a manifest: empty, or left by a first write that was killed, or that goes on.
+        # Without a manifest: empty, or holds a first write that was killed or is under way.
         if path.is_dir() and not was_written(path):
             foreign = not all(_DATA.fullmatch(entry.name) for entry in path.iterdir())
         if foreign:
@@ -206,7 +205,7 @@ def check_target(path: str | os.PathLike[str], kind: str) -> None:
 
 
 def was_written(path: Path) -> bool:
-    """Whether a path holds a manifest, of whatever it is; a first write that was killed leaves none."""
+    """Whether a path holds a manifest of any kind; a first write that was killed leaves none."""
     with accessing(path, "read"):
         try:
             (path / _MANIFEST).lstat()
@@ -216,7 +215,7 @@ def was_written(path: Path) -> bool:
 
 
 def _replaced_by(path: Path, kind: str, *, with_data: bool = True) -> str | None:
-    """The data folder that the manifest at a path names, or None where there is no manifest.
+    """The data folder that the manifest at a path names, or None without a manifest.
 
     Raises:
         FormatError: the manifest is of another kind, or foreign.
@@ -234,7 +233,7 @@ def _replaced_by(path: Path, kind: str, *, with_data: bool = True) -> str | None
             f"{path} holds: {found}; expected: {kind}, or nothing; use another path, or remove what is there"
         )
         raise FormatError(msg)
-    # The name decides what is deleted, so it must be one that this module gives.
+    # The named folder will be deleted, so the name must be one that this module gives.
     if not ours or (with_data and not _is_data(data)):
         raise _foreign(path)
     return data if with_data else None
@@ -245,7 +244,7 @@ def _foreign(path: Path) -> FormatError:
 
 
 def _is_named(path: Path, data: str) -> bool:
-    """Whether the manifest at a path names a data folder; in doubt, it does."""
+    """Whether the manifest at a path names a data folder; True in doubt."""
     try:
         return bool(_parsed(path)["data"] == data)
     except FileNotFoundError:
@@ -259,7 +258,7 @@ def _is_data(name: object) -> bool:
 
 
 def kind_of(path: str | os.PathLike[str]) -> str:
-    """What a directory holds: "index", "model", "codes", "checkpoint" or "faiss index".
+    """The kind of a directory: "index", "model", "codes", "checkpoint" or "faiss index".
 
     Raises:
         FormatError: there is none, or it is foreign or damaged.
@@ -274,9 +273,9 @@ def read(path: str | os.PathLike[str], kind: str, *, mmap: bool = False) -> Stor
 
     Args:
         path: the directory.
-        kind: what it must hold: "index" or "model".
-        mmap: map the arrays instead of reading them into memory. Their checksums are still verified, by
-            reading the files once; the pages stay the operating system's.
+        kind: the kind it must have.
+        mmap: map the arrays instead of reading them into memory. Checksums are still verified, by reading
+            the files once; the pages stay in the system's cache.
 
     Raises:
         FormatError: with the file that is missing, truncated, foreign, tampered with or a link.
@@ -288,7 +287,7 @@ def read(path: str | os.PathLike[str], kind: str, *, mmap: bool = False) -> Stor
 
 
 def unless_replaced(path: Path, attempt: Callable[[], T]) -> T:
-    """What reading a directory gives; tried again where it failed and a writer replaced it meanwhile."""
+    """Reads a directory by `attempt`, again if that failed and a writer replaced the directory meanwhile."""
     while True:
         before = _manifest_bytes(path)
         try:
@@ -313,7 +312,7 @@ def _read(path: Path, kind: str, mmap: bool) -> Stored:
     files: dict[str, Path] = {}
     with accessing(path, "read"), reading(str(path)), ExitStack() as opened:
         folder = _data_folder(path, manifest)
-        # All are opened before the first is read, so that a writer that removes them now does no harm.
+        # Open all files before reading any, so that a writer can remove them meanwhile.
         handles = {name: opened.enter_context(open_file(folder / _bare(name))) for name in manifest["files"]}
         for name, handle in handles.items():
             file = folder / name
@@ -349,10 +348,10 @@ def _bare(name: str) -> str:
 
 
 def _read_array(handle: BufferedReader, file: Path, mmap: bool) -> npt.NDArray[Any]:
-    """Not by np.load, which would also take archives, and only what the file is long enough for."""
+    """Reads an array whose size fits the file; np.load would also take archives."""
     header = read_header(handle, file)
     empty = 0 in header.shape
-    # A header of odd length leaves numbers where processors need not find them.
+    # After a header of odd length, the numbers are not aligned.
     if mmap and not empty and header.offset % header.dtype.alignment == 0:
         order: Literal["F", "C"] = "F" if header.fortran_order else "C"
         return np.memmap(handle, header.dtype, "r", header.offset, header.shape, order)
@@ -362,7 +361,7 @@ def _read_array(handle: BufferedReader, file: Path, mmap: bool) -> npt.NDArray[A
 
 
 def entry(content: Mapping[str, Any], name: str, kind: type[T]) -> T:
-    """An entry of a manifest, of the type that it must have.
+    """An entry of a manifest, checked to have a type.
 
     Raises:
         InputError: it is missing or of another type.
@@ -375,7 +374,7 @@ def entry(content: Mapping[str, Any], name: str, kind: type[T]) -> T:
 
 
 def release_pages(arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Lets the system take back what was read of mapped arrays; it is read again where it is needed."""
+    """Gives the pages of mapped arrays back to the system, which reads them again on demand."""
     for array in arrays.values():
         base: Any = array.base
         if isinstance(base, mmap_module.mmap) and hasattr(mmap_module, "MADV_DONTNEED"):
@@ -384,7 +383,7 @@ def release_pages(arrays: Mapping[str, npt.NDArray[Any]]) -> None:
 
 @contextmanager
 def reading(what: str) -> Iterator[None]:
-    """Turns whatever damaged content makes the code inside raise into a FormatError about `what`."""
+    """Turns errors that damaged contents cause in the code inside into a FormatError about `what`."""
     try:
         yield
     except (FormatError, OSError, MemoryError):
@@ -393,7 +392,7 @@ def reading(what: str) -> Iterator[None]:
         msg = f"{what} is damaged: it lacks {error}"
         raise FormatError(msg) from error
     except Exception as error:
-        # Errors of checks are sentences; others need their name.
+        # Errors of our checks are sentences; others need their type's name.
         name = "" if isinstance(error, (CompressaeError, ValueError)) else f"{type(error).__name__}: "
         msg = f"{what} is damaged: {name}{error}"
         raise FormatError(msg) from error
@@ -405,7 +404,7 @@ def _write_files(
     tensors: Mapping[str, npt.NDArray[np.float32]],
     files: Mapping[str, Callable[[Path], object]],
 ) -> None:
-    """Fills a folder, durably but for the names in it."""
+    """Writes and syncs files in a folder; the caller syncs the folder."""
     from safetensors.numpy import save
 
     for name, write_file in files.items():
@@ -417,14 +416,14 @@ def _write_files(
         sync(handle)
     for name, array in arrays.items():
         with new_file(folder / f"{name}.npy") as handle:
-            # Of numpy's own way to a file, an error would say how many bytes it took, but not why.
+            # If numpy wrote to the file itself, an error would give the bytes written, but not the reason.
             target: Any = SimpleNamespace(write=handle.write)
             np.save(target, array, allow_pickle=False)
             sync(handle)
 
 
 def describe(file: Path) -> dict[str, Any]:
-    """What a manifest holds of a file: its size and checksum."""
+    """A file's entry in a manifest: its size and checksum."""
     with file.open("rb") as handle:
         return _described(handle)
 
@@ -435,7 +434,7 @@ def _described(handle: BufferedReader) -> dict[str, Any]:
 
 
 def verify(file: Path, expected: Mapping[str, Any]) -> None:
-    """Compares a file with what `describe` gave.
+    """Compares a file with the result of `describe`.
 
     Raises:
         FormatError: it is missing, a link, of another size or does not match its checksum.
@@ -445,7 +444,7 @@ def verify(file: Path, expected: Mapping[str, Any]) -> None:
 
 
 def _verify(handle: BufferedReader, file: Path, expected: Mapping[str, Any]) -> None:
-    """As `verify`, of a file that is open; it is to be read from its beginning again."""
+    """Like `verify`, for an open file; seeks back to its start."""
     size = os.fstat(handle.fileno()).st_size
     if size != expected["bytes"]:
         msg = f"{file} holds {size} bytes, its manifest says {expected['bytes']}"
@@ -462,7 +461,7 @@ def _manifest_checksum(manifest: Mapping[str, Any]) -> str:
 
 
 def read_manifest(path: Path, kind: str | None) -> dict[str, Any]:
-    """The manifest of a directory of the given kind, or of any for None; its own checksum verified.
+    """The manifest of a directory of the given kind, or of any for None, with its checksum verified.
 
     Raises:
         FormatError: there is none, or it is foreign, damaged, or of another kind.
@@ -501,12 +500,12 @@ def read_manifest(path: Path, kind: str | None) -> dict[str, Any]:
 
 
 def _parsed(path: Path) -> Any:
-    """The JSON of a manifest, whatever it holds.
+    """The parsed JSON of a manifest, unchecked.
 
     Raises:
         FileNotFoundError, IsADirectoryError: there is none.
-        FormatError: it is a link or no file.
-        ValueError, RecursionError: it is no JSON.
+        FormatError: it is a link or not a file.
+        ValueError, RecursionError: it is not JSON.
     """
     file = path / _MANIFEST
     if stat.S_ISDIR(file.lstat().st_mode):

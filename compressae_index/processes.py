@@ -1,4 +1,4 @@
-"""What a process may use and what it hands to others: processors, locks after a fork, state to pickle."""
+"""Processors that a process may use, locks that survive a fork, and state to pickle."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ T = TypeVar("T")
 
 
 def usable_threads() -> int:
-    """Threads that may run at once: the least of affinity, a cgroup's quota and OMP_NUM_THREADS."""
+    """Threads to use: the minimum of affinity, the cgroup's quota and OMP_NUM_THREADS."""
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     bounds = [processors, cpu_quota(), _omp_threads()]
     return min(bound for bound in bounds if bound is not None)
 
 
 def _omp_threads() -> int | None:
-    """The first number of OMP_NUM_THREADS, as of "4" or "4,2"; None where there is none above 0."""
+    """The first number of OMP_NUM_THREADS, such as "4" or "4,2"; None if it is missing or not positive."""
     wanted = re.match(r"\s*\+?0*([1-9]\d{0,8})\s*(,|$)", os.environ.get("OMP_NUM_THREADS", ""), re.ASCII)
     return int(wanted[1]) if wanted else None
 
 
 @cache
 def cpu_quota(root: Path = Path("/")) -> int | None:
-    """Processors that the cgroup of this process and those above it may use, rounded up; None for no limit.
+    """Processors that this process's cgroup and its ancestors allow, rounded up; None for no limit.
 
     Args:
-        root: where /proc and /sys/fs/cgroup are.
+        root: the folder of proc and sys/fs/cgroup.
     """
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except (OSError, ValueError):  # no Linux
+    except (OSError, ValueError):  # not Linux
         return None
     quotas = []
     for _, controllers, group in (line.split(":", 2) for line in lines if line.count(":") >= 2):
@@ -52,7 +52,7 @@ def cpu_quota(root: Path = Path("/")) -> int | None:
 
 
 def _folders(mount: Path, group: str) -> list[Path]:
-    """The folders of a cgroup and of those above it; a container may see the last of them alone."""
+    """The folders of a cgroup and its ancestors; a container may see only the last."""
     path = Path(group.lstrip("/"))
     return [mount / part for part in (path, *path.parents)]
 
@@ -73,21 +73,21 @@ def _words(file: Path) -> list[str]:
 
 
 def _ratio(*words: str) -> float | None:
-    """Quota over period; None where there is no quota, which is then "max" or -1."""
+    """Quota over period; None for no quota, which is "max" or -1."""
     if len(words) != 2 or not all(word.isdecimal() for word in words) or int(words[1]) == 0:
         return None
     return int(words[0]) / int(words[1])
 
 
 class ForkSafeLock:
-    """Holds a lock that is free in a forked child, which does not have the thread that held it.
+    """A lock that is free in a forked child, where the thread that held it does not exist.
 
-    What it guards must be replaced as a whole, so that the child finds it as it was or as it became. A copy
-    has a lock of its own.
+    Guard only state that is replaced as a whole, so that the child finds the old or the new one. A copy has
+    its own lock.
     """
 
     def __init__(self) -> None:
-        # To be used as it is: a `with` over a class in Python may be interrupted once the lock is taken.
+        # Use it directly: a context manager in Python may be interrupted right after it takes the lock.
         self.lock = threading.Lock()
         _locks.add(self)
 
@@ -112,7 +112,7 @@ if sys.version_info >= (3, 12):
 else:
 
     class cached_property(Generic[T]):  # noqa: N801
-        """That of Python 3.12: the one of 3.11 has a lock, which a forked child may find locked."""
+        """cached_property of Python 3.12: that of 3.11 has a lock, which a forked child may find locked."""
 
         def __init__(self, make: Callable[[Any], T]) -> None:
             self._make = make
@@ -133,7 +133,7 @@ else:
 
 
 def lasting_state(instance: object) -> dict[str, Any]:
-    """Attributes of an object, without those that a `cached_property` makes again: what to pickle of it."""
+    """The attributes of an object to pickle: all but those of a `cached_property`."""
     kind = type(instance)
     return {
         name: value

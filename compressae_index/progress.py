@@ -1,4 +1,4 @@
-"""Progress on standard error: bars with the time left, or lines where nobody watches a terminal."""
+"""Progress on standard error: bars with the time left on a terminal, else lines."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-# Seconds of work before the first line, and between lines, where standard error is no terminal.
+# Seconds before the first line, and between lines, if standard error is not a terminal.
 FIRST_LINE, NEXT_LINE = 3, 10
 
 
 @contextmanager
 def track(total: int, label: str, *, enabled: bool, unit: str = "rows") -> Iterator[Callable[[int], object]]:
-    """A bar on standard error that is gone when done; yields what to call with each step's size.
+    """Shows a bar on standard error until the work is done; yields a function to call with each step's size.
 
-    It shows itself where the work takes longer than a second. Where standard error is no terminal, as in a
-    log, there are lines now and then instead.
+    The bar appears after a second. If standard error is not a terminal, lines appear now and then instead.
     """
     if not enabled:
-        # tqdm takes locks even for a bar that it does not show, which a forked child may find locked.
+        # tqdm takes locks even for a hidden bar, and a forked child may find them locked.
         yield lambda _: None
         return
     from tqdm import tqdm
@@ -34,13 +33,13 @@ def track(total: int, label: str, *, enabled: bool, unit: str = "rows") -> Itera
         unit_scale=True,
         leave=False,
         delay=1,
-        disable=None,  # where standard error is no terminal
+        disable=None,  # hidden if standard error is not a terminal
     ) as bar:
         yield bar.update
 
 
 def say(line: str) -> None:
-    """A line on standard error, before work that takes long."""
+    """Prints a line on standard error, before long work."""
     print(line, file=sys.stderr, flush=True)
 
 
@@ -49,7 +48,7 @@ def _is_terminal() -> bool:
 
 
 class _Lines:
-    """How far work is, said after a while and then rarely."""
+    """Prints progress as lines, the first after a while and the next rarely."""
 
     def __init__(self, total: int, label: str, unit: str) -> None:
         self._total, self._label, self._unit = total, label, unit

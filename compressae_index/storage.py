@@ -1,6 +1,6 @@
-"""Files and folders as the system gives them: errors in words, no links followed, durable, locked by writers.
+"""Files and folders: errors in words, no links followed, durable writes, locks of writers.
 
-What outlives its writer is recognised by its lock: `own_folder` holds one, which the system frees however the
+A lock tells whether a folder's writer is alive: `own_folder` holds one, which the system frees however the
 process ends, and `sweep` removes only folders that nobody holds.
 """
 
@@ -24,7 +24,7 @@ from compressae_index.errors import FormatError, StorageError
 if sys.platform != "win32":
     import fcntl
 
-# Flags that Windows does not have.
+# Windows lacks these flags.
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0)
 _BINARY = getattr(os, "O_BINARY", 0)
@@ -35,10 +35,10 @@ _NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 @contextmanager
 def accessing(path: Path, doing: Literal["read", "written"]) -> Iterator[None]:
-    """Turns errors of the system inside into a StorageError in words; those of this package pass.
+    """Turns OSErrors inside into a StorageError in words; errors of this package pass.
 
     Raises:
-        StorageError: with the errno and the file of the system's error, which is `path` where it names none.
+        StorageError: with the errno and the file of the OSError, or `path` if it names no file.
     """
     try:
         yield
@@ -49,10 +49,10 @@ def accessing(path: Path, doing: Literal["read", "written"]) -> Iterator[None]:
 
 
 def in_words(error: OSError, path: Path, doing: str) -> StorageError:
-    """An error of the system in words: what cannot be done to which file, why, and what to do."""
+    """An OSError in words: what failed on which file, why, and what to do."""
     number = error.errno
     if number is None:
-        # Libraries in C++ put the system's words into their own.
+        # C++ libraries put the system's message into their own.
         number = next((code for code in errno.errorcode if os.strerror(code) in str(error)), None)
     if number is None:
         return StorageError(str(error))
@@ -66,11 +66,11 @@ def in_words(error: OSError, path: Path, doing: str) -> StorageError:
 
 
 def check_writable(path: Path) -> None:
-    """Refuses a file or folder to write that cannot be, as far as can be told without writing.
+    """Checks that a file or folder can be written, as far as possible without writing.
 
     Raises:
         FormatError: the path lies below a file, or is or lies below a link to nowhere.
-        StorageError: the permission to write to the folder, or to make it, is missing.
+        StorageError: no permission to write to the folder, or to make it.
     """
     with accessing(path, "written"):
         for each in (path, *path.parents):
@@ -89,10 +89,10 @@ def check_writable(path: Path) -> None:
 
 
 def open_file(file: Path) -> BufferedReader:
-    """Opens a file to read; a link is not followed, and a pipe not waited for.
+    """Opens a file to read, without following a link or waiting for a pipe.
 
     Raises:
-        FormatError: it is missing, or is no plain file.
+        FormatError: it is missing, or not a plain file.
         OSError: the system refuses.
     """
     try:
@@ -111,33 +111,33 @@ def open_file(file: Path) -> BufferedReader:
 
 
 def new_file(file: Path) -> BufferedWriter:
-    """Opens a file that must not be there yet, to write; its mode is the umask's."""
+    """Creates a file to write; it must not exist. Its mode follows the umask."""
     handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_FOLLOW | _BINARY, 0o666)
     return os.fdopen(handle, "wb")
 
 
 def sync(handle: BufferedWriter) -> None:
-    """Waits until the disk has what was written to a file."""
+    """Waits until a file's contents are on disk."""
     handle.flush()
     os.fsync(handle.fileno())
 
 
 def sync_folder(folder: Path) -> None:
-    """Waits until the disk has the names in a folder."""
-    if sys.platform == "win32":  # which opens no folders
+    """Waits until the names in a folder are on disk."""
+    if sys.platform == "win32":  # cannot open folders
         return
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems without
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # the file system cannot sync folders
             raise
     finally:
         os.close(handle)
 
 
 def make_folders(path: Path) -> list[Path]:
-    """Makes a folder and its parents where they are missing, durably; gives those it made, `path` last."""
+    """Makes a folder and its missing parents, durably; returns the new ones, `path` last."""
     made: list[Path] = []
     try:
         for folder in (*reversed(path.parents), path):
@@ -151,7 +151,7 @@ def make_folders(path: Path) -> list[Path]:
 
 
 def _made(folder: Path) -> bool:
-    """Makes a folder; False where another process was faster."""
+    """Makes a folder; False if another process was faster."""
     try:
         folder.mkdir()
     except FileExistsError:
@@ -162,24 +162,24 @@ def _made(folder: Path) -> bool:
 
 
 def remove_empty(folders: list[Path]) -> None:
-    """Removes folders as `make_folders` gave them, unless something is in them."""
+    """Removes folders from `make_folders`, unless something is in them."""
     for folder in reversed(folders):
         with suppress(OSError):
             folder.rmdir()
 
 
 class FolderLock:
-    """The lock of a folder, held until `release` or the end of the process, whichever way it ends."""
+    """The lock of a folder, held until `release` or the end of the process, however it ends."""
 
     def __init__(self, folder: Path) -> None:
-        """Takes the lock at once or not at all.
+        """Takes the lock, without waiting.
 
         Raises:
-            BlockingIOError: another holds it.
-            OSError: there is no such folder, or it is a link.
+            BlockingIOError: another process holds it.
+            OSError: the folder is missing, or a link.
         """
         self.held = False
-        """False where the file system has no locks."""
+        """False if the file system has no locks."""
         self._folder, self._handle = folder, -1
         if sys.platform == "win32":
             return
@@ -194,7 +194,7 @@ class FolderLock:
             pass
 
     def folder_is_there(self) -> bool:
-        """Whether the folder was not removed before its lock was taken."""
+        """Whether the folder still exists, and was not removed before the lock was taken."""
         if self._handle < 0:
             return self._folder.is_dir()
         try:
@@ -203,11 +203,11 @@ class FolderLock:
             return False
 
     def release(self) -> None:
-        """Lets others have it."""
+        """Frees the lock."""
         handle, self._handle = self._handle, -1
         if handle >= 0 and sys.platform != "win32":
             if self.held:
-                # A process that was forked meanwhile has the handle too, so closing this one frees nothing.
+                # A child forked meanwhile has the handle too, so closing it here would not free the lock.
                 fcntl.flock(handle, fcntl.LOCK_UN)
             os.close(handle)
         self.held = False
@@ -223,7 +223,7 @@ class FolderLock:
 
 @contextmanager
 def own_folder(parent: Path, prefix: str) -> Iterator[Path]:
-    """A new folder with a random name, which `sweep` leaves alone meanwhile; it is not removed at the end."""
+    """Makes a folder with a random name, which `sweep` spares meanwhile; does not remove it at the end."""
     folder, lock = _locked_folder(parent, prefix)
     with lock:
         yield folder
@@ -236,7 +236,7 @@ def _locked_folder(parent: Path, prefix: str) -> tuple[Path, FolderLock]:
             folder.mkdir()
             try:
                 lock = FolderLock(folder)
-            except (BlockingIOError, FileNotFoundError):  # another process sweeps it, as nobody held it yet
+            except (BlockingIOError, FileNotFoundError):  # another process swept it before it was locked
                 continue
             if lock.folder_is_there():
                 return folder, lock
@@ -244,15 +244,15 @@ def _locked_folder(parent: Path, prefix: str) -> tuple[Path, FolderLock]:
 
 
 def sweep(parent: Path, is_ours: Callable[[str], object], is_kept: Callable[[str], bool]) -> None:
-    """Removes what processes that ended have left.
+    """Removes folders left by processes that ended.
 
     Args:
         parent: the folder to look in.
-        is_ours: whether a folder of this name is one that `own_folder` makes.
-        is_kept: whether it is to stay; asked while it is locked, so that it is no longer being written.
+        is_ours: whether a name is one that `own_folder` gives.
+        is_kept: whether to keep the folder of a name; called while it is locked, so nobody is writing to it.
     """
     for entry in list(os.scandir(parent)):
-        # Also those of living writers are OSErrors: they hold the lock.
+        # A living writer holds the lock, which raises an OSError too.
         with suppress(OSError):
             if is_ours(entry.name) and entry.is_dir(follow_symlinks=False):
                 with FolderLock(parent / entry.name) as lock:

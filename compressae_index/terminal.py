@@ -1,4 +1,4 @@
-"""Text for people: what a terminal would obey or a reader mistake is escaped, credentials are hidden."""
+"""Text for people: control and confusing characters are escaped, credentials are hidden."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import re
 from collections.abc import Sequence
 
 _HIDDEN = "***"
-# user:password@ or token@ of an address, which as a path has lost a slash; an @ behind the host is none.
+# user:password@ or token@ in an address (a Path drops one of its slashes), not an @ after the host.
 _CREDENTIALS = re.compile(r"(\w:/{1,2})[^\s/?#\"']*@")
-# A whole address, whose scheme may follow other text at once.
+# A whole address; text may directly precede its scheme.
 _ADDRESS = re.compile(r"(\w:/{1,2})([^\s'\"<>]+)")
 
 
 def printable(text: str) -> str:
-    r"""A text whose control characters, line ends, overrides of direction and lone surrogates are \uXXXX."""
+    r"""A text with control characters, line ends, direction overrides and lone surrogates as \uXXXX."""
     if text.isprintable():
         return text
     return "".join(one if one.isprintable() else json.dumps(one)[1:-1] for one in text)
 
 
 def quoted(value: object) -> str:
-    """An id or a field as one word: a string that would not be one is written as JSON writes it."""
+    """An id or a field as one word: as a JSON string if it needs quotes."""
     text = str(value)
     plain = text.isprintable() and not re.search(r'[\s"\\]', text)
     if text and plain:
@@ -30,13 +30,13 @@ def quoted(value: object) -> str:
 
 
 def redacted(text: str, secrets: Sequence[str] = (), *, whole: bool = False) -> str:
-    """A text without the credentials of its addresses, and without some secrets: *** is in their place.
+    """A text with *** in place of credentials in addresses, and of given secrets.
 
     Args:
-        text: what is shown.
-        secrets: what must not be in it anywhere.
-        whole: whether the text is of others, who repeat addresses by which they are reached: then queries are
-            hidden too, and all before the last @. In our own texts addresses may be ids, which must be found.
+        text: the text to show.
+        secrets: strings that must not appear in it.
+        whole: for texts of other programs, which repeat the addresses of servers: hide query strings too, and
+        everything before the last @. In our own texts an address may be an id, which must stay readable.
     """
     for secret in sorted(filter(None, secrets), key=len, reverse=True):
         text = text.replace(secret, _HIDDEN)
@@ -46,13 +46,13 @@ def redacted(text: str, secrets: Sequence[str] = (), *, whole: bool = False) -> 
 
 
 def shown(uri: str) -> str:
-    """An address, or what was meant as one, without what may be credentials."""
+    """An address, or text meant as one, without possible credentials."""
     scheme, separator, rest = uri.partition("://")
     return scheme + separator + _without_credentials(rest) if separator else _without_credentials(uri)
 
 
 def _without_credentials(rest: str) -> str:
-    """What follows the scheme of an address; all of it is hidden where the credentials have no clear end."""
+    """The rest of an address after its scheme; *** for all of it if the credentials have no clear end."""
     credentials, at, place = rest.rpartition("@")
     if "?" in credentials or "#" in credentials:
         return _HIDDEN

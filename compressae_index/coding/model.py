@@ -169,13 +169,20 @@ class CompresSAE:
         k = self.k if k is None else check_int(k, "k", 1, self.n_latents, "n_latents")
         check_choice(encoder, "encoder", ENCODERS)
         threads = check_threads(num_threads)
-        unit = normalize_rows(check_vectors(vectors, dim=self.dim, may_be_empty=True))
+        rows = check_vectors(vectors, dim=self.dim, may_be_empty=True)
+        return self.encode_checked(rows, k, encoder, threads, device)
+
+    def encode_checked(
+        self, rows: FloatArray, k: int, encoder: Encoder, num_threads: int, device: str = "cpu"
+    ) -> SparseCodes:
+        """As `encode`, of rows (n, dim) and settings that were checked."""
+        unit = normalize_rows(rows)
         if not len(unit):
             return SparseCodes.empty(k, self.n_latents)
         if self.mean is None:
-            return self._encoded(unit, k, encoder, threads, device)
+            return self._encoded(unit, k, encoder, num_threads, device)
         directions, lengths = from_mean(unit, self.mean)
-        return self._encoded(directions, k, encoder, threads, device).scaled(lengths)
+        return self._encoded(directions, k, encoder, num_threads, device).scaled(lengths)
 
     def _encoded(self, unit: FloatArray, k: int, encoder: Encoder, threads: int, device: str) -> SparseCodes:
         """Codes of unit rows (n, dim) from which the mean was subtracted."""

@@ -21,8 +21,7 @@ SAMPLE_ROWS, SAMPLE_RUNS = 256, 16
 ALIKE = 1e-4
 # Fewer rows than this are too few for statistics.
 FEW = 16
-# Codes must fit their own rows better than others by this many standard errors; right files reach ten and
-# more.
+# Codes must fit their own rows better than others by this many standard errors; right files reach over ten.
 LEAST_ERRORS = 3
 
 

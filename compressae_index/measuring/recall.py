@@ -23,7 +23,7 @@ def exact_neighbours(
     metric: Metric = "cosine",
     progress: bool = False,
 ) -> npt.NDArray[Any]:
-    """Rows of the k most similar vectors by the metric, best first, of equal ones the lower row: (n_queries, k).
+    """Rows of the k most similar vectors by the metric, best first, ties to the lower row: (n_queries, k).
 
     Vectors are read in batches and compared in float32.
     """

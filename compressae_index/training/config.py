@@ -23,8 +23,9 @@ PRESETS: dict[str, dict[str, int]] = {
     "default": {"refine_rounds": 64, "steps": 60},
     "best": {"refine_rounds": 200, "steps": 400},
 }
-"""The settings of each preset. On two cores, with 115,659 rows of 384 dimensions and 4,096 latents, "fast" took
-8 seconds and "default" 18 to 25; "best" has three times the rounds and seven times the steps of "default"."""
+"""The settings of each preset. On two cores, with 115,659 rows of 384 dimensions and 4,096 latents, "fast"
+took 8 seconds and "default" 18 to 25; "best" has three times the rounds and seven times the steps of
+"default"."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class TrainConfig:
     """Settings of training.
 
     First the dictionary is learned from pursuit codes (`refine_rounds`), then the encoder is trained with the
-    paper's loss and that dictionary (`steps`). With refine_rounds=0, the loss trains both encoder and decoder, as
-    in the paper: `topk` codes gain, `pursuit` codes lose.
+    paper's loss and that dictionary (`steps`). With refine_rounds=0, the loss trains both encoder and
+    decoder, as in the paper: `topk` codes gain, `pursuit` codes lose.
 
     Raises:
         InputError: a setting is of another type or out of range, k > n_latents, or 4k > n_latents.
@@ -46,8 +47,8 @@ class TrainConfig:
     initialization: str = "data"
     """"data": dictionary rows are training vectors, less their mean; "random": as in the paper's code."""
     center: bool = True
-    """Whether to subtract the mean of the unit rows before coding. Indexes for inner products need False, as in
-    the paper."""
+    """Whether to subtract the mean of the unit rows before coding. Indexes for inner products need False; the
+    paper subtracts none."""
     refine_rounds: int = PRESETS["default"]["refine_rounds"]
     """Rounds of dictionary learning from pursuit codes."""
     round_rows: int = 8192
@@ -57,9 +58,9 @@ class TrainConfig:
     batch_size: int = 1024
     """Rows a step."""
     learning_rate: float | None = None
-    """Peak of Adam's rate, which warms up over the first twentieth of the steps and then falls as a cosine to a
-    tenth. By default 0.08 / sqrt(d), or twice that if only the encoder is trained: entries of a unit vector are
-    about 1 / sqrt(d), and Adam's step does not scale with them."""
+    """Peak of Adam's rate, which warms up over the first twentieth of the steps and then falls as a cosine to
+    a tenth. By default 0.08 / sqrt(d), or twice that if only the encoder is trained: entries of a unit vector
+    are about 1 / sqrt(d), and Adam's step does not scale with them."""
     max_rows: int = 262_144
     """Rows to train on, a random sample if there are more."""
     validation_rows: int = 1024

@@ -1,4 +1,4 @@
-// What each process has for itself, also one that was forked off while other threads were at work.
+// State that each process has for itself, even one forked while other threads were at work.
 #pragma once
 
 #include <pthread.h>

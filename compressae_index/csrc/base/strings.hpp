@@ -1,4 +1,4 @@
-// Strings that stand one behind the other, as ids do.
+// Strings in one buffer, as ids are stored.
 #pragma once
 
 #include <algorithm>

@@ -179,11 +179,11 @@ class ThreadPool {
   std::deque<Batch*> queue_;
   std::deque<Idle*> idle_;  // that waited longest first
   std::size_t workers_ = 0;
-  std::array<std::size_t, 16> wanted_{};  // by the last batches, of which a search has some
+  std::array<std::size_t, 16> wanted_{};  // by the last batches; a search has several
   std::size_t n_calls_ = 0;
 };
 
-// Calls run(begin, end) for every `length` of n rows, of which the last may be fewer.
+// Calls run(begin, end) for every `length` of n rows; the last run may be shorter.
 template <typename Run>
 void for_each_run(std::size_t n, std::size_t length, std::size_t num_threads, const Run& run) {
   ThreadPool::instance().parallel_for((n + length - 1) / length, num_threads, [&](std::size_t number) {

@@ -1,4 +1,4 @@
-// What each file here adds to the module.
+// The functions by which each file here adds to the module.
 #pragma once
 
 #include <nanobind/nanobind.h>

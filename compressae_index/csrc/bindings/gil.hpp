@@ -17,7 +17,7 @@ class WithoutGil {
     take_back();
   }
 
-  // Runs the handlers of signals that came meanwhile. Throws what they raise, as Ctrl-C's raises KeyboardInterrupt.
+  // Runs the handlers of pending signals. Throws what they raise, such as KeyboardInterrupt for Ctrl-C.
   static void poll() {
     if (innermost == nullptr) return;
     innermost->take_back();
@@ -47,7 +47,7 @@ class WithoutGil {
   WithoutGil* outer_;
 };
 
-// What work() returns, done without the GIL.
+// Returns work(), run without the GIL.
 template <typename Work>
 auto without_gil(const Work& work) {
   const WithoutGil released;

@@ -1,4 +1,4 @@
-// What is checked of callers' vectors and ids before all else.
+// Checks of callers' vectors and ids.
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>

@@ -11,7 +11,7 @@
 NB_MODULE(_engine, m) {
   using namespace compressae;
   m.doc() = "The search engine: posting lists, forward codes, re-scoring, pursuit.";
-  // What daemon threads hold when Python ends is no leak.
+  // Objects that daemon threads hold when Python ends are not leaks.
   nanobind::set_leak_warnings(false);
   ThreadPool::set_poll(&bindings::WithoutGil::poll);
   ThreadPool::instance();  // now, as a fork may come while another thread is at its first search

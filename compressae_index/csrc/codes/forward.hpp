@@ -49,7 +49,7 @@ class RowScorer {
     if (count_ == kScoredRows) finish();
   }
 
-  // Scores what was added and not scored yet.
+  // Scores the rows that were added and not scored yet.
   void finish() {
     float scores[kScoredRows];
     codes_.scores_of(rows_, count_, u_, kernels(), scores);

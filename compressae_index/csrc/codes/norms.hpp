@@ -1,4 +1,4 @@
-// Norms of what codes stand for.
+// Norms of reconstructions.
 #pragma once
 
 #include <cmath>

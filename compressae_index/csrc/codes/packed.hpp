@@ -45,7 +45,7 @@ inline PackedField packed_field(std::size_t start, std::size_t width) {
   return field;
 }
 
-// Where everything of a row stands; l takes the fewest bits, the larger of equally good ones.
+// The layout of a row; l is the one that takes the fewest bits, the larger of equally good ones.
 inline PackedLayout packed_layout(std::size_t n_latents, std::size_t k, std::size_t value_bits) {
   std::size_t low_bits = 0;
   const auto size = [&](std::size_t l) { return k * l + k + ((n_latents - 1) >> l); };
@@ -208,7 +208,7 @@ inline HugeVector<std::uint8_t> pack_rows(const PackedLayout& layout, std::size_
   return rows;
 }
 
-// What pack_rows takes.
+// The input of pack_rows.
 struct UnpackedRows {
   UnpackedRows(std::size_t n, std::size_t k) : latents(n * k), level_indices(n * k), scales(n) {}
 

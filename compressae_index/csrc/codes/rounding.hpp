@@ -34,7 +34,7 @@ class Quantizer {
     return static_cast<std::uint8_t>(level + (negative ? n_levels_ : 0));
   }
 
-  // What a level index stands for.
+  // The value of a level index.
   float value(std::uint8_t level_index, std::uint16_t scale) const {
     const std::size_t level = level_index % n_levels_;
     if (scale & 0x8000 && level == 0) return 0.0f;

@@ -18,13 +18,13 @@
 
 namespace compressae {
 
-// The step that x is rounded to, of which its largest magnitude is 127.
+// The step that x is rounded to: its largest magnitude is 127 steps.
 inline float step_of(const float* x, std::size_t count) { return largest_magnitude(x, count) / 127.0f; }
 
 // Calls put(i, x[i] in steps, rounded), the latter as a float that holds a whole number: all in vectors, where put is.
 template <typename Put>
 void round_to(const float* x, std::size_t count, float step, const Put& put) {
-  // Added and taken away, it leaves no place for what is behind the point.
+  // Adding and subtracting it drops the digits after the point.
   constexpr float kWhole = 0x1.8p23f;
   const float inverse = step >= std::numeric_limits<float>::min() ? 1.0f / step : 0.0f;
   for (std::size_t i = 0; i < count; ++i) put(i, (x[i] * inverse + kWhole) - kWhole);
@@ -56,7 +56,7 @@ class RoundedRows {
 
   std::size_t padded() const { return n_blocks_ * kBlock; }
 
-  // Adds products of n vectors (n, dim) with the first n_rows rows, of which some may be padding: (n, n_rows).
+  // Adds products of n vectors (n, dim) with the first n_rows rows, some of which may be padding: (n, n_rows).
   void add_products(const float* vectors, std::size_t n, Planes planes, std::size_t n_rows, float* products) const {
     const std::size_t n_planes = static_cast<std::size_t>(planes), length = kStep * steps_;
     std::vector<std::int8_t> entries(n * n_planes * length);
@@ -143,13 +143,13 @@ class Projection {
   }
 
  private:
-  // What float32 leaves of a row of bytes once these are taken away.
+  // A row minus its rounding to bytes, in float32.
   static constexpr float kNegligible = 1e-6f;
 
   static float norm_of(const float* x, std::size_t count) { return std::sqrt(kernels().dot(x, x, count)); }
 
   const Dictionary& dictionary_;
-  std::optional<RoundedRows> rest_;  // what rounding to bytes took away, where that is something
+  std::optional<RoundedRows> rest_;  // the error of rounding to bytes, if there is any
 };
 
 // The products of all atoms with each other, rounded to bytes, the diagonal left out.

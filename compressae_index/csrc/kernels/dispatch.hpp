@@ -14,7 +14,7 @@ struct Target {
   const Kernels* kernels;
 };
 
-// What this processor runs, the best first and "plain" last.
+// The instruction sets that this processor runs, the best first and "plain" last.
 std::vector<Target> supported_targets();
 
 // The best table this processor runs, or the one that the environment variable COMPRESSAE_SIMD names

@@ -62,7 +62,7 @@ struct ProductQueries {
   std::size_t n_planes;  // 1 or 3
 };
 
-// Some postings of a list, where a document stands at most once, and what their values are multiplied with.
+// Some postings of a list, with at most one of a document, and the weight of their values.
 struct Postings {
   const std::uint16_t* ids;
   const std::int8_t* values;

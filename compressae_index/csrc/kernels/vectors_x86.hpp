@@ -1,4 +1,4 @@
-// What AVX2 and AVX-512 have in common: vectors of kVectorBytes, and those of 8 lanes.
+// Shared by AVX2 and AVX-512: vectors of kVectorBytes, and those of 8 lanes.
 #pragma once
 
 #include <immintrin.h>

@@ -113,7 +113,7 @@ struct BorrowedView {
                                         [&](std::size_t latent) { validate_list(lists[latent], n_documents); });
   }
 
-  // Searches by terms (n_queries, width), of which those of weight 0 are none.
+  // Searches by terms (n_queries, width); those of weight 0 do not count.
   void search(const std::uint16_t* latents, const float* weights, std::size_t n_queries, std::size_t width,
               const Allowed& allowed, std::size_t num_threads, const Results& results) const {
     ThreadPool::instance().parallel_for(n_queries, num_threads, [&](std::size_t q) {

@@ -1,4 +1,4 @@
-// Runs of documents that stand together because they are alike, so that a query need not look at all of them.
+// Runs of similar documents, so that a query need not look at all of them.
 #pragma once
 
 #include <algorithm>
@@ -106,7 +106,7 @@ inline ClusterArrays build_clusters(const InvertedView& lists, std::size_t n_win
   return arrays;
 }
 
-// A window to scan, by its number, and which of its clusters: bit c stands for cluster c.
+// A window to scan, by its number, and its clusters to scan: bit c is cluster c.
 struct Visit {
   std::size_t window;
   std::uint32_t clusters;

@@ -26,7 +26,7 @@ inline constexpr std::size_t kScores = 65536;
 // Bytes of a posting: a document within its window, and a value.
 inline constexpr std::size_t kPostingBytes = sizeof(std::uint16_t) + sizeof(std::int8_t);
 
-// What a list holds of one window's documents.
+// A list's postings of one window.
 struct ListWindow {
   const std::uint16_t* ids;
   const std::int8_t* values;
@@ -34,7 +34,7 @@ struct ListWindow {
   float scale;
 };
 
-// Arrays of the inverted part, borrowed. The list of latent j stands at starts[j] of ids and values, window after
+// Arrays of the inverted part, borrowed. The list of latent j begins at starts[j] of ids and values, window after
 // window, so that a query reads one run of memory for each of its terms: window w holds the documents
 // [w * kWindow, (w + 1) * kWindow), and its postings are those from offsets[j][w] to offsets[j][w + 1] of the list.
 // A posting's value is values[i] * scales[j][w], so it is rounded by at most half of scales[j][w], which is about
@@ -102,7 +102,7 @@ struct InvertedView {
         squares[list.ids[i]] += value * value;
       }
     }
-    // What was added up in another order may differ in the last bits.
+    // Sums in another order may differ in the last bits.
     const float norm = std::sqrt(*std::max_element(squares.begin(), squares.end()));
     if (!(norm <= largest_norm * 1.001f))
       throw std::invalid_argument("corrupt posting lists: a document has norm " + std::to_string(norm) +

@@ -76,7 +76,7 @@ class CandidateSelection {
   void cut() {
     keep([this](std::int16_t score) { return score >= least_; });
     if (size_ <= top_) return;
-    // What is too much lies in the lowest bucket.
+    // The surplus is in the lowest bucket.
     const std::int32_t lowest = lowest_of(bucket_);
     std::size_t counts[kBucket + 1] = {};
     for (std::size_t i = 0; i < size_; ++i) ++counts[std::min<std::int32_t>(candidates_[i].score - lowest, kBucket)];

@@ -21,7 +21,7 @@
 
 namespace compressae {
 
-// The scans of a batch of queries, and what they found so far.
+// The scans of a batch of queries, and their hits so far.
 class ListSearch {
  public:
   // wanted: documents of each query that are found whatever clusters are left out, as far as there are so many.

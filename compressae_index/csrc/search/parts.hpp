@@ -1,4 +1,4 @@
-// What is searched: an index as a row of parts, and which of its documents.
+// The scope of a search: an index as a row of parts, and the documents allowed.
 #pragma once
 
 #include <algorithm>
@@ -34,7 +34,7 @@ struct Window {
   std::size_t last() const { return std::min(first() + kWindow, part->n_documents); }
 };
 
-// What every query of a batch is searched in.
+// The scope that all queries of a batch share.
 struct Scope {
   std::vector<Part> parts;
   std::size_t n_latents;

@@ -17,7 +17,7 @@
 
 namespace compressae {
 
-// A projection where any 16-bit latent of a damaged code may look. What stands behind n_latents is of no consequence.
+// A projection where any 16-bit latent of a damaged code may look. The entries from n_latents on do not matter.
 class PaddedProjection {
  public:
   const float* whole(const float* projection, std::size_t n_latents) {
@@ -95,7 +95,7 @@ inline void search_dense(const Scope& scope, const float* projections, std::size
   search_all(scope, project, n_queries, num_threads, results);
 }
 
-// The best by the posting lists alone; scores are off by what rounding to 16-bit steps does.
+// The best by the posting lists alone; scores are off by the rounding to 16-bit steps.
 inline void search_lists(const Scope& scope, const float* projections, std::size_t n_queries, std::size_t query_nnz,
                          std::size_t num_threads, const Results& results) {
   ListSearch lists(scope, projections, n_queries, query_nnz, results.top, results.top, num_threads);
