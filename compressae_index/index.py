@@ -71,7 +71,7 @@ class CompressedIndex(Index):
             documents = _empty(EmbeddedBackend(model.n_latents, k), metric)
         super().__init__(model, documents, encoder=encoder, metric=metric)
         self.plan: Plan | None = None
-        """What `build` chose for its budget and what it expects, where there was one. It is not saved."""
+        """The choices of `build` for its budget, and the recall it expects; None without one. Not saved."""
         self.skipped: IdArray = np.empty(0, dtype=np.int64)
         """Ids of rows that the last `build`, `add` or `upsert` left out by on_bad_rows="skip". Not saved."""
         # The files that the codes of a back end are mapped from.
@@ -254,7 +254,7 @@ class CompressedIndex(Index):
     def _mapped_again(
         cls, mapped: persistence.Mapped, alive: BoolArray | None, plan: Plan | None
     ) -> CompressedIndex:
-        """What a mapped index was pickled as.
+        """Maps the files of a pickled index again.
 
         Raises:
             FormatError: its files are gone, damaged, or others.
@@ -390,16 +390,16 @@ class CompressedIndex(Index):
 
     @property
     def documents(self) -> EmbeddedDocuments:
-        """What searches see now: codes in this package's own form, ids, marks of removal."""
+        """The documents that a search would see now: codes, ids, marks of removal."""
         return self._documents
 
     @property
     def unit(self) -> float:
-        """What the codes of `documents.backend` are to be multiplied with; 1 for cosine."""
+        """The factor from codes of `documents.backend` to those of `codes`; 1 for cosine."""
         return self.documents.unit or 1.0
 
     def stats(self) -> IndexStats:
-        """What the index holds and what it costs."""
+        """The contents of the index, and their costs."""
         documents = self.documents
         n, lengths = len(documents.all_ids), documents.backend.list_lengths()
         parts = documents.nbytes

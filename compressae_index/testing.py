@@ -46,7 +46,7 @@ def names(n: int) -> list[str]:
 
 
 class IndexContract:
-    """What every index does alike: answers, changes, errors.
+    """The behaviour that all indexes share: answers, changes, errors.
 
     A subclass defines the fixture `opened`. It may replace the others: `embeddings` (4,000 rows), `held_out`,
     `reference_model`, `reference_uncentred_model`, `reference`.
@@ -58,7 +58,7 @@ class IndexContract:
     @pytest.fixture(scope="class")
     @classmethod
     def opened(cls) -> Open | Iterator[Open]:
-        """What makes the index under test."""
+        """Makes the index under test of an embedded one."""
         raise NotImplementedError
 
     @pytest.fixture(scope="class")

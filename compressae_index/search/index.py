@@ -1,4 +1,4 @@
-"""The index: what every index of this package is, wherever its documents are kept."""
+"""The facade of every index, wherever its documents are kept."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from compressae_index.sources import Vectors, VectorSource, check_no_rows, ids_o
 
 
 class IndexStats(NamedTuple):
-    """What an index holds and what it costs."""
+    """The contents of an index, and their costs."""
 
     vectors: int
     dim: int
@@ -45,28 +45,29 @@ class IndexStats(NamedTuple):
     encoder: str
     metric: str
     bytes_per_vector: dict[str, float]
-    """Bytes a vector by part and in total, as far as they are known; resident ones, in this process."""
+    """Resident bytes a vector by part and in total; those of a server are computed, or missing."""
     model_bytes: int
     postings: int
     """Nonzeros of a code that the posting lists keep."""
     bytes_by_mode: dict[str, float]
-    """Bytes a vector of the parts that each mode reads; none where they are not known."""
+    """Bytes a vector of the parts that each mode reads; empty if they are not known."""
     removed: int = 0
     """Vectors that were removed and still take memory; `compact` reclaims it."""
     dead_latents: int | None = None
-    """Latents without a posting; None where an index does not count them."""
+    """Latents without a posting; None if the index does not count them."""
     list_skew: float | None = None
-    """Longest posting list over the mean list; None where an index does not measure them."""
+    """Length of the longest posting list over the mean length; None if the index does not measure it."""
     simd: str | None = None
-    """The engine's instruction set, of an index that the engine searches."""
+    """The engine's instruction set; None if another engine searches."""
     clusters: int = 0
-    """Clusters of similar vectors, of which a search may skip some; 0 unless `cluster` made them."""
+    """Clusters of similar vectors, which a search may skip; 0 unless `cluster` made them."""
 
 
 class Index:
-    """Vectors that are searched by their codes, which `Documents` keep.
+    """Vectors that are searched by their codes.
 
-    `CompressedIndex` keeps them in this process; `Index(model, backend)` searches any `SparseBackend`.
+    An index encodes queries and vectors, and searches and changes `Documents`, which keep the codes.
+    `CompressedIndex` keeps them in this process; `Index(model, backend)` takes any `SparseBackend`.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class Index:
         encoder: Encoder = "pursuit",
         metric: Metric = "cosine",
     ) -> None:
-        """From a model and the documents that it encoded.
+        """Searches documents by the model that encoded them.
 
         Args:
             model: the model of the codes.
@@ -101,7 +102,7 @@ class Index:
 
     @property
     def documents(self) -> Documents:
-        """What searches see now."""
+        """The documents that a search would see now."""
         return self._documents
 
     @property
@@ -116,7 +117,7 @@ class Index:
 
     @property
     def ids(self) -> IdArray:
-        """The ids that a search can find, in the order by which ties go."""
+        """The ids that a search can find, in the order that breaks ties."""
         return self.documents.ids
 
     def __len__(self) -> int:
@@ -249,7 +250,7 @@ class Index:
         progress: bool,
         **options: Any,
     ) -> None:
-        """Encodes rows and stores them by ids; `options` are those of these documents' `added`."""
+        """Encodes rows and stores them; `options` go to `added` of the documents."""
         if not len(ids):
             check_no_rows(vectors, self.model.dim)
             return
@@ -317,7 +318,7 @@ class Index:
         return self.model.decode(self.codes(ids))
 
     def explain(self, query: Any, id: int | str) -> Explanation:  # noqa: A002
-        """How a document's code adds up to its score by the whole query, as "dense" and "two_stage" have it.
+        """How the parts of a document's code add up to its score in "dense" and "two_stage".
 
         Raises:
             UnknownIdError: the id is not in the index.
@@ -333,7 +334,7 @@ class Index:
         return explained(projection[0], self.codes([id]), self.model.mean_scores(rows))
 
     def stats(self) -> IndexStats:
-        """What the index holds, and what it costs as far as that is known."""
+        """The contents of the index, and their costs as far as they are known."""
         return self._stats_of(self.documents)
 
     def _stats_of(self, documents: Documents) -> IndexStats:
@@ -355,14 +356,14 @@ class Index:
         )
 
     def holds(self, ids: IdArray) -> BoolArray:
-        """Which ids the index holds, (n,); none that are of the other kind."""
+        """Which of the ids the index holds, (n,); none if they are of the other kind."""
         documents = self.documents
         if (ids.dtype == object) != documents.are_strings:
             return np.zeros(len(ids), dtype=bool)
         return documents.held(ids)
 
     def check_held(self, ids: IdArray) -> None:
-        """Refuses ids that the index does not hold.
+        """Checks that the index holds ids.
 
         Raises:
             UnknownIdError: it names the first of them.
@@ -375,7 +376,7 @@ class Index:
 
 
 def counted(chunks: Iterable[SparseCodes], advance: Any) -> Iterator[SparseCodes]:
-    """The same chunks, each counted when it is made."""
+    """The same chunks; calls `advance` with the length of each when it is made."""
     for codes in chunks:
         yield codes
         advance(len(codes))

@@ -1,4 +1,4 @@
-"""Queries and answers as every index has them: modes, settings, projections, results."""
+"""Queries and answers of every index: modes, settings, projections, results."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Explanation(NamedTuple):
     values: FloatArray
     """(k,) the document's folded values."""
     mean: float = 0.0
-    """What the model's mean adds to the score of every document."""
+    """The share of the model's mean in the score, which is the same for every document."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Coder:
-    """How an index encodes."""
+    """The model and settings that an index encodes with."""
 
     model: CompresSAE
     encoder: Encoder
@@ -109,7 +109,7 @@ class Asked:
     rows: FloatArray
     """(n_queries, d) the queries."""
     factors: FloatArray | None
-    """(n_queries, 1) what turns scores of stored codes into the metric's; None for cosine."""
+    """(n_queries, 1) factors from sums over stored codes to scores of the metric; None for cosine."""
     k: int
     """Neighbours of each query."""
     candidates: int
@@ -141,24 +141,24 @@ class Asked:
 
     @cached_property
     def vectors(self) -> FloatArray:
-        """(n_queries, d) what reconstructions are compared with: queries of unit norm, or theirs."""
+        """(n_queries, d) the queries with unit norm; with symmetric scoring, their reconstructions."""
         if self.settings.scoring == "asymmetric":
             return normalize_rows(self.rows)
         return self.coder.model.decode(self._codes)
 
     @property
     def stage_one(self) -> FloatArray:
-        """(n_queries, n_latents) the projections whose strongest entries find candidates."""
+        """(n_queries, n_latents) projections, whose strongest entries find candidates."""
         return self._projections[0]
 
     @property
     def stage_two(self) -> FloatArray:
-        """(n_queries, n_latents) the projections that whole codes are scored with."""
+        """(n_queries, n_latents) projections that score whole codes."""
         return self._projections[1]
 
     @property
     def mean_scores(self) -> FloatArray | None:
-        """(n_queries, 1) what the model's mean adds to the scores of all documents; None for nothing."""
+        """(n_queries, 1) the share of the model's mean in every score; None for zero."""
         return self._projections[2]
 
     def in_metric(self, sums: FloatArray) -> FloatArray:
