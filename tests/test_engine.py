@@ -347,6 +347,9 @@ def test_corrupt_posting_lists_are_refused_or_harmless() -> None:
 def test_corrupt_forward_codes_stay_in_bounds() -> None:
     arrays = Aligned().pack(random_codes(50, 40, 6, 3))
     arrays["latents"] = np.full_like(arrays["latents"], 65535)
+    # A search of the largest dictionary leaves nothing that damaged codes of a smaller one could score.
+    largest = ForwardCodes(Aligned().pack(random_codes(2, 65536, 4, 3)), 65536)
+    largest.search(np.ones((1, 65536), dtype=np.float32), 1, None, 1)
     scores, _ = ForwardCodes(arrays, 40).search(np.ones((1, 40), dtype=np.float32), 5, None, 1)
     assert (scores == 0).all()
 

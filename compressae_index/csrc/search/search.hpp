@@ -17,23 +17,32 @@
 
 namespace compressae {
 
-// A projection where any 16-bit latent of a damaged code may look. The entries from n_latents on do not matter.
+// A projection where any 16-bit latent of a damaged code may look. The entries from n_latents on are 0.
 class PaddedProjection {
  public:
   const float* whole(const float* projection, std::size_t n_latents) {
     std::copy_n(projection, n_latents, entries_.begin());
+    clear_from(n_latents);
     return entries_.data();
   }
 
   // All but the terms 0.
   const float* only(const std::vector<Term>& terms, std::size_t n_latents) {
     std::fill_n(entries_.begin(), n_latents, 0.0f);
+    clear_from(n_latents);
     for (const Term& term : terms) entries_[term.latent] = term.weight;
     return entries_.data();
   }
 
  private:
+  // What a projection on a larger dictionary left: damaged codes that name such latents score 0, whatever ran before.
+  void clear_from(std::size_t n_latents) {
+    if (n_latents < used_) std::fill(entries_.begin() + n_latents, entries_.begin() + used_, 0.0f);
+    used_ = n_latents;
+  }
+
   std::vector<float> entries_ = std::vector<float>(kMaxLatents);
+  std::size_t used_ = 0;
 };
 
 // Runs scan(query, begin, end) over runs of windows, then finish(query), for each query: whole queries are shared out
