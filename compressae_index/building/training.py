@@ -77,6 +77,6 @@ def check_given(model: CompresSAE, n_latents: int | None, config: TrainConfig | 
         msg = f"n_latents is {n_latents}, but the model has {model.n_latents}"
         raise DimensionError(msg)
     if config is not None:
-        msg = "config has no use where a model is given"
+        msg = "config cannot be given with a model"
         raise InputError(msg)
     check_model(model, metric)

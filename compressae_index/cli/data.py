@@ -357,7 +357,7 @@ def refuse(context: click.Context, given: str, names: tuple[str, ...]) -> None:
     """Refuses options that were given but have no effect next to the option `given`."""
     for name in names:
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-            msg = f"--{name.replace('_', '-')} has no use with {given}."
+            msg = f"--{name.replace('_', '-')} cannot be used with {given}."
             raise click.UsageError(msg)
 
 

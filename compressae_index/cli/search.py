@@ -92,7 +92,7 @@ def search(
     options = {"mode": mode, **searching._asdict()}
     if isinstance(loaded, BackedIndex):
         if nprobe is not None:
-            raise click.UsageError("--nprobe has no use with an index of the Faiss connector.")
+            raise click.UsageError("--nprobe cannot be used with an index of the Faiss connector.")
     else:
         options["nprobe"] = nprobe
     vectors = open_vectors(queries, dataset=query_dataset, may_be_empty=True)
