@@ -307,8 +307,8 @@ def check_unique(array: IdArray, place: str = "row", first: int = 0) -> None:
         begin = int(starts[twice][0])
         again = begin + 1 + int(np.flatnonzero(array[begin + 1 :] == array[begin])[0])
         msg = (
-            f"duplicate id {array[begin : begin + 1].tolist()[0]!r:.100} ({int(twice.sum())} ids stand more "
-            f"than once), in {place}s {first + begin} and {first + again}"
+            f"duplicate id {array[begin : begin + 1].tolist()[0]!r:.100} ({int(twice.sum())} ids repeat), "
+            f"in {place}s {first + begin} and {first + again}"
         )
         raise InputError(msg)
     if array.dtype != object and array.min(initial=0) < 0:

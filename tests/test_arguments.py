@@ -57,7 +57,7 @@ KNOBS: list[tuple[dict[str, Any], str]] = [
     ({"target_recall": 0.0}, "target_recall must be between 0 and 1, got 0"),
     ({"target_recall": np.nan}, "target_recall must be between 0 and 1, got nan"),
     ({"target_recall": 0.9, "bytes_per_vector": 96}, "not both"),
-    ({"target_recall": 0.9, "k": 8}, "k = 8 has no use beside a budget"),
+    ({"target_recall": 0.9, "k": 8}, "k = 8 cannot be given with a budget"),
 ]
 BUILDS: list[tuple[dict[str, Any], str]] = [
     ({"encoder": "magic"}, "encoder must be one of"),

@@ -173,7 +173,7 @@ def test_encode_to_a_directory_and_build_of_it(model: CompresSAE, queries: Float
     )
     for option in (["--k", 8], ["--encoder", "topk"], ["--n-latents", 512], ["--dataset", "x"]):
         message = fail("build", "--codes", "codes", "--model", "m", "-o", "x", *option)
-        assert f"{option[0]} has no use with --codes" in message
+        assert f"{option[0]} cannot be used with --codes" in message
     CompresSAE(2 * model.encoder_w, model.encoder_b, model.decoder_w, model.k).save("other")
     assert "encoded by a model of fingerprint" in fail(
         "build", "--codes", "codes", "--model", "other", "-o", "x"
@@ -505,7 +505,7 @@ def test_demo(
         ("build e.npy -o e.npy --model m", "e.npy exists and was not written by compressae-index"),
         ("build bad.npy -o new --model m", "row 2 holds NaN (1 such rows), row 2 of bad.npy"),
         ("build bad.npy -o new --on-bad-rows drop", "'drop' is not one of 'error', 'skip'"),
-        ("build --codes i -o new --model m --on-bad-rows skip", "--on-bad-rows has no use with --codes"),
+        ("build --codes i -o new --model m --on-bad-rows skip", "--on-bad-rows cannot be used with --codes"),
         ("build --codes i -o new --model m --id-column id", "--id-column needs EMBEDDINGS or --ids"),
         (
             "build e.npy -o new --model m --id-column id",
@@ -638,7 +638,7 @@ def test_build_within_a_budget() -> None:
     assert index.stats().bytes_per_vector["total"] < 61
     assert 0 < content["expected_recall"] <= 1
     arguments = "build e.npy -o other --model m --preset best"
-    assert "--preset has no use with --model" in fail(*arguments.split(" "))
+    assert "--preset cannot be used with --model" in fail(*arguments.split(" "))
 
 
 @needs_place

@@ -295,7 +295,7 @@ def test_ids_that_are_none(given: Callable[[], Any], message: str) -> None:
 
 
 def test_bad_ids_are_named_by_their_rows() -> None:
-    with pytest.raises(InputError, match=r"duplicate id 5 \(2 ids stand more than once\), in rows 1 and 3"):
+    with pytest.raises(InputError, match=r"duplicate id 5 \(2 ids repeat\), in rows 1 and 3"):
         Ids.from_user([7, 5, 7, 5], 4)
     with pytest.raises(InputError, match=r"duplicate id 'b' \(1 ids .*, in rows 1 and 2"):
         Ids.from_user(["a", "b", "b"], 3)

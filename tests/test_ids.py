@@ -99,8 +99,8 @@ def test_unknown_ids(names: list[Any]) -> None:
         ([b"a", b"b"], 2, InputError, r"ids must be integers or strings, got \|S1"),
         ([2**63, 2**63 + 1], 2, InputError, "ids must fit int64, got 9223372036854775809"),
         ([3, -2], 2, InputError, "ids must not be negative .* got -2"),
-        ([3, 5, 3, 5, 3], 5, InputError, r"duplicate id 3 \(2 ids stand more than once\)"),
-        (["x", "é", "é"], 3, InputError, r"duplicate id 'é' \(1 ids stand more than once\)"),
+        ([3, 5, 3, 5, 3], 5, InputError, r"duplicate id 3 \(2 ids repeat\)"),
+        (["x", "é", "é"], 3, InputError, r"duplicate id 'é' \(1 ids repeat\)"),
         (["a", "\udcff"], 2, InputError, r"id '\\udcff' holds a lone surrogate"),
     ],
 )

@@ -294,7 +294,7 @@ def test_commands(
     refused = CliRunner().invoke(
         main, ["build", "--codes", "codes", "--model", "m", "-o", "n", "--metric", "inner_product"]
     )
-    assert (refused.exit_code, refused.stderr) == (2, "Error: --metric has no use with --codes.\n")
+    assert (refused.exit_code, refused.stderr) == (2, "Error: --metric cannot be used with --codes.\n")
 
 
 def test_a_model_with_a_mean_is_refused(vectors: FloatArray, uncentred_model: CompresSAE) -> None:

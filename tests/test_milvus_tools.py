@@ -236,7 +236,7 @@ def test_the_command_line(
         (["export-parquet", "none", "-o", "p"], "none does not exist"),
         (
             ["import", "--uri", "a.db", "--collection", "x", "--model", "m", "--seed", "1"],
-            "no use with --model",
+            "cannot be used with --model",
         ),
     ],
 )

@@ -128,10 +128,10 @@ def test_a_target_recall_is_reached_with_few_bytes(model: CompresSAE, vectors: F
         ({"bytes_per_vector": np.nan}, "bytes_per_vector must be positive and finite, got nan"),
         ({"target_recall": 1.5}, "target_recall must be between 0 and 1, got 1.5"),
         ({"target_recall": 0.5, "bytes_per_vector": 64}, "not both"),
-        ({"bytes_per_vector": 64, "k": 16}, "k = 16 has no use beside a budget"),
-        ({"bytes_per_vector": 64, "value_bits": 5}, "value_bits = 5 has no use beside a budget"),
-        ({"bytes_per_vector": 64, "postings": 5}, "postings = 5 has no use beside a budget"),
-        ({"bytes_per_vector": 64, "forward": "aligned"}, "'aligned' has no use beside a budget"),
+        ({"bytes_per_vector": 64, "k": 16}, "k = 16 cannot be given with a budget"),
+        ({"bytes_per_vector": 64, "value_bits": 5}, "value_bits = 5 cannot be given with a budget"),
+        ({"bytes_per_vector": 64, "postings": 5}, "postings = 5 cannot be given with a budget"),
+        ({"bytes_per_vector": 64, "forward": "aligned"}, "'aligned' cannot be given with a budget"),
     ],
 )
 def test_bad_budgets(options: dict[str, Any], message: str, model: CompresSAE, vectors: FloatArray) -> None:

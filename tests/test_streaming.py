@@ -178,7 +178,7 @@ def open_files(folder: Path) -> int:
     ("change", "message"),
     [
         (lambda p, r: np.save(p / "b.npy", r[:, :5]), r"/b\.npy has dimension 5, but .*/a\.npy has 24"),
-        (lambda p, r: write_vecs(p / "b.fvecs", r), r"one kind, got \.fvecs \(.*/b\.fvecs\) beside \.npy"),
+        (lambda p, r: write_vecs(p / "b.fvecs", r), r"one kind, got \.fvecs \(.*/b\.fvecs\) and \.npy"),
         (lambda p, _: (p / "b.npy").write_text("x"), r"/b\.npy cannot be read"),
         (lambda p, r: np.save(p / "b.npy", r.astype(int)), r"/b\.npy: embeddings must be floating.*int64"),
         (lambda p, r: np.save(p / "b.npy", r[0]), r"/b\.npy: embeddings must have shape"),

@@ -13,7 +13,7 @@ from compressae_index.building.planning import Plan
 from compressae_index.checks import check_int, check_threads
 from compressae_index.coding.model import CompresSAE
 from compressae_index.embedded.codecs.packed import VALUE_BITS
-from compressae_index.sources import VectorSource, open_vectors
+from compressae_index.sources import Vectors, VectorSource, open_vectors
 from compressae_index.sources.sample import unit_sample
 
 SAMPLE_ROWS = 49_152
@@ -88,19 +88,33 @@ def estimate(
     trained = train(sample, config, progress=progress)
     model = trained.model
     if planned:
-        plan = planning.choose(
-            model,
-            vectors,
-            bytes_per_vector=bytes_per_vector,
-            target_recall=target_recall,
-            num_threads=threads,
-            progress=progress,
-        )
+        budget = bytes_per_vector, target_recall
+        plan = _plan_within(model, vectors, budget, threads, progress=progress)
     else:
         plan = planning.measured(model, vectors, k, bits, kept, num_threads=threads)
     train_seconds = trained.seconds * TrainConfig().refine_rounds / config.refine_rounds
     seconds_a_row = _seconds_a_row(model, plan.k, sample, threads)
     return _extrapolated(model, plan, n, train_seconds, seconds_a_row)
+
+
+def _plan_within(
+    model: CompresSAE,
+    vectors: Vectors,
+    budget: tuple[float | None, float | None],
+    threads: int,
+    *,
+    progress: bool,
+) -> Plan:
+    """The plan for a budget: bytes a vector, or a target recall."""
+    bytes_per_vector, target_recall = budget
+    return planning.choose(
+        model,
+        vectors,
+        bytes_per_vector=bytes_per_vector,
+        target_recall=target_recall,
+        num_threads=threads,
+        progress=progress,
+    )
 
 
 def _seconds_a_row(model: CompresSAE, k: int, rows: FloatArray, threads: int) -> float:

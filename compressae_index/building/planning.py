@@ -74,10 +74,10 @@ def check_budget(
     decided = {"k": k, "value_bits": value_bits, "postings": postings}
     for name, value in decided.items():
         if value is not None:
-            msg = f"{name} = {value} has no use beside a budget, which decides it"
+            msg = f"{name} = {value} cannot be given with a budget, which decides it"
             raise InputError(msg)
     if forward != "packed":
-        msg = f"forward = {forward!r} has no use beside a budget, which packs codes"
+        msg = f"forward = {forward!r} cannot be given with a budget, which packs codes"
         raise InputError(msg)
 
 

@@ -49,7 +49,7 @@ class ModelSource:
             msg = f"n_latents is {n_latents}, but the model has {model.n_latents}"
             raise DimensionError(msg)
         if config is not None:
-            msg = "config has no use where a model is given"
+            msg = "config cannot be given with a model"
             raise InputError(msg)
         check_model(model, metric)
         return cls(model, None, k)

@@ -249,8 +249,7 @@ def build(
     trained = None if model is None else CompresSAE.load(model)
     started = time.perf_counter()
     if codes is not None:
-        others = ("k", "n_latents", "encoder", "metric", "dataset", "on_bad_rows")
-        refuse(context, "--codes", (*TRAINING, *_BUDGET, *others))
+        refuse(context, "--codes", _ENCODING)
         index = _index_of_codes(codes, trained, row_ids, storage, threads)
     else:
         if trained is not None:
@@ -263,11 +262,16 @@ def build(
     content = {"index": str(output), "seconds": time.perf_counter() - started, **index.stats()._asdict()}
     if on_bad_rows == "skip":
         content |= _skipped(index.skipped, as_json)
-    if index.plan is not None:
-        content |= {"expected_recall": index.plan.recall, "expected_dense_recall": index.plan.dense_recall}
-    print_result(content, as_json)
+    print_result(content | _expected(index), as_json)
     if replaced:
         say_replaced(output)
+
+
+def _expected(index: CompressedIndex) -> dict[str, Any]:
+    """The recall that a budget's plan expects, if there was a budget."""
+    if index.plan is None:
+        return {}
+    return {"expected_recall": index.plan.recall, "expected_dense_recall": index.plan.dense_recall}
 
 
 def _index_of_codes(
@@ -350,13 +354,15 @@ def _skipped(ids: IdArray, as_json: bool) -> dict[str, Any]:
 
 TRAINING = ("preset", "steps", "seed")
 _BUDGET = ("bytes_per_vector", "target_recall")
+# Options that codes have decided.
+_ENCODING = (*TRAINING, *_BUDGET, "k", "n_latents", "encoder", "metric", "dataset", "on_bad_rows")
 
 
 def refuse(context: click.Context, given: str, names: tuple[str, ...]) -> None:
     """Refuses options that were given but have no effect next to the option `given`."""
     for name in names:
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-            msg = f"--{name.replace('_', '-')} has no use with {given}."
+            msg = f"--{name.replace('_', '-')} cannot be used with {given}."
             raise click.UsageError(msg)
 
 

@@ -62,7 +62,7 @@ def _lead(report: IndexReport) -> str:
 
 def _standings(report: IndexReport) -> str:
     items = "\n".join(_standing(each, report.k) for each in report.standings())
-    alone = "" if report.rivals else "\n<p>Exact search was all there was to lose to: Faiss was left out.</p>"
+    alone = "" if report.rivals else "\n<p>Compared with exact search only: Faiss was not measured.</p>"
     return f"<ul>\n{items}\n</ul>{alone}"
 
 
@@ -152,7 +152,7 @@ def _figures(report: IndexReport) -> dict[str, str]:
         "cosines_figure": _figure(
             "cosines",
             report.model.plot_cosines,
-            "Cosine of each vector and what its code stands for. Further right is better.",
+            "Cosine of each vector and its reconstruction. Further right is better.",
         ),
     }
 

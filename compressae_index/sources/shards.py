@@ -23,7 +23,7 @@ def open_shards(paths: Sequence[Path], open_file: Callable[[Path], SourceFile]) 
     lengths, marks = [], []
     for path in paths:
         if path.suffix.lower() != first.suffix.lower():
-            msg = f"shards must be of one kind, got {path.suffix} ({path}) beside {first.suffix} ({first})"
+            msg = f"shards must be of one kind, got {path.suffix} ({path}) and {first.suffix} ({first})"
             raise FormatError(msg)
         opened = open_file(path)
         shape = opened.shape
