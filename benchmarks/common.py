@@ -1,4 +1,4 @@
-"""What benchmarks share: their threads, and how they time and report.
+"""Shared by benchmarks: threads, timing and reports.
 
 Scripts put their own folder on the path, so that they run with python -P and without. The sources of the
 package are one folder up, so they cannot hide the installed package either way.
@@ -31,7 +31,7 @@ PACKAGES = (
 
 
 def print_load(threads: int) -> None:
-    """Says so where other work takes the processors: times are worth little then.
+    """Prints a warning if other work takes the processors, as times are worth little then.
 
     Threads of OpenMP that spin while they wait suffer most; OMP_WAIT_POLICY=PASSIVE keeps them from it.
     """
@@ -42,7 +42,7 @@ def print_load(threads: int) -> None:
 
 
 def timed(call: Callable[[], T]) -> tuple[T, float]:
-    """What a call gives, and the seconds it took."""
+    """The result of a call, and the seconds it took."""
     started = time.perf_counter()
     result = call()
     return result, time.perf_counter() - started
@@ -88,7 +88,7 @@ def environment(threads: int) -> dict[str, Any]:
 
 
 def results_path(stem: str, name: str) -> Path:
-    """Where raw results of a data set are kept."""
+    """The file of raw results of a data set."""
     folder = RESULTS / stem
     folder.mkdir(parents=True, exist_ok=True)
     return folder / f"{name.replace(' ', '-')}.json"
@@ -97,7 +97,7 @@ def results_path(stem: str, name: str) -> Path:
 def write_report(
     output: Path | None, threads: int, settings: dict[str, Any], results: dict[str, Any]
 ) -> None:
-    """Writes a JSON file, where one is asked for."""
+    """Writes a JSON file, if one is asked for."""
     if output is not None:
         report = {"environment": environment(threads), "settings": settings, **results}
         output.write_text(json.dumps(report, indent=1, default=str) + "\n")

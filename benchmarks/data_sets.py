@@ -51,7 +51,7 @@ LEAST_SHARE, VALUE_NOISE = 0.5, 0.1
 
 
 class DataSet(NamedTuple):
-    """What a benchmark searches, and with what."""
+    """The vectors and queries of a benchmark."""
 
     name: str
     vectors: FloatArray
@@ -79,7 +79,7 @@ class DataSet(NamedTuple):
         return Path(self.name).stem.replace(" ", "-")
 
     def facts(self) -> dict[str, str | int]:
-        """What a report says of the data."""
+        """The description of the data in reports."""
         return {
             "name": self.name,
             "vectors": len(self.vectors),
@@ -119,7 +119,7 @@ def load(
             (.hdf5 or .h5 with `train`, `test`, `neighbors`); or any other file of embeddings that
             `sources.open_vectors` reads, whose last 2,000 rows are the queries.
         rows: vectors to keep, the first ones; all by default, 20,000 of made ones.
-        queries: the same for queries, of which 2,000 are made.
+        queries: the same for queries; made sets have 2,000.
         metrics: those that the caller can search by.
 
     Raises:
@@ -163,7 +163,7 @@ def _rows(vectors: Vectors, begin: int, end: int, name: str) -> FloatArray:
 
 
 def _from_hdf5(path: Path, rows: int | None) -> DataSet:
-    """A file of ann-benchmarks. There is no inner product in it; angular distances are cosines here."""
+    """A file of ann-benchmarks. It knows no inner products; its angular distances are cosines here."""
     try:
         with h5py.File(path, "r") as file:
             distance = str(file.attrs.get("distance"))
@@ -257,7 +257,7 @@ def _factors(n_items: int) -> tuple[FloatArray, FloatArray]:
 
 
 def _clicks(n_users: int, n_items: int, rng: np.random.Generator) -> sp.csr_array:
-    """Who clicked what, as ones: (n_users, n_items)."""
+    """Clicks of users on items, as ones: (n_users, n_items)."""
     # Items in the order of their clusters, so that a cluster is a run of the cumulated popularities.
     clusters = np.sort(rng.integers(CLUSTERS, size=n_items))
     ranks = np.arange(n_items) - np.searchsorted(clusters, clusters) + 1
@@ -341,7 +341,7 @@ def sparse_codes(rows: sp.csr_array) -> SparseCodes:
     queries read stay as long as they were. They count where the bytes of our engine are given.
 
     Raises:
-        click.ClickException: there are too many columns, or a row is not a code.
+        click.ClickException: too many columns, or a row that is not a code.
     """
     counts = np.diff(rows.indptr)
     k, n_columns = int(counts.max(initial=0)), rows.shape[1]

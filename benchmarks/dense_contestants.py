@@ -26,8 +26,9 @@ from compressae_index.checks import normalize_rows
 from compressae_index.coding.metric import Metric
 from compressae_index.coding.model import Encoder
 from compressae_index.embedded.backend import EmbeddedBackend
-from compressae_index.embedded.levels import usual_levels
-from compressae_index.embedded.packing import Packed
+from compressae_index.embedded.codecs import Packed
+from compressae_index.embedded.codecs.levels import usual_levels
+from compressae_index.embedded.documents import EmbeddedDocuments
 from compressae_index.errors import InputError
 from compressae_index.measuring.recall import recall
 from compressae_index.training.config import Preset, TrainConfig
@@ -57,7 +58,7 @@ RECIPE_STEPS = 300
 
 
 class Bench(NamedTuple):
-    """What every contestant is built from and measured on."""
+    """The data that every contestant is built from and measured on."""
 
     vectors: FloatArray
     """Of unit norm, unless they are searched by inner products."""
@@ -93,7 +94,7 @@ class Built(NamedTuple):
     train_seconds: float
     fill_seconds: float
     found: IntArray | None = None
-    """What it finds for all queries, where that is known; `Store.search` is asked otherwise."""
+    """Its results for all queries, if they are known; otherwise `Store.search` is asked."""
 
 
 class Contestant(NamedTuple):
@@ -125,8 +126,8 @@ def most_nonzeros(n_latents: int, value_bits: int, budget: int) -> int:
 def cosine(model: CompresSAE, sample: FloatArray, k: int, value_bits: int, encoder: Encoder) -> float:
     """Mean cosine of unit rows and the reconstructions of their packed codes."""
     codes = model.fold(model.encode(sample, k, encoder=encoder))
-    packing = Packed(value_bits).fitted(codes)
-    stored = packing.unpack(packing.pack(codes, 1, model.decoder_w), model.n_latents, k)
+    codec = Packed(value_bits).fitted(codes)
+    stored = codec.unpack(codec.pack(codes, 1, model.decoder_w), model.n_latents, k)
     return float((normalize_rows(model.decode(stored)) * sample).sum(axis=1).mean())
 
 
@@ -243,7 +244,7 @@ def compresso(bench: Bench) -> Iterator[Built]:
         codes = SparseCodes(codes.latents, codes.values * norms[codes.latents], codes.n_latents)
         backend = EmbeddedBackend(model.n_latents, 32)
         backend = backend.added([model.fold(codes)], bench.threads, model.decoder_w)
-        return CompressedIndex(model, encoder="topk", backend=backend)
+        return CompressedIndex(model, encoder="topk", documents=EmbeddedDocuments(backend))
 
     index, fill_seconds = timed(fill)
     yield from searched(
@@ -293,7 +294,7 @@ def inside(index: Any) -> Any:
 
 
 def better_of_decoded(decoded: FloatArray, bench: Bench) -> tuple[str, IntArray]:
-    """What inner products find among decoded vectors, or distances where the first queries say so."""
+    """Neighbours by inner products of decoded vectors, or by distances if the first queries favour these."""
 
     def found(metric: int, queries: int | None) -> IntArray:
         rows: IntArray = faiss.knn(bench.queries[:queries], decoded, KS[-1], metric=metric)[1]
@@ -403,7 +404,7 @@ def turboquant(bench: Bench) -> Iterator[Built]:
     for bits in range(1, 9):
         for suffix in ("tqmse", "tq"):
             kind = getattr(faiss.ScalarQuantizer, f"QT_{bits}bit_{suffix}", None)
-            # The kernels of the others decode at a crawl, and these score worse than tqmse of as many bytes.
+            # The kernels of the others decode very slowly, and these score worse than tqmse of as many bytes.
             if kind is not None and (suffix != "tq" or bits <= 2):
                 yield from quantized(
                     "Faiss TurboQuant", f"QT_{bits}bit_{suffix}", partial(rotated, kind), bench
@@ -425,7 +426,7 @@ def uncompressed(bench: Bench) -> Iterator[Built]:
 
 
 def inverted_file(bench: Bench) -> Iterator[Built]:
-    """IVF of product quantisation in 4 bits, by fast scans; an id of 8 bytes stands beside each code."""
+    """IVF of product quantisation in 4 bits, by fast scans; each code has an id of 8 bytes."""
     fitting = {
         max(parts for parts in range(1, bench.dim + 1) if bench.dim % parts == 0 and parts / 2 + 8 <= budget)
         for budget in bench.budgets
@@ -476,7 +477,7 @@ def turbovec(bench: Bench) -> Iterator[Built]:
 
 
 def lvq(bench: Bench) -> Iterator[Built]:
-    """Locally adaptive quantisation of Intel's SVS; a half-precision scale and offset stand beside a code."""
+    """Locally adaptive quantisation of Intel's SVS; each code has a half-precision scale and offset."""
     svs = importlib.import_module("svs")
     for bits in ((8, 0), (4, 4)):
         with TemporaryDirectory() as folder:

@@ -31,7 +31,9 @@ from compressae_index.arrays import FloatArray
 from compressae_index.checks import normalize_rows
 from compressae_index.embedded.backend import EmbeddedBackend, Part
 from compressae_index.embedded.clustering import similar_order
-from compressae_index.embedded.packing import Packed
+from compressae_index.embedded.codecs import Packed
+from compressae_index.embedded.codecs.base import Arrays
+from compressae_index.embedded.documents import EmbeddedDocuments
 from compressae_index.embedded.sizes import sparse_candidates
 from compressae_index.measuring.evaluation import Measurement
 from compressae_index.measuring.plots import Series
@@ -54,7 +56,7 @@ FAMILIES = (
     "scipy CSR @ dense query",
     "sparse_dot_mkl CSR @ dense query",
 )
-# Of the recall of a search that leaves no cluster out.
+# Share of the recall of a search that leaves no cluster out.
 ENOUGH = 0.99
 SELECTED = (100, 1000)
 DOCUMENTS = (20_000, 1_000_000, 4_000_000)
@@ -84,30 +86,56 @@ def bandwidth() -> float:
 
 
 class Own(NamedTuple):
-    """Our index, and its modes as contenders."""
+    """Our posting lists and forward part, and the seconds that making each of them took."""
 
-    contenders: list[Contender]
-    lists: InvertedLists
+    codec: Packed
+    arrays: Arrays
     forward: Any
+    lists: InvertedLists
+    packing_seconds: float
+    inverting_seconds: float
+
+    def contender(
+        self,
+        name: str,
+        bench: Bench,
+        call: Callable[[FloatArray], Any],
+        *,
+        codes: int = 1,
+        postings: int = 1,
+    ) -> Contender:
+        """A search by projections that reads the codes, the posting lists, or both: 1 or 0 of each."""
+        return Contender(
+            name,
+            [projection[None] for projection in bench.projections],
+            call,
+            lambda found: found[1][0, : bench.top],
+            self.packing_seconds * codes + self.inverting_seconds * postings,
+            (self.forward.nbytes * codes + self.lists.nbytes * postings) / bench.n,
+        )
 
 
-def ours(bench: Bench) -> Own:
-    """The modes of our index, and its posting lists alone."""
+def made(bench: Bench) -> Own:
+    """Packed codes, and posting lists of the values that they store."""
 
     def pack() -> Any:
-        packing = Packed().fitted(bench.codes)
+        codec = Packed().fitted(bench.codes)
         dictionary = None if bench.model is None else bench.model.decoder_w
-        arrays = packing.pack(bench.codes, 1, dictionary)
-        return packing, arrays, packing.engine(arrays, bench.codes.n_latents, bench.codes.k)
+        arrays = codec.pack(bench.codes, 1, dictionary)
+        return codec, arrays, codec.engine(arrays, bench.codes.n_latents, bench.codes.k)
 
     def invert() -> InvertedLists:
-        stored = packing.unpack(arrays, bench.codes.n_latents, bench.codes.k)
+        stored = codec.unpack(arrays, bench.codes.n_latents, bench.codes.k)
         return InvertedLists.build(stored.latents, stored.values, stored.n_latents, 1)
 
-    (packing, arrays, forward), packing_seconds = timed(pack)
+    (codec, arrays, forward), packing_seconds = timed(pack)
     lists, inverting_seconds = timed(invert)
-    parts = [(lists, forward)]
-    nnz, top = bench.query_nnz, bench.top
+    return Own(codec, arrays, forward, lists, packing_seconds, inverting_seconds)
+
+
+def ours(bench: Bench, own: Own) -> list[Contender]:
+    """The modes of our index, its posting lists alone, `index.search` and searches of some clusters."""
+    parts, nnz, top = [(own.lists, own.forward)], bench.query_nnz, bench.top
 
     def sparse(query_nnz: int, u: FloatArray) -> Any:
         return search(parts, u, None, query_nnz, sparse_candidates(top), top, None, 1)
@@ -119,49 +147,40 @@ def ours(bench: Bench) -> Own:
         return search(parts, None, u, nnz, top, top, None, 1)
 
     def lists_alone(count: int, u: FloatArray) -> Any:
-        return lists.search(u, nnz, count, None, 1)
+        return own.lists.search(u, nnz, count, None, 1)
 
-    queries = [projection[None] for projection in bench.projections]
-
-    def contender(
-        name: str, call: Callable[[FloatArray], Any], *, codes: int = 1, postings: int = 1
-    ) -> Contender:
-        """What reads the codes, the posting lists, or both."""
-        return Contender(
-            name,
-            queries,
-            call,
-            lambda found: found[1][0, :top],
-            packing_seconds * codes + inverting_seconds * postings,
-            (forward.nbytes * codes + lists.nbytes * postings) / bench.n,
-        )
-
-    contenders = [
-        contender(SPARSE, partial(sparse, nnz)),
-        contender(WIDE_SPARSE, partial(sparse, QUERY_NNZ)),
-        *(contender(f"{TWO_STAGE}, {n:,} candidates", partial(two_stage, n)) for n in SELECTED),
-        *(contender(f"{LISTS}, top {n:,}", partial(lists_alone, n), codes=0) for n in SELECTED),
+    contender = partial(own.contender, bench=bench)
+    return [
+        contender(SPARSE, call=partial(sparse, nnz)),
+        contender(WIDE_SPARSE, call=partial(sparse, QUERY_NNZ)),
+        *(contender(f"{TWO_STAGE}, {n:,} candidates", call=partial(two_stage, n)) for n in SELECTED),
+        *(contender(f"{LISTS}, top {n:,}", call=partial(lists_alone, n), codes=0) for n in SELECTED),
+        *indexed(bench, own),
+        contender(DENSE, call=dense, postings=0),
     ]
-    if bench.model is not None:
-        backend = EmbeddedBackend(bench.codes.n_latents, bench.codes.k, packing, [Part(forward, lists)])
-        index = CompressedIndex(bench.model, k=bench.codes.k, backend=backend)
-        contenders.append(
-            Contender(
-                CALL,
-                [vector[None] for vector in bench.vectors],
-                lambda query: index.search(query, top, candidates=SELECTED[-1], num_threads=1),
-                lambda found: found.ids[0],
-                packing_seconds + inverting_seconds,
-                (forward.nbytes + lists.nbytes) / bench.n,
-            )
-        )
-        contenders += clustered(bench, backend, packing_seconds + inverting_seconds)
-    contenders.append(contender(DENSE, dense, postings=0))
-    return Own(contenders, lists, forward)
+
+
+def indexed(bench: Bench, own: Own) -> Iterator[Contender]:
+    """Searches that need the model: `index.search`, and `sparse` within some clusters; none without one."""
+    if bench.model is None:
+        return
+    part = Part(own.arrays, own.forward, own.lists)
+    backend = EmbeddedBackend(bench.codes.n_latents, bench.codes.k, own.codec, [part])
+    index = CompressedIndex(bench.model, documents=EmbeddedDocuments(backend))
+    seconds = own.packing_seconds + own.inverting_seconds
+    yield Contender(
+        CALL,
+        [vector[None] for vector in bench.vectors],
+        lambda query: index.search(query, bench.top, candidates=SELECTED[-1], num_threads=1),
+        lambda found: found.ids[0],
+        seconds,
+        (own.forward.nbytes + own.lists.nbytes) / bench.n,
+    )
+    yield from clustered(bench, backend, seconds)
 
 
 def clustered(bench: Bench, backend: EmbeddedBackend, seconds: float) -> Iterator[Contender]:
-    """`sparse` where similar documents stand together and a query scans some of their clusters."""
+    """`sparse` over clusters of similar documents, some of which a query scans."""
     model, top = bench.model, bench.top
     assert model is not None
 
@@ -257,7 +276,7 @@ def bound(bench: Bench, lists: InvertedLists, bytes_per_second: float) -> dict[s
 
 
 def contenders_of(bench: Bench, names: tuple[str, ...]) -> Iterator[Contender]:
-    """Those of the named rivals."""
+    """The contenders of the named rivals."""
     for name in names:
         most = RIVALS[name].most
         if most is not None and bench.n > most:
@@ -269,7 +288,7 @@ def contenders_of(bench: Bench, names: tuple[str, ...]) -> Iterator[Contender]:
 
 
 def every(contender: Contender) -> list[Any]:
-    """What a contender finds for all queries, one after the other."""
+    """A contender's answers to all queries, one after the other."""
     return [contender.search(query) for query in contender.queries]
 
 
@@ -281,10 +300,11 @@ def overlap(found: list[IntArray], truth: list[IntArray], top: int) -> float:
 
 def measure(bench: Bench, names: tuple[str, ...], rounds: int, bytes_per_second: float) -> dict[str, Any]:
     """Results of one number of documents."""
-    own = ours(bench)
+    own = made(bench)
+    own_contenders = ours(bench, own)
     # Before rivals start threads of their own.
     by_threads = threaded(bench, own, rounds)
-    contenders = [*own.contenders, *contenders_of(bench, names)]
+    contenders = [*own_contenders, *contenders_of(bench, names)]
     truths = [
         [best(bench.matrix @ query, bench.top) for query in queries]
         for queries in (bench.cut, list(bench.projections))
@@ -312,59 +332,18 @@ def measure(bench: Bench, names: tuple[str, ...], rounds: int, bytes_per_second:
 
 
 def table(measured: dict[str, Any], query_nnz: int, top: int) -> str:
-    """The table of one number of documents, and how far the posting lists are from the bound of memory."""
+    """The tables of one number of documents, and how far the posting lists are from the bound of memory."""
     results, lower = measured["results"], measured["bound"]
-    lines = markdown(
-        [
-            f"{measured['documents']:,} documents",
-            f"recall@{top}, {query_nnz} latents",
-            f"recall@{top}, whole",
-            "ms/query",
-            "time / sparse",
-            "bytes/vector",
-            "build s",
-        ],
-        [
-            [
-                name,
-                f"{result['recall_strongest']:.4f}",
-                f"{result['recall_whole']:.4f}",
-                f"{result['ms']:.3f}",
-                f"{result['ms'] / results[SPARSE]['ms']:.2f}",
-                f"{result['row_bytes']:.0f}",
-                f"{result['build_seconds']:.1f}",
-            ]
-            for name, result in results.items()
-        ],
-    )
     wide = results[WIDE_SPARSE]["ms"]
     whole = measured["projection_ms"] + results[f"{TWO_STAGE}, {SELECTED[-1]:,} candidates"]["ms"]
     call = results.get(CALL)
     called = (
         "" if call is None else f"; `index.search` takes {call['ms']:.3f} ms, {call['ms'] / wide:.2f} times"
     )
-    filters = markdown(
-        ["allowed documents", "ms/query", "time / all allowed", "found of what is wanted"],
-        [
-            [
-                f"{100 * line['allowed']:g} %",
-                f"{line['ms']:.3f}",
-                f"{line['times_unfiltered']:.2f}",
-                f"{line['found']:.4f}",
-            ]
-            for line in measured["filters"]
-        ],
-    )
-    threads = markdown(
-        ["threads", "ms/query in a batch", "ms/query, one by one"],
-        [
-            [str(each["threads"]), f"{each['batch']:.3f}", f"{each['single']:.3f}"]
-            for each in measured["threads"]
-        ],
-    )
     return (
-        f"{lines}\n\n{TWO_STAGE} with {SELECTED[-1]:,} candidates, filtered:\n\n{filters}\n\n"
-        f"The same unfiltered, by threads, of which the others have one:\n\n{threads}\n\n"
+        f"{results_table(measured, query_nnz, top)}\n\n"
+        f"{TWO_STAGE} with {SELECTED[-1]:,} candidates, filtered:\n\n{filters_table(measured)}\n\n"
+        f"The same unfiltered, by threads, of which the others have one:\n\n{threads_table(measured)}\n\n"
         f"A query reads {lower['postings']:,.0f} postings, {lower['bytes'] / 1e6:.2f} MB: at least "
         f"{lower['bound_ms']:.3f} ms. The posting lists alone take "
         f"{lower['kernel_times_bound']:.1f} times that. Projection and {TWO_STAGE} with "
@@ -372,8 +351,58 @@ def table(measured: dict[str, Any], query_nnz: int, top: int) -> str:
     )
 
 
+def results_table(measured: dict[str, Any], query_nnz: int, top: int) -> str:
+    """Recall, milliseconds, bytes and seconds of building of every contender."""
+    results = measured["results"]
+    header = [
+        f"{measured['documents']:,} documents",
+        f"recall@{top}, {query_nnz} latents",
+        f"recall@{top}, whole",
+        "ms/query",
+        "time / sparse",
+        "bytes/vector",
+        "build s",
+    ]
+    rows = [
+        [
+            name,
+            f"{result['recall_strongest']:.4f}",
+            f"{result['recall_whole']:.4f}",
+            f"{result['ms']:.3f}",
+            f"{result['ms'] / results[SPARSE]['ms']:.2f}",
+            f"{result['row_bytes']:.0f}",
+            f"{result['build_seconds']:.1f}",
+        ]
+        for name, result in results.items()
+    ]
+    return markdown(header, rows)
+
+
+def filters_table(measured: dict[str, Any]) -> str:
+    """Milliseconds of `two_stage` by the share of documents that a filter allows."""
+    rows = [
+        [
+            f"{100 * line['allowed']:g} %",
+            f"{line['ms']:.3f}",
+            f"{line['times_unfiltered']:.2f}",
+            f"{line['found']:.4f}",
+        ]
+        for line in measured["filters"]
+    ]
+    return markdown(["allowed documents", "ms/query", "time / all allowed", "found of what is wanted"], rows)
+
+
+def threads_table(measured: dict[str, Any]) -> str:
+    """Milliseconds of `two_stage` by the number of threads."""
+    rows = [
+        [str(each["threads"]), f"{each['batch']:.3f}", f"{each['single']:.3f}"]
+        for each in measured["threads"]
+    ]
+    return markdown(["threads", "ms/query in a batch", "ms/query, one by one"], rows)
+
+
 def series(measured: dict[str, Any], top: int) -> list[Series]:
-    """What plots take of one number of documents: engines that answer for a query's strongest latents."""
+    """The lines of a plot for one number of documents: engines that search by a query's strongest latents."""
     found = []
     for family in FAMILIES:
         names = [name for name in measured["results"] if name == family or name.startswith(f"{family}, ")]
@@ -390,7 +419,7 @@ def series(measured: dict[str, Any], top: int) -> list[Series]:
 
 
 def growth_table(reports: list[dict[str, Any]]) -> str:
-    """Milliseconds by number of documents, of what was measured at all of them, and growth at the end."""
+    """Milliseconds by number of documents, of contenders measured at all of them, and growth at the end."""
     first, before = reports[0], reports[-2]
     header = [
         "milliseconds a query",
@@ -408,7 +437,7 @@ def growth_table(reports: list[dict[str, Any]]) -> str:
 
 
 def _skipping(report: dict[str, Any]) -> float:
-    """Milliseconds of the fewest clusters that find nearly what all of them hold; of all where none do."""
+    """Milliseconds with the fewest clusters that reach ENOUGH of the recall of all of them; else with all."""
     results = report["results"]
     wanted = ENOUGH * results[SPARSE]["recall_strongest"]
     probing = (results.get(_probing(nprobe)) for nprobe in NPROBES)
@@ -420,13 +449,18 @@ class Searched(NamedTuple):
     """Codes and queries, as `Bench` holds them, before they are tiled."""
 
     stem: str
-    """Of the files that results are written to."""
+    """The stem of the files that results are written to."""
     name: str
     model: CompresSAE | None
     codes: SparseCodes
     vectors: FloatArray
     projections: FloatArray
     projection_ms: float
+
+    def tiled(self, n: int, query_nnz: int, top: int) -> Bench:
+        """The codes tiled to n documents, and the queries."""
+        codes = tiled(self.codes, n, seed=0)
+        return Bench(self.model, codes, self.vectors, self.projections, query_nnz, top)
 
 
 def encoded(source: str, model_path: Path | None, queries: int) -> Searched:
@@ -459,6 +493,28 @@ def stored(source: str, query_path: Path, queries: int) -> Searched:
     return Searched(
         Path(source).stem, name, None, codes, np.empty((len(projections), 0), np.float32), projections, 0.0
     )
+
+
+def installed(rivals: tuple[str, ...]) -> tuple[str, ...]:
+    """The rivals that can be imported; the others are named on standard output."""
+    names = available(rivals)
+    for name in rivals:
+        if name not in names:
+            click.echo(f"({RIVALS[name].module} is not installed)")
+    return names
+
+
+def introduced(searched: Searched, top: int) -> float:
+    """Prints the codes that are searched and the machine's load; bytes a second of a copy."""
+    codes = searched.codes
+    click.echo(f"{searched.name}; h={codes.n_latents}, k={codes.k}, top {top}, one thread, {simd()}")
+    print_load(1)
+    speed = bandwidth()
+    click.echo(
+        f"A copy moves {speed / 1e9:.1f} GB/s; "
+        f"the projection of a query takes {searched.projection_ms:.3f} ms."
+    )
+    return speed
 
 
 @click.command("engines")
@@ -510,27 +566,17 @@ def command(
     """Milliseconds a query of our engine and of others, at which recall, bytes and seconds of building."""
     if quick:
         documents, queries, rounds = QUICK
-    names = available(rivals)
-    for name in rivals:
-        if name not in names:
-            click.echo(f"({RIVALS[name].module} is not installed)")
+    names = installed(rivals)
     if sparse_queries is not None:
         searched = stored(source, sparse_queries, queries)
     else:
         searched = encoded(source, model_path, queries)
-    codes, projecting = searched.codes, searched.projection_ms
     reports = []
     with threadpool_limits(1):
-        click.echo(f"{searched.name}; h={codes.n_latents}, k={codes.k}, top {top}, one thread, {simd()}")
-        print_load(1)
-        speed = bandwidth()
-        click.echo(
-            f"A copy moves {speed / 1e9:.1f} GB/s; the projection of a query takes {projecting:.3f} ms."
-        )
+        speed = introduced(searched, top)
         for n in sorted(documents):
-            several = tiled(codes, n, seed=0)
-            bench = Bench(searched.model, several, searched.vectors, searched.projections, query_nnz, top)
-            reports.append({"projection_ms": projecting} | measure(bench, names, rounds, speed))
+            bench = searched.tiled(n, query_nnz, top)
+            reports.append({"projection_ms": searched.projection_ms} | measure(bench, names, rounds, speed))
             click.echo("\n" + table(reports[-1], query_nnz, top))
     if len(reports) > 1:
         click.echo("\n" + growth_table(reports))

@@ -1,4 +1,4 @@
-"""The Faiss connectors beside the embedded engine, on one model and its codes.
+"""The Faiss connectors against the embedded engine, on one model and its codes.
 
     python benchmarks/faiss_connectors.py [DATA]
 
@@ -80,7 +80,7 @@ def inverted_file(
         for mode in ("sparse", "two_stage"):
             indexes: dict[str, Any] = {"embedded": index, "Faiss": filed, "Faiss, mapped": mapped}
             for one in (filed, mapped):
-                one.backend.num_threads = 1
+                one.documents.num_threads = 1
             searches = {
                 name: partial(one.search, k=KS[-1], mode=mode, num_threads=1) for name, one in indexes.items()
             }
@@ -111,20 +111,21 @@ def probed(index: Any, queries: FloatArray) -> float:
     return float(sizes[lists].sum(axis=1).mean())
 
 
+def ivf_by_k_means(vectors: FloatArray, lists: int) -> Any:
+    """Faiss's own IVF of flat vectors."""
+    made: Any = faiss.index_factory(vectors.shape[1], f"IVF{lists},Flat", faiss.METRIC_INNER_PRODUCT)
+    made.cp.min_points_per_centroid = 1  # no warning
+    made.train(vectors)
+    made.add(vectors)
+    return made
+
+
 def inverted_files_of_vectors(
     data: DataSet, model: CompresSAE, truth: npt.NDArray[Any]
 ) -> list[dict[str, Any]]:
     """IVFs over the dictionary, and one by k-means with as many lists."""
     vectors, queries = normalize_rows(data.vectors), normalize_rows(data.queries)
     lists = 2 * model.n_latents
-
-    def by_k_means() -> Any:
-        made: Any = faiss.index_factory(data.dim, f"IVF{lists},Flat", faiss.METRIC_INNER_PRODUCT)
-        made.cp.min_points_per_centroid = 1  # no warning
-        made.train(vectors)
-        made.add(vectors)
-        return made
-
     makers: dict[str, tuple[int, Callable[[], Any]]] = {
         f"dictionary, {n} assignment{'s' * (n > 1)}": (
             n,
@@ -132,7 +133,7 @@ def inverted_files_of_vectors(
         )
         for n in ASSIGNMENTS
     }
-    makers["k-means"] = (1, by_k_means)
+    makers["k-means"] = (1, partial(ivf_by_k_means, vectors, lists))
     rows = []
     for name, (assignments, make) in makers.items():
         index, seconds = timed(make)
@@ -157,7 +158,7 @@ def inverted_files_of_vectors(
 def dense_scores(
     index: CompressedIndex, data: DataSet, truth: npt.NDArray[Any], rounds: int
 ) -> list[dict[str, Any]]:
-    """Packed codes, and flat indexes of their reconstructions; the original vectors beside them."""
+    """Packed codes, and flat indexes of their reconstructions, and the original vectors."""
     stores = {
         f"Faiss, {storage}": DenseStore(index, storage=storage, device="cpu", progress=False)
         for storage in STORAGES

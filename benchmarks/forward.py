@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import faiss
@@ -19,7 +19,8 @@ from threadpoolctl import threadpool_limits
 
 from compressae_index import SparseCodes
 from compressae_index._engine import simd
-from compressae_index.embedded.packing import Aligned, Packed, Packing
+from compressae_index.arrays import FloatArray
+from compressae_index.embedded.codecs import Aligned, Codec, Packed
 
 sys.path.insert(0, str(Path(__file__).parent))  # python -P leaves it out
 
@@ -32,6 +33,37 @@ def random_codes(n: int, n_latents: int, k: int) -> SparseCodes:
     edges = np.linspace(0, n_latents, k + 1).astype(np.int64)
     latents = rng.integers(edges[:-1], edges[1:], size=(n, k)).astype(np.uint16)
     return SparseCodes(latents, rng.laplace(size=(n, k)).astype(np.float32), n_latents)
+
+
+class Contender(NamedTuple):
+    """A scan for one query, by its number, and the bytes of a row."""
+
+    search: Callable[[int], object]
+    row_bytes: float
+
+
+def scans(codes: SparseCodes, u: FloatArray, top: int) -> Iterator[tuple[str, Contender]]:
+    """Every codec's rows of the codes, by name, and its scan for the queries (n_queries, n_latents)."""
+    codecs: dict[str, Codec] = {"aligned": Aligned()}
+    codecs |= {f"packed, {value_bits} bits": Packed(value_bits) for value_bits in (4, 5, 6, 8)}
+
+    def scan(engine: Any, query: int) -> None:
+        engine.search(u[query : query + 1], top, None, 1)
+
+    for name, codec in codecs.items():
+        fitted = codec.fitted(codes)
+        arrays = fitted.pack(codes, 2)
+        row_bytes = sum(array.nbytes for array in arrays.values()) / len(codes)
+        yield name, Contender(partial(scan, fitted.engine(arrays, codes.n_latents, codes.k)), row_bytes)
+
+
+def exact_scan(rng: np.random.Generator, documents: int, queries: int, dim: int, top: int) -> Contender:
+    """Faiss's exact index of random vectors."""
+    exact = faiss.IndexFlatIP(dim)
+    for begin in range(0, documents, 100_000):
+        exact.add(rng.standard_normal((min(100_000, documents - begin), dim), dtype=np.float32))
+    asked = rng.standard_normal((queries, dim), dtype=np.float32)
+    return Contender(lambda query: exact.search(asked[query : query + 1], top), 4 * dim)
 
 
 @click.command()
@@ -57,33 +89,19 @@ def main(
     rng = np.random.default_rng(1)
     codes = random_codes(documents, n_latents, k)
     u = rng.standard_normal((queries, n_latents)).astype(np.float32)
-    packings: dict[str, Packing] = {"aligned": Aligned()}
-    packings |= {f"packed, {value_bits} bits": Packed(value_bits) for value_bits in (4, 5, 6, 8)}
-    contenders: dict[str, Callable[[int], Any]] = {}
-    row_bytes: dict[str, float] = {}
-
-    def scan(engine: Any, query: int) -> None:
-        engine.search(u[query : query + 1], top, None, 1)
-
-    for name, packing in packings.items():
-        fitted = packing.fitted(codes)
-        arrays = fitted.pack(codes, 2)
-        contenders[name] = partial(scan, fitted.engine(arrays, n_latents, k))
-        row_bytes[name] = sum(array.nbytes for array in arrays.values()) / documents
-    exact = faiss.IndexFlatIP(dim)
-    for begin in range(0, documents, 100_000):
-        exact.add(rng.standard_normal((min(100_000, documents - begin), dim), dtype=np.float32))
-    asked = rng.standard_normal((queries, dim), dtype=np.float32)
-    contenders["faiss.IndexFlatIP"] = lambda query: exact.search(asked[query : query + 1], top)
-    row_bytes["faiss.IndexFlatIP"] = 4 * dim
+    contenders = dict(scans(codes, u, top))
+    contenders["faiss.IndexFlatIP"] = exact_scan(rng, documents, queries, dim, top)
     faiss.omp_set_num_threads(1)
 
-    def round_of(call: Callable[[int], Any]) -> None:
+    def round_of(call: Callable[[int], object]) -> None:
         for query in range(queries):
             call(query)
 
     with threadpool_limits(1):
-        seconds = interleaved({name: partial(round_of, call) for name, call in contenders.items()}, rounds)
+        seconds = interleaved(
+            {name: partial(round_of, each.search) for name, each in contenders.items()}, rounds
+        )
+    row_bytes = {name: each.row_bytes for name, each in contenders.items()}
     medians = {name: 1000 * taken / queries for name, taken in seconds.items()}
     click.echo(f"{documents:,} rows, h={n_latents}, k={k}, d={dim}, top {top}, one thread, {simd()}")
     for name, median in medians.items():

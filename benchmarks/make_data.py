@@ -1,4 +1,4 @@
-"""Makes a data set for benchmarks, here and in ann-benchmarks, of texts or of any data set that scripts take.
+"""Makes a data set for benchmarks, here and in ann-benchmarks, from texts or any data set that scripts take.
 
     python benchmarks/make_data.py embed texts.txt texts.hdf5
     python benchmarks/make_data.py convert DATA set.hdf5 --rows 20000

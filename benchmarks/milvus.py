@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,12 @@ from threadpoolctl import threadpool_limits
 
 from compressae_index import CompressedIndex
 from compressae_index.arrays import FloatArray
+from compressae_index.coding.codes import SparseCodes
 from compressae_index.connectors.milvus import MilvusIndex, connect
-from compressae_index.connectors.milvus.client import count
+from compressae_index.connectors.milvus.collection import Collection
 from compressae_index.measuring.recall import recall
+from compressae_index.search.queries import Asked, Settings
+from compressae_index.search.stages import Candidates, terms_of
 
 sys.path.insert(0, str(Path(__file__).parent))  # python -P leaves it out
 
@@ -110,6 +114,12 @@ def on_disk(folder: Path, collection: str) -> int:
     )
 
 
+def _is_certified(index: MilvusIndex, asked: Asked, terms: SparseCodes, taken: Candidates) -> bool:
+    """Whether the candidates of one query provably hold its `asked.k` best."""
+    marks = index.documents.scored(asked, terms, taken).certified
+    return marks is not None and bool(marks[0])
+
+
 def searched(
     index: MilvusIndex, queries: FloatArray, truth: npt.NDArray[Any], mode: str, candidates: int
 ) -> dict[str, Any]:
@@ -118,18 +128,20 @@ def searched(
     found, certified = [], []
     for query in queries:
         times = [time.perf_counter()]
-        asked = index._asked(query, mode, "asymmetric", None, 1)
-        request = index.backend.search_request(asked.terms, candidates, None)
+        settings = Settings(mode=mode, candidates=candidates, num_threads=1)
+        asked = index.asked(query, KS[-1], settings)
+        terms = terms_of(asked)
+        request = index.documents.search_request(terms, candidates, None)
         times.append(time.perf_counter())
         hits = index.client.search(**request)
         times.append(time.perf_counter())
-        taken = index.backend.found(hits, candidates)
+        taken = index.documents.found(hits, candidates)
         times.append(time.perf_counter())
-        result = index._ranked(asked, taken, KS[-1])
+        result = index.documents.scored(asked, terms, taken)
         times.append(time.perf_counter())
         seconds.append(np.diff(times))
         found.append(result.ids[0])
-        certified.append({at: bool(index._ranked(asked, taken, at).certified[0]) for at in KS})
+        certified.append({at: _is_certified(index, replace(asked, k=at), terms, taken) for at in KS})
     return {
         "mode": mode,
         "candidates": candidates,
@@ -146,6 +158,71 @@ def embedded(index: MilvusIndex, data: DataSet, truth: npt.NDArray[Any]) -> dict
     return {str(at): recall(found.ids, truth, at) for at in KS}
 
 
+def fused_recall(index: MilvusIndex, data: DataSet, truth: npt.NDArray[Any]) -> dict[str, dict[str, float]]:
+    """Recall of the modes that search reconstructed vectors."""
+    fused = {}
+    for mode in ("dense", "hybrid"):
+        found = index.search(data.queries, KS[-1], mode=mode)
+        fused[mode] = {str(at): recall(found.ids, truth, at) for at in KS}
+    return fused
+
+
+def measured(
+    client: MilvusClient, uri: str, folder: Path, data: DataSet, preset: str
+) -> tuple[int, dict[str, Any]]:
+    """How many codes were imported from the dense collection, and what importing and searching them took."""
+    truth = data.neighbours(KS[-1])
+    report = imported(uri, preset, "codes")
+    n = Collection(client, "codes", TIMEOUT).count()
+    disk = {name: on_disk(folder, name) / n for name in ("dense", "codes")}
+    index = MilvusIndex.open(client, "codes", timeout=TIMEOUT)
+    searches = [searched(index, data.queries, truth, "sparse", 1000)]
+    searches += [searched(index, data.queries, truth, "two_stage", c) for c in CANDIDATES]
+    index.model.save(folder / "model")
+    imported(uri, preset, "both", "float32", str(folder / "model"))
+    both = MilvusIndex.open(client, "both", model=index.model, timeout=TIMEOUT)
+    return n, {
+        "import": report,
+        "disk": disk,
+        "searches": searches,
+        "fused": fused_recall(both, data, truth),
+        "embedded": embedded(index, data, truth),
+    }
+
+
+def import_table(report: dict[str, Any], disk: dict[str, float], n: int) -> str:
+    """Seconds by phase, memory, and bytes of a vector."""
+    before, after = report["bytes_before"] / n, report["bytes_after"] / n
+    phases = markdown(["phase", "seconds"], [[p, f"{s:.1f}"] for p, s in report["seconds"].items()])
+    return (
+        f"{phases}\n\n"
+        f"resident memory of the importing process: {report['mib_peak']:.0f} MiB at its peak, "
+        f"{report['mib_before']:.0f} MiB before\n\n"
+        f"bytes a vector in Lite's files: dense {disk['dense']:.0f}, codes {disk['codes']:.0f}; "
+        f"computed for a server's memory: {before:.0f} and {after:.0f}\n"
+    )
+
+
+def search_table(results: dict[str, Any]) -> str:
+    """A line for each mode and number of candidates, and one for the embedded engine."""
+    lines = [
+        [
+            result["mode"],
+            result["candidates"],
+            *(f"{result['recall'][at]:.3f}" for at in KS),
+            *(f"{result['certified'][at]:.2f}" for at in KS),
+            *(f"{ms:.2f}" for ms in result["ms"].values()),
+        ]
+        for result in results["searches"]
+    ]
+    others = results["fused"] | {"embedded two_stage": results["embedded"]}
+    lines += [
+        [name, 1000, *(f"{v:.3f}" for v in values.values()), *[""] * 6] for name, values in others.items()
+    ]
+    header = ["mode", "candidates", "recall@10", "recall@100", "certified@10", "certified@100"]
+    return markdown([*header, *(f"ms {phase}" for phase in PHASES)], lines)
+
+
 @click.command()
 @data_set_argument
 @click.option("--rows", default=100_000, show_default=True, help="Vectors of the database.")
@@ -156,59 +233,23 @@ def main(source: str, rows: int, queries: int, preset: str) -> None:
     data = load(source, rows=rows, queries=queries)
     click.echo(f"{data}; Milvus Lite in another process\n")
     print_load(2)
-    threads = threadpool_limits(1)
-    truth = data.neighbours(KS[-1])
-    with tempfile.TemporaryDirectory() as folder, milvus_lite(Path(folder)) as uri:
+    with (
+        threadpool_limits(1),
+        tempfile.TemporaryDirectory() as folder,
+        milvus_lite(Path(folder)) as uri,
+    ):
         client = connect(uri, timeout=TIMEOUT)
         _, filling = timed(partial(fill, client, data.vectors))
-        report = imported(uri, preset, "codes")
-        n = count(client, "codes")
-        disk = {name: on_disk(Path(folder), name) / n for name in ("dense", "codes")}
-        index = MilvusIndex.open(client, "codes", timeout=TIMEOUT)
-        results = [searched(index, data.queries, truth, "sparse", 1000)]
-        results += [searched(index, data.queries, truth, "two_stage", c) for c in CANDIDATES]
-        index.model.save(Path(folder) / "model")
-        imported(uri, preset, "both", "float32", str(Path(folder) / "model"))
-        both = MilvusIndex.open(client, "both", model=index.model, timeout=TIMEOUT)
-        fused = {}
-        for mode in ("dense", "hybrid"):
-            found = both.search(data.queries, KS[-1], mode=mode)
-            fused[mode] = {str(at): recall(found.ids, truth, at) for at in KS}
-        reference = embedded(index, data, truth)
-    threads.restore_original_limits()
+        n, results = measured(client, uri, Path(folder), data, preset)
 
     click.echo(f"filling the dense collection: {filling:.1f} s; import by phase, one thread:")
-    click.echo(markdown(["phase", "seconds"], [[p, f"{s:.1f}"] for p, s in report["seconds"].items()]) + "\n")
-    click.echo(
-        f"resident memory of the importing process: {report['mib_peak']:.0f} MiB at its peak, "
-        f"{report['mib_before']:.0f} MiB before\n"
-    )
-    before, after = report["bytes_before"] / n, report["bytes_after"] / n
-    click.echo(
-        f"bytes a vector in Lite's files: dense {disk['dense']:.0f}, codes {disk['codes']:.0f}; "
-        f"computed for a server's memory: {before:.0f} and {after:.0f}\n"
-    )
-    lines = [
-        [
-            result["mode"],
-            result["candidates"],
-            *(f"{result['recall'][at]:.3f}" for at in KS),
-            *(f"{result['certified'][at]:.2f}" for at in KS),
-            *(f"{ms:.2f}" for ms in result["ms"].values()),
-        ]
-        for result in results
-    ]
-    lines += [
-        [mode, 1000, *(f"{v:.3f}" for v in values.values()), *[""] * 6] for mode, values in fused.items()
-    ]
-    lines.append(["embedded two_stage", 1000, *(f"{v:.3f}" for v in reference.values()), *[""] * 6])
-    header = ["mode", "candidates", "recall@10", "recall@100", "certified@10", "certified@100"]
-    click.echo(markdown([*header, *(f"ms {phase}" for phase in PHASES)], lines))
+    click.echo(import_table(results["import"], results["disk"], n))
+    click.echo(search_table(results))
     write_report(
         results_path(data.stem, "milvus"),
         1,
         {"rows": n, "queries": len(data.queries), "preset": preset},
-        {"import": report, "disk": disk, "searches": results, "fused": fused, "embedded": reference},
+        results,
     )
 
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 import statistics
 import sys
 import time
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, NamedTuple, cast
 
 import click
 import numpy as np
@@ -38,6 +39,7 @@ BATCH_ROWS = 1024
 # Added to the diagonal of a Gram matrix, so that nearly equal atoms do not make it singular.
 RIDGE = 1e-6
 TOP = 100
+OURS = "compressae-index"
 
 
 def torch_pursuit(rows: torch.Tensor, dictionary: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -83,6 +85,60 @@ def found_by(model: CompresSAE, codes: SparseCodes, queries: FloatArray) -> npt.
     return found
 
 
+class Timing(NamedTuple):
+    """Seconds of every round, by contender."""
+
+    wall: dict[str, list[float]]
+    processor: dict[str, list[float]]
+
+
+def timed_rounds(contenders: Mapping[str, Callable[[], SparseCodes]], rounds: int) -> Timing:
+    """Interleaved rounds of all contenders."""
+    timing = Timing({name: [] for name in contenders}, {name: [] for name in contenders})
+    for _ in range(rounds):
+        for name, encode in contenders.items():
+            before = time.process_time()
+            timing.wall[name].append(timed(encode)[1])
+            timing.processor[name].append(time.process_time() - before)
+    return timing
+
+
+def measured(
+    model: CompresSAE, codes: dict[str, SparseCodes], timing: Timing, vectors: FloatArray, queries: FloatArray
+) -> dict[str, dict[str, Any]]:
+    """Medians, squared error and recall of every contender's codes of the vectors."""
+    unit, truth = normalize_rows(vectors), exact_neighbours(vectors, queries, TOP)
+    medians = {name: statistics.median(times) for name, times in timing.wall.items()}
+    return {
+        name: {
+            "vectors_per_second": len(unit) / seconds,
+            "times_ours": seconds / medians[OURS],
+            "cpu_ms_per_vector": 1000 * statistics.median(timing.processor[name]) / len(unit),
+            "seconds": timing.wall[name],
+            "squared_error": squared_error(model, codes[name], unit),
+            f"recall@{TOP}": recall(found_by(model, codes[name], queries), truth, TOP),
+        }
+        for name, seconds in medians.items()
+    }
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """A line for each contender."""
+    rows = [
+        [
+            name,
+            f"{result['vectors_per_second']:.0f}",
+            f"{result['times_ours']:.2f}",
+            f"{result['cpu_ms_per_vector']:.3f}",
+            f"{result['squared_error']:.4f}",
+            f"{result[f'recall@{TOP}']:.4f}",
+        ]
+        for name, result in results.items()
+    ]
+    header = ["", "vectors/s", "time / ours", "CPU ms/vector", "squared error", f"recall@{TOP}"]
+    return markdown(header, rows)
+
+
 @click.command()
 @data_set_argument
 @click.option("--rows", type=int, help="Vectors to train on; all by default.")
@@ -120,52 +176,19 @@ def main(
         model = train(data.vectors, config).model
         vectors = data.vectors[:documents]
         unit = normalize_rows(vectors)
-        truth = exact_neighbours(vectors, data.queries, TOP)
         contenders = {
-            "compressae-index": partial(model.encode, vectors, k, num_threads=threads),
+            OURS: partial(model.encode, vectors, k, num_threads=threads),
             "torch, two atoms a step": partial(torch_codes, unit, model.decoder_w, k),
         }
         # The first call makes what later ones reuse: the Gram matrix, thread pools.
         codes = {name: encode() for name, encode in contenders.items()}
-        taken: dict[str, list[float]] = {name: [] for name in contenders}
-        spent: dict[str, list[float]] = {name: [] for name in contenders}
-        for _ in range(rounds):
-            for name, encode in contenders.items():
-                before = time.process_time()
-                taken[name].append(timed(encode)[1])
-                spent[name].append(time.process_time() - before)
-    medians = {name: statistics.median(times) for name, times in taken.items()}
-    results = {
-        name: {
-            "vectors_per_second": len(vectors) / seconds,
-            "times_ours": seconds / medians["compressae-index"],
-            "cpu_ms_per_vector": 1000 * statistics.median(spent[name]) / len(vectors),
-            "seconds": taken[name],
-            "squared_error": squared_error(model, codes[name], unit),
-            f"recall@{TOP}": recall(found_by(model, codes[name], data.queries), truth, TOP),
-        }
-        for name, seconds in medians.items()
-    }
+        timing = timed_rounds(contenders, rounds)
+    results = measured(model, codes, timing, vectors, data.queries)
     click.echo(
         f"{data.name}: {len(vectors):,} vectors of {data.dim} dimensions, h={n_latents}, k={k}, "
         f"{threads} threads, {simd()}, medians of {rounds} rounds\n"
     )
-    click.echo(
-        markdown(
-            ["", "vectors/s", "time / ours", "CPU ms/vector", "squared error", f"recall@{TOP}"],
-            [
-                [
-                    name,
-                    f"{result['vectors_per_second']:.0f}",
-                    f"{result['times_ours']:.2f}",
-                    f"{result['cpu_ms_per_vector']:.3f}",
-                    f"{result['squared_error']:.4f}",
-                    f"{result[f'recall@{TOP}']:.4f}",
-                ]
-                for name, result in results.items()
-            ],
-        )
-    )
+    click.echo(table(results))
     write_report(output, threads, context.params, {"encoders": results})
 
 

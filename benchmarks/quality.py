@@ -23,7 +23,7 @@ TIMED_QUERIES = 100
 
 
 def bench_of(data: DataSet, budgets: tuple[int, ...], quick: bool, threads: int, seed: int) -> Bench:
-    """What contestants are built from: rows that they learn from are drawn by the seed."""
+    """The data that contestants are built from; the seed draws the rows that they learn from."""
     vectors = normalize_rows(data.vectors) if data.metric == "cosine" else data.vectors
     shuffled = np.random.default_rng(seed).permutation(len(vectors))
     return Bench(

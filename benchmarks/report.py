@@ -1,4 +1,4 @@
-"""The pages of results/: one section a data set, and what README.md and docs/benchmarks.md show of them."""
+"""The pages of results/: one section a data set, and the parts that README.md and docs/benchmarks.md show."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def section(folder: Path) -> str:
 
 
 def summary(results: Path) -> str:
-    """What README.md shows: recall at equal bytes of the families that are plotted, and their plot."""
+    """The part for README.md: recall at equal bytes of the families that are plotted, and their plot."""
     lines = [line for line in _main_lines(results) if line["family"] in summaries.PLOTTED]
     plot = f"![recall against bytes](benchmarks/results/{MAIN}/recall-bytes.png)"
     return f"{summaries.equal_bytes(lines, BUDGETS, AT)}\n\n{plot}"
 
 
 def details(results: Path) -> str:
-    """What docs/benchmarks.md shows: recall at equal bytes of all families, and two plots."""
+    """The part for docs/benchmarks.md: recall at equal bytes of all families, and two plots."""
     plots = "\n".join(
         f"![{text}](../benchmarks/results/{MAIN}/{name}.png)"
         for name, text in (("recall-bytes", "recall against bytes"), ("speed-recall", "speed against recall"))
@@ -133,7 +133,7 @@ def _engines(folder: Path) -> list[str]:
         parts.append(f"### Sparse engines\n\n{report['data']}; {summaries.machine(report)}.")
         parts += [engines.table(one, settings["query_nnz"], settings["top"]) for one in measured]
         parts += [engines.growth_table(measured)] if len(measured) > 1 else []
-        # The number of documents that most was measured of.
+        # The number of documents with the most measurements.
         widest = max(measured, key=lambda one: (len(one["results"]), one["documents"]))
         drawn, top = engines.series(widest, settings["top"]), settings["top"]
         panel = partial(speed_against_recall, series=drawn, at=top)

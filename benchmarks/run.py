@@ -1,4 +1,4 @@
-"""One runner for what is compared with others; raw results are kept as JSON, tables and plots made from them.
+"""One runner for comparisons with others; raw results are kept as JSON, tables and plots made from them.
 
     python benchmarks/run.py quality [DATA] [--quick]
     python benchmarks/run.py engines [DATA]
@@ -46,7 +46,7 @@ Command = Callable[..., Any]
 
 
 def shared(command: Command) -> Command:
-    """Options of what trains and searches a data set."""
+    """Options of commands that train on a data set and search it."""
     for option in (
         click.option("--threads", type=int, help="Threads of building; all by default. Times are of one."),
         click.option("--rows", type=int, help="Vectors of the database; all by default."),
@@ -65,7 +65,7 @@ def prepared(
     budgets: tuple[int, ...] = (),
     metrics: tuple[Metric, ...] = ("cosine",),
 ) -> tuple[DataSet, Bench]:
-    """The data set, and what contestants are built from."""
+    """The data set, and the bench that contestants are built from."""
     count = check_threads(threads)
     torch.set_num_threads(count)
     data = load(
@@ -80,7 +80,7 @@ def prepared(
 
 
 def target(data: DataSet, quick: bool, name: str) -> Path:
-    """Where raw results go."""
+    """The file that raw results go to."""
     return results_path(f"{data.stem}-quick" if quick else data.stem, name)
 
 

@@ -1,4 +1,4 @@
-"""Growth with the number of documents, and what more of them would take, each term measured."""
+"""Growth with the number of documents, and the needs of more of them, each term measured."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 from compressae_index import CompresSAE, CompressedIndex, SparseCodes, train
 from compressae_index.arrays import FloatArray
 from compressae_index.embedded.backend import EmbeddedBackend
-from compressae_index.ids import Ids
+from compressae_index.embedded.documents import EmbeddedDocuments
 from compressae_index.search.queries import MODES
 from compressae_index.training.config import TrainConfig
 
@@ -26,7 +26,7 @@ SIZES = (100_000, 1_000_000, 10_000_000)
 ADDED = 10_000
 TOP = 100
 TIMED_QUERIES = 30
-# What grows, and its part of a plan for more documents.
+# Terms that grow, and their part of a plan for more documents.
 GROWING = (
     "build_seconds",
     "add_seconds",
@@ -68,7 +68,7 @@ def of_size(
     backend, build_seconds = filled(model, codes, n, threads, seed)
     more = model.fold(next(generated_codes(codes, ADDED, seed + 1)))
     _, add_seconds = timed(partial(backend.added, [more], threads, model.decoder_w))
-    index = CompressedIndex(model, k=codes.k, backend=backend, ids=Ids(n, {}))
+    index = CompressedIndex(model, documents=EmbeddedDocuments(backend))
     with tempfile.TemporaryDirectory() as folder, threadpool_limits(1):
         path = Path(folder) / "index"
         _, save_seconds = timed(partial(index.save, path))
@@ -123,7 +123,7 @@ def run(
 
 
 def projected(measured: dict[str, Any], n: int) -> dict[str, float]:
-    """What n documents would take: bytes and seconds by the largest size that was measured, times the growth.
+    """The needs of n documents: bytes and seconds by the largest size that was measured, times the growth.
 
     Milliseconds are on the line through the two largest sizes, as a part of each query does not grow.
     """

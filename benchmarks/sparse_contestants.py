@@ -33,7 +33,7 @@ T = TypeVar("T")
 IntArray = npt.NDArray[np.integer[Any]]
 
 SINDI_WINDOW = 50_000
-# Postings that Seismic keeps a latent on average, as a share of the documents: more than there are at k = 32
+# Postings that Seismic keeps a latent on average, as a share of the documents: more than codes have at k = 32
 # and h = 4,096, so that only lists beyond 6 times that are cut.
 SEISMIC_POSTINGS, SEISMIC_MAX_FRACTION = 0.01, 6.0
 SEISMIC_SETTINGS = ((10, 0.8), (32, 0.8), (64, 0.7))
@@ -69,10 +69,10 @@ class Contender(NamedTuple):
 
 @dataclass(frozen=True)
 class Bench:
-    """What is searched, and with what."""
+    """The documents and queries of a benchmark."""
 
     model: CompresSAE | None
-    """What made the codes; None for codes of a file, which have no reconstructions."""
+    """The model of the codes; None for codes of a file, which have no reconstructions."""
     codes: SparseCodes
     vectors: FloatArray
     """Unit queries (q, dim), for engines of dense vectors."""
@@ -105,7 +105,7 @@ class Bench:
 
     @cached_property
     def matrix(self) -> sp.csr_array:
-        """The codes as scipy's CSR, without what fills rows up to k."""
+        """The codes as scipy's CSR, without the zeros that fill rows up to k."""
         matrix = self.codes.to_csr()
         if not matrix.data.all():
             matrix = matrix.copy()  # its values are those of the codes
@@ -140,7 +140,7 @@ class Bench:
 
 
 def available(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Those rivals that are installed, loaded so that their threads can be limited."""
+    """The rivals that are installed, loaded so that their threads can be limited."""
     os.environ["RAYON_NUM_THREADS"] = "1"
     # The loader does not look for MKL where pip puts it.
     libraries = sorted(Path(sys.prefix, "lib").glob("libmkl_rt.so*"))
@@ -405,7 +405,7 @@ def milvus(bench: Bench) -> Iterator[Contender]:
 
 
 def _search_milvus(client: Any, _folder: Any, top: int, query: dict[int, float]) -> Any:
-    """The folder of the files lasts as long as what searches them."""
+    """The folder of the files lasts as long as the object that searches them."""
     return client.search("codes", [query], anns_field="code", limit=top, search_params={"metric_type": "IP"})
 
 

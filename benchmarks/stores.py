@@ -1,4 +1,4 @@
-"""What answers queries from stored vectors, each library's in one form: search, save, open again."""
+"""Stores of vectors, those of every library in one form: search, save, open again."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Store(Protocol):
         ...
 
     def save(self, folder: Path) -> Opener:
-        """Writes to an empty folder; gives what opens it again, also in another process."""
+        """Writes to an empty folder; the result opens it again, also in another process."""
         ...
 
 

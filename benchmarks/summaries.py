@@ -74,7 +74,7 @@ def equal_bytes(lines: Sequence[Line], budgets: Sequence[int], at: int) -> str:
 
 
 def every_line(lines: Sequence[Line]) -> str:
-    """All that was measured of every contestant."""
+    """All measurements of every contestant."""
     header = ["family", "code", "bytes/vector", "resident MB", "recall@10", "recall@100"]
     header += ["ms, single", "ms, batch", "train s", "fill s"]
     return markdown(
@@ -114,7 +114,7 @@ def improving(lines: Iterable[Line], at: int) -> list[Line]:
 
 
 def series_of(lines: Iterable[Line], families: Sequence[str], joined: bool) -> list[Series]:
-    """What plots take, family by family, by rising bytes."""
+    """The lines of a plot, one a family, by rising bytes."""
     by_family: dict[str, list[Measurement]] = {}
     for line in sorted(lines, key=lambda line: float(line["bytes"])):
         shares = {int(at): share for at, share in line["recall"].items()}
@@ -153,7 +153,7 @@ def paper_panel(
 
 
 def size_table(measured: dict[str, Any]) -> str:
-    """What was measured at each number of documents, and how it grows."""
+    """Measurements at each number of documents, and how they grow."""
     sizes = measured["sizes"]
     rows = []
     for name in sizes[0]:
@@ -165,7 +165,7 @@ def size_table(measured: dict[str, Any]) -> str:
 
 
 def machine(report: dict[str, Any]) -> str:
-    """Where and when numbers come from."""
+    """The machine, date and versions of the numbers."""
     place = report["environment"]
     return (
         f"{place['date']}, {place['processor']}, {place['simd']}, {place['threads']} threads to build, "
@@ -177,7 +177,7 @@ def replaced(text: str, name: str, body: str) -> str:
     """A text with what is between <!-- name --> and <!-- /name --> replaced.
 
     Raises:
-        ValueError: there are no such marks.
+        ValueError: the text has no such marks.
     """
     marks = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- /{re.escape(name)} -->)", re.DOTALL)
     if not marks.search(text):

@@ -33,7 +33,8 @@ from compressae_index.errors import (
     TrainingError,
     UnknownIdError,
 )
-from compressae_index.index import CompressedIndex, IndexStats
+from compressae_index.index import CompressedIndex
+from compressae_index.search.index import Index, IndexStats
 from compressae_index.search.queries import Explanation, SearchResult
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ __all__ = [
     "DimensionError",
     "Explanation",
     "FormatError",
+    "Index",
     "IndexStats",
     "InputError",
     "InstallationError",

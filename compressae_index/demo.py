@@ -14,11 +14,12 @@ import numpy as np
 
 from compressae_index.arrays import FloatArray
 from compressae_index.errors import MissingExtraError
-from compressae_index.index import CompressedIndex, IndexStats
+from compressae_index.index import CompressedIndex
 from compressae_index.measuring.evaluation import Measurement, as_table, evaluate
 from compressae_index.measuring.recall import exact_neighbours
 from compressae_index.measuring.rivals import evaluate_exact, evaluate_pq
 from compressae_index.persistence import check_target
+from compressae_index.search.index import IndexStats
 
 HELD_OUT = 1000
 SHOWN = 3

@@ -339,11 +339,18 @@ STORED_ROWS = ("ids", "id_text", "id_ends", "alive")
 
 
 class Rows:
-    """The ids of rows 0 .. n-1, with marks of removed rows; immutable."""
+    """The ids of rows 0 .. n-1, with marks of removed rows; immutable.
+
+    Attributes:
+        all_ids: the ids of all rows.
+        alive: (n,) which rows were not removed; None for all.
+        n_alive: the number of rows that were not removed.
+        mark_bytes: bytes of the marks.
+    """
 
     def __init__(self, ids: Ids, alive: npt.NDArray[np.bool_] | None = None) -> None:
         """From the ids of the rows, and which of them were not removed (None: all)."""
-        self.ids = ids
+        self.all_ids = ids
         self.alive = alive
         self.n_alive = len(ids) if alive is None else int(alive.sum())
         self._bitmap: Bitmap | None = None if alive is None else np.packbits(alive, bitorder="little")
@@ -354,7 +361,7 @@ class Rows:
 
     def alive_rows(self) -> RowArray:
         """Rows that were not removed, in order."""
-        return np.arange(len(self.ids)) if self.alive is None else np.flatnonzero(self.alive)
+        return np.arange(len(self.all_ids)) if self.alive is None else np.flatnonzero(self.alive)
 
     def rows_of(self, ids: Any) -> RowArray:
         """Rows of ids that are held and not removed."""
@@ -364,7 +371,7 @@ class Rows:
     def live_ids(self) -> Ids:
         """The ids of `alive_rows`."""
         # A removed id may have been added again: only the live row counts.
-        return self.ids if self.alive is None else self.ids.subset(self.alive_rows())
+        return self.all_ids if self.alive is None else self.all_ids.subset(self.alive_rows())
 
     def allowed(self, wanted: Any) -> tuple[Bitmap | None, int]:
         """The engine's bitmap of a filter, and the number of documents it allows.
@@ -382,29 +389,29 @@ class Rows:
         if isinstance(wanted, (set, frozenset)):
             wanted = list(wanted)
         array = as_array(wanted, "filter")
-        mask = np.zeros(len(self.ids), dtype=bool)
+        mask = np.zeros(len(self.all_ids), dtype=bool)
         if array.dtype == bool:
             if array.shape != (self.n_alive,):
                 msg = f"a boolean filter must have shape ({self.n_alive},), got {array.shape}"
                 raise DimensionError(msg)
             mask[self.alive_rows()] = array
         else:
-            refuse_mask_of_integers(array, self.n_alive, len(self.ids))
+            refuse_mask_of_integers(array, self.n_alive, len(self.all_ids))
             mask[self.rows_of(array)] = True
         return np.packbits(mask, bitorder="little"), int(mask.sum())
 
     def extended(self, ids: Ids) -> Rows:
         """These rows with others appended, whose ids are new or were removed."""
-        if not len(self.ids):
+        if not len(self.all_ids):
             return Rows(ids)
         alive = None if self.alive is None else np.concatenate([self.alive, np.ones(len(ids), dtype=bool)])
-        return Rows(self.ids.extended(ids), alive)
+        return Rows(self.all_ids.extended(ids), alive)
 
     def without(self, rows: RowArray) -> Rows:
         """These rows with some removed."""
-        alive = np.ones(len(self.ids), dtype=bool) if self.alive is None else self.alive.copy()
+        alive = np.ones(len(self.all_ids), dtype=bool) if self.alive is None else self.alive.copy()
         alive[rows] = False
-        return Rows(self.ids, alive)
+        return Rows(self.all_ids, alive)
 
 
 def stored_rows(n: int, arrays: Mapping[str, npt.NDArray[Any]]) -> tuple[Ids, npt.NDArray[np.bool_] | None]:

@@ -5,52 +5,38 @@ from __future__ import annotations
 import copyreg
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from compressae_index import persistence
 from compressae_index._engine import simd
-from compressae_index.arrays import FloatArray, IdArray
+from compressae_index.arrays import BoolArray, IdArray
 from compressae_index.building import planning
 from compressae_index.building.planning import Plan
-from compressae_index.building.training import check_given, code_sizes, trained_model, training_settings
-from compressae_index.checks import as_path, check_choice, check_int, check_threads, check_vectors
+from compressae_index.building.training import ModelSource
+from compressae_index.checks import as_path, check_choice, check_int, check_threads
 from compressae_index.coding.chunks import encoded_chunks
 from compressae_index.coding.codes import SparseCodes
 from compressae_index.coding.directory import CodeStore
 from compressae_index.coding.metric import METRICS, Metric, RowScale
-from compressae_index.coding.model import ENCODERS, CompresSAE, Encoder, check_is_model, check_model
+from compressae_index.coding.model import ENCODERS, CompresSAE, Encoder, check_is_model
 from compressae_index.embedded.backend import EmbeddedBackend
 from compressae_index.embedded.clustering import similar_order
-from compressae_index.embedded.documents import Documents
-from compressae_index.embedded.packing import VALUE_BITS, Form, packing_of
-from compressae_index.embedded.sizes import RUN_ROWS, WINDOW
-from compressae_index.errors import DimensionError, FormatError, InputError
-from compressae_index.ids import STORED_ROWS, Ids, as_id_array, stored_rows
+from compressae_index.embedded.codecs import CodecName, codec_of
+from compressae_index.embedded.codecs.packed import VALUE_BITS
+from compressae_index.embedded.documents import EmbeddedDocuments
+from compressae_index.embedded.sizes import WINDOW
+from compressae_index.errors import FormatError
+from compressae_index.ids import Ids, as_id_array
 from compressae_index.processes import ForkSafeLock
 from compressae_index.progress import track
-from compressae_index.search.queries import (
-    MODES,
-    SCORINGS,
-    Explanation,
-    Mode,
-    Scoring,
-    SearchResult,
-    check_candidates,
-    check_k,
-    explained,
-    projections,
-)
-from compressae_index.search.stages import in_order, padded
+from compressae_index.search.index import Index, IndexStats, counted
 from compressae_index.sources import (
     CHUNK_ROWS,
     BadRows,
-    Vectors,
     VectorSource,
-    check_no_rows,
     ids_of_rows,
     open_vectors,
 )
@@ -58,39 +44,8 @@ from compressae_index.sources import (
 if TYPE_CHECKING:
     from compressae_index.training import TrainConfig
 
-# Rows whose codes are collected before they become part of an index; whole windows of the back end.
-APPEND_ROWS = RUN_ROWS
 
-
-class IndexStats(NamedTuple):
-    """What an index holds and what it costs."""
-
-    vectors: int
-    removed: int
-    """Vectors that were removed and still take memory; `compact` reclaims it."""
-    dim: int
-    n_latents: int
-    k: int
-    postings: int
-    """Nonzeros of a code that the posting lists keep."""
-    encoder: str
-    metric: str
-    bytes_per_vector: dict[str, float]
-    """Resident bytes a vector by part: forward, inverted, ids, and the sum of those."""
-    bytes_by_mode: dict[str, float]
-    """Bytes a vector of the parts that each mode reads."""
-    model_bytes: int
-    dead_latents: int
-    """Latents without a posting."""
-    list_skew: float
-    """Longest posting list over the mean list."""
-    simd: str
-    """The engine's instruction set."""
-    clusters: int
-    """Clusters of similar vectors, of which a search may skip some; 0 unless `cluster` made them."""
-
-
-class CompressedIndex:
+class CompressedIndex(Index):
     """Vectors stored as k signed (latent, value) pairs each, and searched from these codes.
 
     Similarity is cosine, for which neither vectors nor queries need unit norm, or the inner product; see
@@ -99,6 +54,8 @@ class CompressedIndex:
     pickled and sent to other processes; a mapped one is sent as the path of its files.
     """
 
+    _documents: EmbeddedDocuments
+
     def __init__(
         self,
         model: CompresSAE,
@@ -106,25 +63,17 @@ class CompressedIndex:
         k: int | None = None,
         encoder: Encoder = "pursuit",
         metric: Metric = "cosine",
-        backend: EmbeddedBackend | None = None,
-        ids: Ids | None = None,
-        alive: npt.NDArray[np.bool_] | None = None,
-        unit: float | None = None,
+        documents: EmbeddedDocuments | None = None,
     ) -> None:
-        """An empty index, unless parts that fit together are given; `unit` is that of kept norms."""
-        check_model(model, metric)
-        self.model = model
-        self.k = model.k if k is None else check_int(k, "k", 1, model.n_latents, "n_latents")
-        self.encoder: Encoder = check_choice(encoder, "encoder", ENCODERS)
-        backend = EmbeddedBackend(model.n_latents, self.k) if backend is None else backend
+        """An empty index, unless documents are given, whose k and unit are then its own."""
+        if documents is None:
+            k = model.k if k is None else check_int(k, "k", 1, model.n_latents, "n_latents")
+            documents = _empty(EmbeddedBackend(model.n_latents, k), metric)
+        super().__init__(model, documents, encoder=encoder, metric=metric)
         self.plan: Plan | None = None
-        """What `build` chose for its budget and what it expects, where there was one. It is not saved."""
+        """The choices of `build` for its budget, and the recall it expects; None without one. Not saved."""
         self.skipped: IdArray = np.empty(0, dtype=np.int64)
         """Ids of rows that the last `build`, `add` or `upsert` left out by on_bad_rows="skip". Not saved."""
-        self._state = Documents(backend, ids or Ids(len(backend), {}), alive)
-        # Replaced, before the state, when the first rows choose the unit.
-        self._scale = RowScale(metric, unit)
-        self._writer = ForkSafeLock()
         # The files that the codes of a back end are mapped from.
         self._mapped: tuple[EmbeddedBackend, persistence.Mapped] | None = None
 
@@ -140,7 +89,7 @@ class CompressedIndex:
         encoder: Encoder = "pursuit",
         metric: Metric = "cosine",
         config: TrainConfig | None = None,
-        forward: Form = "packed",
+        forward: CodecName = "packed",
         value_bits: int | None = None,
         postings: int | None = None,
         bytes_per_vector: float | None = None,
@@ -171,7 +120,7 @@ class CompressedIndex:
             config: training settings; k and n_latents may be named there or here.
             forward: how codes are stored for `dense` and `two_stage`: "packed" takes the fewest bytes,
                 "aligned" is the fastest.
-            value_bits: bits of a packed value, 4 to 8, 6 by default; the aligned form always has 8.
+            value_bits: bits of a packed value, 4 to 8, 6 by default; the aligned codec always has 8.
             postings: nonzeros of a code that the posting lists keep, the strongest; all by default. Each left
                 out saves 3 bytes, and makes `sparse` and the first stage of `two_stage` approximate.
             bytes_per_vector: a budget for all that `two_stage` keeps resident, ids and all, at n vectors. k,
@@ -194,23 +143,21 @@ class CompressedIndex:
         planned = bytes_per_vector is not None or target_recall is not None
         if planned:
             planning.check_budget(bytes_per_vector, target_recall, k, value_bits, postings, forward)
-        packing = packing_of(forward, VALUE_BITS if value_bits is None else value_bits)
+        codec = codec_of(forward, value_bits=VALUE_BITS if value_bits is None else value_bits)
         if postings is not None:
             check_int(postings, "postings", 1)
-        settings = training_settings(k, n_latents, config, metric) if model is None else None
-        if model is not None:
-            check_given(model, n_latents, config, metric)
+        source = ModelSource.checked(model, k=k, n_latents=n_latents, config=config, metric=metric)
         vectors = open_vectors(embeddings, on_bad_rows=on_bad_rows)
         row_ids, skipped = ids_of_rows(ids, vectors)
         id_bytes = row_ids.nbytes / len(row_ids)
-        wanted = planning.training_k(bytes_per_vector) if planned else None
-        k, latents = code_sizes(model, settings, vectors, k, encoder, wanted)
+        k, latents = source.sizes(
+            vectors, encoder, planning.training_k(bytes_per_vector) if planned else None
+        )
         if bytes_per_vector is not None:
             planning.check_room(bytes_per_vector, latents, len(row_ids), id_bytes)
         if postings is not None:
             check_int(postings, "postings", 1, k, "k")
-        if model is None:
-            model = trained_model(vectors, k, n_latents, config, metric, progress=progress)
+        model = source.model_for(vectors, k, progress=progress)
         plan = None
         if planned:
             plan = planning.choose(
@@ -223,12 +170,12 @@ class CompressedIndex:
                 num_threads=threads,
                 progress=progress,
             )
-            k, postings, packing = plan.k, plan.postings, packing_of("packed", plan.value_bits)
-        backend = EmbeddedBackend(model.n_latents, k, packing, postings=postings)
-        index = cls(model, k=k, encoder=encoder, metric=metric, backend=backend)
+            k, postings, codec = plan.k, plan.postings, codec_of("packed", value_bits=plan.value_bits)
+        backend = EmbeddedBackend(model.n_latents, k, codec, postings=postings)
+        index = cls(model, encoder=encoder, metric=metric, documents=_empty(backend, metric))
         index.plan, index.skipped = plan, skipped
         chunks = encoded_chunks(model, vectors, k, encoder, threads, scale=scale)
-        index._append(chunks, row_ids, threads, progress, scale=scale)
+        index._append(chunks, row_ids, scale, threads, progress)
         return index
 
     @classmethod
@@ -238,7 +185,7 @@ class CompressedIndex:
         model: CompresSAE,
         ids: Any = None,
         *,
-        forward: Form = "packed",
+        forward: CodecName = "packed",
         value_bits: int = VALUE_BITS,
         postings: int | None = None,
         num_threads: int | None = None,
@@ -263,7 +210,7 @@ class CompressedIndex:
             InputError: an argument is of another type or out of range; duplicate ids, or another number of
                 them.
         """
-        threads, packing = check_threads(num_threads), packing_of(forward, value_bits)
+        threads, codec = check_threads(num_threads), codec_of(forward, value_bits=value_bits)
         if postings is not None:
             check_int(postings, "postings", 1)
         check_is_model(model)
@@ -282,24 +229,11 @@ class CompressedIndex:
         if postings is not None:
             check_int(postings, "postings", 1, store.k, "k")
         row_ids = Ids.from_user(ids, len(store))
-        backend = EmbeddedBackend(model.n_latents, store.k, packing, postings=postings)
-        index = cls(model, k=store.k, encoder=store.encoder, backend=backend)
+        backend = EmbeddedBackend(model.n_latents, store.k, codec, postings=postings)
+        index = cls(model, encoder=store.encoder, documents=_empty(backend, "cosine"))
         chunks = (store[first : first + CHUNK_ROWS] for first in range(0, len(store), CHUNK_ROWS))
-        index._append(chunks, row_ids, threads, progress, label="indexing")
+        index._append(chunks, row_ids, RowScale("cosine"), threads, progress, label="indexing")
         return index
-
-    def __len__(self) -> int:
-        """Vectors that a search can find."""
-        return self._state.n_alive
-
-    def __repr__(self) -> str:
-        state = self._state
-        size = sum(state.backend.nbytes.values()) + state.ids.nbytes + state.mark_bytes
-        per_vector = size / max(len(state.ids), 1)
-        return (
-            f"CompressedIndex({state.n_alive} vectors, dim={self.model.dim}, "
-            f"n_latents={self.model.n_latents}, k={self.k}, {per_vector:.1f} bytes a vector)"
-        )
 
     def __copy__(self) -> CompressedIndex:
         copied = type(self).__new__(type(self))
@@ -311,16 +245,16 @@ class CompressedIndex:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles arrays, or the path of mapped ones, where the same files must then be found."""
-        state = self._state
-        if self._mapped is not None and self._mapped[0] is state.backend:
-            return type(self)._mapped_again, (self._mapped[1], state.alive, self.plan)
+        documents = self.documents
+        if self._mapped is not None and self._mapped[0] is documents.backend:
+            return type(self)._mapped_again, (self._mapped[1], documents.alive, self.plan)
         return copyreg.__newobj__, (type(self),), vars(self) | {"_mapped": None}  # type: ignore[attr-defined]
 
     @classmethod
     def _mapped_again(
-        cls, mapped: persistence.Mapped, alive: npt.NDArray[np.bool_] | None, plan: Plan | None
+        cls, mapped: persistence.Mapped, alive: BoolArray | None, plan: Plan | None
     ) -> CompressedIndex:
-        """What a mapped index was pickled as.
+        """Maps the files of a pickled index again.
 
         Raises:
             FormatError: its files are gone, damaged, or others.
@@ -328,95 +262,9 @@ class CompressedIndex:
         index = cls.load(mapped.path, mmap=True)
         mapped.check(index._mapped and index._mapped[1])
         index.plan = plan
-        index._state = Documents(index._state.backend, index._state.ids, alive)
+        held = index.documents
+        index._documents = EmbeddedDocuments(held.backend, held.all_ids, alive, held.unit)
         return index
-
-    def search(
-        self,
-        queries: Any,
-        k: int = 10,
-        *,
-        mode: Mode = "two_stage",
-        candidates: int | None = None,
-        query_nnz: int | None = None,
-        scoring: Scoring = "asymmetric",
-        nprobe: int | None = None,
-        filter: Any = None,  # noqa: A002
-        num_threads: int | None = None,
-    ) -> SearchResult:
-        """The k nearest documents of each query.
-
-        Args:
-            queries: (n_queries, d), or (d,) for one.
-            k: neighbours of each query. More than there are vectors leaves places of the answer empty, and is
-                refused where these would be millions.
-            mode: "sparse" scores by the query's query_nnz strongest latents, through their posting lists;
-                "dense" scores every document by the metric with its reconstruction; "two_stage" takes the
-                best `candidates` by posting lists and scores them as "dense" does. Posting lists hold values
-                of 8 bits and sum them in 16, which may change who comes last among the candidates; scores
-                are exact for the stored codes.
-            candidates: documents that stage one hands to stage two, at least k; by default 1,000, or k where
-                that is more.
-            query_nnz: latents of the query that stage one keeps, of largest magnitude; by default 64, and
-                64 k / postings where the posting lists keep fewer than k nonzeros, which is as fast.
-            scoring: "asymmetric" compares the query itself with the codes; "symmetric" encodes the query
-                first, as the paper does: s_q with s in "sparse", x_hat_q with x_hat in "dense".
-            nprobe: clusters that posting lists are scanned of, those whose mean codes score best; all by
-                default, which is exact. `cluster` makes them, at least 8, of 32,768 vectors and more; an
-                index without them takes no nprobe. All are scanned where those hold fewer than k that match.
-            filter: ids to search among, or a boolean mask with one entry a vector in the order of `ids`.
-                Ids are taken as a set, in which repeats count once. It is applied inside scoring, so k
-                results come back where k are allowed.
-            num_threads: threads to share the queries, or the documents where there are fewer queries and no
-                nprobe; all by default.
-
-        Returns:
-            scores and ids, each (n_queries, k); ties go to the document that is first in `ids`. Where
-            fewer than k documents match: id -1 (None for string ids) and score -inf.
-
-        Raises:
-            InputError: bad queries, another dimension, k, query_nnz or nprobe below 1, candidates below k,
-                nprobe without clusters or in "dense", a filter of another length, unknown ids, or integers
-                that may be meant as a mask.
-        """
-        check_choice(mode, "mode", MODES)
-        check_choice(scoring, "scoring", SCORINGS)
-        candidates = check_candidates(candidates, k)
-        if query_nnz is not None:
-            query_nnz = min(check_int(query_nnz, "query_nnz", 1), self.model.n_latents)
-        threads = check_threads(num_threads)
-        rows = check_vectors(queries, dim=self.model.dim, name="queries", may_be_empty=True)
-        state = self._state
-        k = check_k(k, state.n_alive, len(rows))
-        nprobe = _check_nprobe(nprobe, mode, state.backend)
-        allowed, n_allowed = state.allowed(filter)
-        width = min(k, n_allowed) if len(rows) else 0
-        if width == 0:
-            return padded(
-                np.empty((len(rows), 0), np.float32), np.empty((len(rows), 0), np.int64), k, state.ids
-            )
-        factors = self._scale.of_queries(rows)
-        # Beyond what is allowed there is nothing to select, so a huge k or candidates costs no memory.
-        candidates = min(max(candidates, k), n_allowed)
-        query_nnz = state.backend.query_nnz if query_nnz is None else query_nnz
-        backend = state.backend
-        sparse_u, dense_u, mean_scores = projections(
-            self.model, rows, mode, scoring, self.k, self.encoder, threads
-        )
-        if mode == "sparse":
-            scores, found = backend.sparse(sparse_u, query_nnz, width, allowed, threads, nprobe)
-        elif mode == "dense":
-            scores, found = backend.dense(dense_u, width, allowed, threads)
-        else:
-            scores, found = backend.two_stage(
-                sparse_u, dense_u, query_nnz, candidates, width, allowed, threads, nprobe
-            )
-        if factors is not None:
-            scores *= factors
-        if mean_scores is not None:
-            # Scores that differed by less than the sum can tell now tie.
-            scores, found = in_order(scores + mean_scores, found)
-        return padded(scores, found, k, state.ids)
 
     def add(
         self,
@@ -440,13 +288,9 @@ class CompressedIndex:
             InputError: bad rows, another dimension, ids that repeat or that the index already holds, a kept
                 norm out of range. Nothing was added.
         """
-        vectors = open_vectors(embeddings, on_bad_rows=on_bad_rows, may_be_empty=True)
-        with self._writer.lock:
-            if ids is None and len(self._state.ids) and vectors.shape[0]:
-                ids = self._state.next_ids(getattr(vectors, "n_rows", vectors.shape[0]))
-            new_ids, skipped = ids_of_rows(ids, vectors)
-            self._encode(vectors, new_ids, num_threads, progress, self._state)
-            self.skipped = skipped
+        self._write_skipping(
+            embeddings, ids, on_bad_rows, replace=False, num_threads=num_threads, progress=progress
+        )
 
     def upsert(
         self,
@@ -472,59 +316,52 @@ class CompressedIndex:
             InputError: bad rows, another dimension, ids that repeat or are of the other kind, a kept norm out
                 of range. Nothing was changed.
         """
-        vectors = open_vectors(embeddings, on_bad_rows=on_bad_rows, may_be_empty=True)
-        new_ids, skipped = ids_of_rows(as_id_array(ids), vectors)
-        with self._writer.lock:
-            self._encode(vectors, new_ids, num_threads, progress, self._state.without_ids(new_ids))
-            self.skipped = skipped
+        ids = as_id_array(ids)
+        self._write_skipping(
+            embeddings, ids, on_bad_rows, replace=True, num_threads=num_threads, progress=progress
+        )
 
-    def _encode(
-        self, vectors: Vectors, ids: Ids, num_threads: int | None, progress: bool, state: Documents
+    def _write_skipping(
+        self,
+        embeddings: VectorSource,
+        ids: Any,
+        on_bad_rows: BadRows,
+        *,
+        replace: bool,
+        num_threads: int | None,
+        progress: bool,
     ) -> None:
-        """Replaces the state by `state` and vectors, while nobody else writes."""
-        threads, scale = check_threads(num_threads), self._scale.copy()
-        if not len(ids):
-            check_no_rows(vectors, self.model.dim)
-            return
-        chunks = encoded_chunks(self.model, vectors, self.k, self.encoder, threads, scale=scale)
-        self._append(chunks, ids, threads, progress, scale=scale, state=state)
+        vectors = open_vectors(embeddings, on_bad_rows=on_bad_rows, may_be_empty=True)
+        with self._writer.lock:
+            if ids is None and len(self.documents.all_ids) and vectors.shape[0]:
+                ids = self.documents.next_ids(getattr(vectors, "n_rows", vectors.shape[0]))
+            new_ids, skipped = ids_of_rows(ids, vectors)
+            self._store(vectors, new_ids, replace=replace, num_threads=num_threads, progress=progress)
+            self.skipped = skipped
 
     def _append(
         self,
         chunks: Iterable[SparseCodes],
         ids: Ids,
-        num_threads: int | None,
+        scale: RowScale,
+        num_threads: int,
         progress: bool,
-        *,
         label: str = "encoding",
-        scale: RowScale | None = None,
-        state: Documents | None = None,
     ) -> None:
-        """Replaces the state by `state`, its own by default, and folded codes, one of `ids` a row.
-
-        Nobody else may write meanwhile; `scale` is what scaled the codes.
-        """
-        threads, state = check_threads(num_threads), state or self._state
-        state.check_new(ids)
+        """Adds folded codes to an index that nobody else knows yet; `scale` is what scales them."""
         with track(len(ids), label, enabled=progress) as advance:
-            added = state.added(_collected(chunks, advance), ids, threads, self.model.decoder_w)
-        self._scale = self._scale if scale is None else scale
-        self._state = added
-
-    def remove(self, ids: Any) -> None:
-        """Removes vectors; their memory stays in use until `compact`.
-
-        Raises:
-            UnknownIdError: an id is not in the index. Nothing was removed.
-            InputError: an id stands twice.
-        """
-        with self._writer.lock:
-            self._state = self._state.removed(ids)
+            self._documents = self.documents.added(
+                counted(chunks, advance),
+                ids,
+                scale=scale,
+                dictionary=self.model.decoder_w,
+                num_threads=num_threads,
+            )
 
     def compact(self, *, num_threads: int | None = None) -> None:
         """Reclaims the memory of removed vectors."""
         with self._writer.lock:
-            self._state = self._state.compacted(check_threads(num_threads))
+            self._documents = self.documents.compacted(check_threads(num_threads))
 
     def cluster(self, *, num_threads: int | None = None, progress: bool = False) -> None:
         """Brings similar vectors together, so that a search may skip most of them: `search` with nprobe.
@@ -541,99 +378,46 @@ class CompressedIndex:
         """
         threads = check_threads(num_threads)
         with self._writer.lock:
-            state = self._state
-            order = similar_order(self.model, state.backend, state.alive_rows(), threads, progress=progress)
-            self._state = state.clustered(order, threads)
-        if state.n_alive < WINDOW:
+            held = self.documents
+            order = similar_order(self.model, held.backend, held.alive_rows(), threads, progress=progress)
+            self._documents = held.clustered(order, threads)
+        if len(held) < WINDOW:
             msg = (
-                f"clusters are made of at least {WINDOW:,} vectors, and the index holds {state.n_alive:,}: "
+                f"clusters are made of at least {WINDOW:,} vectors, and the index holds {len(held):,}: "
                 "none were made, and searches take no nprobe"
             )
             warnings.warn(msg, UserWarning, stacklevel=2)
 
     @property
-    def metric(self) -> Metric:
-        """What scores are."""
-        return self._scale.metric
-
-    @property
-    def documents(self) -> Documents:
-        """What searches see now: codes in this package's own form, ids, marks of removal."""
-        return self._state
+    def documents(self) -> EmbeddedDocuments:
+        """The documents that a search would see now: codes, ids, marks of removal."""
+        return self._documents
 
     @property
     def unit(self) -> float:
-        """What the codes of `documents` are to be multiplied with; 1 for cosine."""
-        return self._scale.unit or 1.0
-
-    @property
-    def ids(self) -> IdArray:
-        """The ids in the order of adding, or in that of `cluster`, removed ones left out."""
-        state = self._state
-        return state.ids.of(state.alive_rows())
-
-    def codes(self, ids: Any) -> SparseCodes:
-        """The stored codes of ids: folded, times the kept norm, and rounded to the stored precision.
-
-        Raises:
-            UnknownIdError: an id is not in the index.
-        """
-        state = self._state
-        codes = state.backend.codes(state.rows_of(ids))
-        return codes if self._scale.unit in (None, 1.0) else codes.scaled(self._scale.unit)
-
-    def reconstruct(self, ids: Any) -> FloatArray:
-        """Reconstructed vectors of ids, (n, d) float32, of unit norm, or the kept one, up to rounding.
-
-        Raises:
-            UnknownIdError: an id is not in the index.
-        """
-        return self.model.decode(self.codes(ids))
-
-    def explain(self, query: Any, id: int | str) -> Explanation:  # noqa: A002
-        """How a document's code adds up to its `dense` score.
-
-        Raises:
-            UnknownIdError: the id is not in the index.
-            InputError: not one query of the index's dimension.
-        """
-        rows = check_vectors(query, dim=self.model.dim, name="queries")
-        if len(rows) != 1:
-            msg = f"explain takes one query, got {len(rows)}"
-            raise DimensionError(msg)
-        projection = self.model.project(rows)
-        factors = self._scale.of_queries(rows)
-        if factors is not None:
-            projection *= factors / (self._scale.unit or 1.0)  # values carry the unit
-        return explained(projection[0], self.codes([id]), self.model.mean_scores(rows))
+        """The factor from codes of `documents.backend` to those of `codes`; 1 for cosine."""
+        return self.documents.unit or 1.0
 
     def stats(self) -> IndexStats:
-        """What the index holds and what it costs."""
-        state = self._state
-        n, lengths = len(state.ids), state.backend.list_lengths()
-        parts = state.backend.nbytes | {"ids": state.ids.nbytes + state.mark_bytes}
+        """The contents of the index, and their costs."""
+        documents = self.documents
+        n, lengths = len(documents.all_ids), documents.backend.list_lengths()
+        parts = documents.nbytes
         parts["total"] = sum(parts.values())
         per_vector = {name: size / max(n, 1) for name, size in parts.items()}
-        return IndexStats(
-            vectors=state.n_alive,
-            removed=n - state.n_alive,
-            dim=self.model.dim,
-            n_latents=self.model.n_latents,
-            k=self.k,
-            postings=state.backend.postings,
-            encoder=self.encoder,
-            metric=self._scale.metric,
+        return self._stats_of(documents)._replace(
             bytes_per_vector=per_vector,
+            removed=n - len(documents),
+            postings=documents.backend.postings,
             bytes_by_mode={
                 "sparse": per_vector["total"],  # what posting lists find is scored by its codes
                 "dense": per_vector["forward"] + per_vector["ids"],
                 "two_stage": per_vector["total"],
             },
-            model_bytes=sum(tensor.nbytes for tensor in self.model.tensors().values()),
             dead_latents=int((lengths == 0).sum()),
             list_skew=float(lengths.max() / max(lengths.mean(), 1e-12)),
             simd=simd(),
-            clusters=0 if state.backend.clusters is None else len(state.backend.clusters),
+            clusters=0 if documents.backend.clusters is None else len(documents.backend.clusters),
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -643,19 +427,10 @@ class CompressedIndex:
             FormatError: something other than an index is at `path`.
             StorageError: the disk is full or refuses; what was there before is untouched.
         """
-        state = self._state
-        arrays = state.backend.to_arrays() | state.ids.to_arrays()
-        if state.alive is not None:
-            arrays["alive"] = np.packbits(state.alive, bitorder="little")
-        meta: dict[str, Any] = {
-            "n": len(state.ids),
-            "k": self.k,
-            "encoder": self.encoder,
-            "model": self.model.manifest(),
-        }
-        meta |= {"packing": state.backend.packing.manifest(), "postings": state.backend.postings}
-        meta |= {"metric": self._scale.metric, "unit": self._scale.unit}
-        persistence.write(path, "index", meta, arrays=arrays, tensors=self.model.tensors())
+        documents = self.documents
+        meta = {"encoder": self.encoder, "metric": self.metric, "model": self.model.manifest()}
+        meta |= documents.manifest()
+        persistence.write(path, "index", meta, arrays=documents.to_arrays(), tensors=self.model.tensors())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, mmap: bool = False) -> CompressedIndex:
@@ -674,70 +449,16 @@ class CompressedIndex:
         where = as_path(path)
         with persistence.reading(str(where)):
             model = CompresSAE.from_stored(persistence.entry(stored.meta, "model", dict), stored.tensors)
-            index = cls._from_stored(stored.meta, stored.arrays, model)
+            # Older indexes have no metric, which was cosine.
+            metric = check_choice(stored.meta.get("metric", "cosine"), "metric", METRICS)
+            unit = RowScale(metric, stored.meta.get("unit")).unit
+            documents = EmbeddedDocuments.from_stored(stored.meta, stored.arrays, model.n_latents, unit)
+            index = cls(model, encoder=stored.meta["encoder"], metric=metric, documents=documents)
         if mmap:
-            index._mapped = index._state.backend, persistence.Mapped.of(where, stored)
+            index._mapped = documents.backend, persistence.Mapped.of(where, stored)
         return index
 
-    @classmethod
-    def _from_stored(
-        cls, meta: Mapping[str, Any], arrays: dict[str, npt.NDArray[Any]], model: CompresSAE
-    ) -> CompressedIndex:
-        n = check_int(meta["n"], "n", 0)
-        k = check_int(meta["k"], "k", 1, model.n_latents, "n_latents")
-        postings = check_int(meta["postings"], "postings", 1, k, "k")
-        packing = persistence.entry(meta, "packing", dict)
-        of_rows = {name: array for name, array in arrays.items() if name in STORED_ROWS}
-        of_codes = {name: array for name, array in arrays.items() if name not in STORED_ROWS}
-        backend = EmbeddedBackend.from_arrays(of_codes, n, model.n_latents, k, packing, postings)
-        ids, alive = stored_rows(n, of_rows)
-        # Older indexes have no metric, which was cosine.
-        metric, unit = check_choice(meta.get("metric", "cosine"), "metric", METRICS), meta.get("unit")
-        if n and metric != "cosine" and unit is None:
-            msg = "norms are kept, but not in which unit"
-            raise InputError(msg)
-        return cls(
-            model,
-            k=k,
-            encoder=meta["encoder"],
-            metric=metric,
-            backend=backend,
-            ids=ids,
-            alive=alive,
-            unit=unit,
-        )
 
-
-def _check_nprobe(nprobe: int | None, mode: Mode, backend: EmbeddedBackend) -> int | None:
-    """The nprobe to search with; None for all clusters.
-
-    Raises:
-        InputError: it is below 1, or there is nothing to leave out by it.
-    """
-    if nprobe is None:
-        return None
-    nprobe = check_int(nprobe, "nprobe", 1)
-    if mode == "dense":
-        msg = "nprobe has no use in mode 'dense', which reads no posting lists"
-        raise InputError(msg)
-    if backend.clusters is None:
-        todo = "call `cluster` first" if len(backend) >= WINDOW else "search without nprobe"
-        msg = (
-            f"nprobe is {nprobe}, but this index has no clusters: {todo} (they are made of at least "
-            f"{WINDOW:,} vectors, and it holds {len(backend):,})"
-        )
-        raise InputError(msg)
-    return min(nprobe, len(backend.clusters))
-
-
-def _collected(chunks: Iterable[SparseCodes], advance: Callable[[int], object]) -> Iterator[SparseCodes]:
-    """Chunks joined to runs of APPEND_ROWS rows, the last of fewer."""
-    held: list[SparseCodes] = []
-    for codes in chunks:
-        held.append(codes)
-        advance(len(codes))
-        if sum(map(len, held)) >= APPEND_ROWS:
-            run, held = SparseCodes.concatenate(held), []
-            yield run
-    if held:
-        yield SparseCodes.concatenate(held)
+def _empty(backend: EmbeddedBackend, metric: Metric) -> EmbeddedDocuments:
+    """No documents yet, whose codes `backend` will hold."""
+    return EmbeddedDocuments(backend, unit=RowScale(metric).unit)

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from compressae_index.connectors.milvus import MilvusIndex
 
 
+# A failed assertion in these files shows its values, as one in a test does.
+pytest.register_assert_rewrite("compressae_index.testing", "folders", "oracles")
+
+
 @pytest.fixture(scope="session")
 def demo_data() -> DemoData:
     """The shipped embeddings: 19,000 and 1,000 held out."""
@@ -69,11 +73,11 @@ def index(model: CompresSAE, vectors: FloatArray) -> CompressedIndex:
 @pytest.fixture(scope="module")
 def quick_imports() -> Iterator[None]:
     """Milvus Lite searches slowly, and imports measure; small requests are resumed closely."""
-    from compressae_index.connectors.milvus import importer
+    from compressae_index.connectors.milvus import copier
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(importer, "SAMPLE_ROWS", 20)
-        patched.setattr(importer, "REQUEST_ROWS", 500)
+        patched.setattr(copier, "SAMPLE_ROWS", 20)
+        patched.setattr(copier, "REQUEST_ROWS", 500)
         yield
 
 
@@ -99,7 +103,7 @@ def dense(client: MilvusClient, vectors: FloatArray) -> str:
 
 @pytest.fixture(scope="module")
 def imported(client: MilvusClient, dense: str, model: CompresSAE) -> MilvusIndex:
-    """Made of it, with reconstructed vectors. Not to be changed."""
+    """An import of `dense` with reconstructed vectors. Not to be changed."""
     from compressae_index.connectors.milvus import from_milvus
 
     return from_milvus(client, dense, model=model, dense="float32", progress=False).compressed

@@ -1,4 +1,4 @@
-"""Saved things whose contents were changed, with checksums that fit: loaded, and used.
+"""Loads and uses saved directories whose contents were changed, with checksums that fit.
 
 Whatever a file holds, loading it or using it ends in an error of this package, or in a sane answer. Run as a
 script, mutations are tried in other processes, so that one that crashes, hangs or fills memory is named:
@@ -34,8 +34,8 @@ from compressae_index.checks import normalize_rows
 from compressae_index.coding.directory import CodeStore, encode_to_directory
 from compressae_index.coding.model import Encoder
 from compressae_index.embedded.backend import EmbeddedBackend
+from compressae_index.embedded.documents import EmbeddedDocuments
 from compressae_index.embedded.sizes import WINDOW
-from compressae_index.ids import Ids
 from compressae_index.npy import read_header
 from compressae_index.persistence import _manifest_checksum, describe
 from compressae_index.search.queries import MODES
@@ -78,7 +78,7 @@ LENGTHS = (0, 1, 2, 7, 2**20, 2**31, 2**40, 2**62, 2**63, 2**70, -1)
 
 
 class InsaneError(Exception):
-    """An answer that is no answer."""
+    """An answer that no search may give."""
 
 
 def attempt(kind: str, seed: int, folder: Path) -> Outcome:
@@ -143,7 +143,7 @@ def _saved_clusters(path: Path) -> None:
     few = some_model().fold(some_model().encode(some_vectors()[:ROWS], 2, num_threads=1))
     codes = SparseCodes.concatenate([few] * (WINDOW // ROWS + 1))
     backend = EmbeddedBackend(LATENTS, 2).added([codes], 1)
-    index = CompressedIndex(some_model(), k=2, backend=backend, ids=Ids(len(codes), {}))
+    index = CompressedIndex(some_model(), documents=EmbeddedDocuments(backend))
     index.cluster(num_threads=1)
     index.save(path)
 
@@ -218,7 +218,7 @@ def _use_index(index: CompressedIndex, path: Path, rng: np.random.Generator) -> 
     if len(some):
         yield lambda: _check_finite(np.array(index.explain(some_vectors()[0], some[0]).score))
     yield index.stats
-    if not index.documents.ids.are_strings:
+    if not index.documents.are_strings:
         yield lambda: index.add(some_vectors()[ROWS:], **single)
     yield lambda: index.remove(index.ids[5:9])
     if len(index) < WINDOW or rng.random() < 0.1:
@@ -239,7 +239,7 @@ def _check_hits(index: Any, found: Any) -> None:
     if not (missing | np.isfinite(found.scores)).all() or not (missing == nothing).all():
         msg = f"scores {found.scores.tolist()} of ids {found.ids.tolist()}"
         raise InsaneError(msg)
-    held = set(index.ids.tolist() if hasattr(index, "ids") else index.backend.ids.tolist())
+    held = set(index.ids.tolist())
     for ids, absent in zip(found.ids, missing, strict=True):
         present = ids[~absent].tolist()
         if not held.issuperset(present) or len(set(present)) < len(present):
@@ -280,7 +280,7 @@ def _use_trained(result: Any, _: Path, __: np.random.Generator) -> Uses:
 
 
 def _use_faiss(index: Any, path: Path, _: np.random.Generator) -> Uses:
-    ids = index.backend.ids
+    ids = index.ids
     yield partial(_search, index, mode="sparse")
     yield partial(_search, index)
     yield lambda: _check_finite(index.codes(ids[:40]).values)
@@ -290,7 +290,7 @@ def _use_faiss(index: Any, path: Path, _: np.random.Generator) -> Uses:
     yield lambda: index.remove(ids[5:9])
     yield lambda: index.save(path.with_name("again"))
     yield index.compact
-    new: Any = ["new"] if index.backend.are_strings else [10**6]
+    new: Any = ["new"] if index.documents.are_strings else [10**6]
     yield lambda: index.add(some_vectors()[ROWS : ROWS + 1], new)
     yield partial(_search, index)
 
@@ -383,7 +383,7 @@ def _mutate(path: Path, rng: np.random.Generator) -> bool:
 
 
 def _lead_outside(path: Path, rng: np.random.Generator) -> None:
-    """Moves something out of a directory, and names or links it there."""
+    """Moves something out of a directory, and leaves its new name or a link behind."""
     elsewhere = path.with_name("elsewhere")
     shutil.rmtree(elsewhere, ignore_errors=True)
     folders = [entry for entry in path.iterdir() if entry.is_dir()]
@@ -470,10 +470,10 @@ def _cut(file: Path, rng: np.random.Generator) -> None:
 
 
 def _array(file: Path) -> Array | None:
-    """What a file holds; None where an earlier change left nothing to read."""
+    """The array in a file; None if an earlier change left nothing to read."""
     try:
         with file.open("rb") as handle:
-            read_header(handle, file)  # by which no more is allocated than there is
+            read_header(handle, file)  # so that no more is allocated than the file holds
             handle.seek(0)
             array: Array = np.lib.format.read_array(handle, allow_pickle=False)
             return array
@@ -482,7 +482,7 @@ def _array(file: Path) -> Array | None:
 
 
 def _odd_numbers(array: Array, rng: np.random.Generator) -> Any:
-    """A number that does not belong there, of the dtype of an array."""
+    """A number of the array's dtype that is out of place in it."""
     if array.dtype.kind == "f":
         largest = float(np.finfo(array.dtype).max)
         return _chosen((np.nan, np.inf, -np.inf, 0.0, -1.0, 1.5, largest, largest / 1e3, 1e-40, -0.0), rng)

@@ -1,4 +1,4 @@
-"""The adapter for ann-benchmarks, in a stand-in of that repository: what its runner does, it does here."""
+"""The adapter for ann-benchmarks, driven as its runner does, in a stand-in for that repository."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COUNT = 10
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The package of ann-benchmarks, of which only the base class is there, with the adapter dropped in."""
+    """A package ann_benchmarks of nothing but the base class and the adapter."""
     root = tmp_path_factory.mktemp("repository")
     algorithms = root / "ann_benchmarks" / "algorithms"
     (algorithms / "base").mkdir(parents=True)
@@ -51,7 +51,7 @@ def combinations(settings: dict[str, Any] | list[Any]) -> list[Any]:
 
 
 def points(n: int, dimension: int) -> list[str]:
-    """Everything that is built and searched of n vectors, as the module has it."""
+    """All builds and searches that the module plans for n vectors."""
     module = importlib.import_module("ann_benchmarks.algorithms.compressae.module")
     found = []
     for (*_, build), settings in definitions(dimension):

@@ -1,4 +1,4 @@
-"""What a caller passes to build, train and estimate is checked before anything is read or trained."""
+"""Arguments of build, train and estimate are checked before anything is read or trained."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_sizes_that_nobody_names_fit_the_vectors(vectors: FloatArray) -> None:
 
 @pytest.fixture(scope="module")
 def narrow(vectors: FloatArray) -> FloatArray:
-    """Real embeddings, of which 32 dimensions are left."""
+    """The first 32 dimensions of real embeddings."""
     return np.ascontiguousarray(vectors[:600, :32])
 
 

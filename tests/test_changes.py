@@ -1,4 +1,4 @@
-"""What adding, upserting, removing, compacting and reloading leave, also while other threads search."""
+"""Adding, upserting, removing, compacting and reloading an index, also while other threads search."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles import assert_same
 
-from compressae_index import CompresSAE, CompressedIndex, SearchResult
+from compressae_index import CompresSAE, CompressedIndex
 from compressae_index.arrays import FloatArray
 from compressae_index.embedded.backend import EmbeddedBackend
-from compressae_index.embedded.packing import Aligned, Packed, Packing
+from compressae_index.embedded.codecs import Aligned, Codec, Packed
+from compressae_index.embedded.documents import EmbeddedDocuments
 from compressae_index.search.queries import MODES, Mode
 
 POOL = 24
@@ -67,11 +69,6 @@ def changed(index: CompressedIndex, step: Step, ids: list[Any], vectors: FloatAr
     return index
 
 
-def assert_same(a: SearchResult, b: SearchResult) -> None:
-    np.testing.assert_array_equal(a.ids, b.ids)
-    np.testing.assert_array_equal(a.scores, b.scores)
-
-
 @pytest.mark.parametrize("levels", ["aligned", "usual", "learned"])
 @settings(deadline=None, max_examples=30)
 @given(steps=sequences(), strings=st.booleans(), data=st.data())
@@ -94,12 +91,13 @@ def test_changes_end_in_what_a_fresh_index_gives(
     def named(ids: Any) -> list[Any]:
         return [f"id {id_}" if strings else id_ for id_ in ids]
 
-    packing: Packing = Aligned() if levels == "aligned" else Packed()
+    codec: Codec = Aligned() if levels == "aligned" else Packed()
     if levels == "learned":
-        packing = packing.fitted(model.fold(model.encode(vectors[:1000], K)))
+        codec = codec.fitted(model.fold(model.encode(vectors[:1000], K)))
 
     def empty() -> CompressedIndex:
-        return CompressedIndex(model, k=K, backend=EmbeddedBackend(model.n_latents, K, packing))
+        backend = EmbeddedBackend(model.n_latents, K, codec)
+        return CompressedIndex(model, documents=EmbeddedDocuments(backend))
 
     index, held = empty(), dict[int, int]()
     for step in steps:
@@ -155,7 +153,7 @@ Fingerprint = tuple[bytes, bytes]
 
 
 def results(index: CompressedIndex, queries: FloatArray, mode: Mode, num_threads: int) -> list[Fingerprint]:
-    """Of a search for all that an index holds, and of one with a filter."""
+    """Results of a search for all that an index holds, and of one with a filter."""
     found = [
         index.search(queries[:2], 400, mode=mode, filter=allowed, num_threads=num_threads)
         for allowed in (None, [1007, 1100, 1299])
@@ -184,7 +182,7 @@ def test_searches_in_threads_see_one_state_while_another_thread_writes(
             whole[mode].add(everything)
             filtered[mode].add(few)
     assert held == {(300, 0), (350, 0), (360, 20), (360, 80), (300, 140)}
-    # Removing and compacting leave what was there at first; what the filter allows never changes.
+    # Removing and compacting restore the first state; the documents that the filter allows never change.
     assert {len(states) for states in whole.values()} == {len(changes) - 1}
     assert {len(states) for states in filtered.values()} == {1}
     stop, failures, searches = threading.Event(), list[BaseException](), [0] * len(MODES)

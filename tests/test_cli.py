@@ -419,9 +419,7 @@ def test_search_of_a_faiss_index(queries: FloatArray) -> None:
     assert "mode must be one of 'sparse', 'two_stage', got 'dense'" in fail(
         "search", "f", "q.npy", "--mode", "dense"
     )
-    assert "--nprobe cannot be used with an index of the Faiss connector" in fail(
-        "search", "f", "q.npy", "--nprobe", 3
-    )
+    assert "nprobe is 3, but this index has no clusters" in fail("search", "f", "q.npy", "--nprobe", 3)
     assert "f holds: faiss index; expected: index" in fail("eval", "f", "e.npy", "q.npy")
     assert "m holds: model; expected: index" in fail("search", "m", "q.npy")
 

@@ -1,4 +1,4 @@
-"""Clusters: an order in which similar vectors stand together, and searches that skip most of them."""
+"""Clusters: an order that puts similar vectors together, and searches that skip most of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from click.testing import CliRunner
-from test_engine import assert_best, bitmap, cut_query, stored_in_lists
+from oracles import bitmap, overlap, stored_in_lists
 
 from compressae_index import CompresSAE, CompressedIndex, DimensionError, InputError
 from compressae_index._engine import Clusters, search
@@ -20,6 +20,7 @@ from compressae_index.embedded.backend import EmbeddedBackend
 from compressae_index.embedded.sizes import CLUSTER, WINDOW
 from compressae_index.measuring.evaluation import sweep
 from compressae_index.search.queries import MODES, Mode
+from compressae_index.testing import assert_best, strongest_entries
 
 ROWS = 2 * WINDOW + 5000
 PROBING: tuple[Mode, ...] = ("sparse", "two_stage")
@@ -43,7 +44,7 @@ def plain(model: CompresSAE, near: FloatArray) -> CompressedIndex:
 
 @pytest.fixture(scope="module")
 def clustered(plain: CompressedIndex, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the same index is saved, with clusters."""
+    """The folder of the same index, with clusters."""
     path = tmp_path_factory.mktemp("clustered") / "items.index"
     plain.save(path)
     index = CompressedIndex.load(path)
@@ -63,10 +64,6 @@ def means_of(clusters: Clusters) -> npt.NDArray[np.float64]:
     arrays = clusters.arrays()
     means: npt.NDArray[np.float64] = arrays["means"] * arrays["scales"].astype(np.float64)[:, None]
     return means[:, : len(clusters)].T
-
-
-def overlap(found: Any, true: Any) -> float:
-    return float(np.mean([len(np.intersect1d(a, b)) / len(b) for a, b in zip(found, true, strict=True)]))
 
 
 def test_vectors_keep_their_ids_and_codes(plain: CompressedIndex, clustered: Path) -> None:
@@ -95,7 +92,7 @@ def test_means_are_those_of_the_posting_lists(clustered: Path) -> None:
     exact = stored.reshape(len(clusters), CLUSTER, -1).mean(axis=1)
     step = np.abs(exact).max(axis=0) / 127
     assert (np.abs(means_of(clusters) - exact) <= 0.51 * step + 1e-9).all()
-    # Similar documents stand together: their means are longer than those of random ones.
+    # Documents of a cluster are similar: their means are longer than those of random ones.
     everything = np.linalg.norm(stored.mean(axis=0))
     assert np.linalg.norm(exact, axis=1).mean() > 2 * everything
 
@@ -108,7 +105,7 @@ def test_probed_search_is_exact_within_the_best_clusters(
     index = CompressedIndex.load(clustered)
     backend, clusters = parts_of(index)
     u = index.model.project(queries)
-    cut = cut_query(u, 32)
+    cut = strongest_entries(u, 32)
     worth = cut @ means_of(clusters).T
     best = np.argsort(-worth, axis=1)[:, :nprobe]
     inside = np.zeros((len(u), ROWS), dtype=bool)
@@ -123,7 +120,7 @@ def test_probed_search_is_exact_within_the_best_clusters(
     codes = backend.codes(np.arange(ROWS)).to_csr().astype(np.float64)
     exact = np.where(inside, (codes @ cut.T).T, -np.inf)
     by_threads = [backend.sparse(u, 32, 20, marks, num_threads, nprobe) for num_threads in (1, 2)]
-    assert_best(*by_threads[0], exact, 20, tolerance=2e-3)
+    assert_best(by_threads[0], exact, 20, tolerance=2e-3)
     np.testing.assert_array_equal(by_threads[0][1], by_threads[1][1])
     alone = backend.sparse(u[:1], 32, 20, marks, 2, nprobe)
     np.testing.assert_array_equal(alone[1], by_threads[0][1][:1])
@@ -181,7 +178,7 @@ def test_removed_vectors_are_dropped(clustered: Path, queries: FloatArray) -> No
 
 
 def test_string_ids_and_few_vectors(index: CompressedIndex, vectors: FloatArray, queries: FloatArray) -> None:
-    """Too few for a cluster: that is said, and every search stays as it is."""
+    """Too few for a cluster: a warning says so, and no search changes."""
     names = CompressedIndex.build(
         vectors[:300], [f"item {i}" for i in range(300)], model=index.model, k=16, progress=False
     )
@@ -249,12 +246,12 @@ def test_damaged_clusters_are_refused_or_harmless(clustered: Path, queries: Floa
 def test_clusters_of_another_index_are_refused_by_load(clustered: Path) -> None:
     backend, clusters = parts_of(CompressedIndex.load(clustered))
     arrays = backend.to_arrays()
-    n, packing = len(backend), backend.packing.manifest()
+    n, manifest = len(backend), backend.codec.manifest()
 
     def loaded(clusters: Clusters) -> EmbeddedBackend:
         foreign = {f"clusters_{name}": array for name, array in clusters.arrays().items()}
         return EmbeddedBackend.from_arrays(
-            arrays | foreign, n, backend.n_latents, backend.k, packing, backend.postings
+            arrays | foreign, n, backend.n_latents, backend.k, manifest, backend.postings
         )
 
     assert loaded(clusters).n_clustered == 2 * WINDOW

@@ -41,7 +41,7 @@ def copy_of(kind: str, folder: Path) -> Path:
 
 
 def change_array(saved: Path, name: str, change: Change) -> None:
-    """Changes an array in its place, or puts what comes back there, and makes the checksums fit."""
+    """Changes an array in place or replaces it by what the change returns, and makes the checksums fit."""
     (file,) = (saved / "data-x").parent.rglob(f"{name}.npy")
     array = np.load(file)
     changed = change(array)
@@ -615,7 +615,7 @@ def test_a_faiss_index_without_levels(tmp_path: Path) -> None:
     saved = copy_of("Faiss index", tmp_path)
     next(saved.rglob("forward_levels.npy")).unlink()
     fuzzing.fit_checksums(saved)
-    refused(FaissIndex.load, saved, "this packing is not fitted")
+    refused(FaissIndex.load, saved, "this codec is not fitted")
 
 
 @pytest.mark.parametrize("version", [None, 0, -1, "1", True, 1.0])

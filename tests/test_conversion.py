@@ -1,4 +1,4 @@
-"""What people have: every kind of array is read for what it means, or refused with what to call."""
+"""Arrays of other libraries: each is read for what it means, or refused with the call that converts it."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def rows() -> FloatArray:
 
 
 class Foreign:
-    """Of a library that gives DLPack and nothing else."""
+    """An array of a library that offers DLPack and nothing else."""
 
     def __init__(self, held: Any) -> None:
         self.__dlpack__, self.__dlpack_device__ = held.__dlpack__, held.__dlpack_device__
 
 
 class Convertible:
-    """Of a library that gives arrays when asked for them."""
+    """An array of a library that offers `__array__`."""
 
     def __init__(self, held: FloatArray) -> None:
         self._held = held
@@ -128,7 +128,7 @@ def test_every_kind_is_read_for_what_it_means(rows: FloatArray, make: Make) -> N
     checked = check_vectors(make(rows), dim=4)
     np.testing.assert_array_equal(checked, rows)
     assert (str(checked.dtype), checked.flags.c_contiguous, checked.flags.aligned) == ("float32", True, True)
-    if make is not iter:  # of which a source takes batches
+    if make is not iter:  # a source takes batches from iterators
         opened = open_vectors(make(rows))
         assert tuple(opened.shape) == (6, 4)
         for begin, end in ((0, 6), (2, 5), (5, 9)):
@@ -319,7 +319,7 @@ def test_integers_that_may_be_a_mask_are_refused(kind: Any) -> None:
             rows.allowed(kind(mask))
         with pytest.raises(InputError, match="0 or 1 for each of the 3 vectors"):
             Rows(Ids.from_user(["a", "b", "c"], 3)).allowed(kind(mask[:3]))
-    # What the message says to call means either; other integers are ids, of which repeats count once.
+    # The call that the message names means either; other integers are ids, and repeats count once.
     assert allowed(rows, np.asarray([0, 1, 0, 1, 1, 1], dtype=bool)) == [1, 3, 4, 5]
     assert allowed(rows, np.unique([0, 1, 0, 1, 1, 1])) == [0, 1]
     assert allowed(rows, kind([0, 1, 0, 1, 1])) == [0, 1]

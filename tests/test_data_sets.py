@@ -1,4 +1,4 @@
-"""Data sets of the benchmarks: files are what they hold, made ones repeat, and bad ones are refused."""
+"""Data sets of the benchmarks: files are read as they are, made sets repeat, and bad ones are refused."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import pytest
 import scipy.sparse as sp
 from click.testing import CliRunner
 from data_sets import MADE, generated_codes, load, sparse_codes, sparse_rows
+from oracles import nearest
 
 from compressae_index import CompresSAE, SparseCodes
 from compressae_index.arrays import FloatArray
@@ -54,8 +55,7 @@ def test_rows_that_are_left_out_are_nobodys_neighbours(
     source = write_hdf5(tmp_path / "set.h5", vectors[:300], queries)
     data = load(source, rows=100, queries=7)
     assert data.vectors.shape[0] == 100
-    expected = np.argsort(-(queries[:7] @ vectors[:100].T), axis=1)[:, :10]
-    np.testing.assert_array_equal(data.neighbours(10), expected)
+    np.testing.assert_array_equal(data.neighbours(10), nearest(vectors[:100], queries[:7], 10))
     # All rows: what the file says holds, for the queries that are kept.
     whole = load(source, rows=300, queries=7)
     assert whole.truth is not None
@@ -137,8 +137,8 @@ def test_made_sets_are_repeatable(name: str) -> None:
 
 def test_items_are_found_for_users_by_inner_products() -> None:
     data = load("recommendations", rows=700, queries=30, metrics=METRICS)
-    expected = np.argsort(-(data.queries @ data.vectors.T), axis=1)
-    np.testing.assert_array_equal(data.neighbours(5), expected[:, :5])
+    expected = nearest(data.vectors, data.queries, 5, "inner_product")
+    np.testing.assert_array_equal(data.neighbours(5), expected)
     # Popular items are long, so that cosines would find others.
     norms = row_norms(data.vectors)
     assert norms[expected[:, 0]].mean() > 1.5 * np.median(norms)
@@ -301,7 +301,7 @@ def test_sparse_rows_become_codes_of_one_k(sparse: sp.csr_array) -> None:
     codes = sparse_codes(sparse)
     assert codes.k == np.diff(sparse.indptr).max()
     np.testing.assert_array_equal(codes.to_dense()[:, :40], sparse.toarray())
-    # What fills the rows is where no query looks.
+    # Rows are filled up with latents that no query has.
     assert (codes.latents[codes.values == 0] >= 40).all()
 
 

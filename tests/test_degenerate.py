@@ -1,4 +1,4 @@
-"""Data without much in it: one direction, one row, few distinct rows. It is built, and answers by rule."""
+"""Degenerate data: one direction, one row, few distinct rows. Indexes are built, and ties have a rule."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_of_one_direction_all_tie_and_answer_by_row(kind: str, seed: int) -> Non
         found = index.search(rows[:2], top, mode=mode)
         assert (found.ids == np.arange(top)).all()
         np.testing.assert_allclose(found.scores, 1, atol=1e-5)
-    # What comes later and is different is told apart.
+    # A different row that is added later is told apart.
     other = np.random.default_rng(seed).standard_normal(rows.shape[1]).astype(np.float32)
     other -= rows[0] * (other @ rows[0].astype(np.float64)) / np.square(rows[0].astype(np.float64)).sum()
     if np.linalg.norm(other) > 1e-3:

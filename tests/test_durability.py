@@ -1,4 +1,4 @@
-"""What is on disk outlives kills, full disks and other processes: the old, or the new, and no leftovers."""
+"""Saves survive kills, full disks and other processes: the old or the new is on disk, without leftovers."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from folders import assert_nothing_stray, content_of
 
 from compressae_index import (
     CompresSAE,
@@ -89,22 +90,6 @@ def kit(model: CompresSAE, vectors: FloatArray) -> Kit:
     return Kit(model, vectors)
 
 
-def content_of(path: Path) -> dict[str, bytes]:
-    files = (file for file in path.rglob("*") if file.is_file())
-    return {str(file.relative_to(path)): file.read_bytes() for file in files}
-
-
-def assert_nothing_stray(path: Path) -> None:
-    """A directory with a data folder holds what its manifest names, and no more."""
-    manifest = json.loads((path / "manifest.json").read_bytes())
-    named = {f"{manifest['data']}/{name}" for name in manifest["files"]}
-    assert {str(entry.relative_to(path)) for entry in path.rglob("*")} == {
-        "manifest.json",
-        manifest["data"],
-        *named,
-    }
-
-
 def rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     """Changes a manifest, and makes its checksum fit again."""
     manifest = json.loads((path / "manifest.json").read_bytes())
@@ -144,7 +129,7 @@ def test_another_kind_is_refused_before_work(
     def work(*_arguments: object, **_options: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr("compressae_index.index.trained_model", work)
+    monkeypatch.setattr("compressae_index.building.training.ModelSource.model_for", work)
     monkeypatch.setattr("compressae_index.training.run._Run.fit", work)
     monkeypatch.setattr(CompressedIndex, "build", work)
     monkeypatch.setattr(CompressedIndex, "cluster", work)
@@ -169,7 +154,7 @@ def test_another_kind_is_refused_before_work(
 
 
 class Own:
-    """A path that is no pathlib.Path."""
+    """A path that is not a pathlib.Path."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -757,7 +742,7 @@ def test_writers_in_threads(kit: Kit, tmp_path: Path) -> None:
 
 
 def test_a_living_writer_keeps_its_data(kit: Kit, tmp_path: Path) -> None:
-    """A lock says who lives: where nobody holds one, what no manifest names is left over."""
+    """A lock says that its writer lives: without one, a folder that no manifest names is left over."""
     path = tmp_path / "a"
     kit.save("index", path)
     (path / "data-00000000").mkdir()
@@ -774,7 +759,7 @@ def test_a_living_writer_keeps_its_data(kit: Kit, tmp_path: Path) -> None:
 
 
 def test_without_locks(kit: Kit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a file system without, what a manifest named is removed, and nothing else."""
+    """On a file system without locks, the folder that the manifest named is removed, and nothing else."""
 
     def unsupported(*_arguments: object) -> None:
         raise OSError(errno.ENOTSUP, "Operation not supported")
@@ -794,7 +779,7 @@ def test_without_locks(kit: Kit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_directory_that_is_replaced_while_it_is_read(
     kit: Kit, tmp_path: Path, kind: str, mmap: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Wherever the reader is when the data go, it gives the old one or the new one."""
+    """A reader gets the old one or the new one, wherever it is when the data are replaced."""
     path = tmp_path / "a"
     for module, name, seen in (
         (persistence, "read_manifest", {1}),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import subprocess
 import sys
@@ -14,15 +13,15 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles import bitmap, stored_in_lists
 
 from compressae_index import CompressedIndex, SparseCodes
 from compressae_index._engine import Dictionary, ForwardCodes, InvertedLists, search, simd, top_k_codes
 from compressae_index.arrays import FloatArray
 from compressae_index.embedded.backend import EmbeddedBackend
-from compressae_index.embedded.packing import Aligned, Packed, Packing
+from compressae_index.embedded.codecs import Aligned, Codec, Packed
 from compressae_index.embedded.sizes import WINDOW
-
-Float64 = npt.NDArray[np.float64]
+from compressae_index.testing import Float64, Mask, assert_best, strongest_entries
 
 
 def random_codes(n: int, n_latents: int, k: int, seed: int) -> SparseCodes:
@@ -32,62 +31,26 @@ def random_codes(n: int, n_latents: int, k: int, seed: int) -> SparseCodes:
     return SparseCodes(np.sort(latents, axis=1).astype(np.uint16), values, n_latents)
 
 
-def stored_in_lists(lists: InvertedLists, n_latents: int) -> Float64:
-    """Every value as the posting lists hold it: (n, n_latents)."""
-    arrays, dense = lists.arrays(), np.zeros((lists.n_documents, n_latents))
-    scales = arrays["scales"].view(np.float16).astype(np.float64)
-    for j, start in enumerate(arrays["starts"][:-1].astype(np.int64)):
-        for w, (begin, end) in enumerate(itertools.pairwise(start + arrays["offsets"][j].astype(np.int64))):
-            rows = w * WINDOW + arrays["ids"][begin:end].astype(np.int64)
-            dense[rows, j] = arrays["values"][begin:end] * scales[j, w]
-    return dense
-
-
 def steps(u: FloatArray, query_nnz: int, lists: InvertedLists) -> Float64:
     """16-bit steps of a score of each query, (n_queries, 1), as scan.hpp derives them."""
-    cut = cut_query(u, query_nnz)
+    cut = strongest_entries(u, query_nnz)
     bound = np.linalg.norm(cut, axis=1) * lists.arrays()["largest_norm"][0]
     largest = 32000 - (cut != 0).sum(axis=1)
     result: Float64 = np.divide(largest, bound, out=np.ones(len(u)), where=bound > 0)[:, None]
     return result
 
 
-def cut_query(u: FloatArray, query_nnz: int) -> Float64:
-    """The query_nnz entries of largest magnitude of each row, ties to the lower latent."""
-    cut = np.zeros(u.shape)
-    order = np.argsort(-np.abs(u), axis=1, kind="stable")[:, :query_nnz]
-    np.put_along_axis(cut, order, np.take_along_axis(u, order, axis=1).astype(np.float64), axis=1)
-    return cut
-
-
-def assert_best(
-    scores: FloatArray,
-    rows: npt.NDArray[np.int64],
+def assert_best_rows(
+    hits: tuple[FloatArray, npt.NDArray[np.int64]],
     exact: Float64,
     top: int,
-    allowed: npt.NDArray[np.bool_] | None = None,
-    tolerance: float = 0.0,
+    allowed: Mask | None = None,
+    off: float = 0.0,
 ) -> None:
-    """The rows are the best of `exact` (n_queries, n), up to rounding; ranks are by score, then row."""
+    """`assert_best` for rows, with scores that are off by at most `off` and float32 rounding."""
     exact = exact if allowed is None else np.where(allowed, exact, -np.inf)
-    tolerance += 1e-5 * max(1.0, float(np.abs(exact[np.isfinite(exact)]).max(initial=0)))
-    best = -np.sort(-exact, axis=1)[:, :top]
-    missing = max(top - exact.shape[1], 0)
-    best = np.pad(best, ((0, 0), (0, missing)), constant_values=-np.inf)
-    found = np.isfinite(best)
-    np.testing.assert_array_equal(rows >= 0, found)
-    assert (scores[~found] == -np.inf).all()
-    np.testing.assert_allclose(scores[found], best[found], atol=tolerance, rtol=0)
-    for q in range(len(rows)):
-        real = rows[q][found[q]]
-        assert len(set(real.tolist())) == len(real)
-        np.testing.assert_allclose(exact[q, real], scores[q][found[q]], atol=tolerance, rtol=0)
-        keys = list(zip(-scores[q][found[q]], real, strict=True))
-        assert keys == sorted(keys)
-
-
-def bitmap(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
-    return np.packbits(mask, bitorder="little")
+    rounding = 1e-5 * max(1.0, float(np.abs(exact[np.isfinite(exact)]).max(initial=0)))
+    assert_best(hits, exact, top, tolerance=off + rounding)
 
 
 @settings(deadline=None, max_examples=150)
@@ -98,7 +61,7 @@ def bitmap(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
     query_nnz=st.integers(1, 100),
     top=st.integers(1, 500),
     share=st.sampled_from([None, 0.0, 0.02, 0.6]),
-    packing=st.sampled_from([Aligned(), *map(Packed, range(4, 9))]),
+    codec=st.sampled_from([Aligned(), *map(Packed, range(4, 9))]),
     short=st.booleans(),
     seed=st.integers(0, 2**31),
 )
@@ -109,7 +72,7 @@ def test_every_search_equals_brute_force(
     query_nnz: int,
     top: int,
     share: float | None,
-    packing: Packing,
+    codec: Codec,
     short: bool,
     seed: int,
 ) -> None:
@@ -122,29 +85,30 @@ def test_every_search_equals_brute_force(
     marks = None if allowed is None else bitmap(allowed)
 
     lists = InvertedLists.build(codes.latents, codes.values, n_latents, 1)
-    exact = cut_query(u, query_nnz) @ stored_in_lists(lists, n_latents).T
+    exact = strongest_entries(u, query_nnz) @ stored_in_lists(lists, n_latents).T
     # A product is rounded by half a step, and its weight by half of 1 / 128 of one.
     off = float((min(codes.k, query_nnz) / steps(u, query_nnz, lists)).max())
-    assert_best(*lists.search(u, query_nnz, top, marks, 1), exact, top, allowed, off)
+    assert_best_rows(lists.search(u, query_nnz, top, marks, 1), exact, top, allowed, off)
 
-    packing = packing.fitted(codes)
-    arrays = packing.pack(codes)
-    forward = packing.engine(arrays, n_latents, codes.k)
-    stored = packing.unpack(arrays, n_latents, codes.k)
+    codec = codec.fitted(codes)
+    arrays = codec.pack(codes)
+    forward = codec.engine(arrays, n_latents, codes.k)
+    stored = codec.unpack(arrays, n_latents, codes.k)
     exact = u.astype(np.float64) @ stored.to_dense().astype(np.float64).T
-    assert_best(*forward.search(u, top, marks, 1), exact, top, allowed)
+    assert_best_rows(forward.search(u, top, marks, 1), exact, top, allowed)
     # With every document a candidate, two stages are one.
     hits = search([(lists, forward)], u, u, query_nnz, max(n, top), top, marks, 1)
-    assert_best(*hits, exact, top, allowed)
+    assert_best_rows(hits, exact, top, allowed)
     hits = search([(lists, forward)], u, None, query_nnz, max(n, top), top, marks, 1)
-    assert_best(*hits, cut_query(u, query_nnz) @ stored.to_dense().astype(np.float64).T, top, allowed)
+    exact_by_terms = strongest_entries(u, query_nnz) @ stored.to_dense().astype(np.float64).T
+    assert_best_rows(hits, exact_by_terms, top, allowed)
 
     candidates = np.stack([rng.permutation(n) for _ in u])
     candidates[rng.random(candidates.shape) < 0.3] = -1
     chosen = np.full(exact.shape, -np.inf)
     for q, row in enumerate(candidates):
         chosen[q, row[row >= 0]] = exact[q, row[row >= 0]]
-    assert_best(*forward.rescore(u, candidates, top, 1), chosen, top)
+    assert_best_rows(forward.rescore(u, candidates, top, 1), chosen, top)
 
 
 def test_real_codes_over_several_windows(built: CompressedIndex, queries: FloatArray) -> None:
@@ -153,11 +117,11 @@ def test_real_codes_over_several_windows(built: CompressedIndex, queries: FloatA
     assert len(tiled) > 2 * WINDOW
     lists = InvertedLists.build(tiled.latents, tiled.values, tiled.n_latents, 2)
     u = built.model.project(queries[:5])
-    exact = cut_query(u, 32) @ stored_in_lists(lists, tiled.n_latents).T
+    exact = strongest_entries(u, 32) @ stored_in_lists(lists, tiled.n_latents).T
     off = float((16 / steps(u, 32, lists)).max())
     assert off < 2e-3
     scores, rows = lists.search(u, 32, 100, None, 1)
-    assert_best(scores, rows, exact, 100, None, off)
+    assert_best_rows((scores, rows), exact, 100, None, off)
     forward = ForwardCodes(Aligned().pack(tiled), tiled.n_latents)
     forward_scores, forward_rows = forward.search(u, 100, None, 1)
     # The copies of a document tie.
@@ -189,10 +153,10 @@ def test_candidates_do_not_depend_on_the_order_of_documents(order: str, top: int
     elif order != "as they come":
         codes = codes[np.argsort(-exact if order == "best first" else exact)]
     lists = InvertedLists.build(codes.latents, codes.values, codes.n_latents, 2)
-    exact = cut_query(u, 64) @ stored_in_lists(lists, codes.n_latents).T
+    exact = strongest_entries(u, 64) @ stored_in_lists(lists, codes.n_latents).T
     for num_threads in (1, 2):
         scores, rows = lists.search(u, 64, top, None, num_threads)
-        assert_best(scores, rows, exact, top, None, float((16 / steps(u, 64, lists)).max()))
+        assert_best_rows((scores, rows), exact, top, None, float((16 / steps(u, 64, lists)).max()))
 
 
 def test_candidates_of_two_stages_are_those_of_the_lists(built: CompressedIndex, queries: FloatArray) -> None:
@@ -224,8 +188,8 @@ def test_ties_go_to_the_lower_row() -> None:
     lists = InvertedLists.build(codes.latents, codes.values, 3, 1)
     np.testing.assert_array_equal(lists.search(u, 1, 1500, None, 1)[1], expected)
     backwards = np.arange(5000)[None, ::-1].copy()
-    for packing in (Aligned(), Packed().fitted(codes)):
-        forward = packing.engine(packing.pack(codes), 3, 1)
+    for codec in (Aligned(), Packed().fitted(codes)):
+        forward = codec.engine(codec.pack(codes), 3, 1)
         np.testing.assert_array_equal(forward.search(u, 1500, None, 1)[1], expected)
         np.testing.assert_array_equal(forward.rescore(u, backwards, 1500, 1)[1], expected)
 
@@ -245,12 +209,12 @@ def test_documents_in_no_list_fill_up_by_row(n: int, top: int) -> None:
     codes = random_codes(n, 80, 1, 5)
     u = np.random.default_rng(6).standard_normal((2, 80)).astype(np.float32)
     lists = InvertedLists.build(codes.latents, codes.values, codes.n_latents, 2)
-    exact = cut_query(u, 2) @ stored_in_lists(lists, codes.n_latents).T
+    exact = strongest_entries(u, 2) @ stored_in_lists(lists, codes.n_latents).T
     off = float((2 / steps(u, 2, lists)).max())
     allowed = np.random.default_rng(7).random(n) < 0.7
     for mask in (None, allowed):
         scores, rows = lists.search(u, 2, top, None if mask is None else bitmap(mask), 1)
-        assert_best(scores, rows, exact, top, mask, off)
+        assert_best_rows((scores, rows), exact, top, mask, off)
         for q in range(len(u)):
             zeros = np.flatnonzero((exact[q] == 0) & (True if mask is None else mask))
             found = rows[q][scores[q] == 0]
@@ -303,7 +267,7 @@ def test_an_unknown_instruction_set_is_refused() -> None:
 @given(n_latents=st.integers(1, 60), k=st.integers(1, 60), seed=st.integers(0, 2**31))
 def test_top_k_codes(n_latents: int, k: int, seed: int) -> None:
     k = min(k, n_latents)
-    # Few distinct magnitudes, so that there are ties.
+    # Few distinct magnitudes, so that some tie.
     x = np.random.default_rng(seed).integers(-4, 5, (5, n_latents)).astype(np.float32)
     latents, values = top_k_codes(x, k, 1)
     expected = np.sort(np.argsort(-np.abs(x), axis=1, kind="stable")[:, :k], axis=1)
@@ -331,7 +295,7 @@ def test_projections_equal_products(n: int, n_latents: int, dim: int, kind: str,
         whole = rng.integers(-127, 128, (n_latents, dim))
         whole[:, rng.integers(dim)] = 127
         atoms = (whole * rng.uniform(1e-3, 10, (n_latents, 1))).astype(np.float32)
-    if kind == "spikes":  # whole rows in one entry: the largest sums there are
+    if kind == "spikes":  # whole rows in one entry: the largest possible sums
         atoms, vectors = (
             np.float32(100) * np.sign(x) * (x == x.max(axis=1, keepdims=True)) for x in (atoms, vectors)
         )
@@ -414,11 +378,11 @@ def test_wrong_arguments_are_refused() -> None:
             refused()
 
 
-@pytest.mark.parametrize("packing", [Aligned(), Packed(levels=np.linspace(0.03, 1, 32, dtype=np.float32))])
-def test_added_documents_end_up_as_if_built_at_once(packing: Packing) -> None:
+@pytest.mark.parametrize("codec", [Aligned(), Packed(levels=np.linspace(0.03, 1, 32, dtype=np.float32))])
+def test_added_documents_end_up_as_if_built_at_once(codec: Codec) -> None:
     codes = random_codes(2 * WINDOW + 700, 64, 4, 5)
-    at_once = EmbeddedBackend(64, 4, packing).added([codes], 2)
-    grown = EmbeddedBackend(64, 4, packing)
+    at_once = EmbeddedBackend(64, 4, codec).added([codes], 2)
+    grown = EmbeddedBackend(64, 4, codec)
     for begin, end in [
         (0, 10),
         (10, 500),

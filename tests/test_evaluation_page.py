@@ -34,7 +34,7 @@ VOID = {"meta", "link", "br", "hr", "img", "input"}
 
 
 class Page(HTMLParser):
-    """What stands in a page; fails where a tag is not closed in its turn."""
+    """The content of a page; fails if a tag is not closed in its turn."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

@@ -230,7 +230,7 @@ def test_bad_arguments(built: CompressedIndex, options: Any, message: str) -> No
 
 def test_bad_searches(store: DenseStore, queries: FloatArray) -> None:
     with pytest.raises(InputError, match="mode must be one of"):
-        store.search(queries, mode="fast")  # type: ignore[arg-type]
+        store.search(queries, mode="fast")
     with pytest.raises(InputError, match="k must be at least 1"):
         store.search(queries, 0)
     with pytest.raises(InputError, match="candidates must be at least 1"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import faiss
 import numpy as np
@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles import bitmap, overlap
 
 from compressae_index import CompresSAE, CompressedIndex, DimensionError, FormatError, InputError, SparseCodes
 from compressae_index._engine import BorrowedLists
@@ -19,10 +20,11 @@ from compressae_index.arrays import FloatArray
 from compressae_index.connectors.faiss import FaissIndex, to_faiss
 from compressae_index.connectors.faiss import lists as faiss_lists
 from compressae_index.embedded.backend import EmbeddedBackend
-from compressae_index.embedded.packing import FORMS, Form, packing_of
-from compressae_index.embedded.sizes import row_bytes
+from compressae_index.embedded.codecs import CodecName, Packed, codec_of
+from compressae_index.embedded.documents import EmbeddedDocuments
 from compressae_index.search.stages import strongest_terms
 from compressae_index.sources import CHUNK_ROWS
+from compressae_index.testing import assert_best
 
 
 def summed(index: Any, terms: SparseCodes, n: int) -> npt.NDArray[np.float64]:
@@ -76,15 +78,11 @@ def test_the_engine_adds_up_as_numpy_does(
     faiss_lists.append(index, codes[: n // 2], 0)
     faiss_lists.append(index, codes[n // 2 :], n // 2)
     allowed = np.random.default_rng(seed).random(n) > 0.5 if filtered else np.ones(n, dtype=bool)
-    bitmap = np.packbits(allowed, bitorder="little") if filtered else None
+    marks = bitmap(allowed) if filtered else None
     view = faiss_lists.borrowed(index, n)
-    scores, rows = view.search(terms.latents, terms.values, n, bitmap, threads)
+    scores, rows = view.search(terms.latents, terms.values, n, marks, threads)
     expected = summed(index, terms, n)
-    for found, score, exact in zip(rows, scores, expected, strict=True):
-        assert sorted(found[found >= 0]) == np.flatnonzero(allowed).tolist()
-        assert (found[allowed.sum() :] == -1).all()
-        np.testing.assert_allclose(score[: allowed.sum()], exact[found[: allowed.sum()]], atol=1e-5)
-        assert (np.diff(score[: allowed.sum()]) <= 0).all()
+    assert_best((scores, rows), expected, n, allowed=allowed)
 
 
 def test_documents_beyond_one_window_are_found() -> None:
@@ -156,9 +154,8 @@ def test_sparse_scores_are_exact_sums(filed: FaissIndex, model: CompresSAE, quer
     assert mean_scores is not None
     expected = summed(filed.faiss_index, terms, len(filed)) + mean_scores
     found = filed.search(queries, 20, mode="sparse", query_nnz=32)
-    best = -np.sort(-expected, axis=1)[:, :20]
-    np.testing.assert_allclose(found.scores, best, atol=1e-5)
-    np.testing.assert_allclose(np.take_along_axis(expected, found.ids.astype(int), axis=1), best, atol=1e-5)
+    assert_best(found, expected, 20)
+    assert found.certified is not None
     assert found.certified.all()
 
 
@@ -172,8 +169,7 @@ def test_two_stage_scores_are_those_of_the_codes(
         np.take_along_axis(exact, found.ids.astype(int), axis=1), found.scores, atol=1e-6
     )
     embedded = built.search(queries, 10, mode="dense")
-    shared = [len(np.intersect1d(a, b)) for a, b in zip(found.ids, embedded.ids, strict=True)]
-    assert np.mean(shared) > 9.8
+    assert overlap(found.ids, embedded.ids) > 0.98
     np.testing.assert_allclose(found.scores, embedded.scores, atol=1e-6)
 
 
@@ -181,7 +177,7 @@ def test_codes_stay_what_they_are(
     filed: FaissIndex, built: CompressedIndex, model: CompresSAE, vectors: FloatArray
 ) -> None:
     np.testing.assert_array_equal(filed.codes(built.ids).to_dense(), built.codes(built.ids).to_dense())
-    assert filed.backend.nbytes["forward"] == 4000 * row_bytes(512, 16, 6)
+    assert filed.documents.nbytes["forward"] == 4000 * Packed(6).row_bytes(512, 16)
     aligned = CompressedIndex.build(vectors[:300], model=model, k=16, forward="aligned", progress=False)
     packed, given = (
         FaissIndex.from_index(aligned, progress=False).codes(aligned.ids),
@@ -196,7 +192,7 @@ def test_codes_stay_what_they_are(
 
 def test_lists_hold_the_values_of_the_packed_rows(filed: FaissIndex) -> None:
     read = faiss_lists.read_codes(filed.faiss_index)
-    packed = filed.codes(filed.backend.ids)
+    packed = filed.codes(filed.ids)
     np.testing.assert_array_equal(read.to_dense(), packed.to_dense().astype(np.float16).astype(np.float32))
 
 
@@ -225,6 +221,7 @@ def test_filters_are_ids_or_a_mask(few: FaissIndex, queries: FloatArray) -> None
         np.testing.assert_array_equal(by_ids.ids, by_mask.ids)
     nothing = few.search(queries, 5, filter=np.zeros(300, dtype=bool))
     assert (nothing.ids == -1).all()
+    assert nothing.certified is not None
     assert nothing.certified.all()
     with pytest.raises(DimensionError, match="shape"):
         few.search(queries, 5, filter=np.ones(299, dtype=bool))
@@ -250,8 +247,8 @@ def test_added_removed_and_replaced(few: FaissIndex, vectors: FloatArray) -> Non
     after = few.search(vectors[:20], 5)
     np.testing.assert_array_equal(before.ids, after.ids)
     np.testing.assert_array_equal(before.scores, after.scores)
-    assert few.faiss_index.ntotal == np.count_nonzero(few.codes(few.backend.ids).values)
-    assert few.backend.nbytes["forward"] == 300 * few.backend._row_bytes
+    assert few.faiss_index.ntotal == np.count_nonzero(few.codes(few.ids).values)
+    assert few.documents.nbytes["forward"] == 300 * few.documents._row_bytes
 
 
 def test_string_ids(model: CompresSAE, vectors: FloatArray, tmp_path: Path) -> None:
@@ -323,7 +320,7 @@ def test_shards_are_merged(model: CompresSAE, vectors: FloatArray, queries: Floa
     two.remove([1600])
     one.merge(two)
     assert (len(one), len(two)) == (2999, 1499)
-    moved = two.backend.ids
+    moved = two.ids
     # What the codebook of one rounds, as if two's codes were added to it.
     off = np.linalg.norm(one.reconstruct(moved) - two.reconstruct(moved), axis=1)
     assert off.max() < 0.02
@@ -385,7 +382,7 @@ def test_values_beyond_half_precision_are_refused(vectors: FloatArray, uncentred
 
 def test_codes_of_another_shape_are_refused(few: FaissIndex) -> None:
     with pytest.raises(DimensionError, match="expected"):
-        few.backend.put(random_codes(0, 2, 3, 512), np.arange(2))
+        few.documents.put(random_codes(0, 2, 3, 512), np.arange(2))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -395,13 +392,13 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("form", ["packed", "aligned"])
 def test_lists_built_on_disk_are_those_built_in_memory(
-    model: CompresSAE, vectors: FloatArray, queries: FloatArray, tmp_path: Path, form: Form
+    model: CompresSAE, vectors: FloatArray, queries: FloatArray, tmp_path: Path, form: CodecName
 ) -> None:
     n = 2 * CHUNK_ROWS + 100
     codes = model.fold(model.encode(vectors, 16))
     repeated = SparseCodes.concatenate([codes] * (n // len(codes) + 1))[:n]
-    backend = EmbeddedBackend(model.n_latents, 16, packing_of(form)).added([repeated], 1)
-    index = CompressedIndex(model, k=16, backend=backend)
+    backend = EmbeddedBackend(model.n_latents, 16, codec_of(form)).added([repeated], 1)
+    index = CompressedIndex(model, documents=EmbeddedDocuments(backend))
     index.remove(np.arange(50, 5000))
     FaissIndex.from_index(index, progress=False).save(tmp_path / "memory")
     built = FaissIndex.from_index(index, tmp_path / "disk", progress=False)
@@ -470,7 +467,7 @@ def test_an_empty_index_is_built_on_disk(
     model: CompresSAE, vectors: FloatArray, queries: FloatArray, tmp_path: Path, string_ids: bool
 ) -> None:
     ids = ["a", "b"] if string_ids else [5, 7]
-    for form in FORMS:
+    for form in get_args(CodecName):
         index = CompressedIndex.build(vectors[:2], ids, model=model, k=16, forward=form, progress=False)
         found = FaissIndex.from_index(index, tmp_path / form, progress=False).search(vectors[:2], 1)
         assert found.ids.ravel().tolist() == ids

@@ -1,4 +1,4 @@
-"""Whatever the files of something saved hold: an error of this package, or a sane answer. See `fuzzing`."""
+"""Damaged files of any kind give an error of this package or a sane answer. See `fuzzing`."""
 
 from __future__ import annotations
 

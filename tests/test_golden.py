@@ -20,7 +20,7 @@ INDEXES = ("packed", "aligned", "strings", "inner-product", "clustered", "empty"
 
 @pytest.fixture(scope="module", params=range(1, FORMAT_VERSION + 1), ids="format-{}".format)
 def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the release of a format version wrote."""
+    """The directories that the release of a format version wrote."""
     folder = tmp_path_factory.mktemp("golden")
     with tarfile.open(GOLDEN / f"format-{request.param}.tar.xz") as archive:
         archive.extractall(folder, filter="data")
@@ -29,7 +29,7 @@ def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture(scope="module")
 def answers(written: Path) -> dict[str, Any]:
-    """Queries, embeddings, and what searches answered then."""
+    """Queries, embeddings, and the results of that release."""
     with np.load(written / "answers.npz") as stored:
         return dict(stored)
 

@@ -11,97 +11,30 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from oracles import assert_same, list_rounding, overlap, reconstructed_scores
 
 from compressae_index import (
     CompresSAE,
     CompressedIndex,
     DimensionError,
     InputError,
-    SearchResult,
     TrainConfig,
     UnknownIdError,
 )
 from compressae_index.arrays import FloatArray
 from compressae_index.checks import normalize_rows
 from compressae_index.search.queries import MODES, SCORINGS, Mode, Scoring
-
-Float64 = npt.NDArray[np.float64]
-Mask = npt.NDArray[np.bool_]
+from compressae_index.testing import assert_best, dense_codes, mean_of, term_scores
 
 each_mode = pytest.mark.parametrize("mode", MODES)
 each_scoring = pytest.mark.parametrize("scoring", SCORINGS)
 
 
-def dense_codes(index: CompressedIndex) -> Float64:
-    codes: Float64 = index.codes(index.ids).to_dense().astype(np.float64)
-    return codes
-
-
-def dense_scores(index: CompressedIndex, queries: FloatArray, scoring: Scoring = "asymmetric") -> Float64:
-    """Score of every document by the cosine with its reconstruction: (n_queries, n)."""
-    dictionary, mean = index.model.decoder_w.astype(np.float64), mean_of(index)
-    if scoring == "asymmetric":
-        asked = queries / np.linalg.norm(queries, axis=1, keepdims=True).astype(np.float64)
-    else:
-        asked = mean + query_codes(index, queries) @ dictionary
-    scores: Float64 = asked @ (mean + dense_codes(index) @ dictionary).T
-    return scores
-
-
-def mean_of(index: CompressedIndex) -> Float64:
-    assert index.model.mean is not None
-    return index.model.mean.astype(np.float64)
-
-
-def query_codes(index: CompressedIndex, queries: FloatArray) -> Float64:
-    model = index.model
-    codes = model.fold(model.encode(queries, index.k, encoder=index.encoder))
-    return codes.to_dense().astype(np.float64)
-
-
-def sparse_scores(
-    index: CompressedIndex, queries: FloatArray, scoring: Scoring, query_nnz: int
-) -> tuple[Float64, Float64]:
-    """Scores by the strongest entries of u, and how far rounding in the posting lists may move each."""
-    u = index.model.project(queries) if scoring == "asymmetric" else query_codes(index, queries)
-    added = normalize_rows(queries) @ mean_of(index) if scoring == "asymmetric" else np.zeros(len(queries))
-    kept = np.argsort(-np.abs(u), axis=1, kind="stable")[:, :query_nnz]
-    cut = np.zeros(u.shape)
-    np.put_along_axis(cut, kept, np.take_along_axis(u, kept, axis=1), axis=1)
-    codes = dense_codes(index)
-    # A list's values are rounded to half a step of its largest magnitude / 127.
-    step = np.abs(codes).max(axis=0) / 127 * 1.01
-    return cut @ codes.T + added[:, None], np.abs(cut) @ (step / 2 * (codes != 0)).T + 1e-5
-
-
-def assert_best(
-    result: SearchResult, index: CompressedIndex, exact: Float64, tolerance: float | Float64 = 1e-5
-) -> None:
-    """The result holds the best of `exact` (n_queries, n), best first, up to the tolerance."""
-    tolerance = np.broadcast_to(tolerance, exact.shape)
-    row_of = {id_: row for row, id_ in enumerate(index.ids.tolist())}
-    k = result.ids.shape[1]
-    for scores, ids, wanted, within in zip(result.scores, result.ids, exact, tolerance, strict=True):
-        n_found = min(k, int(np.isfinite(wanted).sum()))
-        assert (scores[n_found:] == -np.inf).all()
-        assert set(ids[n_found:].tolist()) <= {-1, None}
-        rows = [row_of[id_] for id_ in ids[:n_found].tolist()]
-        assert len(set(rows)) == n_found
-        assert (np.diff(scores[:n_found]) <= 0).all()
-        assert (np.abs(scores[:n_found] - wanted[rows]) <= within[rows]).all()
-        assert (np.abs(scores[:n_found] - -np.sort(-wanted)[:n_found]) <= within.max()).all()
-
-
-def assert_same(a: SearchResult, b: SearchResult) -> None:
-    np.testing.assert_array_equal(a.ids, b.ids)
-    np.testing.assert_array_equal(a.scores, b.scores)
-
-
 @each_scoring
 def test_dense_equals_brute_force(built: CompressedIndex, queries: FloatArray, scoring: Scoring) -> None:
-    exact = dense_scores(built, queries, scoring)
+    exact = reconstructed_scores(built, queries, scoring)
     for k in (1, 10, 500):
-        assert_best(built.search(queries, k, mode="dense", scoring=scoring), built, exact)
+        assert_best(built.search(queries, k, mode="dense", scoring=scoring), exact, k)
 
 
 @each_scoring
@@ -109,9 +42,10 @@ def test_dense_equals_brute_force(built: CompressedIndex, queries: FloatArray, s
 def test_sparse_equals_brute_force(
     built: CompressedIndex, queries: FloatArray, scoring: Scoring, query_nnz: int
 ) -> None:
-    exact, tolerance = sparse_scores(built, queries, scoring, query_nnz)
+    exact = term_scores(built, queries, query_nnz, scoring)
+    tolerance = list_rounding(built, queries, query_nnz, scoring)
     result = built.search(queries, 30, mode="sparse", scoring=scoring, query_nnz=query_nnz)
-    assert_best(result, built, exact, tolerance)
+    assert_best(result, exact, 30, built.ids, tolerance=tolerance)
 
 
 @each_scoring
@@ -121,15 +55,13 @@ def test_two_stage_rescores_what_sparse_finds(
     every = built.search(queries, 40, candidates=40, query_nnz=12, scoring=scoring)
     # The posting lists round, so that their last few may be others than the exact ones.
     exact = built.search(queries, 60, mode="sparse", scoring=scoring, query_nnz=12).ids
-    shared = [
-        len(np.intersect1d(found, wanted)) for found, wanted in zip(every.ids, exact[:, :40], strict=True)
-    ]
-    assert np.mean(shared) > 39
+    assert overlap(every.ids, exact[:, :40]) > 39 / 40
     assert all(np.isin(found, wanted).all() for found, wanted in zip(every.ids, exact, strict=True))
     is_chosen = np.stack([np.isin(built.ids, row) for row in every.ids])
-    scores = np.where(is_chosen, dense_scores(built, queries, scoring), -np.inf)
-    assert_best(every, built, scores)
-    assert_best(built.search(queries, 10, candidates=40, query_nnz=12, scoring=scoring), built, scores)
+    scores = np.where(is_chosen, reconstructed_scores(built, queries, scoring), -np.inf)
+    assert_best(every, scores, 40, built.ids)
+    fewer = built.search(queries, 10, candidates=40, query_nnz=12, scoring=scoring)
+    assert_best(fewer, scores, 10, built.ids)
     # Fewer candidates than results are refused; by default there are enough.
     with pytest.raises(InputError, match="candidates must be at least k = 40, got 39"):
         built.search(queries, 40, candidates=39, query_nnz=12, scoring=scoring)
@@ -150,7 +82,7 @@ def test_topk_codes_are_searched_alike(model: CompresSAE, vectors: FloatArray, q
     assert index.codes([0]).k == 8
     for scoring in SCORINGS:
         result = index.search(queries, 10, mode="dense", scoring=scoring)
-        assert_best(result, index, dense_scores(index, queries, scoring))
+        assert_best(result, reconstructed_scores(index, queries, scoring), 10, index.ids)
 
 
 def test_a_single_query_of_any_length(built: CompressedIndex, queries: FloatArray) -> None:
@@ -182,7 +114,8 @@ def test_ids_come_back(
     order = np.argsort(-(model.project(queries[:1]).astype(np.float64) @ dense_codes(index).T)[0])
     assert found[:100].tolist() == [expected[i] for i in order]
     assert found[100:].tolist() == [missing] * 20
-    assert_best(index.search(queries, 100, mode="dense"), index, dense_scores(index, queries))
+    found = index.search(queries, 100, mode="dense")
+    assert_best(found, reconstructed_scores(index, queries), 100, index.ids)
 
 
 @each_mode
@@ -194,10 +127,10 @@ def test_filters(built: CompressedIndex, queries: FloatArray, mode: Mode, share:
     assert_same(built.search(queries, 30, mode=mode, query_nnz=12, filter=built.ids[mask][::-1]), by_mask)
     assert (by_mask.scores > -np.inf).all()
     if mode == "sparse":
-        exact, tolerance = sparse_scores(built, queries, "asymmetric", 12)
-        assert_best(by_mask, built, np.where(mask, exact, -np.inf), tolerance)
+        exact, tolerance = (of(built, queries, 12) for of in (term_scores, list_rounding))
+        assert_best(by_mask, exact, 30, built.ids, allowed=mask, tolerance=tolerance)
     elif mode == "dense" or mask.sum() < 1000:
-        assert_best(by_mask, built, np.where(mask, dense_scores(built, queries), -np.inf))
+        assert_best(by_mask, reconstructed_scores(built, queries), 30, built.ids, allowed=mask)
     else:
         assert mask[by_mask.ids].all()
 
@@ -369,11 +302,12 @@ def test_everything_removed_then_added(
         index.add(vectors[:5], [7, 8, 9, 10, 11])
         assert index.ids.tolist() == [7, 8, 9, 10, 11]
         assert index.stats().removed == 0
-        assert_best(index.search(queries, 5, mode="dense"), index, dense_scores(index, queries))
+        found = index.search(queries, 5, mode="dense")
+        assert_best(found, reconstructed_scores(index, queries), 5, index.ids)
 
 
 def test_adding_one_by_one_does_not_change_older_codes(index: CompressedIndex, vectors: FloatArray) -> None:
-    """Nor does compacting: values are rounded once."""
+    """Values are rounded once, and compacting does not change them either."""
     before, ids = index.codes(index.ids), index.ids
     for row in range(300, 340):
         index.add(vectors[row : row + 1])
@@ -402,7 +336,7 @@ def test_reconstructions(built: CompressedIndex, vectors: FloatArray, queries: F
     reconstructed = built.reconstruct(built.ids[::-1])
     np.testing.assert_allclose(np.linalg.norm(reconstructed, axis=1), 1, atol=0.01)
     scores = normalize_rows(queries).astype(np.float64) @ reconstructed[::-1].T
-    np.testing.assert_allclose(scores, dense_scores(built, queries), atol=1e-5)
+    np.testing.assert_allclose(scores, reconstructed_scores(built, queries), atol=1e-5)
     cosines = (normalize_rows(vectors[::-1]) * reconstructed).sum(axis=1)
     assert cosines.mean() > 0.6
 
@@ -513,7 +447,7 @@ BAD_CALLS: list[tuple[Act, type[Exception], str]] = [
     (lambda i, q: i.search(q, candidates=0), InputError, "candidates must be at least 1, got 0"),
     (lambda i, q: i.search(q, query_nnz=0), InputError, "query_nnz must be at least 1, got 0"),
     (lambda i, q: i.search(q, num_threads=0), InputError, "num_threads must be at least 1, got 0"),
-    (lambda i, q: i.search(q, mode="magic"), InputError, "mode must be one of 'sparse', .* got 'magic'"),  # type: ignore[arg-type]
+    (lambda i, q: i.search(q, mode="magic"), InputError, "mode must be one of 'sparse', .* got 'magic'"),
     (lambda i, q: i.search(q, scoring="magic"), InputError, "scoring must be one of .* got 'magic'"),  # type: ignore[arg-type]
     (lambda i, q: i.search(q, filter=[1000, 7]), UnknownIdError, r"unknown id 7 \(1 of 2 ids"),
     (lambda i, q: i.search(q, filter=["1000"]), UnknownIdError, "unknown id '1000'"),

@@ -14,7 +14,7 @@ PACKAGE = "compressae_index"
 # Rooms from the top down. A room may import those of later lines, and nothing of its own line but itself.
 FLOORS = (
     ("__main__",),
-    ("cli",),
+    ("cli", "testing"),
     ("demo",),
     ("connectors", "measuring"),
     ("index",),

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from compressae_index import CompresSAE, CompressedIndex
 from compressae_index.arrays import FloatArray
 from compressae_index.coding.codes import SparseCodes
 from compressae_index.embedded.backend import EmbeddedBackend
-from compressae_index.embedded.packing import FORMS, Form, packing_of
+from compressae_index.embedded.codecs import CodecName, codec_of
+from compressae_index.embedded.documents import EmbeddedDocuments
 from compressae_index.embedded.sizes import RUN_ROWS
 
 pytestmark = pytest.mark.skipif(
@@ -33,7 +35,7 @@ from compressae_index import CompresSAE, CompressedIndex
 from compressae_index.coding.codes import SparseCodes
 from compressae_index.embedded.sizes import RUN_ROWS
 from compressae_index.embedded.backend import EmbeddedBackend
-from compressae_index.embedded.packing import packing_of
+from compressae_index.embedded.codecs import codec_of
 
 def status(name):
     line = next(line for line in open("/proc/self/status") if line.startswith(name))
@@ -48,7 +50,7 @@ BUILD = (
 few = np.load(folder + "/latents.npy"), np.load(folder + "/values.npy")
 repeated = (np.tile(array, (n // len(array), 1)) for array in few)
 codes = SparseCodes(*repeated, model.n_latents)
-empty = EmbeddedBackend(model.n_latents, k, packing_of(form))
+empty = EmbeddedBackend(model.n_latents, k, codec_of(form))
 empty.added([codes[:1000]], 1, model.decoder_w)
 before = status("VmRSS")
 open("/proc/self/clear_refs", "w").write("5")  # VmHWM starts again
@@ -80,13 +82,13 @@ FaissIndex.from_index(CompressedIndex.load(folder + "/small", mmap=True), path, 
 before = status("VmRSS")
 open("/proc/self/clear_refs", "w").write("5")
 index = FaissIndex.from_index(CompressedIndex.load(folder + "/index", mmap=True), path, progress=False)
-print(json.dumps([status("VmRSS") - before, status("VmHWM") - before, index.backend.nbytes]))
+print(json.dumps([status("VmRSS") - before, status("VmHWM") - before, index.documents.nbytes]))
 """
 )
 
 
 def run_python(code: str, *arguments: object, keeps_freed: bool = False) -> tuple[int, int, dict[str, int]]:
-    """What the code prints. What is freed goes back to the system, unless it keeps some, as glibc does."""
+    """The output of the code. Freed memory goes back to the system at once, unless the process keeps it."""
     command = [sys.executable, "-P", "-W", "error", "-c", code, *map(str, arguments)]
     settings = {"OMP_NUM_THREADS": "1"} | ({} if keeps_freed else {"MALLOC_MMAP_THRESHOLD_": "65536"})
     done = subprocess.run(
@@ -100,9 +102,9 @@ def run_python(code: str, *arguments: object, keeps_freed: bool = False) -> tupl
 MIB = 2**20
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", get_args(CodecName))
 def test_building_takes_what_stats_says_and_at_most_twice_that_on_the_way(
-    tmp_path: Path, model: CompresSAE, vectors: FloatArray, form: Form
+    tmp_path: Path, model: CompresSAE, vectors: FloatArray, form: CodecName
 ) -> None:
     codes = model.fold(model.encode(vectors, K))
     model.save(tmp_path / "model")
@@ -129,10 +131,10 @@ def stored(
     few = model.fold(model.encode(vectors, K))
     run = SparseCodes.concatenate([few] * (RUN_ROWS // len(few) + 1))[:RUN_ROWS]
     for name, n in (("small", RUN_ROWS), ("index", N_STORED)):
-        backend = EmbeddedBackend(model.n_latents, K, packing_of("aligned"))
+        backend = EmbeddedBackend(model.n_latents, K, codec_of("aligned"))
         for _ in range(n // RUN_ROWS):
             backend = backend.added([run], 1)
-        CompressedIndex(model, k=K, backend=backend).save(folder / name)
+        CompressedIndex(model, documents=EmbeddedDocuments(backend)).save(folder / name)
     return folder
 
 
@@ -156,10 +158,10 @@ def test_lists_of_faiss_are_built_on_disk_in_the_memory_of_a_batch(
     few = model.fold(model.encode(vectors, K))
     run = SparseCodes.concatenate([few] * (RUN_ROWS // len(few) + 1))[:RUN_ROWS]
     for name, runs in (("small", 1), ("index", 8)):
-        backend = EmbeddedBackend(model.n_latents, K, packing_of("packed"))
+        backend = EmbeddedBackend(model.n_latents, K, codec_of("packed"))
         for _ in range(runs):
             backend = backend.added([run], 1)
-        CompressedIndex(model, k=K, backend=backend).save(tmp_path / name)
+        CompressedIndex(model, documents=EmbeddedDocuments(backend)).save(tmp_path / name)
     _, peak, parts = run_python(FILE, tmp_path, "memory", 0, 0)
     assert peak > parts["inverted"] > 75 * MIB
     _, peak, parts = run_python(FILE, tmp_path, "disk", 0, 0)

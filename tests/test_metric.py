@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from click.testing import CliRunner
+from oracles import nearest
 
 from compressae_index import CompresSAE, CompressedIndex, FormatError, InputError, SearchResult, TrainConfig
 from compressae_index.arrays import FloatArray
@@ -19,8 +20,8 @@ from compressae_index.cli import main
 from compressae_index.coding.metric import METRICS, RowScale, row_norms
 from compressae_index.measuring.recall import exact_neighbours, recall
 from compressae_index.search.queries import MODES
+from compressae_index.testing import assert_best, term_scores
 
-Float64 = npt.NDArray[np.float64]
 FORMS = ("packed", "aligned")
 each_form = pytest.mark.parametrize("forward", FORMS)
 
@@ -49,17 +50,8 @@ def build(uncentred_model: CompresSAE, rows: FloatArray, **options: Any) -> Comp
     )
 
 
-def products(index: CompressedIndex, queries: FloatArray) -> Float64:
-    """Inner products of queries and the reconstructions of all stored codes, (n_queries, n)."""
-    codes = index.codes(index.ids).to_dense().astype(np.float64)
-    # Projections are in 16 bits; how far from exact these are is bounded by a test of their own.
-    projections = index.model.project(queries).astype(np.float64) * row_norms(queries)[:, None]
-    result: Float64 = projections @ codes.T
-    return result
-
-
 def rows_of(found: SearchResult) -> npt.NDArray[np.int64]:
-    """Where ids are row numbers."""
+    """Ids as rows, of an index whose ids are row numbers."""
     return found.ids.astype(np.int64)
 
 
@@ -74,18 +66,16 @@ def test_dense_equals_brute_force(
     by_form: dict[str, CompressedIndex], asked: FloatArray, forward: str
 ) -> None:
     index = by_form[forward]
-    exact = products(index, asked)
-    found = index.search(asked, 20, mode="dense")
+    exact = term_scores(index, asked)
     tolerance = 1e-5 * np.abs(exact).max(axis=1, keepdims=True)
-    assert (np.abs(found.scores - np.take_along_axis(exact, rows_of(found), axis=1)) <= tolerance).all()
-    assert (np.abs(found.scores - -np.sort(-exact, axis=1)[:, :20]) <= tolerance).all()
+    assert_best(index.search(asked, 20, mode="dense"), exact, 20, tolerance=tolerance)
 
 
 def test_neighbours_are_those_of_the_vectors(
     by_form: dict[str, CompressedIndex], uncentred_model: CompresSAE, long_rows: FloatArray, asked: FloatArray
 ) -> None:
     exact = asked.astype(np.float64) @ long_rows.T.astype(np.float64)
-    truth = np.argsort(-exact, axis=1, kind="stable")[:, :100]
+    truth = nearest(long_rows, asked, 100, metric="inner_product")
     np.testing.assert_array_equal(
         exact_neighbours(long_rows, asked, 10, metric="inner_product"), truth[:, :10]
     )
@@ -110,7 +100,7 @@ def test_symmetric_scores(
 ) -> None:
     index = by_form["packed"]
     decoded = normalize_rows(uncentred_model.decode(uncentred_model.encode(asked, 16)))
-    exact = products(index, decoded) * row_norms(asked)[:, None]
+    exact = term_scores(index, decoded) * row_norms(asked)[:, None]
     found = index.search(asked, 5, mode="dense", scoring="symmetric")
     np.testing.assert_allclose(found.scores, np.take_along_axis(exact, rows_of(found), axis=1), rtol=1e-4)
 
@@ -175,10 +165,10 @@ def test_save_load_add(
     whole.remove([3])
     for mode in MODES:
         a, b = (each.search(asked, 10, mode=mode) for each in (index, whole))
-        if forward == "aligned":  # the packed form has learned its levels from other rows
+        if forward == "aligned":  # the packed codec has learned its levels from other rows
             np.testing.assert_array_equal(a.scores, b.scores)
         assert recall(a.ids, b.ids, 10) > 0.9
-    exact = products(index, asked)
+    exact = term_scores(index, asked)
     found = index.search(asked, 10, mode="dense").scores
     np.testing.assert_allclose(found, -np.sort(-exact, axis=1)[:, :10], rtol=1e-4)
     kept = np.linalg.norm(index.reconstruct(index.ids), axis=1)

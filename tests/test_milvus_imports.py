@@ -1,4 +1,4 @@
-"""Imports from dense collections of Milvus: what they read, kills, faults, a server where there is one."""
+"""Imports from dense collections of Milvus: reading, kills, faults, and a server if one is given."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from compressae_index import (
 from compressae_index.arrays import FloatArray
 from compressae_index.connectors.milvus import MilvusIndex, MilvusSource, connect, from_milvus, sync
 from compressae_index.connectors.milvus.backend import MilvusBackend
-from compressae_index.connectors.milvus.client import count
+from compressae_index.connectors.milvus.collection import Collection
 from compressae_index.errors import NewerFormatError
 
 pytestmark = pytest.mark.usefixtures("quick_imports")
@@ -154,7 +154,7 @@ def test_a_model_is_trained_where_none_is_given(client: MilvusClient, dense: str
     index, report = from_milvus(
         client, dense, target=target, k=8, n_latents=64, config=config, progress=False
     )
-    assert (index.backend.k, index.model.n_latents) == (8, 64)
+    assert (index.documents.k, index.model.n_latents) == (8, 64)
     assert set(report.seconds) == {"list", "train", "write", "flush", "verify", "measure"}
     assert MilvusIndex.open(client, target).model.fingerprint == index.model.fingerprint
     index.drop()
@@ -344,7 +344,7 @@ def test_a_bad_row_of_the_source_is_named(
     assert collection + "_compressed" not in client.list_collections()
 
 
-# A server, where there is one.
+# A server, if MILVUS_URI names one.
 
 
 @pytest.mark.server
@@ -357,7 +357,7 @@ def test_a_server(model: CompresSAE, vectors: FloatArray, queries: FloatArray) -
     index, report = from_milvus(client, collection, model=model, dense="float16", progress=False)
     assert report.vectors == 2000
     assert report.recall[10] > 0.5
-    assert count(client, index.collection) == 2000
+    assert Collection(client, index.collection).count() == 2000
     assert rows_of(client, index.collection) == rows_of(client, collection)
     for mode in ("sparse", "two_stage", "dense", "hybrid"):
         assert np.isfinite(index.search(queries, 10, mode=mode).scores).all()

@@ -1,4 +1,4 @@
-"""What callers of the Milvus connector may pass, and what it never repeats."""
+"""Arguments of the Milvus connector, and secrets that its errors never repeat."""
 
 from __future__ import annotations
 
@@ -46,7 +46,9 @@ from compressae_index.connectors.milvus import (
     from_milvus,
 )
 from compressae_index.connectors.milvus import client as connections
+from compressae_index.connectors.milvus.collection import Collection
 from compressae_index.connectors.milvus.errors import secrets_of, translated
+from compressae_index.connectors.milvus.expressions import portions
 from compressae_index.connectors.milvus.hooks.encoder import SplitEncoder
 from compressae_index.connectors.milvus.hooks.langchain import CompresSAESparseEmbedding
 from compressae_index.connectors.milvus.hooks.pymilvus_model import CompresSAEEmbeddingFunction
@@ -88,7 +90,7 @@ WITH_CREDENTIALS = [
 
 
 def all_of(error: BaseException) -> str:
-    """All that an error and those behind it say, to those who print them in any way."""
+    """Everything that an error and its causes say, however they are printed."""
     chain: list[BaseException] = []
     ahead: list[BaseException | None] = [error]
     while ahead:
@@ -202,7 +204,7 @@ def test_paths_that_are_no_database(tmp_path: Path) -> None:
     (tmp_path / "plain").mkdir()
     for path, message in (
         ("file.db", "is a file, and databases of Milvus Lite 3 are folders"),
-        ("folder.db", "is a folder that holds other things than a database"),
+        ("folder.db", "is a folder, but not a database"),
         ("plain", r"uri must be a path ending in \.db"),
         ("a\0.db", "uri must be a path"),
     ):
@@ -306,7 +308,7 @@ def test_fields_to_fetch(strict: MilvusIndex, imported: MilvusIndex, queries: Fl
                 strict.search(queries[:1], mode=mode, output_fields=names)  # type: ignore[arg-type]
         with pytest.raises(InputError, match=message):
             strict.rows(["k1"], names)  # type: ignore[arg-type]
-    # Unknown names may be dynamic fields, where there are any.
+    # Unknown names may be dynamic fields, if the collection has any.
     some = imported.search(queries[:1], 3, output_fields=["colour", "nowhere"]).fields
     assert set(some["nowhere"].ravel().tolist()) == {None}
     every = imported.search(queries[:1], 30, output_fields=["*"]).fields
@@ -333,13 +335,13 @@ def test_a_document_that_is_removed_while_its_fields_are_fetched(
     strict: MilvusIndex, queries: FloatArray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = strict.search(queries[:1], 3)
-    read = connections.rows_of
+    read = Collection.rows_of
     gone = found.ids[0, 1]
 
     def without(*arguments: Any, **options: Any) -> Any:
         return {id_: row for id_, row in read(*arguments, **options).items() if id_ != gone}
 
-    monkeypatch.setattr("compressae_index.connectors.milvus.backend.rows_of", without)
+    monkeypatch.setattr(Collection, "rows_of", without)
     again = strict.search(queries[:1], 3, output_fields=["price"])
     assert again.ids.tolist() == found.ids.tolist()
     assert [value is None for value in again.fields["price"][0]] == [False, True, False]
@@ -361,7 +363,7 @@ def test_fields_of_a_new_collection(client: MilvusClient, model: CompresSAE) -> 
     cases: list[tuple[Any, str]] = [
         ([FieldSchema("compressae_code", DataType.INT64)], "which compressae-index uses itself"),
         ([FieldSchema("id", DataType.INT64)], "there are two fields 'id'"),
-        ([FieldSchema("v", DataType.FLOAT_VECTOR, dim=4)], "fields hold neither vectors nor primary keys"),
+        ([FieldSchema("v", DataType.FLOAT_VECTOR, dim=4)], "fields can be neither vectors nor primary keys"),
         (["price"], "must be a list of pymilvus.FieldSchema, got a str"),
     ]
     for fields, message in cases:
@@ -420,7 +422,7 @@ def test_fields_that_cannot_be_stored(strict: MilvusIndex, vectors: FloatArray) 
         (None, "needs a value of field 'kind'"),
         (
             {"key": ["a", "b"], "kind": ["a", "b"]},
-            "field 'key' is not among those to give: give its values as",
+            "field 'key' cannot be given: give its values as",
         ),
         ({"compressae_code": [1, 2], "kind": ["a", "b"]}, "it holds the code"),
     ]
@@ -457,11 +459,11 @@ def test_ids_that_cannot_be_stored(strict: MilvusIndex, imported: MilvusIndex, v
 
 def test_many_long_ids_are_asked_for_in_portions() -> None:
     ids = ["x" * 65_535] * 300 + ["short"] * 2500
-    portions = list(connections.portions(ids))
-    assert [id_ for some in portions for id_ in some] == ids
-    assert max(sum(map(len, some)) for some in portions) <= 8 << 20
-    assert max(map(len, portions)) <= 1000
-    assert list(connections.portions([])) == []
+    parts = list(portions(ids))
+    assert [id_ for some in parts for id_ in some] == ids
+    assert max(sum(map(len, some)) for some in parts) <= 8 << 20
+    assert max(map(len, parts)) <= 1000
+    assert list(portions([])) == []
 
 
 def test_primary_keys_of_files(built: CompressedIndex, tmp_path: Path) -> None:
@@ -471,11 +473,11 @@ def test_primary_keys_of_files(built: CompressedIndex, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-# What embedders give.
+# Results of embedders.
 
 
 class Giving:
-    """An embedder of any interface that gives what it was made with."""
+    """An embedder of any interface that returns what it was made with."""
 
     def __init__(self, given: Any) -> None:
         self._given = given

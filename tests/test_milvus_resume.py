@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,12 @@ from pymilvus import DataType, MilvusClient
 
 from compressae_index import BackendError, CompresSAE, InputError, TrainConfig
 from compressae_index.arrays import FloatArray
-from compressae_index.connectors.milvus import MilvusIndex, connect, from_milvus, importer, source, sync
+from compressae_index.connectors.milvus import MilvusIndex, connect, from_milvus, importer, sync
 from compressae_index.connectors.milvus.backend import MilvusBackend
-from compressae_index.connectors.milvus.client import pages
-from compressae_index.connectors.milvus.collection import create_collection
+from compressae_index.connectors.milvus.collection import Collection
+from compressae_index.connectors.milvus.compressed import Layout, create_rows
+from compressae_index.connectors.milvus.copier import Copier
+from compressae_index.connectors.milvus.schema import Key
 
 pytestmark = pytest.mark.usefixtures("quick_imports")
 
@@ -37,17 +39,17 @@ PAGE = 20
 def _small_and_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small pages; and nothing is measured, as searches are slow on Milvus Lite."""
     monkeypatch.setattr(importer, "_measured", lambda *_: {})
-    monkeypatch.setattr(source, "pages", partial(pages, page_rows=PAGE))
+    monkeypatch.setattr(Collection, "pages", partialmethod(Collection.pages, page_rows=PAGE))
 
 
 def rows_of_all(index: MilvusIndex) -> dict[Any, Any]:
     """All rows with their codes, and the partition of each."""
-    client, collection, primary = index.client, index.collection, index.backend.primary
-    client.load_collection(collection)
+    collection, key = index.documents.collection, index.documents.key
+    collection.load()
     return {
-        row[primary]: (partition, row)
-        for partition in client.list_partitions(collection)
-        for page in pages(client, collection, primary, ["*"], partition=partition)
+        row[key.name]: (partition, row)
+        for partition in collection.partitions()
+        for page in collection.pages(key, ["*"], partition=partition)
         for row in page
     }
 
@@ -71,7 +73,9 @@ def stopped_import(client: MilvusClient, collection: str, model: CompresSAE, aft
 def check_complete(client: MilvusClient, index: MilvusIndex, collection: str) -> None:
     """The copy holds the rows of the source, their fields, the codes of their vectors, and nothing else."""
     theirs = {
-        row["key"]: row for page in pages(client, collection, "key", ["*"], page_rows=1000) for row in page
+        row["key"]: row
+        for page in Collection(client, collection).pages(Key("key"), ["*"], page_rows=1000)
+        for row in page
     }
     own = {id_: row for id_, (_, row) in rows_of_all(index).items()}
     left_out = {"embedding", "compressae_code", "compressae_dense"}
@@ -169,7 +173,9 @@ def test_partitions_that_change_while_an_import_is_stopped(
     assert len(held) == 70
     expected = {id_: row["price"] for id_, (_, row) in held.items()}
     assert expected == {
-        row["key"]: row["price"] for page in pages(client, collection, "key", ["price"]) for row in page
+        row["key"]: row["price"]
+        for page in Collection(client, collection).pages(Key("key"), ["price"])
+        for row in page
     }
     # And once more after the import, by syncing.
     client.delete(collection, filter='key like "%000046"')
@@ -235,14 +241,14 @@ def test_what_another_import_left_is_used_or_dropped(
     schema.add_field("key", DataType.INT64, is_primary=True)
     schema.add_field("compressae_code", DataType.SPARSE_FLOAT_VECTOR)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(importer._Copier, "create", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(Copier, "create", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             from_milvus(client, collection, model=model, progress=False)
     client.create_collection(building, schema=schema)
     index = from_milvus(client, collection, progress=False).compressed
     check_complete(client, index, collection)
-    # Beside a finished one.
-    create_collection(client, building, index.manifest)
+    # Next to a finished one.
+    create_rows(Collection(client, building), index.manifest, Layout.new())
     from_milvus(client, collection, model=model, progress=False)
     assert building not in client.list_collections()
 
@@ -303,13 +309,14 @@ def test_two_imports_to_one_target(
 KILLED = """
 import os, signal, sys
 from dataclasses import replace
-from functools import partial
+from functools import partialmethod
 from pymilvus import MilvusClient
 import milvus_lite.db
 from pymilvus.client.grpc_handler import GrpcHandler
-from compressae_index.connectors.milvus import backend, from_milvus, importer, source
+from compressae_index.connectors.milvus import backend, from_milvus, importer
+from compressae_index.connectors.milvus.collection import Collection
 importer._measured = lambda *_: {}
-source.pages = partial(source.pages, page_rows=20)
+Collection.pages = partialmethod(Collection.pages, page_rows=20)
 
 def die_in(owner, name, call, *, after=False):
     inner, calls = getattr(owner, name), []

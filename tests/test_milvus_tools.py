@@ -1,4 +1,4 @@
-"""What is around an index in Milvus: files for bulk import, hooks of other libraries, the command line."""
+"""Tools for an index in Milvus: files for bulk import, hooks of other libraries, the command line."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_parquet_files_are_those_of_pymilvus(
         assert json.loads(a) == json.loads(b)
 
 
-# Hooks of others.
+# Hooks of other libraries.
 
 
 class Embedder:

@@ -68,7 +68,7 @@ def test_pursuit_follows_the_textbook_on_real_data(model: CompresSAE, queries: F
 
 
 def test_pursuit_recovers_planted_codes() -> None:
-    """Where few atoms explain a vector wholly and are far apart, pursuit finds exactly these."""
+    """Pursuit finds exactly the atoms of a vector that few atoms, far apart, explain wholly."""
     model, rng = random_model(256, 500, 6, 3), np.random.default_rng(4)
     planted = np.zeros((60, 500))
     for row in planted:
@@ -90,7 +90,7 @@ def test_solving_every_few_atoms_costs_little(model: CompresSAE, queries: FloatA
 @settings(deadline=None, max_examples=40)
 @given(dim=st.integers(1, 40), n_latents=st.integers(1, 60), k=st.integers(1, 60), seed=st.integers(0, 2**31))
 def test_pursuit_values_solve_least_squares(dim: int, n_latents: int, k: int, seed: int) -> None:
-    """Whatever the support, also where k exceeds the dimension: the residual is orthogonal to it."""
+    """The residual is orthogonal to any support, also if k exceeds the dimension."""
     model = random_model(dim, n_latents, min(k, n_latents), seed)
     x = np.random.default_rng(seed).standard_normal((4, dim)).astype(np.float32)
     codes = model.encode(x)

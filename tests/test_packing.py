@@ -1,4 +1,4 @@
-"""Both forms of the forward part: exact round trips, sizes, zeros, damage, and the way to disk and back."""
+"""Both codecs of the forward part: exact round trips, sizes, zeros, damage, and the way to disk and back."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from compressae_index._engine import PackedCodes, pack_rows, quantize, unpack_ro
 from compressae_index.arrays import FloatArray
 from compressae_index.checks import normalize_rows
 from compressae_index.embedded.backend import EmbeddedBackend
-from compressae_index.embedded.levels import learn_levels, usual_levels
-from compressae_index.embedded.packing import Aligned, Form, Packed, Packing, packing_of
+from compressae_index.embedded.codecs import Aligned, Codec, CodecName, Packed, codec_of
+from compressae_index.embedded.codecs.levels import learn_levels, usual_levels
 from compressae_index.embedded.sizes import WINDOW
 
 Float64 = npt.NDArray[np.float64]
@@ -71,18 +71,18 @@ def test_packed_rows_are_an_exact_round_trip(
 @pytest.mark.parametrize("n_latents", [1, 2, 63, 64, 65, 1000])
 def test_codes_that_use_every_latent(n_latents: int) -> None:
     codes = some_codes(2, n_latents, n_latents)
-    packing = Packed().fitted(codes)
-    stored = packing.unpack(packing.pack(codes), n_latents, n_latents)
+    codec = Packed().fitted(codes)
+    stored = codec.unpack(codec.pack(codes), n_latents, n_latents)
     np.testing.assert_array_equal(stored.latents, codes.latents)
 
 
 def test_the_size_of_a_row() -> None:
     # 16 + 63 + 224 + 192 = 495 bits.
     codes = some_codes(100, 4096, 32)
-    packing = Packed().fitted(codes)
-    arrays = packing.pack(codes)
+    codec = Packed().fitted(codes)
+    arrays = codec.pack(codes)
     assert arrays["rows"].shape == (102, 62)
-    assert packing.engine(arrays, 4096, 32).nbytes == 102 * 62 + 4 * 32
+    assert codec.engine(arrays, 4096, 32).nbytes == 102 * 62 + 4 * 32
     aligned = Aligned().pack(codes)
     assert Aligned().engine(aligned, 4096, 32).nbytes == 102 * (3 * 32 + 2)
 
@@ -90,19 +90,19 @@ def test_the_size_of_a_row() -> None:
 def test_rows_end_within_a_file(tmp_path: Path) -> None:
     """The last rows of a mapped file, whose pages end right behind them, score as everywhere else."""
     n_latents, k = 300, 24
-    packing = Packed().fitted(some_codes(4096, n_latents, k))
+    codec = Packed().fitted(some_codes(4096, n_latents, k))
     width = row_bytes(n_latents, k, 6)
     codes = some_codes(4094, n_latents, k)
     assert width * len(codes) % 4096 == 0
-    packing.pack(codes)["rows"].tofile(tmp_path / "rows")
+    codec.pack(codes)["rows"].tofile(tmp_path / "rows")
     mapped = np.memmap(tmp_path / "rows", dtype=np.uint8, mode="r", shape=(len(codes), width))
     u = np.random.default_rng(1).standard_normal((1, n_latents)).astype(np.float32)
-    engine = packing.engine({"rows": mapped}, n_latents, k)
+    engine = codec.engine({"rows": mapped}, n_latents, k)
     scores, rows = engine.search(u, len(codes), None, 1)
     again = engine.rescore(u, np.arange(len(codes))[None], len(codes), 1)
     np.testing.assert_array_equal(rows, again[1])
     np.testing.assert_array_equal(scores, again[0])
-    stored = packing.unpack({"rows": mapped}, n_latents, k)
+    stored = codec.unpack({"rows": mapped}, n_latents, k)
     np.testing.assert_allclose(scores[0], (stored.to_dense() @ u[0])[rows[0]], atol=1e-4)
 
 
@@ -112,35 +112,35 @@ def test_rounding_shrinks_with_bits(built: CompressedIndex, value_bits: int, mos
     # The values are rounded already; noise makes them continuous again.
     noise = 1 + 0.1 * np.random.default_rng(0).standard_normal(codes.values.shape).astype(np.float32)
     codes = SparseCodes(codes.latents, codes.values * noise, codes.n_latents)
-    packing = Packed(value_bits).fitted(codes)
-    stored = packing.unpack(packing.pack(codes), codes.n_latents, codes.k)
+    codec = Packed(value_bits).fitted(codes)
+    stored = codec.unpack(codec.pack(codes), codes.n_latents, codes.k)
     np.testing.assert_array_equal(stored.latents, codes.latents)
     error = np.linalg.norm(stored.values - codes.values, axis=1) / np.linalg.norm(codes.values, axis=1)
     assert error.mean() < most
     assert (np.sign(stored.values) == np.sign(codes.values)).all()
 
 
-@pytest.mark.parametrize("packing", [Aligned(), *map(Packed, range(4, 9))])
-def test_zeros_stay_zeros(packing: Packing) -> None:
+@pytest.mark.parametrize("codec", [Aligned(), *map(Packed, range(4, 9))])
+def test_zeros_stay_zeros(codec: Codec) -> None:
     # Learned from rows without zeros, as a codebook is to which short rows are added later.
-    packing = packing.fitted(some_codes(500, 200, 8))
+    codec = codec.fitted(some_codes(500, 200, 8))
     codes = some_codes(500, 200, 8, seed=1)
     codes.values[np.random.default_rng(2).random(codes.values.shape) < 0.4] = 0
     codes.values[5:7] = 0
     codes.values[7] = [1e-30, 0, 0, 0, 0, 0, 0, 0]
     codes.values[8] = [-1, -0.0, 1e-3, -1e-3, 0, 1e-6, 1, 0]
-    stored = packing.unpack(packing.pack(codes), 200, 8)
+    stored = codec.unpack(codec.pack(codes), 200, 8)
     np.testing.assert_array_equal(stored.values[codes.values == 0], 0)
     u = np.random.default_rng(3).standard_normal((1, 200)).astype(np.float32)
-    scores, rows = packing.engine(packing.pack(codes), 200, 8).search(u, len(codes), None, 1)
+    scores, rows = codec.engine(codec.pack(codes), 200, 8).search(u, len(codes), None, 1)
     np.testing.assert_allclose(scores[0], (stored.to_dense() @ u[0])[rows[0]], atol=1e-4)
 
 
 def test_huge_and_tiny_values_saturate() -> None:
     latents = np.zeros((4, 1), dtype=np.uint16)
     values = np.array([[1e30], [-70000], [65504], [1e-7]], dtype=np.float32)
-    packing = Packed(levels=LEVELS)
-    stored = packing.unpack(packing.pack(SparseCodes(latents, values, 1)), 1, 1)
+    codec = Packed(levels=LEVELS)
+    stored = codec.unpack(codec.pack(SparseCodes(latents, values, 1)), 1, 1)
     np.testing.assert_allclose(stored.values[:3, 0], [65504, -65504, 65504])
     assert 0 < stored.values[3, 0] < 2e-7
 
@@ -196,20 +196,20 @@ def test_learned_levels_beat_even_ones() -> None:
 )
 def test_scores_of_every_shape(n_latents: int, k: int, value_bits: int) -> None:
     codes = some_codes(80, n_latents, k)
-    packing = Packed(value_bits).fitted(codes)
-    arrays = packing.pack(codes)
-    stored = packing.unpack(arrays, n_latents, k)
+    codec = Packed(value_bits).fitted(codes)
+    arrays = codec.pack(codes)
+    stored = codec.unpack(arrays, n_latents, k)
     u = np.random.default_rng(1).standard_normal((1, n_latents)).astype(np.float32)
     exact = (u[0, stored.latents].astype(np.float64) * stored.values).sum(axis=1)
-    scores, rows = packing.engine(arrays, n_latents, k).search(u, len(codes), None, 1)
+    scores, rows = codec.engine(arrays, n_latents, k).search(u, len(codes), None, 1)
     np.testing.assert_allclose(scores[0], exact[rows[0]], rtol=0, atol=1e-4)
 
 
 # Small, wide, of several words of high parts, and too long for the kernels' buffers.
 @pytest.mark.parametrize(("n_latents", "k"), [(40, 6), (4096, 32), (1000, 200), (65536, 700), (1, 1)])
 def test_damaged_rows_never_leave_the_buffers(n_latents: int, k: int) -> None:
-    packing = Packed().fitted(some_codes(50, n_latents, k))
-    whole = packing.pack(some_codes(50, n_latents, k))["rows"]
+    codec = Packed().fitted(some_codes(50, n_latents, k))
+    whole = codec.pack(some_codes(50, n_latents, k))["rows"]
     rng = np.random.default_rng(0)
     u = rng.standard_normal((1, n_latents)).astype(np.float32)
     for attempt in range(60):
@@ -219,11 +219,11 @@ def test_damaged_rows_never_leave_the_buffers(n_latents: int, k: int) -> None:
         else:
             flat = rows.reshape(-1)
             flat[rng.integers(flat.size, size=40)] = rng.integers(256, size=40)
-        engine = packing.engine({"rows": rows}, n_latents, k)
+        engine = codec.engine({"rows": rows}, n_latents, k)
         engine.search(u, 10, None, 1)
         engine.rescore(u, np.arange(52)[None], 10, 1)
         try:
-            stored = packing.unpack({"rows": rows}, n_latents, k)
+            stored = codec.unpack({"rows": rows}, n_latents, k)
         except ValueError as error:
             assert re.search("damaged|must be finite", str(error))  # noqa: PT017
         else:
@@ -231,15 +231,15 @@ def test_damaged_rows_never_leave_the_buffers(n_latents: int, k: int) -> None:
 
 
 def test_a_row_without_k_latents_scores_zero() -> None:
-    packing = Packed().fitted(some_codes(50, 4096, 32))
-    rows = packing.pack(some_codes(50, 4096, 32))["rows"].copy()
+    codec = Packed().fitted(some_codes(50, 4096, 32))
+    rows = codec.pack(some_codes(50, 4096, 32))["rows"].copy()
     rows[3, 2:6] = 0
     rows[4, 2:9] = 255
     u = np.ones((1, 4096), dtype=np.float32)
-    scores, _ = packing.engine({"rows": rows}, 4096, 32).rescore(u, np.array([[3, 4]]), 2, 1)
+    scores, _ = codec.engine({"rows": rows}, 4096, 32).rescore(u, np.array([[3, 4]]), 2, 1)
     np.testing.assert_array_equal(scores, [[0, 0]])
     with pytest.raises(ValueError, match="row 3 of the packed codes is damaged"):
-        packing.unpack({"rows": rows}, 4096, 32)
+        codec.unpack({"rows": rows}, 4096, 32)
 
 
 def test_wrong_arguments_are_refused() -> None:
@@ -274,23 +274,23 @@ def test_wrong_arguments_are_refused() -> None:
         with pytest.raises(ValueError, match="ascend"):
             PackedCodes({"rows": rows}, levels, 6, 2)
         with pytest.raises(ValueError, match="ascend"):
-            packing_of("packed", 6, levels)
+            Packed().with_learned({"levels": levels})
     with pytest.raises(ValueError, match="levels must be float32"):
-        packing_of("packed", 5, LEVELS)
+        Packed(5).with_learned({"levels": LEVELS})
     with pytest.raises(ValueError, match="not fitted"):
         Packed().pack(some_codes(1, 6, 2))
     with pytest.raises(ValueError, match="codes have 2 nonzeros, expected 3"):
         Aligned().engine(Aligned().pack(some_codes(1, 6, 2)), 6, 3)
     with pytest.raises(InputError, match="forward must be one of 'packed', 'aligned'"):
-        packing_of("zipped")  # type: ignore[arg-type]
+        codec_of("zipped")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="value_bits must be at most 8"):
-        packing_of("packed", 9)
+        codec_of("packed", value_bits=9)
 
 
-@pytest.mark.parametrize("packing", [Aligned(), Packed(4)])
-def test_adding_does_not_round_again(packing: Packing) -> None:
+@pytest.mark.parametrize("codec", [Aligned(), Packed(4)])
+def test_adding_does_not_round_again(codec: Codec) -> None:
     codes = some_codes(3000, 64, 8)
-    backend = EmbeddedBackend(64, 8, packing).added([codes], 1)
+    backend = EmbeddedBackend(64, 8, codec).added([codes], 1)
     first = backend.codes(np.arange(100))
     for _ in range(3):
         backend = backend.added([some_codes(10, 64, 8, seed=9)], 1)
@@ -298,10 +298,10 @@ def test_adding_does_not_round_again(packing: Packing) -> None:
     np.testing.assert_array_equal(backend.codes(np.arange(100)).values, first.values)
 
 
-@pytest.mark.parametrize("packing", [Aligned(), Packed()])
-def test_both_parts_hold_the_same_values(packing: Packing) -> None:
+@pytest.mark.parametrize("codec", [Aligned(), Packed()])
+def test_both_parts_hold_the_same_values(codec: Codec) -> None:
     codes = some_codes(WINDOW + 500, 64, 4)
-    backend = EmbeddedBackend(64, 4, packing).added([codes[: WINDOW + 5]], 2).added([codes[WINDOW + 5 :]], 2)
+    backend = EmbeddedBackend(64, 4, codec).added([codes[: WINDOW + 5]], 2).added([codes[WINDOW + 5 :]], 2)
     u = np.random.default_rng(0).standard_normal((2, 64)).astype(np.float32)
     sparse, dense = backend.sparse(u, 64, 50, None, 1), backend.dense(u, 50, None, 1)
     # All latents are looked up, so that both score by whole codes.
@@ -316,7 +316,7 @@ def test_saved_and_loaded(
     vectors: FloatArray,
     queries: FloatArray,
     tmp_path: Path,
-    forward: Form,
+    forward: CodecName,
     value_bits: int,
     mmap: bool,
 ) -> None:
@@ -347,16 +347,16 @@ def test_an_emptied_index_keeps_its_form(model: CompresSAE, vectors: FloatArray,
         assert emptied.stats().bytes_per_vector["forward"] == 3 * 16 + 2
 
 
-@pytest.mark.parametrize("packing", [Aligned(), Packed(4), Packed(6)])
+@pytest.mark.parametrize("codec", [Aligned(), Packed(4), Packed(6)])
 def test_reconstructions_keep_their_norms(
-    packing: Packing, model: CompresSAE, vectors: FloatArray, queries: FloatArray
+    codec: Codec, model: CompresSAE, vectors: FloatArray, queries: FloatArray
 ) -> None:
     """Setting scales by the reconstructions' norms also brings scores closer to those of the codes."""
     codes = model.fold(model.encode(vectors))
-    packing, exact = packing.fitted(codes), model.project(queries) @ codes.to_dense().T
+    codec, exact = codec.fitted(codes), model.project(queries) @ codes.to_dense().T
     errors = []
     for dictionary in (None, model.decoder_w):
-        stored = packing.unpack(packing.pack(codes, 1, dictionary), codes.n_latents, codes.k)
+        stored = codec.unpack(codec.pack(codes, 1, dictionary), codes.n_latents, codes.k)
         errors.append(np.abs(model.project(queries) @ stored.to_dense().T - exact).mean())
     np.testing.assert_allclose(model.norms(stored), model.norms(codes), atol=1e-3)
     assert errors[1] < 1.02 * errors[0]
@@ -418,8 +418,8 @@ def test_rounding_with_atoms_that_depend_on_each_other() -> None:
         np.random.default_rng(1).standard_normal((3, 20)).astype(np.float32),
         20,
     )
-    packing = Packed().fitted(codes)
-    stored = packing.unpack(packing.pack(codes, 1, dictionary), 20, 20)
+    codec = Packed().fitted(codes)
+    stored = codec.unpack(codec.pack(codes, 1, dictionary), 20, 20)
     np.testing.assert_allclose(stored.to_dense() @ dictionary, codes.to_dense() @ dictionary, atol=0.3)
 
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from folders import assert_nothing_stray, content_of
+from oracles import assert_same
 
 from compressae_index import CompresSAE, CompressedIndex, FormatError, NewerFormatError
 from compressae_index.arrays import FloatArray
@@ -20,26 +22,11 @@ from compressae_index.persistence import _manifest_checksum, describe
 from compressae_index.search.queries import MODES
 
 
-def assert_same(a: CompressedIndex, b: CompressedIndex, queries: FloatArray) -> None:
+def assert_same_index(a: CompressedIndex, b: CompressedIndex, queries: FloatArray) -> None:
     assert a.ids.tolist() == b.ids.tolist()
     assert (a.k, a.encoder, a.model.fingerprint) == (b.k, b.encoder, b.model.fingerprint)
     for mode in MODES:
-        ours, theirs = (which.search(queries, 7, mode=mode, candidates=50) for which in (a, b))
-        np.testing.assert_array_equal(ours.ids, theirs.ids)
-        np.testing.assert_array_equal(ours.scores, theirs.scores)
-
-
-def content_of(path: Path) -> dict[str, bytes]:
-    """Every file below a directory."""
-    files = (file for file in path.rglob("*") if file.is_file())
-    return {str(file.relative_to(path)): file.read_bytes() for file in files}
-
-
-def assert_nothing_stray(path: Path) -> None:
-    manifest = json.loads((path / "manifest.json").read_bytes())
-    named = {f"{manifest['data']}/{name}" for name in manifest["files"]}
-    assert set(content_of(path)) == named | {"manifest.json"}
-    assert {entry.name for entry in path.iterdir()} == {manifest["data"], "manifest.json"}
+        assert_same(*(which.search(queries, 7, mode=mode, candidates=50) for which in (a, b)))
 
 
 def make(kind: str, model: CompresSAE, vectors: FloatArray) -> CompressedIndex:
@@ -65,16 +52,16 @@ def test_round_trip(
     index.save(tmp_path / "new" / "index")
     assert_nothing_stray(tmp_path / "new" / "index")
     loaded = CompressedIndex.load(str(tmp_path / "new" / "index"), mmap=mmap)
-    assert_same(loaded, index, queries)
+    assert_same_index(loaded, index, queries)
     assert loaded.stats() == index.stats()
-    # What was loaded can be changed as what was built.
+    # A loaded index can be changed as one that was built.
     names: Any = ["one", "two"] if kind == "strings" else [507, 509]
     for which in (loaded, index):
         which.add(vectors[300:302], names)
         which.remove(names[:1])
-    assert_same(loaded, index, queries)
+    assert_same_index(loaded, index, queries)
     loaded.save(tmp_path / "again")
-    assert_same(CompressedIndex.load(tmp_path / "again"), index, queries)
+    assert_same_index(CompressedIndex.load(tmp_path / "again"), index, queries)
 
 
 @pytest.fixture
@@ -105,7 +92,7 @@ def rewrite(saved: Path, change: Callable[[dict[str, Any]], object], *, checksum
 
 
 def refused(saved: Path, *messages: str) -> FormatError:
-    """The error of loading, whether mapped or not, which says all of this."""
+    """Checks that loading fails, mapped or not, with an error that says all of this."""
     for mmap in (True, False):
         with pytest.raises(FormatError) as caught:
             CompressedIndex.load(saved, mmap=mmap)
@@ -245,7 +232,7 @@ def test_garbage_with_fitting_checksums(saved: Path, name: str, content: bytes) 
 
 
 class Trap:
-    """What unpickling it would do."""
+    """Unpickling would call this."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -274,13 +261,13 @@ def test_saving_replaces_an_older_index(saved: Path, other: CompressedIndex, que
     for _ in range(2):
         other.save(saved)
         assert_nothing_stray(saved)
-        assert_same(CompressedIndex.load(saved), other, queries)
+        assert_same_index(CompressedIndex.load(saved), other, queries)
 
 
 def test_saving_into_an_empty_directory(tmp_path: Path, other: CompressedIndex, queries: FloatArray) -> None:
     other.save(tmp_path)
     assert_nothing_stray(tmp_path)
-    assert_same(CompressedIndex.load(tmp_path), other, queries)
+    assert_same_index(CompressedIndex.load(tmp_path), other, queries)
 
 
 @pytest.mark.parametrize(
@@ -291,7 +278,7 @@ def test_saving_into_an_empty_directory(tmp_path: Path, other: CompressedIndex, 
         ("manifest.json", "not JSON"),
         ("manifest.json", '{"format": "compressae-index"}'),
         ("data-1234567/x", ""),
-        # What such a manifest named as its data would be deleted.
+        # The data that such a manifest names would be deleted.
         *(
             ("manifest.json", json.dumps({"format": "compressae-index", "data": data}))
             for data in ("..", ".", "", "photos", "../photos", "data-", None, 3)
@@ -350,8 +337,8 @@ def test_saving_over_the_directory_that_is_mapped(
                 which.compact()
         mapped.save(saved)
         assert_nothing_stray(saved)
-        assert_same(mapped, kept, queries)
-        assert_same(CompressedIndex.load(saved, mmap=True), kept, queries)
+        assert_same_index(mapped, kept, queries)
+        assert_same_index(CompressedIndex.load(saved, mmap=True), kept, queries)
         mapped = CompressedIndex.load(saved, mmap=True)
 
 
@@ -386,8 +373,8 @@ def test_a_process_killed_while_saving(
         command = [sys.executable, "-P", "-c", KILLED, str(tmp_path / "other"), str(target), function, when]
         assert subprocess.run(command, check=False).returncode == 9
     survivor, old = CompressedIndex.load(saved), CompressedIndex.load(tmp_path / "copy")
-    assert_same(survivor, other if (function, when) == ("replace", "after") else old, queries)
-    # Nor does it stand in the way of a later save.
+    assert_same_index(survivor, other if (function, when) == ("replace", "after") else old, queries)
+    # The leftovers do not hinder a later save.
     for target in (saved, tmp_path / "new"):
         other.save(target)
-        assert_same(CompressedIndex.load(target), other, queries)
+        assert_same_index(CompressedIndex.load(target), other, queries)

@@ -1,4 +1,4 @@
-"""Budgets: what is chosen fits, and what is expected is found."""
+"""Budgets: the chosen settings fit them, and searches find what the estimate promises."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from compressae_index.arrays import FloatArray
 from compressae_index.building.estimation import estimate
 from compressae_index.demo import DemoData
 from compressae_index.embedded.backend import EmbeddedBackend, strongest
-from compressae_index.embedded.sizes import row_bytes
+from compressae_index.embedded.codecs import Packed
 from compressae_index.measuring.recall import exact_neighbours, recall
 
 
@@ -21,7 +21,7 @@ def test_bytes_of_a_row_are_the_engines() -> None:
     for n_latents, k, bits in [(4096, 32, 6), (1, 1, 4), (65536, 255, 8), (300, 300, 5), (5000, 7, 4)]:
         latents = np.arange(k, dtype=np.uint16)[None]
         rows = pack_rows(latents, np.zeros((1, k), np.uint8), np.zeros(1, np.uint16), n_latents, bits, 1)
-        assert rows.shape[1] == row_bytes(n_latents, k, bits)
+        assert rows.shape[1] == Packed(bits).row_bytes(n_latents, k)
 
 
 def test_strongest_nonzeros() -> None:
@@ -47,7 +47,7 @@ def test_lists_of_the_strongest_nonzeros(model: CompresSAE, vectors: FloatArray,
     whole = projections @ index.codes(index.ids).to_dense().T + mean_scores
     found = result.ids.astype(np.int64)
     np.testing.assert_allclose(result.scores, np.take_along_axis(whole, found, axis=1), atol=1e-5)
-    # What the kept nonzeros rank first is found; rounding may cost only the last candidates.
+    # Documents that the kept nonzeros rank first are found; rounding may cost only the last candidates.
     first = np.argsort(-(projections @ stored.T), axis=1)[:, :10]
     assert (result.scores[:, 0] >= np.take_along_axis(whole, first, axis=1).max(axis=1) - 1e-5).all()
     best = -np.sort(-whole, axis=1)[:, :20]
@@ -84,7 +84,7 @@ def test_a_budget_is_kept_and_recall_is_as_expected(
     plan, stats = index.plan, index.stats()
     assert plan is not None
     assert budget - 3 < plan.bytes_per_vector <= budget
-    # Beside rows and lists, an index holds one codebook.
+    # Besides rows and lists, an index holds one codebook.
     codebook = 4 * 2 ** (plan.value_bits - 1) / len(vectors)
     assert stats.bytes_per_vector["total"] == pytest.approx(plan.bytes_per_vector + codebook)
     assert (stats.k, stats.postings) == (plan.k, plan.postings)

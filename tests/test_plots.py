@@ -15,7 +15,7 @@ from summaries import FAST, PLOTTED
 from compressae_index.measuring.evaluation import Measurement
 from compressae_index.measuring.plots import COLOURS, Series, look, recall_against_bytes, speed_against_recall
 
-# What is left of linear RGB for readers without red or green cones (Viénot, Brettel and Mollon, 1999).
+# The linear RGB that is left for readers without red or green cones (Viénot, Brettel and Mollon, 1999).
 BLINDNESS = {
     "none": np.eye(3),
     "protan": np.array([[0.11238, 0.88762, 0], [0.11238, 0.88762, 0], [0.00401, -0.00401, 1]]),

@@ -18,12 +18,13 @@ from functools import cached_property
 from operator import methodcaller
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
+from oracles import assert_same
 
-from compressae_index import CompresSAE, CompressedIndex, FormatError, InputError, SearchResult
+from compressae_index import CompresSAE, CompressedIndex, FormatError, InputError
 from compressae_index.arrays import FloatArray
 from compressae_index.checks import MAX_THREADS, check_threads
 from compressae_index.coding.directory import encode_to_directory
@@ -31,9 +32,10 @@ from compressae_index.connectors.faiss import DenseStore, FaissIndex, lists
 from compressae_index.connectors.milvus import MilvusIndex
 from compressae_index.errors import UnknownIdError
 from compressae_index.processes import ForkSafeLock, cpu_quota
-from compressae_index.search.index import BackedIndex
-from compressae_index.search.protocol import Candidates
+from compressae_index.search.backend import SparseBackend
+from compressae_index.search.index import Index
 from compressae_index.search.queries import MAX_PLACES
+from compressae_index.search.stages import Candidates
 
 # How long a child or a script may take before it counts as hanging.
 PATIENCE = 60
@@ -53,11 +55,6 @@ def saved(built: CompressedIndex, tmp_path_factory: pytest.TempPathFactory) -> P
     path = tmp_path_factory.mktemp("processes") / "index"
     built.save(path)
     return path
-
-
-def assert_same(found: SearchResult, expected: SearchResult) -> None:
-    np.testing.assert_array_equal(found.ids, expected.ids)
-    np.testing.assert_array_equal(found.scores, expected.scores)
 
 
 def run_script(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -559,7 +556,7 @@ def test_other_processes_search_what_they_are_sent(
             expected = search(each)
             assert_same(found, expected)
             assert type(found) is type(expected)
-            assert hasattr(found, "certified") is isinstance(each, FaissIndex)
+            assert (found.certified is not None) is isinstance(each, FaissIndex)
 
 
 def test_each_is_described_in_a_line(index: CompressedIndex, tmp_path: Path, vectors: FloatArray) -> None:
@@ -591,7 +588,7 @@ def over(index: CompressedIndex, kind: Any) -> Any:
 
 def test_a_milvus_index_is_described_and_says_why_it_stays(model: CompresSAE) -> None:
     index = MilvusIndex.__new__(MilvusIndex)  # what it says needs no Milvus
-    vars(index).update(model=model, backend=SimpleNamespace(collection="texts", k=16))
+    vars(index).update(model=model, _documents=SimpleNamespace(collection="texts", k=16))
     assert repr(index) == "MilvusIndex('texts', dim=384, n_latents=512, k=16)"
     for send in (pickle.dumps, copy.copy, copy.deepcopy):
         with pytest.raises(InputError, match=r"holds a connection.* call MilvusIndex.open there"):
@@ -644,14 +641,18 @@ def test_searches_go_on_while_another_thread_removes(
     assert np.isin(used.search(vectors[:30], 398).ids, left[600:]).all()
 
 
-class Forgetful:
+class Forgetful(SparseBackend):
     """A back end whose documents are removed between being found and being read."""
 
-    n_latents, are_strings, is_exact = 512, False, False
-    nbytes: ClassVar[dict[str, int]] = {}
-
     def __init__(self, index: CompressedIndex, forgotten: list[int]) -> None:
-        self._index, self._forgotten, self.k = index, forgotten, index.k
+        super().__init__(512, index.k)
+        self._index, self._forgotten = index, forgotten
+
+    def put(self, codes: Any, ids: Any) -> None:
+        raise NotImplementedError
+
+    def remove(self, ids: Any) -> None:
+        raise NotImplementedError
 
     def __len__(self) -> int:
         return len(self._index)
@@ -675,9 +676,9 @@ def test_what_is_removed_after_it_was_found_is_no_neighbour(
     index: CompressedIndex, vectors: FloatArray
 ) -> None:
     forgotten = [0, 1, 7]
-    backed = BackedIndex(index.model, Forgetful(index, forgotten))  # type: ignore[arg-type]
+    backed = Index(index.model, Forgetful(index, forgotten))
     ids = index.ids[:40]
-    whole = BackedIndex(index.model, Forgetful(index, []))  # type: ignore[arg-type]
+    whole = Index(index.model, Forgetful(index, []))
     for mode in ("sparse", "two_stage"):
         found = backed.search(vectors[:20], 40, mode=mode)
         assert (found.ids[:, 37:] == -1).all()
@@ -687,5 +688,5 @@ def test_what_is_removed_after_it_was_found_is_no_neighbour(
             kept = ~np.isin(expected.ids[row], forgotten)
             np.testing.assert_array_equal(found.ids[row, :37], expected.ids[row][kept])
             np.testing.assert_array_equal(found.scores[row, :37], expected.scores[row][kept])
-    none = BackedIndex(index.model, Forgetful(index, ids.tolist()))  # type: ignore[arg-type]
+    none = Index(index.model, Forgetful(index, ids.tolist()))
     assert (none.search(vectors[:2], 5).ids == -1).all()

@@ -148,7 +148,7 @@ def test_what_would_be_passed_over_is_refused(
     for source in (tmp_path, str(tmp_path / "*")):
         with pytest.raises(FormatError, match=message):
             open_vectors(source)
-    # What a pattern does not name was not meant.
+    # Files that a pattern does not match are ignored.
     assert open_vectors(tmp_path / "a*.npy").shape == (60, 8)
 
 
@@ -192,7 +192,7 @@ def test_patterns_and_paths_of_every_kind(
     np.testing.assert_array_equal(two[0:30], np.vstack([rows[20:40], rows[:10]]))
     with pytest.raises(FormatError, match=r"/none-\*\.npy does not exist, and as a pattern it matches"):
         open_vectors(tmp_path / "none-*.npy")
-    # A name that looks like a pattern is a name where there is such a file.
+    # A name that looks like a pattern is a name if such a file exists.
     np.save(tmp_path / "a[1].npy", rows[:5])
     assert open_vectors(tmp_path / "a[1].npy").shape == (5, 8)
 

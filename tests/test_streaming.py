@@ -23,8 +23,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from oracles import assert_same_codes
 
-from compressae_index import CompresSAE, CompressedIndex, FormatError, InputError, SparseCodes, persistence
+from compressae_index import CompresSAE, CompressedIndex, FormatError, InputError, persistence
 from compressae_index.arrays import FloatArray
 from compressae_index.coding.directory import CodeStore, encode_to_directory
 from compressae_index.sources import open_vectors
@@ -299,7 +300,7 @@ def test_adding_in_runs_is_adding_at_once(
     # Packed, values would be rounded to levels that the first run alone decides.
     settings: dict[str, Any] = {"k": 16, "encoder": "topk", "forward": "aligned", "progress": False}
     expected = CompressedIndex.build(vectors, model=model, **settings)
-    monkeypatch.setattr("compressae_index.index.APPEND_ROWS", 1000)
+    monkeypatch.setattr("compressae_index.embedded.documents.RUN_ROWS", 1000)
     monkeypatch.setattr("compressae_index.coding.chunks.CHUNK_ROWS", 700)
     index = CompressedIndex.build(vectors, model=model, **settings)
     assert_same_codes(index.codes(index.ids), expected.codes(expected.ids))
@@ -313,11 +314,6 @@ def test_adding_in_runs_is_adding_at_once(
     with pytest.raises(InputError, match="row 1900 holds NaN"):
         index.add(bad)
     assert len(index) == len(vectors)
-
-
-def assert_same_codes(one: SparseCodes, other: SparseCodes) -> None:
-    np.testing.assert_array_equal(one.latents, other.latents)
-    np.testing.assert_array_equal(one.values, other.values)
 
 
 @pytest.fixture(scope="session")

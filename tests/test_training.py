@@ -179,7 +179,7 @@ def error_of(model: CompresSAE, rows: FloatArray) -> float:
 
 
 def test_refinement_beats_the_papers_loss_for_pursuit(vectors: FloatArray, queries: FloatArray) -> None:
-    """And growing nonzeros is why: rounds lower the error of rows that were never seen."""
+    """Growing nonzeros is the reason: rounds lower the error of rows that were never seen."""
     # The paper leaves the mean in; without it, errors are lower from the start.
     settings = TrainConfig(k=16, n_latents=512, round_rows=1024, batch_size=512, center=False)
     start, refined, paper = (
@@ -206,7 +206,7 @@ def test_the_encoder_learns_while_the_refined_decoder_stays(vectors: FloatArray)
 
 
 class InterruptionError(Exception):
-    """What a test stops training with."""
+    """Raised by a test to stop training."""
 
 
 @pytest.mark.parametrize("saves", [3, 10, 14, 20])
@@ -399,7 +399,7 @@ CONTEXTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
 
 
 def torch_settings() -> tuple[Any, ...]:
-    """What a caller may have set, and would see if training changed it."""
+    """Settings of torch that a caller would see changed."""
     return (
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
@@ -421,7 +421,7 @@ def alone(vectors: FloatArray) -> TrainResult:
     return train(vectors[:600], ANYWHERE)
 
 
-# Both stages, and every random number that there is.
+# Both stages, and every use of random numbers.
 ANYWHERE = TrainConfig(k=4, n_latents=64, initialization="random", refine_rounds=2, steps=4, batch_size=64)
 
 

@@ -12,7 +12,7 @@ from compressae_index.building import planning
 from compressae_index.building.planning import Plan
 from compressae_index.checks import check_int, check_threads
 from compressae_index.coding.model import CompresSAE
-from compressae_index.embedded.packing import VALUE_BITS
+from compressae_index.embedded.codecs.packed import VALUE_BITS
 from compressae_index.sources import Vectors, VectorSource, open_vectors
 from compressae_index.sources.sample import unit_sample
 

@@ -13,8 +13,8 @@ from compressae_index.checks import check_number
 from compressae_index.coding.codes import SparseCodes
 from compressae_index.coding.model import CompresSAE, Encoder
 from compressae_index.embedded.backend import EmbeddedBackend
-from compressae_index.embedded.packing import Packed
-from compressae_index.embedded.sizes import POSTING_BYTES, list_overhead, row_bytes
+from compressae_index.embedded.codecs import Packed
+from compressae_index.embedded.sizes import POSTING_BYTES, list_overhead
 from compressae_index.errors import InputError
 from compressae_index.progress import track
 from compressae_index.sources import Vectors
@@ -94,7 +94,7 @@ def check_room(bytes_per_vector: float, n_latents: int, n: int, id_bytes: float)
         InputError: with the smallest budget that would do.
     """
     overhead = list_overhead(n_latents, n) + id_bytes
-    code = row_bytes(n_latents, 1, min(VALUE_BITS)) + POSTING_BYTES
+    code = Packed(min(VALUE_BITS)).row_bytes(n_latents, 1) + POSTING_BYTES
     if bytes_per_vector < overhead + code:
         least = math.ceil(10 * (overhead + code)) / 10
         msg = (
@@ -242,11 +242,11 @@ class _Trial:
 
     def _fitting(self, budget: float, bits: int, postings: int) -> Plan | None:
         """The most nonzeros that fit, measured."""
-        h, k = self.model.n_latents, 0
+        codec, h, k = Packed(bits), self.model.n_latents, 0
         # With more nonzeros than half the dimension, a code is larger than plain scalar quantisation.
         while k < min(h, max(self.model.dim // 2, 1)):
             kept = min(postings, k + 1)
-            if row_bytes(h, k + 1, bits) + POSTING_BYTES * kept + self.overhead > budget:
+            if codec.row_bytes(h, k + 1) + POSTING_BYTES * kept + self.overhead > budget:
                 break
             k += 1
         if k == 0 or (k < postings and postings > min(POSTINGS)):
@@ -255,7 +255,7 @@ class _Trial:
 
     def plan(self, k: int, bits: int, postings: int) -> Plan:
         """A plan of these settings, with its measured recall."""
-        size = row_bytes(self.model.n_latents, k, bits) + POSTING_BYTES * postings + self.overhead
+        size = Packed(bits).row_bytes(self.model.n_latents, k) + POSTING_BYTES * postings + self.overhead
         return Plan(k, bits, postings, size, *self._measure(k, bits, postings))
 
     def _measure(self, k: int, bits: int, postings: int) -> tuple[float, float]:

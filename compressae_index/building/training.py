@@ -1,35 +1,87 @@
-"""Training of a model by `build`, if none is given."""
+"""Where the model of an index comes from: one that is given, or training."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from compressae_index.checks import check_int
 from compressae_index.coding.metric import Metric
 from compressae_index.coding.model import CompresSAE, Encoder, check_is_model, check_model
 from compressae_index.errors import DimensionError, InputError
-from compressae_index.sources import (
-    Vectors,
-)
+from compressae_index.sources import Vectors
 
 if TYPE_CHECKING:
     from compressae_index.training import TrainConfig
 
 
-def trained_model(
-    vectors: Vectors,
-    k: int | None,
-    n_latents: int | None,
-    config: TrainConfig | None,
-    metric: Metric,
-    *,
-    progress: bool,
-) -> CompresSAE:
-    """Trains a model for indexes of these codes and this metric."""
-    from compressae_index.training import train
+@dataclass(frozen=True)
+class ModelSource:
+    """A model that is given, or the settings that one is trained with."""
 
-    return train(vectors, training_settings(k, n_latents, config, metric), progress=progress).model
+    given: CompresSAE | None
+    settings: TrainConfig | None
+    """Of training; None where a model is given."""
+    k: int | None
+    """Nonzeros a code, where the caller said so."""
+
+    @classmethod
+    def checked(
+        cls,
+        model: CompresSAE | None,
+        *,
+        k: int | None,
+        n_latents: int | None,
+        config: TrainConfig | None,
+        metric: Metric,
+    ) -> ModelSource:
+        """Of what a caller passes.
+
+        Raises:
+            InputError: out of range, a model that does not fit the metric, settings of training next to a
+                model, or a `config` that has another k or n_latents.
+            MissingExtraError: there is a model to train, and torch is not installed.
+        """
+        if model is None:
+            return cls(None, training_settings(k, n_latents, config, metric), k)
+        check_is_model(model)
+        if n_latents is not None and check_int(n_latents, "n_latents", 1) != model.n_latents:
+            msg = f"n_latents is {n_latents}, but the model has {model.n_latents}"
+            raise DimensionError(msg)
+        if config is not None:
+            msg = "config cannot be given with a model"
+            raise InputError(msg)
+        check_model(model, metric)
+        return cls(model, None, k)
+
+    def sizes(self, vectors: Vectors, encoder: Encoder, wanted: int | None = None) -> tuple[int, int]:
+        """Nonzeros and latents of the codes of vectors (n, d); `wanted` is the k to train for.
+
+        Raises:
+            InputError: k or n_latents do not fit the vectors or the model.
+        """
+        n, dim = vectors.shape
+        if self.given is None:
+            return self._settings.sizes(n, dim, wanted)
+        if dim != self.given.dim:
+            msg = f"embeddings have dimension {dim}, expected {self.given.dim}"
+            raise DimensionError(msg)
+        return self.given.nonzeros(self.k, encoder), self.given.n_latents
+
+    def model_for(self, vectors: Vectors, k: int | None, *, progress: bool) -> CompresSAE:
+        """The model that is given, or one trained on the vectors, for codes of k nonzeros if given."""
+        if self.given is not None:
+            return self.given
+        from compressae_index.training import train
+
+        return train(vectors, self._settings.with_codes(k, None), progress=progress).model
+
+    @property
+    def _settings(self) -> TrainConfig:
+        if self.settings is None:
+            msg = "there is neither a model nor settings to train one with"
+            raise ValueError(msg)
+        return self.settings
 
 
 def training_settings(
@@ -45,38 +97,3 @@ def training_settings(
 
     settings = checked_config(config).with_codes(k, n_latents)
     return settings if metric == "cosine" else replace(settings, center=False)
-
-
-def code_sizes(
-    model: CompresSAE | None,
-    settings: TrainConfig | None,
-    vectors: Vectors,
-    k: int | None,
-    encoder: Encoder,
-    wanted: int | None,
-) -> tuple[int, int]:
-    """Nonzeros and latents of codes: the model's, or those that training will choose.
-
-    Raises:
-        InputError: k or n_latents do not fit the vectors or the model.
-    """
-    n, dim = vectors.shape
-    if model is None:
-        assert settings is not None
-        return settings.sizes(n, dim, wanted)
-    if dim != model.dim:
-        msg = f"embeddings have dimension {dim}, expected {model.dim}"
-        raise DimensionError(msg)
-    return model.nonzeros(k, encoder), model.n_latents
-
-
-def check_given(model: CompresSAE, n_latents: int | None, config: TrainConfig | None, metric: Metric) -> None:
-    """Checks that a given model can be used, and that no settings of training are given with it."""
-    check_is_model(model)
-    if n_latents is not None and check_int(n_latents, "n_latents", 1) != model.n_latents:
-        msg = f"n_latents is {n_latents}, but the model has {model.n_latents}"
-        raise DimensionError(msg)
-    if config is not None:
-        msg = "config cannot be given with a model"
-        raise InputError(msg)
-    check_model(model, metric)

@@ -39,12 +39,11 @@ from compressae_index.coding.chunks import encoded_chunks
 from compressae_index.coding.directory import CodeStore, encode_to_directory
 from compressae_index.coding.metric import Metric
 from compressae_index.coding.model import CompresSAE, Encoder
-from compressae_index.embedded.packing import VALUE_BITS
+from compressae_index.embedded.codecs.packed import VALUE_BITS
 from compressae_index.errors import FormatError, InputError, StorageError
 from compressae_index.index import CompressedIndex
 from compressae_index.persistence import check_target, kind_of
 from compressae_index.progress import track
-from compressae_index.search.index import BackedIndex
 from compressae_index.sources import BadRows, Vectors, open_vectors, read_ids
 from compressae_index.storage import accessing
 
@@ -483,7 +482,7 @@ def _described(path: Path) -> dict[str, Any]:
     if kind == "codes":
         return {"codes": str(path), **CodeStore.load(path).manifest()}
     index = load_index(path)
-    name = "faiss_index" if isinstance(index, BackedIndex) else "index"
+    name = "faiss_index" if kind == "faiss index" else "index"
     return {name: str(path), "fingerprint": index.model.fingerprint, **index.stats()._asdict()}
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from compressae_index.index import CompressedIndex
 from compressae_index.persistence import kind_of
-from compressae_index.search.index import BackedIndex
+from compressae_index.search.index import Index
 
 
-def load_index(path: Path) -> CompressedIndex | BackedIndex:
+def load_index(path: Path) -> Index:
     """Maps the index at a path: a `CompressedIndex` or a `FaissIndex`, by the kind in its manifest.
 
     Raises:

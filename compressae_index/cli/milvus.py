@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,8 +23,7 @@ from compressae_index.cli.options import (
     training_options,
 )
 from compressae_index.cli.search import neighbours, print_neighbours
-from compressae_index.coding.metric import METRICS, Metric
-from compressae_index.coding.model import Encoder
+from compressae_index.coding.metric import METRICS
 from compressae_index.index import CompressedIndex
 from compressae_index.search.queries import Scoring
 from compressae_index.sources import open_vectors
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
     from compressae_index.connectors.milvus import MilvusIndex
     from compressae_index.training.config import Preset
 
-F = TypeVar("F", bound=Callable[..., Any])
-
 dense_option = click.option(
     "--dense",
     type=click.Choice(["float16", "float32"]),
@@ -41,28 +40,61 @@ dense_option = click.option(
 )
 
 
-def connection_options(function: F) -> F:
-    """Where Milvus is."""
-    options = (
-        click.option(
-            "--uri", required=True, help="A path ending in .db (Milvus Lite), or http://host:19530."
-        ),
-        click.option(
-            "--token",
-            default="",
-            envvar="MILVUS_TOKEN",
-            help="user:password or an API key; better in the variable MILVUS_TOKEN.",
-        ),
-        click.option(
-            "--db", "db_name", default="", help="Database of the server.  [default: the server's own default]"
-        ),
-        click.option(
-            "--timeout", type=float, default=60.0, show_default=True, help="Seconds for each request."
-        ),
-    )
-    for option in reversed(options):
-        function = option(function)
-    return function
+@dataclass(frozen=True)
+class Connection:
+    """How to reach Milvus, as options of a command."""
+
+    uri: str
+    token: str
+    db_name: str
+    timeout: float
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of the connector's functions that take a uri."""
+        return {"token": self.token, "db_name": self.db_name, "timeout": self.timeout}
+
+    def open(self, collection: str) -> MilvusIndex:
+        """The index of a compressed collection."""
+        from compressae_index.connectors.milvus import MilvusIndex
+
+        return MilvusIndex.open(self.uri, collection, **self.options)
+
+
+def connection_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Options of a `Connection`, which the command gets as `connection`."""
+
+    @wraps(function)
+    def connected(
+        *arguments: Any, uri: str, token: str, db_name: str, timeout: float, **options: Any
+    ) -> None:
+        function(*arguments, connection=Connection(uri, token, db_name, timeout), **options)
+
+    decorated: Callable[..., None] = connected
+    for option in reversed(
+        (
+            click.option(
+                "--uri", required=True, help="A path ending in .db (Milvus Lite), or http://host:19530."
+            ),
+            click.option(
+                "--token",
+                default="",
+                envvar="MILVUS_TOKEN",
+                help="user:password or an API key; better in the variable MILVUS_TOKEN.",
+            ),
+            click.option(
+                "--db",
+                "db_name",
+                default="",
+                help="Database of the server.  [default: the server's own default]",
+            ),
+            click.option(
+                "--timeout", type=float, default=60.0, show_default=True, help="Seconds for each request."
+            ),
+        )
+    ):
+        decorated = option(decorated)
+    return decorated
 
 
 @click.group()
@@ -80,14 +112,14 @@ def milvus() -> None:
 @milvus.command("import")
 @connection_options
 @click.option("--collection", required=True, help="The dense collection; it is not changed.")
-@click.option("--target", help="Name of the compressed one.  [default: the same with _compressed]")
+@click.option("--target", help="Name of the compressed one.  [default: COLLECTION_compressed]")
 @click.option("--vector-field", help="The dense field.  [default: the only one]")
 @click.option("--filter", "expression", default="", help="Only rows that satisfy a Milvus expression.")
 @click.option("--model", type=PATH, help="Directory that `train` wrote.  [default: train on the vectors]")
 @training_options
 @encoder_option
 @click.option(
-    "--metric", type=click.Choice(METRICS), help="What scores are.  [default: as the source's index]"
+    "--metric", type=click.Choice(METRICS), help="Metric of scores.  [default: that of the source's index]"
 )
 @dense_option
 @threads_option
@@ -95,30 +127,22 @@ def milvus() -> None:
 @click.pass_context
 def import_(
     context: click.Context,
-    uri: str,
-    token: str,
-    db_name: str,
-    timeout: float,
+    /,
+    connection: Connection,
     collection: str,
-    target: str | None,
-    vector_field: str | None,
     expression: str,
     model: Path | None,
-    k: int | None,
-    n_latents: int | None,
     preset: Preset,
     steps: int | None,
     seed: int,
-    encoder: Encoder,
-    metric: Metric | None,
-    dense: Any,
     threads: int | None,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Make a compressed collection of a dense one.
 
-    It gets the same ids, fields and partitions, and its name when all of it is verified. Stopped and run
-    again with the same options, it goes on.
+    It has the same ids, fields and partitions, and gets its name once all of it is verified. Stopped and run
+    again with the same options, the import goes on.
 
     \b
     Example:
@@ -129,22 +153,14 @@ def import_(
     from compressae_index.connectors.milvus import from_milvus
 
     made = from_milvus(
-        uri,
+        connection.uri,
         collection,
-        target=target,
-        vector_field=vector_field,
         filter=expression,
         model=model,
-        k=k,
-        n_latents=n_latents,
-        encoder=encoder,
-        metric=metric,
         config=None if model is not None else train_config(preset, steps, seed),
-        dense=dense,
-        token=token,
-        db_name=db_name,
         num_threads=threads,
-        timeout=timeout,
+        **connection.options,
+        **options,
     )
     made.compressed.close()
     content = made.report._asdict()
@@ -158,20 +174,11 @@ def import_(
 @click.option("--compare", is_flag=True, help="Read the whole source, and find replaced rows too.")
 @threads_option
 @json_option
-def sync(
-    uri: str,
-    token: str,
-    db_name: str,
-    timeout: float,
-    collection: str,
-    compare: bool,
-    threads: int | None,
-    as_json: bool,
-) -> None:
-    """Take over what changed in the source since the import.
+def sync(connection: Connection, collection: str, compare: bool, threads: int | None, as_json: bool) -> None:
+    """Take over changes of the source since the import.
 
-    That is rows that were inserted or deleted; those that were replaced under the same id are seen with
-    --compare only.
+    These are rows that were inserted or deleted; with --compare also rows that were replaced under the same
+    id.
 
     \b
     Example:
@@ -179,7 +186,7 @@ def sync(
     """  # noqa: D301
     from compressae_index.connectors.milvus import sync as sync_index
 
-    index = _opened(uri, token, db_name, timeout, collection)
+    index = connection.open(collection)
     report(sync_index(index, compare=compare, num_threads=threads)._asdict(), as_json)
     index.close()
 
@@ -197,17 +204,14 @@ def sync(
     help="dense and hybrid need a collection that was imported with --dense.",
 )
 @search_options
-@click.option("--filter", "expression", help="A Milvus expression, as 'price < 10'.")
+@click.option("--filter", "expression", help="A Milvus expression, such as 'price < 10'.")
 @click.option("--output-field", "fields", multiple=True, help="A field to fetch; may be repeated.")
 @click.option("--partition", "partitions", multiple=True, help="A partition to search in; may be repeated.")
 @query_dataset_option
 @json_option
 def search(
     queries: Path,
-    uri: str,
-    token: str,
-    db_name: str,
-    timeout: float,
+    connection: Connection,
     collection: str,
     k: int,
     mode: Any,
@@ -222,15 +226,15 @@ def search(
 ) -> None:
     """Search a compressed collection for QUERIES.
 
-    QUERIES is a .npy, .fvecs, .bvecs, .hdf5 or .parquet file, or a folder of such files. Prints a line a
-    query: its number, then id:score pairs of its neighbours, and below the fields that were asked for.
+    QUERIES is a .npy, .fvecs, .bvecs, .hdf5 or .parquet file, or a folder of such files. Prints a line for
+    each query, with its number and the id:score pairs of its neighbours, and then the requested fields.
 
     \b
     Example:
       compressae-index milvus search queries.npy --uri items.db --collection items_compressed -k 10
     """  # noqa: D301
     vectors = open_vectors(queries, dataset=query_dataset, may_be_empty=True)
-    index = _opened(uri, token, db_name, timeout, collection)
+    index = connection.open(collection)
     result = index.search(
         vectors[0 : vectors.shape[0]],
         k,
@@ -244,7 +248,9 @@ def search(
     )
     index.close()
     if as_json:
-        content = neighbours(result.scores, result.ids) | {"certified": result.certified.tolist()}
+        content = neighbours(result.scores, result.ids) | {
+            "certified": None if result.certified is None else result.certified.tolist()
+        }
         content |= {"fields": {name: values.tolist() for name, values in result.fields.items()}}
         click.echo(json.dumps(content, default=str))
         return
@@ -258,14 +264,14 @@ def search(
 @connection_options
 @click.option("--collection", required=True, help="The compressed collection.")
 @json_option
-def info(uri: str, token: str, db_name: str, timeout: float, collection: str, as_json: bool) -> None:
+def info(connection: Connection, collection: str, as_json: bool) -> None:
     """Describe a compressed collection.
 
     \b
     Example:
       compressae-index milvus info --uri items.db --collection items_compressed
     """  # noqa: D301
-    index = _opened(uri, token, db_name, timeout, collection)
+    index = connection.open(collection)
     manifest = index.manifest
     content = {
         "collection": index.collection,
@@ -304,9 +310,3 @@ def export_parquet(index: Path, output: Path, dense: Any, primary: str, as_json:
         "bytes": written.bytes,
     }
     report(content, as_json)
-
-
-def _opened(uri: str, token: str, db_name: str, timeout: float, collection: str) -> MilvusIndex:
-    from compressae_index.connectors.milvus import MilvusIndex
-
-    return MilvusIndex.open(uri, collection, token=token, db_name=db_name, timeout=timeout)

@@ -35,7 +35,6 @@ from compressae_index.measuring.evaluation import as_table
 from compressae_index.measuring.index_report import KS, IndexReport, index_report
 from compressae_index.measuring.page import as_page
 from compressae_index.measuring.plots import figure_class
-from compressae_index.search.index import BackedIndex
 from compressae_index.search.queries import Mode, check_candidates
 from compressae_index.search.results import write_results
 from compressae_index.sources import Vectors, open_vectors
@@ -88,13 +87,8 @@ def search(
     """  # noqa: D301
     if output is not None:
         check_file(output, ".npz", "results")
-    loaded: Any = load_index(index)
-    options = {"mode": mode, **searching._asdict()}
-    if isinstance(loaded, BackedIndex):
-        if nprobe is not None:
-            raise click.UsageError("--nprobe cannot be used with an index of the Faiss connector.")
-    else:
-        options["nprobe"] = nprobe
+    loaded = load_index(index)
+    options = {"mode": mode, "nprobe": nprobe, **searching._asdict()}
     vectors = open_vectors(queries, dataset=query_dataset, may_be_empty=True)
     found = loaded.search(vectors[0 : vectors.shape[0]], k, num_threads=threads, **options)
     scores, ids = found.scores, found.ids
@@ -242,7 +236,7 @@ def _print_report(result: IndexReport, as_json: bool) -> None:
 
 def ids_of(index: CompressedIndex, given: IdArray) -> Any:
     """Ids from a file, as strings if the index has strings: a text file of digits may mean either."""
-    if len(index) and index.documents.ids.are_strings:
+    if len(index) and index.documents.are_strings:
         return [str(one) for one in given.tolist()]
     return given
 

@@ -17,7 +17,7 @@ METRICS: tuple[Metric, ...] = ("cosine", "inner_product")
 
 # The range of norms that an index keeps, in its unit, which is near the median of its first rows. A row's
 # scale is in half precision: above the range it could overflow; below, it loses digits, and norms would be
-# off by 1 % and more in the aligned form.
+# off by 1 % and more with the aligned codec.
 SMALLEST_NORM, LARGEST_NORM = 2.0**-10, 2.0**12
 
 

@@ -1,94 +1,224 @@
-"""Codes with their ids and marks of removal, as one search sees them."""
+"""The documents of an index in this process: codes with their ids and marks of removal."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from compressae_index.arrays import FloatArray, RowArray
+from compressae_index.arrays import Bitmap, BoolArray, FloatArray, Hits, IdArray, RowArray
+from compressae_index.checks import check_int
 from compressae_index.coding.codes import SparseCodes
+from compressae_index.coding.metric import RowScale
 from compressae_index.embedded.backend import EmbeddedBackend
+from compressae_index.embedded.sizes import RUN_ROWS, WINDOW
 from compressae_index.errors import DimensionError, InputError
-from compressae_index.ids import Ids, Rows
+from compressae_index.ids import STORED_ROWS, Ids, Rows, stored_rows
+from compressae_index.persistence import entry
+from compressae_index.search.protocol import Filter
+from compressae_index.search.queries import MODES, Asked, SearchResult
+from compressae_index.search.stages import Finder, Found, Stages, in_order, ranked
 
 
-class Documents(Rows):
-    """What an index holds: immutable, replaced as a whole by each change."""
+class EmbeddedDocuments(Rows):
+    """The `Documents` of an index in this process; immutable, replaced as a whole by each change.
 
-    def __init__(self, backend: EmbeddedBackend, ids: Ids, alive: npt.NDArray[np.bool_] | None) -> None:
-        """From codes, the ids of their rows, and which of them were not removed (None: all)."""
+    Attributes:
+        backend: the codes of the rows.
+        unit: what norms are counted in, which values are given without; None until the first rows chose it.
+    """
+
+    modes: tuple[str, ...] = MODES
+    filters: tuple[Filter, ...] = ("ids", "mask")
+
+    def __init__(
+        self,
+        backend: EmbeddedBackend,
+        ids: Ids | None = None,
+        alive: BoolArray | None = None,
+        unit: float | None = 1.0,
+    ) -> None:
+        """From codes, the ids of their rows (None: 0 .. n-1), and which were not removed (None: all)."""
+        ids = Ids(len(backend), {}) if ids is None else ids
         if len(backend) != len(ids) or (alive is not None and len(alive) != len(ids)):
             msg = f"{len(backend)} codes, but {len(ids)} ids"
             raise DimensionError(msg)
         super().__init__(ids, alive)
         self.backend = backend
+        self.unit = unit
+
+    def __len__(self) -> int:
+        return self.n_alive
+
+    @property
+    def n_latents(self) -> int:
+        """Size of the dictionary."""
+        return self.backend.n_latents
+
+    @property
+    def k(self) -> int:
+        """Nonzeros a code."""
+        return self.backend.k
+
+    @property
+    def are_strings(self) -> bool:
+        """Whether the ids are strings."""
+        return self.all_ids.are_strings
+
+    @property
+    def ids(self) -> IdArray:
+        """The ids in the order of adding, or in that of `clustered`, removed ones left out."""
+        return self.all_ids.of(self.alive_rows())
+
+    @property
+    def nbytes(self) -> dict[str, int]:
+        """Bytes of the forward and the inverted part, and of ids and marks of removal."""
+        return self.backend.nbytes | {"ids": self.all_ids.nbytes + self.mark_bytes}
+
+    def held(self, ids: IdArray) -> BoolArray:
+        """Which of the ids can be found, (n,)."""
+        return self.live_ids.find(ids) >= 0
+
+    def codes(self, ids: IdArray) -> SparseCodes:
+        """The stored codes of ids, times the kept norm.
+
+        Raises:
+            UnknownIdError: an id is not held.
+        """
+        codes = self.backend.codes(self.rows_of(ids))
+        return codes if self.unit in (None, 1.0) else codes.scaled(self.unit)
+
+    def stages(self, mode: str) -> Stages:
+        """The stages of a mode: one call of the engine, which re-scores what its posting lists find."""
+        finders: dict[str, Finder] = {
+            "sparse": self.by_terms,
+            "dense": self.by_codes,
+            "two_stage": self.by_terms_then_codes,
+        }
+        return Stages(finders[mode])
+
+    def answer(self, asked: Asked) -> SearchResult:
+        """The best documents of each query.
+
+        Raises:
+            InputError: nprobe without clusters, a filter of another length, unknown ids, or integers that may
+                be meant as a mask.
+        """
+        return ranked(self.stages(asked.mode).run(asked), asked.k, are_strings=self.are_strings)
+
+    def by_terms(self, asked: Asked) -> Found:
+        """The best documents by the strongest latents of each query."""
+        nnz, nprobe, threads = self._query_nnz(asked), self._nprobe(asked), asked.num_threads
+        return self._found(
+            asked,
+            lambda k, _, allowed: self.backend.sparse(asked.stage_one, nnz, k, allowed, threads, nprobe),
+        )
+
+    def by_codes(self, asked: Asked) -> Found:
+        """The best of all documents by their codes, which is exact."""
+        found = self._found(
+            asked, lambda k, _, allowed: self.backend.dense(asked.stage_two, k, allowed, asked.num_threads)
+        )
+        return found._replace(certified=np.ones(len(asked), dtype=bool))
+
+    def by_terms_then_codes(self, asked: Asked) -> Found:
+        """The best candidates by codes, of those that the strongest latents of each query find."""
+        nnz, nprobe, threads = self._query_nnz(asked), self._nprobe(asked), asked.num_threads
+        return self._found(
+            asked,
+            lambda k, candidates, allowed: self.backend.two_stage(
+                asked.stage_one, asked.stage_two, nnz, candidates, k, allowed, threads, nprobe
+            ),
+        )
+
+    def _found(self, asked: Asked, scan: Callable[[int, int, Bitmap | None], Hits]) -> Found:
+        """The documents that a scan finds: it takes k, the candidates, and a bitmap of the rows allowed."""
+        allowed, n_allowed = self.allowed(asked.settings.filter)
+        k = min(asked.k, n_allowed) if len(asked) else 0
+        if k == 0:
+            scores, rows = np.empty((len(asked), 0), np.float32), np.empty((len(asked), 0), np.int64)
+        else:
+            # No more than are allowed, so that a huge k or huge candidates cost no memory.
+            sums, rows = scan(k, min(asked.candidates, n_allowed), allowed)
+            scores = asked.in_metric(sums)
+            if asked.mean_scores is not None:
+                # Sums that differed by less than a sum with the mean's can tell now tie.
+                scores, rows = in_order(scores, rows)
+        return Found(scores, self.all_ids.of(rows), rows, ordered=True)
+
+    def _query_nnz(self, asked: Asked) -> int:
+        query_nnz = asked.settings.query_nnz
+        return self.backend.query_nnz if query_nnz is None else min(query_nnz, self.n_latents)
+
+    def _nprobe(self, asked: Asked) -> int | None:
+        """The clusters to scan; None for all."""
+        nprobe, clusters = asked.settings.nprobe, self.backend.clusters
+        if nprobe is None:
+            return None
+        if clusters is None:
+            todo = "call `cluster` first" if len(self.backend) >= WINDOW else "search without nprobe"
+            msg = (
+                f"nprobe is {nprobe}, but this index has no clusters: {todo} (they are made of at least "
+                f"{WINDOW:,} vectors, and it holds {len(self.backend):,})"
+            )
+            raise InputError(msg)
+        return min(nprobe, len(clusters))
 
     def next_ids(self, n: int) -> RowArray:
         """Integers above the largest id so far, removed ones included."""
-        if self.ids.are_strings:
+        if self.are_strings:
             msg = "this index has string ids, so new vectors need ids"
             raise InputError(msg)
-        largest = int(self.ids.all().max())
+        largest = int(self.all_ids.all().max())
         if largest + n > np.iinfo(np.int64).max:
             msg = f"no {n} integers are left above the largest id {largest}, so new vectors need ids"
             raise InputError(msg)
         return np.arange(largest + 1, largest + 1 + n)
 
-    def check_new(self, ids: Ids) -> None:
-        """Refuses ids that cannot be added.
+    def check_ids(self, ids: IdArray) -> None:
+        """Refuses ids of the other kind, unless there are no documents.
 
         Raises:
-            InputError: ids of the other kind, or ids that are held already.
+            InputError: they are of the other kind.
         """
-        if self.n_alive and self.ids.are_strings != ids.are_strings:
-            kinds = ("strings", "integers") if self.ids.are_strings else ("integers", "strings")
+        if self.n_alive and self.are_strings != (ids.dtype == object):
+            kinds = ("strings", "integers") if self.are_strings else ("integers", "strings")
             msg = f"the ids of this index are {kinds[0]}, the new ones are {kinds[1]}"
-            raise InputError(msg)
-        held = np.flatnonzero(self.live_ids.find(ids.all()) >= 0)
-        if held.size:
-            first = ids.of(held[:1]).tolist()[0]
-            msg = f"id {first!r:.100} is already in the index ({held.size} such ids); remove it first"
             raise InputError(msg)
 
     def added(
-        self, runs: Iterable[SparseCodes], ids: Ids, num_threads: int, dictionary: FloatArray
-    ) -> Documents:
-        """With documents appended, run after run, so that only one run is held as it came."""
-        backend = self.backend if self.n_alive else self.compacted(num_threads).backend
-        backend = backend.added(runs, num_threads, dictionary)
-        if not self.n_alive:
-            return Documents(backend, ids, None)
-        rows = self.extended(ids)
-        return Documents(backend, rows.ids, rows.alive)
+        self,
+        chunks: Iterable[SparseCodes],
+        ids: Ids,
+        *,
+        scale: RowScale,
+        dictionary: FloatArray,
+        num_threads: int,
+        progress: bool = False,  # noqa: ARG002
+    ) -> EmbeddedDocuments:
+        """With documents appended, and those of ids that are held replaced, RUN_ROWS at a time."""
+        replaced = self.live_ids.find(ids.all())
+        rest = self._marked(self.alive_rows()[replaced[replaced >= 0]])
+        backend = rest.backend if rest.n_alive else rest.compacted(num_threads).backend
+        backend = backend.added(_runs(chunks), num_threads, dictionary)
+        if not rest.n_alive:
+            return EmbeddedDocuments(backend, ids, None, scale.unit)
+        rows = rest.extended(ids)
+        return EmbeddedDocuments(backend, rows.all_ids, rows.alive, scale.unit)
 
-    def removed(self, ids: Any) -> Documents:
-        """Without some ids.
+    def removed(self, ids: IdArray) -> EmbeddedDocuments:
+        """Without some ids, all of them held; their memory stays in use until `compacted`."""
+        return self._marked(self.rows_of(ids))
 
-        Raises:
-            UnknownIdError: an id is not held.
-            InputError: an id stands twice.
-        """
-        rows = self.rows_of(ids)
-        if len(np.unique(rows)) < len(rows):
-            msg = f"{len(rows) - len(np.unique(rows))} of {len(rows)} ids to remove stand more than once"
-            raise InputError(msg)
-        return self._marked(rows)
-
-    def without_ids(self, ids: Ids) -> Documents:
-        """Without those of some ids that are held."""
-        found = self.live_ids.find(ids.all())
-        return self._marked(self.alive_rows()[found[found >= 0]])
-
-    def _marked(self, rows: RowArray) -> Documents:
+    def _marked(self, rows: RowArray) -> EmbeddedDocuments:
         """With rows marked as removed."""
         if not len(rows):
             return self
-        return Documents(self.backend, self.ids, self.without(rows).alive)
+        return EmbeddedDocuments(self.backend, self.all_ids, self.without(rows).alive, self.unit)
 
-    def compacted(self, num_threads: int) -> Documents:
+    def compacted(self, num_threads: int) -> EmbeddedDocuments:
         """Without the rows of removed ids."""
         if self.alive is None:
             return self
@@ -96,10 +226,66 @@ class Documents(Rows):
         # What is left of clusters makes up new ones.
         return self._of(rows, num_threads, int(np.searchsorted(rows, self.backend.n_clustered)))
 
-    def clustered(self, order: RowArray, num_threads: int) -> Documents:
+    def clustered(self, order: RowArray, num_threads: int) -> EmbeddedDocuments:
         """The documents that were not removed in another order, where similar ones are near each other."""
         return self._of(self.alive_rows()[order], num_threads, len(order))
 
-    def _of(self, rows: RowArray, num_threads: int, n_clustered: int) -> Documents:
-        ids = self.ids.subset(rows) if len(rows) else Ids(0, {})
-        return Documents(self.backend.subset(rows, num_threads, n_clustered), ids, None)
+    def _of(self, rows: RowArray, num_threads: int, n_clustered: int) -> EmbeddedDocuments:
+        ids = self.all_ids.subset(rows) if len(rows) else Ids(0, {})
+        return EmbeddedDocuments(self.backend.subset(rows, num_threads, n_clustered), ids, None, self.unit)
+
+    def manifest(self) -> dict[str, Any]:
+        """What is stored next to the arrays."""
+        return {
+            "n": len(self.all_ids),
+            "k": self.k,
+            "packing": self.backend.codec.manifest(),
+            "postings": self.backend.postings,
+            "unit": self.unit,
+        }
+
+    def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """The arrays to store."""
+        arrays = self.backend.to_arrays() | self.all_ids.to_arrays()
+        if self.alive is not None:
+            arrays["alive"] = np.packbits(self.alive, bitorder="little")
+        return arrays
+
+    @classmethod
+    def from_stored(
+        cls,
+        meta: Mapping[str, Any],
+        arrays: Mapping[str, npt.NDArray[Any]],
+        n_latents: int,
+        unit: float | None,
+    ) -> EmbeddedDocuments:
+        """From what `manifest` and `to_arrays` gave; arrays are borrowed, so they may be memory-mapped.
+
+        Raises:
+            ValueError: the parts do not fit together, or do not hold what they should.
+            KeyError: a part is missing.
+        """
+        n = check_int(meta["n"], "n", 0)
+        k = check_int(meta["k"], "k", 1, n_latents, "n_latents")
+        postings = check_int(meta["postings"], "postings", 1, k, "k")
+        codec = entry(meta, "packing", dict)
+        of_rows = {name: array for name, array in arrays.items() if name in STORED_ROWS}
+        of_codes = {name: array for name, array in arrays.items() if name not in STORED_ROWS}
+        backend = EmbeddedBackend.from_arrays(of_codes, n, n_latents, k, codec, postings)
+        ids, alive = stored_rows(n, of_rows)
+        if n and unit is None:
+            msg = "norms are kept, but not in which unit"
+            raise InputError(msg)
+        return cls(backend, ids, alive, unit)
+
+
+def _runs(chunks: Iterable[SparseCodes]) -> Iterator[SparseCodes]:
+    """Chunks joined to runs of RUN_ROWS rows, whole windows of the engine; the last may have fewer."""
+    held: list[SparseCodes] = []
+    for codes in chunks:
+        held.append(codes)
+        if sum(map(len, held)) >= RUN_ROWS:
+            run, held = SparseCodes.concatenate(held), []
+            yield run
+    if held:
+        yield SparseCodes.concatenate(held)

@@ -1,4 +1,4 @@
-"""Sizes that the engine fixes, and the bytes that parts take."""
+"""Sizes that the engine fixes, and the bytes of posting lists."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ from compressae_index import _engine
 
 # Documents of a window of the inverted part, and of a cluster.
 WINDOW = _engine.WINDOW
-
-
 CLUSTER = _engine.CLUSTER
 
-
-# Rows that are packed or inverted at once, whole windows: what that needs beside its result is several times
-# as much.
+# Rows that are packed or inverted at once, whole windows: the work takes several times the memory of its
+# result.
 RUN_ROWS = 2 * WINDOW
 
+# Bytes of a posting: a 16-bit document and an 8-bit value.
+POSTING_BYTES = _engine.POSTING_BYTES
 
-# What makes up for the rounding of posting lists: so many more candidates, and one more of so many.
+# Candidates that `sparse` takes in addition: this many, and one for each this many that are asked for.
 SPARE_CANDIDATES = 16
 
 
@@ -26,16 +25,6 @@ def sparse_candidates(top: int) -> int:
 
 
 def list_overhead(n_latents: int, n: int) -> float:
-    """Bytes a document that the inverted part takes beside its postings: offsets and scales of the lists."""
+    """Bytes a document that the inverted part takes in addition to its postings: offsets and scales."""
     windows = -(-n // WINDOW)
     return ((n_latents + 1) * 8 + n_latents * (4 * (windows + 1) + 2 * windows) + 4) / n
-
-
-# Bytes of a posting: a 16-bit document and an 8-bit value.
-POSTING_BYTES = _engine.POSTING_BYTES
-
-
-def row_bytes(n_latents: int, k: int, value_bits: int) -> int:
-    """Bytes of a packed row; see `Packed`."""
-    latent_bits = min(k + ((n_latents - 1) >> low) + k * low for low in range(17))
-    return (16 + latent_bits + k * value_bits + 7) // 8

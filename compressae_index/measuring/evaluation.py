@@ -5,18 +5,17 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
 from compressae_index.arrays import FloatArray
-from compressae_index.index import CompressedIndex
 from compressae_index.measuring.originals import check_held
 from compressae_index.measuring.recall import recall
 from compressae_index.progress import track
-from compressae_index.search.index import BackedIndex
+from compressae_index.search.index import Index
 from compressae_index.search.queries import MODES, Mode, Scoring
 
 # Latency is the median of this many single queries.
@@ -60,7 +59,7 @@ class Sweep(NamedTuple):
 
 
 def evaluate(
-    index: CompressedIndex | BackedIndex,
+    index: Index,
     queries: FloatArray,
     truth: npt.NDArray[Any],
     *,
@@ -68,7 +67,7 @@ def evaluate(
     scoring: Scoring = "asymmetric",
     **options: Any,
 ) -> list[Measurement]:
-    """Measures every mode of an index; an index over a back end has `sparse` and `two_stage`.
+    """Measures every mode that an index has, of "sparse", "dense" and "two_stage".
 
     Args:
         index: the index to measure.
@@ -84,22 +83,20 @@ def evaluate(
         UnknownIdError: the truth holds ids that the index does not.
     """
     check_held(index, truth)
-    return [_evaluate_mode(index, mode, queries, truth, ks, scoring, options) for mode in _modes(index)]
+    return [
+        _evaluate_mode(index, mode, queries, truth, ks, scoring, options)
+        for mode in MODES
+        if mode in index.modes
+    ]
 
 
-def _modes(index: CompressedIndex | BackedIndex) -> tuple[Mode, ...]:
-    return MODES if isinstance(index, CompressedIndex) else cast("tuple[Mode, ...]", BackedIndex.modes)
-
-
-def _bytes_of(index: CompressedIndex | BackedIndex, mode: Mode) -> float:
-    """Bytes a vector that a mode reads; NaN if the back end does not tell."""
-    if isinstance(index, CompressedIndex):
-        return index.stats().bytes_by_mode[mode]
-    return index.stats().bytes_per_vector.get("total", np.nan)
+def _bytes_of(index: Index, mode: str) -> float:
+    """Bytes a vector that a mode reads; NaN where they are not known."""
+    return index.stats().bytes_by_mode.get(mode, np.nan)
 
 
 def sweep(
-    index: CompressedIndex | BackedIndex,
+    index: Index,
     queries: FloatArray,
     truth: npt.NDArray[Any],
     *,
@@ -140,22 +137,22 @@ def sweep(
     return sweeps
 
 
-def settings_of(index: CompressedIndex | BackedIndex) -> list[tuple[Mode, str, list[int]]]:
+def settings_of(index: Index) -> list[tuple[Mode, str, list[int]]]:
     """The settings of `sweep` for an index: the values of SWEPT that it is large enough for."""
     most = {
         "query_nnz": index.model.n_latents,
         "candidates": len(index),
-        "nprobe": index.stats().clusters if isinstance(index, CompressedIndex) else 0,
+        "nprobe": index.stats().clusters,
     }
     return [
         (mode, option, [value for value in values if value <= most[option]] or [most[option]])
         for mode, option, values in SWEPT
-        if most[option]
+        if most[option] and mode in index.modes
     ]
 
 
 def _evaluate_mode(
-    index: CompressedIndex | BackedIndex,
+    index: Index,
     mode: Mode,
     queries: FloatArray,
     truth: npt.NDArray[Any],
@@ -163,10 +160,11 @@ def _evaluate_mode(
     scoring: Scoring,
     options: Mapping[str, Any],
 ) -> Measurement:
-    ask: Any = index.search  # an index over a back end has fewer modes and options
 
     def search(rows: FloatArray, k: int) -> npt.NDArray[Any]:
-        found: npt.NDArray[Any] = ask(rows, k, mode=mode, scoring=scoring, num_threads=1, **options).ids
+        found: npt.NDArray[Any] = index.search(
+            rows, k, mode=mode, scoring=scoring, num_threads=1, **options
+        ).ids
         return found
 
     name = mode if scoring == "asymmetric" else f"{mode} ({scoring})"

@@ -14,7 +14,7 @@ from compressae_index.arrays import FloatArray
 from compressae_index.checks import check_choice, check_vectors, normalize_rows
 from compressae_index.coding.metric import METRICS, Metric
 from compressae_index.embedded.sizes import WINDOW
-from compressae_index.index import CompressedIndex, IndexStats
+from compressae_index.index import CompressedIndex
 from compressae_index.measuring.environment import environment
 from compressae_index.measuring.evaluation import (
     TIMED_QUERIES,
@@ -35,6 +35,7 @@ from compressae_index.measuring.rivals import (
     import_faiss,
 )
 from compressae_index.progress import say
+from compressae_index.search.index import IndexStats
 from compressae_index.search.queries import MODES, Mode, Scoring
 from compressae_index.sources import Vectors, VectorSource
 

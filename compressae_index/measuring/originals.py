@@ -12,6 +12,7 @@ from compressae_index.checks import check_vectors, normalize_rows
 from compressae_index.errors import DimensionError, InputError, UnknownIdError
 from compressae_index.ids import Ids, as_id_array
 from compressae_index.index import CompressedIndex
+from compressae_index.search.index import Index
 from compressae_index.sources import CHUNK_ROWS, Vectors, VectorSource, open_vectors
 
 # Documents to compare with their reconstructions: so many, in so many runs of consecutive rows.
@@ -68,11 +69,11 @@ def originals_of(index: CompressedIndex, vectors: VectorSource, ids: Any = None)
     return found
 
 
-def check_held(index: Any, ids: npt.NDArray[Any]) -> None:
+def check_held(index: Index, ids: npt.NDArray[Any]) -> None:
     """Checks that an index holds ids: not finding an absent neighbour is no fault of the index.
 
     Args:
-        index: a `CompressedIndex`, or any index over a back end.
+        index: the index.
         ids: ids of any shape; -1 and None, which mark missing ones, are skipped.
 
     Raises:
@@ -80,11 +81,7 @@ def check_held(index: Any, ids: npt.NDArray[Any]) -> None:
     """
     present = {*np.asarray(ids).ravel().tolist()} - {-1, None}
     wanted = as_id_array(list(present))
-    if isinstance(index, CompressedIndex):
-        held = index.documents.live_ids.find(wanted) >= 0
-    else:
-        same_kind = (wanted.dtype == object) == index.backend.are_strings
-        held = index.backend.held(wanted) if same_kind else np.zeros(len(wanted), dtype=bool)
+    held = index.holds(wanted)
     if not held.all():
         first = wanted[~held].tolist()[0]
         msg = (

@@ -194,7 +194,7 @@ def _facts(report: IndexReport, names: Mapping[str, str]) -> str:
         **{name: escape(printable(value)) for name, value in names.items()},
         "vectors": f"{_number(stats.vectors)} of {_number(stats.dim)} dimensions{left_out}",
         "metric": escape(stats.metric),
-        "model": f"{_number(stats.n_latents)} latents, {_number(stats.dead_latents)} without postings",
+        "model": f"{_number(stats.n_latents)} latents, {_number(stats.dead_latents or 0)} without postings",
         "codes": f"{_number(stats.k)} nonzeros, {_number(stats.postings)} in posting lists, {stats.encoder}",
         "bytes per vector": ", ".join(parts),
         "measured at": f'<time datetime="{report.made_at}">{report.made_at}</time>',

@@ -1,3 +1,3 @@
-"""What an index is: queries, answers, the protocol of back ends and the stages of a search."""
+"""The index as such: queries, answers, the protocol of documents and the stages of a search."""
 
 from __future__ import annotations

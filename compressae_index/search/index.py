@@ -1,9 +1,9 @@
-"""An index over a sparse back end: codes that are kept and found by latents outside of this package."""
+"""The facade of every index, wherever its documents are kept."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, Literal, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,35 +12,31 @@ from compressae_index.checks import check_choice, check_int, check_threads, chec
 from compressae_index.coding.chunks import encoded_chunks
 from compressae_index.coding.codes import SparseCodes
 from compressae_index.coding.metric import METRICS, Metric, RowScale
-from compressae_index.coding.model import ENCODERS, CompresSAE, Encoder, check_model
+from compressae_index.coding.model import ENCODERS, CompresSAE, Encoder, check_is_model, check_model
 from compressae_index.errors import DimensionError, InputError, UnknownIdError
-from compressae_index.ids import as_id_array
+from compressae_index.ids import Ids, as_id_array
+from compressae_index.processes import ForkSafeLock
 from compressae_index.progress import track
-from compressae_index.search.protocol import Candidates, SparseBackend
+from compressae_index.search.protocol import Documents
 from compressae_index.search.queries import (
     MAX_K,
     MAX_PLACES,
-    QUERY_BLOCK,
-    QUERY_NNZ,
     SCORINGS,
     Asked,
-    BackedResult,
+    Coder,
     Explanation,
     Scoring,
+    SearchResult,
+    Settings,
     check_candidates,
     check_k,
     explained,
-    projections,
 )
-from compressae_index.search.stages import _best, code_scores, holds_best, strongest_terms
-from compressae_index.sources import VectorSource, check_no_rows, ids_of_rows, open_vectors
-
-# To fetch codes of candidates, of which others may remove some or replace them meanwhile.
-ATTEMPTS = 10
+from compressae_index.sources import Vectors, VectorSource, check_no_rows, ids_of_rows, open_vectors
 
 
-class BackedStats(NamedTuple):
-    """What an index over a back end holds."""
+class IndexStats(NamedTuple):
+    """The contents of an index, and their costs."""
 
     vectors: int
     dim: int
@@ -49,57 +45,91 @@ class BackedStats(NamedTuple):
     encoder: str
     metric: str
     bytes_per_vector: dict[str, float]
-    """Bytes a vector by part, as far as the back end tells."""
+    """Resident bytes a vector by part and in total; those of a server are computed, or missing."""
     model_bytes: int
+    postings: int
+    """Nonzeros of a code that the posting lists keep."""
+    bytes_by_mode: dict[str, float]
+    """Bytes a vector of the parts that each mode reads; empty if they are not known."""
+    removed: int = 0
+    """Vectors that were removed and still take memory; `compact` reclaims it."""
+    dead_latents: int | None = None
+    """Latents without a posting; None if the index does not count them."""
+    list_skew: float | None = None
+    """Length of the longest posting list over the mean length; None if the index does not measure it."""
+    simd: str | None = None
+    """The engine's instruction set; None if another engine searches."""
+    clusters: int = 0
+    """Clusters of similar vectors, which a search may skip; 0 unless `cluster` made them."""
 
 
-class BackedIndex:
-    """Vectors whose codes a back end keeps, searched as those of a `CompressedIndex`.
+class Index:
+    """Vectors that are searched by their codes.
 
-    Ties go to the lower id. Documents that share no term with a query are not found.
+    An index encodes queries and vectors, and searches and changes `Documents`, which keep the codes.
+    `CompressedIndex` keeps them in this process; `Index(model, backend)` takes any `SparseBackend`.
     """
-
-    modes: ClassVar[tuple[str, ...]] = ("sparse", "two_stage")
 
     def __init__(
         self,
         model: CompresSAE,
-        backend: SparseBackend,
+        documents: Documents,
         *,
         encoder: Encoder = "pursuit",
         metric: Metric = "cosine",
     ) -> None:
-        """From a model and the back end that keeps its folded codes.
+        """Searches documents by the model that encoded them.
 
         Args:
-            model: the model that encoded what the back end holds.
-            backend: keeps the codes.
+            model: the model of the codes.
+            documents: the codes.
             encoder: how vectors that are added become codes.
-            metric: what scores are; with "inner_product", codes that the back end holds are times the norm
-                of their vector.
+            metric: what scores are; with "inner_product", codes are times the norm of their vector.
 
         Raises:
-            DimensionError: the back end's codes are over another number of latents.
+            DimensionError: the codes are over another number of latents.
             InputError: the model leaves out a mean, and the metric is not cosine.
         """
-        if backend.n_latents != model.n_latents:
-            msg = f"the back end has {backend.n_latents} latents, the model {model.n_latents}"
-            raise DimensionError(msg)
-        self.model = model
-        self.backend = backend
+        self.model = check_is_model(model)
         self.encoder: Encoder = check_choice(encoder, "encoder", ENCODERS)
         self.metric: Metric = check_choice(metric, "metric", METRICS)
         check_model(model, metric)
+        if documents.n_latents != model.n_latents:
+            msg = f"the codes are over {documents.n_latents} latents, the model has {model.n_latents}"
+            raise DimensionError(msg)
+        self._documents = documents
+        self._writer = ForkSafeLock()
+
+    @property
+    def documents(self) -> Documents:
+        """The documents that a search would see now."""
+        return self._documents
+
+    @property
+    def k(self) -> int:
+        """Nonzeros a code."""
+        return self.documents.k
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """The modes that `search` takes."""
+        return self.documents.modes
+
+    @property
+    def ids(self) -> IdArray:
+        """The ids that a search can find, in the order that breaks ties."""
+        return self.documents.ids
 
     def __len__(self) -> int:
         """Vectors that a search can find."""
-        return len(self.backend)
+        return len(self.documents)
 
     def __repr__(self) -> str:
-        n, size = len(self.backend), sum(self.backend.nbytes.values())
+        stats = self.stats()
+        size = stats.bytes_per_vector.get("total")
         return (
-            f"{type(self).__name__}({n} vectors, dim={self.model.dim}, n_latents={self.model.n_latents}, "
-            f"k={self.backend.k}, {size / max(n, 1):.1f} bytes a vector)"
+            f"{type(self).__name__}({stats.vectors} vectors, dim={stats.dim}, n_latents={stats.n_latents}, "
+            f"k={stats.k}{'' if size is None else f', {size:.1f} bytes a vector'})"
         )
 
     def search(
@@ -107,161 +137,86 @@ class BackedIndex:
         queries: Any,
         k: int = 10,
         *,
-        mode: Literal["sparse", "two_stage"] = "two_stage",
+        mode: str = "two_stage",
         candidates: int | None = None,
         query_nnz: int | None = None,
         scoring: Scoring = "asymmetric",
+        nprobe: int | None = None,
         filter: Any = None,  # noqa: A002
         num_threads: int | None = None,
-    ) -> BackedResult:
+    ) -> SearchResult:
         """The k nearest documents of each query.
 
         Args:
             queries: (n_queries, d), or (d,) for one.
-            k: neighbours of each query.
-            mode: "sparse" scores by the query's query_nnz strongest latents; "two_stage" scores what these
-                find by the metric with the reconstruction.
-            candidates: documents that the back end's stage one gives, at least k; by default 1,000, or k
-                where that is more. In "sparse" they are fetched only where the back end's scores are no more
-                than upper bounds.
-            query_nnz: latents of the query that stage one keeps, of largest magnitude; 64 by default.
-            scoring: as for `CompressedIndex.search`.
-            filter: what to search among, in the back end's own words.
-            num_threads: threads that encode the queries of scoring="symmetric"; all by default.
+            k: neighbours of each query. More than there are vectors leaves places of the answer empty, and is
+                refused where these would be millions.
+            mode: "sparse" scores by the query's query_nnz strongest latents, through their posting lists;
+                "dense" scores every document by the metric with its reconstruction; "two_stage" takes the
+                best `candidates` by posting lists and scores them as "dense" does. `modes` has those of this
+                index.
+            candidates: documents that stage one hands to stage two, at least k; by default 1,000, or k where
+                that is more. "sparse" needs them only where a back end gives no more than upper bounds.
+            query_nnz: latents of the query that stage one keeps, of largest magnitude; by default 64, and
+                64 k / postings where posting lists keep fewer than k nonzeros, which is as fast.
+            scoring: "asymmetric" compares the query itself with the codes; "symmetric" encodes the query
+                first, as the paper does: s_q with s in "sparse", x_hat_q with x_hat in "dense".
+            nprobe: clusters that posting lists are scanned of, those whose mean codes score best; all by
+                default, which is exact. `CompressedIndex.cluster` makes them; an index without clusters takes
+                no nprobe. All are scanned where those hold fewer than k that match.
+            filter: ids to search among, in which repeats count once; a boolean mask with one entry a vector
+                in the order of `ids`; or an expression of Milvus. An index takes those of its
+                `documents.filters`. It is applied inside stage one, so k results come back where k match.
+            num_threads: threads to share the queries, or the documents where there are fewer queries and no
+                nprobe; all by default.
 
         Returns:
-            scores and ids, each (n_queries, k), and `certified`. Where fewer than k documents share a term
-            with the query: id -1 (None for string ids) and score -inf.
+            scores and ids, each (n_queries, k), and `certified`. The higher score comes first; of equal
+            scores, that of the document that is first in `ids`. Where fewer than k documents match: id -1
+            (None for string ids) and score -inf.
 
         Raises:
-            InputError: bad queries, another dimension, k or query_nnz below 1, candidates below k, a bad
-                filter.
+            InputError: bad queries, another dimension, k, query_nnz or nprobe below 1, candidates below k,
+                nprobe where there are no clusters, another mode, or a filter that this index does not take.
         """
-        k, n = self._depth(k, candidates, mode)
-        asked = self._asked(queries, mode, scoring, query_nnz, num_threads)
-        if k * len(asked) > MAX_PLACES:  # as counting documents may be a question to a server
-            check_k(k, len(self), len(asked))
-        return self._joined(
-            (
-                self._ranked(block, self.backend.candidates(block.terms, n, filter), k)
-                for block in (asked.block(first) for first in range(0, len(asked), QUERY_BLOCK))
-            ),
-            k,
-        )
+        settings = Settings(mode, candidates, query_nnz, scoring, nprobe, filter, num_threads)
+        documents = self.documents
+        asked = self.asked(queries, k, settings, documents)
+        if asked.k * len(asked) > MAX_PLACES:  # counting documents may be a question to a server
+            check_k(asked.k, len(documents), len(asked))
+        return documents.answer(asked)
 
-    def _depth(self, k: int, candidates: int | None, mode: str) -> tuple[int, int]:
-        """The k, and how many candidates to ask for."""
+    def asked(self, queries: Any, k: int, settings: Settings, documents: Documents | None = None) -> Asked:
+        """Checked queries as `Documents.answer` takes them; errors as for `search`."""
+        documents = self.documents if documents is None else documents
         k = check_int(k, "k", 1, MAX_K)
-        candidates = check_candidates(candidates, k)
-        check_choice(mode, "mode", self.modes)
-        return k, k if mode == "sparse" and self.backend.is_exact else candidates
-
-    def _asked(
-        self,
-        queries: Any,
-        mode: str,
-        scoring: Scoring,
-        query_nnz: int | None,
-        num_threads: int | None,
-    ) -> Asked:
-        check_choice(scoring, "scoring", SCORINGS)
-        query_nnz = QUERY_NNZ if query_nnz is None else check_int(query_nnz, "query_nnz", 1)
-        threads = check_threads(num_threads)
+        candidates = check_candidates(settings.candidates, k)
+        check_choice(settings.mode, "mode", documents.modes)
+        check_choice(settings.scoring, "scoring", SCORINGS)
+        for name in ("query_nnz", "nprobe"):
+            if (value := getattr(settings, name)) is not None:
+                check_int(value, name, 1)
+        if settings.nprobe is not None and settings.mode == "dense":
+            msg = "nprobe has no use in mode 'dense', which reads no posting lists"
+            raise InputError(msg)
+        if isinstance(settings.filter, str) and "expression" not in documents.filters:
+            msg = f"filter is an expression, but this index filters by {' or '.join(documents.filters)}"
+            raise InputError(msg)
+        threads = check_threads(settings.num_threads)
         rows = check_vectors(queries, dim=self.model.dim, name="queries", may_be_empty=True)
-        factors = self._scale.of_queries(rows)
-        sparse_u, dense_u, mean_scores = projections(
-            self.model, rows, mode, scoring, self.backend.k, self.encoder, threads
-        )
-        terms = strongest_terms(sparse_u, query_nnz)
-        return Asked(terms, None if mode == "sparse" else dense_u, factors, mean_scores)
-
-    def _ranked(self, asked: Asked, found: Candidates, k: int) -> BackedResult:
-        """The best k candidates by exact scores."""
-        sums = scores = found.scores
-        if not self.backend.is_exact or asked.projections is not None:
-            found, codes = self._with_codes(found)
-            sums, missing = found.scores, np.isneginf(found.scores)
-            if not self.backend.is_exact:
-                sums = np.where(missing, -np.inf, code_scores(asked.terms.to_dense(), codes))
-            scores = sums
-            if asked.projections is not None:
-                scores = np.where(missing, -np.inf, code_scores(asked.projections, codes))
-        certified = holds_best(sums, found.bounds, k)
-        best = _best(scores, found.ids, k)
-        scores = np.take_along_axis(scores, best, axis=1)
-        ids: Any = np.take_along_axis(found.ids, best, axis=1)
-        scores = asked.in_metric(scores)
-        # Scores that differed by less than a sum with `mean_scores` can tell now tie.
-        best = _best(scores, ids, k)
-        scores, ids = np.take_along_axis(scores, best, axis=1), np.take_along_axis(ids, best, axis=1)
-        if short := k - scores.shape[1]:
-            nothing: Any = None if self.backend.are_strings else -1
-            scores = np.pad(scores, ((0, 0), (0, short)), constant_values=-np.inf)
-            ids = np.pad(ids, ((0, 0), (0, short)), constant_values=nothing)
-        return BackedResult(scores.astype(np.float32, copy=False), ids, certified)
-
-    def _with_codes(self, found: Candidates) -> tuple[Candidates, SparseCodes]:
-        """Candidates with their codes, which are fetched where the back end did not give them along.
-
-        Each is fetched once; what was removed since it was found is no candidate any more.
-        """
-        if found.codes is not None:
-            return found, found.codes
-        present = ~np.isneginf(found.scores)
-        wanted: Any
-        wanted, place = np.unique(found.ids[present], return_inverse=True)
-        held, codes = self._held_codes(wanted)
-        nothing: Any = None if self.backend.are_strings else -1
-        gone = present.copy()
-        gone[present] = ~held[place]
-        found = found._replace(
-            ids=np.where(gone, nothing, found.ids), scores=np.where(gone, np.float32(-np.inf), found.scores)
-        )
-        n, width = found.scores.size, self.backend.k
-        latents = np.broadcast_to(np.arange(width, dtype=np.uint16), (n, width)).copy()
-        values = np.zeros((n, width), dtype=np.float32)
-        of_held = (np.cumsum(held) - 1)[place][held[place]]
-        left = (present & ~gone).ravel()
-        latents[left], values[left] = codes.latents[of_held], codes.values[of_held]
-        return found, SparseCodes(latents, values, self.model.n_latents)
-
-    def _held_codes(self, ids: IdArray) -> tuple[BoolArray, SparseCodes]:
-        """Which of some ids are still held, while others may remove them, and the codes of these."""
-        held = np.ones(len(ids), dtype=bool)
-        for attempt in range(ATTEMPTS):
-            if not held.any():
-                break
-            try:
-                return held, self.backend.codes(ids[held])
-            except UnknownIdError:
-                if attempt == ATTEMPTS - 1:
-                    raise
-                held = self.backend.held(ids)
-        nothing = np.empty((0, self.backend.k))
-        codes = SparseCodes(nothing.astype(np.uint16), nothing.astype(np.float32), self.model.n_latents)
-        return held, codes
-
-    def _joined(self, results: Iterable[BackedResult], k: int) -> BackedResult:
-        """Results of blocks of queries, one below the other; there may be none."""
-        blocks = list(results)
-        if not blocks:
-            ids: Any = np.empty((0, k), dtype=object if self.backend.are_strings else np.int64)
-            return BackedResult(np.empty((0, k), dtype=np.float32), ids, np.empty(0, dtype=bool))
-        return BackedResult(
-            np.concatenate([block.scores for block in blocks]),
-            np.concatenate([block.ids for block in blocks]),
-            np.concatenate([block.certified for block in blocks]),
-        )
+        factors = RowScale(self.metric, documents.unit or 1.0).of_queries(rows)
+        coder = Coder(self.model, self.encoder, documents.k)
+        return Asked(rows, factors, k, candidates, threads, settings, coder)
 
     def add(
         self, embeddings: VectorSource, ids: Any, *, num_threads: int | None = None, progress: bool = False
     ) -> None:
-        """Appends vectors.
+        """Appends vectors; the model stays as it is.
 
         Args:
-            embeddings: (n, d) floating point, as for `CompressedIndex.build`; there may be none. Their codes
-                are held in memory until all are made, so that a bad row is found before anything is written.
-            ids: new ids of the kind that the back end holds.
+            embeddings: (n, d) floating point, as for `CompressedIndex.build`; there may be none. No vector is
+                added before all are encoded, so that a bad row changes nothing.
+            ids: new ids of the kind that the index holds.
             num_threads: threads to encode with; all by default.
             progress: show a progress bar.
 
@@ -269,84 +224,90 @@ class BackedIndex:
             InputError: bad rows, another dimension, ids that repeat or that are held already. Nothing was
                 added.
         """
-        self._write(embeddings, ids, self._put, replace=False, num_threads=num_threads, progress=progress)
+        self._write(embeddings, ids, replace=False, num_threads=num_threads, progress=progress)
 
     def upsert(
         self, embeddings: VectorSource, ids: Any, *, num_threads: int | None = None, progress: bool = False
     ) -> None:
         """Adds vectors, and replaces those of ids that are held; arguments and errors as for `add`."""
-        self._write(embeddings, ids, self._put, replace=True, num_threads=num_threads, progress=progress)
-
-    def _put(self, codes: SparseCodes, ids: IdArray, rows: slice) -> None:  # noqa: ARG002
-        self.backend.put(codes, ids)
+        self._write(embeddings, ids, replace=True, num_threads=num_threads, progress=progress)
 
     def _write(
+        self, embeddings: VectorSource, ids: Any, *, replace: bool, num_threads: int | None, progress: bool
+    ) -> None:
+        vectors = open_vectors(embeddings, may_be_empty=True)
+        new, _ = ids_of_rows(as_id_array(ids), vectors)
+        with self._writer.lock:
+            self._store(vectors, new, replace=replace, num_threads=num_threads, progress=progress)
+
+    def _store(
         self,
-        embeddings: VectorSource,
-        ids: Any,
-        put: Callable[[SparseCodes, IdArray, slice], None],
+        vectors: Vectors,
+        ids: Ids,
         *,
         replace: bool,
         num_threads: int | None,
         progress: bool,
+        **options: Any,
     ) -> None:
-        """Encodes, then stores chunk by chunk; `put` gets the codes, ids and rows of each."""
-        vectors = open_vectors(embeddings, may_be_empty=True)
-        new, _ = ids_of_rows(as_id_array(ids), vectors)
-        if not len(new):
+        """Encodes rows and stores them; `options` go to `added` of the documents."""
+        if not len(ids):
             check_no_rows(vectors, self.model.dim)
             return
-        self._check_kind(new.all())
-        if not replace and (held := self.backend.held(new.all())).any():
-            first = new.all()[held].tolist()[0]
+        documents = self._documents
+        self._check_new(documents, ids.all(), replace=replace)
+        threads, scale = check_threads(num_threads), RowScale(self.metric, documents.unit)
+        chunks = encoded_chunks(self.model, vectors, self.k, self.encoder, threads, scale=scale)
+        with track(len(ids), "encoding", enabled=progress) as advance:
+            self._documents = documents.added(
+                counted(chunks, advance),
+                ids,
+                scale=scale,
+                dictionary=self.model.decoder_w,
+                num_threads=threads,
+                progress=progress,
+                **options,
+            )
+
+    def _check_new(self, documents: Documents, ids: IdArray, *, replace: bool) -> None:
+        documents.check_ids(ids)
+        if not replace and (held := documents.held(ids)).any():
+            first = ids[held].tolist()[0]
             msg = (
                 f"id {first!r:.100} is already in the index ({int(held.sum())} such ids); "
                 "remove it, or upsert"
             )
             raise InputError(msg)
-        threads, chunks = check_threads(num_threads), []
-        with track(len(new), "encoding", enabled=progress) as advance:
-            for codes in encoded_chunks(
-                self.model, vectors, self.backend.k, self.encoder, threads, scale=self._scale
-            ):
-                chunks.append(codes)
-                advance(len(codes))
-        first = 0
-        with track(len(new), "storing", enabled=progress) as advance:
-            for codes in chunks:
-                rows = slice(first, first + len(codes))
-                put(codes, new.of(np.arange(rows.start, rows.stop)), rows)
-                first = rows.stop
-                advance(len(codes))
 
     def remove(self, ids: Any) -> None:
         """Removes vectors.
 
         Raises:
             UnknownIdError: an id is not in the index. Nothing was removed.
-            InputError: an id stands twice.
+            InputError: an id is given twice.
         """
         array = as_id_array(ids)
         if not len(array):
             return
-        self._check_held(array)
-        if (twice := len(array) - len(np.unique(array))) > 0:
-            msg = f"{twice} of {len(array)} ids to remove stand more than once"
-            raise InputError(msg)
-        self.backend.remove(array)
+        with self._writer.lock:
+            self.check_held(array)
+            if (twice := len(array) - len(set(array.tolist()))) > 0:
+                msg = f"{twice} of {len(array)} ids to remove stand more than once"
+                raise InputError(msg)
+            self._documents = self._documents.removed(array)
 
     def codes(self, ids: Any) -> SparseCodes:
-        """The stored codes of ids: folded, times the kept norm.
+        """The stored codes of ids: folded, times the kept norm, and rounded to the stored precision.
 
         Raises:
             UnknownIdError: an id is not in the index.
         """
-        array = as_id_array(ids)
+        array, documents = as_id_array(ids), self.documents
         if not len(array):
-            return SparseCodes.empty(self.backend.k, self.model.n_latents)
-        if (array.dtype == object) != self.backend.are_strings:
-            self._check_held(array)
-        return self.backend.codes(array)
+            return SparseCodes.empty(documents.k, self.model.n_latents)
+        if (array.dtype == object) != documents.are_strings:
+            self.check_held(array)
+        return documents.codes(array)
 
     def reconstruct(self, ids: Any) -> FloatArray:
         """Reconstructed vectors of ids, (n, d) float32, of unit norm, or the kept one, up to rounding.
@@ -357,7 +318,7 @@ class BackedIndex:
         return self.model.decode(self.codes(ids))
 
     def explain(self, query: Any, id: int | str) -> Explanation:  # noqa: A002
-        """How a document's code adds up to its score in "two_stage".
+        """How the parts of a document's code add up to its score in "dense" and "two_stage".
 
         Raises:
             UnknownIdError: the id is not in the index.
@@ -367,41 +328,55 @@ class BackedIndex:
         if len(rows) != 1:
             msg = f"explain takes one query, got {len(rows)}"
             raise DimensionError(msg)
-        projection, factors = self.model.project(rows), self._scale.of_queries(rows)
+        projection, factors = self.model.project(rows), RowScale(self.metric, 1.0).of_queries(rows)
         if factors is not None:
             projection *= factors
         return explained(projection[0], self.codes([id]), self.model.mean_scores(rows))
 
-    def stats(self) -> BackedStats:
-        """What the index holds, and what it costs as far as the back end tells."""
-        n, parts = len(self.backend), self.backend.nbytes
+    def stats(self) -> IndexStats:
+        """The contents of the index, and their costs as far as they are known."""
+        return self._stats_of(self.documents)
+
+    def _stats_of(self, documents: Documents) -> IndexStats:
+        n, parts = len(documents), documents.nbytes
         if parts:
             parts = parts | {"total": sum(parts.values())}
-        return BackedStats(
+        per_vector = {name: size / max(n, 1) for name, size in parts.items()}
+        return IndexStats(
             vectors=n,
             dim=self.model.dim,
             n_latents=self.model.n_latents,
-            k=self.backend.k,
+            k=documents.k,
             encoder=self.encoder,
             metric=self.metric,
-            bytes_per_vector={name: size / max(n, 1) for name, size in parts.items()},
+            bytes_per_vector=per_vector,
             model_bytes=sum(tensor.nbytes for tensor in self.model.tensors().values()),
+            postings=documents.k,
+            bytes_by_mode=dict.fromkeys(documents.modes, per_vector["total"]) if parts else {},
         )
 
-    @property
-    def _scale(self) -> RowScale:
-        return RowScale(self.metric, 1.0)  # back ends keep values as they are, so norms need no unit
+    def holds(self, ids: IdArray) -> BoolArray:
+        """Which of the ids the index holds, (n,); none if they are of the other kind."""
+        documents = self.documents
+        if (ids.dtype == object) != documents.are_strings:
+            return np.zeros(len(ids), dtype=bool)
+        return documents.held(ids)
 
-    def _check_kind(self, ids: IdArray) -> None:
-        kinds = ("strings", "integers") if self.backend.are_strings else ("integers", "strings")
-        if (ids.dtype == object) != self.backend.are_strings:
-            msg = f"the ids of this index are {kinds[0]}, the new ones are {kinds[1]}"
-            raise InputError(msg)
+    def check_held(self, ids: IdArray) -> None:
+        """Checks that the index holds ids.
 
-    def _check_held(self, ids: IdArray) -> None:
-        same_kind = (ids.dtype == object) == self.backend.are_strings
-        held = self.backend.held(ids) if same_kind else np.zeros(len(ids), dtype=bool)
+        Raises:
+            UnknownIdError: it names the first of them.
+        """
+        held = self.holds(ids)
         if not held.all():
             first = ids[~held].tolist()[0]
             msg = f"unknown id {first!r:.100} ({int((~held).sum())} of {len(ids)} ids are unknown)"
             raise UnknownIdError(msg)
+
+
+def counted(chunks: Iterable[SparseCodes], advance: Any) -> Iterator[SparseCodes]:
+    """The same chunks; calls `advance` with the length of each when it is made."""
+    for codes in chunks:
+        yield codes
+        advance(len(codes))

@@ -1,32 +1,37 @@
-"""What an index searches: the protocol of back ends."""
+"""The protocol of the documents that an `Index` searches, wherever their codes are kept."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Iterable
+from typing import Literal, Protocol, TypeAlias
 
 from compressae_index.arrays import BoolArray, FloatArray, IdArray
 from compressae_index.coding.codes import SparseCodes
+from compressae_index.coding.metric import RowScale
+from compressae_index.ids import Ids
+from compressae_index.search.queries import Asked, SearchResult
+
+# Kinds of a search's filter: ids, a boolean mask in the order of `ids`, a back end's own expressions.
+Filter: TypeAlias = Literal["ids", "mask", "expression"]
 
 
-class Candidates(NamedTuple):
-    """What stage one of a back end found for a batch of queries."""
+class Documents(Protocol):
+    """Codes by user id, to search and to change.
 
-    ids: IdArray
-    """(n_queries, c) int64, or str objects; -1, or None, where fewer were found, after all others."""
-    scores: FloatArray
-    """(n_queries, c) sums over the query's terms, or upper bounds of them; -inf where fewer were found."""
-    bounds: FloatArray
-    """(n_queries,) no document that was not found has a sum over the query's terms above this."""
-    codes: SparseCodes | None
-    """Codes of the candidates, n_queries * c rows, of value 0 where fewer were found; None where the back
-    end does not get them along."""
-
-
-class SparseBackend(Protocol):
-    """Folded codes by user id, kept and searched outside of this package.
-
-    Ids are those that `Ids` takes: int64 that are not negative, or strings; never both.
+    Ids are those that `Ids` takes: int64 that are not negative, or strings; never both. A change returns the
+    documents that later searches see: the same object, or a new one if documents are immutable, which leaves
+    searches that have begun undisturbed.
     """
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """The modes that `answer` knows; "sparse" is among them."""
+        ...
+
+    @property
+    def filters(self) -> tuple[Filter, ...]:
+        """The kinds of filters that `answer` takes."""
+        ...
 
     @property
     def n_latents(self) -> int:
@@ -44,13 +49,18 @@ class SparseBackend(Protocol):
         ...
 
     @property
-    def is_exact(self) -> bool:
-        """Whether scores of candidates are the signed sums themselves, not upper bounds."""
+    def ids(self) -> IdArray:
+        """The ids that a search can find, in the order that breaks ties."""
+        ...
+
+    @property
+    def unit(self) -> float | None:
+        """The unit of norms, by which stored values were divided; None until the first rows choose it."""
         ...
 
     @property
     def nbytes(self) -> dict[str, int]:
-        """Bytes by part, as far as the back end tells."""
+        """Bytes by part, as far as they are known."""
         ...
 
     def __len__(self) -> int:
@@ -58,34 +68,57 @@ class SparseBackend(Protocol):
         ...
 
     def held(self, ids: IdArray) -> BoolArray:
-        """Which of the ids are held."""
+        """Which of the ids are held, (n,); all are of the kind of these documents."""
         ...
 
-    def put(self, codes: SparseCodes, ids: IdArray) -> None:
-        """Stores codes, one id a row and each once; those of ids that are held are replaced."""
-        ...
+    def check_ids(self, ids: IdArray) -> None:
+        """Checks that ids can be stored.
 
-    def remove(self, ids: IdArray) -> None:
-        """Removes ids, all of them held."""
+        Raises:
+            InputError: they are of the other kind, or out of range.
+        """
         ...
 
     def codes(self, ids: IdArray) -> SparseCodes:
-        """The stored codes of ids, in their order; ids may repeat.
+        """The stored codes of ids, times the kept norm, in the order of ids, which may repeat.
 
         Raises:
             UnknownIdError: an id is not held.
         """
         ...
 
-    def candidates(self, terms: SparseCodes, n: int, filter: Any) -> Candidates:  # noqa: A002
-        """The n best documents by the terms of each query, which are entries of its projection.
-
-        Args:
-            terms: one row a query; entries of value 0 are no terms.
-            n: candidates of each query, at most; documents that share no term with it need not be found.
-            filter: what to search among, in the back end's own words; None for all.
+    def answer(self, asked: Asked) -> SearchResult:
+        """The `asked.k` best documents of each query.
 
         Raises:
-            InputError: the filter is not one of the back end's, or n is more than it gives.
+            InputError: a filter or a setting that these documents do not take.
         """
+        ...
+
+    def added(
+        self,
+        chunks: Iterable[SparseCodes],
+        ids: Ids,
+        *,
+        scale: RowScale,
+        dictionary: FloatArray,
+        num_threads: int,
+        progress: bool,
+    ) -> Documents:
+        """Appends documents, and replaces those of ids that are held.
+
+        All chunks are made before anything changes, so that an error in one of them changes nothing.
+
+        Args:
+            chunks: codes, one row an id in all.
+            ids: one a code, each once.
+            scale: the scale of the codes; its unit is known once the chunks are made.
+            dictionary: (n_latents, d), with which values are rounded so that reconstructions stay close.
+            num_threads: threads to work with.
+            progress: show a progress bar for storing, if that takes long after encoding.
+        """
+        ...
+
+    def removed(self, ids: IdArray) -> Documents:
+        """Removes ids, all of them held and each once."""
         ...

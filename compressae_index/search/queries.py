@@ -1,54 +1,62 @@
-"""Queries and answers as every index has them: modes, scorings, projections, results."""
+"""Queries and answers of every index: modes, settings, projections, results."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from compressae_index.arrays import BoolArray, FloatArray, IdArray
-from compressae_index.checks import check_int
+from compressae_index.checks import check_int, normalize_rows
 from compressae_index.coding.codes import SparseCodes
 from compressae_index.coding.model import CompresSAE, Encoder
 from compressae_index.errors import InputError
+from compressae_index.processes import cached_property
 
 Mode: TypeAlias = Literal["sparse", "dense", "two_stage"]
 MODES: tuple[Mode, ...] = ("sparse", "dense", "two_stage")
 Scoring: TypeAlias = Literal["asymmetric", "symmetric"]
 SCORINGS: tuple[Scoring, ...] = ("asymmetric", "symmetric")
 
-# Neighbours that one may ask for, and places of an answer where there are not as many documents.
+# Neighbours that one may ask for, and places of an answer that has more of them than there are documents.
 MAX_K = 2**31 - 1
 MAX_PLACES = 2**24
 # Documents that stage one hands to stage two, where a call does not say.
 CANDIDATES = 1000
+# Latents of a query that posting lists are read for, where a call does not say and lists hold all nonzeros.
+QUERY_NNZ = 64
 
 
-def check_candidates(candidates: int | None, k: int) -> int:
-    """How many documents stage one hands to stage two; None for the default.
-
-    Raises:
-        InputError: they are fewer than k, the neighbours that are asked for.
-    """
-    if candidates is None:
-        return max(CANDIDATES, k)
-    candidates = check_int(candidates, "candidates", 1)
-    if candidates < k:
-        msg = f"candidates must be at least k = {k}, got {candidates}"
-        raise InputError(msg)
-    return candidates
-
-
-class SearchResult(NamedTuple):
-    """Neighbours of a batch of queries, best first."""
-
+class _Neighbours(NamedTuple):
     scores: FloatArray
-    """(n_queries, k) float32; -inf where fewer than k documents match."""
     ids: IdArray
-    """(n_queries, k) int64, or str objects; -1, or None, where fewer than k documents match. A collection of
-    Milvus may hold the id -1: the score of a document is never -inf."""
+
+
+class SearchResult(_Neighbours):
+    """Neighbours of a batch of queries, best first: a pair of scores and ids.
+
+    Attributes:
+        scores: (n_queries, k) float32; -inf where fewer than k documents match.
+        ids: (n_queries, k) int64, or str objects; -1, or None, where fewer than k documents match. Milvus may
+            hold the id -1: the score of a document is never -inf.
+        certified: (n_queries,) whether the k best documents by the query's query_nnz strongest latents are
+            provably among the candidates: "sparse" is then exact, and "two_stage" re-scored all of them. None
+            where the index does not tell.
+    """
+
+    certified: BoolArray | None
+
+    def __new__(cls, scores: FloatArray, ids: IdArray, certified: BoolArray | None = None) -> SearchResult:
+        """A pair that carries the certificate as an attribute."""
+        result = super().__new__(cls, scores, ids)
+        result.certified = certified
+        return result
+
+    def __getnewargs__(self) -> tuple[Any, ...]:
+        return *self, self.certified
 
 
 class Explanation(NamedTuple):
@@ -65,7 +73,131 @@ class Explanation(NamedTuple):
     values: FloatArray
     """(k,) the document's folded values."""
     mean: float = 0.0
-    """What the model's mean adds to the score of every document."""
+    """The share of the model's mean in the score, which is the same for every document."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to search; see `Index.search`."""
+
+    mode: str = "two_stage"
+    candidates: int | None = None
+    query_nnz: int | None = None
+    scoring: Scoring = "asymmetric"
+    nprobe: int | None = None
+    filter: Any = None
+    num_threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Coder:
+    """The model and settings that an index encodes with."""
+
+    model: CompresSAE
+    encoder: Encoder
+    k: int
+    """Nonzeros a code."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A batch of checked queries, as the stages of a search see it.
+
+    Projections are made when a stage first asks for them.
+    """
+
+    rows: FloatArray
+    """(n_queries, d) the queries."""
+    factors: FloatArray | None
+    """(n_queries, 1) factors from sums over stored codes to scores of the metric; None for cosine."""
+    k: int
+    """Neighbours of each query."""
+    candidates: int
+    """Documents that stage one finds, where there is a stage two; at least k."""
+    num_threads: int
+    settings: Settings
+    coder: Coder
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def mode(self) -> str:
+        """The mode asked for."""
+        return self.settings.mode
+
+    def blocks(self, size: int) -> Iterator[Asked]:
+        """The same, `size` queries at a time."""
+        for first in range(0, len(self), size):
+            rows = slice(first, first + size)
+            factors = None if self.factors is None else self.factors[rows]
+            yield replace(self, rows=self.rows[rows], factors=factors)
+
+    def by_terms(self, k: int) -> Asked:
+        """The same for stage one alone, which finds the k best by the terms of each query."""
+        return replace(
+            self, k=k, candidates=max(k, self.candidates), settings=replace(self.settings, mode="sparse")
+        )
+
+    @cached_property
+    def vectors(self) -> FloatArray:
+        """(n_queries, d) the queries with unit norm; with symmetric scoring, their reconstructions."""
+        if self.settings.scoring == "asymmetric":
+            return normalize_rows(self.rows)
+        return self.coder.model.decode(self._codes)
+
+    @property
+    def stage_one(self) -> FloatArray:
+        """(n_queries, n_latents) projections, whose strongest entries find candidates."""
+        return self._projections[0]
+
+    @property
+    def stage_two(self) -> FloatArray:
+        """(n_queries, n_latents) projections that score whole codes."""
+        return self._projections[1]
+
+    @property
+    def mean_scores(self) -> FloatArray | None:
+        """(n_queries, 1) the share of the model's mean in every score; None for zero."""
+        return self._projections[2]
+
+    def in_metric(self, sums: FloatArray) -> FloatArray:
+        """Scores by the metric of sums over stored codes, (n_queries, c) both."""
+        scores = sums if self.factors is None else sums * self.factors
+        return scores if self.mean_scores is None else scores + self.mean_scores
+
+    @cached_property
+    def _codes(self) -> SparseCodes:
+        """Folded codes of the queries."""
+        coder, threads = self.coder, self.num_threads
+        codes = coder.model.encode(self.rows, coder.k, encoder=coder.encoder, num_threads=threads)
+        return coder.model.fold(codes, num_threads=threads)
+
+    @cached_property
+    def _projections(self) -> tuple[FloatArray, FloatArray, FloatArray | None]:
+        model = self.coder.model
+        if self.settings.scoring == "asymmetric":
+            projected, mean_scores = model.seen(self.rows, self.num_threads)
+            return projected, projected, mean_scores
+        terms = self._codes.to_dense()
+        if self.mode == "sparse":
+            return terms, terms, None
+        return terms, self.vectors @ model.decoder_w.T, model.mean_scores(self.vectors)
+
+
+def check_candidates(candidates: int | None, k: int) -> int:
+    """How many documents stage one hands to stage two; None for the default.
+
+    Raises:
+        InputError: they are fewer than k, the neighbours that are asked for.
+    """
+    if candidates is None:
+        return max(CANDIDATES, k)
+    candidates = check_int(candidates, "candidates", 1)
+    if candidates < k:
+        msg = f"candidates must be at least k = {k}, got {candidates}"
+        raise InputError(msg)
+    return candidates
 
 
 def check_k(k: Any, n_documents: int, n_queries: int) -> int:
@@ -85,33 +217,6 @@ def check_k(k: Any, n_documents: int, n_queries: int) -> int:
     return number
 
 
-def projections(
-    model: CompresSAE,
-    queries: FloatArray,
-    mode: str,
-    scoring: Scoring,
-    k: int,
-    encoder: Encoder,
-    num_threads: int,
-) -> tuple[FloatArray, FloatArray, FloatArray | None]:
-    """What stage one and stage two score checked queries (n_queries, d) with.
-
-    Returns:
-        Two arrays (n_queries, n_latents), and what the model's mean adds to all scores of a query:
-        (n_queries, 1), or None for nothing.
-    """
-    if scoring == "asymmetric":
-        u, mean_scores = model.seen(queries, num_threads)
-        return u, u, mean_scores
-    codes = model.encode(queries, k, encoder=encoder, num_threads=num_threads)
-    codes = model.fold(codes, num_threads=num_threads)
-    sparse_u = codes.to_dense()
-    if mode == "sparse":
-        return sparse_u, sparse_u, None
-    decoded = model.decode(codes)
-    return sparse_u, decoded @ model.decoder_w.T, model.mean_scores(decoded)
-
-
 def explained(projection: FloatArray, code: SparseCodes, mean_scores: FloatArray | None) -> Explanation:
     """How one code adds up to its score by a query's projection (n_latents,), and what the mean adds."""
     latents, values = code.latents[0].astype(np.int64), code.values[0]
@@ -121,56 +226,3 @@ def explained(projection: FloatArray, code: SparseCodes, mean_scores: FloatArray
     mean = 0.0 if mean_scores is None else float(mean_scores[0, 0])
     score = float(contributions.sum(dtype=np.float64)) + mean
     return Explanation(score, latents[order], contributions[order], of_latents[order], values[order], mean)
-
-
-# Latents of a query that `sparse` search keeps where the posting lists hold all nonzeros.
-QUERY_NNZ = 64
-
-
-# Queries answered at a time: the codes of all their candidates are held at once.
-QUERY_BLOCK = 16
-
-
-class BackedResult(SearchResult):
-    """Neighbours of a batch of queries, with what is known of their exactness."""
-
-    certified: BoolArray
-    """(n_queries,) whether the k best by the query's query_nnz terms are provably among the candidates: in
-    mode "sparse", the result is then exact; in "two_stage", none of them was left out of the re-scoring."""
-
-    def __new__(cls, scores: FloatArray, ids: IdArray, certified: BoolArray) -> BackedResult:
-        """A pair of scores and ids that carries the certificate as an attribute."""
-        result = super().__new__(cls, scores, ids)
-        result.certified = certified
-        return result
-
-    def __getnewargs__(self) -> tuple[Any, ...]:
-        return *self, self.certified
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A batch of checked queries, as stage one and stage two see them."""
-
-    terms: SparseCodes
-    """The query_nnz strongest latents of each query."""
-    projections: FloatArray | None
-    """(n_queries, n_latents) what stage two scores with; None where there is no stage two."""
-    factors: FloatArray | None
-    """(n_queries, 1) what turns scores into the metric's; None for cosine."""
-    mean_scores: FloatArray | None
-    """(n_queries, 1) what the model's mean adds to all scores; None for nothing."""
-
-    def __len__(self) -> int:
-        return len(self.terms)
-
-    def block(self, first: int) -> Asked:
-        """The QUERY_BLOCK queries from `first` on."""
-        rows = slice(first, first + QUERY_BLOCK)
-        others = (self.projections, self.factors, self.mean_scores)
-        return Asked(self.terms[rows], *(None if each is None else each[rows] for each in others))
-
-    def in_metric(self, sums: FloatArray) -> FloatArray:
-        """Scores by the metric, of sums over codes: (n_queries, c) both."""
-        scores = sums if self.factors is None else sums * self.factors
-        return scores if self.mean_scores is None else scores + self.mean_scores

@@ -8,30 +8,28 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from compressae_index.arrays import FloatArray, Hits, IdArray, RowArray
-from compressae_index.checks import check_choice, check_int, check_vectors, normalize_rows
-from compressae_index.coding.metric import RowScale, row_norms
+from compressae_index.arrays import FloatArray, IdArray
+from compressae_index.checks import check_choice, check_int, check_threads
+from compressae_index.coding.metric import Metric, RowScale, row_norms
 from compressae_index.connectors.faiss.flat import STORAGES, CpuFlat, Storage
 from compressae_index.connectors.faiss.gpu import LONGEST, SPREADS, GpuFlat, Spread
 from compressae_index.connectors.faiss.library import find_gpus
-from compressae_index.conversion import as_array
 from compressae_index.errors import DimensionError, InputError, UnknownIdError
 from compressae_index.ids import Ids, Rows, as_id_array
 from compressae_index.index import CompressedIndex
-from compressae_index.processes import ForkSafeLock
 from compressae_index.progress import track
-from compressae_index.search.index import BackedIndex
+from compressae_index.search.index import Index
+from compressae_index.search.protocol import Documents
 from compressae_index.search.queries import (
     MAX_K,
     MODES,
-    SCORINGS,
-    Mode,
-    Scoring,
+    Asked,
+    Coder,
     SearchResult,
+    Settings,
     check_candidates,
-    check_k,
 )
-from compressae_index.search.stages import in_order
+from compressae_index.search.stages import Found, Stages, answered
 from compressae_index.sources import CHUNK_ROWS, VectorSource
 
 # Norms of CUDA queries that are searched as they are, without a copy; beyond, half precision would suffer.
@@ -39,28 +37,39 @@ SHORTEST_NORM, LONGEST_NORM = 1 / 16, 16.0
 
 
 class _Held(NamedTuple):
-    """What one search sees: ids, marks of removal, and vectors in Faiss; replaced by each change."""
+    """What one search sees: ids, marks of removal, and vectors in Faiss; replaced by each change.
+
+    `scan`, `candidates` and `rescore` are stages.
+    """
 
     rows: Rows
     flat: CpuFlat | GpuFlat
     unit: float
     """What the vectors were divided by."""
+    metric: Metric
 
     def can_scan(self, k: int, wanted: Any) -> bool:
+        """Whether Faiss finds k neighbours among what a filter allows."""
         removed = self.rows.alive is not None
         return isinstance(self.flat, CpuFlat) or (wanted is None and not removed and k <= LONGEST)
 
-    def scan(self, vectors: Any, k: int, wanted: Any) -> Hits:
-        allowed, n_allowed = self.rows.allowed(wanted)
-        k = min(k, n_allowed)
+    def scan(self, asked: Asked) -> Found:
+        """The best of all vectors."""
+        vectors, factors = self._comparable(asked)
+        allowed, n_allowed = self.rows.allowed(asked.settings.filter)
+        k = min(asked.k, n_allowed)
         if k == 0:
-            return np.empty((len(vectors), 0), np.float32), np.empty((len(vectors), 0), np.int64)
-        if isinstance(self.flat, GpuFlat):
-            return in_order(*self.flat.search(vectors, k))
-        return in_order(*self.flat.search(vectors, k, allowed))
+            scores, rows = np.empty((len(asked), 0), np.float32), np.empty((len(asked), 0), np.int64)
+        elif isinstance(self.flat, GpuFlat):
+            scores, rows = self.flat.search(vectors, k)
+        else:
+            scores, rows = self.flat.search(vectors, k, allowed)
+        scores = np.where(rows < 0, np.float32(-np.inf), scores * factors)
+        return Found(scores, self.rows.all_ids.of(rows), rows)
 
-    def rescored(self, vectors: FloatArray, found: SearchResult, k: int) -> Hits:
-        """Best of the candidates, whose ids the index gave."""
+    def rescore(self, asked: Asked, found: Found) -> Found:
+        """The candidates by their vectors."""
+        vectors, factors = self._comparable(asked)
         rows = np.full(found.ids.shape, -1, dtype=np.int64)
         present = found.scores > -np.inf
         try:
@@ -72,27 +81,88 @@ class _Held(NamedTuple):
         for i, query in enumerate(vectors):
             inside = present[i]
             scores[i, inside] = self.flat.vectors(rows[i, inside]) @ query
-        scores, rows = in_order(scores, rows)
-        return scores[:, :k], rows[:, :k]
+        return found._replace(scores=scores * factors, places=rows, ordered=False)
 
-    def result(self, scores: FloatArray, rows: RowArray, k: int) -> SearchResult:
-        missing = ((0, 0), (0, k - rows.shape[1]))
-        scores = np.pad(scores, missing, constant_values=-np.inf)
-        return SearchResult(scores, self.rows.ids.of(np.pad(rows, missing, constant_values=-1)))
+    def _comparable(self, asked: Asked) -> tuple[Any, FloatArray]:
+        """What to multiply vectors with, and what then turns products into scores, (n_queries, 1)."""
+        cosine = self.metric == "cosine"
+        if _is_cuda(asked.rows):
+            return _of_tensor(asked.rows, None if cosine else self.unit)
+        factors = RowScale(self.metric, self.unit).of_queries(asked.rows)
+        return asked.vectors, np.ones((len(asked), 1), dtype=np.float32) if factors is None else factors
 
 
-class DenseStore:
+class _Rescored:
+    """The documents of an index, of which "dense" and "two_stage" score vectors in Faiss."""
+
+    modes: tuple[str, ...] = MODES
+
+    def __init__(self, inner: Documents, vectors: _Held) -> None:
+        self._inner = inner
+        self.vectors = vectors
+        self.filters = inner.filters
+        self.n_latents, self.k, self.are_strings = inner.n_latents, inner.k, inner.are_strings
+        self.unit = inner.unit
+        self.held, self.check_ids, self.codes = inner.held, inner.check_ids, inner.codes
+        self.added, self.removed = inner.added, inner.removed
+
+    def __len__(self) -> int:
+        return self.vectors.rows.n_alive
+
+    @property
+    def ids(self) -> IdArray:
+        """The ids that a search can find, in the order of their vectors."""
+        return self.vectors.rows.live_ids.all()
+
+    @property
+    def nbytes(self) -> dict[str, int]:
+        """Bytes of the index, and of the vectors."""
+        return self._inner.nbytes | {"vectors": self.vectors.flat.nbytes}
+
+    def answer(self, asked: Asked) -> SearchResult:
+        """The best documents of each query."""
+        if asked.mode == "sparse":
+            return self._inner.answer(asked)
+        stages = Stages(self._candidates, (self.vectors.rescore,))
+        if asked.mode == "dense":
+            if not self.vectors.can_scan(asked.k, asked.settings.filter):
+                return self._scanned_by_index(asked)
+            stages = Stages(self.vectors.scan)
+        return answered(stages, asked, max(len(asked), 1), are_strings=self.are_strings)
+
+    def _scanned_by_index(self, asked: Asked) -> SearchResult:
+        if "dense" in self._inner.modes:
+            return self._inner.answer(asked)
+        msg = f"on a GPU, dense takes no filter and k up to {LONGEST}, and this index has no dense mode"
+        raise InputError(msg)
+
+    def _candidates(self, asked: Asked) -> Found:
+        """Stage one: what the index's "sparse" finds."""
+        n = max(min(asked.candidates, len(self)), 1)
+        result = self._inner.answer(asked.by_terms(n))
+        return Found(result.scores, result.ids, np.zeros(result.scores.shape, np.int64), result.certified)
+
+
+class DenseStore(Index):
     """An index with `dense` scores from a Faiss flat index of its reconstructions.
 
     Scores are those of the index's own `dense` mode, up to the rounding of `storage`, at d numbers a vector
-    and without a projection of the query. Change the index through `add` and `remove` here, or call `refresh`
-    after it was changed elsewhere. Searches may run in several threads, also while one of them removes;
-    `add` may not run beside them.
+    and without a projection of the query. "dense" scores all vectors in Faiss; "two_stage" re-scores what the
+    index's "sparse" finds by vectors that are read from Faiss; "sparse" is the index's own.
+
+    Change the index through `add`, `upsert` and `remove` here, or call `refresh` after it was changed
+    elsewhere: a search raises InputError until then. Searches may run in several threads, also while one of
+    them removes; `add` and `upsert` may not run at the same time. `num_threads` of a search are the index's;
+    those of Faiss are OpenMP's.
+
+    Faiss on a GPU neither filters nor gives more than 2,048 neighbours. "dense" that needs either, as
+    after `remove`, is answered by the index's own "dense" mode. A float32 CUDA tensor of queries with norms
+    near 1 is read where it is by "dense" with asymmetric scoring.
     """
 
     def __init__(
         self,
-        index: CompressedIndex | BackedIndex,
+        index: Index,
         *,
         ids: Any = None,
         storage: Storage = "float16",
@@ -116,12 +186,12 @@ class DenseStore:
             InputError: an argument is out of its choices, or the vectors do not fit a GPU.
             UnknownIdError: an id is not in the index.
         """
+        super().__init__(index.model, index.documents, encoder=index.encoder, metric=index.metric)
         self.index = index
         self._storage: Storage = check_choice(storage, "storage", STORAGES)
         self._gpus = find_gpus(device)
         self._spread: Spread = check_choice(spread, "spread", SPREADS)
         self._device = device
-        self._writer = ForkSafeLock()
         self._removing = False
         self.refresh(ids, progress=progress)
 
@@ -131,17 +201,24 @@ class DenseStore:
         return DenseStore._again, (self.index, ids, self._storage, self._device, self._spread)
 
     @classmethod
-    def _again(
-        cls, index: CompressedIndex | BackedIndex, ids: IdArray, storage: Storage, device: str, spread: Spread
-    ) -> DenseStore:
+    def _again(cls, index: Index, ids: IdArray, storage: Storage, device: str, spread: Spread) -> DenseStore:
         return cls(index, ids=ids, storage=storage, device=device, spread=spread, progress=False)
 
     def __repr__(self) -> str:
-        per_vector = self.nbytes / max(len(self._held.rows.ids), 1)
+        per_vector = self.nbytes / max(len(self._held.rows.all_ids), 1)
         return (
             f"DenseStore({len(self)} vectors, dim={self.index.model.dim}, {self._storage} on {self.device}, "
             f"{per_vector:.1f} bytes a vector)"
         )
+
+    @property
+    def documents(self) -> Documents:
+        """What searches see now.
+
+        Raises:
+            InputError: the index was changed elsewhere.
+        """
+        return _Rescored(self.index.documents, self._current())
 
     @property
     def _flat(self) -> CpuFlat | GpuFlat:
@@ -166,21 +243,14 @@ class DenseStore:
             self._refresh(ids, progress=progress)
 
     def _refresh(self, ids: Any, *, progress: bool) -> None:
-        held = self._ids_of_index() if ids is None else as_id_array(ids)
+        held = self.index.ids if ids is None else as_id_array(ids)
         flat, unit = self._empty(), self._choose_unit(held)
         with track(len(held), "reconstructing", enabled=progress) as advance:
             for part in _chunks(held):
                 flat.add(self.index.reconstruct(part) / np.float32(unit))
                 advance(len(part))
-        self._held = _Held(Rows(Ids.from_user(held, len(held)) if len(held) else Ids(0, {})), flat, unit)
-
-    def _ids_of_index(self) -> IdArray:
-        lister: Any = self.index.backend if isinstance(self.index, BackedIndex) else self.index
-        if not hasattr(lister, "ids"):
-            msg = f"{type(lister).__name__} does not list its ids, so name them: ids=..."
-            raise InputError(msg)
-        found: IdArray = lister.ids
-        return found
+        rows = Rows(Ids.from_user(held, len(held)) if len(held) else Ids(0, {}))
+        self._held = _Held(rows, flat, unit, self.metric)
 
     def _empty(self) -> CpuFlat | GpuFlat:
         dim = self.index.model.dim
@@ -197,8 +267,15 @@ class DenseStore:
         norm = float(np.median(row_norms(self.index.reconstruct(ids[:CHUNK_ROWS]))))
         return 2.0 ** round(math.log2(norm)) if norm > 0 else 1.0
 
-    def add(self, embeddings: VectorSource, ids: Any = None, *, num_threads: int | None = None) -> None:
-        """Adds vectors to the index, as `CompressedIndex.add` does, and their reconstructions here.
+    def add(
+        self,
+        embeddings: VectorSource,
+        ids: Any = None,
+        *,
+        num_threads: int | None = None,
+        progress: bool = False,
+    ) -> None:
+        """Adds vectors to the index, as its own `add` does, and their reconstructions here.
 
         Raises:
             InputError: as there, or the index was changed elsewhere; nothing was added. Or a GPU has no
@@ -206,16 +283,34 @@ class DenseStore:
         """
         with self._writer.lock:
             held = self._current()
-            self.index.add(embeddings, ids, num_threads=num_threads)
-            added = self._ids_of_index()[len(self) :] if ids is None else as_id_array(ids)
-            if not len(added):
-                return
-            if not len(self):
-                self._refresh(added, progress=False)
-                return
-            for part in _chunks(added):
-                held.flat.add(self.index.reconstruct(part) / np.float32(held.unit))
-            self._held = held._replace(rows=held.rows.extended(Ids.from_user(added, len(added))))
+            self.index.add(embeddings, ids, num_threads=num_threads, progress=progress)
+            self._append(held, self.index.ids[len(self) :] if ids is None else as_id_array(ids))
+
+    def upsert(
+        self, embeddings: VectorSource, ids: Any, *, num_threads: int | None = None, progress: bool = False
+    ) -> None:
+        """Adds vectors, and replaces those of ids that are held; arguments and errors as for `add`."""
+        with self._writer.lock:
+            held, ids = self._current(), as_id_array(ids)
+            self._removing = True
+            try:
+                self.index.upsert(embeddings, ids, num_threads=num_threads, progress=progress)
+                replaced = held.rows.live_ids.find(ids)
+                rows = held.rows.alive_rows()[replaced[replaced >= 0]]
+                self._append(held._replace(rows=held.rows.without(rows)) if len(rows) else held, ids)
+            finally:
+                self._removing = False
+
+    def _append(self, held: _Held, ids: IdArray) -> None:
+        """Adds the reconstructions of ids that the index holds to what is held."""
+        if not len(ids):
+            return
+        if not held.rows.n_alive:
+            self._refresh(ids, progress=False)
+            return
+        for part in _chunks(ids):
+            held.flat.add(self.index.reconstruct(part) / np.float32(held.unit))
+        self._held = held._replace(rows=held.rows.extended(Ids.from_user(ids, len(ids))))
 
     def remove(self, ids: Any) -> None:
         """Removes vectors from the index; here they are passed over until `refresh`.
@@ -234,96 +329,22 @@ class DenseStore:
             finally:
                 self._removing = False
 
-    def search(
-        self,
-        queries: Any,
-        k: int = 10,
-        *,
-        mode: Mode = "two_stage",
-        candidates: int | None = None,
-        query_nnz: int | None = None,
-        scoring: Scoring = "asymmetric",
-        filter: Any = None,  # noqa: A002
-        num_threads: int | None = None,
-    ) -> SearchResult:
-        """The k nearest documents of each query, as `CompressedIndex.search` finds them.
+    def asked(self, queries: Any, k: int, settings: Settings, documents: Documents | None = None) -> Asked:
+        """Checked queries; a CUDA tensor that Faiss can read where it lies stays there.
 
-        `dense` scores all vectors in Faiss. `two_stage` takes candidates from the index's `sparse` mode and
-        scores their vectors, read from Faiss. `sparse` is the index's own.
-
-        Faiss on a GPU neither filters nor gives more than 2,048 neighbours. A `dense` search that needs
-        either, as after `remove`, is answered by the index's own `dense` mode.
-
-        Args:
-            queries: (n_queries, d) or (d,), array or torch tensor. With a GPU, a float32 CUDA tensor of norms
-                near 1 is read where it lies by `dense` with `asymmetric` scoring.
-            k: as there, as are mode, candidates, query_nnz, scoring and filter.
-            mode: see above.
-            candidates: see above.
-            query_nnz: see above.
-            scoring: see above.
-            filter: see above.
-            num_threads: threads of the index; those of Faiss are OpenMP's.
-
-        Raises:
-            InputError: as there, or the index was changed elsewhere and `refresh` was not called.
+        That is one for `dense` with `asymmetric` scoring, where the vectors are on a GPU.
         """
-        k = check_int(k, "k", 1, MAX_K)
-        check_choice(mode, "mode", MODES)
-        check_choice(scoring, "scoring", SCORINGS)
-        n_candidates = check_candidates(candidates, k)
-        if not _is_cuda(queries):
-            queries = as_array(queries, "queries")
-        held = self._current()
-        options: dict[str, Any] = {"scoring": scoring, "filter": filter, "num_threads": num_threads}
-        if mode == "sparse":
-            return self.index.search(queries, k, mode=mode, query_nnz=query_nnz, **options)
-        if mode == "dense" and not held.can_scan(k, filter):
-            if isinstance(self.index, BackedIndex):
-                msg = (
-                    f"on a GPU, dense takes no filter and k up to {LONGEST}, and this index has no dense mode"
+        seen = self.documents if documents is None else documents
+        if _is_cuda(queries) and isinstance(seen, _Rescored) and isinstance(seen.vectors.flat, GpuFlat):
+            k = check_int(k, "k", 1, MAX_K)
+            stays = (settings.mode, settings.scoring) == ("dense", "asymmetric")
+            if stays and seen.vectors.can_scan(k, settings.filter):
+                rows = _checked_tensor(queries, self.model.dim)
+                threads, coder = check_threads(settings.num_threads), Coder(self.model, self.encoder, seen.k)
+                return Asked(
+                    rows, None, k, check_candidates(settings.candidates, k), threads, settings, coder
                 )
-                raise InputError(msg)
-            return self.index.search(queries, k, mode=mode, **options)
-        vectors, factors = self._comparable(held, queries, scoring, mode, num_threads)
-        check_k(k, held.rows.n_alive, len(vectors))
-        if not len(vectors):
-            return held.result(factors[:, :0], np.empty((0, 0), dtype=np.int64), k)
-        if mode == "dense":
-            scores, rows = held.scan(vectors, k, filter)
-        else:
-            found = self.index.search(
-                queries,
-                max(min(n_candidates, held.rows.n_alive), 1),
-                mode="sparse",
-                query_nnz=query_nnz,
-                **options,
-            )
-            scores, rows = held.rescored(vectors, found, k)
-        return held.result(scores * factors, rows, k)
-
-    def _comparable(
-        self, held: _Held, queries: Any, scoring: Scoring, mode: Mode, num_threads: int | None
-    ) -> tuple[Any, FloatArray]:
-        """What to multiply vectors with, and what then turns products into scores, (n_queries, 1)."""
-        model, cosine = self.index.model, self.index.metric == "cosine"
-        if (
-            _is_cuda(queries)
-            and isinstance(held.flat, GpuFlat)
-            and (mode, scoring) == ("dense", "asymmetric")
-        ):
-            return _of_tensor(queries, model.dim, None if cosine else held.unit)
-        rows = check_vectors(queries, dim=model.dim, name="queries", may_be_empty=True)
-        factors = RowScale(self.index.metric, held.unit).of_queries(rows)
-        unit = normalize_rows(rows)
-        if scoring == "symmetric":
-            codes = model.encode(rows, self._k, encoder=self.index.encoder, num_threads=num_threads)
-            unit = model.decode(model.fold(codes, num_threads=num_threads))
-        return unit, np.ones((len(rows), 1), dtype=np.float32) if factors is None else factors
-
-    @property
-    def _k(self) -> int:
-        return self.index.backend.k if isinstance(self.index, BackedIndex) else self.index.k
+        return super().asked(queries, k, settings, seen)
 
     def _current(self) -> _Held:
         """What a search is to see.
@@ -333,7 +354,7 @@ class DenseStore:
         """
         while True:
             held = self._held
-            known, stored = len(held.rows.ids), len(held.flat)
+            known, stored = len(held.rows.all_ids), len(held.flat)
             # The length of a back end may be a question to a server.
             embedded = isinstance(self.index, CompressedIndex)
             expected = known + len(self.index) - held.rows.n_alive if embedded else known
@@ -358,14 +379,12 @@ def _chunks(ids: IdArray) -> Iterator[IdArray]:
         yield ids[first : first + CHUNK_ROWS]
 
 
-def _of_tensor(queries: Any, dim: int, unit: float | None) -> tuple[Any, FloatArray]:
-    """What to multiply vectors with, and factors (n_queries, 1), of a CUDA tensor; unit is None for cosine.
-
-    It is the caller's own memory where that is float32, contiguous, and of norms near 1.
+def _checked_tensor(queries: Any, dim: int) -> Any:
+    """A CUDA tensor as rows of contiguous float32 in its own memory.
 
     Raises:
         DimensionError: another shape.
-        InputError: not floating point, NaN, infinite or zero rows.
+        InputError: not floating point.
     """
     tensor = queries.detach()
     tensor = tensor[None] if tensor.ndim == 1 else tensor
@@ -375,7 +394,17 @@ def _of_tensor(queries: Any, dim: int, unit: float | None) -> tuple[Any, FloatAr
     if not tensor.is_floating_point():
         msg = f"queries must be floating point, got {tensor.dtype}"
         raise InputError(msg)
-    tensor = tensor.float().contiguous()
+    return tensor.float().contiguous()
+
+
+def _of_tensor(tensor: Any, unit: float | None) -> tuple[Any, FloatArray]:
+    """The rows to multiply vectors with, and factors (n_queries, 1), of a checked tensor.
+
+    The rows are the caller's own memory where norms are near 1; unit is None for cosine.
+
+    Raises:
+        InputError: NaN, infinite or zero rows.
+    """
     lengths = tensor.norm(dim=1, keepdim=True)
     norms: FloatArray = lengths.cpu().numpy()
     bad = np.flatnonzero(~(np.isfinite(norms[:, 0]) & (norms[:, 0] > 0)))

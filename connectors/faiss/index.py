@@ -17,23 +17,21 @@ from compressae_index.checks import as_path
 from compressae_index.coding.metric import Metric
 from compressae_index.coding.model import CompresSAE, Encoder, check_is_model
 from compressae_index.connectors.faiss import lists
-from compressae_index.connectors.faiss.inverted import VALUE_BITS, FoundRows, InvertedFile
-from compressae_index.embedded.packing import Packed
+from compressae_index.connectors.faiss.inverted import STORED_CODES, VALUE_BITS, InvertedFile
+from compressae_index.embedded.codecs import Codec, Packed
+from compressae_index.embedded.codecs.base import BYTE_ROWS
 from compressae_index.errors import FormatError, InputError
 from compressae_index.ids import Ids
 from compressae_index.index import CompressedIndex
 from compressae_index.progress import track
-from compressae_index.search.index import BackedIndex
-from compressae_index.search.protocol import Candidates
-from compressae_index.search.queries import Asked, BackedResult
-from compressae_index.search.stages import holds_best
+from compressae_index.search.index import Index
 from compressae_index.sources import CHUNK_ROWS
 
 _KIND = "faiss index"
 _LISTS = "lists.faiss"
 
 
-class FaissIndex(BackedIndex):
+class FaissIndex(Index):
     """Codes in Faiss's inverted lists, one list a latent, searched by the engine in Faiss's memory.
 
     `faiss_index` is an ordinary Faiss index: `faiss.write_index` writes it, and `from_lists` takes what
@@ -42,7 +40,7 @@ class FaissIndex(BackedIndex):
     Searches may run in several threads, one after the other.
     """
 
-    backend: InvertedFile
+    _documents: InvertedFile
 
     def __init__(
         self,
@@ -53,7 +51,7 @@ class FaissIndex(BackedIndex):
         metric: Metric = "cosine",
         string_ids: bool = False,
         num_threads: int | None = None,
-        backend: InvertedFile | None = None,
+        documents: InvertedFile | None = None,
     ) -> None:
         """Without vectors, unless a back end is given.
 
@@ -64,19 +62,19 @@ class FaissIndex(BackedIndex):
             metric: what scores are, as for `CompressedIndex.build`.
             string_ids: whether ids will be strings.
             num_threads: threads that search; all by default.
-            backend: what holds the codes, where there is one; k, string_ids and num_threads are its own.
+            documents: what holds the codes, where there is one; k, string_ids and num_threads are its own.
         """
         check_is_model(model)
-        if backend is None:
-            backend = InvertedFile(model, k, string_ids=string_ids, num_threads=num_threads)
-        super().__init__(model, backend, encoder=encoder, metric=metric)
+        if documents is None:
+            documents = InvertedFile(model, k, string_ids=string_ids, num_threads=num_threads)
+        super().__init__(model, documents, encoder=encoder, metric=metric)
         # The files that a back end is mapped from.
         self._mapped: tuple[InvertedFile, persistence.Mapped] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles packed rows and ids, or where they are mapped from, as `CompressedIndex` does."""
-        if self._mapped is not None and self._mapped[0] is self.backend:
-            return type(self)._mapped_again, (self._mapped[1], self.backend.alive)
+        if self._mapped is not None and self._mapped[0] is self.documents:
+            return type(self)._mapped_again, (self._mapped[1], self.documents.alive)
         return copyreg.__newobj__, (type(self),), vars(self) | {"_mapped": None}  # type: ignore[attr-defined]
 
     @classmethod
@@ -88,7 +86,7 @@ class FaissIndex(BackedIndex):
         """
         index = cls.load(mapped.path, mmap=True)
         mapped.check(index._mapped and index._mapped[1])
-        index.backend.mark(alive)
+        index.documents.mark(alive)
         return index
 
     @classmethod
@@ -97,7 +95,7 @@ class FaissIndex(BackedIndex):
     ) -> FaissIndex:
         """With the codes of an index; nothing is encoded again.
 
-        Packed codes stay what they are, bit for bit; those of the aligned form are packed.
+        Packed codes stay what they are, bit for bit; those of other codecs are packed.
 
         Args:
             index: whose codes; it may be mapped.
@@ -112,39 +110,30 @@ class FaissIndex(BackedIndex):
         """
         if path is not None:
             persistence.check_target(path, _KIND)
-        documents, packing = index.documents, index.documents.backend.packing
+        documents = index.documents
         rows = documents.alive_rows()
-        stored = documents.backend.to_arrays() if len(rows) else {}
+        codec = _codec_for_lists(index, rows)
+        backend = InvertedFile(
+            index.model, index.k, codec=codec, unit=index.unit, string_ids=documents.are_strings
+        )
+        made = cls(index.model, encoder=index.encoder, metric=index.metric, documents=backend)
 
-        def parts() -> Iterator[RowArray]:
+        def batches() -> Iterator[RowArray]:
             with track(len(rows), "filing codes", enabled=progress) as advance:
                 for first in range(0, len(rows), CHUNK_ROWS):
-                    yield (part := rows[first : first + CHUNK_ROWS])
-                    advance(len(part))
+                    yield (batch := rows[first : first + CHUNK_ROWS])
+                    advance(len(batch))
 
-        def packed(part: RowArray) -> npt.NDArray[np.uint8]:
-            return (
-                stored["forward_rows"][part]
-                if isinstance(packing, Packed)
-                else backend.pack(index.codes(documents.ids.of(part)))[0]
-            )
+        def packed(batch: RowArray) -> npt.NDArray[np.uint8]:
+            if codec is documents.backend.codec:
+                return documents.backend.forward_rows(batch)[BYTE_ROWS]
+            return backend.pack(index.codes(documents.all_ids.of(batch)))[0]
 
-        if isinstance(packing, Packed):
-            used = packing
-        else:
-            used = Packed(VALUE_BITS)
-            if len(rows):
-                first_codes = index.codes(documents.ids.of(rows[:CHUNK_ROWS]))
-                used = used.fitted(first_codes.scaled(1 / index.unit))
-        backend = InvertedFile(
-            index.model, index.k, packing=used, unit=index.unit, string_ids=documents.ids.are_strings
-        )
-        made = cls(index.model, encoder=index.encoder, metric=index.metric, backend=backend)
         if path is None:
-            for part in parts():
-                backend.put_packed(packed(part), used, documents.ids.of(part))
+            for batch in batches():
+                backend.put_packed(packed(batch), codec, documents.all_ids.of(batch))
             return made
-        made._save_parts(path, *backend.without_holding(documents.live_ids, map(packed, parts()), _LISTS))
+        made._save_parts(path, *backend.without_holding(documents.live_ids, map(packed, batches()), _LISTS))
         return cls.load(path, mmap=True)
 
     @classmethod
@@ -177,16 +166,15 @@ class FaissIndex(BackedIndex):
         codes = lists.read_codes(faiss_index)
         made = cls(model, k=codes.k, encoder=encoder, metric=metric)
         made_ids = Ids.from_user(ids, len(codes))
-        made.backend = InvertedFile(model, codes.k, string_ids=made_ids.are_strings)
+        made._documents = InvertedFile(model, codes.k, string_ids=made_ids.are_strings)
         if len(codes):
-            made.backend.put(codes, made_ids.all())
+            made.documents.put(codes, made_ids.all())
         return made
 
-    def _ranked(self, asked: Asked, found: Candidates, k: int) -> BackedResult:
-        if asked.projections is None or not found.ids.shape[1] or not isinstance(found, FoundRows):
-            return super()._ranked(asked, found, k)
-        sums, ids = self.backend.rescored(asked.projections, found, k)
-        return BackedResult(asked.in_metric(sums), ids, holds_best(found.scores, found.bounds, k))
+    @property
+    def documents(self) -> InvertedFile:
+        """What holds the codes."""
+        return self._documents
 
     @property
     def faiss_index(self) -> Any:
@@ -194,7 +182,7 @@ class FaissIndex(BackedIndex):
 
         Nor to be searched by Faiss, which does not add up postings: its answers mean nothing.
         """
-        return self.backend.faiss_index
+        return self.documents.faiss_index
 
     def merge(self, other: FaissIndex) -> None:
         """Adds the documents of another index, which stays as it is.
@@ -202,22 +190,22 @@ class FaissIndex(BackedIndex):
         Raises:
             InputError: another model, metric, k or kind of ids, or an id that both hold. Nothing was added.
         """
-        mine = (self.model.fingerprint, self.metric, self.backend.k)
-        theirs = (other.model.fingerprint, other.metric, other.backend.k)
+        mine = (self.model.fingerprint, self.metric, self.documents.k)
+        theirs = (other.model.fingerprint, other.metric, other.documents.k)
         if mine != theirs:
             msg = f"indexes to merge must agree in (model, metric, k), got {mine} and {theirs}"
             raise InputError(msg)
-        ids = other.backend.ids
+        ids = other.ids
         if len(ids):
-            self._check_kind(ids)
-        if (held := self.backend.held(ids)).any():
+            self.documents.check_ids(ids)
+        if (held := self.holds(ids)).any():
             msg = f"id {ids[held].tolist()[0]!r:.100} is in both indexes ({int(held.sum())} such ids)"
             raise InputError(msg)
-        self.backend.take(other.backend)
+        self.documents.take(other.documents)
 
     def compact(self) -> None:
         """Reclaims the memory of removed vectors; lists that were mapped from a file are then in memory."""
-        self.backend = self.backend.compacted()
+        self._documents = self._documents.compacted()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a directory in one step, with the lists as `lists.faiss`.
@@ -229,7 +217,7 @@ class FaissIndex(BackedIndex):
             StorageError: the disk is full or refuses; what was there before is untouched.
         """
         files = {_LISTS: lambda file: lists.write_lists(self.faiss_index, file)}
-        self._save_parts(path, self.backend.manifest(), self.backend.to_arrays(), files)
+        self._save_parts(path, self.documents.manifest(), self.documents.to_arrays(), files)
 
     def _save_parts(
         self,
@@ -263,15 +251,26 @@ class FaissIndex(BackedIndex):
         stored = persistence.read(path, _KIND, mmap=mmap)
         with persistence.reading(str(path)):
             model = CompresSAE.from_stored(persistence.entry(stored.meta, "model", dict), stored.tensors)
-            n_rows = len(stored.arrays["forward_rows"])
+            n_rows = len(stored.arrays[STORED_CODES])
             faiss_index = lists.read_lists(stored.files[_LISTS], mmap=mmap, n_rows=n_rows)
             backend = InvertedFile.from_stored(model, faiss_index, stored.meta, stored.arrays)
             metric = stored.meta["metric"]
             if metric == "cosine" and stored.meta["unit"] != 1:
                 msg = f"unit must be 1 where the metric is cosine, got {stored.meta['unit']!r}"
                 raise InputError(msg)
-            loaded = cls(model, encoder=stored.meta["encoder"], metric=metric, backend=backend)
+            loaded = cls(model, encoder=stored.meta["encoder"], metric=metric, documents=backend)
         if mmap:
             loaded._mapped = backend, persistence.Mapped.of(path, stored)
         persistence.release_pages(stored.arrays)
         return loaded
+
+
+def _codec_for_lists(index: CompressedIndex, rows: RowArray) -> Codec:
+    """The index's codec if it has byte rows, otherwise `Packed`, fitted to the first of its codes."""
+    documents = index.documents
+    if documents.backend.codec.has_byte_rows:
+        return documents.backend.codec
+    codec = Packed(VALUE_BITS)
+    if not len(rows):
+        return codec
+    return codec.fitted(index.codes(documents.all_ids.of(rows[:CHUNK_ROWS])).scaled(1 / index.unit))

@@ -19,17 +19,21 @@ from compressae_index.coding.codes import SparseCodes
 from compressae_index.coding.metric import check_unit
 from compressae_index.coding.model import CompresSAE
 from compressae_index.connectors.faiss import lists
-from compressae_index.embedded.packing import Packed, packing_of
-from compressae_index.embedded.sizes import row_bytes
+from compressae_index.embedded.codecs import Codec, Packed, from_arrays
+from compressae_index.embedded.codecs.base import BYTE_ROWS, PREFIX
 from compressae_index.errors import DimensionError, FormatError, InputError
 from compressae_index.ids import STORED_ROWS, Ids, Rows, stored_rows
 from compressae_index.persistence import entry
 from compressae_index.processes import ForkSafeLock
-from compressae_index.search.protocol import Candidates
+from compressae_index.search.backend import SparseBackend
+from compressae_index.search.queries import Asked
+from compressae_index.search.stages import ByTerms, Candidates, Found, Stages, terms_of
 from compressae_index.sources import CHUNK_ROWS
 
-# Of the packed rows. The two bits more than usual are nothing beside the bytes of the postings.
+# Of the packed rows. Two bits more than usual are little next to the 10 bytes of a posting.
 VALUE_BITS = 8
+# The packed rows in files.
+STORED_CODES = PREFIX + BYTE_ROWS
 LARGEST_HALF = float(np.finfo(np.float16).max)
 
 
@@ -39,7 +43,7 @@ class _Held:
 
     rows: Rows
     packed: tuple[npt.NDArray[np.uint8], ...]
-    packing: Packed
+    codec: Codec
 
     def all_packed(self) -> npt.NDArray[np.uint8]:
         """The packed rows as one array; pieces are joined once."""
@@ -48,26 +52,8 @@ class _Held:
         return self.packed[0]
 
 
-class FoundRows(Candidates):
-    """Candidates that know where their codes are, whatever was changed since they were found."""
-
-    rows: RowArray
-    """(n_queries, c) of the candidates."""
-    held: _Held
-    """What these are rows of."""
-
-    @classmethod
-    def of(
-        cls, ids: IdArray, scores: FloatArray, bounds: FloatArray, rows: RowArray, held: _Held
-    ) -> FoundRows:
-        """Candidates, and where they are."""
-        found = cls(ids, scores, bounds, None)
-        found.rows, found.held = rows, held
-        return found
-
-
-class InvertedFile:
-    """A sparse back end in Faiss: see `backend.SparseBackend`.
+class InvertedFile(SparseBackend):
+    """The back end of codes in Faiss's inverted lists.
 
     Lists hold row numbers, which count up as codes are added, and not ids: the engine adds up scores by row.
     The ids of the rows are kept beside, and take no memory where they count up from 0 as well. Codes are kept
@@ -79,11 +65,10 @@ class InvertedFile:
 
     Attributes:
         model: the model whose codes these are.
-        k: nonzeros a code.
         num_threads: threads of the engine; None for all.
-        is_exact: candidates come with their sums, not with bounds of these.
     """
 
+    filters = ("ids", "mask")
     is_exact = True
 
     def __init__(
@@ -91,7 +76,7 @@ class InvertedFile:
         model: CompresSAE,
         k: int | None = None,
         *,
-        packing: Packed | None = None,
+        codec: Codec | None = None,
         unit: float = 1.0,
         string_ids: bool = False,
         num_threads: int | None = None,
@@ -101,19 +86,20 @@ class InvertedFile:
         Args:
             model: the model of the codes.
             k: nonzeros a code; the model's by default.
-            packing: of the packed rows; by default one of VALUE_BITS that is fitted to the first codes.
+            codec: packs the rows, and has byte rows; by default `Packed` with VALUE_BITS, fitted to the first
+                codes.
             unit: what packed values are counted in, a power of two.
             string_ids: whether ids will be strings.
             num_threads: threads of the engine; all by default.
         """
+        k = model.k if k is None else check_int(k, "k", 1, model.n_latents, "n_latents")
+        super().__init__(model.n_latents, k, are_strings=string_ids)
         self.model = model
-        self.k = model.k if k is None else check_int(k, "k", 1, model.n_latents, "n_latents")
         check_threads(num_threads)
         self.num_threads = num_threads
         self._unit = unit
-        self._strings = string_ids
         self._faiss = lists.empty_lists(model.n_latents)
-        self._held = self._nothing(Packed(VALUE_BITS) if packing is None else packing)
+        self._held = self._nothing(Packed(VALUE_BITS) if codec is None else codec)
         self._view: BorrowedLists | None = None
         # The lists are searched where they are, so nobody may change them meanwhile.
         self._lock = ForkSafeLock()
@@ -123,17 +109,17 @@ class InvertedFile:
     def __reduce__(self) -> tuple[Any, ...]:
         held = self._held
         settings = {
-            "packing": held.packing,
+            "codec": held.codec,
             "unit": self._unit,
-            "string_ids": self._strings,
+            "string_ids": self.are_strings,
             "num_threads": self.num_threads,
         }
         packed = np.asarray(held.all_packed())  # of a mapped file, what it holds
         return _remade, (self.model, self.k, settings, held.rows, packed)
 
-    def _nothing(self, packing: Packed) -> _Held:
-        rows = np.empty((0, row_bytes(self.n_latents, self.k, packing.value_bits)), dtype=np.uint8)
-        return _Held(Rows(Ids(0, {})), (rows,), packing)
+    def _nothing(self, codec: Codec) -> _Held:
+        rows = np.empty((0, codec.row_bytes(self.n_latents, self.k)), dtype=np.uint8)
+        return _Held(Rows(Ids(0, {})), (rows,), codec)
 
     @contextmanager
     def _in_turn(self) -> Iterator[None]:
@@ -150,24 +136,14 @@ class InvertedFile:
             self._faiss.this.disown()  # its memory may be half changed, and cannot be freed
         self._changing = os.getpid()
         self._faiss = lists.empty_lists(self.n_latents)
-        for first in range(0, len(held.rows.ids), CHUNK_ROWS):
+        for first in range(0, len(held.rows.all_ids), CHUNK_ROWS):
             packed = held.all_packed()[first : first + CHUNK_ROWS]
-            lists.append(self._faiss, self._for_lists(packed, held.packing), first)
+            lists.append(self._faiss, self._for_lists(packed, held.codec), first)
         self._changing = None
 
     @property
     def _row_bytes(self) -> int:
-        return row_bytes(self.n_latents, self.k, self._held.packing.value_bits)
-
-    @property
-    def n_latents(self) -> int:
-        """Size of the dictionary."""
-        return self.model.n_latents
-
-    @property
-    def are_strings(self) -> bool:
-        """Whether the ids are strings."""
-        return self._strings
+        return self._held.codec.row_bytes(self.n_latents, self.k)
 
     @property
     def faiss_index(self) -> Any:
@@ -187,7 +163,7 @@ class InvertedFile:
         return {
             "inverted": self._faiss.ntotal * lists.POSTING_BYTES,
             "forward": self._held.all_packed().nbytes,
-            "ids": rows.ids.nbytes + rows.mark_bytes,
+            "ids": rows.all_ids.nbytes + rows.mark_bytes,
         }
 
     def __len__(self) -> int:
@@ -211,35 +187,36 @@ class InvertedFile:
             )
             raise DimensionError(msg)
         if len(codes):
-            packed, packing = self.pack(codes)
-            self.put_packed(packed, packing, ids)
+            packed, codec = self.pack(codes)
+            self.put_packed(packed, codec, ids)
 
-    def pack(self, codes: SparseCodes) -> tuple[npt.NDArray[np.uint8], Packed]:
-        """Packed rows of codes, and their packing: the one of what is held, or one fitted to these codes."""
+    def pack(self, codes: SparseCodes) -> tuple[npt.NDArray[np.uint8], Codec]:
+        """Packed rows of codes, and the codec that packed them: fitted to these codes, if it was not yet."""
         in_unit = codes.scaled(1 / self._unit)
-        packing = self._held.packing.fitted(in_unit)
-        return packing.pack(in_unit, check_threads(self.num_threads), self.model.decoder_w)["rows"], packing
+        codec = self._held.codec.fitted(in_unit)
+        arrays = codec.pack(in_unit, check_threads(self.num_threads), self.model.decoder_w)
+        return arrays[BYTE_ROWS], codec
 
-    def put_packed(self, packed: npt.NDArray[np.uint8], packing: Packed, ids: IdArray) -> None:
-        """Stores rows that a packing made of codes in this back end's unit; they are not rounded again.
+    def put_packed(self, packed: npt.NDArray[np.uint8], codec: Codec, ids: IdArray) -> None:
+        """Stores rows that a codec packed, of codes in this back end's unit; they are not rounded again.
 
-        All rows must be of one packing, which becomes that of codes that are put later.
+        One codec must have packed all rows; it also packs codes that are put later.
 
         Raises:
             InputError: as for `put`.
         """
         with self._in_turn():
             self._check_writable()
-            codes = self._for_lists(packed, packing)
+            codes = self._for_lists(packed, codec)
             held, new = self._held, Ids.from_user(ids, len(ids))
             rows, replaced = held.rows, ids[self.held(ids)]
             if len(replaced):
                 rows = rows.without(rows.rows_of(replaced))
-            pieces = held.packed if len(held.rows.ids) else ()
-            changed = _Held(rows.extended(new), (*pieces, packed), packing)
+            pieces = held.packed if len(held.rows.all_ids) else ()
+            changed = _Held(rows.extended(new), (*pieces, packed), codec)
             self._changing = os.getpid()
             self._view = None  # lists move as they grow
-            lists.append(self._faiss, codes, len(rows.ids))
+            lists.append(self._faiss, codes, len(rows.all_ids))
             self._held = changed
             self._changing = None
 
@@ -257,7 +234,7 @@ class InvertedFile:
     def mark(self, alive: npt.NDArray[np.bool_] | None) -> None:
         """Removes all rows but those that are `alive`, as that property gave it of the same rows."""
         with self._in_turn():
-            self._held = replace(self._held, rows=Rows(self._held.rows.ids, alive))
+            self._held = replace(self._held, rows=Rows(self._held.rows.all_ids, alive))
 
     def codes(self, ids: IdArray) -> SparseCodes:
         """The stored codes of ids, in their order; ids may repeat.
@@ -269,20 +246,20 @@ class InvertedFile:
         rows = held.rows.rows_of(ids)
         if not len(rows):
             return SparseCodes.empty(self.k, self.n_latents)
-        return self._unpacked(held.all_packed()[rows], held.packing)
+        return self._unpacked(held.all_packed()[rows], held.codec)
 
-    def _unpacked(self, packed: npt.NDArray[np.uint8], packing: Packed) -> SparseCodes:
-        codes = packing.unpack({"rows": packed}, self.n_latents, self.k, check_threads(self.num_threads))
+    def _unpacked(self, packed: npt.NDArray[np.uint8], codec: Codec) -> SparseCodes:
+        codes = codec.unpack({BYTE_ROWS: packed}, self.n_latents, self.k, check_threads(self.num_threads))
         return codes if self._unit == 1 else codes.scaled(self._unit)
 
-    def _for_lists(self, packed: npt.NDArray[np.uint8], packing: Packed) -> SparseCodes:
-        codes = self._unpacked(packed, packing)
+    def _for_lists(self, packed: npt.NDArray[np.uint8], codec: Codec) -> SparseCodes:
+        codes = self._unpacked(packed, codec)
         if (largest := float(np.abs(codes.values).max(initial=0))) > LARGEST_HALF:
             msg = f"a value of {largest:.4g} is beyond half precision: divide the vectors by a power of two"
             raise InputError(msg)
         return codes
 
-    def candidates(self, terms: SparseCodes, n: int, filter: Any = None) -> FoundRows:  # noqa: A002
+    def candidates(self, terms: SparseCodes, n: int, filter: Any = None) -> Candidates:  # noqa: A002
         """The n best documents by the exact sums over the terms of each query.
 
         Args:
@@ -294,47 +271,69 @@ class InvertedFile:
             InputError: a filter of another length, or unknown ids.
             FormatError: the lists are damaged.
         """
+        return self.found(terms, n, filter)[0]
+
+    def stages(self, mode: str) -> Stages:
+        """The stages of a mode, which see the same documents, whatever is changed meanwhile."""
+        search = _Search(self)
+        return Stages(search.by_terms, () if mode == "sparse" else (search.by_rows,))
+
+    def found(
+        self,
+        terms: SparseCodes,
+        n: int,
+        filter: Any,  # noqa: A002
+        num_threads: int | None = None,
+    ) -> tuple[Candidates, _Held]:
+        """What `candidates` gives, and the documents that they are among."""
         with self._in_turn():
             held = self._held
             allowed, n_allowed = held.rows.allowed(filter)
             width = min(n, n_allowed)
             scores = np.empty((len(terms), 0), dtype=np.float32)
-            found = np.empty((len(terms), 0), dtype=np.int64)
+            rows = np.empty((len(terms), 0), dtype=np.int64)
             if width:
-                scores, found = self._search(terms, width, allowed)
+                scores, rows = self._search(terms, width, allowed, num_threads)
         # All are found where no more are allowed; one that shares no term with the query counts with its 0.
         bounds = scores[:, -1] if width < n_allowed else np.full(len(terms), -np.inf, dtype=np.float32)
-        return FoundRows.of(self._ids_of(held, found), scores, bounds, found, held)
+        return Candidates(self.ids_of(held, rows), scores, bounds, places=rows), held
 
-    def _ids_of(self, held: _Held, rows: RowArray) -> IdArray:
-        ids = held.rows.ids.of(rows)
-        return ids.astype(object) if self._strings else ids  # without documents, there is no kind yet
+    def ids_of(self, held: _Held, rows: RowArray) -> IdArray:
+        """The ids of rows of what was held; -1, or None, for row -1."""
+        ids = held.rows.all_ids.of(rows)
+        return ids.astype(object) if self.are_strings else ids  # without documents, there is no kind yet
 
-    def _search(self, terms: SparseCodes, top: int, allowed: Bitmap | None) -> Hits:
+    def _search(self, terms: SparseCodes, top: int, allowed: Bitmap | None, num_threads: int | None) -> Hits:
         if self._view is None:
-            self._view = lists.borrowed(self._faiss, len(self._held.rows.ids))
-        threads = check_threads(self.num_threads)
+            self._view = lists.borrowed(self._faiss, len(self._held.rows.all_ids))
+        threads = self._threads(num_threads)
         try:
             return self._view.search(terms.latents, terms.values, top, allowed, threads)
         except ValueError as error:
             msg = f"Faiss's lists are damaged: {error}"
             raise FormatError(msg) from error
 
-    def rescored(self, projections: FloatArray, found: FoundRows, top: int) -> tuple[FloatArray, IdArray]:
+    def rescored(
+        self, projections: FloatArray, rows: RowArray, held: _Held, top: int, num_threads: int | None
+    ) -> Hits:
         """The best of each query's candidates by whole projections, scored by the engine from packed rows.
 
         Args:
             projections: (n_queries, n_latents).
-            found: the candidates, which may have been removed since.
+            rows: (n_queries, c) of the candidates; -1 is none.
+            held: what these are rows of.
             top: documents of each query.
+            num_threads: threads of the engine; None for those of this back end.
 
         Returns:
-            scores and ids, (n_queries, top) each; -inf and -1, or None, where there are fewer candidates.
+            scores and rows, (n_queries, top) each; -inf and -1 where there are fewer candidates.
         """
-        held = found.held
-        forward = held.packing.engine({"rows": held.all_packed()}, self.n_latents, self.k)
-        scores, rows = forward.rescore(projections, found.rows, top, check_threads(self.num_threads))
-        return scores * np.float32(self._unit), self._ids_of(held, rows)
+        forward = held.codec.engine({BYTE_ROWS: held.all_packed()}, self.n_latents, self.k)
+        scores, found = forward.rescore(projections, rows, top, self._threads(num_threads))
+        return scores * np.float32(self._unit), found
+
+    def _threads(self, num_threads: int | None) -> int:
+        return check_threads(self.num_threads if num_threads is None else num_threads)
 
     def _check_writable(self) -> None:
         if lists.are_mapped(self._faiss):
@@ -344,48 +343,43 @@ class InvertedFile:
             raise InputError(msg)
 
     def take(self, other: InvertedFile) -> None:
-        """Adds all documents of another, whose ids must be new; rounded again where their packings differ."""
+        """Adds all documents of another, whose ids must be new; rounded again where their codecs differ."""
         theirs = other._held
-        if not len(self._held.rows.ids):
-            self._held, self._unit = self._nothing(theirs.packing), other._unit
-        ours, others = self._held.packing.levels, theirs.packing.levels
-        same_levels = ours is not None and others is not None and np.array_equal(ours, others)
+        if not len(self._held.rows.all_ids):
+            self._held, self._unit = self._nothing(theirs.codec), other._unit
+        as_they_are = self._held.codec.agrees_with(theirs.codec) and self._unit == other._unit
         alive = theirs.rows.alive_rows()
         for first in range(0, len(alive), CHUNK_ROWS):
             part = alive[first : first + CHUNK_ROWS]
-            packed, ids = theirs.all_packed()[part], theirs.rows.ids.of(part)
-            if same_levels and self._unit == other._unit:
-                self.put_packed(packed, theirs.packing, ids)
+            packed, ids = theirs.all_packed()[part], theirs.rows.all_ids.of(part)
+            if as_they_are:
+                self.put_packed(packed, theirs.codec, ids)
             else:
-                self.put(other._unpacked(packed, theirs.packing), ids)
+                self.put(other._unpacked(packed, theirs.codec), ids)
 
     def compacted(self) -> InvertedFile:
         """A copy in memory, without the rows of removed ids."""
-        copy = InvertedFile(self.model, self.k, string_ids=self._strings, num_threads=self.num_threads)
+        copy = InvertedFile(self.model, self.k, string_ids=self.are_strings, num_threads=self.num_threads)
         copy.take(self)
         return copy
 
     def manifest(self) -> dict[str, Any]:
         """What is stored beside the arrays and the lists."""
         return {
-            "n": len(self._held.rows.ids),
+            "n": len(self._held.rows.all_ids),
             "k": self.k,
-            "string_ids": self._strings,
-            "packing": self._held.packing.manifest(),
+            "string_ids": self.are_strings,
+            "packing": self._held.codec.manifest(),
             "unit": self._unit,
         }
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """The arrays to store beside the lists."""
-        arrays = (
-            {"forward_rows": self._held.all_packed()} | self._held.rows.ids.to_arrays() | self._level_arrays()
-        )
-        if self._held.rows.alive is not None:
-            arrays["alive"] = np.packbits(self._held.rows.alive, bitorder="little")
+        held = self._held
+        arrays = held.codec.to_arrays({BYTE_ROWS: held.all_packed()}) | held.rows.all_ids.to_arrays()
+        if held.rows.alive is not None:
+            arrays["alive"] = np.packbits(held.rows.alive, bitorder="little")
         return arrays
-
-    def _level_arrays(self) -> dict[str, npt.NDArray[Any]]:
-        return {} if self._held.packing.levels is None else {"forward_levels": self._held.packing.levels}
 
     def without_holding(
         self, ids: Ids, parts: Iterable[npt.NDArray[np.uint8]], lists_name: str
@@ -394,15 +388,15 @@ class InvertedFile:
 
         Args:
             ids: of all documents.
-            parts: their rows, packed by this back end's packing; they are read once, and never held.
+            parts: their rows, packed by this back end's codec; they are read once, and never held.
             lists_name: the file of the lists.
 
         Returns:
             as `manifest` and `to_arrays`, where a file makes up for the array of packed rows. The writers are
             to be called in their order, in one folder, and raise InputError as `put`.
         """
-        n, width, packing = len(ids), self._row_bytes, self._held.packing
-        rows_name = "forward_rows.npy"
+        n, width, codec = len(ids), self._row_bytes, self._held.codec
+        rows_name = f"{STORED_CODES}.npy"
 
         def write_rows(path: Path) -> None:
             with path.open("wb") as file:
@@ -415,12 +409,12 @@ class InvertedFile:
             with path.open("rb") as file:
                 file.seek(-n * width, os.SEEK_END)
                 while len(part := np.fromfile(file, np.uint8, CHUNK_ROWS * width)):
-                    yield self._for_lists(part.reshape(-1, width), packing)
+                    yield self._for_lists(part.reshape(-1, width), codec)
 
         def write_lists(path: Path) -> None:
             lists.write_codes(path, self.n_latents, lambda: codes(path.parent / rows_name))
 
-        arrays = ids.to_arrays() | self._level_arrays()
+        arrays = ids.to_arrays() | codec.to_arrays({})
         return self.manifest() | {"n": n}, arrays, {rows_name: write_rows, lists_name: write_lists}
 
     @classmethod
@@ -438,14 +432,14 @@ class InvertedFile:
             KeyError: a part is missing.
         """
         n = check_int(meta["n"], "n", 0)
-        packing = packing_of(**entry(meta, "packing", dict), levels=arrays.get("forward_levels"))
-        if not isinstance(packing, Packed):
+        codec, of_codec = from_arrays(entry(meta, "packing", dict), arrays)
+        if not codec.has_byte_rows:
             msg = f"expected packed rows, got {meta['packing']}"
             raise InputError(msg)
         k, unit = check_int(meta["k"], "k", 1, model.n_latents, "n_latents"), check_unit(meta["unit"])
         strings = entry(meta, "string_ids", bool)
-        backend = cls(model, k, packing=packing, unit=unit, string_ids=strings)
-        packed = arrays["forward_rows"]
+        backend = cls(model, k, codec=codec, unit=unit, string_ids=strings)
+        packed = arrays[STORED_CODES]
         width = backend._row_bytes
         if packed.dtype != np.uint8 or packed.shape != (n, width):
             msg = f"expected packed rows {(n, width)}, got {packed.dtype} {packed.shape}"
@@ -453,18 +447,44 @@ class InvertedFile:
         if faiss_index.nlist != model.n_latents:
             msg = f"the Faiss index has {faiss_index.nlist} lists, the model {model.n_latents} latents"
             raise DimensionError(msg)
-        if foreign := set(arrays) - {"forward_rows", "forward_levels", *STORED_ROWS}:
+        if foreign := set(arrays).difference(*codec.stored_names(), STORED_ROWS):
             msg = f"a Faiss index has no array {min(foreign)!r:.100}"
             raise InputError(msg)
         if n:
-            packing.engine({"rows": packed}, model.n_latents, k).validate(check_threads(None))
+            codec.engine(of_codec, model.n_latents, k).validate(check_threads(None))
         ids, alive = stored_rows(n, {name: arrays[name] for name in STORED_ROWS if name in arrays})
         if n and ids.are_strings != strings:
             msg = f"string_ids is {strings}, but the ids are {'strings' if ids.are_strings else 'integers'}"
             raise InputError(msg)
         backend._faiss = faiss_index
-        backend._held = _Held(Rows(ids, alive), (packed,), packing)
+        backend._held = _Held(Rows(ids, alive), (packed,), codec)
         return backend
+
+
+class _Search:
+    """The stages of one search."""
+
+    def __init__(self, backend: InvertedFile) -> None:
+        self._backend = backend
+        self._held: _Held | None = None
+
+    def by_terms(self, asked: Asked) -> Found:
+        """Candidates by Faiss's lists, with their exact sums."""
+        terms = terms_of(asked)
+        n = asked.k if asked.mode == "sparse" else asked.candidates
+        got, self._held = self._backend.found(terms, n, asked.settings.filter, asked.settings.num_threads)
+        return ByTerms(self._backend).scored(asked, terms, got)
+
+    def by_rows(self, asked: Asked, found: Found) -> Found:
+        """The candidates by their packed rows, which the engine scores."""
+        assert self._held is not None
+        if not found.places.shape[1]:
+            return found
+        sums, rows = self._backend.rescored(
+            asked.stage_two, found.places, self._held, asked.k, asked.settings.num_threads
+        )
+        ids = self._backend.ids_of(self._held, rows)
+        return Found(asked.in_metric(sums), ids, rows, found.certified)
 
 
 def _remade(
@@ -472,7 +492,7 @@ def _remade(
 ) -> InvertedFile:
     """A back end of what one was pickled as: the lists are made again of the packed rows."""
     made = InvertedFile(model, k, **settings)
-    made._held = _Held(rows, (packed,), settings["packing"])
+    made._held = _Held(rows, (packed,), settings["codec"])
     if len(packed):
         made._rebuild()
     return made

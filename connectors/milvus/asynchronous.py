@@ -7,19 +7,24 @@ import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy.typing as npt
 from pymilvus import AsyncMilvusClient
 
+from compressae_index.checks import check_choice
 from compressae_index.coding.model import CompresSAE
-from compressae_index.connectors.milvus.backend import Scope
 from compressae_index.connectors.milvus.client import TIMEOUT, ConsistencyLevel, lite_path
 from compressae_index.connectors.milvus.errors import secrets_of, translated
 from compressae_index.connectors.milvus.index import Fields, MilvusIndex, MilvusResult
-from compressae_index.search.queries import QUERY_BLOCK, Scoring
+from compressae_index.connectors.milvus.scope import Scope
+from compressae_index.search.backend import QUERY_BLOCK
+from compressae_index.search.queries import Settings
+from compressae_index.search.stages import joined, terms_of
 from compressae_index.sources import VectorSource
 from compressae_index.terminal import shown
+
+# Those that are searched without blocking.
+MODES = ("sparse", "two_stage")
 
 
 class AsyncMilvusIndex:
@@ -68,33 +73,36 @@ class AsyncMilvusIndex:
 
     async def search(
         self,
-        queries: npt.ArrayLike,
+        queries: Any,
         k: int = 10,
         *,
-        mode: Literal["sparse", "two_stage"] = "two_stage",
-        candidates: int | None = None,
-        query_nnz: int | None = None,
-        scoring: Scoring = "asymmetric",
         filter: Any = None,  # noqa: A002
         output_fields: Sequence[str] | None = (),
         partitions: Sequence[str] | None = (),
         consistency_level: ConsistencyLevel | None = None,
+        **settings: Any,
     ) -> MilvusResult:
-        """The k nearest documents of each query; arguments, result and errors as for `MilvusIndex.search`."""
-        index, backend = self.index, self.index.backend
-        k, n = index._depth(k, candidates, mode)
-        names = await asyncio.to_thread(index._checked_fields, output_fields)
-        held = await asyncio.to_thread(index._checked_partitions, partitions)
+        """The k nearest documents of each query by "sparse" or "two_stage".
+
+        Arguments, result and errors are those of `MilvusIndex.search`.
+        """
+        index, backend = self.index, self.index.documents
+        names = await asyncio.to_thread(index.checked_fields, output_fields)
+        held = await asyncio.to_thread(index.checked_partitions, partitions)
         scope = Scope(filter, held, consistency_level)
-        asked = await asyncio.to_thread(index._asked, queries, mode, scoring, query_nnz, None)
+        chosen = Settings(filter=scope, **settings)
+        check_choice(chosen.mode, "mode", MODES)
+        asked = await asyncio.to_thread(index.asked, queries, k, chosen)
         results = []
-        for first in range(0, len(asked), QUERY_BLOCK):
-            block = asked.block(first)
-            request = await asyncio.to_thread(backend.search_request, block.terms, n, scope)
-            with translated(f"searching collection {backend.collection!r}", expression=request["filter"]):
+        for block in asked.blocks(QUERY_BLOCK):
+            terms = await asyncio.to_thread(terms_of, block)
+            request = await asyncio.to_thread(backend.search_request, terms, block.candidates, scope)
+            with backend.collection.doing("searching", expression=request["filter"]):
                 hits = await self._client.search(**request)
-            results.append(index._ranked(block, backend.found(hits, n), k))
-        return await asyncio.to_thread(index._with_fields, index._joined(results, k), names)
+            got = backend.found(hits, block.candidates)
+            results.append(await asyncio.to_thread(backend.scored, block, terms, got))
+        result = joined(results, asked.k, are_strings=backend.are_strings)
+        return await asyncio.to_thread(index.with_fields, result, names)
 
     async def add(
         self,

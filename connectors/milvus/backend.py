@@ -1,40 +1,33 @@
-"""Milvus as a sparse back end: codes in a collection, found by their agreement with a query."""
+"""Milvus as a sparse back end: codes in a collection, found by their agreement with the query."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pymilvus import DataType, MilvusClient
+from pymilvus import AnnSearchRequest, DataType, RRFRanker
 from pymilvus.grpc_gen import milvus_pb2
 
-from compressae_index.arrays import BoolArray, IdArray
+from compressae_index.arrays import BoolArray, FloatArray, IdArray
 from compressae_index.checks import check_choice, check_int
 from compressae_index.coding.codes import SparseCodes
 from compressae_index.coding.model import CompresSAE
 from compressae_index.connectors.milvus import wire
-from compressae_index.connectors.milvus.client import (
-    CONSISTENCY_LEVELS,
-    MAX_RESULTS,
-    TIMEOUT,
-    ConsistencyLevel,
-    among,
-    count,
-    names_of,
-    portions,
-    rows_of,
-)
-from compressae_index.connectors.milvus.collection import CODE_FIELD, DENSE_FIELD, Opened
-from compressae_index.connectors.milvus.errors import translated
+from compressae_index.connectors.milvus.client import CONSISTENCY_LEVELS, MAX_RESULTS, ConsistencyLevel
+from compressae_index.connectors.milvus.compressed import CODE_FIELD, DENSE_FIELD, Opened, dense_metric
+from compressae_index.connectors.milvus.expressions import among
+from compressae_index.connectors.milvus.schema import names_of
+from compressae_index.connectors.milvus.scope import as_scope
 from compressae_index.conversion import as_array
 from compressae_index.errors import InputError, UnknownIdError
-from compressae_index.ids import as_id_array, refuse_mask_of_integers
-from compressae_index.search.protocol import Candidates
+from compressae_index.ids import Ids, as_id_array, refuse_mask_of_integers
+from compressae_index.search.backend import SparseBackend
+from compressae_index.search.queries import Asked, SearchResult
+from compressae_index.search.stages import Candidates, Finder, Found, Stages, places_of, terms_of
 
-# Of one insert: a quarter of what a server's proxy takes, and rows beyond which nothing is gained.
+# Limits of one insert: a quarter of what a server's proxy takes, and rows beyond which nothing is gained.
 _REQUEST_BYTES = 16 << 20
 REQUEST_ROWS = 5000
 # Postings in half precision (vector index version 10 and later) may lower a score by 2^-11 of it.
@@ -43,22 +36,11 @@ _SCORE_ROUNDING = 2.0**-10
 Rows = Sequence[Mapping[str, Any]]
 
 
-@dataclass(frozen=True)
-class Scope:
-    """What a search looks at."""
-
-    filter: Any = None
-    """A Milvus expression, ids to search among, or None."""
-    partitions: Sequence[str] = ()
-    consistency_level: ConsistencyLevel | None = None
-    """None leaves it to the back end."""
-
-
 def check_codes(codes: SparseCodes, ids: IdArray) -> None:
-    """Refuses codes that Milvus does not store.
+    """Checks that Milvus can store the codes.
 
     Raises:
-        InputError: a code without a nonzero value, with its id.
+        InputError: a code has no nonzero value; the message gives its id.
     """
     empty = np.flatnonzero(~codes.values.any(axis=1))
     if empty.size:
@@ -69,49 +51,47 @@ def check_codes(codes: SparseCodes, ids: IdArray) -> None:
         raise InputError(msg)
 
 
-class MilvusBackend:
+class MilvusBackend(SparseBackend):
     """The codes of one collection, split by sign: [s+, s-] over twice the latents.
 
-    A filter is a Milvus expression, ids, or a `Scope`. Every write is an upsert, so that pymilvus may repeat
+    A filter is a Milvus expression, ids, or a `Scope`. Every write is an upsert, so that pymilvus can repeat
     it after an error without storing a row twice.
     """
 
-    is_exact = False
+    modes = ("sparse", "two_stage", "dense", "hybrid")
+    filters = ("ids", "expression")
 
     def __init__(
         self,
-        client: MilvusClient,
         opened: Opened,
         model: CompresSAE,
         *,
         consistency_level: ConsistencyLevel = "Strong",
-        timeout: float = TIMEOUT,
     ) -> None:
-        """From a collection that `open_collection` opened.
+        """From a collection that `open_compressed` opened.
 
         Args:
-            client: a connection.
             opened: the collection.
-            model: the model of its codes, by which reconstructed vectors are made.
+            model: the model of its codes, which makes reconstructed vectors.
             consistency_level: of reads and searches. "Strong" sees all that was written before; the others
                 answer sooner on a busy server.
-            timeout: seconds for each request, retries included.
         """
-        self.client = client
-        self.collection = opened.name
-        self.primary = opened.primary
-        self.are_strings = opened.are_strings
-        self.max_length = opened.max_length
-        self.manifest = opened.manifest
-        self.n_latents = opened.manifest.n_latents
-        self.k = opened.manifest.k
-        self.dense = opened.manifest.dense
+        manifest = opened.manifest
+        super().__init__(manifest.n_latents, manifest.k, are_strings=opened.key.are_strings)
+        self.collection = opened.collection
+        self.key = opened.key
+        self.manifest = manifest
+        self.dense = manifest.dense
         self.consistency_level = check_choice(consistency_level, "consistency_level", CONSISTENCY_LEVELS)
-        self.timeout = timeout
         self._model = model
 
     def __len__(self) -> int:
-        return count(self.client, self.collection, timeout=self.timeout)
+        return self.collection.count()
+
+    @property
+    def ids(self) -> IdArray:
+        """All ids, ascending; Milvus sends them page by page."""
+        return self.collection.ids(self.key)
 
     @property
     def nbytes(self) -> dict[str, int]:
@@ -124,30 +104,32 @@ class MilvusBackend:
 
     def held(self, ids: IdArray) -> BoolArray:
         """Which of the ids are held."""
-        rows = rows_of(self.client, self.collection, self.primary, ids, [], timeout=self.timeout)
+        rows = self.collection.rows_of(self.key, ids, [])
         return np.array([id_ in rows for id_ in ids.tolist()], dtype=bool)
 
     def check_ids(self, ids: IdArray) -> None:
-        """Refuses ids that Milvus cannot store.
+        """Checks that Milvus can store the ids.
 
         Raises:
-            InputError: a string of more bytes than the primary key takes.
+            InputError: they are of the other kind, or a string has more bytes than the primary key takes.
         """
-        if self.max_length is None:
+        super().check_ids(ids)
+        longest = self.key.max_length
+        if longest is None:
             return
         for id_ in ids.tolist():
-            if len(id_.encode()) > self.max_length:
+            if len(id_.encode()) > longest:
                 some = id_ if len(id_) <= 40 else id_[:40] + "..."
                 msg = (
-                    f"id {some!r} has {len(id_.encode())} bytes, but the primary key {self.primary!r} of "
-                    f"collection {self.collection!r} takes at most {self.max_length}"
+                    f"id {some!r} has {len(id_.encode())} bytes, but the primary key {self.key.name!r} of "
+                    f"collection {self.collection.name!r} takes at most {longest}"
                 )
                 raise InputError(msg)
 
     def put(
         self, codes: SparseCodes, ids: IdArray, others: Rows | None = None, *, partition: str = ""
     ) -> None:
-        """Stores codes, with other fields where there are any; rows of ids that are held are replaced.
+        """Stores codes and other fields; they replace the rows of ids that are held.
 
         Args:
             codes: folded codes.
@@ -156,20 +138,41 @@ class MilvusBackend:
             partition: where to store them; the default one if empty.
 
         Raises:
-            InputError: a code without a nonzero value, or a longer id than the primary key takes, which
-                Milvus does not store.
-            BackendError: a request failed; those before it are stored, and all can be repeated.
+            InputError: a code has no nonzero value, or an id has more bytes than the primary key takes.
+            BackendError: a request failed. The earlier ones are stored, and all can be repeated.
         """
         self.check_ids(ids)
         check_codes(codes, ids)
         if others is not None and not any(others):
             others = None
         for rows in self._requests(len(ids), others):
-            with translated(f"writing to collection {self.collection!r}"):
-                if others is not None:
-                    self._put_rows(codes[rows], ids[rows], others[rows], partition)
-                elif not self._put_packed(codes[rows], ids[rows], partition):
-                    self._put_rows(codes[rows], ids[rows], [{}] * len(ids[rows]), partition)
+            if others is not None:
+                self._put_rows(codes[rows], ids[rows], others[rows], partition)
+            elif not self._put_packed(codes[rows], ids[rows], partition):
+                self._put_rows(codes[rows], ids[rows], [{}] * len(ids[rows]), partition)
+
+    def added(
+        self,
+        chunks: Iterable[SparseCodes],
+        ids: Ids,
+        *,
+        columns: Mapping[str, Sequence[Any]] | None = None,
+        partition: str = "",
+        progress: bool = False,
+        **_: Any,
+    ) -> MilvusBackend:
+        """This collection, after `put` of all codes with the values of other fields by name, one a code."""
+        columns = columns or {}
+
+        def put(codes: SparseCodes, some: IdArray, rows: slice) -> None:
+            others = [
+                dict(zip(columns, values, strict=True))
+                for values in zip(*(column[rows] for column in columns.values()), strict=True)
+            ]
+            self.put(codes, some, others or None, partition=partition)
+
+        self.put_all(chunks, ids, put, progress=progress)
+        return self
 
     def _requests(self, n: int, others: Rows | None) -> Iterator[slice]:
         """Runs of rows small enough for a request."""
@@ -187,16 +190,30 @@ class MilvusBackend:
             first = rows.stop
 
     def _put_packed(self, codes: SparseCodes, ids: IdArray, partition: str) -> bool:
-        """As one message made here, faster than rows; False where pymilvus does not let it through."""
+        """Sends a message made here, faster than rows; False if this pymilvus does not offer that."""
+        client = self.collection.client
         try:
-            connection, context = self.client._get_connection(), self.client._generate_call_context()
+            connection, context = client._get_connection(), client._generate_call_context()
             send = connection.upsert
         except AttributeError:
             return False  # these are not public
+        with self.collection.doing("writing to"):
+            send(
+                self.collection.name,
+                [],
+                partition,
+                timeout=self.collection.timeout,
+                context=context,
+                upsert_param=self._packed(codes, ids, partition),
+                schema={"fields": []},
+            )
+        return True
+
+    def _packed(self, codes: SparseCodes, ids: IdArray, partition: str) -> milvus_pb2.UpsertRequest:
         request = milvus_pb2.UpsertRequest(
-            collection_name=self.collection, partition_name=partition, num_rows=len(ids)
+            collection_name=self.collection.name, partition_name=partition, num_rows=len(ids)
         )
-        key = request.fields_data.add(field_name=self.primary)
+        key = request.fields_data.add(field_name=self.key.name)
         if self.are_strings:
             key.type = DataType.VARCHAR
             key.scalars.string_data.data.extend(ids.tolist())
@@ -217,40 +234,24 @@ class MilvusBackend:
             else:
                 field.type = DataType.FLOAT16_VECTOR
                 field.vectors.float16_vector = rows.tobytes()
-        send(
-            self.collection,
-            [],
-            partition,
-            timeout=self.timeout,
-            context=context,
-            upsert_param=request,
-            schema={"fields": []},
-        )
-        return True
+        return request
 
     def _put_rows(self, codes: SparseCodes, ids: IdArray, others: Rows, partition: str) -> None:
         rows = [
-            {**other, self.primary: id_, CODE_FIELD: pairs}
+            {**other, self.key.name: id_, CODE_FIELD: pairs}
             for other, id_, pairs in zip(others, ids.tolist(), wire.to_rows(codes), strict=True)
         ]
         if self.dense:
             for row, vector in zip(rows, self._reconstructed(codes), strict=True):
                 row[DENSE_FIELD] = vector
-        self.client.upsert(self.collection, rows, partition_name=partition or None, timeout=self.timeout)
+        self.collection.upsert(rows, partition=partition)
 
     def _reconstructed(self, codes: SparseCodes) -> npt.NDArray[Any]:
         return self._model.decode(codes).astype(self.dense)
 
     def remove(self, ids: IdArray, *, partition: str = "") -> None:
-        """Removes ids, from one partition or all; those that are not held are passed over."""
-        for some in portions(ids.tolist()):
-            with translated(f"removing from collection {self.collection!r}"):
-                self.client.delete(
-                    self.collection,
-                    filter=among(self.primary, some),
-                    partition_name=partition or None,
-                    timeout=self.timeout,
-                )
+        """Removes ids, from one partition or from all; unknown ones are ignored."""
+        self.collection.remove(self.key, ids, partition=partition)
 
     def codes(self, ids: IdArray) -> SparseCodes:
         """The stored codes of ids, in their order; ids may repeat.
@@ -275,53 +276,120 @@ class MilvusBackend:
         return [found[id_] for id_ in ids.tolist()]
 
     def rows_held(self, ids: IdArray, fields: Sequence[str]) -> dict[int | str, dict[str, Any]]:
-        """Fields by id, of the ids that are held; others may have been removed since a search found them."""
-        return rows_of(
-            self.client,
-            self.collection,
-            self.primary,
-            ids,
-            fields,
-            consistency_level=self.consistency_level,
-            timeout=self.timeout,
-        )
+        """Fields by id, without ids that are not held: others may have removed them since a search."""
+        return self.collection.rows_of(self.key, ids, fields, consistency_level=self.consistency_level)
+
+    def stages(self, mode: str) -> Stages:
+        """The stages of a mode; Milvus answers "dense" and "hybrid" by itself."""
+        own: dict[str, Finder] = {"dense": self.by_reconstructions, "hybrid": self.by_fused_ranks}
+        return Stages(own[mode]) if mode in own else super().stages(mode)
+
+    def answer(self, asked: Asked) -> SearchResult:
+        """The best documents of each query.
+
+        Raises:
+            InputError: a mode, a filter or a setting that this collection does not take.
+        """
+        mode, scoring = asked.mode, asked.settings.scoring
+        if as_scope(asked.settings.filter).ranker is not None and mode != "hybrid":
+            msg = "a ranker is for mode 'hybrid'"
+            raise InputError(msg)
+        if mode in ("dense", "hybrid"):
+            if scoring != "asymmetric":
+                msg = f"in mode {mode!r}, scoring must be 'asymmetric', got {scoring!r}"
+                raise InputError(msg)
+            if self.dense is None:
+                msg = f"mode {mode!r} needs a reconstructed field: make the collection with dense='float32'"
+                raise InputError(msg)
+            check_int(asked.k, "k", 1, MAX_RESULTS)
+        return super().answer(asked)
+
+    def by_reconstructions(self, asked: Asked) -> Found:
+        """The neighbours that Milvus's own index of the reconstructed field finds, without a certificate."""
+        request = self._dense_request(asked, asked.k)
+        with self.collection.doing("searching", expression=request["filter"]):
+            hits = self.collection.client.search(**request)
+        ids, scores = self._ids_and_scores(hits)
+        scores = scores if asked.factors is None else scores * asked.factors
+        return Found(scores, ids, places_of(ids), np.zeros(len(asked), dtype=bool))
+
+    def by_fused_ranks(self, asked: Asked) -> Found:
+        """The neighbours by ranks in the codes and in the reconstructed field, which Milvus fuses."""
+        scope = as_scope(asked.settings.filter)
+        sparse = self.search_request(terms_of(asked), asked.candidates, scope)
+        requests = [
+            AnnSearchRequest(
+                part["data"],
+                part["anns_field"],
+                part["search_params"],
+                part["limit"],
+                expr=part["filter"] or None,
+            )
+            for part in (sparse, self._dense_request(asked, asked.candidates))
+        ]
+        with self.collection.doing("searching", expression=sparse["filter"]):
+            hits = self.collection.client.hybrid_search(
+                self.collection.name,
+                requests,
+                scope.ranker or RRFRanker(),
+                limit=asked.k,
+                partition_names=sparse["partition_names"],
+                consistency_level=sparse["consistency_level"],
+                timeout=sparse["timeout"],
+            )
+        ids, scores = self._ids_and_scores(hits)
+        return Found(scores, ids, places_of(ids), np.zeros(len(asked), dtype=bool))
+
+    def _dense_request(self, asked: Asked, n: int) -> dict[str, Any]:
+        data, metric = list(asked.vectors.astype(self.dense)), dense_metric(self.manifest.metric)
+        return self._request(DENSE_FIELD, data, metric, n, asked.settings.filter)
+
+    def _ids_and_scores(self, hits: Sequence[Any]) -> tuple[IdArray, FloatArray]:
+        """Ids and scores of pymilvus's hits, (n_queries, the most of a query) each."""
+        width = max((len(of_query.ids) for of_query in hits), default=0)
+        nothing: Any = None if self.are_strings else -1
+        ids = np.full((len(hits), width), nothing, dtype=object if self.are_strings else np.int64)
+        scores = np.full((len(hits), width), -np.inf, dtype=np.float32)
+        for query, of_query in enumerate(hits):
+            ids[query, : len(of_query.ids)] = of_query.ids
+            scores[query, : len(of_query.ids)] = of_query.distances
+        return ids, scores
 
     def candidates(self, terms: SparseCodes, n: int, filter: Any) -> Candidates:  # noqa: A002
         """The n documents of the largest agreement scores, with their codes."""
         request = self.search_request(terms, n, filter)
-        with translated(f"searching collection {self.collection!r}", expression=request["filter"]):
-            hits = self.client.search(**request)
+        with self.collection.doing("searching", expression=request["filter"]):
+            hits = self.collection.client.search(**request)
         return self.found(hits, n)
 
     def search_request(self, terms: SparseCodes, n: int, filter: Any) -> dict[str, Any]:  # noqa: A002
         """Arguments of pymilvus's search for candidates.
 
         Raises:
-            InputError: n is more than Milvus gives, or the filter is none of its kinds.
+            InputError: n is more than Milvus returns, or the filter is neither an expression nor ids.
         """
+        request = self._request(CODE_FIELD, wire.to_bytes(terms), "IP", n, filter)
+        return request | {"output_fields": [CODE_FIELD]}
+
+    def _request(self, field: str, data: Any, metric: str, n: int, filter: Any) -> dict[str, Any]:  # noqa: A002
+        """Arguments of pymilvus's search of one field for n results of each query."""
         return {
-            **self.scoped(filter),
-            "data": wire.to_bytes(terms),
-            "anns_field": CODE_FIELD,
+            **self._scoped(filter),
+            "data": data,
+            "anns_field": field,
             "limit": check_int(n, "candidates", 1, MAX_RESULTS),
-            "output_fields": [CODE_FIELD],
-            "search_params": {"metric_type": "IP", "params": {}},
+            "search_params": {"metric_type": metric, "params": {}},
         }
 
-    def scoped(self, filter: Any) -> dict[str, Any]:  # noqa: A002
-        """Arguments of any search of pymilvus that say where to search.
-
-        Raises:
-            InputError: the filter is none of its kinds.
-        """
-        scope = filter if isinstance(filter, Scope) else Scope(filter)
+    def _scoped(self, filter: Any) -> dict[str, Any]:  # noqa: A002
+        scope = as_scope(filter)
         level = scope.consistency_level or self.consistency_level
         return {
-            "collection_name": self.collection,
+            "collection_name": self.collection.name,
             "filter": self._expression(scope.filter),
             "partition_names": list(names_of(scope.partitions, "partitions")) or None,
             "consistency_level": check_choice(level, "consistency_level", CONSISTENCY_LEVELS),
-            "timeout": self.timeout,
+            "timeout": self.collection.timeout,
         }
 
     def _expression(self, wanted: Any) -> str:
@@ -340,22 +408,16 @@ class MilvusBackend:
             kind = "strings" if self.are_strings else "integers"
             msg = f"the ids of this collection are {kind}, the filter holds {ids.tolist()[0]!r:.100}"
             raise InputError(msg)
-        return among(self.primary, ids.tolist())
+        return among(self.key.name, ids.tolist())
 
     def found(self, hits: Sequence[Any], n: int) -> Candidates:
-        """What a search for candidates gave, codes of value 0 in places that it left empty."""
+        """The candidates in pymilvus's hits; places that a search left empty have codes of value 0."""
         counts = [len(of_query.ids) for of_query in hits]
-        width = max(counts, default=0)
-        ids = np.full(
-            (len(hits), width), None if self.are_strings else -1, object if self.are_strings else np.int64
-        )
-        scores = np.full((len(hits), width), -np.inf, dtype=np.float32)
-        latents = np.broadcast_to(np.arange(self.k, dtype=np.uint16), (len(hits), width, self.k)).copy()
-        values = np.zeros((len(hits), width, self.k), dtype=np.float32)
+        ids, scores = self._ids_and_scores(hits)
+        latents = np.broadcast_to(np.arange(self.k, dtype=np.uint16), (*scores.shape, self.k)).copy()
+        values = np.zeros((*scores.shape, self.k), dtype=np.float32)
         for query, (of_query, size) in enumerate(zip(hits, counts, strict=True)):
             if size:
-                ids[query, :size] = of_query.ids
-                scores[query, :size] = of_query.distances
                 codes = wire.from_bytes(_contents(of_query), self.n_latents, self.k)
                 latents[query, :size], values[query, :size] = codes.latents, codes.values
         # A document that was not found agrees less than the last one; or in nothing, where there were fewer.
@@ -367,7 +429,7 @@ class MilvusBackend:
 
 
 def _contents(hits: Any) -> Sequence[bytes]:
-    """The packed codes of a query's hits; looking at a hit would decode all of them, pair by pair."""
+    """The packed codes of a query's hits. Looking at one hit would decode all of them, pair by pair."""
     for field in getattr(hits, "lazy_field_data", ()):
         if field.field_name == CODE_FIELD:
             contents: Sequence[bytes] = field.vectors.sparse_float_vector.contents

@@ -1,4 +1,4 @@
-"""Errors of pymilvus and gRPC as this package's own, with what to do and without credentials."""
+"""Errors of pymilvus and gRPC as this package's own, with advice and without credentials."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from pymilvus.exceptions import MilvusException
 from compressae_index.errors import BackendError, InputError
 from compressae_index.terminal import redacted
 
-# Codes of Milvus, which are the same on Lite where Lite has them.
+# Codes of Milvus; those that Milvus Lite has are the same.
 _NOT_CONNECTED, _NOT_FOUND, _NOT_LOADED = 2, 100, 101
 _OVER_QUOTA = (8, 9)  # rate limit; writes denied for memory or disk
 
 _translating: ContextVar[bool] = ContextVar("_translating", default=False)
-# Requests within `translated` of all threads, as Milvus Lite answers in threads of its own.
+# Requests of all threads that are within `translated`, as Milvus Lite answers in threads of its own.
 _requests: set[object] = set()
 
 
 class _NotWhileTranslating(logging.Filter):
-    """Keeps others from printing a traceback of an error that is raised here with its reason."""
+    """Drops logged tracebacks of errors that `translated` raises anyway."""
 
     def filter(self, record: logging.LogRecord) -> bool:  # noqa: ARG002
         return not _translating.get()
 
 
 class _NotWhileAnswering(logging.Filter):
-    """Keeps Milvus Lite, in this process, from printing a traceback of an error that it also answers with."""
+    """Drops tracebacks that Milvus Lite, in this process, logs of errors that it also answers with."""
 
     def filter(self, record: logging.LogRecord) -> bool:  # noqa: ARG002
         return not _requests
@@ -52,14 +52,14 @@ for _name in (
 
 @contextmanager
 def translated(action: str, *, expression: str = "", secrets: Sequence[str] = ()) -> Iterator[None]:
-    """Raises what pymilvus and gRPC raise inside as a BackendError that says what was being done.
+    """Turns errors of pymilvus and gRPC into a BackendError that begins with the action.
 
     The error of pymilvus is the cause of the new one, unless it holds credentials.
 
     Args:
-        action: what is being done, as in "reading collection 'items'".
-        expression: a filter of the caller's, which is at fault where the server cannot parse it.
-        secrets: what must not be repeated, beside the credentials of addresses.
+        action: such as "reading collection 'items'".
+        expression: the caller's filter, which is to blame if the server cannot parse an expression.
+        secrets: texts that must not be repeated, as must the credentials of addresses.
 
     Raises:
         InputError: the server could not parse the expression.
@@ -89,7 +89,7 @@ def translated(action: str, *, expression: str = "", secrets: Sequence[str] = ()
 
 
 def secrets_of(uri: str, token: str) -> list[str]:
-    """What others may repeat of an address and a token that must not be seen."""
+    """Secret parts of an address and a token that messages of others may repeat."""
     rest = uri.partition("://")[2] or uri
     credentials, query = rest.rpartition("@")[0], re.split(r"[?#]", rest, maxsplit=1)[1:]
     given = [token, token.partition(":")[2], credentials, credentials.split(":", 1)[-1], *query]
@@ -98,7 +98,7 @@ def secrets_of(uri: str, token: str) -> list[str]:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error, and those that it was raised from or after."""
+    """An error, and the errors that it was raised from or after."""
     seen: list[BaseException] = []
     ahead: list[BaseException | None] = [error]
     while ahead:
@@ -115,7 +115,7 @@ def _all_text(error: BaseException) -> str:
 
 
 def status_of(error: BaseException) -> grpc.StatusCode | None:
-    """The gRPC status behind an error, also where pymilvus made another error of it."""
+    """The gRPC status behind an error, also if pymilvus wrapped it; None if there is none."""
     calls = (each for each in _chain(error) if isinstance(each, grpc.RpcError) and hasattr(each, "code"))
     return next((call.code() for call in calls), None)
 
@@ -138,11 +138,11 @@ def _advice(error: Exception, reason: str) -> str:
     code, status = getattr(error, "code", None), status_of(error)
     if "Open local milvus failed" in reason:
         return (
-            "; one process at a time can open a database of Milvus Lite, its folder must exist, "
-            "and this user must be allowed to write there"
+            "; only one process at a time can open a database of Milvus Lite, its folder must exist, "
+            "and this user must be allowed to write to it"
         )
     if code in _OVER_QUOTA or status == grpc.StatusCode.RESOURCE_EXHAUSTED:
-        return "; the server is over a quota: wait, or raise its limits, and run it again"
+        return "; the server is over a quota: wait, or raise its limits, and try again"
     if code == _NOT_LOADED:
         return "; load the collection first"
     if code == _NOT_FOUND:
@@ -151,13 +151,15 @@ def _advice(error: Exception, reason: str) -> str:
         return "; check the token (user:password, or an API key) and what it may do"
     if status == grpc.StatusCode.UNIMPLEMENTED:
         return (
-            "; this server does not know the request: a server of Milvus 2.5 or newer is needed. Milvus Lite "
-            "2.5 and older lack such calls whatever their number: install milvus-lite>=3.2.2"
+            "; this server does not know the request: use Milvus 2.5 or newer, or milvus-lite>=3.2.2, as the "
+            "older Milvus Lite lacks such requests"
         )
     if "already exist" in reason or "File exists" in reason:
-        return "; something else made it meanwhile: see whether an import runs, and run it again afterwards"
+        return (
+            "; something else made it meanwhile: check whether an import is running, and try again after it"
+        )
     if status == grpc.StatusCode.DEADLINE_EXCEEDED or "timeout" in reason.lower():
-        return "; the server did not answer in time: see whether it runs, or allow more with `timeout`"
+        return "; the server did not answer in time: check whether it runs, or raise `timeout`"
     if status == grpc.StatusCode.UNAVAILABLE or code == _NOT_CONNECTED:
-        return "; see whether the server runs at this address, then run it again"
+        return "; check whether the server runs at this address, then try again"
     return ""

@@ -1,4 +1,4 @@
-"""Columns of other fields, as callers have them."""
+"""Columns of fields, in the forms that callers have."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from compressae_index.errors import InputError
 
 
 def as_columns(fields: Any) -> dict[str, list[Any]]:
-    """Columns by name as lists of plain Python values, of which None is null.
+    """Columns by name as lists of plain Python values, with None for null.
 
     Args:
         fields: a mapping of names to columns (lists, tuples, arrays, series), a data frame of pandas or
-            polars, or an Arrow table. What pandas calls missing is null.
+            polars, or an Arrow table. Missing values of pandas are null.
 
     Raises:
-        InputError: it is something else, or a column is.
+        InputError: fields or a column are of another type.
     """
     if hasattr(fields, "to_pydict"):  # Arrow
         columns: Any = fields.to_pydict()
@@ -53,7 +53,7 @@ def _column(values: Any, name: str) -> list[Any]:
 
 
 def _plain(value: Any) -> Any:
-    """A value without numpy's types, which pymilvus does not take everywhere."""
+    """A value without numpy's types, which pymilvus does not accept everywhere."""
     if isinstance(value, np.generic):
         return value.item()
     return value.tolist() if isinstance(value, np.ndarray) else value

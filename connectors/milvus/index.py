@@ -4,67 +4,49 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from pymilvus import AnnSearchRequest, FieldSchema, MilvusClient, RRFRanker
+from pymilvus import FieldSchema, MilvusClient
 
-from compressae_index.arrays import FloatArray, IdArray
-from compressae_index.checks import check_choice, check_int, check_vectors, normalize_rows
-from compressae_index.coding.codes import SparseCodes
-from compressae_index.coding.metric import METRICS, Metric
-from compressae_index.coding.model import ENCODERS, CompresSAE, Encoder, check_is_model
-from compressae_index.connectors.milvus.backend import MilvusBackend, Scope
+from compressae_index.coding.metric import Metric
+from compressae_index.coding.model import CompresSAE, Encoder
+from compressae_index.connectors.milvus.backend import MilvusBackend
 from compressae_index.connectors.milvus.client import (
-    MAX_RESULTS,
     TIMEOUT,
     ConsistencyLevel,
     check_client,
-    check_fields,
-    check_partitions,
     connect,
-    describe,
-    names_of,
     reading_client,
 )
-from compressae_index.connectors.milvus.collection import (
+from compressae_index.connectors.milvus.collection import Collection
+from compressae_index.connectors.milvus.compressed import (
     CODE_FIELD,
-    DENSE,
     DENSE_FIELD,
-    MODEL_SUFFIX,
-    Dense,
-    Manifest,
+    Layout,
     check_dense,
-    check_free,
     check_name,
-    check_schema,
-    create_collection,
-    dense_metric,
-    drop,
-    empty_primary,
-    load_model,
-    open_collection,
-    save_model,
+    create_compressed,
+    drop_compressed,
+    open_compressed,
 )
-from compressae_index.connectors.milvus.errors import translated
 from compressae_index.connectors.milvus.fields import as_columns
-from compressae_index.conversion import as_array
+from compressae_index.connectors.milvus.manifest import Dense, Manifest, load_model
+from compressae_index.connectors.milvus.schema import names_of
+from compressae_index.connectors.milvus.scope import Scope
 from compressae_index.errors import DimensionError, InputError
 from compressae_index.ids import as_id_array
-from compressae_index.search.index import BackedIndex
-from compressae_index.search.queries import QUERY_BLOCK, BackedResult, Scoring
-from compressae_index.sources import VectorSource, open_vectors
+from compressae_index.search.index import Index
+from compressae_index.search.queries import SearchResult
+from compressae_index.sources import VectorSource, ids_of_rows, open_vectors
 
 # Columns by name.
 Fields: TypeAlias = Mapping[str, Sequence[Any]] | Any
-MilvusMode: TypeAlias = Literal["sparse", "two_stage", "dense", "hybrid"]
-MILVUS_MODES: tuple[MilvusMode, ...] = ("sparse", "two_stage", "dense", "hybrid")
 
 
-class MilvusResult(BackedResult):
+class MilvusResult(SearchResult):
     """Neighbours of a batch of queries, and fields of theirs."""
 
     fields: dict[str, npt.NDArray[np.object_]]
@@ -72,23 +54,26 @@ class MilvusResult(BackedResult):
     none any more."""
 
 
-class MilvusIndex(BackedIndex):
+class MilvusIndex(Index):
     """A compressed collection: `open` or `create` one, or make one of a dense collection by `from_milvus`.
 
     Documents that share no term with a query are not found by "sparse" and "two_stage". Ids are those of the
     primary key. What one process writes, another sees; nothing is cached here but the model.
     """
 
-    modes: ClassVar[tuple[str, ...]] = MILVUS_MODES
-    backend: MilvusBackend
+    _documents: MilvusBackend
 
     def __init__(self, backend: MilvusBackend, model: CompresSAE) -> None:
         """From parts that belong together, as `open` finds them."""
         manifest = backend.manifest
         super().__init__(model, backend, encoder=manifest.encoder, metric=manifest.metric)
-        self.backend = backend
-        self.client = backend.client
+        self.client = backend.collection.client
         self.manifest = manifest
+
+    @property
+    def documents(self) -> MilvusBackend:
+        """The collection that holds the codes."""
+        return self._documents
 
     @classmethod
     def open(
@@ -119,10 +104,9 @@ class MilvusIndex(BackedIndex):
             BackendError: Milvus does not answer or refuses.
         """
         client = reading_client(client, collection, token=token, db_name=db_name, timeout=timeout)
-        opened = open_collection(client, collection, timeout)
-        loaded = load_model(client, opened.name, opened.manifest, model, timeout)
-        backend = MilvusBackend(client, opened, loaded, consistency_level=consistency_level, timeout=timeout)
-        return cls(backend, loaded)
+        opened = open_compressed(Collection(client, collection, timeout))
+        loaded = load_model(opened.collection, opened.manifest, model)
+        return cls(MilvusBackend(opened, loaded, consistency_level=consistency_level), loaded)
 
     @classmethod
     def create(
@@ -167,36 +151,20 @@ class MilvusIndex(BackedIndex):
             BackendError: Milvus does not answer or refuses.
         """
         check_name(collection)
-        manifest = manifest_of(model, k=k, encoder=encoder, metric=metric, dense=dense)
-        check_schema(empty_primary(string_ids), fields)
+        manifest = Manifest.of(model, k=k, encoder=encoder, metric=metric, dense=dense)
+        layout = Layout.new(string_ids, fields)
         if isinstance(client, (str, os.PathLike)):
             client = connect(client, token=token, db_name=db_name, timeout=timeout)
-        check_client(client)
-        check_dense(client, dense)
-        check_free(client, collection, timeout)
-        check_free(client, collection + MODEL_SUFFIX, timeout)
-        save_model(client, collection, model, manifest, timeout)
-        try:
-            create_collection(
-                client,
-                collection,
-                manifest,
-                primary=empty_primary(string_ids),
-                fields=fields,
-                algorithm=algorithm,
-                timeout=timeout,
-            )
-        except BaseException:
-            with suppress(Exception):  # the first error counts
-                client.drop_collection(collection + MODEL_SUFFIX, timeout=timeout)
-            raise
+        check_dense(check_client(client), dense)
+        new = Collection(client, collection, timeout)
+        create_compressed(new, model, manifest, layout, algorithm=algorithm)
         return cls.open(client, collection, model=model, consistency_level=consistency_level, timeout=timeout)
 
     def __repr__(self) -> str:
         # Without the number of vectors, which is a question to the server.
         return (
             f"MilvusIndex({self.collection!r}, dim={self.model.dim}, n_latents={self.model.n_latents}, "
-            f"k={self.backend.k})"
+            f"k={self.documents.k})"
         )
 
     def __reduce__(self) -> Any:
@@ -209,43 +177,35 @@ class MilvusIndex(BackedIndex):
     @property
     def collection(self) -> str:
         """Name of the collection."""
-        return self.backend.collection
+        return self.documents.collection.name
 
     def search(
         self,
-        queries: npt.ArrayLike,
+        queries: Any,
         k: int = 10,
         *,
-        mode: MilvusMode = "two_stage",
-        candidates: int | None = None,
-        query_nnz: int | None = None,
-        scoring: Scoring = "asymmetric",
         filter: Any = None,  # noqa: A002
-        num_threads: int | None = None,
         output_fields: Sequence[str] | None = (),
         partitions: Sequence[str] | None = (),
         consistency_level: ConsistencyLevel | None = None,
         ranker: Any = None,
+        **settings: Any,
     ) -> MilvusResult:
-        """The k nearest documents of each query.
+        """The k nearest documents of each query, as `Index.search`.
 
         Args:
             queries: (n_queries, d), or (d,) for one.
             k: neighbours of each query, at most 16,384.
-            mode: "sparse" and "two_stage" as for `BackedIndex.search`; "dense" searches the reconstructed
-                field by its own index; "hybrid" fuses the ranks of the sparse and the reconstructed field
-                inside of Milvus.
-            candidates: documents that Milvus finds for the re-scoring, or for each part of "hybrid"; at least
-                k, and at most 16,384; by default 1,000, or k where that is more.
-            query_nnz: latents of the query that sparse search keeps, of largest magnitude; 64 by default.
-            scoring: as for `CompressedIndex.search`; "asymmetric" for "dense" and "hybrid".
             filter: a Milvus expression as "price < 10", or ids.
-            num_threads: as for `BackedIndex.search`.
             output_fields: names of fields of the neighbours to fetch, as for pymilvus: "*" is all, also
                 dynamic ones and the code itself.
             partitions: to search in; all by default.
             consistency_level: of this search; that of the index by default.
             ranker: of pymilvus, for "hybrid"; `RRFRanker()` by default. Its scores are the result's.
+            settings: mode, candidates, query_nnz, scoring and num_threads as for `Index.search`. Mode "dense"
+                searches the reconstructed field by its own index; "hybrid" fuses the ranks of the sparse and
+                the reconstructed field inside of Milvus; both take asymmetric scoring only. Candidates, at
+                most 16,384, are what Milvus finds for the re-scoring, or for each part of "hybrid".
 
         Returns:
             scores and ids, each (n_queries, k), `certified` and `fields`. "dense" and "hybrid" certify
@@ -257,108 +217,12 @@ class MilvusIndex(BackedIndex):
                 field.
             BackendError: Milvus does not answer or refuses.
         """
-        check_choice(mode, "mode", MILVUS_MODES)
-        names = self._checked_fields(output_fields)
-        scope = Scope(filter, self._checked_partitions(partitions), consistency_level)
-        if mode in ("sparse", "two_stage"):
-            if ranker is not None:
-                msg = "a ranker is for mode 'hybrid'"
-                raise InputError(msg)
-            result = super().search(
-                queries,
-                k,
-                mode=mode,
-                candidates=candidates,
-                query_nnz=query_nnz,
-                scoring=scoring,
-                filter=scope,
-                num_threads=num_threads,
-            )
-        else:
-            if scoring != "asymmetric":
-                msg = f"in mode {mode!r}, scoring must be 'asymmetric', got {scoring!r}"
-                raise InputError(msg)
-            result = self._search_dense(queries, k, mode, candidates, query_nnz, scope, ranker)
-        return self._with_fields(result, names)
+        names = self.checked_fields(output_fields)
+        scope = Scope(filter, self.checked_partitions(partitions), consistency_level, ranker)
+        return self.with_fields(super().search(queries, k, filter=scope, **settings), names)
 
-    def _search_dense(
-        self,
-        queries: npt.ArrayLike,
-        k: int,
-        mode: str,
-        candidates: int | None,
-        query_nnz: int | None,
-        scope: Scope,
-        ranker: Any,
-    ) -> BackedResult:
-        if self.backend.dense is None:
-            msg = f"mode {mode!r} needs a reconstructed field: make the collection with dense='float32'"
-            raise InputError(msg)
-        k, n = self._depth(check_int(k, "k", 1, MAX_RESULTS), candidates, mode)
-        queries = as_array(queries, "queries")
-        asked = self._asked(queries, "two_stage", "asymmetric", query_nnz, None)
-        unit = normalize_rows(check_vectors(queries, dim=self.model.dim, name="queries", may_be_empty=True))
-        found = []
-        for first in range(0, len(asked), QUERY_BLOCK):
-            data = list(unit[first : first + QUERY_BLOCK].astype(self.backend.dense))
-            terms = asked.block(first).terms
-            request = self._dense_request(data, k if mode == "dense" else n, scope)
-            with translated(f"searching collection {self.collection!r}", expression=request["filter"]):
-                if mode == "dense":
-                    found += self.client.search(**request)
-                else:
-                    found += self._fused(request, terms, n, k, scope, ranker or RRFRanker())
-        scores, ids = self._padded(found, k)
-        if mode == "dense" and asked.factors is not None:
-            scores *= asked.factors
-        return BackedResult(scores, ids, np.zeros(len(ids), dtype=bool))
-
-    def _dense_request(self, data: list[Any], n: int, scope: Scope) -> dict[str, Any]:
-        metric = dense_metric(self.metric)
-        return {
-            **self.backend.scoped(scope),
-            "data": data,
-            "anns_field": DENSE_FIELD,
-            "limit": check_int(n, "candidates", 1, MAX_RESULTS),
-            "search_params": {"metric_type": metric, "params": {}},
-        }
-
-    def _fused(
-        self, dense: dict[str, Any], terms: SparseCodes, n: int, k: int, scope: Scope, ranker: Any
-    ) -> Sequence[Any]:
-        sparse = self.backend.search_request(terms, n, scope)
-        requests = [
-            AnnSearchRequest(
-                part["data"],
-                part["anns_field"],
-                part["search_params"],
-                part["limit"],
-                expr=part["filter"] or None,
-            )
-            for part in (sparse, dense)
-        ]
-        hits: Sequence[Any] = self.client.hybrid_search(
-            self.collection,
-            requests,
-            ranker,
-            limit=k,
-            partition_names=sparse["partition_names"],
-            consistency_level=sparse["consistency_level"],
-            timeout=sparse["timeout"],
-        )
-        return hits
-
-    def _padded(self, found: Sequence[Any], k: int) -> tuple[FloatArray, IdArray]:
-        scores = np.full((len(found), k), -np.inf, dtype=np.float32)
-        ids: Any = np.full(scores.shape, -1, dtype=np.int64)
-        if self.backend.are_strings:
-            ids = np.full(scores.shape, None, dtype=object)
-        for row, hits in enumerate(found):
-            scores[row, : len(hits.ids)] = hits.distances
-            ids[row, : len(hits.ids)] = hits.ids
-        return scores, ids
-
-    def _with_fields(self, result: BackedResult, names: tuple[str, ...]) -> MilvusResult:
+    def with_fields(self, result: SearchResult, names: tuple[str, ...]) -> MilvusResult:
+        """A result with the fields that `checked_fields` gave the names of."""
         whole = MilvusResult(result.scores, result.ids, result.certified)
         whole.fields = {}
         if not names:
@@ -367,7 +231,7 @@ class MilvusIndex(BackedIndex):
         rows: dict[int | str, dict[str, Any]] = {}
         if not missing.all():
             wanted: Any = np.unique(result.ids[~missing])
-            rows = self.backend.rows_held(wanted, names)
+            rows = self.documents.rows_held(wanted, names)
         if "*" in names or "$meta" in names:
             # Rows have dynamic fields of their own beside those of the schema.
             named = [name for name in names if name not in ("*", "$meta")]
@@ -383,20 +247,16 @@ class MilvusIndex(BackedIndex):
             whole.fields[name] = values.reshape(result.ids.shape)
         return whole
 
-    def _checked_fields(self, names: Sequence[str] | None, what: str = "output_fields") -> tuple[str, ...]:
+    def checked_fields(self, names: Sequence[str] | None, what: str = "output_fields") -> tuple[str, ...]:
         """Names of fields that can be asked for; Milvus is asked only where there are names."""
         wanted = () if names is None else names_of(names, what)
         if not wanted:
             return wanted
-        return check_fields(describe(self.client, self.collection, self.backend.timeout), wanted, what)
+        return self.documents.collection.schema().check_fields(wanted, what)
 
-    def _checked_partitions(self, names: Sequence[str] | None) -> tuple[str, ...]:
-        wanted = () if names is None else names
-        return check_partitions(self.client, self.collection, wanted, self.backend.timeout)
-
-    def _check_kind(self, ids: IdArray) -> None:
-        super()._check_kind(ids)
-        self.backend.check_ids(ids)
+    def checked_partitions(self, names: Sequence[str] | None) -> tuple[str, ...]:
+        """Names of partitions that there are; Milvus is asked only where there are names."""
+        return self.documents.collection.check_partitions(() if names is None else names)
 
     def add(
         self,
@@ -411,7 +271,7 @@ class MilvusIndex(BackedIndex):
         """Adds vectors.
 
         Args:
-            embeddings: as for `BackedIndex.add`.
+            embeddings: as for `Index.add`.
             ids: new ids of the kind of the primary key.
             fields: values of other fields by name, one a vector: a mapping of names to columns, which are
                 lists, arrays or series, or a data frame of pandas or polars, or an Arrow table.
@@ -420,14 +280,14 @@ class MilvusIndex(BackedIndex):
             progress: show a progress bar.
 
         Raises:
-            InputError: as for `BackedIndex.add`, or ids longer than the primary key takes, a field with
+            InputError: as for `Index.add`, or ids longer than the primary key takes, a field with
                 another number of values, that the collection does not have, that it needs and is not given,
                 or that has a name that is used here, or an unknown partition. Nothing was added.
             BackendError: Milvus does not answer or refuses. What was sent before is stored; do it again with
                 `upsert`.
         """
-        put = self._putting(embeddings, fields, partition)
-        self._write(put[0], ids, put[1], replace=False, num_threads=num_threads, progress=progress)
+        where = {"fields": fields, "partition": partition}
+        self._write_rows(embeddings, ids, where, replace=False, num_threads=num_threads, progress=progress)
 
     def upsert(
         self,
@@ -440,43 +300,54 @@ class MilvusIndex(BackedIndex):
         progress: bool = False,
     ) -> None:
         """Adds vectors, and replaces whole rows of ids that are held; arguments and errors as for `add`."""
-        put = self._putting(embeddings, fields, partition)
-        self._write(put[0], ids, put[1], replace=True, num_threads=num_threads, progress=progress)
+        where = {"fields": fields, "partition": partition}
+        self._write_rows(embeddings, ids, where, replace=True, num_threads=num_threads, progress=progress)
 
-    def _putting(self, embeddings: VectorSource, fields: Fields | None, partition: str) -> tuple[Any, Any]:
+    def _write_rows(
+        self,
+        embeddings: VectorSource,
+        ids: Any,
+        where: dict[str, Any],
+        *,
+        replace: bool,
+        num_threads: int | None,
+        progress: bool,
+    ) -> None:
         vectors = open_vectors(embeddings, may_be_empty=True)
-        columns = {} if fields is None else as_columns(fields)
+        columns = {} if where["fields"] is None else as_columns(where["fields"])
         for name, values in columns.items():
             if len(values) != vectors.shape[0]:
                 msg = f"field {name!r} has {len(values)} values for {vectors.shape[0]} vectors"
                 raise DimensionError(msg)
-        self._checked_partitions([partition] if partition else [])
+        partition = where["partition"]
+        self.checked_partitions([partition] if partition else [])
         self._check_columns(columns)
-
-        def put(codes: SparseCodes, ids: IdArray, rows: slice) -> None:
-            others = [
-                dict(zip(columns, values, strict=True))
-                for values in zip(*(column[rows] for column in columns.values()), strict=True)
-            ]
-            self.backend.put(codes, ids, others or None, partition=partition)
-
-        return vectors, put
+        new, _ = ids_of_rows(as_id_array(ids), vectors)
+        self._store(
+            vectors,
+            new,
+            replace=replace,
+            num_threads=num_threads,
+            progress=progress,
+            columns=columns,
+            partition=partition,
+        )
 
     def _check_columns(self, columns: Mapping[str, Any]) -> None:
         """Refuses columns that the collection has not, needs, or fills itself."""
-        described = describe(self.client, self.collection, self.backend.timeout)
-        own = {self.backend.primary: "give its values as ids", CODE_FIELD: "it holds the code"}
+        schema = self.documents.collection.schema()
+        own = {self.documents.key.name: "give its values as ids", CODE_FIELD: "it holds the code"}
         own[DENSE_FIELD] = "it holds the reconstructed vector"
         for name in columns:
             if name in own:
-                msg = f"field {name!r} is not among those to give: {own[name]}"
+                msg = f"field {name!r} cannot be given: {own[name]}"
                 raise InputError(msg)
         if columns:
-            check_fields(described, tuple(columns), "fields")
-        for field in described["fields"]:
+            schema.check_fields(tuple(columns), "fields")
+        for name, field in schema.fields.items():
             optional = field.get("nullable") or field.get("default_value") is not None
-            if field["name"] not in {*own, *columns} and not optional:
-                msg = f"collection {self.collection!r} needs a value of field {field['name']!r}: give fields="
+            if name not in {*own, *columns} and not optional:
+                msg = f"collection {self.collection!r} needs a value of field {name!r}: give fields="
                 raise InputError(msg)
 
     def rows(self, ids: Any, fields: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -486,47 +357,19 @@ class MilvusIndex(BackedIndex):
             UnknownIdError: an id is not in the collection.
             InputError: a field that the collection does not have, or fields that are no list of names.
         """
-        names, array = self._checked_fields(("*",) if fields is None else fields, "fields"), as_id_array(ids)
-        if len(array) and (array.dtype == object) != self.backend.are_strings:
-            self._check_held(array)
-        return self.backend.rows(array, names)
+        names, array = self.checked_fields(("*",) if fields is None else fields, "fields"), as_id_array(ids)
+        if len(array) and (array.dtype == object) != self.documents.are_strings:
+            self.check_held(array)
+        return self.documents.rows(array, names)
 
     def flush(self) -> None:
         """Seals what was written. Searches see it without; on Milvus Lite they are much faster after."""
-        with translated(f"flushing collection {self.collection!r}"):
-            self.client.flush(self.collection, timeout=self.backend.timeout)
+        self.documents.collection.flush()
 
     def drop(self) -> None:
-        """Drops the collection and its model; the index is of no use then."""
-        drop(self.client, self.collection, self.backend.timeout)
+        """Drops the collection and its model; the index cannot be used any more."""
+        drop_compressed(self.documents.collection)
 
     def close(self) -> None:
         """Closes the connection, also where the caller made it."""
         self.client.close()
-
-
-def manifest_of(
-    model: CompresSAE,
-    *,
-    k: int | None,
-    encoder: Encoder,
-    metric: Metric,
-    dense: Dense | None,
-    source: dict[str, Any] | None = None,
-) -> Manifest:
-    """The manifest of a collection that is to be made.
-
-    Raises:
-        InputError: an option is out of range.
-    """
-    check_is_model(model)
-    return Manifest(
-        fingerprint=model.fingerprint,
-        dim=model.dim,
-        n_latents=model.n_latents,
-        k=model.nonzeros(k, encoder),
-        encoder=check_choice(encoder, "encoder", ENCODERS),
-        metric=check_choice(metric, "metric", METRICS),
-        dense=None if dense is None else check_choice(dense, "dense", DENSE),
-        source=source or {},
-    )

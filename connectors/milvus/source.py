@@ -11,20 +11,11 @@ import numpy.typing as npt
 from pymilvus import DataType, MilvusClient
 
 from compressae_index.arrays import IdArray
-from compressae_index.connectors.milvus.client import (
-    PAGE_ROWS,
-    TIMEOUT,
-    as_ids,
-    both,
-    check_partitions,
-    describe,
-    ensure_loaded,
-    listed_ids,
-    literal,
-    pages,
-    primary_field,
-    rows_of,
-)
+from compressae_index.coding.metric import Metric
+from compressae_index.connectors.milvus.client import TIMEOUT
+from compressae_index.connectors.milvus.collection import PAGE_ROWS, Collection
+from compressae_index.connectors.milvus.expressions import both, literal
+from compressae_index.connectors.milvus.schema import Schema
 from compressae_index.errors import BackendError, InputError
 from compressae_index.sources.base import bounds
 
@@ -38,11 +29,11 @@ class Page(NamedTuple):
     vectors: npt.NDArray[Any]
     """(m, d) float32."""
     rows: list[dict[str, Any]]
-    """The rows as Milvus gave them, with the fields that were asked for."""
+    """The rows as Milvus returned them, with the requested fields."""
 
     @classmethod
     def joined(cls, pages: Sequence[Page]) -> Page:
-        """Some pages, at least one, as one."""
+        """Joins at least one page to one."""
         return cls(
             np.concatenate([page.ids for page in pages]),
             np.concatenate([page.vectors for page in pages]),
@@ -54,8 +45,8 @@ class MilvusSource:
     """The dense vectors of a collection in the order of their ids, to slice like an array.
 
     It is a source for `CompressedIndex.build` and `train`: `CompressedIndex.build(source, source.ids)`. Ids
-    are listed once, when they are first needed, and slices are read by them; so rows that are written later
-    are not seen, and a row that is deleted later is an error. Only ids and one slice at a time take memory.
+    are listed once, when they are first needed, and slices are read by them. So rows that are written later
+    are not seen, and a row that is deleted later is an error. Memory holds the ids and one slice at a time.
     The collection is loaded if it was not, and otherwise never changed.
     """
 
@@ -69,12 +60,12 @@ class MilvusSource:
         partition: str = "",
         timeout: float = TIMEOUT,
     ) -> None:
-        """Looks at the collection; nothing is read yet.
+        """Checks the collection; nothing is read yet.
 
         Args:
-            client: what `connect` gives.
+            client: a client made by `connect`.
             collection: its name.
-            vector_field: the dense field; may be left out where there is one only.
+            vector_field: the dense field; needed if there are several.
             filter: a Milvus expression; only rows that satisfy it.
             partition: only this partition; all if empty.
             timeout: seconds for each request.
@@ -83,20 +74,62 @@ class MilvusSource:
             InputError: no such collection, field or partition, several dense fields and none named, a field
                 that is not dense and floating point, or a primary key that no expression can hold.
         """
-        described = describe(client, collection, timeout)
-        self.client = client
-        self.collection = collection
+        self._collection = Collection(client, collection, timeout)
+        schema = self.schema()
         self.filter = filter
         self.partition = partition
-        self.timeout = timeout
-        self.field = _dense_field(described, vector_field)
-        self.primary, self.are_strings = primary_field(described)
-        fields = {field["name"]: field for field in described["fields"]}
-        self._type = fields[self.field]["type"]
-        self.dim = int(fields[self.field]["params"]["dim"])
-        if partition:
-            check_partitions(client, collection, [partition], timeout)
-        ensure_loaded(client, collection, timeout)
+        self.field = _dense_field(schema, vector_field)
+        self.key = schema.key()
+        self.dim = schema.dim(self.field)
+        self._kind = schema.kind(self.field)
+        self._collection.check_partitions([partition] if partition else [])
+        self._collection.load()
+
+    @property
+    def collection(self) -> str:
+        """Name of the collection."""
+        return self._collection.name
+
+    def schema(self) -> Schema:
+        """The fields that the collection has now.
+
+        Raises:
+            InputError: there is no such collection.
+        """
+        return self._collection.schema()
+
+    def metric(self) -> Metric:
+        """The metric by which the dense field is searched.
+
+        Raises:
+            InputError: it is neither cosine nor the inner product.
+        """
+        client, timeout = self._collection.client, self._collection.timeout
+        with self._collection.doing("reading the index of"):
+            index = client.describe_index(self.collection, self.field, timeout=timeout) or {}
+        name = str(index.get("metric_type", "COSINE"))
+        if name not in ("COSINE", "IP"):
+            msg = (
+                f"field {self.field!r} of {self.collection!r} is searched by {name}, which codes do not "
+                "support: if the vectors are of unit norm, metric='cosine' gives the same order"
+            )
+            raise InputError(msg)
+        return "cosine" if name == "COSINE" else "inner_product"
+
+    def partitions(self) -> list[str]:
+        """Names of the partitions that the collection has now."""
+        return self._collection.partitions()
+
+    def part(self, partition: str) -> MilvusSource:
+        """The same rows, but of one partition only, or of all if empty; their ids are listed anew."""
+        return MilvusSource(
+            self._collection.client,
+            self.collection,
+            vector_field=self.field,
+            filter=self.filter,
+            partition=partition,
+            timeout=self._collection.timeout,
+        )
 
     @cached_property
     def ids(self) -> IdArray:
@@ -105,15 +138,7 @@ class MilvusSource:
         Raises:
             BackendError: reading failed.
         """
-        return listed_ids(
-            self.client,
-            self.collection,
-            self.primary,
-            self.are_strings,
-            filter=self.filter,
-            partition=self.partition,
-            timeout=self.timeout,
-        )
+        return self._collection.ids(self.key, filter=self.filter, partition=self.partition)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -124,7 +149,7 @@ class MilvusSource:
         return len(self.ids)
 
     def __getitem__(self, rows: slice) -> npt.NDArray[Any]:
-        """Vectors (m, d) float32 of a slice of rows, of step 1.
+        """Vectors (m, d) float32 of a slice of rows with step 1.
 
         Raises:
             InputError: the slice has a step.
@@ -135,7 +160,7 @@ class MilvusSource:
             return np.empty((0, self.dim), dtype=np.float32)
         wanted = self.ids[start:stop]
         low, high = (
-            f"{self.primary} {sign} {literal(id_)}"
+            f"{self.key.name} {sign} {literal(id_)}"
             for sign, id_ in ((">=", wanted.tolist()[0]), ("<=", wanted.tolist()[-1]))
         )
         read = [self._page(page) for page in self._pages([self.field], only=both(low, high))]
@@ -150,70 +175,73 @@ class MilvusSource:
         return vectors[kept]
 
     def stream(self, fields: Sequence[str] = (), after: int | str | None = None) -> Iterator[Page]:
-        """All rows from the one after an id on, page by page, with more fields."""
+        """All rows, page by page, with more fields; those after an id if it is given."""
         return (self._page(page) for page in self._pages([self.field, *fields], after=after))
 
     def select(self, ids: IdArray, fields: Sequence[str] = ()) -> Iterator[Page]:
-        """The rows of some ids that are held, page by page and in no order, with more fields."""
+        """The rows of ids that are held, page by page and in no order, with more fields."""
         for first in range(0, len(ids), PAGE_ROWS):
-            found = rows_of(
-                self.client,
-                self.collection,
-                self.primary,
+            found = self._collection.rows_of(
+                self.key,
                 ids[first : first + PAGE_ROWS],
                 [self.field, *fields],
                 filter=self.filter,
                 partition=self.partition,
-                timeout=self.timeout,
             )
             if found:
                 yield self._page(list(found.values()))
 
+    def nearest(self, queries: npt.NDArray[Any], k: int) -> Sequence[Any]:
+        """Hits of pymilvus: the k nearest rows of each query by the collection's own index."""
+        with self._collection.doing("searching"):
+            hits: Sequence[Any] = self._collection.client.search(
+                self.collection,
+                data=list(queries),
+                anns_field=self.field,
+                limit=k,
+                filter=self.filter,
+                consistency_level="Strong",
+                timeout=self._collection.timeout,
+            )
+        return hits
+
     def _pages(
         self, fields: Sequence[str], *, after: int | str | None = None, only: str = ""
     ) -> Iterator[list[dict[str, Any]]]:
-        return pages(
-            self.client,
-            self.collection,
-            self.primary,
-            fields,
-            after=after,
-            filter=both(only, self.filter),
-            partition=self.partition,
-            timeout=self.timeout,
+        return self._collection.pages(
+            self.key, fields, after=after, filter=both(only, self.filter), partition=self.partition
         )
 
     def _page(self, rows: list[dict[str, Any]]) -> Page:
-        ids = as_ids([row[self.primary] for row in rows], self.are_strings)
+        ids = self.key.array([row[self.key.name] for row in rows])
         return Page(ids, self._vectors([row[self.field] for row in rows]), rows)
 
     def _vectors(self, values: list[Any]) -> npt.NDArray[np.float32]:
-        if self._type == DataType.FLOAT_VECTOR:
+        if self._kind == DataType.FLOAT_VECTOR:
             return np.array(values, dtype=np.float32)
         # One bytes object, or a list of one, by version of pymilvus.
         raw = b"".join(value[0] if isinstance(value, list) else value for value in values)
         shape = (len(values), self.dim)
-        if self._type == DataType.FLOAT16_VECTOR:
+        if self._kind == DataType.FLOAT16_VECTOR:
             return np.frombuffer(raw, dtype=np.float16).reshape(shape).astype(np.float32)
         # bfloat16 is the upper half of float32.
         upper = np.frombuffer(raw, dtype=np.uint16).reshape(shape).astype(np.uint32)
         return (upper << 16).view(np.float32)
 
 
-def _dense_field(described: dict[str, Any], wanted: str | None) -> str:
-    name = described["collection_name"]
-    types: dict[str, int] = {field["name"]: field["type"] for field in described["fields"]}
-    dense = [field for field, kind in types.items() if kind in _DENSE]
+def _dense_field(schema: Schema, wanted: str | None) -> str:
+    name = schema.collection
+    dense = [field for field in schema.fields if schema.kind(field) in _DENSE]
     if wanted is None:
         if len(dense) != 1:
             msg = f"collection {name!r} has {len(dense)} dense fields ({', '.join(dense)}); name one"
             raise InputError(msg)
         return dense[0]
-    if wanted not in types:
+    if wanted not in schema.fields:
         msg = f"collection {name!r} has no field {wanted!r}; its dense fields: {', '.join(dense) or 'none'}"
         raise InputError(msg)
     if wanted not in dense:
-        kind = DataType(types[wanted]).name
+        kind = schema.kind(wanted).name
         msg = f"field {wanted!r} of {name!r} is {kind}, not a dense vector of floating point"
         raise InputError(msg)
     return wanted

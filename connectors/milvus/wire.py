@@ -1,8 +1,8 @@
 """Signed codes as Milvus holds them: [s+, s-] over twice the latents, as packed bytes or rows.
 
-Milvus refuses negative sparse values. Latent j of a positive value stays at index j, of a negative one its
-magnitude goes to n_latents + j. The inner product of two split rows, their agreement, is the sum of the terms
-whose signs are equal, which is never below the signed sum.
+Milvus refuses negative sparse values. A positive value of latent j stays at index j; of a negative one, the
+magnitude goes to index n_latents + j. The inner product of two split rows, their agreement, is the sum of the
+terms whose signs are equal, which is never below the signed sum.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PAIR = np.dtype([("index", "<u4"), ("value", "<f4")])
 
 
 def split(codes: SparseCodes) -> npt.NDArray[np.void]:
-    """Pairs of each row, (n, k) of PAIR, by ascending index; values are not negative."""
+    """Pairs of each row, (n, k) of PAIR, in ascending order of index; values are not negative."""
     negative = codes.values < 0
     indices = codes.latents.astype(np.uint64) + negative * np.uint64(codes.n_latents)
     # Sorted as one integer, index above value: several times faster than by argsort.
@@ -34,7 +34,7 @@ def split(codes: SparseCodes) -> npt.NDArray[np.void]:
 
 
 def to_bytes(codes: SparseCodes) -> list[bytes]:
-    """Split rows as they go over the wire; pairs of value 0 are left out."""
+    """Split rows in Milvus's wire format, without pairs of value 0."""
     pairs = split(codes)
     if (pairs["value"] > 0).all():
         whole, size = pairs.tobytes(), pairs.shape[1] * PAIR.itemsize
@@ -43,7 +43,7 @@ def to_bytes(codes: SparseCodes) -> list[bytes]:
 
 
 def to_rows(codes: SparseCodes) -> list[list[tuple[int, float]]]:
-    """Split rows as lists of pairs, which pymilvus takes everywhere; pairs of value 0 are left out."""
+    """Split rows as lists of pairs, which pymilvus accepts everywhere, without pairs of value 0."""
     return [
         [(index, value) for index, value in zip(indices, values, strict=True) if value > 0]
         for indices, values in _lists(codes)
@@ -51,7 +51,7 @@ def to_rows(codes: SparseCodes) -> list[list[tuple[int, float]]]:
 
 
 def to_dicts(codes: SparseCodes) -> list[dict[int, float]]:
-    """Split rows as mappings of index to value; pairs of value 0 are left out."""
+    """Split rows as mappings of index to value, without pairs of value 0."""
     return [dict(row) for row in to_rows(codes)]
 
 
@@ -61,10 +61,10 @@ def _lists(codes: SparseCodes) -> zip[tuple[list[int], list[float]]]:
 
 
 def from_bytes(rows: Sequence[bytes], n_latents: int, k: int) -> SparseCodes:
-    """Signed codes of rows as they come over the wire.
+    """Signed codes of rows in Milvus's wire format.
 
     Raises:
-        BackendError: a row holds more than k pairs, or no code of n_latents.
+        BackendError: a row holds more than k pairs, or is not a code of n_latents.
     """
     sizes = np.array([len(row) for row in rows], dtype=np.int64) // PAIR.itemsize
     pairs = np.frombuffer(b"".join(rows), dtype=PAIR)
@@ -89,7 +89,7 @@ def from_bytes(rows: Sequence[bytes], n_latents: int, k: int) -> SparseCodes:
 
 
 def from_rows(rows: Sequence[dict[int, float]], n_latents: int, k: int) -> SparseCodes:
-    """Signed codes of rows as pymilvus gives them: mappings of index to value."""
+    """Signed codes of rows as pymilvus returns them: mappings of index to value."""
     return from_bytes(
         [np.array(sorted(row.items()), dtype=PAIR).tobytes() for row in rows],
         n_latents,

@@ -26,7 +26,7 @@ ARCHIVE = Path(__file__).parent / f"format-{FORMAT_VERSION}.tar.xz"
 
 
 def main() -> None:
-    """Writes the archive beside this file."""
+    """Writes the archive next to this file."""
     data = load_data()
     embeddings = np.ascontiguousarray(data.embeddings[:4000, :DIM])
     queries = np.ascontiguousarray(data.queries[:8, :DIM])

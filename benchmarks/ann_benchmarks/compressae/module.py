@@ -15,8 +15,9 @@ from compressae_index import CompressedIndex
 from compressae_index.arrays import FloatArray
 from compressae_index.building.planning import POSTINGS, VALUE_BITS
 from compressae_index.checks import check_threads
-from compressae_index.embedded.sizes import POSTING_BYTES, list_overhead, row_bytes
-from compressae_index.index import IndexStats
+from compressae_index.embedded.codecs import Packed
+from compressae_index.embedded.sizes import POSTING_BYTES, list_overhead
+from compressae_index.search.index import IndexStats
 from compressae_index.training.config import DEFAULT_LATENTS
 
 # The largest settings of config.yml, to which the others are in proportion.
@@ -86,7 +87,7 @@ class Compressae(BaseANN):  # type: ignore[misc]
             self._batch = self._search(np.asarray(X), n, threads)
 
     def get_batch_results(self) -> list[npt.NDArray[np.int64]]:
-        """What the last batch found, as `query` would."""
+        """The results of the last batch, in the form of `query`."""
         return [_found(ids) for ids in self._batch]
 
     def _search(self, queries: npt.NDArray[Any], n: int, threads: int) -> npt.NDArray[Any]:
@@ -133,7 +134,7 @@ def fitting_build(options: Mapping[str, Any], n: int, dimension: int) -> dict[st
         dimension: of the vectors.
     """
     fitted = dict(options)
-    # A code has at most as many nonzeros as there are dimensions, and a dictionary takes 8 vectors for each.
+    # A code has at most as many nonzeros as dimensions, and a dictionary takes 8 vectors for each.
     most = max(min(dimension, n // 8), 1)
     if "k" in fitted:
         fitted["k"] = _share(options["k"], most, MOST_NONZEROS)
@@ -153,7 +154,7 @@ def _budget(budget: int, n: int, dimension: int) -> float:
     """The budget, or its share of what nonzeros of half the dimensions take, where that is less."""
     n_latents, k = min(DEFAULT_LATENTS, n // 2), dimension // 2
     least, largest = (
-        row_bytes(n_latents, nonzeros, bits) + POSTING_BYTES * min(nonzeros, max(POSTINGS))
+        Packed(bits).row_bytes(n_latents, nonzeros) + POSTING_BYTES * min(nonzeros, max(POSTINGS))
         for nonzeros, bits in ((1, min(VALUE_BITS)), (k, max(VALUE_BITS)))
     )
     whole = list_overhead(n_latents, n) + least + (largest - least) * budget / MOST_BYTES
@@ -164,21 +165,21 @@ def fitting_query(options: Mapping[str, Any], stats: IndexStats) -> dict[str, An
     """Arguments of `CompressedIndex.search` for an index, which differ as those of config.yml do."""
     fitted = dict(options)
     if "nprobe" in fitted and not stats.clusters:
-        # What a search without clusters can leave out are latents of the query.
+        # A search without clusters can leave out latents of the query.
         fitted = {"query_nnz": fitted.pop("nprobe"), "candidates": DEFAULT_CANDIDATES} | fitted
-    for name, whole, there in (
+    for name, whole, held in (
         ("nprobe", WHOLE_CLUSTERS, stats.clusters),
         ("query_nnz", WHOLE_LATENTS, stats.n_latents),
         ("candidates", WHOLE_ROWS, stats.vectors),
     ):
         if name in fitted:
-            fitted[name] = _share(fitted[name], there, whole)
+            fitted[name] = _share(fitted[name], held, whole)
     return fitted
 
 
-def _share(setting: int, there: int, whole: int) -> int:
-    """A setting for `whole` of something where less is there."""
-    return min(setting, max(-(-setting * there // whole), 1))
+def _share(setting: int, held: int, whole: int) -> int:
+    """A setting for `whole` of something, scaled down to an index that holds fewer."""
+    return min(setting, max(-(-setting * held // whole), 1))
 
 
 def _found(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

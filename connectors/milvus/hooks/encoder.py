@@ -1,4 +1,4 @@
-"""What all hooks share: dense embeddings to split codes and split queries."""
+"""Dense embeddings to codes of documents and queries, for all hooks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def as_texts(texts: Any) -> list[Any]:
     """Texts as a list.
 
     Raises:
-        InputError: one string, whose characters would be taken for texts, or no texts at all.
+        InputError: a string, whose characters would be taken for texts, or something else that is not a list.
     """
     if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
         msg = f"texts must be a list of strings, got {type(texts).__name__}"
@@ -28,7 +28,7 @@ def as_texts(texts: Any) -> list[Any]:
 
 
 class SplitEncoder:
-    """Dense embeddings as rows for Milvus: documents as folded codes, queries as their strongest latents."""
+    """Encodes embeddings: documents as folded codes, queries as their strongest latents."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class SplitEncoder:
             query_nnz: latents of a query, of largest magnitude.
 
         Raises:
-            InputError: k or query_nnz out of range, another encoder, or no model.
+            InputError: k or query_nnz out of range, an unknown encoder, or model is not a `CompresSAE`.
         """
         self.model = check_is_model(model)
         self.encoder: Encoder = check_choice(encoder, "encoder", ENCODERS)
@@ -55,10 +55,10 @@ class SplitEncoder:
         self.query_nnz = check_int(query_nnz, "query_nnz", 1)
 
     def documents(self, embeddings: Any, n: int) -> SparseCodes:
-        """Folded codes of the embeddings of n texts, as an embedder gave them: rows of any kind.
+        """Folded codes of the embeddings that an embedder returned for n texts.
 
         Raises:
-            InputError: another number or dimension of rows, bad rows, or no rows of numbers at all.
+            InputError: another number or dimension of rows, bad rows, or no rows of numbers.
         """
         rows = self._rows(embeddings, n)
         return self.model.fold(self.model.encode(rows, self.k, encoder=self.encoder))

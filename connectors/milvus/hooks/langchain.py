@@ -16,10 +16,10 @@ except ImportError as error:
 
 
 class CompresSAESparseEmbedding(BaseSparseEmbedding):  # type: ignore[misc]
-    """Split codes of what a LangChain embedder gives.
+    """Split codes of a LangChain embedder's embeddings.
 
-    Give the store `index_params` and `search_params` of metric IP without drop_ratio: those that
-    langchain-milvus would use drop part of the query, and Milvus Lite refuses them.
+    Give the store `index_params` and `search_params` of metric IP without drop_ratio: the defaults of
+    langchain-milvus drop part of the query, and Milvus Lite refuses them.
     """
 
     def __init__(self, embeddings: Any, model: CompresSAE, **options: Any) -> None:

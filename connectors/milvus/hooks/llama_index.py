@@ -18,7 +18,7 @@ except ImportError as error:
 
 
 class CompresSAESparseEmbeddingFunction(BaseSparseEmbeddingFunction):  # type: ignore[misc]
-    """Split codes of what a LlamaIndex embedder gives.
+    """Split codes of a LlamaIndex embedder's embeddings.
 
     The store searches with drop_ratio_search = 0.2, which Milvus Lite refuses and which costs some recall on
     a server.

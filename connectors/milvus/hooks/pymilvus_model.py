@@ -14,7 +14,7 @@ from compressae_index.connectors.milvus.wire import split
 
 
 class CompresSAEEmbeddingFunction:
-    """Split codes of what a dense embedding function of pymilvus.model gives; nothing of it is imported."""
+    """Split codes of the embeddings of a dense function of pymilvus.model, which is not imported here."""
 
     def __init__(self, dense: Any, model: CompresSAE, **options: Any) -> None:
         """From an object with encode_queries and encode_documents, a model, and options of `SplitEncoder`."""
@@ -27,11 +27,11 @@ class CompresSAEEmbeddingFunction:
         return 2 * self._encoder.model.n_latents
 
     def __call__(self, texts: list[str]) -> sp.csr_array:
-        """As `encode_documents`."""
+        """The same as `encode_documents`."""
         return self.encode_documents(texts)
 
     def encode_queries(self, queries: list[str]) -> sp.csr_array:
-        """One row a query, (n, dim); a row for pymilvus is `rows[[i]]`, as `rows[i]` has one dimension."""
+        """One row a query, (n, dim). A row for pymilvus is `rows[[i]]`; `rows[i]` has one dimension."""
         queries = as_texts(queries)
         if not queries:
             return self._none()

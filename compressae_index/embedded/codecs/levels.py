@@ -1,4 +1,4 @@
-"""The levels that values are rounded to, and how they are learned."""
+"""Levels that the packed codec rounds values to, and how they are learned."""
 
 from __future__ import annotations
 
@@ -6,13 +6,9 @@ import numpy as np
 
 from compressae_index.arrays import FloatArray
 
-# Pairs that a codebook is learned from.
+# Values that levels are learned from, at most and at least.
 SAMPLE = 1 << 20
-
-
 SMALLEST_SAMPLE = 1 << 13
-
-
 ITERATIONS = 100
 
 

@@ -1,0 +1,174 @@
+"""The seam of codecs: how the forward part stores codes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Self, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from compressae_index._engine import Forward
+from compressae_index.arrays import FloatArray, RowArray
+from compressae_index.coding.codes import SparseCodes
+
+# Arrays by name.
+Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
+
+# The array of a codec that keeps each document in one row of bytes.
+BYTE_ROWS = "rows"
+# How names of a codec's arrays begin in files.
+PREFIX = "forward_"
+
+
+class Codec(ABC):
+    """How the forward part stores codes.
+
+    A codec packs codes into arrays with one row a document, unpacks them, and gives the engine a view of
+    them. It is immutable. One that learns from codes, as `Packed` learns its levels, is fitted to the first
+    codes that an index gets and stays as it is then: stored rows are moved, never rounded again.
+
+    A subclass sets `name` and `array_names` and defines `row_bytes`, `pack`, `unpack` and `engine`. If it has
+    settings or learns something, it also sets `settings` or `learned_names`, and defines `fitted`, `learned`
+    and `with_learned`. The rest works on arrays by row, whatever they hold.
+    """
+
+    name: ClassVar[str]
+    """The codec's name in manifests and in `CompressedIndex.build(forward=)`."""
+    array_names: ClassVar[tuple[str, ...]]
+    """Names of the arrays with one row a document, the first axis."""
+    learned_names: ClassVar[tuple[str, ...]] = ()
+    """Names of learned arrays, which all documents share."""
+    settings: ClassVar[tuple[str, ...]] = ()
+    """Arguments of the class that manifests keep; the codec has attributes of these names."""
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Self:
+        """The codec with some settings, not fitted.
+
+        Raises:
+            InputError: a setting of another type or out of range.
+            TypeError: an unknown setting.
+        """
+        make: Callable[..., Self] = cls
+        return make(**settings)
+
+    def manifest(self) -> dict[str, Any]:
+        """Name and settings, for `codecs.from_arrays`."""
+        return {"forward": self.name} | {name: getattr(self, name) for name in self.settings}
+
+    def fitted(self, codes: SparseCodes) -> Self:  # noqa: ARG002
+        """This codec if it is fitted, or learns nothing; otherwise one that has learned from the codes."""
+        return self
+
+    def learned(self) -> Arrays:
+        """The learned arrays; none before the codec is fitted."""
+        return {}
+
+    def with_learned(self, learned: Arrays) -> Self:  # noqa: ARG002
+        """This codec with the arrays that `learned` gave, all or none of them.
+
+        Raises:
+            ValueError: arrays of another dtype or shape, or with contents that cannot have been learned.
+        """
+        return self
+
+    def agrees_with(self, other: Codec) -> bool:
+        """Whether both unpack any row to the same code, so that rows need no rounding to be moved over."""
+        ours, theirs = self.learned(), other.learned()
+        return (
+            self.manifest() == other.manifest()
+            and ours.keys() == theirs.keys()
+            and all(np.array_equal(array, theirs[name]) for name, array in ours.items())
+        )
+
+    @property
+    def has_byte_rows(self) -> bool:
+        """Whether a document is one row of `row_bytes` uint8, and nothing else: the array BYTE_ROWS."""
+        return self.array_names == (BYTE_ROWS,)
+
+    @abstractmethod
+    def row_bytes(self, n_latents: int, k: int) -> int:
+        """Bytes of a document's rows in all arrays."""
+
+    def nbytes(self, arrays: Arrays) -> int:
+        """Resident bytes of a part: its arrays, and those learned."""
+        return sum(array.nbytes for array in (arrays | self.learned()).values())
+
+    @abstractmethod
+    def pack(self, codes: SparseCodes, num_threads: int = 1, dictionary: FloatArray | None = None) -> Arrays:
+        """The arrays of codes (n, k). The codec must be fitted.
+
+        Args:
+            codes: folded codes, whose latents ascend in each row.
+            num_threads: threads of the engine.
+            dictionary: (n_latents, dim). If given, rounding keeps the norms of reconstructions.
+        """
+
+    @abstractmethod
+    def unpack(self, arrays: Arrays, n_latents: int, k: int, num_threads: int = 1) -> SparseCodes:
+        """The codes that `pack` stored, rounded. Posting lists are built from these.
+
+        Raises:
+            ValueError: the arrays have other shapes or are damaged.
+        """
+
+    @abstractmethod
+    def engine(self, arrays: Arrays, n_latents: int, k: int) -> Forward:
+        """The engine's view of arrays, which scores the codes that `unpack` returns.
+
+        The view borrows the arrays. A codec without a view of its own may convert them to those of another
+        codec, at the price of that codec's memory.
+
+        Raises:
+            ValueError: the arrays do not fit together.
+        """
+
+    def cut(self, arrays: Arrays, rows: slice) -> Arrays:
+        """Views of consecutive rows."""
+        return {name: array[rows] for name, array in arrays.items()}
+
+    def stacked(self, pieces: Sequence[Arrays]) -> Arrays:
+        """The rows of pieces, one piece after the other; a single piece is not copied."""
+        if len(pieces) == 1:
+            return pieces[0]
+        return {name: np.concatenate([piece[name] for piece in pieces]) for name in self.array_names}
+
+    def gathered(self, pieces: Sequence[Arrays], wanted: RowArray) -> Arrays:
+        """Copies of the wanted rows, in their order.
+
+        Args:
+            pieces: at least one.
+            wanted: row numbers, counted from the first row of the first piece.
+        """
+        if len(pieces) == 1:
+            return {name: array[wanted] for name, array in pieces[0].items()}
+        taken = {
+            name: np.empty((len(wanted), *array.shape[1:]), dtype=array.dtype)
+            for name, array in pieces[0].items()
+        }
+        start = 0
+        for piece in pieces:
+            end = start + len(piece[self.array_names[0]])
+            inside = (wanted >= start) & (wanted < end)
+            for name, array in piece.items():
+                taken[name][inside] = array[wanted[inside] - start]
+            start = end
+        return taken
+
+    def to_arrays(self, arrays: Arrays) -> Arrays:
+        """The arrays to store, under their names in files: those of all documents, and those learned.
+
+        Args:
+            arrays: one piece; empty if there are no documents.
+        """
+        return {PREFIX + name: array for name, array in (arrays | self.learned()).items()}
+
+    @classmethod
+    def stored_names(cls) -> tuple[set[str], set[str]]:
+        """The names in files of arrays with one row a document, and of learned arrays."""
+        by_row, learned = (
+            {PREFIX + name for name in names} for names in (cls.array_names, cls.learned_names)
+        )
+        return by_row, learned

@@ -1,0 +1,250 @@
+"""The model of a compressed collection and its manifest, stored in a collection of their own.
+
+The model is in Milvus so that whoever knows the uri and the name can search. It is stored as vectors, which
+every version of Milvus stores exactly and without a limit on size:
+
+    latent      primary key; one row a latent, and one more of the mean if the model has one
+    weights     the latent's row of the decoder and its column of the encoder; of the mean, twice the mean
+    encoder_b   the latent's bias
+    manifest    JSON in row 0, which is written last
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from pymilvus import DataType
+
+from compressae_index import persistence
+from compressae_index.checks import check_choice, check_int
+from compressae_index.coding.codes import MAX_LATENTS
+from compressae_index.coding.metric import METRICS, Metric
+from compressae_index.coding.model import ENCODERS, MAX_DIM, CompresSAE, Encoder, check_is_model
+from compressae_index.connectors.milvus.collection import Collection
+from compressae_index.connectors.milvus.schema import Key
+from compressae_index.errors import BackendError, CompressaeError, FormatError, InputError, NewerFormatError
+
+Dense: TypeAlias = Literal["float16", "float32"]
+DENSE: tuple[Dense, ...] = ("float16", "float32")
+
+FORMAT_VERSION = 1
+_MODEL_SUFFIX = "_model"
+_LATENT = Key("latent")
+# Rows of a model in one request.
+_MODEL_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """How the rows of a compressed collection were made."""
+
+    fingerprint: str
+    """Of the model that encoded."""
+    dim: int
+    n_latents: int
+    k: int
+    """Nonzeros a code."""
+    encoder: Encoder
+    metric: Metric
+    dense: Dense | None
+    """Type of the reconstructed dense field, if the collection has one."""
+    source: dict[str, Any] = field(default_factory=dict)
+    """Origin of imported rows: collection, vector_field, filter; empty if they were not imported."""
+    format_version: int = FORMAT_VERSION
+
+    @classmethod
+    def of(
+        cls,
+        model: CompresSAE,
+        *,
+        k: int | None,
+        encoder: Encoder,
+        metric: Metric,
+        dense: Dense | None,
+        source: dict[str, Any] | None = None,
+    ) -> Manifest:
+        """The manifest of a new collection.
+
+        Raises:
+            InputError: an option is out of range.
+        """
+        check_is_model(model)
+        return cls(
+            fingerprint=model.fingerprint,
+            dim=model.dim,
+            n_latents=model.n_latents,
+            k=model.nonzeros(k, encoder),
+            encoder=check_choice(encoder, "encoder", ENCODERS),
+            metric=check_choice(metric, "metric", METRICS),
+            dense=None if dense is None else check_choice(dense, "dense", DENSE),
+            source=source or {},
+        )
+
+    @classmethod
+    def from_json(cls, text: str, name: str) -> Manifest:
+        """The manifest of collection `name` from what `save_model` wrote.
+
+        Raises:
+            NewerFormatError: a newer version of this package wrote it.
+            ValueError, KeyError, TypeError, RecursionError: it is damaged.
+        """
+        stored = json.loads(text)
+        if check_int(stored["format_version"], "format_version", 1) > FORMAT_VERSION:
+            msg = (
+                f"collection {name!r} has format version {stored['format_version']}, "
+                f"but this compressae-index reads up to {FORMAT_VERSION}"
+            )
+            raise NewerFormatError(msg)
+        manifest = cls(**stored)
+        check_int(manifest.dim, "dim", 1, MAX_DIM)
+        check_int(manifest.n_latents, "n_latents", 1, MAX_LATENTS)
+        check_int(manifest.k, "k", 1, manifest.n_latents, "n_latents")
+        check_choice(manifest.encoder, "encoder", ENCODERS)
+        check_choice(manifest.metric, "metric", METRICS)
+        check_choice(manifest.dense or "", "dense", ("", *DENSE))
+        persistence.entry(asdict(manifest), "fingerprint", str)
+        persistence.entry(asdict(manifest), "source", dict)
+        return manifest
+
+
+def model_of(collection: Collection) -> Collection:
+    """The collection that holds the model and manifest of a compressed collection."""
+    return collection.named(collection.name + _MODEL_SUFFIX)
+
+
+def made_meanwhile(name: str) -> BackendError:
+    """The error of an import or creation that another process overtook."""
+    msg = f"another process began to make {name!r} meanwhile: wait until it has ended, then run it again"
+    return BackendError(msg)
+
+
+def save_model(collection: Collection, model: CompresSAE, manifest: Manifest) -> None:
+    """Writes the model and manifest of a compressed collection, over an unfinished one.
+
+    Of several processes that do so at the same time, one succeeds.
+
+    Raises:
+        BackendError: another process did so meanwhile; or Milvus refused.
+    """
+    stored = model_of(collection)
+    # An unfinished one must be dropped; otherwise, creation decides which process succeeds.
+    if stored.exists():
+        if load_manifest(collection) is not None:
+            raise made_meanwhile(collection.name)
+        stored.drop()
+    mine = secrets.token_hex(8)
+    _create(stored, model.dim, mine)
+    for rows in _rows(model, manifest):
+        stored.upsert(rows)
+    # A server takes a second creation of the same collection for the first; Lite keeps no description.
+    if stored.schema().description not in ("", mine):
+        raise made_meanwhile(collection.name)
+
+
+def _create(stored: Collection, dim: int, description: str) -> None:
+    schema = stored.client.create_schema(auto_id=False, enable_dynamic_field=False, description=description)
+    schema.add_field(_LATENT.name, DataType.INT64, is_primary=True)
+    schema.add_field("manifest", DataType.VARCHAR, max_length=65535)
+    schema.add_field("encoder_b", DataType.FLOAT)
+    schema.add_field("weights", DataType.FLOAT_VECTOR, dim=2 * dim)
+    indexes = stored.client.prepare_index_params()
+    indexes.add_index("weights", index_type="FLAT", metric_type="IP")
+    stored.create(schema, indexes)
+
+
+def _rows(model: CompresSAE, manifest: Manifest) -> Iterator[list[dict[str, Any]]]:
+    """Rows by request. The manifest comes last: where it is, the model is whole."""
+    weights, biases = np.concatenate([model.decoder_w, model.encoder_w.T], axis=1), model.encoder_b
+    if model.mean is not None:
+        weights = np.concatenate([weights, np.concatenate([model.mean, model.mean])[None]])
+        biases = np.append(biases, np.float32(0))
+    text = json.dumps(asdict(manifest))
+    for first in reversed(range(0, len(weights), _MODEL_ROWS)):
+        yield [
+            {
+                _LATENT.name: latent,
+                "manifest": text if latent == 0 else "",
+                "encoder_b": float(biases[latent]),
+                "weights": weights[latent],
+            }
+            for latent in range(first, min(first + _MODEL_ROWS, len(weights)))
+        ]
+
+
+def load_manifest(collection: Collection) -> Manifest | None:
+    """The manifest of a compressed collection, or None if it has none, or not yet.
+
+    Raises:
+        FormatError: the collection that should hold it is another one, or it is damaged.
+        NewerFormatError: a newer version of this package wrote it.
+    """
+    stored = model_of(collection)
+    if not stored.exists():
+        return None
+    schema = stored.schema()
+    if "manifest" not in schema.fields:
+        msg = f"collection {stored.name!r} was not made by compressae-index"
+        raise FormatError(msg)
+    stored.load()
+    rows = stored.query(["manifest"], where=f"{_LATENT.name} == 0", consistency_level="Strong")
+    if not rows:
+        return None  # its writing was stopped
+    try:
+        manifest = Manifest.from_json(rows[0]["manifest"], collection.name)
+        if schema.dim("weights") != 2 * manifest.dim:
+            msg = f"dim is {manifest.dim}, but rows of weights have {schema.dim('weights')} entries"
+            raise InputError(msg)
+        return manifest
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        msg = f"the manifest in collection {stored.name!r} is damaged: {error}"
+        raise FormatError(msg) from error
+
+
+def load_model(
+    collection: Collection, manifest: Manifest, given: CompresSAE | str | Path | None = None
+) -> CompresSAE:
+    """The model of a compressed collection: the given one, if it encoded the collection, or the stored one.
+
+    Raises:
+        FormatError: the given model is another one, or the stored one is damaged.
+    """
+    if given is not None:
+        model = given if isinstance(given, CompresSAE) else CompresSAE.load(given)
+        if model.fingerprint != manifest.fingerprint:
+            msg = (
+                f"collection {collection.name!r} was encoded by a model of fingerprint "
+                f"{manifest.fingerprint}, the model given has {model.fingerprint}"
+            )
+            raise FormatError(msg)
+        return model
+    stored = model_of(collection)
+    try:
+        model = _read(stored, manifest)
+    except BackendError:
+        raise
+    except (CompressaeError, IndexError, KeyError, ValueError) as error:
+        msg = f"the model in collection {stored.name!r} is damaged: {error}"
+        raise FormatError(msg) from error
+    if model.fingerprint != manifest.fingerprint:
+        msg = f"the model in collection {stored.name!r} does not match its fingerprint {manifest.fingerprint}"
+        raise FormatError(msg)
+    return model
+
+
+def _read(stored: Collection, manifest: Manifest) -> CompresSAE:
+    dim, h = manifest.dim, manifest.n_latents
+    # The last row is the mean's; it stays zero if the model has none.
+    weights, biases = np.zeros((h + 1, 2 * dim), np.float32), np.zeros(h + 1, np.float32)
+    for page in stored.pages(_LATENT, ["encoder_b", "weights"]):
+        latents = [row[_LATENT.name] for row in page]
+        biases[latents] = [row["encoder_b"] for row in page]
+        weights[latents] = np.array([row["weights"] for row in page], dtype=np.float32)
+    mean = weights[h, :dim] if weights[h].any() else None
+    decoder, encoder = np.ascontiguousarray(weights[:h, :dim]), np.ascontiguousarray(weights[:h, dim:].T)
+    return CompresSAE(encoder, biases[:h], decoder, manifest.k, mean)
