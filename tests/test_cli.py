@@ -406,7 +406,7 @@ def test_info_of_a_faiss_index(model: CompresSAE) -> None:
 
 
 @needs_place
-def test_search_of_a_faiss_index(queries: FloatArray) -> None:
+def test_search_and_eval_of_a_faiss_index(queries: FloatArray) -> None:
     filed = FaissIndex.from_index(CompressedIndex.load("i"), progress=False)
     filed.save("f")
     for mode in ("sparse", "two_stage"):
@@ -420,7 +420,9 @@ def test_search_of_a_faiss_index(queries: FloatArray) -> None:
         "search", "f", "q.npy", "--mode", "dense"
     )
     assert "nprobe is 3, but this index has no clusters" in fail("search", "f", "q.npy", "--nprobe", 3)
-    assert "f holds: faiss index; expected: index" in fail("eval", "f", "e.npy", "q.npy")
+    measured = run_json("eval", "f", "e.npy", "q.npy", "--report", "f.html")
+    assert [one["name"] for one in measured["measurements"]] == ["exact float32", "sparse", "two_stage"]
+    assert "posting lists" in Path("f.html").read_text(encoding="utf-8")
     assert "m holds: model; expected: index" in fail("search", "m", "q.npy")
 
 

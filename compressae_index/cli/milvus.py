@@ -16,8 +16,8 @@ from compressae_index.cli.options import (
     PATH,
     encoder_option,
     json_option,
+    print_result,
     query_dataset_option,
-    report,
     search_options,
     threads_option,
     training_options,
@@ -165,7 +165,7 @@ def import_(
     made.compressed.close()
     content = made.report._asdict()
     content |= {"left_out": ", ".join(content["left_out"]) or "none"} if not as_json else {}
-    report(content, as_json)
+    print_result(content, as_json)
 
 
 @milvus.command()
@@ -187,7 +187,7 @@ def sync(connection: Connection, collection: str, compare: bool, threads: int | 
     from compressae_index.connectors.milvus import sync as sync_index
 
     index = connection.open(collection)
-    report(sync_index(index, compare=compare, num_threads=threads)._asdict(), as_json)
+    print_result(sync_index(index, compare=compare, num_threads=threads)._asdict(), as_json)
     index.close()
 
 
@@ -281,7 +281,7 @@ def info(connection: Connection, collection: str, as_json: bool) -> None:
         "source": manifest.source if as_json else manifest.source.get("collection", "none"),
     }
     index.close()
-    report(content, as_json)
+    print_result(content, as_json)
 
 
 @milvus.command("export-parquet")
@@ -309,4 +309,4 @@ def export_parquet(index: Path, output: Path, dense: Any, primary: str, as_json:
         "rows": written.rows,
         "bytes": written.bytes,
     }
-    report(content, as_json)
+    print_result(content, as_json)

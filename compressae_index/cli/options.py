@@ -243,9 +243,6 @@ def print_result(content: Mapping[str, Any], as_json: bool) -> None:
         click.echo(f"{name.replace('_', ' '):<{width}}  {_readable(value)}")
 
 
-report = print_result  # as cli/milvus.py calls it
-
-
 def _readable(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return printable(redacted(str(value)))

@@ -30,11 +30,11 @@ from compressae_index.cli.options import (
 )
 from compressae_index.coding.metric import METRICS, Metric
 from compressae_index.errors import InputError
-from compressae_index.index import CompressedIndex
 from compressae_index.measuring.evaluation import as_table
 from compressae_index.measuring.index_report import KS, IndexReport, index_report
 from compressae_index.measuring.page import as_page
 from compressae_index.measuring.plots import figure_class
+from compressae_index.search.index import Index
 from compressae_index.search.queries import Mode, check_candidates
 from compressae_index.search.results import write_results
 from compressae_index.sources import Vectors, open_vectors
@@ -193,7 +193,7 @@ def evaluate(
     if page is not None:
         check_file(page, ".html", "reports")
         figure_class()
-    loaded, vectors = CompressedIndex.load(index, mmap=True), open_vectors(embeddings, dataset=dataset)
+    loaded, vectors = load_index(index), open_vectors(embeddings, dataset=dataset)
     named = given_ids(embeddings, ids, id_column)
     asked_in, asked = _queries_of(embeddings, queries, query_dataset)
     result = index_report(
@@ -234,7 +234,7 @@ def _print_report(result: IndexReport, as_json: bool) -> None:
         click.echo("\n" + as_table(one for each in result.sweeps for one in each.measurements.values()))
 
 
-def ids_of(index: CompressedIndex, given: IdArray) -> Any:
+def ids_of(index: Index, given: IdArray) -> Any:
     """Ids from a file, as strings if the index has strings: a text file of digits may mean either."""
     if len(index) and index.documents.are_strings:
         return [str(one) for one in given.tolist()]

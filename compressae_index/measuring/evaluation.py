@@ -76,8 +76,8 @@ def evaluate(
             if the index was built without others. In general, let o = originals_of(index, vectors, ids); then
             truth is o.ids[exact_neighbours(o.vectors, queries, k)].
         ks: the k of each recall@k.
-        scoring: as for `CompressedIndex.search`.
-        options: candidates, query_nnz as for `CompressedIndex.search`.
+        scoring: as for `Index.search`.
+        options: candidates, query_nnz as for `Index.search`.
 
     Raises:
         UnknownIdError: the truth holds ids that the index does not.
@@ -114,8 +114,8 @@ def sweep(
         queries: as for `evaluate`.
         truth: as for `evaluate`.
         ks: as for `evaluate`.
-        scoring: as for `CompressedIndex.search`.
-        query_nnz: for `two_stage`, as for `CompressedIndex.search`.
+        scoring: as for `Index.search`.
+        query_nnz: for `two_stage`, as for `Index.search`.
         progress: show a progress bar.
 
     Raises:

@@ -14,7 +14,6 @@ from compressae_index.arrays import FloatArray
 from compressae_index.checks import check_choice, check_vectors, normalize_rows
 from compressae_index.coding.metric import METRICS, Metric
 from compressae_index.embedded.sizes import WINDOW
-from compressae_index.index import CompressedIndex
 from compressae_index.measuring.environment import environment
 from compressae_index.measuring.evaluation import (
     TIMED_QUERIES,
@@ -35,7 +34,7 @@ from compressae_index.measuring.rivals import (
     import_faiss,
 )
 from compressae_index.progress import say
-from compressae_index.search.index import IndexStats
+from compressae_index.search.index import Index, IndexStats
 from compressae_index.search.queries import MODES, Mode, Scoring
 from compressae_index.sources import Vectors, VectorSource
 
@@ -75,6 +74,8 @@ class IndexReport(NamedTuple):
     """Metric of the true neighbours."""
     stats: IndexStats
     exact: Measurement
+    measured: tuple[Mode, ...]
+    """The modes that the index has, in the order of `modes`."""
     modes: list[Measurement]
     rivals: dict[str, list[Measurement]]
     """By family; empty without Faiss."""
@@ -97,7 +98,7 @@ class IndexReport(NamedTuple):
         """Each mode against exact search and the rivals, by recall at the largest k."""
         others = [one for one in self.measurements if one not in self.modes]
         standings = []
-        for of, mode in zip(MODES, self.modes, strict=True):
+        for of, mode in zip(self.measured, self.modes, strict=True):
             small = [one for one in others if one.bytes_per_vector <= mode.bytes_per_vector]
             more = [one for one in small if one.recall[self.k] > mode.recall[self.k]]
             good = [one for one in others if one.recall[self.k] >= mode.recall[self.k]]
@@ -145,13 +146,13 @@ def _to_find_more(report: IndexReport, of: Mode, mode: Measurement, rival: Measu
     wanted = rival.recall[k]
     if of == "sparse":
         return "Search by two_stage or dense: sparse is for answers that may be rough"
-    dense = report.modes[MODES.index("dense")]
+    dense = next((one for by, one in zip(report.measured, report.modes, strict=True) if by == "dense"), None)
     if of == "two_stage":
         for each in report.sweeps:
             good = [value for value, one in each.measurements.items() if one.recall[k] >= wanted]
             if each.mode == of and each.option == "candidates" and good:
                 return f"Search with {each.option}={min(good)}, which finds as much"
-        if dense.recall[k] > mode.recall[k]:
+        if dense is not None and dense.recall[k] > mode.recall[k]:
             return (
                 f"Use dense, which finds {dense.recall[k]:.3f} in {dense.bytes_per_vector:,.0f} bytes, or "
                 "give two_stage more candidates"
@@ -177,7 +178,7 @@ def _to_be_faster(report: IndexReport, of: Mode) -> str:
 
 
 def index_report(
-    index: CompressedIndex,
+    index: Index,
     vectors: VectorSource,
     queries: npt.ArrayLike,
     *,
@@ -198,9 +199,9 @@ def index_report(
         queries: (n_queries, d), which should not be among the vectors.
         ids: one id a row of `vectors`; row numbers by default.
         metric: metric of the true neighbours; the index's by default.
-        scoring: as for `CompressedIndex.search`.
-        candidates: as for `CompressedIndex.search`.
-        query_nnz: as for `CompressedIndex.search`.
+        scoring: as for `Index.search`.
+        candidates: as for `Index.search`.
+        query_nnz: as for `Index.search`.
         faiss: compare with Faiss's quantisers at the bytes of the modes, which takes several times as long.
         progress: announce the work and its time, and show progress bars, on standard error.
 
@@ -221,7 +222,7 @@ def index_report(
     truth = exact_neighbours(own, rows, ks[-1], metric=by, progress=progress)
     found = originals.ids[truth]
     ours: Any = {"ks": ks, "scoring": scoring, "query_nnz": query_nnz}
-    theirs: Any = {"ks": ks, "metric": by, "id_bytes": index.stats().bytes_per_vector["ids"]}
+    theirs: Any = {"ks": ks, "metric": by, "id_bytes": index.stats().bytes_per_vector.get("ids", 0.0)}
     return IndexReport(
         made_at=datetime.now(UTC).isoformat(timespec="seconds"),
         queries=len(rows),
@@ -229,6 +230,7 @@ def index_report(
         metric=by,
         stats=index.stats(),
         exact=evaluate_exact(own, rows, truth, **theirs),
+        measured=tuple(mode for mode in MODES if mode in index.modes),
         modes=evaluate(index, rows, found, candidates=candidates, **ours),
         sweeps=sweep(index, rows, found, progress=progress, **ours),
         rivals=_quantisers(index, own, rows, truth, progress=progress, **theirs) if faiss else {},
@@ -238,7 +240,7 @@ def index_report(
 
 
 def _quantisers(
-    index: CompressedIndex,
+    index: Index,
     vectors: Vectors,
     queries: FloatArray,
     truth: npt.NDArray[Any],
@@ -246,14 +248,15 @@ def _quantisers(
 ) -> dict[str, list[Measurement]]:
     """Faiss's quantisers at the bytes of `dense` and `two_stage`; truth and options as they take them."""
     # None of the size of `sparse`: each one takes long to train.
-    budgets = [index.stats().bytes_by_mode[mode] for mode in ("dense", "two_stage")]
+    by_mode = index.stats().bytes_by_mode
+    budgets = [by_mode[mode] for mode in ("dense", "two_stage") if mode in by_mode]
     return evaluate_quantisers(vectors, queries, truth, budgets, **options)
 
 
-def _announce(index: CompressedIndex, originals: Originals, queries: FloatArray, faiss: bool) -> None:
+def _announce(index: Index, originals: Originals, queries: FloatArray, faiss: bool) -> None:
     """Says what will be measured, and about how long it takes."""
     n = len(originals.ids)
-    settings = len(MODES) + sum(len(values) for _, _, values in settings_of(index))
+    settings = len(index.modes) + sum(len(values) for _, _, values in settings_of(index))
     if originals.left_out:
         say(f"{originals.left_out:,} rows of the embeddings are not in the index and are left out")
     asked = len(queries) + min(len(queries), TIMED_QUERIES)

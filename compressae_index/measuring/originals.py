@@ -11,7 +11,6 @@ from compressae_index.arrays import FloatArray, IdArray, RowArray
 from compressae_index.checks import check_vectors, normalize_rows
 from compressae_index.errors import DimensionError, InputError, UnknownIdError
 from compressae_index.ids import Ids, as_id_array
-from compressae_index.index import CompressedIndex
 from compressae_index.search.index import Index
 from compressae_index.sources import CHUNK_ROWS, Vectors, VectorSource, open_vectors
 
@@ -36,7 +35,7 @@ class Originals(NamedTuple):
     """Rows of the source that the index does not hold, or no longer."""
 
 
-def originals_of(index: CompressedIndex, vectors: VectorSource, ids: Any = None) -> Originals:
+def originals_of(index: Index, vectors: VectorSource, ids: Any = None) -> Originals:
     """Finds the vectors of an index's documents by their ids.
 
     Args:
@@ -50,7 +49,7 @@ def originals_of(index: CompressedIndex, vectors: VectorSource, ids: Any = None)
             clearly not the originals of their codes.
     """
     vectors = open_vectors(vectors)
-    held = index.documents.live_ids
+    held = Ids.from_user(index.ids, len(index)) if len(index) else Ids(0, {})
     n, dim = vectors.shape
     if dim != index.model.dim:
         msg = f"embeddings have dimension {dim}, expected {index.model.dim}"
@@ -119,7 +118,7 @@ def _rows_of(held: Ids, given: Ids, *, by_number: bool) -> RowArray:
     return rows
 
 
-def _check_contents(index: CompressedIndex, found: Originals) -> None:
+def _check_contents(index: Index, found: Originals) -> None:
     """Checks that rows are the originals of their codes.
 
     On average over a sample, a code must fit its own row better than other rows. That also detects rows in

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from compressae_index.measuring.evaluation import TIMED_QUERIES, Measurement
 from compressae_index.measuring.index_report import IndexReport, Standing
 from compressae_index.measuring.plots import Series, as_svg, recall_against_bytes, speed_against_recall
-from compressae_index.search.queries import MODES
 from compressae_index.terminal import printable
 
 if TYPE_CHECKING:
@@ -129,7 +128,9 @@ def _figures(report: IndexReport) -> dict[str, str]:
     modes = Series(OURS, report.modes, [mode.name for mode in report.modes])
     # Only dense needs a label here: `sparse` and `two_stage` lie on the labelled curves of their settings.
     timed = modes._replace(
-        labels=[mode.name if of == "dense" else "" for of, mode in zip(MODES, report.modes, strict=True)]
+        labels=[
+            mode.name if of == "dense" else "" for of, mode in zip(report.measured, report.modes, strict=True)
+        ]
     )
     others, settings = _others(report), _settings(report)
     return {
@@ -190,11 +191,12 @@ def _facts(report: IndexReport, names: Mapping[str, str]) -> str:
     load = environment["load_average"]
     busy = "" if load is None else f"; load average {_number(load[0], '.1f')}"
     left_out = f"; {_number(report.left_out)} other rows left out" if report.left_out else ""
+    unused = "" if stats.dead_latents is None else f", {_number(stats.dead_latents)} without postings"
     facts = {
         **{name: escape(printable(value)) for name, value in names.items()},
         "vectors": f"{_number(stats.vectors)} of {_number(stats.dim)} dimensions{left_out}",
         "metric": escape(stats.metric),
-        "model": f"{_number(stats.n_latents)} latents, {_number(stats.dead_latents or 0)} without postings",
+        "model": f"{_number(stats.n_latents)} latents{unused}",
         "codes": f"{_number(stats.k)} nonzeros, {_number(stats.postings)} in posting lists, {stats.encoder}",
         "bytes per vector": ", ".join(parts),
         "measured at": f'<time datetime="{report.made_at}">{report.made_at}</time>',
