@@ -13,8 +13,7 @@ import numpy as np
 from compressae_index import persistence
 from compressae_index._engine import simd
 from compressae_index.arrays import BoolArray, IdArray
-from compressae_index.building import planning
-from compressae_index.building.planning import Plan
+from compressae_index.building.planning import Budget, Plan, choose
 from compressae_index.building.training import ModelSource
 from compressae_index.checks import as_path, check_choice, check_int, check_threads
 from compressae_index.coding.chunks import encoded_chunks
@@ -140,9 +139,8 @@ class CompressedIndex(Index):
         """
         check_choice(encoder, "encoder", ENCODERS)
         scale, threads = RowScale(metric), check_threads(num_threads)
-        planned = bytes_per_vector is not None or target_recall is not None
-        if planned:
-            planning.check_budget(bytes_per_vector, target_recall, k, value_bits, postings, forward)
+        decided = {"k": k, "value_bits": value_bits, "postings": postings}
+        budget = Budget.of(bytes_per_vector, target_recall, forward, **decided)
         codec = codec_of(forward, value_bits=VALUE_BITS if value_bits is None else value_bits)
         if postings is not None:
             check_int(postings, "postings", 1)
@@ -150,26 +148,16 @@ class CompressedIndex(Index):
         vectors = open_vectors(embeddings, on_bad_rows=on_bad_rows)
         row_ids, skipped = ids_of_rows(ids, vectors)
         id_bytes = row_ids.nbytes / len(row_ids)
-        k, latents = source.sizes(
-            vectors, encoder, planning.training_k(bytes_per_vector) if planned else None
-        )
-        if bytes_per_vector is not None:
-            planning.check_room(bytes_per_vector, latents, len(row_ids), id_bytes)
+        k, latents = source.sizes(vectors, encoder, None if budget is None else budget.training_k)
+        if budget is not None:
+            budget.check_room(latents, len(row_ids), id_bytes)
         if postings is not None:
             check_int(postings, "postings", 1, k, "k")
         model = source.model_for(vectors, k, progress=progress)
         plan = None
-        if planned:
-            plan = planning.choose(
-                model,
-                vectors,
-                bytes_per_vector=bytes_per_vector,
-                target_recall=target_recall,
-                id_bytes=id_bytes,
-                encoder=encoder,
-                num_threads=threads,
-                progress=progress,
-            )
+        if budget is not None:
+            how: Any = {"encoder": encoder, "num_threads": threads, "progress": progress}
+            plan = choose(model, vectors, budget, id_bytes=id_bytes, **how)
             k, postings, codec = plan.k, plan.postings, codec_of("packed", value_bits=plan.value_bits)
         backend = EmbeddedBackend(model.n_latents, k, codec, postings=postings)
         index = cls(model, encoder=encoder, metric=metric, documents=_empty(backend, metric))

@@ -8,12 +8,11 @@ from typing import NamedTuple
 import numpy as np
 
 from compressae_index.arrays import FloatArray
-from compressae_index.building import planning
-from compressae_index.building.planning import Plan
+from compressae_index.building.planning import Budget, Plan, choose, measured
 from compressae_index.checks import check_int, check_threads
 from compressae_index.coding.model import CompresSAE
 from compressae_index.embedded.codecs.packed import VALUE_BITS
-from compressae_index.sources import Vectors, VectorSource, open_vectors
+from compressae_index.sources import VectorSource, open_vectors
 from compressae_index.sources.sample import unit_sample
 
 SAMPLE_ROWS = 49_152
@@ -69,9 +68,9 @@ def estimate(
     """
     from compressae_index.training import TrainConfig, train
 
-    planned = bytes_per_vector is not None or target_recall is not None
-    if planned:
-        planning.check_budget(bytes_per_vector, target_recall, k, value_bits, postings, "packed")
+    budget = Budget.of(
+        bytes_per_vector, target_recall, "packed", k=k, value_bits=value_bits, postings=postings
+    )
     bits = VALUE_BITS if value_bits is None else check_int(value_bits, "value_bits", 4, 8)
     if postings is not None:
         check_int(postings, "postings", 1)
@@ -79,42 +78,21 @@ def estimate(
     config = TrainConfig.preset("fast", k=k, n_latents=n_latents)
     vectors = open_vectors(embeddings)
     n, dim = vectors.shape
-    k, latents = config.sizes(n, dim, planning.training_k(bytes_per_vector) if planned else None)
-    if bytes_per_vector is not None:
-        planning.check_room(bytes_per_vector, latents, n, 0.0)
+    k, latents = config.sizes(n, dim, None if budget is None else budget.training_k)
+    if budget is not None:
+        budget.check_room(latents, n, 0.0)
     kept = k if postings is None else check_int(postings, "postings", 1, k, "k")
     config = config.with_codes(k, None)
     sample = unit_sample(vectors, max(SAMPLE_ROWS, 2 * latents), np.random.default_rng(config.seed))
     trained = train(sample, config, progress=progress)
     model = trained.model
-    if planned:
-        budget = bytes_per_vector, target_recall
-        plan = _plan_within(model, vectors, budget, threads, progress=progress)
+    if budget is not None:
+        plan = choose(model, vectors, budget, num_threads=threads, progress=progress)
     else:
-        plan = planning.measured(model, vectors, k, bits, kept, num_threads=threads)
+        plan = measured(model, vectors, k, bits, kept, num_threads=threads)
     train_seconds = trained.seconds * TrainConfig().refine_rounds / config.refine_rounds
     seconds_a_row = _seconds_a_row(model, plan.k, sample, threads)
     return _extrapolated(model, plan, n, train_seconds, seconds_a_row)
-
-
-def _plan_within(
-    model: CompresSAE,
-    vectors: Vectors,
-    budget: tuple[float | None, float | None],
-    threads: int,
-    *,
-    progress: bool,
-) -> Plan:
-    """The plan for a budget: bytes a vector, or a target recall."""
-    bytes_per_vector, target_recall = budget
-    return planning.choose(
-        model,
-        vectors,
-        bytes_per_vector=bytes_per_vector,
-        target_recall=target_recall,
-        num_threads=threads,
-        progress=progress,
-    )
 
 
 def _seconds_a_row(model: CompresSAE, k: int, rows: FloatArray, threads: int) -> float:

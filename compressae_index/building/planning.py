@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -47,74 +48,88 @@ class Plan(NamedTuple):
     """Expected recall@100 of `dense`."""
 
 
-def check_budget(
-    bytes_per_vector: float | None,
-    target_recall: float | None,
-    k: int | None,
-    value_bits: int | None,
-    postings: int | None,
-    forward: str,
-) -> None:
-    """Checks a budget's range, and that no argument is given that the budget decides.
+@dataclass(frozen=True)
+class Budget:
+    """Resident bytes a vector for `two_stage`, ids included, or a recall@100 to reach with the fewest.
 
     Raises:
-        InputError: with the value.
+        InputError: neither or both are given, or one is out of range.
     """
-    if bytes_per_vector is not None and target_recall is not None:
-        msg = "give bytes_per_vector or target_recall, not both"
-        raise InputError(msg)
-    if bytes_per_vector is not None:
-        budget = check_number(bytes_per_vector, "bytes_per_vector")
-        if not (budget > 0 and math.isfinite(budget)):
-            msg = f"bytes_per_vector must be positive and finite, got {bytes_per_vector}"
+
+    bytes_per_vector: float | None = None
+    target_recall: float | None = None
+
+    def __post_init__(self) -> None:
+        size, recall = self.bytes_per_vector, self.target_recall
+        if (size is None) == (recall is None):
+            msg = "give bytes_per_vector or target_recall" + (", not both" if size is not None else "")
             raise InputError(msg)
-    if target_recall is not None and not 0 < check_number(target_recall, "target_recall") < 1:
-        msg = f"target_recall must be between 0 and 1, got {target_recall}"
-        raise InputError(msg)
-    decided = {"k": k, "value_bits": value_bits, "postings": postings}
-    for name, value in decided.items():
-        if value is not None:
-            msg = f"{name} = {value} cannot be given with a budget, which decides it"
+        if size is not None and not 0 < check_number(size, "bytes_per_vector") < math.inf:
+            msg = f"bytes_per_vector must be positive and finite, got {size}"
             raise InputError(msg)
-    if forward != "packed":
-        msg = f"forward = {forward!r} cannot be given with a budget, which packs codes"
-        raise InputError(msg)
+        if recall is not None and not 0 < check_number(recall, "target_recall") < 1:
+            msg = f"target_recall must be between 0 and 1, got {recall}"
+            raise InputError(msg)
 
+    @classmethod
+    def of(
+        cls, bytes_per_vector: float | None, target_recall: float | None, forward: str, **decided: int | None
+    ) -> Budget | None:
+        """The budget that a caller gives, or None.
 
-def check_room(bytes_per_vector: float, n_latents: int, n: int, id_bytes: float) -> None:
-    """Checks that the smallest code fits a budget.
+        Args:
+            bytes_per_vector: see the class.
+            target_recall: see the class.
+            forward: the codec; a budget takes the packed one.
+            decided: settings that a budget decides, which must be None then.
 
-    Args:
-        bytes_per_vector: the budget, after `check_budget`.
-        n_latents: size of the dictionary.
-        n: vectors, which share the overhead of the posting lists.
-        id_bytes: bytes of ids a vector.
+        Raises:
+            InputError: as for the class, or a setting is given that the budget decides.
+        """
+        if bytes_per_vector is None and target_recall is None:
+            return None
+        budget = cls(bytes_per_vector, target_recall)
+        for name, value in decided.items():
+            if value is not None:
+                msg = f"{name} = {value} cannot be given with a budget, which decides it"
+                raise InputError(msg)
+        if forward != "packed":
+            msg = f"forward = {forward!r} cannot be given with a budget, which packs codes"
+            raise InputError(msg)
+        return budget
 
-    Raises:
-        InputError: with the smallest budget that would do.
-    """
-    overhead = list_overhead(n_latents, n) + id_bytes
-    code = Packed(min(VALUE_BITS)).row_bytes(n_latents, 1) + POSTING_BYTES
-    if bytes_per_vector < overhead + code:
-        least = math.ceil(10 * (overhead + code)) / 10
-        msg = (
-            f"bytes_per_vector = {bytes_per_vector:g} holds no code: posting lists and ids alone take "
-            f"{overhead:.1f} bytes a vector here, and codes at least {code} more; the least is {least:g}"
-        )
-        raise InputError(msg)
+    @property
+    def training_k(self) -> int:
+        """Nonzeros to train a model with, before a plan: about as many as the budget will hold."""
+        return 48 if self.bytes_per_vector is None else int(min(max(self.bytes_per_vector / 3, 1), 64))
 
+    def check_room(self, n_latents: int, n: int, id_bytes: float) -> None:
+        """Checks that the smallest code fits.
 
-def training_k(bytes_per_vector: float | None) -> int:
-    """Nonzeros to train a model with, before a plan: about as many as the budget will hold."""
-    return 48 if bytes_per_vector is None else int(min(max(bytes_per_vector / 3, 1), 64))
+        Args:
+            n_latents: size of the dictionary.
+            n: vectors, which share the overhead of the posting lists.
+            id_bytes: bytes of ids a vector.
+
+        Raises:
+            InputError: with the smallest budget that would do.
+        """
+        overhead = list_overhead(n_latents, n) + id_bytes
+        code = Packed(min(VALUE_BITS)).row_bytes(n_latents, 1) + POSTING_BYTES
+        if self.bytes_per_vector is not None and self.bytes_per_vector < overhead + code:
+            least = math.ceil(10 * (overhead + code)) / 10
+            msg = (
+                f"bytes_per_vector = {self.bytes_per_vector:g} holds no code: posting lists and ids alone "
+                f"take {overhead:.1f} bytes a vector here, codes at least {code} more; the least is {least:g}"
+            )
+            raise InputError(msg)
 
 
 def choose(
     model: CompresSAE,
     vectors: Vectors,
+    budget: Budget,
     *,
-    bytes_per_vector: float | None = None,
-    target_recall: float | None = None,
     id_bytes: float = 0.0,
     encoder: Encoder = "pursuit",
     num_threads: int = 1,
@@ -125,33 +140,25 @@ def choose(
     Args:
         model: the model that encodes.
         vectors: (n, d); a sample of them is read.
-        bytes_per_vector: the budget, or None.
-        target_recall: the recall@100 to reach, or None.
+        budget: the bytes, or the recall.
         id_bytes: bytes of ids a vector.
         encoder: how vectors become codes.
         num_threads: threads to encode and search with.
         progress: show a progress bar.
 
     Raises:
-        InputError: neither or both are given, the budget is too small for any code (with the smallest that
-            would do), or no budget reaches the recall (with the highest recall reached).
+        InputError: the budget is too small for any code (with the smallest that would do), or no budget
+            reaches the recall (with the highest recall reached).
     """
-    check_budget(bytes_per_vector, target_recall, None, None, None, "packed")
-    if bytes_per_vector is not None:
-        check_room(bytes_per_vector, model.n_latents, vectors.shape[0], id_bytes)
-    elif target_recall is None:
-        msg = "give bytes_per_vector or target_recall"
-        raise InputError(msg)
+    budget.check_room(model.n_latents, vectors.shape[0], id_bytes)
     trial = _Trial(model, vectors, id_bytes, encoder, num_threads)
-    if bytes_per_vector is not None:
-        with track(
-            len(POSTINGS) + len(VALUE_BITS) - 1, "planning", enabled=progress, unit="trials"
-        ) as advance:
-            plan = trial.best_within(bytes_per_vector, advance)
-        assert plan is not None, "there is room for a code"
-        return plan
-    assert target_recall is not None
-    return trial.smallest_reaching(target_recall, progress)
+    if budget.bytes_per_vector is None:
+        return trial.smallest_reaching(budget.target_recall or 0.0, progress)
+    n_trials = len(POSTINGS) + len(VALUE_BITS) - 1
+    with track(n_trials, "planning", enabled=progress, unit="trials") as advance:
+        plan = trial.best_within(budget.bytes_per_vector, advance)
+    assert plan is not None, "there is room for a code"
+    return plan
 
 
 def measured(
