@@ -208,7 +208,7 @@ class BorrowedLists:
         num_threads: int,
     ) -> tuple[NDArray[numpy.float32], NDArray[numpy.int64]]:
         """
-        Best documents by terms (n_queries, m), of which a latent stands once in a row: (scores, rows),
+        Best documents by terms (n_queries, m), a latent at most once in a row: (scores, rows),
         (n_queries, top).
         """
 

@@ -1,4 +1,4 @@
-"""Which documents are alike: the order in which clusters of them stand together."""
+"""The order of documents that puts similar ones next to each other, for clusters."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from compressae_index.embedded.backend import EmbeddedBackend
 from compressae_index.embedded.sizes import CLUSTER
 from compressae_index.progress import track
 
-# Centroids of k-means a cluster: the finer they are, the more alike is what comes to stand in one.
+# Centroids of k-means for each cluster: the finer they are, the more alike are the documents of a cluster.
 CENTROIDS = 3
 MAX_CENTROIDS = 4096
-# Documents a centroid is learned from, at most so many in all.
+# Documents to learn a centroid from, and the most in all.
 SAMPLE = 32
 MAX_SAMPLE = 65536
 ROUNDS = 8
-# Documents that are decoded at a time.
+# Documents to decode at a time.
 CHUNK_ROWS = 8192
 
 
 def similar_order(
     model: CompresSAE, backend: EmbeddedBackend, rows: RowArray, num_threads: int, *, progress: bool
 ) -> RowArray:
-    """An order of some rows in which similar ones are near each other: places in `rows`, (len(rows),).
+    """An order of rows in which similar ones are near each other: positions in `rows`, (len(rows),).
 
-    Directions of reconstructions are grouped by k-means, and each group is followed by the nearest of those
-    that are left.
+    Directions of reconstructions are grouped by k-means, and each group is followed by the nearest group that
+    is left.
     """
     n_centroids = min(CENTROIDS * len(rows) // CLUSTER, MAX_CENTROIDS)
     if n_centroids < 2:

@@ -27,7 +27,7 @@ class EmbeddedDocuments(Rows):
 
     Attributes:
         backend: the codes of the rows.
-        unit: what norms are counted in, which values are given without; None until the first rows chose it.
+        unit: the unit of norms, by which values were divided; None until the first rows choose it.
     """
 
     modes: tuple[str, ...] = MODES
@@ -134,7 +134,7 @@ class EmbeddedDocuments(Rows):
         )
 
     def _found(self, asked: Asked, scan: Callable[[int, int, Bitmap | None], Hits]) -> Found:
-        """The documents that a scan finds: it takes k, the candidates, and a bitmap of the rows allowed."""
+        """The documents that a scan finds; `scan` takes k, candidates and a bitmap of the rows allowed."""
         allowed, n_allowed = self.allowed(asked.settings.filter)
         k = min(asked.k, n_allowed) if len(asked) else 0
         if k == 0:
@@ -144,7 +144,7 @@ class EmbeddedDocuments(Rows):
             sums, rows = scan(k, min(asked.candidates, n_allowed), allowed)
             scores = asked.in_metric(sums)
             if asked.mean_scores is not None:
-                # Sums that differed by less than a sum with the mean's can tell now tie.
+                # Adding the mean's share may round different sums to the same score.
                 scores, rows = in_order(scores, rows)
         return Found(scores, self.all_ids.of(rows), rows, ordered=True)
 
@@ -178,7 +178,7 @@ class EmbeddedDocuments(Rows):
         return np.arange(largest + 1, largest + 1 + n)
 
     def check_ids(self, ids: IdArray) -> None:
-        """Refuses ids of the other kind, unless there are no documents.
+        """Checks the kind of new ids; an empty index takes both.
 
         Raises:
             InputError: they are of the other kind.
@@ -198,7 +198,7 @@ class EmbeddedDocuments(Rows):
         num_threads: int,
         progress: bool = False,  # noqa: ARG002
     ) -> EmbeddedDocuments:
-        """With documents appended, and those of ids that are held replaced, RUN_ROWS at a time."""
+        """These documents with others appended, RUN_ROWS at a time; they replace those of the same ids."""
         replaced = self.live_ids.find(ids.all())
         rest = self._marked(self.alive_rows()[replaced[replaced >= 0]])
         backend = rest.backend if rest.n_alive else rest.compacted(num_threads).backend
@@ -209,25 +209,25 @@ class EmbeddedDocuments(Rows):
         return EmbeddedDocuments(backend, rows.all_ids, rows.alive, scale.unit)
 
     def removed(self, ids: IdArray) -> EmbeddedDocuments:
-        """Without some ids, all of them held; their memory stays in use until `compacted`."""
+        """These documents without some ids; their memory stays in use until `compacted`."""
         return self._marked(self.rows_of(ids))
 
     def _marked(self, rows: RowArray) -> EmbeddedDocuments:
-        """With rows marked as removed."""
+        """These documents with rows marked as removed."""
         if not len(rows):
             return self
         return EmbeddedDocuments(self.backend, self.all_ids, self.without(rows).alive, self.unit)
 
     def compacted(self, num_threads: int) -> EmbeddedDocuments:
-        """Without the rows of removed ids."""
+        """These documents without removed rows."""
         if self.alive is None:
             return self
         rows = self.alive_rows()
-        # What is left of clusters makes up new ones.
+        # The rows that are left of clusters form new ones.
         return self._of(rows, num_threads, int(np.searchsorted(rows, self.backend.n_clustered)))
 
     def clustered(self, order: RowArray, num_threads: int) -> EmbeddedDocuments:
-        """The documents that were not removed in another order, where similar ones are near each other."""
+        """The live documents in another order, which puts similar ones next to each other."""
         return self._of(self.alive_rows()[order], num_threads, len(order))
 
     def _of(self, rows: RowArray, num_threads: int, n_clustered: int) -> EmbeddedDocuments:
@@ -235,7 +235,7 @@ class EmbeddedDocuments(Rows):
         return EmbeddedDocuments(self.backend.subset(rows, num_threads, n_clustered), ids, None, self.unit)
 
     def manifest(self) -> dict[str, Any]:
-        """What is stored next to the arrays."""
+        """The manifest of saved documents."""
         return {
             "n": len(self.all_ids),
             "k": self.k,

@@ -37,15 +37,15 @@ SHORTEST_NORM, LONGEST_NORM = 1 / 16, 16.0
 
 
 class _Held(NamedTuple):
-    """What one search sees: ids, marks of removal, and vectors in Faiss; replaced by each change.
+    """The state that one search sees: ids, marks of removal, vectors in Faiss. Each change replaces it.
 
-    `scan`, `candidates` and `rescore` are stages.
+    `scan` and `rescore` are stages.
     """
 
     rows: Rows
     flat: CpuFlat | GpuFlat
     unit: float
-    """What the vectors were divided by."""
+    """The divisor of the vectors."""
     metric: Metric
 
     def can_scan(self, k: int, wanted: Any) -> bool:
@@ -84,7 +84,7 @@ class _Held(NamedTuple):
         return found._replace(scores=scores * factors, places=rows, ordered=False)
 
     def _comparable(self, asked: Asked) -> tuple[Any, FloatArray]:
-        """What to multiply vectors with, and what then turns products into scores, (n_queries, 1)."""
+        """Rows to multiply vectors with, and factors (n_queries, 1) from the products to scores."""
         cosine = self.metric == "cosine"
         if _is_cuda(asked.rows):
             return _of_tensor(asked.rows, None if cosine else self.unit)
@@ -93,7 +93,7 @@ class _Held(NamedTuple):
 
 
 class _Rescored:
-    """The documents of an index, of which "dense" and "two_stage" score vectors in Faiss."""
+    """The documents of an index, with vectors in Faiss for "dense" and "two_stage"."""
 
     modes: tuple[str, ...] = MODES
 
@@ -137,7 +137,7 @@ class _Rescored:
         raise InputError(msg)
 
     def _candidates(self, asked: Asked) -> Found:
-        """Stage one: what the index's "sparse" finds."""
+        """Stage one: the candidates that the index's "sparse" finds."""
         n = max(min(asked.candidates, len(self)), 1)
         result = self._inner.answer(asked.by_terms(n))
         return Found(result.scores, result.ids, np.zeros(result.scores.shape, np.int64), result.certified)
@@ -213,7 +213,7 @@ class DenseStore(Index):
 
     @property
     def documents(self) -> Documents:
-        """What searches see now.
+        """The documents that a search would see now.
 
         Raises:
             InputError: the index was changed elsewhere.
@@ -317,7 +317,7 @@ class DenseStore(Index):
 
         Raises:
             UnknownIdError: an id is not in the index. Nothing was removed.
-            InputError: an id stands twice.
+            InputError: an id is given twice.
         """
         with self._writer.lock:
             held, self._removing = self._held, True
@@ -347,7 +347,7 @@ class DenseStore(Index):
         return super().asked(queries, k, settings, seen)
 
     def _current(self) -> _Held:
-        """What a search is to see.
+        """The state for a search.
 
         Raises:
             InputError: the index was changed elsewhere.

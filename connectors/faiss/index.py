@@ -62,7 +62,7 @@ class FaissIndex(Index):
             metric: what scores are, as for `CompressedIndex.build`.
             string_ids: whether ids will be strings.
             num_threads: threads that search; all by default.
-            documents: what holds the codes, where there is one; k, string_ids and num_threads are its own.
+            documents: the lists and rows of another index; k, string_ids and num_threads are theirs.
         """
         check_is_model(model)
         if documents is None:
@@ -79,7 +79,7 @@ class FaissIndex(Index):
 
     @classmethod
     def _mapped_again(cls, mapped: persistence.Mapped, alive: npt.NDArray[np.bool_] | None) -> FaissIndex:
-        """What a mapped index was pickled as.
+        """Maps the files of a pickled index again.
 
         Raises:
             FormatError: its files are gone, damaged, or others.
@@ -173,7 +173,7 @@ class FaissIndex(Index):
 
     @property
     def documents(self) -> InvertedFile:
-        """What holds the codes."""
+        """The lists and rows that hold the codes."""
         return self._documents
 
     @property

@@ -56,10 +56,10 @@ class InvertedFile(SparseBackend):
     """The back end of codes in Faiss's inverted lists.
 
     Lists hold row numbers, which count up as codes are added, and not ids: the engine adds up scores by row.
-    The ids of the rows are kept beside, and take no memory where they count up from 0 as well. Codes are kept
-    a second time as packed rows, a fifth of the bytes of their postings: without them, a code could only be
-    put together by a pass over all lists. The lists hold the packed values in half precision: the sums of a
-    query are those of the codes within 1/2048 of each term.
+    The ids of the rows are kept next to the lists, and take no memory if they also count up from 0. Codes are
+    kept a second time as packed rows, in a fifth of the bytes of their postings: without these, reading one
+    code would take a pass over all lists. The lists hold the packed values in half precision, so that each
+    term of a sum is within 1/2048 of that of the code.
 
     A filter is an array of ids, or a boolean mask over the documents in the order of adding.
 
@@ -285,7 +285,7 @@ class InvertedFile(SparseBackend):
         filter: Any,  # noqa: A002
         num_threads: int | None = None,
     ) -> tuple[Candidates, _Held]:
-        """What `candidates` gives, and the documents that they are among."""
+        """The candidates, and the state that their rows belong to."""
         with self._in_turn():
             held = self._held
             allowed, n_allowed = held.rows.allowed(filter)
@@ -326,7 +326,7 @@ class InvertedFile(SparseBackend):
             num_threads: threads of the engine; None for those of this back end.
 
         Returns:
-            scores and rows, (n_queries, top) each; -inf and -1 where there are fewer candidates.
+            scores and rows, (n_queries, top) each; -inf and -1 if there are fewer candidates.
         """
         forward = held.codec.engine({BYTE_ROWS: held.all_packed()}, self.n_latents, self.k)
         scores, found = forward.rescore(projections, rows, top, self._threads(num_threads))
@@ -364,7 +364,7 @@ class InvertedFile(SparseBackend):
         return copy
 
     def manifest(self) -> dict[str, Any]:
-        """What is stored beside the arrays and the lists."""
+        """The manifest of a saved index."""
         return {
             "n": len(self._held.rows.all_ids),
             "k": self.k,
@@ -374,7 +374,7 @@ class InvertedFile(SparseBackend):
         }
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """The arrays to store beside the lists."""
+        """The arrays to store next to the lists."""
         held = self._held
         arrays = held.codec.to_arrays({BYTE_ROWS: held.all_packed()}) | held.rows.all_ids.to_arrays()
         if held.rows.alive is not None:
@@ -384,7 +384,7 @@ class InvertedFile(SparseBackend):
     def without_holding(
         self, ids: Ids, parts: Iterable[npt.NDArray[np.uint8]], lists_name: str
     ) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]], dict[str, Callable[[Path], None]]]:
-        """What is stored of documents that are not put: the manifest, arrays, and what writes which file.
+        """The parts of a saved index of documents that are never held: manifest, arrays and writers of files.
 
         Args:
             ids: of all documents.
@@ -392,8 +392,8 @@ class InvertedFile(SparseBackend):
             lists_name: the file of the lists.
 
         Returns:
-            as `manifest` and `to_arrays`, where a file makes up for the array of packed rows. The writers are
-            to be called in their order, in one folder, and raise InputError as `put`.
+            as `manifest` and `to_arrays`, without the array of packed rows, which is one of the files. Call
+            the writers in their order, in one folder; they raise InputError as `put` does.
         """
         n, width, codec = len(ids), self._row_bytes, self._held.codec
         rows_name = f"{STORED_CODES}.npy"

@@ -141,7 +141,7 @@ def _add(
 
 
 def search_once(index: Any, queries: npt.ArrayLike, k: int, assignments: int) -> Hits:
-    """The k nearest of an IVF in which vectors stand `assignments` times: (scores, ids), each id once.
+    """The k nearest of an IVF that holds each vector `assignments` times: (scores, ids), each id once.
 
     Args:
         index: what `dictionary_ivf` made; its `nprobe` is used.
@@ -158,7 +158,7 @@ def search_once(index: Any, queries: npt.ArrayLike, k: int, assignments: int) ->
     if not len(unit):
         return np.empty((0, k), dtype=np.float32), np.empty((0, k), dtype=np.int64)
     scores, ids = index.search(unit, k * assignments)
-    # Best first, so what stands behind the first of its id is a copy.
+    # Best first, so later hits of the same id are copies.
     by_id = np.argsort(ids, axis=1, kind="stable")
     in_order = np.take_along_axis(ids, by_id, axis=1)
     again = np.zeros(ids.shape, dtype=bool)

@@ -93,7 +93,7 @@ def find_gpus(device: str, module: Any = None) -> tuple[int, ...]:
         module: Faiss, by default as it is installed.
 
     Returns:
-        Numbers of GPUs. () where there are none, also for "cuda", which then warns and says why.
+        Numbers of GPUs. () if there are none; "cuda" then warns and says why.
 
     Raises:
         InputError: another device, or a GPU of that number is not there while others are.

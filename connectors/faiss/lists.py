@@ -27,7 +27,7 @@ ROW_BYTES = 8
 VALUE_BYTES = 2  # half precision
 POSTING_BYTES = ROW_BYTES + VALUE_BYTES
 
-# Places of codes for each posting: where there are more, lists are damaged and must not make arrays of them.
+# Rows for each posting, at most: more are a sign of damaged lists, which must not make arrays of that size.
 SPARSEST = 16
 FEW_ROWS = 1 << 20
 # Bytes of lists that are checked at once.
@@ -40,7 +40,7 @@ _FIRST = struct.Struct("<4siq16s?iQQ")
 
 
 class ListStats(NamedTuple):
-    """What posting lists hold and what they cost."""
+    """The contents of posting lists, and their bytes."""
 
     vectors: int
     """Rows, up to the largest one that has a posting."""
@@ -122,10 +122,10 @@ def borrowed(index: Any, n_rows: int) -> BorrowedLists:
 
 
 def stats(index: Any) -> ListStats:
-    """What lists hold; they are read one after the other, also where they are mapped.
+    """The contents of lists, which are read one after the other, mapped or not.
 
     Raises:
-        FormatError: a row is negative, or far beyond what the postings are enough for.
+        FormatError: a row is negative, or far above what the postings are enough for.
     """
     lists, lengths = concrete_lists(index), list_lengths(index)
     used = np.flatnonzero(lengths).tolist()
@@ -255,17 +255,17 @@ def write_codes(path: Path, n_latents: int, parts: Callable[[], Iterable[SparseC
 
 
 def _head(lengths: npt.NDArray[np.int64]) -> bytes:
-    """What `faiss.write_index` writes before the postings of lists of such lengths.
+    """The bytes that `faiss.write_index` writes before the postings of lists of these lengths.
 
-    All of it is Faiss's own but the lengths, after a mark that every list has one. The values and then the
-    rows of each list come next.
+    Faiss makes them, up to a mark that every list has a length; the lengths follow. Next come the values and
+    then the rows of each list.
     """
     before = _before_lengths(len(lengths), int(lengths.sum()), 1)
     return before + b"full" + len(lengths).to_bytes(8, "little") + lengths.astype("<i8").tobytes()
 
 
 def _before_lengths(n_latents: int, n_postings: int, nprobe: int) -> bytes:
-    """What `faiss.write_index` writes before it comes to the lengths of lists."""
+    """The bytes that `faiss.write_index` writes before the lengths of lists."""
     index = empty_lists(n_latents)
     index.ntotal, index.nprobe = n_postings, nprobe
     written: bytes = faiss.serialize_index(index).tobytes()

@@ -50,7 +50,7 @@ class MilvusResult(SearchResult):
     """Neighbours of a batch of queries, and fields of theirs."""
 
     fields: dict[str, npt.NDArray[np.object_]]
-    """(n_queries, k) by name, for the output_fields that were asked for; None where there is no neighbour, or
+    """(n_queries, k) by name, for the output_fields that were asked for; None if there is no neighbour, or
     none any more."""
 
 
@@ -64,7 +64,7 @@ class MilvusIndex(Index):
     _documents: MilvusBackend
 
     def __init__(self, backend: MilvusBackend, model: CompresSAE) -> None:
-        """From parts that belong together, as `open` finds them."""
+        """From a collection and the model of its codes; `open` finds both."""
         manifest = backend.manifest
         super().__init__(model, backend, encoder=manifest.encoder, metric=manifest.metric)
         self.client = backend.collection.client
@@ -90,7 +90,7 @@ class MilvusIndex(Index):
         """Opens a compressed collection, and loads it if it is not loaded.
 
         Args:
-            client: what `connect` gives, or a uri as it takes; a database is not made.
+            client: a client of `connect`, or a uri for it; a missing database is not created.
             collection: name or alias.
             token: for a uri: "user:password" or an API key.
             db_name: for a uri: the database.
@@ -127,10 +127,10 @@ class MilvusIndex(Index):
         consistency_level: ConsistencyLevel = "Strong",
         timeout: float = TIMEOUT,
     ) -> MilvusIndex:
-        """An empty compressed collection, with the model beside it.
+        """Creates an empty compressed collection, and stores its model next to it.
 
         Args:
-            client: as for `open`, but a database of Milvus Lite is made where there is none.
+            client: as for `open`, but a missing database of Milvus Lite is created.
             collection: a name that is free.
             model: encodes what is added.
             token: as for `open`.
@@ -233,7 +233,7 @@ class MilvusIndex(Index):
             wanted: Any = np.unique(result.ids[~missing])
             rows = self.documents.rows_held(wanted, names)
         if "*" in names or "$meta" in names:
-            # Rows have dynamic fields of their own beside those of the schema.
+            # Rows have dynamic fields of their own in addition to those of the schema.
             named = [name for name in names if name not in ("*", "$meta")]
             names = tuple(dict.fromkeys([*named, *(name for row in rows.values() for name in row)]))
         nothing: dict[str, Any] = {}
@@ -248,14 +248,14 @@ class MilvusIndex(Index):
         return whole
 
     def checked_fields(self, names: Sequence[str] | None, what: str = "output_fields") -> tuple[str, ...]:
-        """Names of fields that can be asked for; Milvus is asked only where there are names."""
+        """Checks names of fields; asks Milvus only if there are any."""
         wanted = () if names is None else names_of(names, what)
         if not wanted:
             return wanted
         return self.documents.collection.schema().check_fields(wanted, what)
 
     def checked_partitions(self, names: Sequence[str] | None) -> tuple[str, ...]:
-        """Names of partitions that there are; Milvus is asked only where there are names."""
+        """Checks names of partitions; asks Milvus only if there are any."""
         return self.documents.collection.check_partitions(() if names is None else names)
 
     def add(

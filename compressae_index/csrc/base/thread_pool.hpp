@@ -26,13 +26,13 @@ class ThreadPool {
     return pools->get();
   }
 
-  // What the calling thread of `parallel_for` is to do every kPoll, between two tasks: it may throw, which ends the
-  // work. To be set before the first call.
+  // The calling thread of `parallel_for` calls this every kPoll, between two tasks; if it throws, the work ends. Set it
+  // before the first call.
   static void set_poll(void (*poll)()) { poll_ = poll; }
 
   // Runs task(0) ... task(count - 1) on at most num_threads threads, the calling one included, and returns
-  // when all are done. The first exception that a task throws is thrown again here. Where the system starts no more
-  // threads, those that are there do the work.
+  // when all are done. The first exception that a task throws is thrown again here. If the system refuses more
+  // threads, the existing ones do the work.
   void parallel_for(std::size_t count, std::size_t num_threads, const std::function<void(std::size_t)>& task) {
     Batch batch{count, &task};
     const std::size_t helpers = std::min(std::max<std::size_t>(num_threads, 1), count);

@@ -124,7 +124,7 @@ class TopK {
     }
   }
 
-  // What another kept: of the same documents, or of others.
+  // Takes over the hits of another, of the same or of other documents.
   void merge(const TopK& other) {
     for (const Hit& hit : other.hits_) push(hit.score, hit.row);
   }

@@ -148,7 +148,7 @@ class BorrowedLists {
     }
   }
 
-  // Throws where a list is not of ascending documents that are there, or a value is not finite.
+  // Throws if a list does not ascend or names a document that does not exist, or if a value is not finite.
   void validate(std::size_t num_threads) const {
     without_gil([&] { lists_.validate(num_threads); });
   }
@@ -217,7 +217,7 @@ void bind_lists(nb::module_& m) {
            "Raises ValueError where a list is not of ascending documents below n_documents and finite values.")
       .def("search", &BorrowedLists::search, "latents"_a.noconvert(), "weights"_a.noconvert(), "top"_a,
            "allowed"_a.noconvert().none(), "num_threads"_a,
-           "Best documents by terms (n_queries, m), of which a latent stands once in a row: (scores, rows),\n"
+           "Best documents by terms (n_queries, m), a latent at most once in a row: (scores, rows),\n"
            "(n_queries, top).");
 }
 

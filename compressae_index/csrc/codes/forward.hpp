@@ -20,7 +20,7 @@ namespace compressae {
 // Rows that are scored at a time.
 inline constexpr std::size_t kScoredRows = 64;
 
-// What a form of codes is: n_documents rows of k pairs each in borrowed arrays. u holds kMaxLatents entries, so that
+// The rows of a codec: n_documents of k pairs each in borrowed arrays. u holds kMaxLatents entries, so that
 // any latent of a damaged file still falls inside.
 template <typename T>
 concept CodeRows = requires(const T& codes, std::size_t first, std::size_t count, const std::size_t* rows,

@@ -29,8 +29,8 @@ void accumulate_list(const Postings& list, std::int16_t* scores) { plain::accumu
 
 #else
 
-// What a list holds for the next window follows, about as long as for this one. The lists of a query are more than
-// the hardware can follow, so it is fetched while this one's postings are added.
+// A list's postings for the next window follow those for this one, and are about as many. A query has more lists than
+// the hardware prefetcher can follow, so they are fetched while this window's postings are added.
 inline void fetch_next(const Postings& list, std::size_t at) {
   __builtin_prefetch(list.ids + list.count + at, 0, 2);
   __builtin_prefetch(list.values + list.count + at, 0, 2);

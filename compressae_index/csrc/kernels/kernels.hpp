@@ -40,9 +40,8 @@ struct PackedLayout {
   float levels[256];  // of both signs, relative to the row's scale; a level index is a place here
 };
 
-// Rows of bytes that products are taken with, 16 of them side by side and kStep columns of each: entry j of row i
-// stands at ((i / 16 * steps + j / kStep) * 16 + i % 16) * kStep + j % kStep and holds round(entry / scales[i]) +
-// kAdded.
+// Rows of bytes to multiply with, interleaved by 16 rows and kStep columns: entry j of row i is at
+// ((i / 16 * steps + j / kStep) * 16 + i % 16) * kStep + j % kStep, as round(entry / scales[i]) + kAdded.
 struct ProductRows {
   static constexpr std::size_t kStep = 4;
   static constexpr std::int32_t kAdded = 128;

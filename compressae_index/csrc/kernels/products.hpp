@@ -93,7 +93,7 @@ void block_sums(const std::uint8_t* row, const std::int8_t* plane, std::size_t s
   constexpr std::size_t kStep = ProductRows::kStep;
   // Bytes between the entries in use and those to fetch: rows are read at several places at once.
   constexpr std::size_t kRowsAhead = 512;
-  // As many as the registers hold beside what is added: 32 with AVX-512, 16 with AVX2; NEON's 32 are short.
+  // As many as fit in registers next to the operands: there are 32 with AVX-512, 16 with AVX2; NEON's 32 are short.
   constexpr std::size_t kVectors = kInt32s == 16 ? 4 : 2;
   for (std::size_t first = 0; first < kBlock; first += kVectors * kInt32s) {
     Int32s lanes[Planes][kVectors] = {};

@@ -31,8 +31,8 @@ struct ClusterView {
   const std::int8_t* means = nullptr;     // (n_latents, stride()): the mean code of each, in scales
   const float* scales = nullptr;          // (n_latents)
 
-  // The places in a list of a window's `count` postings between which those of clusters first ... last stand; a damaged
-  // file's as well.
+  // Where in a list of a window's `count` postings those of clusters first ... last begin and end: within `count` even
+  // if the file is damaged.
   std::pair<std::size_t, std::size_t> between(std::size_t latent, std::size_t window, std::size_t first,
                                               std::size_t last, std::size_t count) const {
     const std::uint16_t* begin = begins + (latent * n_windows + window) * kClusters;
@@ -40,7 +40,7 @@ struct ClusterView {
     return {std::min<std::size_t>(begin[first], end), end};
   }
 
-  // Throws where they are not those of the lists.
+  // Throws if these are not the clusters of the lists.
   void validate(const InvertedView& lists, std::size_t num_threads) const {
     ThreadPool::instance().parallel_for(n_latents, num_threads,
                                         [&](std::size_t latent) { validate_list(lists, latent); });

@@ -85,7 +85,7 @@ struct InvertedView {
     ThreadPool::instance().parallel_for(n_windows(), num_threads, [&](std::size_t w) { validate_window(w); });
   }
 
-  // Throws where the lists of a window are not of ascending documents that are there, or where a document's norm
+  // Throws if a list of a window does not ascend or names a document that does not exist, or if a document's norm
   // exceeds the largest, so that sums of 16 bits could overflow.
   void validate_window(std::size_t w) const {
     const std::size_t n_inside = std::min(kWindow, n_documents - w * kWindow);

@@ -58,12 +58,12 @@ class WindowScan {
     kernels().accumulate(postings_.data(), postings_.size(), scores_.data());
   }
 
-  // The same of what stands between two places of each list: between(term, list) gives them.
+  // The same for a part of each list: between(term, list) gives its begin and end.
   template <typename Between>
   void add_between(const InvertedView& lists, std::size_t w, const std::vector<Term>& terms, float steps,
                    const Between& between) {
     collect(lists, w, terms, steps, between);
-    // Unlike those of whole windows, they do not follow what was read before.
+    // Unlike whole windows, these parts do not follow what was read before, so nothing has prefetched them.
     for (const Postings& list : postings_) {
       __builtin_prefetch(list.ids);
       __builtin_prefetch(list.ids + 32);

@@ -93,7 +93,7 @@ class ListSearch {
   // Below every score but the lowest, which none is.
   static constexpr std::int16_t kNoFloor = -32768;
 
-  // What to try in windows begin ... end until there are enough candidates.
+  // The attempts in windows begin ... end, one after the other until there are enough candidates.
   std::vector<Attempt> attempts(std::size_t begin, std::size_t end) const {
     const std::vector<Visit> visits = whole(begin, end);
     // Documents that score 0, as all do that are in no list of the query, or less are wanted only where there are few

@@ -35,7 +35,7 @@ class PaddedProjection {
   }
 
  private:
-  // What a projection on a larger dictionary left: damaged codes that name such latents score 0, whatever ran before.
+  // Clears the rest of a larger projection: damaged codes that name such latents score 0, whatever ran before.
   void clear_from(std::size_t n_latents) {
     if (n_latents < used_) std::fill(entries_.begin() + n_latents, entries_.begin() + used_, 0.0f);
     used_ = n_latents;
