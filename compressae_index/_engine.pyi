@@ -315,7 +315,7 @@ class Forward:
     @property
     def k(self) -> int: ...
 
-class ForwardCodes(Forward):
+class AlignedCodes(Forward):
     """The aligned forward part: k latents and values a row."""
 
     def __init__(self, arrays: dict[str, Any], n_latents: int) -> None: ...

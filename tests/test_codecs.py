@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pytest
 
 from compressae_index import CompresSAE, CompressedIndex, FormatError, InputError, SparseCodes
-from compressae_index._engine import ForwardCodes
+from compressae_index._engine import AlignedCodes
 from compressae_index.arrays import FloatArray
 from compressae_index.connectors.faiss import FaissIndex
 from compressae_index.embedded.codecs import (
@@ -73,13 +73,13 @@ class Plain(Codec):
         latents, values = (np.ascontiguousarray(arrays[name]) for name in self.array_names)
         return SparseCodes(latents, values, n_latents)
 
-    def engine(self, arrays: Arrays, n_latents: int, k: int) -> ForwardCodes:
+    def engine(self, arrays: Arrays, n_latents: int, k: int) -> AlignedCodes:
         if arrays["latents"].shape[1:] != (k,):
             msg = f"codes have {arrays['latents'].shape[1:]} nonzeros, expected {k}"
             raise ValueError(msg)
         values = np.rint(arrays["values"] / self.step).astype(np.int8)
         scales = np.full(len(values), self.step, np.float16).view(np.uint16)
-        return ForwardCodes({"latents": arrays["latents"], "values": values, "scales": scales}, n_latents)
+        return AlignedCodes({"latents": arrays["latents"], "values": values, "scales": scales}, n_latents)
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from compressae_index import CompresSAE, CompressedIndex, FormatError, TrainConfig
-from compressae_index._engine import ForwardCodes, PackedCodes, first_repeated
+from compressae_index._engine import AlignedCodes, PackedCodes, first_repeated
 from compressae_index.cli import main
 from compressae_index.coding.directory import CodeStore, encode_to_directory
 from compressae_index.connectors.faiss import FaissIndex
@@ -267,10 +267,10 @@ def test_misaligned_arrays_are_refused() -> None:
         "values": np.ones((1, 2), np.int8),
         "scales": np.ones(1, np.uint16),
     }
-    ForwardCodes(arrays, 2).validate(1)
+    AlignedCodes(arrays, 2).validate(1)
     for name in ("latents", "scales"):
         with pytest.raises(ValueError, match=f"the array '{name}' .* is not aligned in memory"):
-            ForwardCodes(arrays | {name: misaligned(arrays[name])}, 2)
+            AlignedCodes(arrays | {name: misaligned(arrays[name])}, 2)
     rows, levels = misaligned(np.zeros((1, 3), np.uint8)), np.linspace(0, 1, 8, dtype=np.float32)
     PackedCodes({"rows": rows}, levels, 2, 1)  # bytes may be anywhere
     with pytest.raises(TypeError, match="incompatible function arguments"):

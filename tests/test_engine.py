@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from oracles import bitmap, stored_in_lists
 
 from compressae_index import CompressedIndex, SparseCodes
-from compressae_index._engine import Dictionary, ForwardCodes, InvertedLists, search, simd, top_k_codes
+from compressae_index._engine import AlignedCodes, Dictionary, InvertedLists, search, simd, top_k_codes
 from compressae_index.arrays import FloatArray
 from compressae_index.embedded.backend import EmbeddedBackend
 from compressae_index.embedded.codecs import Aligned, Codec, Packed
@@ -122,7 +122,7 @@ def test_real_codes_over_several_windows(built: CompressedIndex, queries: FloatA
     assert off < 2e-3
     scores, rows = lists.search(u, 32, 100, None, 1)
     assert_best_rows((scores, rows), exact, 100, None, off)
-    forward = ForwardCodes(Aligned().pack(tiled), tiled.n_latents)
+    forward = AlignedCodes(Aligned().pack(tiled), tiled.n_latents)
     forward_scores, forward_rows = forward.search(u, 100, None, 1)
     # The copies of a document tie.
     copies = forward_rows % len(real)
@@ -162,7 +162,7 @@ def test_candidates_do_not_depend_on_the_order_of_documents(order: str, top: int
 def test_candidates_of_two_stages_are_those_of_the_lists(built: CompressedIndex, queries: FloatArray) -> None:
     real = built.codes(built.ids)
     lists = InvertedLists.build(real.latents, real.values, real.n_latents, 2)
-    forward = ForwardCodes(Aligned().pack(real), real.n_latents)
+    forward = AlignedCodes(Aligned().pack(real), real.n_latents)
     u = built.model.project(queries)
     _, chosen = lists.search(u, 20, 150, None, 1)
     expected = forward.rescore(u, chosen, 40, 1)
@@ -348,16 +348,16 @@ def test_corrupt_forward_codes_stay_in_bounds() -> None:
     arrays = Aligned().pack(random_codes(50, 40, 6, 3))
     arrays["latents"] = np.full_like(arrays["latents"], 65535)
     # A search of the largest dictionary leaves nothing that damaged codes of a smaller one could score.
-    largest = ForwardCodes(Aligned().pack(random_codes(2, 65536, 4, 3)), 65536)
+    largest = AlignedCodes(Aligned().pack(random_codes(2, 65536, 4, 3)), 65536)
     largest.search(np.ones((1, 65536), dtype=np.float32), 1, None, 1)
-    scores, _ = ForwardCodes(arrays, 40).search(np.ones((1, 40), dtype=np.float32), 5, None, 1)
+    scores, _ = AlignedCodes(arrays, 40).search(np.ones((1, 40), dtype=np.float32), 5, None, 1)
     assert (scores == 0).all()
 
 
 def test_wrong_arguments_are_refused() -> None:
     codes = random_codes(20, 8, 2, 0)
     lists = InvertedLists.build(codes.latents, codes.values, 8, 1)
-    forward = ForwardCodes(Aligned().pack(codes), 8)
+    forward = AlignedCodes(Aligned().pack(codes), 8)
     u = np.ones((1, 8), dtype=np.float32)
     with pytest.raises(ValueError, match="columns of projections is 7, expected 8"):
         lists.search(u[:, :7].copy(), 2, 2, None, 1)

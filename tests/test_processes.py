@@ -588,7 +588,9 @@ def over(index: CompressedIndex, kind: Any) -> Any:
 
 def test_a_milvus_index_is_described_and_says_why_it_stays(model: CompresSAE) -> None:
     index = MilvusIndex.__new__(MilvusIndex)  # what it says needs no Milvus
-    vars(index).update(model=model, _documents=SimpleNamespace(collection="texts", k=16))
+    vars(index).update(
+        model=model, _documents=SimpleNamespace(collection=SimpleNamespace(name="texts"), k=16)
+    )
     assert repr(index) == "MilvusIndex('texts', dim=384, n_latents=512, k=16)"
     for send in (pickle.dumps, copy.copy, copy.deepcopy):
         with pytest.raises(InputError, match=r"holds a connection.* call MilvusIndex.open there"):

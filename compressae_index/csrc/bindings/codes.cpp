@@ -51,9 +51,9 @@ void ForwardPart::validate(std::size_t num_threads) const {
 
 namespace {
 
-class ForwardCodes : public ForwardPart {
+class AlignedCodes : public ForwardPart {
  public:
-  ForwardCodes(Arrays arrays, std::size_t n_latents) : ForwardPart(std::move(arrays)) {
+  AlignedCodes(Arrays arrays, std::size_t n_latents) : ForwardPart(std::move(arrays)) {
     require_latents(n_latents);
     const auto latents = take<std::uint16_t, 2>(arrays_, "latents");
     const auto values = take<std::int8_t, 2>(arrays_, "values");
@@ -183,7 +183,7 @@ void bind_codes(nb::module_& m) {
       .def_prop_ro("nbytes", &ForwardPart::nbytes)
       .def_prop_ro("n_documents", &ForwardPart::n_documents)
       .def_prop_ro("k", &ForwardPart::k);
-  nb::class_<ForwardCodes, ForwardPart>(m, "ForwardCodes", "The aligned forward part: k latents and values a row.")
+  nb::class_<AlignedCodes, ForwardPart>(m, "AlignedCodes", "The aligned forward part: k latents and values a row.")
       .def(nb::init<Arrays, std::size_t>(), "arrays"_a, "n_latents"_a);
   nb::class_<PackedCodes, ForwardPart>(m, "PackedCodes", "The packed forward part: row_bytes bytes a row.")
       .def(nb::init<Arrays, const Input<float, 1>&, std::size_t, std::size_t>(), "arrays"_a, "levels"_a.noconvert(),

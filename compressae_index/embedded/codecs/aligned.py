@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from compressae_index._engine import ForwardCodes
+from compressae_index._engine import AlignedCodes
 from compressae_index.arrays import FloatArray
 from compressae_index.coding.codes import SparseCodes
 from compressae_index.embedded.codecs.base import Arrays, Codec
@@ -48,13 +48,13 @@ class Aligned(Codec):
         values = arrays["values"].astype(np.float32) * scales[:, None]
         return SparseCodes(np.ascontiguousarray(arrays["latents"]), values, n_latents)
 
-    def engine(self, arrays: Arrays, n_latents: int, k: int) -> ForwardCodes:
+    def engine(self, arrays: Arrays, n_latents: int, k: int) -> AlignedCodes:
         """The engine's view of the arrays, which it borrows.
 
         Raises:
             ValueError: the arrays do not fit together.
         """
-        forward = ForwardCodes(arrays, n_latents)
+        forward = AlignedCodes(arrays, n_latents)
         if forward.k != k:
             msg = f"codes have {forward.k} nonzeros, expected {k}"
             raise ValueError(msg)
