@@ -257,6 +257,18 @@ def test_ids_from_a_column(vectors: FloatArray) -> None:
 
 
 @needs_place
+def test_eval_of_a_file_with_missing_rows(vectors: FloatArray) -> None:
+    rows: list[Any] = list(vectors[:300])
+    rows[7] = None
+    pq.write_table(pa.table({"train": pa.array(rows, pa.list_(pa.float32()))}), "gaps.parquet")
+    skip = ("--on-bad-rows", "skip")
+    run("build", "gaps.parquet", "-o", "gaps", "--model", "m", "--k", 8, *skip)
+    measured = run_json("eval", "gaps", "gaps.parquet", "q.npy", *skip)
+    assert (measured["left_out"], measured["stats"]["vectors"]) == (1, 299)
+    assert "row 7" in fail("eval", "gaps", "gaps.parquet", "q.npy")
+
+
+@needs_place
 def test_bad_rows_are_skipped(place: Path, vectors: FloatArray) -> None:
     rows = vectors[:300].copy()
     rows[[7, 100]], rows[250] = np.nan, 0
@@ -269,6 +281,9 @@ def test_bad_rows_are_skipped(place: Path, vectors: FloatArray) -> None:
     printed = run(*arguments, "--ids", "ids.txt").stdout
     skipped = [line.split(maxsplit=1)[1].split() for line in printed.splitlines() if "skipped" in line]
     assert skipped == [["3"], ["ids", "'n7',", "'n100',", "'n250'"]]
+    for more in ((), ("--on-bad-rows", "skip")):
+        measured = run_json("eval", "new", "spoiled.npy", "q.npy", "--ids", "ids.txt", *more)
+        assert (measured["left_out"], measured["stats"]["vectors"]) == (3, 297)
     assert run_json("build", "e.npy", *arguments[2:])["skipped"] == 0
     run("train", "spoiled.npy", "-o", "other", *SIZES, "--steps", 1, "--on-bad-rows", "skip")
     expected = train(np.delete(rows, [7, 100, 250], 0), TrainConfig(k=8, n_latents=64, steps=1)).model

@@ -16,6 +16,7 @@ from compressae_index.cli.indexes import load_index
 from compressae_index.cli.options import (
     PATH,
     Searching,
+    bad_rows_option,
     check_file,
     dataset_option,
     gathered,
@@ -37,7 +38,7 @@ from compressae_index.measuring.plots import figure_class
 from compressae_index.search.index import Index
 from compressae_index.search.queries import Mode, check_candidates
 from compressae_index.search.results import write_results
-from compressae_index.sources import Vectors, open_vectors
+from compressae_index.sources import BadRows, Vectors, open_vectors
 from compressae_index.terminal import printable, quoted
 
 
@@ -155,6 +156,7 @@ def _finite(score: float) -> float | None:
     type=PATH,
     help="Write a page with tables and plots to this .html file (needs matplotlib).",
 )
+@bad_rows_option
 @dataset_option
 @query_dataset_option
 @json_option
@@ -169,6 +171,7 @@ def evaluate(
     max_queries: int,
     faiss: bool,
     page: Path | None,
+    on_bad_rows: BadRows,
     dataset: str,
     query_dataset: str,
     as_json: bool,
@@ -193,7 +196,7 @@ def evaluate(
     if page is not None:
         check_file(page, ".html", "reports")
         figure_class()
-    loaded, vectors = load_index(index), open_vectors(embeddings, dataset=dataset)
+    loaded, vectors = load_index(index), open_vectors(embeddings, dataset=dataset, on_bad_rows=on_bad_rows)
     named = given_ids(embeddings, ids, id_column)
     asked_in, asked = _queries_of(embeddings, queries, query_dataset)
     result = index_report(

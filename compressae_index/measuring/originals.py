@@ -12,7 +12,7 @@ from compressae_index.checks import check_vectors, normalize_rows
 from compressae_index.errors import DimensionError, InputError, UnknownIdError
 from compressae_index.ids import Ids, as_id_array
 from compressae_index.search.index import Index
-from compressae_index.sources import CHUNK_ROWS, Vectors, VectorSource, open_vectors
+from compressae_index.sources import CHUNK_ROWS, Vectors, VectorSource, ids_of_rows, open_vectors
 
 # Documents to compare with their reconstructions: so many, in so many runs of consecutive rows.
 SAMPLE_ROWS, SAMPLE_RUNS = 256, 16
@@ -40,7 +40,8 @@ def originals_of(index: Index, vectors: VectorSource, ids: Any = None) -> Origin
 
     Args:
         index: the index, whose documents may be in any order, some removed, some added again.
-        vectors: (m, d), among them one for each document.
+        vectors: (m, d), among them one for each document; from open_vectors(..., on_bad_rows="skip") if the
+            index was built so.
         ids: one id a row of `vectors`; row numbers by default.
 
     Raises:
@@ -60,10 +61,10 @@ def originals_of(index: Index, vectors: VectorSource, ids: Any = None) -> Origin
     if n < len(held):
         msg = f"embeddings hold {n} vectors, the index {len(held)}: those of all its documents are needed"
         raise DimensionError(msg)
-    given = Ids.from_user(ids, n)
+    given, skipped = ids_of_rows(ids, vectors)
     rows = np.sort(_rows_of(held, given, by_number=ids is None))
     chosen = vectors if len(rows) == n else _Chosen(vectors, rows)
-    found = Originals(chosen, given.of(rows), n - len(rows))
+    found = Originals(chosen, given.of(rows), n + len(skipped) - len(rows))
     _check_contents(index, found)
     return found
 
