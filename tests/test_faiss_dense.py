@@ -507,12 +507,12 @@ def test_without_a_gpu_the_processor_does_it_and_says_so(
     built: CompressedIndex, queries: FloatArray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert DenseStore(built, device="auto", progress=False).device == "cpu"
-    with pytest.warns(UserWarning, match=r"CPU build, so 'cuda' works on the CPU.*pip install faiss-gpu"):
+    with pytest.warns(UserWarning, match=r"CPU build, so 'cuda' runs on the CPU.*pip install faiss-gpu"):
         store = DenseStore(built, device="cuda", progress=False)
     assert store.device == "cpu"
     assert (store.search(queries, 5, mode="dense").ids >= 0).all()
     monkeypatch.setattr(library, "faiss", FakeFaiss(0))
-    with pytest.warns(UserWarning, match="sees no GPU, so 'cuda:1' works on the CPU"):
+    with pytest.warns(UserWarning, match="sees no GPU, so 'cuda:1' runs on the CPU"):
         assert DenseStore(built, device="cuda:1", progress=False).device == "cpu"
 
 
