@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from compressae_index.ids import STORED_ROWS, Ids, Rows, stored_rows
 from compressae_index.persistence import entry
 from compressae_index.search.protocol import Filter
 from compressae_index.search.queries import MODES, Asked, SearchResult
-from compressae_index.search.stages import Finder, Found, Stages, in_order, ranked
+from compressae_index.search.stages import Found, Stages, in_order, ranked
 
 
 class EmbeddedDocuments(Rows):
@@ -92,12 +92,9 @@ class EmbeddedDocuments(Rows):
 
     def stages(self, mode: str) -> Stages:
         """The stages of a mode: a single one, as one call of the engine finds and re-scores documents."""
-        finders: dict[str, Finder] = {
-            "sparse": self.by_terms,
-            "dense": self.by_codes,
-            "two_stage": self.by_terms_then_codes,
-        }
-        return Stages(finders[mode])
+        if mode == "dense":
+            return Stages(self.by_codes)
+        return Stages(self.by_terms if mode == "sparse" else self.by_terms_then_codes)
 
     def answer(self, asked: Asked) -> SearchResult:
         """The best documents of each query.
@@ -106,51 +103,59 @@ class EmbeddedDocuments(Rows):
             InputError: nprobe without clusters, or a filter with the wrong length, unknown ids, or integers
                 that may be meant as a mask.
         """
-        return ranked(self.stages(asked.mode).run(asked), asked.k, are_strings=self.are_strings)
+        return ranked(self.stages(asked.settings.mode).run(asked), asked.k, are_strings=self.are_strings)
 
     def by_terms(self, asked: Asked) -> Found:
         """The best documents by the strongest latents of each query."""
-        nnz, nprobe, threads = self._query_nnz(asked), self._nprobe(asked), asked.num_threads
-        return self._found(
-            asked,
-            lambda k, _, allowed: self.backend.sparse(asked.stage_one, nnz, k, allowed, threads, nprobe),
-        )
+        nnz, nprobe = self._query_nnz(asked), self._nprobe(asked)
+        k, _, allowed = self._room(asked)
+        if k == 0:
+            return self._nothing(asked)
+        hits = self.backend.sparse(asked.stage_one, nnz, k, allowed, asked.num_threads, nprobe)
+        return self._found(asked, hits)
 
     def by_codes(self, asked: Asked) -> Found:
         """The best of all documents by their codes, an exact search."""
-        found = self._found(
-            asked, lambda k, _, allowed: self.backend.dense(asked.stage_two, k, allowed, asked.num_threads)
-        )
+        k, _, allowed = self._room(asked)
+        if k == 0:
+            return self._nothing(asked)
+        found = self._found(asked, self.backend.dense(asked.stage_two, k, allowed, asked.num_threads))
         return found._replace(certified=np.ones(len(asked), dtype=bool))
 
     def by_terms_then_codes(self, asked: Asked) -> Found:
         """Finds candidates by the strongest latents of each query, and takes the best by their codes."""
-        nnz, nprobe, threads = self._query_nnz(asked), self._nprobe(asked), asked.num_threads
-        return self._found(
-            asked,
-            lambda k, candidates, allowed: self.backend.two_stage(
-                asked.stage_one, asked.stage_two, nnz, candidates, k, allowed, threads, nprobe
-            ),
-        )
-
-    def _found(self, asked: Asked, scan: Callable[[int, int, Bitmap | None], Hits]) -> Found:
-        """The documents that `scan` finds, called with k, candidates and a bitmap of allowed rows."""
-        allowed, n_allowed = self.allowed(asked.settings.filter)
-        k = min(asked.k, n_allowed) if len(asked) else 0
+        nnz, nprobe = self._query_nnz(asked), self._nprobe(asked)
+        k, candidates, allowed = self._room(asked)
         if k == 0:
-            scores, rows = np.empty((len(asked), 0), np.float32), np.empty((len(asked), 0), np.int64)
-        else:
-            # Limited to the allowed rows, so that huge k or candidates take no memory.
-            sums, rows = scan(k, min(asked.candidates, n_allowed), allowed)
-            scores = asked.in_metric(sums)
-            if asked.mean_scores is not None:
-                # With the mean's score added, different sums may round to the same score.
-                scores, rows = in_order(scores, rows)
+            return self._nothing(asked)
+        stages = asked.stage_one, asked.stage_two
+        hits = self.backend.two_stage(*stages, nnz, candidates, k, allowed, asked.num_threads, nprobe)
+        return self._found(asked, hits)
+
+    def _room(self, asked: Asked) -> tuple[int, int, Bitmap | None]:
+        """k and candidates, limited to the number of allowed rows, and the bitmap of these rows."""
+        allowed, n_allowed = self.allowed(asked.settings.filter)
+        if not len(asked.rows):
+            return 0, 0, allowed
+        return min(asked.k, n_allowed), min(asked.candidates, n_allowed), allowed
+
+    def _found(self, asked: Asked, hits: Hits) -> Found:
+        """The documents of the engine's hits."""
+        scores, rows = asked.in_metric(hits[0]), hits[1]
+        if asked.mean_scores is not None:
+            # With the mean's score added, different sums may round to the same score.
+            scores, rows = in_order(scores, rows)
         return Found(scores, self.all_ids.of(rows), rows, ordered=True)
+
+    def _nothing(self, asked: Asked) -> Found:
+        rows = np.empty((len(asked), 0), np.int64)
+        none, marks = np.empty(rows.shape, np.float32), np.ones(len(asked), dtype=bool)
+        certified = marks if asked.settings.mode == "dense" else None
+        return Found(none, self.all_ids.of(rows), rows, certified, ordered=True)
 
     def _query_nnz(self, asked: Asked) -> int:
         query_nnz = asked.settings.query_nnz
-        return self.backend.query_nnz if query_nnz is None else min(query_nnz, self.n_latents)
+        return self.backend.query_nnz if query_nnz is None else min(query_nnz, self.backend.n_latents)
 
     def _nprobe(self, asked: Asked) -> int | None:
         """The clusters to scan; None for all."""

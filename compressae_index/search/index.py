@@ -193,18 +193,21 @@ class Index:
         candidates = check_candidates(settings.candidates, k)
         check_choice(settings.mode, "mode", documents.modes)
         check_choice(settings.scoring, "scoring", SCORINGS)
-        for name in ("query_nnz", "nprobe"):
-            if (value := getattr(settings, name)) is not None:
-                check_int(value, name, 1)
-        if settings.nprobe is not None and settings.mode == "dense":
-            msg = "nprobe has no use in mode 'dense', which reads no posting lists"
-            raise InputError(msg)
+        if settings.query_nnz is not None:
+            check_int(settings.query_nnz, "query_nnz", 1)
+        if settings.nprobe is not None:
+            check_int(settings.nprobe, "nprobe", 1)
+            if settings.mode == "dense":
+                msg = "nprobe has no use in mode 'dense', which reads no posting lists"
+                raise InputError(msg)
         if isinstance(settings.filter, str) and "expression" not in documents.filters:
             msg = f"filter is an expression, but this index filters by {' or '.join(documents.filters)}"
             raise InputError(msg)
         threads = check_threads(settings.num_threads)
         rows = check_vectors(queries, dim=self.model.dim, name="queries", may_be_empty=True)
-        factors = RowScale(self.metric, documents.unit or 1.0).of_queries(rows)
+        factors = None
+        if self.metric != "cosine":
+            factors = RowScale(self.metric, documents.unit or 1.0).of_queries(rows)
         coder = Coder(self.model, self.encoder, documents.k)
         return Asked(rows, factors, k, candidates, threads, settings, coder)
 

@@ -76,8 +76,7 @@ class Explanation(NamedTuple):
     """The share of the model's mean in the score, which is the same for every document."""
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """How to search; see `Index.search`."""
 
     mode: str = "two_stage"
@@ -89,8 +88,7 @@ class Settings:
     num_threads: int | None = None
 
 
-@dataclass(frozen=True)
-class Coder:
+class Coder(NamedTuple):
     """The model and settings that an index encodes with."""
 
     model: CompresSAE
@@ -99,7 +97,7 @@ class Coder:
     """Nonzeros a code."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)  # neither frozen nor compared: a search makes one, and waits for it
 class Asked:
     """A batch of checked queries, as the stages of a search see it.
 
@@ -136,7 +134,7 @@ class Asked:
     def by_terms(self, k: int) -> Asked:
         """The same for stage one alone, which finds the k best by the terms of each query."""
         return replace(
-            self, k=k, candidates=max(k, self.candidates), settings=replace(self.settings, mode="sparse")
+            self, k=k, candidates=max(k, self.candidates), settings=self.settings._replace(mode="sparse")
         )
 
     @cached_property
@@ -163,8 +161,8 @@ class Asked:
 
     def in_metric(self, sums: FloatArray) -> FloatArray:
         """Scores by the metric of sums over stored codes, (n_queries, c) both."""
-        scores = sums if self.factors is None else sums * self.factors
-        return scores if self.mean_scores is None else scores + self.mean_scores
+        scores, mean_scores = sums if self.factors is None else sums * self.factors, self.mean_scores
+        return scores if mean_scores is None else scores + mean_scores
 
     @cached_property
     def _codes(self) -> SparseCodes:
