@@ -133,7 +133,7 @@ class EmbeddedDocuments(Rows):
         return self._found(asked, hits)
 
     def _room(self, asked: Asked) -> tuple[int, int, Bitmap | None]:
-        """k and candidates, limited to the number of allowed rows, and the bitmap of these rows."""
+        """The k and candidates, limited to the number of allowed rows, and the bitmap of allowed rows."""
         allowed, n_allowed = self.allowed(asked.settings.filter)
         if not len(asked.rows):
             return 0, 0, allowed
