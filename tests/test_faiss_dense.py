@@ -1,4 +1,4 @@
-"""Dense scores from Faiss: on the processor, and with stand-ins for what Faiss has on a GPU."""
+"""Dense scores from Faiss, on the processor and with fakes of its GPU indexes."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from compressae_index.search.queries import SearchResult
 
 @pytest.fixture(scope="module")
 def store(built: CompressedIndex) -> DenseStore:
-    """The 4,000 embeddings in float32. Not to be changed."""
+    """The 4,000 embeddings in float32. Do not change it."""
     return DenseStore(built, storage="float32", device="cpu", progress=False)
 
 
 def expected_of(built: CompressedIndex, queries: FloatArray, k: int, mode: Any, scoring: Any) -> SearchResult:
-    """What the codes say; candidates of two stages are the exact 300 best of `sparse`."""
+    """The result by codes; the candidates of "two_stage" are the exact 300 best of "sparse"."""
     if mode == "dense":
         return built.search(queries, k, mode="dense", scoring=scoring)
     chosen = built.search(queries, 300, mode="sparse", scoring=scoring).ids
@@ -47,7 +47,7 @@ def expected_of(built: CompressedIndex, queries: FloatArray, k: int, mode: Any, 
 
 def assert_same(found: SearchResult, expected: SearchResult) -> None:
     np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)
-    assert (found.ids == expected.ids).mean() > 0.99  # the rest are ties within rounding
+    assert (found.ids == expected.ids).mean() > 0.99  # others are ties within rounding
 
 
 @pytest.mark.parametrize("scoring", ["asymmetric", "symmetric"])
@@ -172,7 +172,7 @@ def test_queries_whose_inner_products_are_beyond_float32(
             store.search(rows[:1], 3, mode=mode)
 
 
-def test_what_is_no_model(vectors: FloatArray) -> None:
+def test_arguments_that_are_no_model(vectors: FloatArray) -> None:
     wrong: Any
     for wrong in ("items.model", None, 3):
         for call in (FaissIndex, partial(dictionary_ivf, vectors[:20])):
@@ -239,12 +239,11 @@ def test_bad_searches(store: DenseStore, queries: FloatArray) -> None:
         store.search(queries[:, :3], mode="dense")
 
 
-# What follows needs a GPU, and stands on stand-ins: flat indexes of the processor with the limits that Faiss
-# has on a GPU.
+# The GPU tests use fakes: flat indexes on the processor with the limits of Faiss on a GPU.
 
 
 class FakeIndex:
-    """An IndexFlatIP that takes addresses only, and selects no more than Faiss does on a GPU."""
+    """An IndexFlatIP that takes only addresses, and selects at most 2,048 neighbours as on a GPU."""
 
     room = 10**9
 
@@ -280,7 +279,7 @@ class FakeConfig:
 
 
 class FakeFaiss:
-    """Faiss with GPUs."""
+    """Faiss with fake GPUs."""
 
     GpuIndexFlatIP, GpuIndexFlatConfig, StandardGpuResources = FakeIndex, FakeConfig, object
 
@@ -357,7 +356,7 @@ def test_added_rows_go_to_all_gpus(index: CompressedIndex, vectors: FloatArray) 
 
 
 @pytest.mark.usefixtures("two_gpus")
-def test_what_a_gpu_cannot_is_done_by_the_codes(built: CompressedIndex, queries: FloatArray) -> None:
+def test_codes_answer_searches_that_a_gpu_cannot(built: CompressedIndex, queries: FloatArray) -> None:
     store = DenseStore(built, device="cuda:0", progress=False)
     for options in ({"filter": [1, 2, 3]}, {"k": 2049}):
         found = store.search(queries[:3], **({"k": 3} | options), mode="dense")
@@ -431,7 +430,7 @@ def test_bounds_of_a_gpu_are_named(
 
 
 class CudaTensor(torch.Tensor):
-    """A tensor of the processor that says it is on a GPU."""
+    """A tensor on the processor that claims to be on a GPU."""
 
     is_cuda = True
 
@@ -443,7 +442,7 @@ class Stream:
         Stream.synchronized += 1
 
 
-def test_cuda_tensors_are_read_where_they_lie(
+def test_cuda_tensors_are_read_without_a_copy(
     built: CompressedIndex, queries: FloatArray, two_gpus: FakeFaiss, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: Stream())
@@ -464,7 +463,7 @@ def test_cuda_tensors_are_read_where_they_lie(
     assert Stream.synchronized
     np.testing.assert_array_equal(found.ids, expected.ids)
     np.testing.assert_allclose(found.scores, expected.scores, atol=1e-6)
-    # Far from unit length, of another dtype, or strided: copied on the device.
+    # Rows far from unit length, of another dtype or strided are copied on the device.
     for other in (tensor * 1000, tensor.double(), torch.cat([tensor, tensor], 1)[:, :384]):
         found = store.search(other.as_subclass(CudaTensor), 5, mode="dense")
         np.testing.assert_array_equal(found.ids, expected.ids)
@@ -503,21 +502,21 @@ def test_inner_products_of_cuda_tensors(
         np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-4)
 
 
-def test_without_a_gpu_the_processor_does_it_and_says_so(
+def test_without_a_gpu_cuda_runs_on_the_processor_and_warns(
     built: CompressedIndex, queries: FloatArray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert DenseStore(built, device="auto", progress=False).device == "cpu"
-    with pytest.warns(UserWarning, match=r"CPU build, so 'cuda' works on the CPU.*pip install faiss-gpu"):
+    with pytest.warns(UserWarning, match=r"CPU build, so 'cuda' runs on the CPU.*pip install faiss-gpu"):
         store = DenseStore(built, device="cuda", progress=False)
     assert store.device == "cpu"
     assert (store.search(queries, 5, mode="dense").ids >= 0).all()
     monkeypatch.setattr(library, "faiss", FakeFaiss(0))
-    with pytest.warns(UserWarning, match="sees no GPU, so 'cuda:1' works on the CPU"):
+    with pytest.warns(UserWarning, match="sees no GPU, so 'cuda:1' runs on the CPU"):
         assert DenseStore(built, device="cuda:1", progress=False).device == "cpu"
 
 
 class Broken:
-    """What is left of Faiss in one case or another."""
+    """A Faiss module with only some attributes."""
 
     def __init__(self, **attributes: Any) -> None:
         self.__dict__.update(attributes)
@@ -534,7 +533,7 @@ def test_two_builds_in_one_folder_are_named() -> None:
     library.check(module, ["faiss-cpu"])
 
 
-def test_a_faiss_in_parts_is_named() -> None:
+def test_an_incomplete_faiss_is_named() -> None:
     with pytest.raises(InstallationError, match="pip uninstall -y faiss-gpu && pip install faiss-gpu"):
         library.check(Broken(), ["faiss-gpu"])
     with pytest.raises(InstallationError, match="run: pip install faiss-cpu"):

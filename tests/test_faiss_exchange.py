@@ -141,7 +141,7 @@ def test_own_ids_are_those_of_faiss(index: CompressedIndex, queries: FloatArray)
 def test_strings_need_integers(model: CompresSAE, vectors: FloatArray, queries: FloatArray) -> None:
     names = [f"n{i}" for i in range(20)]
     index = CompressedIndex.build(vectors[:20], names, model=model, k=16, progress=False)
-    with pytest.raises(InputError, match="give integers by ids="):
+    with pytest.raises(InputError, match="pass integers as ids="):
         to_faiss(index, progress=False)
     exported = to_faiss(index, "float32", ids=np.arange(20) + 5, progress=False)
     found = exported.search(normalize_rows(queries), 1)[1][:, 0]

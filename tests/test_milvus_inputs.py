@@ -422,7 +422,7 @@ def test_fields_that_cannot_be_stored(strict: MilvusIndex, vectors: FloatArray) 
         (None, "needs a value of field 'kind'"),
         (
             {"key": ["a", "b"], "kind": ["a", "b"]},
-            "field 'key' cannot be given: give its values as",
+            "field 'key' cannot be set: pass its values as",
         ),
         ({"compressae_code": [1, 2], "kind": ["a", "b"]}, "it holds the code"),
     ]
@@ -547,8 +547,8 @@ def test_what_is_no_embedding(model: CompresSAE, vectors: FloatArray) -> None:
         ([rows[0].tolist(), rows[1].tolist()[:-1]], InputError, "."),
         ([rows[0], rows[1][:-1]], InputError, "row 1 holds 383 numbers"),
         (rows[:, :10], DimensionError, "expected 384"),
-        (rows[:1], DimensionError, "gave 1 vectors for 2 texts"),
-        (np.vstack([rows, rows]), DimensionError, "gave 4 vectors for 2 texts"),
+        (rows[:1], DimensionError, "returned 1 vectors for 2 texts"),
+        (np.vstack([rows, rows]), DimensionError, "returned 4 vectors for 2 texts"),
         ([], InputError, "."),
         ("ab", InputError, "."),
         (rows * np.nan, InputError, "NaN"),

@@ -1,4 +1,4 @@
-"""Forks, daemon threads at exit, Ctrl-C, the pool's threads, and what is sent to other processes."""
+"""Forks, daemon threads at exit, Ctrl-C, the pool's threads, and pickles for other processes."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ from compressae_index.search.index import Index
 from compressae_index.search.queries import MAX_PLACES
 from compressae_index.search.stages import Candidates
 
-# How long a child or a script may take before it counts as hanging.
+# Seconds until a child or a script counts as hanging.
 PATIENCE = 60
 
 
 @pytest.fixture
 def index(model: CompresSAE, vectors: FloatArray) -> CompressedIndex:
-    """1,000 vectors in two parts, two of them removed; to be changed."""
+    """1,000 vectors in two parts, two of them removed. Tests may change it."""
     index = CompressedIndex.build(vectors[:900], model=model, progress=False)
     index.add(vectors[900:1000])
     index.remove([3, 950])
@@ -67,7 +67,7 @@ def run_script(script: str, *arguments: object) -> subprocess.CompletedProcess[s
     )
 
 
-# What one thread does again and again while the process ends or forks.
+# The work that a thread repeats while the process ends or forks.
 WORK = """
 import sys, threading, time
 import numpy as np
@@ -102,7 +102,7 @@ def test_daemon_threads_at_work_let_the_process_end(saved: Path, work: str) -> N
 
 @contextmanager
 def working(*work: Callable[[], object]) -> Iterator[None]:
-    """While threads do what they are given again and again."""
+    """Repeats each call in a thread of its own, until the block ends."""
     stop, failures = threading.Event(), list[BaseException]()
 
     def again(call: Callable[[], object]) -> None:
@@ -125,7 +125,7 @@ def working(*work: Callable[[], object]) -> Iterator[None]:
 
 
 def in_child(call: Callable[[], object]) -> None:
-    """Forks, and fails where the child hangs or its call raises."""
+    """Runs a call in a forked child, and fails if it hangs or raises."""
     child = os.fork()
     if child == 0:
         try:
@@ -145,9 +145,9 @@ def in_child(call: Callable[[], object]) -> None:
 
 
 def searched_and_changed(index: CompressedIndex | FaissIndex, vectors: FloatArray) -> None:
-    """What a child must be able to do."""
+    """Searches, removes, upserts and builds, as a child must be able to."""
     held = len(index)
-    assert held in (998, 999)  # as it was before a change that another thread is at, or after it
+    assert held in (998, 999)  # before or after the change that another thread makes
     found = index.search(vectors[:20], 5, num_threads=2)
     assert (found.ids >= 0).all()
     index.remove([10])
@@ -157,7 +157,7 @@ def searched_and_changed(index: CompressedIndex | FaissIndex, vectors: FloatArra
     assert len(CompressedIndex.build(vectors[:50], model=index.model, progress=False)) == 50
 
 
-# Python 3.12 and later warn of forks in processes with threads, which is what is tried here.
+# Python 3.12 and later warn of forks in processes with threads, which these tests do on purpose.
 forks = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 
 
@@ -179,7 +179,7 @@ def test_a_child_forked_at_any_time_searches_and_writes(
 
 
 @forks
-def test_a_child_encodes_by_a_model_whose_first_call_another_thread_is_at(
+def test_a_child_encodes_while_another_thread_makes_the_models_first_call(
     model: CompresSAE, vectors: FloatArray
 ) -> None:
     for _ in range(5):
@@ -189,7 +189,7 @@ def test_a_child_encodes_by_a_model_whose_first_call_another_thread_is_at(
 
 
 @forks
-def test_a_child_reads_an_iterators_embeddings_beside_its_parent(
+def test_a_child_and_its_parent_read_an_iterators_embeddings_at_once(
     vectors: FloatArray,
 ) -> None:
     from compressae_index.sources import open_vectors
@@ -226,7 +226,7 @@ def test_locks_are_free_in_a_child_and_no_property_holds_one() -> None:
     done.set()
     holder.join()
     if sys.version_info < (3, 12):
-        # These have a lock for all objects of their class.
+        # Before 3.12, a cached_property has one lock for all objects of the class.
         for module in [
             module for name, module in sys.modules.items() if name.startswith("compressae_index.")
         ]:
@@ -259,12 +259,12 @@ except KeyboardInterrupt:
 
 @pytest.mark.parametrize("work", ["two_stage", "dense", "encode", "add"])
 def test_ctrl_c_ends_long_calls_and_changes_nothing(saved: Path, work: str) -> None:
-    """Each would take many times as long as it has."""
+    """Each call would take many times longer than the script has."""
     ended = run_script(INTERRUPTED, saved, work)
     assert (ended.stdout, ended.stderr) == ("True True\n", "")
 
 
-def test_what_a_signals_handler_raises_comes_out_of_the_engine(
+def test_the_engine_raises_the_exception_of_a_signal_handler(
     built: CompressedIndex, vectors: FloatArray
 ) -> None:
     import signal
@@ -273,7 +273,7 @@ def test_what_a_signals_handler_raises_comes_out_of_the_engine(
         pass
 
     def handler(*_: object) -> None:
-        built.search(vectors[:3], num_threads=2)  # the engine may be used in it
+        built.search(vectors[:3], num_threads=2)  # a handler may use the engine
         raise AlarmError
 
     before = signal.signal(signal.SIGALRM, handler)
@@ -286,7 +286,7 @@ def test_what_a_signals_handler_raises_comes_out_of_the_engine(
         signal.signal(signal.SIGALRM, before)
 
 
-def test_an_interrupted_change_of_faiss_lists_is_made_good(
+def test_faiss_lists_recover_from_an_interrupted_change(
     index: CompressedIndex, vectors: FloatArray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     faiss_index = FaissIndex.from_index(index, progress=False)
@@ -310,7 +310,7 @@ def test_an_interrupted_change_of_faiss_lists_is_made_good(
     )
 
 
-# Threads that are there, and those that a search leaves: printed one after the other.
+# Counts threads before, during and after searches with many threads.
 THREADS = """
 import os, sys, time
 import numpy as np
@@ -355,7 +355,7 @@ index = CompressedIndex.load(sys.argv[1])
 x = index.reconstruct(index.ids[:400])
 expected = index.search(x, num_threads=1)
 if os.geteuid() == 0:
-    os.setuid(65534)  # the limit is not for root
+    os.setuid(65534)  # root has no such limit
 resource.setrlimit(resource.RLIMIT_NPROC, (int(sys.argv[2]),) * 2)
 found = index.search(x, num_threads=4096)
 print(np.array_equal(found.ids, expected.ids), len(os.listdir("/proc/self/task")) < 400)
@@ -364,7 +364,7 @@ print(np.array_equal(found.ids, expected.ids), len(os.listdir("/proc/self/task")
 
 @linux
 @pytest.mark.parametrize("most", [0, 5])
-def test_a_search_does_with_the_threads_that_the_system_starts(saved: Path, most: int) -> None:
+def test_a_search_uses_the_threads_that_the_system_lets_it_start(saved: Path, most: int) -> None:
     ended = run_script(FEW_THREADS, saved, most)
     assert (ended.stdout, ended.stderr) == ("True True\n", "")
 
@@ -384,7 +384,7 @@ def test_a_search_does_with_the_threads_that_the_system_starts(saved: Path, most
         ("9" * 6000, 8),
     ],
 )
-def test_all_threads_are_what_openmp_is_allowed(
+def test_omp_num_threads_limits_all_threads(
     monkeypatch: pytest.MonkeyPatch, setting: str, expected: int
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
@@ -394,7 +394,7 @@ def test_all_threads_are_what_openmp_is_allowed(
     assert check_threads(7) == 7
 
 
-def test_all_threads_are_what_affinity_and_the_quota_allow(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_affinity_and_the_quota_limit_all_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(10_000)), raising=False)
     monkeypatch.setattr("compressae_index.processes.cpu_quota", lambda: 6)
@@ -545,7 +545,7 @@ def test_a_store_of_codes_is_pickled_as_its_path(
         pickle.loads(content)
 
 
-def test_other_processes_search_what_they_are_sent(
+def test_other_processes_search_pickled_indexes(
     index: CompressedIndex, saved: Path, vectors: FloatArray
 ) -> None:
     mapped = CompressedIndex.load(saved, mmap=True)
@@ -559,7 +559,7 @@ def test_other_processes_search_what_they_are_sent(
             assert (found.certified is not None) is isinstance(each, FaissIndex)
 
 
-def test_each_is_described_in_a_line(index: CompressedIndex, tmp_path: Path, vectors: FloatArray) -> None:
+def test_reprs_are_one_line(index: CompressedIndex, tmp_path: Path, vectors: FloatArray) -> None:
     per_vector = index.stats().bytes_per_vector["total"]
     expected = f"998 vectors, dim=384, n_latents=512, k=16, {per_vector:.1f} bytes a vector"
     assert repr(index) == f"CompressedIndex({expected})"
@@ -586,8 +586,8 @@ def over(index: CompressedIndex, kind: Any) -> Any:
     return DenseStore(index, progress=False) if kind is DenseStore else index
 
 
-def test_a_milvus_index_is_described_and_says_why_it_stays(model: CompresSAE) -> None:
-    index = MilvusIndex.__new__(MilvusIndex)  # what it says needs no Milvus
+def test_a_milvus_index_has_a_repr_and_refuses_to_be_pickled(model: CompresSAE) -> None:
+    index = MilvusIndex.__new__(MilvusIndex)  # repr and pickle need no Milvus
     vars(index).update(
         model=model, _documents=SimpleNamespace(collection=SimpleNamespace(name="texts"), k=16)
     )
@@ -612,7 +612,7 @@ def test_k_beyond_the_documents_is_bounded(index: CompressedIndex, vectors: Floa
     assert len(used.search(vectors[:1], 1, candidates=2**70)) == 2
 
 
-def test_more_clusters_than_there_are_mean_all(model: CompresSAE, vectors: FloatArray) -> None:
+def test_nprobe_beyond_the_clusters_means_all(model: CompresSAE, vectors: FloatArray) -> None:
     from compressae_index.embedded.sizes import WINDOW
 
     rng = np.random.default_rng(0)
@@ -644,7 +644,7 @@ def test_searches_go_on_while_another_thread_removes(
 
 
 class Forgetful(SparseBackend):
-    """A back end whose documents are removed between being found and being read."""
+    """A back end whose documents are removed after `candidates` finds them, before `codes` reads them."""
 
     def __init__(self, index: CompressedIndex, forgotten: list[int]) -> None:
         super().__init__(512, index.k)
@@ -674,7 +674,7 @@ class Forgetful(SparseBackend):
         return Candidates(ids, np.full(ids.shape, 9, np.float32), np.full(len(u), 9, np.float32), None)
 
 
-def test_what_is_removed_after_it_was_found_is_no_neighbour(
+def test_documents_removed_during_a_search_are_no_neighbours(
     index: CompressedIndex, vectors: FloatArray
 ) -> None:
     forgotten = [0, 1, 7]

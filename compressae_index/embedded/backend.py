@@ -1,4 +1,4 @@
-"""The embedded back end: codes in this process, searched by the engine. Rows inside, no ids."""
+"""The embedded back end: codes in this process, searched by the engine. It knows rows, not ids."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from compressae_index.persistence import release_pages
 from compressae_index.processes import cached_property
 from compressae_index.search.queries import QUERY_NNZ
 
-# Names in files of the engine's arrays.
+# The names of the engine's arrays in files.
 _INVERTED = {f"inverted_{name}" for name in ("starts", "offsets", "scales", "ids", "values", "largest_norm")}
 _CLUSTERS = {f"clusters_{name}" for name in ("begins", "means", "scales")}
 
 
 @dataclass(frozen=True)
 class Part:
-    """A run of documents, stored twice; immutable, so that searches may go on while documents are added."""
+    """A run of documents, stored twice. It is immutable, so searches can run while documents are added."""
 
     rows: Arrays
     """The codec's arrays."""
     forward: Forward
-    """The engine's view of them."""
+    """The engine's view of the rows."""
     inverted: InvertedLists
     """The same codes as posting lists."""
 
@@ -41,9 +41,9 @@ class Part:
 
 
 class EmbeddedBackend:
-    """Codes of rows 0 .. n-1, searchable by posting lists and row by row.
+    """Codes of rows 0 .. n-1, searched by posting lists or row by row.
 
-    Methods that change documents return a new back end, which shares what did not change.
+    Methods that change documents return a new back end, which shares the unchanged parts.
     """
 
     def __init__(
@@ -56,16 +56,16 @@ class EmbeddedBackend:
         postings: int | None = None,
         clusters: Clusters | None = None,
     ) -> None:
-        """A back end without documents, unless parts are given.
+        """Makes an empty back end, or one of given parts.
 
         Args:
             n_latents: size of the dictionary.
             k: nonzeros a code.
-            codec: how the forward part stores codes, `Packed` by default. The first codes that are added fit
-                it, if it is not fitted yet; it stays as it is then.
+            codec: how the forward part stores codes, `Packed` by default. If it is not fitted, it is fitted
+                to the first codes added, and never again.
             parts: runs of documents; all but the last hold whole windows.
-            postings: nonzeros of a code that the posting lists keep, the strongest; all by default.
-            clusters: of the first documents.
+            postings: the number of strongest nonzeros of a code in the posting lists; all by default.
+            clusters: clusters of the first documents.
         """
         self.n_latents = n_latents
         self.k = k
@@ -79,28 +79,28 @@ class EmbeddedBackend:
         return sum(map(len, self._parts))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The engine's objects cannot be pickled; their arrays can, mapped ones by their contents.
+        # The engine's objects cannot be pickled, but their arrays can; mapped arrays are copied.
         parts = [(_held(part.rows), _held(part.inverted.arrays()), len(part)) for part in self._parts]
         clusters = None if self.clusters is None else _held(self.clusters.arrays())
         return _remade, (self.n_latents, self.k, self.codec, self.postings, parts, clusters)
 
     @property
     def n_clustered(self) -> int:
-        """Documents in clusters, the first ones."""
+        """The number of documents in clusters. They come first."""
         return 0 if self.clusters is None else CLUSTER * len(self.clusters)
 
     @property
     def query_nnz(self) -> int:
-        """Latents of a query that touch about as many postings as QUERY_NNZ do where lists hold all."""
+        """Default latents of a query: QUERY_NNZ, or more if lists are thinned, for about as many postings."""
         return min(QUERY_NNZ * self.k // self.postings, self.n_latents)
 
     def added(
         self, runs: Iterable[SparseCodes], num_threads: int, dictionary: FloatArray | None = None
     ) -> EmbeddedBackend:
-        """With documents appended, run by run, so that only one run is in memory unpacked.
+        """A back end with documents appended, run by run, so that only one run is unpacked in memory.
 
         All parts but the last hold whole windows, so adding makes the same windows as building at once. Parts
-        of similar size are joined, so their number stays logarithmic.
+        of similar size are joined, which keeps their number logarithmic.
 
         Args:
             runs: codes in the order of their rows, at least one row.
@@ -112,13 +112,13 @@ class EmbeddedBackend:
             codec = codec.fitted(codes)
             packed += (codec.pack(codes[run], num_threads, dictionary) for run in _runs(len(codes)))
         rows = codec.stacked(packed)
-        packed.clear()  # Memory for the posting lists.
+        packed.clear()  # Frees memory for the posting lists.
         return self._with(codec, rows, num_threads)
 
     def subset(self, rows: RowArray, num_threads: int, n_clustered: int = 0) -> EmbeddedBackend:
-        """With only some documents, in the order of `rows`.
+        """A back end of only some documents, in the order of `rows`.
 
-        Of the first n_clustered, where neighbours must be similar, whole windows become clusters.
+        The whole windows among the first n_clustered become clusters; similar rows must be adjacent there.
         """
         empty = EmbeddedBackend(self.n_latents, self.k, self.codec, postings=self.postings)
         if not len(rows):
@@ -129,7 +129,7 @@ class EmbeddedBackend:
         return taken
 
     def _with(self, codec: Codec, rows: Arrays, num_threads: int) -> EmbeddedBackend:
-        """With packed rows appended as they are: rounding them again would change them."""
+        """A back end with packed rows appended as they are, since rounding again would change them."""
         parts = list(self._parts)
         if parts and (tail := len(parts[-1]) % WINDOW):
             last = parts.pop()
@@ -138,7 +138,7 @@ class EmbeddedBackend:
             rows = codec.stacked([codec.cut(last.rows, slice(whole, None)), rows])
         forward = codec.engine(rows, self.n_latents, self.k)
         parts.append(Part(rows, forward, self._inverted(codec, rows, forward.n_documents, num_threads)))
-        # Joined at once: the fewer copies there are on the way, the less memory they take.
+        # Joins all at once, which takes less memory than pairwise copies.
         first, n = len(parts) - 1, len(parts[-1])
         while first and len(parts[first - 1]) < 2 * n:
             first -= 1
@@ -146,7 +146,7 @@ class EmbeddedBackend:
         return self._of(codec, [*parts[:first], self._joined(parts[first:], codec)])
 
     def _inverted(self, codec: Codec, rows: Arrays, n: int, num_threads: int) -> InvertedLists:
-        """Posting lists of n packed rows: of their rounded values, so that both hold the same codes."""
+        """Posting lists of n packed rows, made of the rounded values so that both hold the same codes."""
         lists = []
         for run in _runs(n):
             codes = codec.unpack(codec.cut(rows, run), self.n_latents, self.k, num_threads)
@@ -166,7 +166,7 @@ class EmbeddedBackend:
         return self.codec.unpack(self.forward_rows(rows), self.n_latents, self.k)
 
     def forward_rows(self, rows: RowArray) -> Arrays:
-        """Copies of the codec's arrays for some rows, in their order; the back end must hold documents."""
+        """Copies of the codec's arrays for rows, in their order; the back end must not be empty."""
         return self.codec.gathered([part.rows for part in self._parts], rows)
 
     def sparse(
@@ -180,8 +180,8 @@ class EmbeddedBackend:
     ) -> Hits:
         """The best rows by the query_nnz largest entries of each projection, in the nprobe best clusters.
 
-        Posting lists, whose values are rounded, find a few rows more than are asked for; codes then score
-        these exactly.
+        Values in posting lists are rounded, so they find a few more rows than asked for, which are then
+        scored exactly by their codes.
         """
         candidates = sparse_candidates(top)
         return self._search(projections, None, query_nnz, candidates, top, allowed, num_threads, nprobe)
@@ -201,7 +201,7 @@ class EmbeddedBackend:
         num_threads: int,
         nprobe: int | None = None,
     ) -> Hits:
-        """The best rows by stage_two, whole, among the candidates that posting lists find for stage_one."""
+        """Finds candidates in posting lists for stage_one, and scores them by all of stage_two."""
         return self._search(stage_one, stage_two, query_nnz, candidates, top, allowed, num_threads, nprobe)
 
     def _search(
@@ -237,13 +237,13 @@ class EmbeddedBackend:
         }
 
     def joined(self) -> EmbeddedBackend:
-        """The same documents in one part, which is searched faster than several."""
+        """The same documents in one part, which is faster to search than several."""
         if len(self._parts) <= 1:
             return self
         return self._of(self.codec, [self._joined(self._parts, self.codec)])
 
     def to_arrays(self) -> Arrays:
-        """The arrays to store, parts joined."""
+        """The arrays to store, of all parts joined."""
         parts = self.joined()._parts
         arrays = self.codec.to_arrays(parts[0].rows if parts else {})
         for part in parts:
@@ -262,7 +262,7 @@ class EmbeddedBackend:
         manifest: Mapping[str, Any],
         postings: int,
     ) -> EmbeddedBackend:
-        """From the arrays of `to_arrays`, which are borrowed, so they may be memory-mapped.
+        """Loads the arrays of `to_arrays`. They are not copied, so they may be memory-mapped.
 
         Args:
             arrays: the stored arrays.
@@ -273,8 +273,8 @@ class EmbeddedBackend:
             postings: nonzeros of a code in the inverted part.
 
         Raises:
-            ValueError: the arrays do not fit together, have other names, or hold damaged contents: all of
-                them are read.
+            ValueError: the arrays do not fit together, have wrong names, or are damaged. All of them are read
+                to check.
         """
         codec, rows = from_arrays(manifest, arrays)
         _check_names(arrays, codec, n)
@@ -299,7 +299,7 @@ class EmbeddedBackend:
         return loaded
 
     def _check_clusters(self) -> None:
-        """Refuses clusters that cannot be of these documents."""
+        """Refuses clusters that cannot belong to these documents."""
         clusters = self.clusters
         if clusters is not None and (self.n_clustered > len(self) or clusters.n_latents != self.n_latents):
             msg = (
@@ -309,7 +309,7 @@ class EmbeddedBackend:
             raise DimensionError(msg)
 
     def _joined(self, parts: Sequence[Part], codec: Codec) -> Part:
-        """Parts one after the other; all but the last hold whole windows."""
+        """Joins parts in order; all but the last must hold whole windows."""
         if len(parts) == 1:
             return parts[0]
         rows = codec.stacked([part.rows for part in parts])
@@ -317,14 +317,14 @@ class EmbeddedBackend:
         return Part(rows, codec.engine(rows, self.n_latents, self.k), lists)
 
     def _head(self, part: Part, n: int) -> Part:
-        """The first n rows of a part, whole windows."""
+        """The first n rows of a part; n must be whole windows."""
         rows = self.codec.cut(part.rows, slice(n))
         lists = InvertedLists.concatenate([(part.inverted, 0, n // WINDOW)])
         return Part(rows, self.codec.engine(rows, self.n_latents, self.k), lists)
 
 
 def _check_names(arrays: Iterable[str], codec: Codec, n: int) -> None:
-    """Refuses arrays that no index of n documents has."""
+    """Refuses missing or foreign arrays of an index of n documents."""
     by_row, learned = codec.stored_names()
     needed, optional = (by_row | _INVERTED, learned | _CLUSTERS) if n else (set(), learned)
     missing, foreign = needed.difference(arrays), set(arrays) - needed - optional
@@ -335,7 +335,7 @@ def _check_names(arrays: Iterable[str], codec: Codec, n: int) -> None:
 
 
 def _named(arrays: Arrays, prefix: str) -> Arrays:
-    """The arrays whose names begin with a prefix, without it."""
+    """The arrays whose names begin with a prefix, under names without it."""
     return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 
@@ -351,7 +351,7 @@ def _remade(
     parts: Sequence[tuple[Arrays, Arrays, int]],
     clusters: Arrays | None,
 ) -> EmbeddedBackend:
-    """The back end that was pickled as these arrays."""
+    """Restores a back end from the arrays of its pickle."""
     made = [
         Part(rows, codec.engine(rows, n_latents, k), InvertedLists(inverted, n, n_latents))
         for rows, inverted, n in parts
@@ -366,7 +366,7 @@ def _runs(n: int) -> list[slice]:
 
 
 def _concatenated(lists: Sequence[InvertedLists]) -> InvertedLists:
-    """Posting lists one after the other; all but the last are of whole windows."""
+    """Joins posting lists in order; all but the last must have whole windows."""
     if len(lists) == 1:
         return lists[0]
     return InvertedLists.concatenate([(each, 0, -(-each.n_documents // WINDOW)) for each in lists])

@@ -1,4 +1,4 @@
-"""The order of documents that puts similar ones next to each other, for clusters."""
+"""Orders documents so that similar ones are adjacent, for clusters."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from compressae_index.embedded.backend import EmbeddedBackend
 from compressae_index.embedded.sizes import CLUSTER
 from compressae_index.progress import track
 
-# Centroids of k-means for each cluster: the finer they are, the more alike are the documents of a cluster.
+# Centroids of k-means for each cluster. More centroids make the documents of a cluster more alike.
 CENTROIDS = 3
 MAX_CENTROIDS = 4096
-# Documents to learn a centroid from, and the most in all.
+# Documents to learn each centroid from, and the most for all centroids.
 SAMPLE = 32
 MAX_SAMPLE = 65536
 ROUNDS = 8
@@ -26,10 +26,10 @@ CHUNK_ROWS = 8192
 def similar_order(
     model: CompresSAE, backend: EmbeddedBackend, rows: RowArray, num_threads: int, *, progress: bool
 ) -> RowArray:
-    """An order of rows in which similar ones are near each other: positions in `rows`, (len(rows),).
+    """An order of rows that puts similar ones near each other: positions in `rows`, (len(rows),).
 
-    Directions of reconstructions are grouped by k-means, and each group is followed by the nearest group that
-    is left.
+    Groups the directions of reconstructions by k-means, then chains the groups: each is followed by the
+    nearest of those left.
     """
     n_centroids = min(CENTROIDS * len(rows) // CLUSTER, MAX_CENTROIDS)
     if n_centroids < 2:
@@ -50,7 +50,7 @@ def similar_order(
 
 
 def _directions(model: CompresSAE, backend: EmbeddedBackend, rows: RowArray) -> FloatArray:
-    """Reconstructions of unit norm, (len(rows), dim); a zero one stays zero."""
+    """Reconstructions scaled to unit norm, (len(rows), dim); zeros stay zero."""
     decoded = model.decode(backend.codes(rows))
     decoded /= np.maximum(np.linalg.norm(decoded, axis=1, keepdims=True), np.float32(1e-12))
     return decoded
@@ -62,7 +62,7 @@ def _nearest(directions: FloatArray, centroids: FloatArray, num_threads: int) ->
 
 
 def _centroids(directions: FloatArray, n: int, rng: np.random.Generator, num_threads: int) -> FloatArray:
-    """Spherical k-means: (n, dim) of unit norm. A centroid that is nearest to nothing stays where it is."""
+    """Centroids of spherical k-means, (n, dim), unit norm. Those of empty groups are not moved."""
     centroids = directions[rng.choice(len(directions), n, replace=False)]
     for _ in range(ROUNDS):
         nearest = _nearest(directions, centroids, num_threads)
@@ -74,7 +74,7 @@ def _centroids(directions: FloatArray, n: int, rng: np.random.Generator, num_thr
 
 
 def _chain(centroids: FloatArray) -> RowArray:
-    """The centroids, each followed by the nearest that is left."""
+    """An order of the centroids in which each is followed by the nearest of those left."""
     similar = centroids @ centroids.T
     chain = np.zeros(len(centroids), dtype=np.int64)
     for i in range(1, len(chain)):

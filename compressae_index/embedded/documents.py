@@ -1,4 +1,4 @@
-"""The documents of an index in this process: codes with their ids and marks of removal."""
+"""`EmbeddedDocuments`: codes in this process, with their ids and marks of removal."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from compressae_index.search.stages import Found, Stages, in_order, ranked
 
 
 class EmbeddedDocuments(Rows):
-    """The `Documents` of an index in this process; immutable, replaced as a whole by each change.
+    """The `Documents` of an index in this process. They are immutable; a change makes new ones.
 
     Attributes:
         backend: the codes of the rows.
-        unit: the unit of norms, by which values were divided; None until the first rows choose it.
+        unit: the unit of norms, which values were divided by; None until the first rows determine it.
     """
 
     modes: tuple[str, ...] = MODES
@@ -40,7 +40,7 @@ class EmbeddedDocuments(Rows):
         alive: BoolArray | None = None,
         unit: float | None = 1.0,
     ) -> None:
-        """From codes, the ids of their rows (None: 0 .. n-1), and which were not removed (None: all)."""
+        """Takes codes, the ids of their rows (None: 0 .. n-1), and which are not removed (None: all)."""
         ids = Ids(len(backend), {}) if ids is None else ids
         if len(backend) != len(ids) or (alive is not None and len(alive) != len(ids)):
             msg = f"{len(backend)} codes, but {len(ids)} ids"
@@ -69,7 +69,7 @@ class EmbeddedDocuments(Rows):
 
     @property
     def ids(self) -> IdArray:
-        """The ids in the order of adding, or in that of `clustered`, removed ones left out."""
+        """The ids in the order of adding, or of `clustered`, without removed ones."""
         return self.all_ids.of(self.alive_rows())
 
     @property
@@ -82,7 +82,7 @@ class EmbeddedDocuments(Rows):
         return self.live_ids.find(ids) >= 0
 
     def codes(self, ids: IdArray) -> SparseCodes:
-        """The stored codes of ids, times the kept norm.
+        """The stored codes of ids, multiplied by the unit of norms.
 
         Raises:
             UnknownIdError: an id is not held.
@@ -91,7 +91,7 @@ class EmbeddedDocuments(Rows):
         return codes if self.unit in (None, 1.0) else codes.scaled(self.unit)
 
     def stages(self, mode: str) -> Stages:
-        """The stages of a mode: one call of the engine, which re-scores what its posting lists find."""
+        """The stages of a mode: a single one, as one call of the engine finds and re-scores documents."""
         if mode == "dense":
             return Stages(self.by_codes)
         return Stages(self.by_terms if mode == "sparse" else self.by_terms_then_codes)
@@ -100,8 +100,8 @@ class EmbeddedDocuments(Rows):
         """The best documents of each query.
 
         Raises:
-            InputError: nprobe without clusters, a filter of another length, unknown ids, or integers that may
-                be meant as a mask.
+            InputError: nprobe without clusters, or a filter with the wrong length, unknown ids, or integers
+                that may be meant as a mask.
         """
         return ranked(self.stages(asked.settings.mode).run(asked), asked.k, are_strings=self.are_strings)
 
@@ -115,7 +115,7 @@ class EmbeddedDocuments(Rows):
         return self._found(asked, hits)
 
     def by_codes(self, asked: Asked) -> Found:
-        """The best of all documents by their codes, which is exact."""
+        """The best of all documents by their codes, an exact search."""
         k, _, allowed = self._room(asked)
         if k == 0:
             return self._nothing(asked)
@@ -123,7 +123,7 @@ class EmbeddedDocuments(Rows):
         return found._replace(certified=np.ones(len(asked), dtype=bool))
 
     def by_terms_then_codes(self, asked: Asked) -> Found:
-        """The best candidates by codes, of those that the strongest latents of each query find."""
+        """Finds candidates by the strongest latents of each query, and takes the best by their codes."""
         nnz, nprobe = self._query_nnz(asked), self._nprobe(asked)
         k, candidates, allowed = self._room(asked)
         if k == 0:
@@ -133,7 +133,7 @@ class EmbeddedDocuments(Rows):
         return self._found(asked, hits)
 
     def _room(self, asked: Asked) -> tuple[int, int, Bitmap | None]:
-        """The k and the candidates, no more than the filter allows, and its bitmap."""
+        """The k and candidates, limited to the number of allowed rows, and the bitmap of allowed rows."""
         allowed, n_allowed = self.allowed(asked.settings.filter)
         if not len(asked.rows):
             return 0, 0, allowed
@@ -143,7 +143,7 @@ class EmbeddedDocuments(Rows):
         """The documents of the engine's hits."""
         scores, rows = asked.in_metric(hits[0]), hits[1]
         if asked.mean_scores is not None:
-            # Adding the mean's share may round different sums to the same score.
+            # With the mean's score added, different sums may round to the same score.
             scores, rows = in_order(scores, rows)
         return Found(scores, self.all_ids.of(rows), rows, ordered=True)
 
@@ -165,14 +165,14 @@ class EmbeddedDocuments(Rows):
         if clusters is None:
             todo = "call `cluster` first" if len(self.backend) >= WINDOW else "search without nprobe"
             msg = (
-                f"nprobe is {nprobe}, but this index has no clusters: {todo} (they are made of at least "
-                f"{WINDOW:,} vectors, and it holds {len(self.backend):,})"
+                f"nprobe is {nprobe}, but this index has no clusters: {todo} (clusters are made of at "
+                f"least {WINDOW:,} vectors, and it holds {len(self.backend):,})"
             )
             raise InputError(msg)
         return min(nprobe, len(clusters))
 
     def next_ids(self, n: int) -> RowArray:
-        """Integers above the largest id so far, removed ones included."""
+        """The next n integers above the largest id, removed ones included."""
         if self.are_strings:
             msg = "this index has string ids, so new vectors need ids"
             raise InputError(msg)
@@ -183,7 +183,7 @@ class EmbeddedDocuments(Rows):
         return np.arange(largest + 1, largest + 1 + n)
 
     def check_ids(self, ids: IdArray) -> None:
-        """Checks the kind of new ids; an empty index takes both.
+        """Checks that new ids are integers or strings, like the existing ones; an empty index takes both.
 
         Raises:
             InputError: they are of the other kind.
@@ -203,7 +203,7 @@ class EmbeddedDocuments(Rows):
         num_threads: int,
         progress: bool = False,  # noqa: ARG002
     ) -> EmbeddedDocuments:
-        """These documents with others appended, RUN_ROWS at a time; they replace those of the same ids."""
+        """These documents and others, added RUN_ROWS at a time and replacing those with the same ids."""
         replaced = self.live_ids.find(ids.all())
         rest = self._marked(self.alive_rows()[replaced[replaced >= 0]])
         backend = rest.backend if rest.n_alive else rest.compacted(num_threads).backend
@@ -224,15 +224,15 @@ class EmbeddedDocuments(Rows):
         return EmbeddedDocuments(self.backend, self.all_ids, self.without(rows).alive, self.unit)
 
     def compacted(self, num_threads: int) -> EmbeddedDocuments:
-        """These documents without removed rows."""
+        """These documents without the removed rows."""
         if self.alive is None:
             return self
         rows = self.alive_rows()
-        # The rows that are left of clusters form new ones.
+        # The remaining rows of clusters form new clusters.
         return self._of(rows, num_threads, int(np.searchsorted(rows, self.backend.n_clustered)))
 
     def clustered(self, order: RowArray, num_threads: int) -> EmbeddedDocuments:
-        """The live documents in another order, which puts similar ones next to each other."""
+        """The live documents in clusters, reordered so that similar ones are adjacent."""
         return self._of(self.alive_rows()[order], num_threads, len(order))
 
     def _of(self, rows: RowArray, num_threads: int, n_clustered: int) -> EmbeddedDocuments:
@@ -264,10 +264,10 @@ class EmbeddedDocuments(Rows):
         n_latents: int,
         unit: float | None,
     ) -> EmbeddedDocuments:
-        """From what `manifest` and `to_arrays` gave; arrays are borrowed, so they may be memory-mapped.
+        """Loads `manifest` and `to_arrays`. Arrays are not copied, so they may be memory-mapped.
 
         Raises:
-            ValueError: the parts do not fit together, or do not hold what they should.
+            ValueError: the parts do not fit together, or have wrong contents.
             KeyError: a part is missing.
         """
         n = check_int(meta["n"], "n", 0)
@@ -279,13 +279,13 @@ class EmbeddedDocuments(Rows):
         backend = EmbeddedBackend.from_arrays(of_codes, n, n_latents, k, codec, postings)
         ids, alive = stored_rows(n, of_rows)
         if n and unit is None:
-            msg = "norms are kept, but not in which unit"
+            msg = "norms are stored without their unit"
             raise InputError(msg)
         return cls(backend, ids, alive, unit)
 
 
 def _runs(chunks: Iterable[SparseCodes]) -> Iterator[SparseCodes]:
-    """Chunks joined to runs of RUN_ROWS rows, whole windows of the engine; the last may have fewer."""
+    """Joins chunks to runs of at least RUN_ROWS rows; only the last may have fewer."""
     held: list[SparseCodes] = []
     for codes in chunks:
         held.append(codes)

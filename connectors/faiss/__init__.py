@@ -1,4 +1,4 @@
-"""Faiss: codes in its lists, reconstructions in its flat indexes, and plain indexes of it to and fro."""
+"""Faiss: codes in inverted lists, reconstructions in flat indexes, import and export of plain indexes."""
 
 from __future__ import annotations
 

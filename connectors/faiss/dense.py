@@ -1,4 +1,4 @@
-"""A Faiss flat index of an index's reconstructions, on the processor or on GPUs, that scores in its place."""
+"""Scores an index's reconstructions with a Faiss flat index, on the processor or on GPUs."""
 
 from __future__ import annotations
 
@@ -32,29 +32,29 @@ from compressae_index.search.queries import (
 from compressae_index.search.stages import Found, Stages, answered
 from compressae_index.sources import CHUNK_ROWS, VectorSource
 
-# Norms of CUDA queries that are searched as they are, without a copy; beyond, half precision would suffer.
+# CUDA queries with norms in this range are searched without a copy; half precision needs others normalised.
 SHORTEST_NORM, LONGEST_NORM = 1 / 16, 16.0
 
 
 class _Held(NamedTuple):
-    """The state that one search sees: ids, marks of removal, vectors in Faiss. Each change replaces it.
+    """The state that one search sees: ids, marks of removal, vectors in Faiss. Every change replaces it.
 
-    `scan` and `rescore` are stages.
+    `scan` and `rescore` are stages of a search.
     """
 
     rows: Rows
     flat: CpuFlat | GpuFlat
     unit: float
-    """The divisor of the vectors."""
+    """The power of two that the vectors were divided by."""
     metric: Metric
 
     def can_scan(self, k: int, wanted: Any) -> bool:
-        """Whether Faiss finds k neighbours among what a filter allows."""
+        """Whether Faiss can find k neighbours under a filter (`wanted`, None for no filter)."""
         removed = self.rows.alive is not None
         return isinstance(self.flat, CpuFlat) or (wanted is None and not removed and k <= LONGEST)
 
     def scan(self, asked: Asked) -> Found:
-        """The best of all vectors."""
+        """Scores all vectors and finds the k best."""
         vectors, factors = self._comparable(asked)
         allowed, n_allowed = self.rows.allowed(asked.settings.filter)
         k = min(asked.k, n_allowed)
@@ -68,7 +68,7 @@ class _Held(NamedTuple):
         return Found(scores, self.rows.all_ids.of(rows), rows)
 
     def rescore(self, asked: Asked, found: Found) -> Found:
-        """The candidates by their vectors."""
+        """Scores the candidates again by their vectors in Faiss."""
         vectors, factors = self._comparable(asked)
         rows = np.full(found.ids.shape, -1, dtype=np.int64)
         present = found.scores > -np.inf
@@ -84,7 +84,7 @@ class _Held(NamedTuple):
         return found._replace(scores=scores * factors, places=rows, ordered=False)
 
     def _comparable(self, asked: Asked) -> tuple[Any, FloatArray]:
-        """Rows to multiply vectors with, and factors (n_queries, 1) from the products to scores."""
+        """Query rows to multiply with vectors, and factors (n_queries, 1) that turn products into scores."""
         cosine = self.metric == "cosine"
         if _is_cuda(asked.rows):
             return _of_tensor(asked.rows, None if cosine else self.unit)
@@ -93,7 +93,7 @@ class _Held(NamedTuple):
 
 
 class _Rescored:
-    """The documents of an index, with vectors in Faiss for "dense" and "two_stage"."""
+    """The documents of an index, whose "dense" and "two_stage" modes score vectors in Faiss."""
 
     modes: tuple[str, ...] = MODES
 
@@ -116,7 +116,7 @@ class _Rescored:
 
     @property
     def nbytes(self) -> dict[str, int]:
-        """Bytes of the index, and of the vectors."""
+        """Bytes of the index's parts and of the vectors in Faiss."""
         return self._inner.nbytes | {"vectors": self.vectors.flat.nbytes}
 
     def answer(self, asked: Asked) -> SearchResult:
@@ -144,20 +144,20 @@ class _Rescored:
 
 
 class DenseStore(Index):
-    """An index with `dense` scores from a Faiss flat index of its reconstructions.
+    """An index that takes its `dense` scores from a Faiss flat index of its reconstructions.
 
-    Scores are those of the index's own `dense` mode, up to the rounding of `storage`, at d numbers a vector
-    and without a projection of the query. "dense" scores all vectors in Faiss; "two_stage" re-scores what the
-    index's "sparse" finds by vectors that are read from Faiss; "sparse" is the index's own.
+    Scores equal those of the index's own `dense` mode up to the rounding of `storage`. A vector takes d
+    numbers, and queries are not projected. "dense" scores all vectors in Faiss; "two_stage" finds candidates
+    by the index's "sparse" and re-scores them by vectors read from Faiss; "sparse" is the index's own mode.
 
-    Change the index through `add`, `upsert` and `remove` here, or call `refresh` after it was changed
-    elsewhere: a search raises InputError until then. Searches may run in several threads, also while one of
-    them removes; `add` and `upsert` may not run at the same time. `num_threads` of a search are the index's;
-    those of Faiss are OpenMP's.
+    Change the index through this object's `add`, `upsert` and `remove`. After a change made elsewhere,
+    searches raise InputError until you call `refresh`. Searches may run in several threads, also while
+    another thread removes, but not while one runs `add` or `upsert`. `num_threads` applies to the index;
+    Faiss takes its number of threads from OpenMP.
 
-    Faiss on a GPU neither filters nor gives more than 2,048 neighbours. "dense" that needs either, as
-    after `remove`, is answered by the index's own "dense" mode. A float32 CUDA tensor of queries with norms
-    near 1 is read where it is by "dense" with asymmetric scoring.
+    On a GPU, Faiss cannot filter and returns at most 2,048 neighbours. A "dense" search
+    beyond that, or after `remove`, runs in the index's own "dense" mode. With asymmetric scoring, "dense"
+    reads a float32 CUDA tensor of queries with norms near 1 without copying it.
     """
 
     def __init__(
@@ -173,17 +173,19 @@ class DenseStore(Index):
         """Reconstructs all vectors of an index into Faiss.
 
         Args:
-            index: what to score, with codes in this process or in any back end; it stays usable by itself.
-            ids: the ids to reconstruct; by default all. Needed where a back end does not list its own.
-            storage: how numbers are kept: "float32", "float16", or "bfloat16", which a GPU does not have.
-            device: "cpu"; "cuda" for all GPUs; "cuda:1" for one; "auto" for all GPUs where there are any.
-                Without a GPU, "cuda" works on the processor and warns; `device` says where the vectors are.
-            spread: with several GPUs, whether each holds all vectors ("replicated": more queries a second)
-                or its share of them ("sharded": more vectors).
+            index: the index to score, with codes in this process or in any back end. It can still be used
+                directly.
+            ids: the ids to reconstruct; all by default. Required if the back end cannot list its ids.
+            storage: the type of stored numbers: "float32", "float16" or, on the processor only, "bfloat16".
+            device: "cpu"; "cuda" for all GPUs; "cuda:1" for one; "auto" for all GPUs, or the processor if
+                there are none. Without a GPU, "cuda" warns and uses the processor. The attribute `device`
+                tells where the vectors are.
+            spread: with several GPUs, "replicated" keeps all vectors on each (more queries a second),
+                "sharded" a share on each (more vectors).
             progress: show a progress bar.
 
         Raises:
-            InputError: an argument is out of its choices, or the vectors do not fit a GPU.
+            InputError: an argument is not one of its choices, or the vectors do not fit on a GPU.
             UnknownIdError: an id is not in the index.
         """
         super().__init__(index.model, index.documents, encoder=index.encoder, metric=index.metric)
@@ -196,7 +198,7 @@ class DenseStore(Index):
         self.refresh(ids, progress=progress)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickles the index, of which the vectors are made again, on devices that are there then."""
+        """Pickles the index. Unpickling reconstructs the vectors, on the devices of that machine."""
         ids = self._held.rows.live_ids.all()
         return DenseStore._again, (self.index, ids, self._storage, self._device, self._spread)
 
@@ -213,7 +215,7 @@ class DenseStore(Index):
 
     @property
     def documents(self) -> Documents:
-        """The documents that a search would see now.
+        """The documents as a search sees them now.
 
         Raises:
             InputError: the index was changed elsewhere.
@@ -226,19 +228,19 @@ class DenseStore(Index):
 
     @property
     def device(self) -> str:
-        """Where the vectors are: "cpu", or GPUs, as "cuda:0, cuda:1"."""
+        """The device of the vectors: "cpu", or GPUs such as "cuda:0, cuda:1"."""
         return self._flat.device
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the vectors in Faiss, removed ones and all replicas included."""
+        """Bytes of the vectors in Faiss, including removed ones and all replicas."""
         return self._flat.nbytes
 
     def __len__(self) -> int:
         return self._held.rows.n_alive
 
     def refresh(self, ids: Any = None, *, progress: bool = False) -> None:
-        """Reads the index anew, which also reclaims the memory of removed vectors; ids as for the class."""
+        """Reconstructs all vectors again, without the removed ones; `ids` as for the class."""
         with self._writer.lock:
             self._refresh(ids, progress=progress)
 
@@ -261,7 +263,7 @@ class DenseStore(Index):
         )
 
     def _choose_unit(self, ids: IdArray) -> float:
-        """A power of two near the norms, by which they are divided, so that half precision holds them."""
+        """A power of two near the norms. Vectors are divided by it, so that half precision can hold them."""
         if self.index.metric == "cosine" or not len(ids):
             return 1.0
         norm = float(np.median(row_norms(self.index.reconstruct(ids[:CHUNK_ROWS]))))
@@ -275,11 +277,11 @@ class DenseStore(Index):
         num_threads: int | None = None,
         progress: bool = False,
     ) -> None:
-        """Adds vectors to the index, as its own `add` does, and their reconstructions here.
+        """Adds vectors to the index, as its own `add` does, and their reconstructions to Faiss.
 
         Raises:
-            InputError: as there, or the index was changed elsewhere; nothing was added. Or a GPU has no
-                memory left: the index then has the vectors, and `refresh` is needed once there is room.
+            InputError: as for the index's `add`, or the index was changed elsewhere; nothing was added. Or a
+                GPU is out of memory: the index then has the vectors, so free memory and call `refresh`.
         """
         with self._writer.lock:
             held = self._current()
@@ -289,7 +291,7 @@ class DenseStore(Index):
     def upsert(
         self, embeddings: VectorSource, ids: Any, *, num_threads: int | None = None, progress: bool = False
     ) -> None:
-        """Adds vectors, and replaces those of ids that are held; arguments and errors as for `add`."""
+        """Adds vectors, replacing those whose ids are in the index; arguments and errors as for `add`."""
         with self._writer.lock:
             held, ids = self._current(), as_id_array(ids)
             self._removing = True
@@ -302,7 +304,7 @@ class DenseStore(Index):
                 self._removing = False
 
     def _append(self, held: _Held, ids: IdArray) -> None:
-        """Adds the reconstructions of ids that the index holds to what is held."""
+        """Reconstructs vectors that were added to the index, and appends them to `held`."""
         if not len(ids):
             return
         if not held.rows.n_alive:
@@ -313,7 +315,7 @@ class DenseStore(Index):
         self._held = held._replace(rows=held.rows.extended(Ids.from_user(ids, len(ids))))
 
     def remove(self, ids: Any) -> None:
-        """Removes vectors from the index; here they are passed over until `refresh`.
+        """Removes vectors from the index; Faiss keeps them, ignored by searches, until `refresh`.
 
         Raises:
             UnknownIdError: an id is not in the index. Nothing was removed.
@@ -330,9 +332,9 @@ class DenseStore(Index):
                 self._removing = False
 
     def asked(self, queries: Any, k: int, settings: Settings, documents: Documents | None = None) -> Asked:
-        """Checked queries; a CUDA tensor that Faiss can read where it lies stays there.
+        """Checked queries; a CUDA tensor that Faiss can read stays on its GPU.
 
-        That is one for `dense` with `asymmetric` scoring, where the vectors are on a GPU.
+        Faiss reads one for `dense` with `asymmetric` scoring, if the vectors are on a GPU as well.
         """
         seen = self.documents if documents is None else documents
         if _is_cuda(queries) and isinstance(seen, _Rescored) and isinstance(seen.vectors.flat, GpuFlat):
@@ -355,17 +357,17 @@ class DenseStore(Index):
         while True:
             held = self._held
             known, stored = len(held.rows.all_ids), len(held.flat)
-            # The length of a back end may be a question to a server.
+            # The length of another back end may take a request to a server.
             embedded = isinstance(self.index, CompressedIndex)
             expected = known + len(self.index) - held.rows.n_alive if embedded else known
-            # An id that is just being removed from the index may be held or not.
+            # During a removal, the index may or may not have dropped an id yet.
             if known == stored and (expected == known or self._removing):
                 return held
             if self._held is held:
                 break
         msg = (
-            f"the Faiss store holds {stored} vectors and knows {known}, where the index makes "
-            f"{expected}: the index was changed elsewhere, or an add failed; call refresh()"
+            f"the Faiss store has {stored} vectors for {known} ids, expected {expected} from the index: "
+            "the index was changed elsewhere, or an add failed; call refresh()"
         )
         raise InputError(msg)
 
@@ -380,7 +382,7 @@ def _chunks(ids: IdArray) -> Iterator[IdArray]:
 
 
 def _checked_tensor(queries: Any, dim: int) -> Any:
-    """A CUDA tensor as rows of contiguous float32 in its own memory.
+    """A CUDA tensor as contiguous float32 rows, (n_queries, dim), on its device.
 
     Raises:
         DimensionError: another shape.
@@ -398,9 +400,9 @@ def _checked_tensor(queries: Any, dim: int) -> Any:
 
 
 def _of_tensor(tensor: Any, unit: float | None) -> tuple[Any, FloatArray]:
-    """The rows to multiply vectors with, and factors (n_queries, 1), of a checked tensor.
+    """Rows of a checked tensor to multiply with vectors, and factors (n_queries, 1) for the products.
 
-    The rows are the caller's own memory where norms are near 1; unit is None for cosine.
+    If all norms are near 1, the rows are the tensor itself, not a copy. `unit` is None for cosine.
 
     Raises:
         InputError: NaN, infinite or zero rows.

@@ -1,4 +1,4 @@
-"""Plain Faiss indexes from this package's, and the other way."""
+"""Export to plain Faiss indexes, and import from them."""
 
 from __future__ import annotations
 
@@ -28,17 +28,16 @@ KINDS: tuple[Kind, ...] = (*STORAGES, "inverted")
 def to_faiss(
     index: CompressedIndex, kind: Kind = "float16", *, ids: Any = None, progress: bool = True
 ) -> Any:
-    """A plain Faiss index, which any program reads after `faiss.write_index`.
+    """Exports to a plain Faiss index, which any program can read after `faiss.write_index`.
 
     Args:
-        index: what to export.
+        index: the index to export.
         kind: "float32", "float16" or "bfloat16" for a flat index of inner products over the reconstructions,
-            as `search(mode="dense")` scores them; "inverted" for the codes in inverted lists, one list a
-            latent, which Faiss keeps and only `FaissIndex.from_lists` searches. Faiss's own `search` of the
-            latter gives ids and scores that mean nothing, without a warning: to Faiss, these are vectors of
-            one number, which it compares one by one and never adds up.
-        ids: integers, one for each of `index.ids` and in their order, to use in their place: Faiss has no
-            strings.
+            with the scores of `search(mode="dense")`; "inverted" for the codes in inverted lists, one list a
+            latent. Search the lists with `FaissIndex.from_lists`. Faiss's own `search` of them returns
+            meaningless ids and scores without a warning: it takes postings for vectors of one number, and
+            never adds them up.
+        ids: integers to use instead of `index.ids`, in the same order. Faiss cannot store strings.
         progress: show a progress bar.
 
     Returns:
@@ -46,7 +45,7 @@ def to_faiss(
         "inverted", an IndexIVFScalarQuantizer whose ids are row numbers in the order of `index.ids`.
 
     Raises:
-        InputError: another kind, string ids, or another number of `ids`.
+        InputError: an unknown kind, string ids, or the wrong number of `ids`.
     """
     check_choice(kind, "kind", KINDS)
     if kind == "inverted":
@@ -54,7 +53,7 @@ def to_faiss(
     own = index.ids
     used = Ids.from_user(own if ids is None else ids, len(own)) if len(own) else Ids(0, {})
     if used.are_strings:
-        msg = "Faiss's ids are integers, and this index has strings: give integers by ids="
+        msg = "Faiss's ids are integers, and this index has strings: pass integers as ids="
         raise InputError(msg)
     made = flat_index(index.model.dim, kind)
     counted = not used.to_arrays()
@@ -72,37 +71,37 @@ def to_faiss(
 
 
 def from_faiss(index: Any, **options: Any) -> CompressedIndex:
-    """A compressed index of the vectors that a Faiss index holds, under the same ids.
+    """Builds a compressed index of the vectors in a Faiss index, with the same ids.
 
-    Vectors are reconstructed a piece at a time, so that what Faiss holds is not held twice.
+    Vectors are reconstructed in batches, so that they are never all in memory a second time.
 
     Args:
         index: any Faiss index of inner products or Euclidean distances that can reconstruct its vectors:
-            flat, scalar-quantised, IVF, PQ, HNSW, within IDMap or a pre-transform or not, mapped or not.
-            It is not changed.
-        options: as for `CompressedIndex.build`; its default `metric` is "cosine".
+            flat, scalar-quantised, IVF, PQ or HNSW, also inside an IDMap or a pre-transform, or mapped. It
+            is not changed.
+        options: as for `CompressedIndex.build`, whose default `metric` is "cosine".
 
     Raises:
-        InputError: an index of another metric, an empty one, or one that cannot reconstruct; as for `build`.
+        InputError: the index has another metric, is empty or cannot reconstruct; or as for `build`.
     """
     vectors = FaissVectors(index)
     return CompressedIndex.build(vectors, options.pop("ids", vectors.ids), **options)
 
 
 class FaissVectors:
-    """The vectors of a Faiss index, as a source of embeddings: slices are reconstructed as they are read.
+    """The vectors of a Faiss index as a source of embeddings, which reconstructs the slices it is asked for.
 
     Attributes:
         shape: (n, d).
-        ids: (n,) int64, one a row; None where they are 0 .. n-1.
+        ids: (n,) int64, one a row; None if they are 0 .. n-1.
     """
 
     def __init__(self, index: Any) -> None:
-        """From an index, which must outlive this object unchanged.
+        """Wraps an index, which must not change while this object is in use.
 
         Raises:
-            InputError: an index of another metric, an empty one, or one that cannot reconstruct.
-            FormatError: lists that are not within the file that they are mapped from, or of rows without ids.
+            InputError: the index has another metric, is empty or cannot reconstruct.
+            FormatError: its lists go beyond the file that they are mapped from, or hold rows without ids.
         """
         outer = faiss.downcast_index(index) if isinstance(index, faiss.Index) else None
         if outer is None or outer.metric_type not in (faiss.METRIC_INNER_PRODUCT, faiss.METRIC_L2):
@@ -122,18 +121,18 @@ class FaissVectors:
             raise InputError(msg)
         ivf = faiss.try_extract_index_ivf(inner)
         self._ivf: Any = None if ivf is None else faiss.downcast_index(ivf)
-        # FastScan's codes are interleaved, and are decoded one by one.
+        # FastScan interleaves its codes, so vectors are decoded one by one.
         self._interleaved = isinstance(self._ivf, faiss.IndexIVFFastScan)
         if self._interleaved and not isinstance(inner, faiss.IndexIVF):
             msg = f"vectors of FastScan lists within a {type(inner).__name__} cannot be read"
             raise InputError(msg)
         self._ends: npt.NDArray[np.int64] | None = None
         if self._ivf is not None:
-            # The rows of an IVF are those of its lists, list after list: its ids may be any.
+            # Number the rows of an IVF list after list, as its ids may be any integers.
             check_mapped(self._ivf)
             self._ends, rows = _list_ids(self._ivf)
             if self.ids is not None and not ((rows >= 0) & (rows < len(self.ids))).all():
-                msg = f"lists of this Faiss index hold rows that are outside of its {len(self.ids)} ids"
+                msg = f"lists of this Faiss index hold rows outside of its {len(self.ids)} ids"
                 raise FormatError(msg)
             self.ids = rows if self.ids is None else self.ids[rows]
         n = inner.ntotal if self._ends is None else self._ends[-1]
@@ -143,7 +142,7 @@ class FaissVectors:
     def _check_readable(self) -> None:
         try:
             if self._ends is None:
-                self._index.reconstruct(0)  # reconstruct_n would end the process where this raises
+                self._index.reconstruct(0)  # reconstruct_n would abort the process where this raises
             else:
                 self[0:1]
         except RuntimeError as error:
@@ -167,7 +166,7 @@ class FaissVectors:
         return decoded
 
     def _of_list(self, number: int, first: int, end: int) -> npt.NDArray[Any]:
-        """Vectors of a run of a list where they are decoded one by one; else, their labelled codes."""
+        """Entries first .. end of a list: decoded vectors for FastScan, else codes prefixed by the list."""
         if self._interleaved:
             vectors = np.empty((end - first, self.shape[1]), dtype=np.float32)
             for vector, offset in zip(vectors, range(first, end), strict=True):
@@ -182,7 +181,7 @@ class FaissVectors:
 
 
 def _list_ids(ivf: Any) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Where the rows of each list end, (nlist,), and the ids of all rows, list after list."""
+    """The end of each list in rows, (nlist,), and the ids of all rows, list after list."""
     lists = ivf.invlists
     sizes = [lists.list_size(number) for number in range(ivf.nlist)]
     held = [
@@ -192,7 +191,7 @@ def _list_ids(ivf: Any) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
 
 
 def _within(ends: npt.NDArray[np.int64], start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-    """Lists that rows start .. stop are in, with the first and the end of the run within each."""
+    """The lists that hold rows start .. stop, each with the first entry and the end of its run."""
     number, row = int(np.searchsorted(ends, start, side="right")), start
     while row < stop:
         begin = int(ends[number - 1]) if number else 0

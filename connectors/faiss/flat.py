@@ -16,10 +16,10 @@ _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 def flat_index(dim: int, storage: Storage) -> Any:
-    """An empty Faiss index of inner products: IndexFlatIP, or the scalar quantiser of a 16-bit float.
+    """An empty Faiss index of inner products: IndexFlatIP, or an IndexScalarQuantizer of 16-bit floats.
 
     Raises:
-        InputError: another storage.
+        InputError: an unknown storage.
     """
     if check_choice(storage, "storage", STORAGES) == "float32":
         return faiss.IndexFlatIP(dim)
@@ -27,7 +27,7 @@ def flat_index(dim: int, storage: Storage) -> Any:
 
 
 def row_bytes(dim: int, storage: Storage) -> int:
-    """Bytes that a vector takes."""
+    """Bytes of a stored vector."""
     return dim * _BYTES[storage]
 
 
@@ -53,12 +53,12 @@ class CpuFlat:
         self._index.add(vectors)
 
     def search(self, queries: FloatArray, k: int, allowed: Bitmap | None = None) -> Hits:
-        """Rows of the k largest inner products, (n_queries, k) each; rows that are missing are -1.
+        """The k largest inner products and their rows, (n_queries, k) each; missing rows are -1.
 
         Args:
             queries: (n_queries, d).
-            k: at most the rows that are allowed.
-            allowed: one bit a row, the lowest bit of a byte first; None allows all.
+            k: at most the number of allowed rows.
+            allowed: one bit a row, lowest bit of each byte first; None allows all rows.
         """
         if allowed is None:
             scores, rows = self._index.search(queries, k)

@@ -1,6 +1,6 @@
 """Vectors in Faiss flat indexes on one or several GPUs, by row number.
 
-No GPU was there when this was written: what Faiss does on one is taken from its sources.
+Written without a GPU: how Faiss behaves on one was taken from its sources.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from compressae_index.search.stages import in_order
 Spread: TypeAlias = Literal["replicated", "sharded"]
 SPREADS: tuple[Spread, ...] = ("replicated", "sharded")
 
-# Neighbours that Faiss selects on a GPU at most.
+# The most neighbours that Faiss selects on a GPU.
 LONGEST = 2048
-# Of vectors that are copied to a GPU at a time, and of queries with their results.
+# Bytes copied at once: of vectors to a GPU, or of queries with their results.
 BATCH_BYTES = 1 << 28
 
 T = TypeVar("T")
@@ -34,21 +34,21 @@ class _Device(NamedTuple):
 
     number: int
     resources: Any
-    """Must outlive the index, and serves one search at a time."""
+    """Faiss's resources, which must outlive the index and serve one search at a time."""
     index: Any
 
 
 class GpuFlat:
-    """Rows 0 .. n-1 on GPUs: all of them on each (replicated), or a share on each (sharded).
+    """Rows 0 .. n-1 on GPUs: all rows on each (replicated), or a share on each (sharded).
 
-    A search takes no filter: Faiss's GPU index would pass it over in silence.
+    A search takes no filter, because Faiss's GPU index would silently ignore it.
     """
 
     def __init__(self, dim: int, storage: Storage, gpus: Sequence[int], spread: Spread) -> None:
-        """Without rows.
+        """Makes an empty index on each GPU.
 
         Raises:
-            InputError: a storage that Faiss does not have on a GPU.
+            InputError: Faiss does not have this storage on a GPU.
         """
         if storage == "bfloat16":
             msg = "on a GPU, storage must be 'float16' or 'float32', got 'bfloat16'"
@@ -57,7 +57,7 @@ class GpuFlat:
         self._dim, self._sharded = dim, spread == "sharded" and len(gpus) > 1
         self._row_bytes = row_bytes(dim, storage)
         self._devices = [_on_device(dim, storage, number) for number in gpus]
-        # Global row of each row of a device; only where the rows of devices differ.
+        # The global row of each row on a device, ascending; used only if sharded.
         self._rows = [np.empty(0, dtype=np.int64) for _ in gpus]
         self._n = 0
         self._lock = Lock()
@@ -75,7 +75,7 @@ class GpuFlat:
         """Appends rows (m, d), a batch at a time.
 
         Raises:
-            InputError: a GPU has no memory left for them.
+            InputError: a GPU is out of memory.
         """
         batch = max(BATCH_BYTES // (4 * self._dim), 1)
         with self._lock:
@@ -84,7 +84,7 @@ class GpuFlat:
 
     def _add_batch(self, vectors: FloatArray) -> None:
         rows = np.arange(self._n, self._n + len(vectors))
-        self._n += len(vectors)  # also where one GPU fails: the others are ahead of what is known then
+        self._n += len(vectors)  # even if a GPU fails, because others may have the rows already
         shares = (
             np.array_split(np.arange(len(vectors)), len(self._devices))
             if self._sharded
@@ -107,11 +107,10 @@ class GpuFlat:
                 self._rows[i] = np.concatenate([self._rows[i], rows[share]])
 
     def search(self, queries: Any, k: int) -> Hits:
-        """Rows of the k largest inner products, (n_queries, k) each; rows that are missing are -1.
+        """The k largest inner products and their rows, (n_queries, k) each; missing rows are -1.
 
         Args:
-            queries: (n_queries, d), an array, or a CUDA tensor, which is read where it lies; contiguous
-                float32.
+            queries: (n_queries, d) contiguous float32: an array, or a CUDA tensor, which is not copied.
             k: at most LONGEST.
         """
         batch = max(BATCH_BYTES // (4 * self._dim + 12 * k), 1)
@@ -127,7 +126,7 @@ class GpuFlat:
     def _from_shards(self, queries: Any, k: int) -> Hits:
         def of_shard(i: int) -> Hits:
             scores, local = _search(self._devices[i].index, queries, k)
-            # Row -1 takes the last entry, which is there for it.
+            # A missing row, -1, takes the appended -1.
             return scores, np.append(self._rows[i], -1)[local]
 
         hits = self._each(of_shard, range(len(self._devices)))
@@ -136,7 +135,7 @@ class GpuFlat:
 
     def _from_replicas(self, pieces: Sequence[Any], k: int) -> list[Hits]:
         n = len(self._devices)
-        # Each replica answers every n-th piece, so pieces are cut until there is one for each.
+        # Each replica answers every n-th piece; if there are fewer than n, cut each into n.
         pieces = [part for piece in pieces for part in _split(piece, n if len(pieces) < n else 1)]
 
         def of_replica(i: int) -> list[Hits]:
@@ -175,7 +174,7 @@ def _on_device(dim: int, storage: Storage, number: int) -> _Device:
 def _search(index: Any, queries: Any, k: int) -> Hits:
     scores = np.empty((len(queries), k), dtype=np.float32)
     rows = np.empty((len(queries), k), dtype=np.int64)
-    # The methods that Faiss's Python layer wraps: they take addresses, of the GPU's memory as well.
+    # The methods under Faiss's Python wrappers, as they take addresses, also of GPU memory.
     index.search_c(len(queries), _address(queries), k, faiss.swig_ptr(scores), faiss.swig_ptr(rows))
     return scores, rows
 
@@ -189,10 +188,10 @@ def _read(index: Any, rows: RowArray, into: FloatArray) -> None:
 def _address(rows: Any) -> Any:
     if isinstance(rows, np.ndarray):
         return faiss.swig_ptr(rows)
-    # Not by faiss.contrib.torch_utils, which changes every class of Faiss in this process.
+    # faiss.contrib.torch_utils would do this, but patches every Faiss class in the process.
     import torch
 
-    torch.cuda.current_stream(rows.device).synchronize()  # Faiss reads on a stream of its own
+    torch.cuda.current_stream(rows.device).synchronize()  # Faiss reads on its own stream
     return faiss.cast_integer_to_float_ptr(rows.data_ptr())
 
 

@@ -1,4 +1,4 @@
-"""The index over Faiss's inverted lists: made, merged, saved and loaded."""
+"""`FaissIndex`, an index with its codes in Faiss's inverted lists: build, merge, save, load."""
 
 from __future__ import annotations
 
@@ -32,12 +32,13 @@ _LISTS = "lists.faiss"
 
 
 class FaissIndex(Index):
-    """Codes in Faiss's inverted lists, one list a latent, searched by the engine in Faiss's memory.
+    """An index with its codes in Faiss's inverted lists, one list a latent.
 
-    `faiss_index` is an ordinary Faiss index: `faiss.write_index` writes it, and `from_lists` takes what
-    `faiss.read_index` reads. It holds the codes and nothing else; `save` also keeps the model and the ids.
-    Search by this class: `faiss_index.search` compares single postings, and its answers mean nothing.
-    Searches may run in several threads, one after the other.
+    The engine searches the lists in Faiss's memory. `faiss_index` is an ordinary Faiss index: you can write
+    it with `faiss.write_index`, and pass what `faiss.read_index` returns to `from_lists`. It holds only the
+    codes; `save` also stores the model and the ids. Do not call `faiss_index.search`: it compares single
+    postings, so its answers are meaningless. Threads may share an index; their searches run one after the
+    other.
     """
 
     _documents: InvertedFile
@@ -53,26 +54,26 @@ class FaissIndex(Index):
         num_threads: int | None = None,
         documents: InvertedFile | None = None,
     ) -> None:
-        """Without vectors, unless a back end is given.
+        """Makes an empty index, or one over given documents.
 
         Args:
-            model: encodes what is added.
+            model: encodes added vectors.
             k: nonzeros a code; the model's by default.
             encoder: how vectors become codes.
-            metric: what scores are, as for `CompressedIndex.build`.
+            metric: the meaning of scores, as for `CompressedIndex.build`.
             string_ids: whether ids will be strings.
-            num_threads: threads that search; all by default.
-            documents: the lists and rows of another index; k, string_ids and num_threads are theirs.
+            num_threads: threads of a search; all by default.
+            documents: existing lists and rows; k, string_ids and num_threads are then ignored.
         """
         check_is_model(model)
         if documents is None:
             documents = InvertedFile(model, k, string_ids=string_ids, num_threads=num_threads)
         super().__init__(model, documents, encoder=encoder, metric=metric)
-        # The files that a back end is mapped from.
+        # A mapped back end and its files, which a pickle refers to.
         self._mapped: tuple[InvertedFile, persistence.Mapped] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickles packed rows and ids, or where they are mapped from, as `CompressedIndex` does."""
+        """Pickles packed rows and ids, or the path of a mapped index, as `CompressedIndex` does."""
         if self._mapped is not None and self._mapped[0] is self.documents:
             return type(self)._mapped_again, (self._mapped[1], self.documents.alive)
         return copyreg.__newobj__, (type(self),), vars(self) | {"_mapped": None}  # type: ignore[attr-defined]
@@ -82,7 +83,7 @@ class FaissIndex(Index):
         """Maps the files of a pickled index again.
 
         Raises:
-            FormatError: its files are gone, damaged, or others.
+            FormatError: the files are gone, damaged or were replaced.
         """
         index = cls.load(mapped.path, mmap=True)
         mapped.check(index._mapped and index._mapped[1])
@@ -93,20 +94,20 @@ class FaissIndex(Index):
     def from_index(
         cls, index: CompressedIndex, path: str | os.PathLike[str] | None = None, *, progress: bool = True
     ) -> FaissIndex:
-        """With the codes of an index; nothing is encoded again.
+        """Makes a Faiss index of another index's codes, without encoding again.
 
-        Packed codes stay what they are, bit for bit; those of other codecs are packed.
+        Packed codes are copied bit for bit; those of other codecs are packed, and so rounded.
 
         Args:
-            index: whose codes; it may be mapped.
-            path: a directory to write as `save` does. The lists are then built on disk, in the memory of
-                one batch of codes and 8 bytes a row, and mapped from there, as by `load(path, mmap=True)`.
+            index: the index to copy; it may be mapped.
+            path: a directory to write, as `save` does. The lists are then built on disk, which takes memory
+                for one batch of codes and 8 bytes a row, and mapped, as by `load(path, mmap=True)`.
             progress: show a progress bar.
 
         Raises:
-            InputError: a value is beyond half precision.
-            FormatError: something other than such an index is at `path`.
-            StorageError: the disk is full or refuses; what was there before is untouched.
+            InputError: a value is too large for half precision.
+            FormatError: `path` exists and is not a Faiss index of this package.
+            StorageError: the disk is full or denies access; an index at `path` stays as it was.
         """
         if path is not None:
             persistence.check_target(path, _KIND)
@@ -146,18 +147,18 @@ class FaissIndex(Index):
         encoder: Encoder = "pursuit",
         metric: Metric = "cosine",
     ) -> FaissIndex:
-        """From posting lists alone, as `faiss_index` or `to_faiss(index, "inverted")` give them.
+        """Makes an index of posting lists, as from `faiss_index` or `to_faiss(index, "inverted")`.
 
         Args:
-            faiss_index: what `faiss.read_index` gave. It is copied, and its rows are put in order.
-            model: the model that encoded.
-            ids: the ids of rows 0 .. n-1; by default the row numbers, up to the largest that is there.
+            faiss_index: the lists, as `faiss.read_index` returns them. They are copied, rows in order.
+            model: the model that made the codes.
+            ids: the ids of rows 0 .. n-1; the row numbers by default, up to the largest one in the lists.
             encoder: as for the class.
             metric: as for the class.
 
         Raises:
-            FormatError: another kind of Faiss index, or one that holds no codes of this model.
-            InputError: another number of ids.
+            FormatError: another kind of Faiss index, or its lists cannot be codes of this model.
+            InputError: the number of ids differs from that of rows.
         """
         lists.check_lists(faiss_index)
         if faiss_index.nlist != model.n_latents:
@@ -173,22 +174,23 @@ class FaissIndex(Index):
 
     @property
     def documents(self) -> InvertedFile:
-        """The lists and rows that hold the codes."""
+        """The back end: the lists, packed rows and ids."""
         return self._documents
 
     @property
     def faiss_index(self) -> Any:
-        """The Faiss index of the posting lists, with row numbers for ids; not to be changed.
+        """The Faiss index of the posting lists, with row numbers as ids. Do not change it.
 
-        Nor to be searched by Faiss, which does not add up postings: its answers mean nothing.
+        Do not search it with Faiss either: Faiss does not add up postings, so its answers are meaningless.
         """
         return self.documents.faiss_index
 
     def merge(self, other: FaissIndex) -> None:
-        """Adds the documents of another index, which stays as it is.
+        """Adds the documents of another index, which is not changed.
 
         Raises:
-            InputError: another model, metric, k or kind of ids, or an id that both hold. Nothing was added.
+            InputError: the indexes differ in model, metric, k or kind of ids, or share an id. Nothing was
+                added.
         """
         mine = (self.model.fingerprint, self.metric, self.documents.k)
         theirs = (other.model.fingerprint, other.metric, other.documents.k)
@@ -204,17 +206,17 @@ class FaissIndex(Index):
         self.documents.take(other.documents)
 
     def compact(self) -> None:
-        """Reclaims the memory of removed vectors; lists that were mapped from a file are then in memory."""
+        """Reclaims the memory of removed vectors, and reads mapped lists into memory."""
         self._documents = self._documents.compacted()
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a directory in one step, with the lists as `lists.faiss`.
+        """Writes a directory in one step, with the lists in `lists.faiss`.
 
-        Faiss reads that file, but its own search of it means nothing; see `faiss_index`.
+        Faiss can read that file, but not search it; see `faiss_index`.
 
         Raises:
-            FormatError: something other than such an index is at `path`.
-            StorageError: the disk is full or refuses; what was there before is untouched.
+            FormatError: `path` exists and is not a Faiss index of this package.
+            StorageError: the disk is full or denies access; an index at `path` stays as it was.
         """
         files = {_LISTS: lambda file: lists.write_lists(self.faiss_index, file)}
         self._save_parts(path, self.documents.manifest(), self.documents.to_arrays(), files)
@@ -226,24 +228,24 @@ class FaissIndex(Index):
         arrays: Mapping[str, npt.NDArray[Any]],
         files: Mapping[str, Callable[[Path], None]],
     ) -> None:
-        """Writes the directory, of what the back end holds or of what is never held."""
+        """Writes the directory: the manifest, arrays held in memory, and files by their writers."""
         meta = {"encoder": self.encoder, "metric": self.metric, "model": self.model.manifest(), **held}
         persistence.write(path, _KIND, meta, arrays=arrays, tensors=self.model.tensors(), files=files)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, mmap: bool = False) -> FaissIndex:
-        """Reads what `save` wrote, and checks all of it.
+        """Loads a saved index, and checks all of its contents.
 
         Args:
             path: the directory.
-            mmap: map lists and codes instead of reading them. Nothing can be added then, until `compact`.
+            mmap: map lists and codes instead of reading them. Call `compact` before adding to a mapped index.
 
         Raises:
-            FormatError: the directory is missing, foreign, damaged or of a newer format.
-            StorageError: there is no permission to read it.
+            FormatError: the directory is missing, not a Faiss index, damaged or of a newer format.
+            StorageError: no permission to read it.
         """
         where = as_path(path)
-        # Faiss opens its file itself, which a writer may have removed by then.
+        # Faiss opens its file by name, and a writer may have replaced it by then.
         return persistence.unless_replaced(where, lambda: cls._load(where, mmap))
 
     @classmethod
@@ -266,7 +268,7 @@ class FaissIndex(Index):
 
 
 def _codec_for_lists(index: CompressedIndex, rows: RowArray) -> Codec:
-    """The index's codec if it has byte rows, otherwise `Packed`, fitted to the first of its codes."""
+    """The index's codec if it has byte rows, otherwise `Packed`, fitted to the index's first codes."""
     documents = index.documents
     if documents.backend.codec.has_byte_rows:
         return documents.backend.codec

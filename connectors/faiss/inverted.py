@@ -1,4 +1,4 @@
-"""The sparse back end that keeps codes in Faiss's inverted lists."""
+"""`InvertedFile`, the sparse back end with codes in Faiss's inverted lists."""
 
 from __future__ import annotations
 
@@ -30,41 +30,41 @@ from compressae_index.search.queries import Asked
 from compressae_index.search.stages import ByTerms, Candidates, Found, Stages, terms_of
 from compressae_index.sources import CHUNK_ROWS
 
-# Of the packed rows. Two bits more than usual are little next to the 10 bytes of a posting.
+# Value bits of packed rows: two more than usual, which is little next to the 10 bytes of a posting.
 VALUE_BITS = 8
-# The packed rows in files.
+# The name of the packed rows in files.
 STORED_CODES = PREFIX + BYTE_ROWS
 LARGEST_HALF = float(np.finfo(np.float16).max)
 
 
 @dataclass
 class _Held:
-    """Codes with their ids and marks of removal, as one search sees them; replaced by each change."""
+    """Codes, ids and marks of removal as one search sees them. Every change replaces it."""
 
     rows: Rows
     packed: tuple[npt.NDArray[np.uint8], ...]
     codec: Codec
 
     def all_packed(self) -> npt.NDArray[np.uint8]:
-        """The packed rows as one array; pieces are joined once."""
+        """The packed rows as one array, (n, row_bytes) uint8; joins the pieces once."""
         if len(self.packed) != 1:
             self.packed = (np.concatenate(self.packed),)
         return self.packed[0]
 
 
 class InvertedFile(SparseBackend):
-    """The back end of codes in Faiss's inverted lists.
+    """A back end that keeps codes in Faiss's inverted lists.
 
-    Lists hold row numbers, which count up as codes are added, and not ids: the engine adds up scores by row.
-    The ids of the rows are kept next to the lists, and take no memory if they also count up from 0. Codes are
-    kept a second time as packed rows, in a fifth of the bytes of their postings: without these, reading one
-    code would take a pass over all lists. The lists hold the packed values in half precision, so that each
-    term of a sum is within 1/2048 of that of the code.
+    The lists hold row numbers in the order of adding, not ids, because the engine adds up scores by row. Ids
+    are kept in a separate array, which takes no memory if they count up from 0. Codes are stored a second
+    time as packed rows, in a fifth of the bytes of their postings; otherwise, reading one code would take a
+    pass over all lists. The lists hold the packed values in half precision, so each term of a sum is within
+    1/2048 of the code's.
 
     A filter is an array of ids, or a boolean mask over the documents in the order of adding.
 
     Attributes:
-        model: the model whose codes these are.
+        model: the model that made the codes.
         num_threads: threads of the engine; None for all.
     """
 
@@ -81,14 +81,14 @@ class InvertedFile(SparseBackend):
         string_ids: bool = False,
         num_threads: int | None = None,
     ) -> None:
-        """Without documents.
+        """Makes an empty back end.
 
         Args:
             model: the model of the codes.
             k: nonzeros a code; the model's by default.
-            codec: packs the rows, and has byte rows; by default `Packed` with VALUE_BITS, fitted to the first
-                codes.
-            unit: what packed values are counted in, a power of two.
+            codec: packs the rows; must have byte rows. By default `Packed` with VALUE_BITS, fitted to the
+                first codes.
+            unit: codes are divided by it before packing; a power of two.
             string_ids: whether ids will be strings.
             num_threads: threads of the engine; all by default.
         """
@@ -101,9 +101,9 @@ class InvertedFile(SparseBackend):
         self._faiss = lists.empty_lists(model.n_latents)
         self._held = self._nothing(Packed(VALUE_BITS) if codec is None else codec)
         self._view: BorrowedLists | None = None
-        # The lists are searched where they are, so nobody may change them meanwhile.
+        # The engine reads the lists in place, so nobody may change them during a search.
         self._lock = ForkSafeLock()
-        # The process that changes the lists, which may differ from what is held until it is done.
+        # The id of the process that is changing the lists; until it is done, they may not match _held.
         self._changing: int | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -114,7 +114,7 @@ class InvertedFile(SparseBackend):
             "string_ids": self.are_strings,
             "num_threads": self.num_threads,
         }
-        packed = np.asarray(held.all_packed())  # of a mapped file, what it holds
+        packed = np.asarray(held.all_packed())  # copies a mapped file into the pickle
         return _remade, (self.model, self.k, settings, held.rows, packed)
 
     def _nothing(self, codec: Codec) -> _Held:
@@ -123,17 +123,17 @@ class InvertedFile(SparseBackend):
 
     @contextmanager
     def _in_turn(self) -> Iterator[None]:
-        """While nobody else searches or changes the lists, which hold the rows that are held."""
+        """Locks the lists for a search or a change, after repairing an interrupted change."""
         with self._lock.lock:
             if self._changing is not None:
                 self._rebuild()
             yield
 
     def _rebuild(self) -> None:
-        """Makes the lists anew, after a change that was interrupted, or that a fork came into."""
+        """Builds the lists again from packed rows, after an interrupt or a fork during a change."""
         self._view, held = None, self._held
         if self._changing != os.getpid():
-            self._faiss.this.disown()  # its memory may be half changed, and cannot be freed
+            self._faiss.this.disown()  # forked in mid-change: freeing its memory is unsafe
         self._changing = os.getpid()
         self._faiss = lists.empty_lists(self.n_latents)
         for first in range(0, len(held.rows.all_ids), CHUNK_ROWS):
@@ -147,13 +147,13 @@ class InvertedFile(SparseBackend):
 
     @property
     def faiss_index(self) -> Any:
-        """The Faiss index of the lists, which `faiss.write_index` takes; not to be changed."""
+        """The Faiss index of the lists, for `faiss.write_index`. Do not change it."""
         with self._in_turn():
             return self._faiss
 
     @property
     def ids(self) -> IdArray:
-        """The ids in the order of adding, removed ones left out."""
+        """The ids in the order of adding, without removed ones."""
         return self._held.rows.live_ids.all()
 
     @property
@@ -174,12 +174,12 @@ class InvertedFile(SparseBackend):
         return self._held.rows.live_ids.find(ids) >= 0
 
     def put(self, codes: SparseCodes, ids: IdArray) -> None:
-        """Stores codes (n, k), one id a row and each once; those of ids that are held are replaced.
+        """Stores codes (n, k), one unique id a row; replaces the codes of ids that are held.
 
         Raises:
-            DimensionError: codes of another k or number of latents.
-            InputError: the lists are mapped from a file, so that nothing can be added, or a value is beyond
-                half precision.
+            DimensionError: the codes have another k or number of latents.
+            InputError: the lists are mapped from a file and so read-only, or a value is too large for half
+                precision.
         """
         if (codes.k, codes.n_latents) != (self.k, self.n_latents):
             msg = (
@@ -191,16 +191,16 @@ class InvertedFile(SparseBackend):
             self.put_packed(packed, codec, ids)
 
     def pack(self, codes: SparseCodes) -> tuple[npt.NDArray[np.uint8], Codec]:
-        """Packed rows of codes, and the codec that packed them: fitted to these codes, if it was not yet."""
+        """Packs codes. Returns the rows and the codec, fitted to these codes if it was not fitted before."""
         in_unit = codes.scaled(1 / self._unit)
         codec = self._held.codec.fitted(in_unit)
         arrays = codec.pack(in_unit, check_threads(self.num_threads), self.model.decoder_w)
         return arrays[BYTE_ROWS], codec
 
     def put_packed(self, packed: npt.NDArray[np.uint8], codec: Codec, ids: IdArray) -> None:
-        """Stores rows that a codec packed, of codes in this back end's unit; they are not rounded again.
+        """Stores packed rows of codes in this back end's unit, without rounding them again.
 
-        One codec must have packed all rows; it also packs codes that are put later.
+        All rows of a back end must have the same codec, which also packs codes that are put later.
 
         Raises:
             InputError: as for `put`.
@@ -215,13 +215,13 @@ class InvertedFile(SparseBackend):
             pieces = held.packed if len(held.rows.all_ids) else ()
             changed = _Held(rows.extended(new), (*pieces, packed), codec)
             self._changing = os.getpid()
-            self._view = None  # lists move as they grow
+            self._view = None  # growing lists move in memory
             lists.append(self._faiss, codes, len(rows.all_ids))
             self._held = changed
             self._changing = None
 
     def remove(self, ids: IdArray) -> None:
-        """Removes ids, all of them held; their memory stays in use until `compacted`."""
+        """Removes ids, which must all be held; their memory stays in use until `compacted`."""
         with self._in_turn():
             held = self._held
             self._held = replace(held, rows=held.rows.without(held.rows.rows_of(ids)))
@@ -232,7 +232,7 @@ class InvertedFile(SparseBackend):
         return self._held.rows.alive
 
     def mark(self, alive: npt.NDArray[np.bool_] | None) -> None:
-        """Removes all rows but those that are `alive`, as that property gave it of the same rows."""
+        """Marks rows as removed, by a value of the property `alive` for the same rows."""
         with self._in_turn():
             self._held = replace(self._held, rows=Rows(self._held.rows.all_ids, alive))
 
@@ -255,26 +255,26 @@ class InvertedFile(SparseBackend):
     def _for_lists(self, packed: npt.NDArray[np.uint8], codec: Codec) -> SparseCodes:
         codes = self._unpacked(packed, codec)
         if (largest := float(np.abs(codes.values).max(initial=0))) > LARGEST_HALF:
-            msg = f"a value of {largest:.4g} is beyond half precision: divide the vectors by a power of two"
+            msg = f"the value {largest:.4g} is beyond half precision: divide the vectors by a power of two"
             raise InputError(msg)
         return codes
 
     def candidates(self, terms: SparseCodes, n: int, filter: Any = None) -> Candidates:  # noqa: A002
-        """The n best documents by the exact sums over the terms of each query.
+        """The n best documents of each query by exact sums over its terms.
 
         Args:
-            terms: one row a query; entries of value 0 are no terms.
+            terms: one row a query; entries of value 0 are ignored.
             n: candidates of each query.
             filter: see the class.
 
         Raises:
-            InputError: a filter of another length, or unknown ids.
+            InputError: the filter has the wrong length or unknown ids.
             FormatError: the lists are damaged.
         """
         return self.found(terms, n, filter)[0]
 
     def stages(self, mode: str) -> Stages:
-        """The stages of a mode, which see the same documents, whatever is changed meanwhile."""
+        """The stages of a mode. All see the same documents, even if another thread changes them."""
         search = _Search(self)
         return Stages(search.by_terms, () if mode == "sparse" else (search.by_rows,))
 
@@ -294,14 +294,14 @@ class InvertedFile(SparseBackend):
             rows = np.empty((len(terms), 0), dtype=np.int64)
             if width:
                 scores, rows = self._search(terms, width, allowed, num_threads)
-        # All are found where no more are allowed; one that shares no term with the query counts with its 0.
+        # If all allowed documents are found, none is left to bound. Documents without a common term score 0.
         bounds = scores[:, -1] if width < n_allowed else np.full(len(terms), -np.inf, dtype=np.float32)
         return Candidates(self.ids_of(held, rows), scores, bounds, places=rows), held
 
     def ids_of(self, held: _Held, rows: RowArray) -> IdArray:
-        """The ids of rows of what was held; -1, or None, for row -1."""
+        """The ids of rows in a state; row -1 becomes -1, or None where ids are strings."""
         ids = held.rows.all_ids.of(rows)
-        return ids.astype(object) if self.are_strings else ids  # without documents, there is no kind yet
+        return ids.astype(object) if self.are_strings else ids  # an empty back end may have int64 ids
 
     def _search(self, terms: SparseCodes, top: int, allowed: Bitmap | None, num_threads: int | None) -> Hits:
         if self._view is None:
@@ -316,17 +316,17 @@ class InvertedFile(SparseBackend):
     def rescored(
         self, projections: FloatArray, rows: RowArray, held: _Held, top: int, num_threads: int | None
     ) -> Hits:
-        """The best of each query's candidates by whole projections, scored by the engine from packed rows.
+        """Scores each query's candidates by whole projections, from their packed rows, and takes the best.
 
         Args:
             projections: (n_queries, n_latents).
-            rows: (n_queries, c) of the candidates; -1 is none.
-            held: what these are rows of.
+            rows: rows of the candidates, (n_queries, c); -1 is none.
+            held: the state that found the rows.
             top: documents of each query.
-            num_threads: threads of the engine; None for those of this back end.
+            num_threads: threads of the engine; None for this back end's number.
 
         Returns:
-            scores and rows, (n_queries, top) each; -inf and -1 if there are fewer candidates.
+            scores and rows, (n_queries, top) each; -inf and -1 where there are fewer candidates.
         """
         forward = held.codec.engine({BYTE_ROWS: held.all_packed()}, self.n_latents, self.k)
         scores, found = forward.rescore(projections, rows, top, self._threads(num_threads))
@@ -343,7 +343,7 @@ class InvertedFile(SparseBackend):
             raise InputError(msg)
 
     def take(self, other: InvertedFile) -> None:
-        """Adds all documents of another, whose ids must be new; rounded again where their codecs differ."""
+        """Adds all documents of another back end, with new ids; rounds again only if the codecs differ."""
         theirs = other._held
         if not len(self._held.rows.all_ids):
             self._held, self._unit = self._nothing(theirs.codec), other._unit
@@ -358,7 +358,7 @@ class InvertedFile(SparseBackend):
                 self.put(other._unpacked(packed, theirs.codec), ids)
 
     def compacted(self) -> InvertedFile:
-        """A copy in memory, without the rows of removed ids."""
+        """A copy in memory, without removed rows."""
         copy = InvertedFile(self.model, self.k, string_ids=self.are_strings, num_threads=self.num_threads)
         copy.take(self)
         return copy
@@ -384,16 +384,16 @@ class InvertedFile(SparseBackend):
     def without_holding(
         self, ids: Ids, parts: Iterable[npt.NDArray[np.uint8]], lists_name: str
     ) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]], dict[str, Callable[[Path], None]]]:
-        """The parts of a saved index of documents that are never held: manifest, arrays and writers of files.
+        """The manifest, arrays and file writers to save documents that do not fit in memory.
 
         Args:
-            ids: of all documents.
-            parts: their rows, packed by this back end's codec; they are read once, and never held.
-            lists_name: the file of the lists.
+            ids: the ids of all documents.
+            parts: their rows, packed by this back end's codec, batch by batch; read once.
+            lists_name: the file name of the lists.
 
         Returns:
-            as `manifest` and `to_arrays`, without the array of packed rows, which is one of the files. Call
-            the writers in their order, in one folder; they raise InputError as `put` does.
+            The same as `manifest` and `to_arrays`, except that a writer makes the file of packed rows. Call
+            the writers in order, in one folder; they raise InputError as `put` does.
         """
         n, width, codec = len(ids), self._row_bytes, self._held.codec
         rows_name = f"{STORED_CODES}.npy"
@@ -425,10 +425,10 @@ class InvertedFile(SparseBackend):
         meta: Mapping[str, Any],
         arrays: Mapping[str, npt.NDArray[Any]],
     ) -> InvertedFile:
-        """From a model, its lists, and what `manifest` and `to_arrays` gave; arrays may be memory-mapped.
+        """Loads a back end from its lists, `manifest` and `to_arrays`; arrays may be memory-mapped.
 
         Raises:
-            ValueError: the parts do not fit together, or do not hold what they should.
+            ValueError: the parts do not fit together, or have wrong contents.
             KeyError: a part is missing.
         """
         n = check_int(meta["n"], "n", 0)
@@ -462,21 +462,21 @@ class InvertedFile(SparseBackend):
 
 
 class _Search:
-    """The stages of one search."""
+    """The stages of one search, which share a state."""
 
     def __init__(self, backend: InvertedFile) -> None:
         self._backend = backend
         self._held: _Held | None = None
 
     def by_terms(self, asked: Asked) -> Found:
-        """Candidates by Faiss's lists, with their exact sums."""
+        """Finds candidates in Faiss's lists, with exact sums."""
         terms = terms_of(asked)
         n = asked.k if asked.mode == "sparse" else asked.candidates
         got, self._held = self._backend.found(terms, n, asked.settings.filter, asked.settings.num_threads)
         return ByTerms(self._backend).scored(asked, terms, got)
 
     def by_rows(self, asked: Asked, found: Found) -> Found:
-        """The candidates by their packed rows, which the engine scores."""
+        """Scores the candidates again by their packed rows."""
         assert self._held is not None
         if not found.places.shape[1]:
             return found
@@ -490,7 +490,7 @@ class _Search:
 def _remade(
     model: CompresSAE, k: int, settings: dict[str, Any], rows: Rows, packed: npt.NDArray[np.uint8]
 ) -> InvertedFile:
-    """A back end of what one was pickled as: the lists are made again of the packed rows."""
+    """Restores a pickled back end, building the lists from the packed rows."""
     made = InvertedFile(model, k, **settings)
     made._held = _Held(rows, (packed,), settings["codec"])
     if len(packed):

@@ -1,4 +1,4 @@
-"""A Faiss IVF whose coarse centroids are the dictionary and its negatives, for any program with Faiss."""
+"""A plain Faiss IVF whose coarse centroids are the rows of the dictionary and their negatives."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from compressae_index.sources import (
     open_vectors,
 )
 
-# Vectors that a payload's quantiser is trained on, spread evenly over all.
+# The payload is trained on about this many vectors, spread evenly.
 TRAINING_ROWS = 65_536
 SIGNS = 2
 
@@ -37,31 +37,31 @@ def dictionary_ivf(
     ids: Any = None,
     progress: bool = True,
 ) -> Any:
-    """A standard IndexIVF of inner products that files each vector under its strongest signed latents.
+    """Builds a standard IndexIVF of inner products that files vectors under their strongest signed latents.
 
-    These are the latents of its pursuit code of `assignments` nonzeros: list j holds vectors along row j of
-    the dictionary, list n_latents + j those against it. With one assignment this is the centroid of largest
-    inner product, which Faiss would choose by itself. The centroids are an ordinary IndexFlatIP, so the index
-    needs nothing of this package: `faiss.write_index` writes it, Faiss in any language searches it and adds
-    to it. Vectors are normalised, so scores of unit queries are cosines.
+    A vector goes to the lists of its pursuit code with `assignments` nonzeros: to list j if the value of
+    latent j is positive, to list n_latents + j if it is negative. With one assignment, that is the centroid
+    of largest inner product, as Faiss itself would choose. The centroids are an ordinary IndexFlatIP, so the
+    index does not depend on this package: `faiss.write_index` writes it, and Faiss in any language can search
+    it and add to it. Vectors are normalised, so the scores of unit queries are cosines.
 
     Args:
         embeddings: (n, dim), any source of `open_vectors`; read in batches.
-        model: whose dictionary makes the lists.
-        payload: how vectors are stored, in the words of `faiss.index_factory`: "Flat", "SQfp16", "SQ8",
-            "PQ48", "RaBitQ", "PQ48x4fs", ...
-        assignments: lists that a vector is filed under, at that many times the bytes. Above 1, plain Faiss
-            finds vectors more than once; `search_once` gives each once.
+        model: the model with the dictionary.
+        payload: how vectors are stored, as a `faiss.index_factory` string: "Flat", "SQfp16", "SQ8", "PQ48",
+            "RaBitQ", "PQ48x4fs", ...
+        assignments: lists that a vector is filed under, at as many times the bytes. Above 1, Faiss may find a
+            vector several times; `search_once` returns it once.
         ids: one int64 a row; 0 .. n-1 by default.
         progress: show a progress bar.
 
     Returns:
-        The index; `nprobe` is still Faiss's 1.
+        The index; `nprobe` is 1, Faiss's default.
 
     Raises:
-        InputError: bad rows or ids, strings for ids, a payload that Faiss does not know, or one of its
-            FastScan payloads with more than one assignment, which Faiss would store wrongly.
-        DimensionError: vectors of another dimension than the model's.
+        InputError: bad rows or ids, string ids, a payload that Faiss does not know, or a FastScan payload
+            with more than one assignment, which Faiss would store wrongly.
+        DimensionError: the vectors do not have the model's dimension.
     """
     check_is_model(model)
     vectors = open_vectors(embeddings)
@@ -75,7 +75,7 @@ def dictionary_ivf(
     check_int(assignments, "assignments", 1, model.n_latents, "n_latents")
     index = _empty(model, payload)
     if assignments > 1 and isinstance(index, faiss.IndexIVFFastScan):
-        msg = f"payload {payload!r} takes 1 assignment, got {assignments}: its FastScan adds by its own"
+        msg = f"payload {payload!r} takes 1 assignment, got {assignments}: FastScan chooses the list itself"
         raise InputError(msg)
     _train(index, vectors, model.dim)
     with track(vectors.shape[0], "filing vectors", enabled=progress) as advance:
@@ -92,17 +92,17 @@ def _empty(model: CompresSAE, payload: str) -> Any:
     try:
         index = faiss.index_factory(model.dim, f"IVF{lists},{payload}", faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:
-        msg = f"Faiss makes no IVF of payload {payload!r}: {error}"
+        msg = f"Faiss cannot make an IVF with payload {payload!r}: {error}"
         raise InputError(msg) from error
     if not isinstance(index, faiss.IndexIVF):
-        msg = f"payload {payload!r} makes a {type(index).__name__}, not an IVF alone"
+        msg = f"payload {payload!r} makes a {type(index).__name__}, expected a plain IVF"
         raise InputError(msg)
     index.quantizer.add(np.concatenate([model.decoder_w, -model.decoder_w]))
     return index
 
 
 def _train(index: Any, vectors: Any, dim: int) -> None:
-    """Trains the payload; the centroids are there, so Faiss leaves them as they are."""
+    """Trains the payload. Faiss keeps the centroids, as they are set already."""
     if index.is_trained:
         return
     n = vectors.shape[0]
@@ -121,7 +121,7 @@ def _unit(vectors: Vectors, dim: int, first: int) -> FloatArray:
 
 
 def _strongest_lists(model: CompresSAE, vectors: FloatArray, assignments: int) -> npt.NDArray[np.int64]:
-    """Lists of the signed latents of each vector's code, (n, assignments)."""
+    """The lists of each vector: the signed latents of its code, (n, assignments)."""
     codes = model.encode(vectors, assignments)
     return codes.latents.astype(np.int64) + model.n_latents * (codes.values < 0)
 
@@ -129,7 +129,7 @@ def _strongest_lists(model: CompresSAE, vectors: FloatArray, assignments: int) -
 def _add(
     index: Any, vectors: FloatArray, ids: npt.NDArray[Any], file_under: npt.NDArray[np.int64] | None
 ) -> None:
-    """Adds vectors to the lists (n, assignments), or to those that Faiss chooses."""
+    """Adds vectors to the lists `file_under`, (n, assignments), or lets Faiss choose if it is None."""
     if file_under is None:
         index.add_with_ids(vectors, ids)
         return
@@ -141,16 +141,16 @@ def _add(
 
 
 def search_once(index: Any, queries: npt.ArrayLike, k: int, assignments: int) -> Hits:
-    """The k nearest of an IVF that holds each vector `assignments` times: (scores, ids), each id once.
+    """Searches an IVF that holds each vector `assignments` times, and returns each id once.
 
     Args:
-        index: what `dictionary_ivf` made; its `nprobe` is used.
+        index: an index from `dictionary_ivf`; set its `nprobe` before.
         queries: (n_queries, dim); they are normalised.
         k: neighbours of each query.
-        assignments: as the index was made with.
+        assignments: the value that the index was made with.
 
     Returns:
-        (n_queries, k) each; id -1 and score -inf where fewer were found.
+        Scores and ids, (n_queries, k) each; -inf and -1 where fewer were found.
     """
     unit = normalize_rows(check_vectors(queries, dim=index.d, name="queries", may_be_empty=True))
     check_int(assignments, "assignments", 1, SIGNS * int(index.nlist), "lists")
@@ -158,7 +158,7 @@ def search_once(index: Any, queries: npt.ArrayLike, k: int, assignments: int) ->
     if not len(unit):
         return np.empty((0, k), dtype=np.float32), np.empty((0, k), dtype=np.int64)
     scores, ids = index.search(unit, k * assignments)
-    # Best first, so later hits of the same id are copies.
+    # Hits are sorted by score, so later hits of an id are copies.
     by_id = np.argsort(ids, axis=1, kind="stable")
     in_order = np.take_along_axis(ids, by_id, axis=1)
     again = np.zeros(ids.shape, dtype=bool)

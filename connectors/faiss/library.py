@@ -1,6 +1,6 @@
-"""Faiss as it is installed here: whether it is whole, which build it is, and which GPUs it reaches.
+"""The installed Faiss: whether it is complete, which build it is, and which GPUs it sees.
 
-The other modules of this package take `faiss` from here, so that a broken installation is named once.
+Other modules import `faiss` from here, so that a broken installation is reported in one place.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from typing import Any
 
 from compressae_index.errors import InputError, InstallationError, MissingExtraError
 
-# All of them install the folder faiss/: the one that was installed last works, or a mixture does.
+# All install the folder faiss/: the last one overwrites the others, or leaves a mixture.
 BUILDS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs", "faiss-gpu-cu12", "faiss-gpu-cu11")
-# Names that a whole Faiss has. The last one came with 1.11; what this package needs works from 1.12 on.
+# Names that a complete Faiss has. IndexIVFRaBitQ came with 1.11, but this package needs 1.12.
 NEEDED = ("IndexFlatIP", "IndexIVFScalarQuantizer", "IDSelectorBitmap", "IO_FLAG_MMAP", "IndexIVFRaBitQ")
 OLDEST = "1.12"
 
 
 def installed_builds() -> list[str]:
-    """Distributions that are installed and bring the folder faiss/."""
+    """Installed distributions that contain the folder faiss/."""
     found = []
     for name in BUILDS:
         try:
@@ -32,7 +32,7 @@ def installed_builds() -> list[str]:
 
 
 def repair(wanted: str, installed: list[str]) -> str:
-    """The command that leaves one build of Faiss, and a whole one."""
+    """The command that leaves one complete build of Faiss."""
     remove = f"pip uninstall -y {' '.join(installed)} && " if installed else ""
     return f"{remove}pip install {wanted}"
 
@@ -55,16 +55,16 @@ def check(module: Any, builds: list[str]) -> None:
 
     Args:
         module: the imported module.
-        builds: distributions that bring it, as `installed_builds` gives them.
+        builds: the distributions that contain it, from `installed_builds`.
 
     Raises:
-        InstallationError: with the command that repairs it.
+        InstallationError: something is missing; the message has the command that repairs it.
     """
     wanted = "faiss-gpu" if any("gpu" in name for name in builds) else "faiss-cpu"
     missing = [name for name in NEEDED if not hasattr(module, name)]
     if missing and not hasattr(module, "__version__"):
-        # What is left after one of two builds was uninstalled: it took the files of both.
-        msg = f"the folder of Faiss is empty or in parts; run: {repair(wanted, builds)}"
+        # Uninstalling one of two builds removes the files of both.
+        msg = f"the folder of Faiss is empty or incomplete; run: {repair(wanted, builds)}"
         raise InstallationError(msg)
     if missing:
         command = repair(f"'{wanted}>={OLDEST}'", builds)
@@ -73,30 +73,30 @@ def check(module: Any, builds: list[str]) -> None:
     if len(builds) > 1:
         note = " (milvus-lite works with it)" if wanted == "faiss-gpu" else ""
         warnings.warn(
-            f"{' and '.join(builds)} are installed and share one folder, so chance decides which is used; "
+            f"{' and '.join(builds)} are installed in the same folder, so either may be in use; "
             f"now it is the {build(module)} build. To keep one, run: {repair(wanted, builds)}{note}",
             stacklevel=3,
         )
 
 
 def build(module: Any) -> str:
-    """Which build of Faiss a module is: "GPU" or "CPU"."""
-    # A CPU build has functions of the same names as the GPU's, which fail when they are called.
+    """The build of a Faiss module: "GPU" or "CPU"."""
+    # A CPU build also has the GPU functions, but they fail when called.
     return "GPU" if "GPU" in module.get_compile_options().split() else "CPU"
 
 
 def find_gpus(device: str, module: Any = None) -> tuple[int, ...]:
-    """GPUs that a device names; none for the processor.
+    """The GPUs of a device name; none for the processor.
 
     Args:
-        device: "cpu"; "cuda" for all GPUs; "cuda:1" for one; "auto" for all GPUs where there are any.
-        module: Faiss, by default as it is installed.
+        device: "cpu"; "cuda" for all GPUs; "cuda:1" for one; "auto" for all GPUs, if there are any.
+        module: the Faiss module; the installed one by default.
 
     Returns:
-        Numbers of GPUs. () if there are none; "cuda" then warns and says why.
+        Numbers of GPUs. If there are none, (), and "cuda" warns with the reason.
 
     Raises:
-        InputError: another device, or a GPU of that number is not there while others are.
+        InputError: an unknown device, or the machine has GPUs but none of this number.
     """
     module = faiss if module is None else module
     named = re.fullmatch(r"cpu|auto|cuda(?::(\d+))?", str(device))
@@ -105,7 +105,7 @@ def find_gpus(device: str, module: Any = None) -> tuple[int, ...]:
         raise InputError(msg)
     if device == "cpu":
         return ()
-    # get_num_gpus aborts the process where a driver is broken, so a CPU build is not asked.
+    # get_num_gpus aborts the process if a driver is broken, so do not call it in a CPU build.
     count = module.get_num_gpus() if build(module) == "GPU" else 0
     if not count:
         if device != "auto":
@@ -121,9 +121,9 @@ def find_gpus(device: str, module: Any = None) -> tuple[int, ...]:
 
 def _no_gpu(device: str, module: Any) -> str:
     if build(module) == "GPU":
-        return f"Faiss sees no GPU, so {device!r} works on the CPU"
+        return f"Faiss sees no GPU, so {device!r} runs on the CPU"
     return (
-        f"this is Faiss's CPU build, so {device!r} works on the CPU; for a GPU (Linux x86-64, CUDA 12), "
+        f"this is Faiss's CPU build, so {device!r} runs on the CPU; for a GPU (Linux x86-64, CUDA 12), "
         f"run: {repair('faiss-gpu', installed_builds())}"
     )
 

@@ -1,8 +1,8 @@
-"""Posting lists inside a Faiss index: one list a latent, whose entries are a row number and a value.
+"""Posting lists in a Faiss index: one list a latent, each entry a row number and a value.
 
-The index is an IndexIVFScalarQuantizer of one dimension, so that `faiss.write_index` and `faiss.read_index`
-take it: a value is a "vector" of one half-precision number. An entry takes 10 bytes, 8 of them for Faiss's
-id. Faiss's own search adds nothing up over lists; the engine does, in the memory of Faiss.
+The index is an IndexIVFScalarQuantizer of one dimension, which `faiss.write_index` and `faiss.read_index`
+handle: a value is a "vector" of one half-precision number. An entry takes 10 bytes, 8 for Faiss's id and 2
+for the value. Faiss's own search does not add up values over lists; the engine does, in Faiss's memory.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ ROW_BYTES = 8
 VALUE_BYTES = 2  # half precision
 POSTING_BYTES = ROW_BYTES + VALUE_BYTES
 
-# Rows for each posting, at most: more are a sign of damaged lists, which must not make arrays of that size.
+# Lists may have SPARSEST rows a posting plus FEW_ROWS. More mean damage, and must not be allocated.
 SPARSEST = 16
 FEW_ROWS = 1 << 20
-# Bytes of lists that are checked at once.
+# Bytes of lists to check at once.
 CHECKED_BYTES = 1 << 20
 
-# What Faiss's files of some other kinds begin with.
+# The first four bytes of Faiss's files, for some kinds of index.
 _MARKS = {b"IxFI": "IndexFlatIP", b"IxF2": "IndexFlatL2", b"IwSq": "IndexIVFScalarQuantizer"}
-# What a file of lists begins with: mark, dimension, ntotal, 16 bytes, is_trained, metric, nlist, nprobe.
+# The first bytes of a file of lists: mark, dimension, ntotal, 16 bytes, is_trained, metric, nlist, nprobe.
 _FIRST = struct.Struct("<4siq16s?iQQ")
 
 
 class ListStats(NamedTuple):
-    """The contents of posting lists, and their bytes."""
+    """Statistics of posting lists."""
 
     vectors: int
-    """Rows, up to the largest one that has a posting."""
+    """Rows from 0 to the largest one with a posting."""
     n_latents: int
     k: int
     """Postings of the fullest row."""
@@ -57,7 +57,7 @@ class ListStats(NamedTuple):
 
 def empty_lists(n_latents: int) -> Any:
     """An index without postings."""
-    # Faiss wants a centroid a list; nothing is ever assigned by them.
+    # Faiss requires a centroid a list, though nothing is assigned by them.
     quantizer = faiss.IndexFlat(1, faiss.METRIC_INNER_PRODUCT)
     quantizer.add(np.zeros((n_latents, 1), dtype=np.float32))
     half = faiss.ScalarQuantizer.QT_fp16
@@ -69,7 +69,7 @@ def empty_lists(n_latents: int) -> Any:
 
 
 def append(index: Any, codes: SparseCodes, first_row: int) -> None:
-    """Files the nonzeros of codes, which belong to consecutive rows, behind those of lower rows."""
+    """Appends the nonzeros of codes to their lists; the codes get rows from first_row on."""
     rows, values, counts = _by_latent(codes, first_row)
     for latent, run in _runs(counts):
         row_address, value_address = faiss.swig_ptr(rows[run]), faiss.swig_ptr(values[run].view(np.uint8))
@@ -80,7 +80,7 @@ def append(index: Any, codes: SparseCodes, first_row: int) -> None:
 def _by_latent(
     codes: SparseCodes, first_row: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float16], npt.NDArray[np.int64]]:
-    """The postings of codes, list after list: rows and values, and how many each latent has, (n_latents,)."""
+    """The postings of codes, list after list: rows, values, and the count of each latent, (n_latents,)."""
     latents, values = codes.latents.ravel(), codes.values.ravel().astype(np.float16)
     nonzero = np.flatnonzero(values)
     # Stable, so that rows ascend within a list.
@@ -90,19 +90,19 @@ def _by_latent(
 
 
 def _runs(counts: npt.NDArray[np.int64]) -> Iterator[tuple[int, slice]]:
-    """Latents that have postings, and where these are among all, list after list."""
+    """Each latent with postings, and the slice of its postings in the output of `_by_latent`."""
     ends = np.cumsum(counts).tolist()
     for latent in np.flatnonzero(counts).tolist():
         yield latent, slice(ends[latent] - int(counts[latent]), ends[latent])
 
 
 def concrete_lists(index: Any) -> Any:
-    """The lists of an index as the class that they are: in memory, or mapped from a file."""
+    """The lists of an index, cast to their class: in memory, or mapped from a file."""
     return faiss.downcast_InvertedLists(index.invlists)
 
 
 def are_mapped(index: Any) -> bool:
-    """Whether the lists are a mapped file, which must not be written to."""
+    """Whether the lists are mapped from a file, and so read-only."""
     return isinstance(concrete_lists(index), faiss.OnDiskInvertedLists)
 
 
@@ -113,7 +113,7 @@ def list_lengths(index: Any) -> npt.NDArray[np.int64]:
 
 
 def borrowed(index: Any, n_rows: int) -> BorrowedLists:
-    """The engine's view of the lists, good until these are changed or the index is gone."""
+    """The engine's view of the lists, valid until they are changed or the index is freed."""
     lists, counts = concrete_lists(index), list_lengths(index)
     addresses = np.zeros((2, index.nlist), dtype=np.uint64)
     for latent in np.flatnonzero(counts).tolist():
@@ -122,10 +122,10 @@ def borrowed(index: Any, n_rows: int) -> BorrowedLists:
 
 
 def stats(index: Any) -> ListStats:
-    """The contents of lists, which are read one after the other, mapped or not.
+    """Statistics of an index's lists, read one list at a time.
 
     Raises:
-        FormatError: a row is negative, or far above what the postings are enough for.
+        FormatError: a row is negative, or too large for so few postings.
     """
     lists, lengths = concrete_lists(index), list_lengths(index)
     used = np.flatnonzero(lengths).tolist()
@@ -149,22 +149,22 @@ def stats(index: Any) -> ListStats:
 
 
 def _most_rows(lengths: npt.NDArray[np.int64]) -> int:
-    """Rows that lists of such lengths may be of. Rows without postings are few, unless a row is damaged."""
+    """The most rows that lists of these lengths may have. A larger row number is taken for damage."""
     return SPARSEST * int(lengths.sum()) + FEW_ROWS
 
 
 def _check_rows(rows: npt.NDArray[np.int64], most: int) -> None:
     if rows.min(initial=0) < 0 or rows.max(initial=0) >= most:
         row = rows.min() if rows.min() < 0 else rows.max()
-        msg = f"posting lists hold the row {row}, rows must be from 0 and below {most} for so few postings"
+        msg = f"posting lists hold the row {row}, expected 0 <= row < {most} for so few postings"
         raise FormatError(msg)
 
 
 def read_codes(index: Any) -> SparseCodes:
-    """The codes that the lists hold, of rows from 0 to the largest one; k is the fullest row's count.
+    """The codes in the lists, for rows 0 to the largest one; k is the fullest row's count of postings.
 
     Raises:
-        FormatError: a row is negative, far beyond what the postings are enough for, or twice in a list.
+        FormatError: a row is negative, too large for so few postings, or twice in a list.
     """
     import scipy.sparse as sp
 
@@ -187,15 +187,15 @@ def read_codes(index: Any) -> SparseCodes:
     try:
         return SparseCodes.from_csr(by_latent.tocsr())
     except ValueError as error:
-        msg = f"posting lists hold no codes: {error}"
+        msg = f"posting lists are no valid codes: {error}"
         raise FormatError(msg) from error
 
 
 def write_lists(index: Any, path: Path) -> None:
-    """Writes an index with all its postings to one file, whatever its lists are.
+    """Writes an index with all its postings to one file, also if its lists are mapped.
 
     Raises:
-        OSError: the disk is full or refuses.
+        OSError: the disk is full or denies access.
     """
     if are_mapped(index):
         _write_mapped(index, path)
@@ -208,7 +208,7 @@ def write_lists(index: Any, path: Path) -> None:
 
 
 def _write_mapped(index: Any, path: Path) -> None:
-    """List after list: Faiss writes no more of mapped ones than the name of their file."""
+    """Writes mapped lists one by one. Faiss would only write the name of their file."""
     lists, lengths = concrete_lists(index), list_lengths(index)
     with path.open("wb") as file:
         file.write(_head(lengths))
@@ -219,24 +219,24 @@ def _write_mapped(index: Any, path: Path) -> None:
 
 
 def write_codes(path: Path, n_latents: int, parts: Callable[[], Iterable[SparseCodes]]) -> None:
-    """Writes the file of lists that `append` would fill, in the memory of one part of the codes.
+    """Writes the lists that `append` would build to a file, holding one part of the codes at a time.
 
-    Parts are read twice: to count the postings of each list, and to write them where they belong.
+    The first pass over the parts counts the postings of each list, the second writes them in place.
 
     Args:
-        path: the file, which `read_lists` reads or maps.
-        n_latents: lists.
-        parts: gives the codes in the order of their rows, the same each time.
+        path: the file, for `read_lists`.
+        n_latents: the number of lists.
+        parts: returns the codes in the order of their rows. It is called twice.
 
     Raises:
-        OSError: the disk is full or refuses.
+        OSError: the disk is full or denies access.
     """
     lengths = np.zeros(n_latents, dtype=np.int64)
     for codes in parts():
         lengths += _by_latent(codes, 0)[2]
     head = _head(lengths)
     ends = len(head) + np.cumsum(lengths * POSTING_BYTES)
-    # Where the next value and the next row of each list go: its values are before its rows.
+    # File offsets of the next value and the next row of each list. Its values precede its rows.
     value_at = ends - lengths * POSTING_BYTES
     row_at = value_at + lengths * VALUE_BYTES
     with path.open("wb") as file:
@@ -257,8 +257,8 @@ def write_codes(path: Path, n_latents: int, parts: Callable[[], Iterable[SparseC
 def _head(lengths: npt.NDArray[np.int64]) -> bytes:
     """The bytes that `faiss.write_index` writes before the postings of lists of these lengths.
 
-    Faiss makes them, up to a mark that every list has a length; the lengths follow. Next come the values and
-    then the rows of each list.
+    They end in the mark "full", the number of lists and their lengths. Then follow the values and the rows of
+    each list in turn.
     """
     before = _before_lengths(len(lengths), int(lengths.sum()), 1)
     return before + b"full" + len(lengths).to_bytes(8, "little") + lengths.astype("<i8").tobytes()
@@ -269,25 +269,26 @@ def _before_lengths(n_latents: int, n_postings: int, nprobe: int) -> bytes:
     index = empty_lists(n_latents)
     index.ntotal, index.nprobe = n_postings, nprobe
     written: bytes = faiss.serialize_index(index).tobytes()
-    # Without postings, it ends in another mark and a count of 0.
+    # An index without postings ends in the mark "sprs" and a count of 0.
     before = written.removesuffix(b"sprs" + bytes(8))
     if len(before) == len(written):
-        msg = f"Faiss {faiss.__version__} writes inverted lists in a form that is unknown here"
+        msg = f"Faiss {faiss.__version__} writes inverted lists in an unknown format"
         raise InstallationError(msg)
     return before
 
 
 def read_lists(path: Path, *, mmap: bool = False, n_rows: int | None = None) -> Any:
-    """Reads what `write_lists` wrote, or maps it. Faiss sees no file before all that it says was checked.
+    """Reads or maps a file of `write_lists`. Checks it first, because Faiss trusts what a file says.
 
     Args:
         path: the file.
-        mmap: map it.
-        n_rows: rows that its postings must be of, and in their order; None for any.
+        mmap: map the file instead of reading it.
+        n_rows: check that rows ascend below n_rows within each list, and that values are finite; None for
+            neither check.
 
     Raises:
-        FormatError: the file is missing, damaged, or not such an index.
-        StorageError: there is no permission to read it.
+        FormatError: the file is missing, damaged, or another kind of index.
+        StorageError: no permission to read it.
     """
     if not path.is_file():
         msg = f"{path} is missing"
@@ -306,11 +307,11 @@ def read_lists(path: Path, *, mmap: bool = False, n_rows: int | None = None) -> 
 
 
 def _read_lengths(file: BinaryIO, path: Path) -> npt.NDArray[np.int64]:
-    """The lengths of the lists in a file, which is then at the first posting; nothing else is in it.
+    """Reads a file up to its first posting, checks its size, and returns the lengths of its lists.
 
     Raises:
         FormatError: another kind of index.
-        ValueError: the file ends before what it says that it holds, or goes on behind it.
+        ValueError: the file is shorter or longer than its header says.
     """
     size = os.fstat(file.fileno()).st_size
     first = file.read(_FIRST.size).ljust(_FIRST.size, b"\0")
@@ -329,7 +330,7 @@ def _read_lengths(file: BinaryIO, path: Path) -> npt.NDArray[np.int64]:
     head = file.read(len(before))
     if head != before:
         if before.startswith(head):
-            msg = f"it ends after {size} bytes, within what is before its lists"
+            msg = f"it ends after {size} bytes, before its lists"
             raise ValueError(msg)
         raise FormatError(_not_lists(f"another {kind} of {dim} dimensions, or lists in another file", path))
     lengths = _lengths_of(file, n_latents, size)
@@ -341,7 +342,7 @@ def _read_lengths(file: BinaryIO, path: Path) -> npt.NDArray[np.int64]:
 
 
 def _lengths_of(file: BinaryIO, n_latents: int, size: int) -> npt.NDArray[np.int64]:
-    """The lengths that a file says: of all lists, or each behind its list's number where most are empty."""
+    """Reads lengths: of all lists ("full"), or pairs of a list's number and length ("sprs")."""
     mark, count = file.read(4), int.from_bytes(file.read(8), "little")
     width = {b"full": 1, b"sprs": 2}.get(mark)
     if width is None or count > n_latents * width or count % width or (width == 1 and count < n_latents):
@@ -364,10 +365,10 @@ def _lengths_of(file: BinaryIO, n_latents: int, size: int) -> npt.NDArray[np.int
 
 
 def _check_postings(file: BinaryIO, lengths: npt.NDArray[np.int64], n_rows: int) -> None:
-    """Refuses rows that do not ascend below n_rows, and values that are not finite; reads a part at a time.
+    """Checks that rows ascend below n_rows within each list, and that values are finite.
 
     Raises:
-        ValueError: with the row.
+        ValueError: they do not; the message names the row.
     """
     ends, first = np.cumsum(lengths) * POSTING_BYTES, 0
     while first < len(lengths):
@@ -375,7 +376,7 @@ def _check_postings(file: BinaryIO, lengths: npt.NDArray[np.int64], n_rows: int)
         last = max(int(np.searchsorted(ends, begin + CHECKED_BYTES, side="right")), first + 1)
         content = np.fromfile(file, np.uint8, int(ends[last - 1]) - begin)
         if len(content) < ends[last - 1] - begin:
-            msg = "it was cut short just now"
+            msg = "it was truncated while being read"
             raise ValueError(msg)
         counts = lengths[first:last]
         values = content.ctypes.data + ends[first:last] - counts * POSTING_BYTES - begin
@@ -395,10 +396,10 @@ def _not_lists(found: str, path: Path | None = None) -> str:
 
 
 def check_lists(index: Any) -> None:
-    """Refuses an index that is not one of posting lists.
+    """Checks that an index holds posting lists.
 
     Raises:
-        FormatError: with what it is.
+        FormatError: it is of another kind, which the message names.
     """
     is_ours = (
         isinstance(index, faiss.IndexIVFScalarQuantizer)
@@ -417,22 +418,22 @@ def check_lists(index: Any) -> None:
 
 
 def check_mapped(index: Any) -> None:
-    """Refuses an IVF whose lists are mapped, and not within their file: reading them would end the process.
+    """Checks that mapped lists are within their file, as reading beyond it would kill the process.
 
     Raises:
-        FormatError: with the list.
+        FormatError: a list is not; the message names it.
     """
     lists = concrete_lists(index)
     if not are_mapped(index):
         return
-    # A file that holds all of an index has no name here, and this length; others may say any.
+    # Lists in the index's own file have no filename and a true totsize. Lists in another file may state any.
     path, size = Path(lists.filename), lists.totsize
     if lists.filename:
         size = min(size, path.stat().st_size if path.is_file() else 0)
     for number in range(lists.nlist):
         place = lists.lists.at(number)
         rows_at = place.offset + place.capacity * lists.code_size
-        # An empty list may be anywhere.
+        # The offset of an empty list does not matter.
         if place.size and (place.size > place.capacity or rows_at + place.size * ROW_BYTES > size):
             msg = f"list {number} is not within the {size} bytes of {path}"
             raise FormatError(msg)

@@ -1,4 +1,4 @@
-"""The index over a compressed collection, for asyncio."""
+"""`AsyncMilvusIndex`, a `MilvusIndex` for asyncio."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from compressae_index.search.stages import joined, terms_of
 from compressae_index.sources import VectorSource
 from compressae_index.terminal import shown
 
-# Those that are searched without blocking.
+# Modes of an asynchronous search.
 MODES = ("sparse", "two_stage")
 
 
 class AsyncMilvusIndex:
-    """A `MilvusIndex` whose searches do not block: they run at the same time as each other and as all else.
+    """A `MilvusIndex` whose calls do not block the event loop.
 
-    Searching is asynchronous down to gRPC; adding and removing, of which encoding is the larger part, runs in
-    threads.
+    Searches are asynchronous down to gRPC, so many can run at once. Adding and removing run in threads, as
+    most of the time goes into encoding.
     """
 
     def __init__(self, index: MilvusIndex, client: AsyncMilvusClient) -> None:
-        """From an open index and an asynchronous client of the same Milvus; see `open`."""
+        """Wraps an open index and an asynchronous client of the same Milvus; see `open`."""
         self.index = index
         self._client = client
 
@@ -82,9 +82,9 @@ class AsyncMilvusIndex:
         consistency_level: ConsistencyLevel | None = None,
         **settings: Any,
     ) -> MilvusResult:
-        """The k nearest documents of each query by "sparse" or "two_stage".
+        """The k nearest documents of each query, in mode "sparse" or "two_stage".
 
-        Arguments, result and errors are those of `MilvusIndex.search`.
+        Arguments, result and errors as for `MilvusIndex.search`.
         """
         index, backend = self.index, self.index.documents
         names = await asyncio.to_thread(index.checked_fields, output_fields)

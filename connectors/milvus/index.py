@@ -1,4 +1,4 @@
-"""The index over a compressed collection of Milvus."""
+"""`MilvusIndex`, an index over a compressed collection of Milvus."""
 
 from __future__ import annotations
 
@@ -42,29 +42,28 @@ from compressae_index.search.index import Index
 from compressae_index.search.queries import SearchResult
 from compressae_index.sources import VectorSource, ids_of_rows, open_vectors
 
-# Columns by name.
+# Columns by field name, or a data frame or table.
 Fields: TypeAlias = Mapping[str, Sequence[Any]] | Any
 
 
 class MilvusResult(SearchResult):
-    """Neighbours of a batch of queries, and fields of theirs."""
+    """Neighbours of a batch of queries, with their fields."""
 
     fields: dict[str, npt.NDArray[np.object_]]
-    """(n_queries, k) by name, for the output_fields that were asked for; None if there is no neighbour, or
-    none any more."""
+    """Arrays (n_queries, k) of the output_fields, by name; None for a missing or removed neighbour."""
 
 
 class MilvusIndex(Index):
-    """A compressed collection: `open` or `create` one, or make one of a dense collection by `from_milvus`.
+    """An index in a compressed collection: `open` or `create` one, or convert a dense one by `from_milvus`.
 
-    Documents that share no term with a query are not found by "sparse" and "two_stage". Ids are those of the
-    primary key. What one process writes, another sees; nothing is cached here but the model.
+    "sparse" and "two_stage" do not find documents that share no term with a query. Ids are values of the
+    primary key. Only the model is cached, so a process sees what others write.
     """
 
     _documents: MilvusBackend
 
     def __init__(self, backend: MilvusBackend, model: CompresSAE) -> None:
-        """From a collection and the model of its codes; `open` finds both."""
+        """Wraps a collection and the model of its codes; `open` finds both."""
         manifest = backend.manifest
         super().__init__(model, backend, encoder=manifest.encoder, metric=manifest.metric)
         self.client = backend.collection.client
@@ -72,7 +71,7 @@ class MilvusIndex(Index):
 
     @property
     def documents(self) -> MilvusBackend:
-        """The collection that holds the codes."""
+        """The back end, which holds the collection."""
         return self._documents
 
     @classmethod
@@ -90,17 +89,17 @@ class MilvusIndex(Index):
         """Opens a compressed collection, and loads it if it is not loaded.
 
         Args:
-            client: a client of `connect`, or a uri for it; a missing database is not created.
+            client: a client from `connect`, or a uri to connect to; a missing database is not created.
             collection: name or alias.
-            token: for a uri: "user:password" or an API key.
-            db_name: for a uri: the database.
+            token: "user:password" or an API key, if `client` is a uri.
+            db_name: the database, if `client` is a uri.
             model: the model, or its directory; read from Milvus by default.
-            consistency_level: of reads and searches. "Strong" sees all that was written before.
+            consistency_level: of reads and searches. "Strong" sees everything written before.
             timeout: seconds for each request, retries included.
 
         Raises:
-            InputError: there is no such database or collection.
-            FormatError: it was not made by compressae-index, or by another model than the one given.
+            InputError: the database or collection does not exist.
+            FormatError: the collection was not made by compressae-index, or not with the given model.
             BackendError: Milvus does not answer or refuses.
         """
         client = reading_client(client, collection, token=token, db_name=db_name, timeout=timeout)
@@ -127,27 +126,27 @@ class MilvusIndex(Index):
         consistency_level: ConsistencyLevel = "Strong",
         timeout: float = TIMEOUT,
     ) -> MilvusIndex:
-        """Creates an empty compressed collection, and stores its model next to it.
+        """Creates an empty compressed collection, and stores its model in Milvus.
 
         Args:
             client: as for `open`, but a missing database of Milvus Lite is created.
-            collection: a name that is free.
-            model: encodes what is added.
+            collection: an unused name.
+            model: encodes added vectors.
             token: as for `open`.
             db_name: as for `open`.
             k: nonzeros a code; the model's by default.
             encoder: as for `CompressedIndex.build`.
             metric: as for `CompressedIndex.build`.
-            dense: type of a field for the reconstructed vectors, which modes "dense" and "hybrid" need; none
-                by default. Milvus Lite has float32 only.
-            string_ids: whether ids are strings, of at most 512 bytes, and not int64.
-            fields: more fields; rows may have others without being declared.
-            algorithm: inverted_index_algo of Milvus; the server's own choice by default.
+            dense: type of a field for reconstructed vectors, which modes "dense" and "hybrid" need; no field
+                by default. Milvus Lite takes float32 only.
+            string_ids: whether ids are strings, of at most 512 bytes, instead of int64.
+            fields: additional fields; rows may also have undeclared ones.
+            algorithm: Milvus's inverted_index_algo; the server chooses by default.
             consistency_level: as for `open`.
             timeout: as for `open`.
 
         Raises:
-            InputError: the name is taken or none, or an option is out of range.
+            InputError: the name is taken or invalid, or an option is out of range.
             BackendError: Milvus does not answer or refuses.
         """
         check_name(collection)
@@ -161,7 +160,7 @@ class MilvusIndex(Index):
         return cls.open(client, collection, model=model, consistency_level=consistency_level, timeout=timeout)
 
     def __repr__(self) -> str:
-        # Without the number of vectors, which is a question to the server.
+        # Without the number of vectors, which would take a request to the server.
         return (
             f"MilvusIndex({self.collection!r}, dim={self.model.dim}, n_latents={self.model.n_latents}, "
             f"k={self.documents.k})"
@@ -196,24 +195,23 @@ class MilvusIndex(Index):
         Args:
             queries: (n_queries, d), or (d,) for one.
             k: neighbours of each query, at most 16,384.
-            filter: a Milvus expression as "price < 10", or ids.
-            output_fields: names of fields of the neighbours to fetch, as for pymilvus: "*" is all, also
-                dynamic ones and the code itself.
-            partitions: to search in; all by default.
-            consistency_level: of this search; that of the index by default.
-            ranker: of pymilvus, for "hybrid"; `RRFRanker()` by default. Its scores are the result's.
-            settings: mode, candidates, query_nnz, scoring and num_threads as for `Index.search`. Mode "dense"
-                searches the reconstructed field by its own index; "hybrid" fuses the ranks of the sparse and
-                the reconstructed field inside of Milvus; both take asymmetric scoring only. Candidates, at
-                most 16,384, are what Milvus finds for the re-scoring, or for each part of "hybrid".
+            filter: a Milvus expression such as "price < 10", or ids.
+            output_fields: names of fields to fetch for the neighbours, as in pymilvus: "*" is all fields,
+                including dynamic ones and the code.
+            partitions: partitions to search; all by default.
+            consistency_level: of this search; by default that of the index.
+            ranker: a ranker of pymilvus, for "hybrid"; `RRFRanker()` by default. It makes the scores.
+            settings: mode, candidates, query_nnz, scoring and num_threads as for `Index.search`. "dense"
+                searches the reconstructed field by Milvus's index of it; "hybrid" fuses the ranks of the
+                sparse and the reconstructed field in Milvus; both take asymmetric scoring only. Milvus
+                finds `candidates` documents, at most 16,384, for re-scoring, or for each field in "hybrid".
 
         Returns:
-            scores and ids, each (n_queries, k), `certified` and `fields`. "dense" and "hybrid" certify
-            nothing.
+            scores and ids, each (n_queries, k), `certified` and `fields`. "dense" and "hybrid" certify none.
 
         Raises:
-            InputError: bad queries, another dimension, k, candidates or query_nnz out of range, a filter that
-                Milvus cannot evaluate, an unknown partition or field, a mode that needs a reconstructed
+            InputError: bad queries or dimension, k, candidates or query_nnz out of range, a filter that
+                Milvus cannot evaluate, an unknown partition or field, or a mode that needs a reconstructed
                 field.
             BackendError: Milvus does not answer or refuses.
         """
@@ -222,7 +220,7 @@ class MilvusIndex(Index):
         return self.with_fields(super().search(queries, k, filter=scope, **settings), names)
 
     def with_fields(self, result: SearchResult, names: tuple[str, ...]) -> MilvusResult:
-        """A result with the fields that `checked_fields` gave the names of."""
+        """Adds fields to a result, by names from `checked_fields`."""
         whole = MilvusResult(result.scores, result.ids, result.certified)
         whole.fields = {}
         if not names:
@@ -233,7 +231,7 @@ class MilvusIndex(Index):
             wanted: Any = np.unique(result.ids[~missing])
             rows = self.documents.rows_held(wanted, names)
         if "*" in names or "$meta" in names:
-            # Rows have dynamic fields of their own in addition to those of the schema.
+            # Each row may have dynamic fields in addition to those of the schema.
             named = [name for name in names if name not in ("*", "$meta")]
             names = tuple(dict.fromkeys([*named, *(name for row in rows.values() for name in row)]))
         nothing: dict[str, Any] = {}
@@ -248,14 +246,14 @@ class MilvusIndex(Index):
         return whole
 
     def checked_fields(self, names: Sequence[str] | None, what: str = "output_fields") -> tuple[str, ...]:
-        """Checks names of fields; asks Milvus only if there are any."""
+        """Checks field names; sends no request if there are none."""
         wanted = () if names is None else names_of(names, what)
         if not wanted:
             return wanted
         return self.documents.collection.schema().check_fields(wanted, what)
 
     def checked_partitions(self, names: Sequence[str] | None) -> tuple[str, ...]:
-        """Checks names of partitions; asks Milvus only if there are any."""
+        """Checks partition names; sends no request if there are none."""
         return self.documents.collection.check_partitions(() if names is None else names)
 
     def add(
@@ -272,18 +270,18 @@ class MilvusIndex(Index):
 
         Args:
             embeddings: as for `Index.add`.
-            ids: new ids of the kind of the primary key.
-            fields: values of other fields by name, one a vector: a mapping of names to columns, which are
-                lists, arrays or series, or a data frame of pandas or polars, or an Arrow table.
-            partition: to store them in; the default one if empty.
+            ids: new ids, of the primary key's type.
+            fields: values of other fields, one a vector: a mapping of names to lists, arrays or series, a
+                data frame of pandas or polars, or an Arrow table.
+            partition: the partition to add to; the default one if empty.
             num_threads: threads to encode with; all by default.
             progress: show a progress bar.
 
         Raises:
-            InputError: as for `Index.add`, or ids longer than the primary key takes, a field with
-                another number of values, that the collection does not have, that it needs and is not given,
-                or that has a name that is used here, or an unknown partition. Nothing was added.
-            BackendError: Milvus does not answer or refuses. What was sent before is stored; do it again with
+            InputError: as for `Index.add`; or an id is too long for the primary key, the number of values of
+                a field differs from that of vectors, a field is unknown, reserved, or required but not given,
+                or the partition is unknown. Nothing was added.
+            BackendError: Milvus does not answer or refuses. Batches sent before are stored; retry with
                 `upsert`.
         """
         where = {"fields": fields, "partition": partition}
@@ -299,7 +297,7 @@ class MilvusIndex(Index):
         num_threads: int | None = None,
         progress: bool = False,
     ) -> None:
-        """Adds vectors, and replaces whole rows of ids that are held; arguments and errors as for `add`."""
+        """Adds vectors, replacing whole rows of existing ids; arguments and errors as for `add`."""
         where = {"fields": fields, "partition": partition}
         self._write_rows(embeddings, ids, where, replace=True, num_threads=num_threads, progress=progress)
 
@@ -334,28 +332,28 @@ class MilvusIndex(Index):
         )
 
     def _check_columns(self, columns: Mapping[str, Any]) -> None:
-        """Refuses columns that the collection has not, needs, or fills itself."""
+        """Refuses unknown or reserved columns, and missing required ones."""
         schema = self.documents.collection.schema()
-        own = {self.documents.key.name: "give its values as ids", CODE_FIELD: "it holds the code"}
+        own = {self.documents.key.name: "pass its values as ids", CODE_FIELD: "it holds the code"}
         own[DENSE_FIELD] = "it holds the reconstructed vector"
         for name in columns:
             if name in own:
-                msg = f"field {name!r} cannot be given: {own[name]}"
+                msg = f"field {name!r} cannot be set: {own[name]}"
                 raise InputError(msg)
         if columns:
             schema.check_fields(tuple(columns), "fields")
         for name, field in schema.fields.items():
             optional = field.get("nullable") or field.get("default_value") is not None
             if name not in {*own, *columns} and not optional:
-                msg = f"collection {self.collection!r} needs a value of field {name!r}: give fields="
+                msg = f"collection {self.collection!r} needs a value of field {name!r}: pass fields="
                 raise InputError(msg)
 
     def rows(self, ids: Any, fields: Sequence[str] | None = None) -> list[dict[str, Any]]:
-        """Fields of ids, in their order; all of them by default, or where "*" is among them.
+        """One row of fields for each of ids, in their order; all fields by default or for "*".
 
         Raises:
             UnknownIdError: an id is not in the collection.
-            InputError: a field that the collection does not have, or fields that are no list of names.
+            InputError: an unknown field, or `fields` is not a list of names.
         """
         names, array = self.checked_fields(("*",) if fields is None else fields, "fields"), as_id_array(ids)
         if len(array) and (array.dtype == object) != self.documents.are_strings:
@@ -363,13 +361,13 @@ class MilvusIndex(Index):
         return self.documents.rows(array, names)
 
     def flush(self) -> None:
-        """Seals what was written. Searches see it without; on Milvus Lite they are much faster after."""
+        """Seals written rows. Searches see them before, but Milvus Lite is much faster after."""
         self.documents.collection.flush()
 
     def drop(self) -> None:
-        """Drops the collection and its model; the index cannot be used any more."""
+        """Drops the collection and its model. Do not use the index afterwards."""
         drop_compressed(self.documents.collection)
 
     def close(self) -> None:
-        """Closes the connection, also where the caller made it."""
+        """Closes the connection, even if the caller opened it."""
         self.client.close()

@@ -1,4 +1,4 @@
-"""Codecs, one a module, and the list of them."""
+"""The codecs, one a module, and their list."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ CODECS: dict[str, type[Codec]] = {codec.name: codec for codec in (Packed, Aligne
 
 
 def codec_of(forward: CodecName = "packed", **settings: Any) -> Codec:
-    """The codec of a name, not fitted. Settings that it does not have are ignored.
+    """Makes the codec of a name, not fitted. Settings that it does not have are ignored.
 
     Raises:
-        InputError: another name, or a setting of another type or out of range.
+        InputError: an unknown name, or a setting of the wrong type or out of range.
     """
     kind = _kind(forward)
     return kind.of({name: value for name, value in settings.items() if name in kind.settings})
 
 
 def from_arrays(manifest: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> tuple[Codec, Arrays]:
-    """The codec of a manifest and the arrays with one row a document, of those that `Codec.to_arrays` gave.
+    """Restores a codec, and picks its arrays with one row a document from the stored ones.
 
     Args:
-        manifest: what `Codec.manifest` gave.
-        arrays: the stored arrays; others than the codec's are ignored, and missing ones are left out.
+        manifest: the result of `Codec.manifest`.
+        arrays: the stored arrays, from `Codec.to_arrays`; others are ignored, and missing ones left out.
 
     Raises:
-        InputError: another name of a codec, or a setting of another type or out of range.
+        InputError: an unknown codec, or a setting of the wrong type or out of range.
         TypeError: an unknown setting.
-        ValueError: learned arrays of another dtype or shape, or that cannot have been learned.
+        ValueError: learned arrays of the wrong dtype or shape, or with impossible contents.
     """
     settings = dict(manifest)
     kind = _kind(settings.pop("forward", "packed"))

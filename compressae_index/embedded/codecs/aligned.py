@@ -1,4 +1,4 @@
-"""The aligned codec: whole bytes, the fastest to read."""
+"""The aligned codec: whole bytes, fastest to read."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from compressae_index.embedded.codecs.norms import norm_keeping_scales
 
 @dataclass(frozen=True)
 class Aligned(Codec):
-    """16-bit latents, 8-bit values and a half-precision scale: 3k + 2 bytes a row, the fastest to read.
+    """16-bit latents, 8-bit values and a half-precision scale: 3k + 2 bytes a row, fastest to read.
 
-    A value is rounded by at most half of the row's scale, which is the row's largest magnitude / 127.
+    A row's scale is its largest magnitude / 127. Rounding changes a value by at most half the scale.
     """
 
     name: ClassVar = "aligned"
@@ -33,7 +33,7 @@ class Aligned(Codec):
 
         With a dictionary (n_latents, dim), scales are set so that reconstructions keep their norms.
         """
-        # Rounded up, so that the largest value still fits 127 steps.
+        # A little more, so that the largest value fits in 127 steps after rounding to half precision.
         scales = (np.abs(codes.values).max(axis=1) / 127 * 1.001).astype(np.float16)
         steps = codes.values / np.maximum(scales.astype(np.float32), 1e-12)[:, None]
         values = np.clip(np.rint(steps), -127, 127).astype(np.int8)
@@ -49,7 +49,7 @@ class Aligned(Codec):
         return SparseCodes(np.ascontiguousarray(arrays["latents"]), values, n_latents)
 
     def engine(self, arrays: Arrays, n_latents: int, k: int) -> AlignedCodes:
-        """The engine's view of the arrays, which it borrows.
+        """The engine's view of the arrays, which must outlive it.
 
         Raises:
             ValueError: the arrays do not fit together.

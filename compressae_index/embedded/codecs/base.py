@@ -1,4 +1,4 @@
-"""The seam of codecs: how the forward part stores codes."""
+"""`Codec`, the base class of codecs: how the forward part stores codes."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from compressae_index.coding.codes import SparseCodes
 # Arrays by name.
 Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
 
-# The array of a codec that keeps each document in one row of bytes.
+# The name of the only array of a codec that stores a document as one row of bytes.
 BYTE_ROWS = "rows"
-# How names of a codec's arrays begin in files.
+# The prefix of a codec's arrays in files.
 PREFIX = "forward_"
 
 
@@ -26,29 +26,30 @@ class Codec(ABC):
     """How the forward part stores codes.
 
     A codec packs codes into arrays with one row a document, unpacks them, and gives the engine a view of
-    them. It is immutable. One that learns from codes, as `Packed` learns its levels, is fitted to the first
-    codes that an index gets and stays as it is then: stored rows are moved, never rounded again.
+    the arrays. It is immutable. A codec that learns from codes, as `Packed` learns its levels, is fitted to
+    the first codes of an index and never again, so that stored rows are copied without rounding them again.
 
     A subclass sets `name` and `array_names` and defines `row_bytes`, `pack`, `unpack` and `engine`. If it has
     settings or learns something, it also sets `settings` or `learned_names`, and defines `fitted`, `learned`
-    and `with_learned`. The rest works on arrays by row, whatever they hold.
+    and `with_learned`. The other methods move
+    rows of arrays, whatever their contents.
     """
 
     name: ClassVar[str]
     """The codec's name in manifests and in `CompressedIndex.build(forward=)`."""
     array_names: ClassVar[tuple[str, ...]]
-    """Names of the arrays with one row a document, the first axis."""
+    """Names of the arrays with one row a document, along the first axis."""
     learned_names: ClassVar[tuple[str, ...]] = ()
-    """Names of learned arrays, which all documents share."""
+    """Names of learned arrays, shared by all documents."""
     settings: ClassVar[tuple[str, ...]] = ()
-    """Arguments of the class that manifests keep; the codec has attributes of these names."""
+    """Constructor arguments that manifests keep, from attributes of the same names."""
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Self:
-        """The codec with some settings, not fitted.
+        """Makes a codec with some settings, not fitted.
 
         Raises:
-            InputError: a setting of another type or out of range.
+            InputError: a setting of the wrong type or out of range.
             TypeError: an unknown setting.
         """
         make: Callable[..., Self] = cls
@@ -59,23 +60,23 @@ class Codec(ABC):
         return {"forward": self.name} | {name: getattr(self, name) for name in self.settings}
 
     def fitted(self, codes: SparseCodes) -> Self:  # noqa: ARG002
-        """This codec if it is fitted, or learns nothing; otherwise one that has learned from the codes."""
+        """This codec if it is fitted or does not learn; otherwise a codec fitted to the codes."""
         return self
 
     def learned(self) -> Arrays:
-        """The learned arrays; none before the codec is fitted."""
+        """The learned arrays; empty before the codec is fitted."""
         return {}
 
     def with_learned(self, learned: Arrays) -> Self:  # noqa: ARG002
-        """This codec with the arrays that `learned` gave, all or none of them.
+        """This codec with the arrays of `learned`: all of them, or none.
 
         Raises:
-            ValueError: arrays of another dtype or shape, or with contents that cannot have been learned.
+            ValueError: arrays of the wrong dtype or shape, or with impossible contents.
         """
         return self
 
     def agrees_with(self, other: Codec) -> bool:
-        """Whether both unpack any row to the same code, so that rows need no rounding to be moved over."""
+        """Whether both unpack any row to the same code, so that rows can be copied between them."""
         ours, theirs = self.learned(), other.learned()
         return (
             self.manifest() == other.manifest()
@@ -85,20 +86,20 @@ class Codec(ABC):
 
     @property
     def has_byte_rows(self) -> bool:
-        """Whether a document is one row of `row_bytes` uint8, and nothing else: the array BYTE_ROWS."""
+        """Whether the only array is BYTE_ROWS, with `row_bytes` uint8 a document."""
         return self.array_names == (BYTE_ROWS,)
 
     @abstractmethod
     def row_bytes(self, n_latents: int, k: int) -> int:
-        """Bytes of a document's rows in all arrays."""
+        """Bytes of a document, over all arrays."""
 
     def nbytes(self, arrays: Arrays) -> int:
-        """Resident bytes of a part: its arrays, and those learned."""
+        """Bytes of a part: its arrays and the learned ones."""
         return sum(array.nbytes for array in (arrays | self.learned()).values())
 
     @abstractmethod
     def pack(self, codes: SparseCodes, num_threads: int = 1, dictionary: FloatArray | None = None) -> Arrays:
-        """The arrays of codes (n, k). The codec must be fitted.
+        """Packs codes (n, k) into arrays. The codec must be fitted.
 
         Args:
             codes: folded codes, whose latents ascend in each row.
@@ -111,15 +112,15 @@ class Codec(ABC):
         """The codes that `pack` stored, rounded. Posting lists are built from these.
 
         Raises:
-            ValueError: the arrays have other shapes or are damaged.
+            ValueError: the arrays have wrong shapes or are damaged.
         """
 
     @abstractmethod
     def engine(self, arrays: Arrays, n_latents: int, k: int) -> Forward:
         """The engine's view of arrays, which scores the codes that `unpack` returns.
 
-        The view borrows the arrays. A codec without a view of its own may convert them to those of another
-        codec, at the price of that codec's memory.
+        The view borrows the arrays, so they must outlive it. A codec without a view of its own may convert
+        them to another codec's arrays, which then take memory too.
 
         Raises:
             ValueError: the arrays do not fit together.
@@ -130,7 +131,7 @@ class Codec(ABC):
         return {name: array[rows] for name, array in arrays.items()}
 
     def stacked(self, pieces: Sequence[Arrays]) -> Arrays:
-        """The rows of pieces, one piece after the other; a single piece is not copied."""
+        """Concatenates pieces; a single piece is not copied."""
         if len(pieces) == 1:
             return pieces[0]
         return {name: np.concatenate([piece[name] for piece in pieces]) for name in self.array_names}
@@ -139,8 +140,8 @@ class Codec(ABC):
         """Copies of the wanted rows, in their order.
 
         Args:
-            pieces: at least one.
-            wanted: row numbers, counted from the first row of the first piece.
+            pieces: at least one piece.
+            wanted: row numbers in the concatenated pieces.
         """
         if len(pieces) == 1:
             return {name: array[wanted] for name, array in pieces[0].items()}
@@ -158,16 +159,16 @@ class Codec(ABC):
         return taken
 
     def to_arrays(self, arrays: Arrays) -> Arrays:
-        """The arrays to store, under their names in files: those of all documents, and those learned.
+        """The arrays to store, under their names in files, including learned ones.
 
         Args:
-            arrays: one piece; empty if there are no documents.
+            arrays: the arrays of all documents; empty if there are none.
         """
         return {PREFIX + name: array for name, array in (arrays | self.learned()).items()}
 
     @classmethod
     def stored_names(cls) -> tuple[set[str], set[str]]:
-        """The names in files of arrays with one row a document, and of learned arrays."""
+        """File names of the arrays with one row a document, and of the learned arrays."""
         by_row, learned = (
             {PREFIX + name for name in names} for names in (cls.array_names, cls.learned_names)
         )

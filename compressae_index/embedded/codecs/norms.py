@@ -1,4 +1,4 @@
-"""Scales that undo what rounding did to the norms of reconstructions."""
+"""Scales that correct the norms of reconstructions after rounding."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def norm_keeping_scales(
     dictionary: FloatArray,
     num_threads: int,
 ) -> npt.NDArray[np.float16]:
-    """Scales with which rounded values reconstruct vectors of the same norm as the codes do.
+    """Scales that give the reconstruction of rounded values the same norm as that of the codes.
 
     Args:
-        scales: (n,), by which the values were rounded.
+        scales: (n,), the scales that values were rounded with.
         codes: (n, k), before rounding.
-        rounded: (n, k), their values after rounding.
+        rounded: (n, k), the values after rounding, scales included.
         dictionary: (n_latents, dim).
         num_threads: threads of the engine.
     """

@@ -1,4 +1,4 @@
-"""Dense embeddings to codes of documents and queries, for all hooks."""
+"""Encodes dense embeddings of documents and queries, for all hooks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def as_texts(texts: Any) -> list[Any]:
     """Texts as a list.
 
     Raises:
-        InputError: a string, whose characters would be taken for texts, or something else that is not a list.
+        InputError: not an iterable of strings; or one string, whose characters would be taken for texts.
     """
     if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
         msg = f"texts must be a list of strings, got {type(texts).__name__}"
@@ -28,7 +28,7 @@ def as_texts(texts: Any) -> list[Any]:
 
 
 class SplitEncoder:
-    """Encodes embeddings: documents as folded codes, queries as their strongest latents."""
+    """Encodes documents as folded codes, and queries as their strongest latents."""
 
     def __init__(
         self,
@@ -38,16 +38,16 @@ class SplitEncoder:
         encoder: Encoder = "pursuit",
         query_nnz: int = QUERY_NNZ,
     ) -> None:
-        """From a model of the embedder's dimension.
+        """Takes a model of the embedder's dimension.
 
         Args:
             model: a trained model.
             k: nonzeros a document; the model's by default.
             encoder: as for `CompressedIndex.build`.
-            query_nnz: latents of a query, of largest magnitude.
+            query_nnz: latents kept of a query, those of largest magnitude.
 
         Raises:
-            InputError: k or query_nnz out of range, an unknown encoder, or model is not a `CompresSAE`.
+            InputError: k or query_nnz is out of range, the encoder unknown, or model not a `CompresSAE`.
         """
         self.model = check_is_model(model)
         self.encoder: Encoder = check_choice(encoder, "encoder", ENCODERS)
@@ -58,7 +58,7 @@ class SplitEncoder:
         """Folded codes of the embeddings that an embedder returned for n texts.
 
         Raises:
-            InputError: another number or dimension of rows, bad rows, or no rows of numbers.
+            InputError: the wrong number or dimension of rows, bad rows, or no array of numbers.
         """
         rows = self._rows(embeddings, n)
         return self.model.fold(self.model.encode(rows, self.k, encoder=self.encoder))
@@ -70,10 +70,10 @@ class SplitEncoder:
     def _rows(self, embeddings: Any, n: int) -> FloatArray:
         name = "embeddings of the embedder"
         array = as_array(embeddings, name)
-        if array.ndim == 3 and array.shape[1] == 1:  # a batch of one a text
+        if array.ndim == 3 and array.shape[1] == 1:  # each text as a batch of one
             array = array[:, 0]
         rows = check_vectors(array, dim=self.model.dim, name=name, integers=True)
         if len(rows) != n:
-            msg = f"the embedder gave {len(rows)} vectors for {n} texts"
+            msg = f"the embedder returned {len(rows)} vectors for {n} texts"
             raise DimensionError(msg)
         return rows

@@ -16,23 +16,23 @@ except ImportError as error:
 
 
 class CompresSAESparseEmbedding(BaseSparseEmbedding):  # type: ignore[misc]
-    """Split codes of a LangChain embedder's embeddings.
+    """Codes split by sign, of the embeddings of a LangChain embedder.
 
-    Give the store `index_params` and `search_params` of metric IP without drop_ratio: the defaults of
-    langchain-milvus drop part of the query, and Milvus Lite refuses them.
+    Pass the store `index_params` and `search_params` with metric IP and without drop_ratio: the defaults of
+    langchain-milvus drop part of each query, and Milvus Lite refuses them.
     """
 
     def __init__(self, embeddings: Any, model: CompresSAE, **options: Any) -> None:
-        """From a `langchain_core.embeddings.Embeddings`, a model, and options of `SplitEncoder`."""
+        """Takes a `langchain_core.embeddings.Embeddings`, a model, and options of `SplitEncoder`."""
         self._embeddings = embeddings
         self._encoder = SplitEncoder(model, **options)
 
     def embed_query(self, query: str) -> dict[int, float]:
-        """Index to value of a query."""
+        """The nonzeros of a query, index to value."""
         return to_dicts(self._encoder.queries(self._embeddings.embed_query(query), 1))[0]
 
     def embed_documents(self, texts: list[str]) -> list[dict[int, float]]:
-        """Index to value of each document."""
+        """The nonzeros of each document, index to value."""
         texts = as_texts(texts)
         if not texts:
             return []

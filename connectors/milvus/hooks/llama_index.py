@@ -18,19 +18,19 @@ except ImportError as error:
 
 
 class CompresSAESparseEmbeddingFunction(BaseSparseEmbeddingFunction):  # type: ignore[misc]
-    """Split codes of a LlamaIndex embedder's embeddings.
+    """Codes split by sign, of the embeddings of a LlamaIndex embedder.
 
-    The store searches with drop_ratio_search = 0.2, which Milvus Lite refuses and which costs some recall on
-    a server.
+    The store searches with drop_ratio_search = 0.2. Milvus Lite refuses that, and on a server it costs some
+    recall.
     """
 
     def __init__(self, embedding: Any, model: CompresSAE, **options: Any) -> None:
-        """From a `llama_index.core.embeddings.BaseEmbedding`, a model, and options of `SplitEncoder`."""
+        """Takes a `llama_index.core.embeddings.BaseEmbedding`, a model, and options of `SplitEncoder`."""
         self._embedding = embedding
         self._encoder = SplitEncoder(model, **options)
 
     def encode_queries(self, queries: list[str]) -> list[dict[int, float]]:
-        """Index to value of each query."""
+        """The nonzeros of each query, index to value."""
         queries = as_texts(queries)
         if not queries:
             return []
@@ -38,7 +38,7 @@ class CompresSAESparseEmbeddingFunction(BaseSparseEmbeddingFunction):  # type: i
         return to_dicts(self._encoder.queries(found, len(queries)))
 
     def encode_documents(self, documents: list[str]) -> list[dict[int, float]]:
-        """Index to value of each document."""
+        """The nonzeros of each document, index to value."""
         documents = as_texts(documents)
         if not documents:
             return []

@@ -14,16 +14,16 @@ from compressae_index.connectors.milvus.wire import split
 
 
 class CompresSAEEmbeddingFunction:
-    """Split codes of the embeddings of a dense function of pymilvus.model, which is not imported here."""
+    """Codes split by sign, of the embeddings of a dense function of pymilvus.model (not imported)."""
 
     def __init__(self, dense: Any, model: CompresSAE, **options: Any) -> None:
-        """From an object with encode_queries and encode_documents, a model, and options of `SplitEncoder`."""
+        """Takes an object with encode_queries and encode_documents, a model, options of `SplitEncoder`."""
         self._dense = dense
         self._encoder = SplitEncoder(model, **options)
 
     @property
     def dim(self) -> int:
-        """Twice the latents."""
+        """Twice n_latents: one dimension for each sign of a latent."""
         return 2 * self._encoder.model.n_latents
 
     def __call__(self, texts: list[str]) -> sp.csr_array:
@@ -31,7 +31,7 @@ class CompresSAEEmbeddingFunction:
         return self.encode_documents(texts)
 
     def encode_queries(self, queries: list[str]) -> sp.csr_array:
-        """One row a query, (n, dim). A row for pymilvus is `rows[[i]]`; `rows[i]` has one dimension."""
+        """One row a query, (n, dim). Pass pymilvus a row as `rows[[i]]`, as `rows[i]` is one-dimensional."""
         queries = as_texts(queries)
         if not queries:
             return self._none()
