@@ -265,7 +265,12 @@ def test_eval_of_a_file_with_missing_rows(vectors: FloatArray) -> None:
     run("build", "gaps.parquet", "-o", "gaps", "--model", "m", "--k", 8, *skip)
     measured = run_json("eval", "gaps", "gaps.parquet", "q.npy", *skip)
     assert (measured["left_out"], measured["stats"]["vectors"]) == (1, 299)
-    assert "row 7" in fail("eval", "gaps", "gaps.parquet", "q.npy")
+    for command in (("eval", "gaps", "gaps.parquet", "q.npy"), ("report", "m", "gaps.parquet")):
+        assert "row 7" in fail(*command)
+        assert run(*command, *skip).exit_code == 0
+    estimated = ("estimate", "gaps.parquet", "--k", 8, "--n-latents", 64)
+    assert "row 7" in fail(*estimated)
+    assert run_json(*estimated, *skip)["plan"]["k"] == 8
 
 
 @needs_place

@@ -413,6 +413,7 @@ def cluster(index: Path, output: Path | None, threads: int | None, as_json: bool
 @click.option("--k", type=int, help="Nonzeros a code.  [default: 32, less for few rows or dimensions]")
 @click.option("--n-latents", type=int, help="Size of the dictionary.  [default: 4096, less for few rows]")
 @storage_options
+@bad_rows_option
 @dataset_option
 @threads_option
 @json_option
@@ -424,6 +425,7 @@ def estimate(
     postings: int | None,
     bytes_per_vector: float | None,
     target_recall: float | None,
+    on_bad_rows: BadRows,
     dataset: str,
     threads: int | None,
     as_json: bool,
@@ -440,7 +442,7 @@ def estimate(
     from compressae_index.building.estimation import estimate as estimate_index
 
     result = estimate_index(
-        open_vectors(embeddings, dataset=dataset),
+        open_vectors(embeddings, dataset=dataset, on_bad_rows=on_bad_rows),
         k=k,
         n_latents=n_latents,
         value_bits=value_bits,

@@ -9,6 +9,7 @@ import click
 
 from compressae_index.cli.options import (
     PATH,
+    bad_rows_option,
     check_file,
     dataset_option,
     json_option,
@@ -18,7 +19,7 @@ from compressae_index.cli.options import (
 from compressae_index.coding.model import CompresSAE
 from compressae_index.measuring.model_report import model_report
 from compressae_index.measuring.plots import figure_class
-from compressae_index.sources import open_vectors
+from compressae_index.sources import BadRows, open_vectors
 
 
 @click.command("report")
@@ -26,6 +27,7 @@ from compressae_index.sources import open_vectors
 @click.argument("embeddings", type=PATH)
 @click.option("--plot", type=PATH, help="Write a picture to this .png file (needs matplotlib).")
 @click.option("--max-rows", type=int, default=20_000, show_default=True, help="Vectors to look at.")
+@bad_rows_option
 @dataset_option
 @threads_option
 @json_option
@@ -34,6 +36,7 @@ def report_model(
     embeddings: Path,
     plot: Path | None,
     max_rows: int,
+    on_bad_rows: BadRows,
     dataset: str,
     threads: int | None,
     as_json: bool,
@@ -52,7 +55,7 @@ def report_model(
         check_file(plot, ".png", "pictures")
         figure_class()  # fails before the work if matplotlib is missing
     trained = CompresSAE.load(model)
-    vectors = open_vectors(embeddings, dataset=dataset)
+    vectors = open_vectors(embeddings, dataset=dataset, on_bad_rows=on_bad_rows)
     result = model_report(trained, vectors, max_rows=max_rows, num_threads=threads, progress=True)
     if plot is not None:
         with written_aside(plot) as aside:

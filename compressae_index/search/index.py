@@ -150,34 +150,34 @@ class Index:
         Args:
             queries: (n_queries, d), or (d,) for one.
             k: neighbours of each query. More than there are vectors leaves places of the answer empty, and is
-                refused where these would be millions.
+                refused if these would be millions.
             mode: "sparse" scores by the query's query_nnz strongest latents, through their posting lists;
                 "dense" scores every document by the metric with its reconstruction; "two_stage" takes the
                 best `candidates` by posting lists and scores them as "dense" does. `modes` has those of this
                 index.
-            candidates: documents that stage one hands to stage two, at least k; by default 1,000, or k where
-                that is more. "sparse" needs them only where a back end gives no more than upper bounds.
+            candidates: documents that stage one hands to stage two, at least k; by default 1,000, or k if
+                that is more. "sparse" needs them only if a back end gives upper bounds of its scores.
             query_nnz: latents of the query that stage one keeps, of largest magnitude; by default 64, and
-                64 k / postings where posting lists keep fewer than k nonzeros, which is as fast.
+                64 k / postings if posting lists keep fewer than k nonzeros, which is as fast.
             scoring: "asymmetric" compares the query itself with the codes; "symmetric" encodes the query
                 first, as the paper does: s_q with s in "sparse", x_hat_q with x_hat in "dense".
             nprobe: clusters that posting lists are scanned of, those whose mean codes score best; all by
                 default, which is exact. `CompressedIndex.cluster` makes them; an index without clusters takes
-                no nprobe. All are scanned where those hold fewer than k that match.
+                no nprobe. All are scanned if those hold fewer than k that match.
             filter: ids to search among, in which repeats count once; a boolean mask with one entry a vector
                 in the order of `ids`; or an expression of Milvus. An index takes those of its
-                `documents.filters`. It is applied inside stage one, so k results come back where k match.
-            num_threads: threads to share the queries, or the documents where there are fewer queries and no
+                `documents.filters`. It is applied inside stage one, so k results come back if k match.
+            num_threads: threads to share the queries, or the documents if there are fewer queries and no
                 nprobe; all by default.
 
         Returns:
             scores and ids, each (n_queries, k), and `certified`. The higher score comes first; of equal
-            scores, that of the document that is first in `ids`. Where fewer than k documents match: id -1
+            scores, that of the document that is first in `ids`. If fewer than k documents match: id -1
             (None for string ids) and score -inf.
 
         Raises:
             InputError: bad queries, another dimension, k, query_nnz or nprobe below 1, candidates below k,
-                nprobe where there are no clusters, another mode, or a filter that this index does not take.
+                nprobe without clusters, another mode, or a filter that this index does not take.
         """
         settings = Settings(mode, candidates, query_nnz, scoring, nprobe, filter, num_threads)
         documents = self.documents
