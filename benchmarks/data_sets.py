@@ -31,7 +31,7 @@ from compressae_index.errors import (
     InputError,
     MissingExtraError,
 )
-from compressae_index.measuring.recall import exact_neighbours
+from compressae_index.measuring.exact import exact_neighbours
 from compressae_index.sources import Vectors, open_vectors
 
 QUERIES = 2000

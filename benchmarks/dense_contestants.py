@@ -30,7 +30,7 @@ from compressae_index.embedded.codecs import Packed
 from compressae_index.embedded.codecs.levels import usual_levels
 from compressae_index.embedded.documents import EmbeddedDocuments
 from compressae_index.errors import InputError
-from compressae_index.measuring.recall import recall
+from compressae_index.search.recall import recall
 from compressae_index.training.config import Preset, TrainConfig
 
 KS = (10, 100)

@@ -33,7 +33,7 @@ from compressae_index.connectors.faiss import DenseStore, FaissIndex, dictionary
 from compressae_index.connectors.faiss.flat import STORAGES
 from compressae_index.connectors.faiss.lists import POSTING_BYTES
 from compressae_index.embedded.sizes import POSTING_BYTES as EMBEDDED_POSTING_BYTES
-from compressae_index.measuring.recall import recall
+from compressae_index.search.recall import recall
 from compressae_index.training.config import PRESETS, Preset, TrainConfig
 
 sys.path.insert(0, str(Path(__file__).parent))  # python -P leaves it out

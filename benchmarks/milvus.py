@@ -32,8 +32,8 @@ from compressae_index.arrays import FloatArray
 from compressae_index.coding.codes import SparseCodes
 from compressae_index.connectors.milvus import MilvusIndex, connect
 from compressae_index.connectors.milvus.collection import Collection
-from compressae_index.measuring.recall import recall
 from compressae_index.search.queries import Asked, Settings
+from compressae_index.search.recall import recall
 from compressae_index.search.stages import Candidates, terms_of
 
 sys.path.insert(0, str(Path(__file__).parent))  # python -P leaves it out

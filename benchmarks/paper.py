@@ -13,7 +13,8 @@ from stores import IntArray
 
 from compressae_index import CompresSAE, CompressedIndex, SparseCodes, train
 from compressae_index.coding.model import Encoder
-from compressae_index.measuring.recall import exact_neighbours, recall
+from compressae_index.measuring.exact import exact_neighbours
+from compressae_index.search.recall import recall
 from compressae_index.training.config import TrainConfig
 
 AT = 100

@@ -26,7 +26,8 @@ from compressae_index import CompresSAE, SparseCodes, train
 from compressae_index._engine import simd
 from compressae_index.arrays import FloatArray
 from compressae_index.checks import check_threads, normalize_rows
-from compressae_index.measuring.recall import exact_neighbours, recall
+from compressae_index.measuring.exact import exact_neighbours
+from compressae_index.search.recall import recall
 from compressae_index.training.config import PRESETS, Preset, TrainConfig
 
 sys.path.insert(0, str(Path(__file__).parent))  # python -P leaves it out

@@ -16,7 +16,7 @@ from compressae_index.arrays import FloatArray
 from compressae_index.errors import MissingExtraError
 from compressae_index.index import CompressedIndex
 from compressae_index.measuring.evaluation import Measurement, as_table, evaluate
-from compressae_index.measuring.recall import exact_neighbours
+from compressae_index.measuring.exact import exact_neighbours
 from compressae_index.measuring.rivals import evaluate_exact, evaluate_pq
 from compressae_index.persistence import check_target
 from compressae_index.search.index import IndexStats

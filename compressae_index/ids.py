@@ -290,6 +290,18 @@ def _not_ids(array: npt.NDArray[Any], kinds: set[type]) -> str:
     return f"{msg}: pass [str(i) for i in ids]"
 
 
+def check_kind(ids: IdArray, *, are_strings: bool) -> None:
+    """Checks that new ids are of the kind of an index.
+
+    Raises:
+        InputError: the index has strings and these are integers, or the other way round.
+    """
+    if (ids.dtype == object) != are_strings:
+        kinds = ("strings", "integers") if are_strings else ("integers", "strings")
+        msg = f"the ids of this index are {kinds[0]}, the new ones are {kinds[1]}"
+        raise InputError(msg)
+
+
 def check_unique(array: IdArray, place: str = "row", first: int = 0) -> None:
     """Checks that ids are unique and not negative.
 

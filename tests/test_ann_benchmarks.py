@@ -18,7 +18,8 @@ import pytest
 import yaml
 
 from compressae_index.arrays import FloatArray
-from compressae_index.measuring.recall import exact_neighbours, recall
+from compressae_index.measuring.exact import exact_neighbours
+from compressae_index.search.recall import recall
 
 SOURCE = Path(__file__).parent.parent / "benchmarks" / "ann_benchmarks" / "compressae"
 CONFIG = yaml.safe_load((SOURCE / "config.yml").read_text())

@@ -12,8 +12,9 @@ from compressae_index.arrays import FloatArray
 from compressae_index.checks import normalize_rows
 from compressae_index.coding.metric import Metric
 from compressae_index.measuring.evaluation import Measurement, as_table, evaluate, measure, sweep
-from compressae_index.measuring.recall import exact_neighbours, recall
+from compressae_index.measuring.exact import exact_neighbours
 from compressae_index.measuring.rivals import evaluate_exact, evaluate_pq, evaluate_quantisers
+from compressae_index.search.recall import recall
 
 
 def rows_that_tie(n: int, dim: int, seed: int) -> FloatArray:
@@ -28,7 +29,7 @@ def rows_that_tie(n: int, dim: int, seed: int) -> FloatArray:
 
 @pytest.mark.parametrize("chunk_rows", [1, 16, 77, 1000])
 def test_exact_neighbours_with_ties(monkeypatch: pytest.MonkeyPatch, chunk_rows: int) -> None:
-    monkeypatch.setattr("compressae_index.measuring.recall.CHUNK_ROWS", chunk_rows)
+    monkeypatch.setattr("compressae_index.measuring.exact.CHUNK_ROWS", chunk_rows)
     vectors, queries = rows_that_tie(200, 8, 0), rows_that_tie(20, 8, 1)
     for k in (1, 7, 50, 199, 200):
         found = exact_neighbours(vectors, queries, k)

@@ -96,3 +96,25 @@ def test_torch_is_imported_where_it_is_needed() -> None:
 
 def _imported(node: ast.Import | ast.ImportFrom) -> list[str]:
     return [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+
+
+# Not of this package: named tuples, and two of pymilvus that have no public form.
+FOREIGN = {"_replace", "_asdict", "_fields", "_get_connection", "_generate_call_context"}
+
+
+@pytest.mark.parametrize(("file", "name"), list(modules()), ids=[name for _, name in modules()])
+def test_private_attributes_stay_in_their_module(file: Path, name: str) -> None:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    own = {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    own |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    own |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and _is_self(node.value)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+            reached = not _is_self(node.value) and node.attr not in own | FOREIGN
+            assert not reached, f"{name}, line {node.lineno}: {ast.unparse(node)}"
+
+
+def _is_self(value: ast.expr) -> bool:
+    if isinstance(value, ast.Call):
+        return ast.unparse(value) == "super()"
+    return isinstance(value, ast.Name) and value.id in ("self", "cls")

@@ -18,8 +18,9 @@ from compressae_index.arrays import FloatArray
 from compressae_index.checks import normalize_rows
 from compressae_index.cli import main
 from compressae_index.coding.metric import METRICS, RowScale, row_norms
-from compressae_index.measuring.recall import exact_neighbours, recall
+from compressae_index.measuring.exact import exact_neighbours
 from compressae_index.search.queries import MODES
+from compressae_index.search.recall import recall
 from compressae_index.testing import assert_best, term_scores
 
 FORMS = ("packed", "aligned")

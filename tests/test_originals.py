@@ -17,9 +17,10 @@ from compressae_index.coding.metric import Metric
 from compressae_index.connectors.faiss import FaissIndex
 from compressae_index.embedded.sizes import WINDOW
 from compressae_index.measuring.evaluation import evaluate, sweep
+from compressae_index.measuring.exact import exact_neighbours
 from compressae_index.measuring.index_report import IndexReport, index_report
 from compressae_index.measuring.originals import fits, originals_of
-from compressae_index.measuring.recall import exact_neighbours, recall
+from compressae_index.search.recall import recall
 from compressae_index.search.stages import Found, places_of, ranked
 
 Change = Callable[[CompressedIndex, FloatArray, Any], object]

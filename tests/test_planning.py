@@ -14,7 +14,8 @@ from compressae_index.building.estimation import estimate
 from compressae_index.demo import DemoData
 from compressae_index.embedded.backend import EmbeddedBackend, strongest
 from compressae_index.embedded.codecs import Packed
-from compressae_index.measuring.recall import exact_neighbours, recall
+from compressae_index.measuring.exact import exact_neighbours
+from compressae_index.search.recall import recall
 
 
 def test_bytes_of_a_row_are_the_engines() -> None:

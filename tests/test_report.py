@@ -16,8 +16,9 @@ from compressae_index import CompresSAE, CompressedIndex, DimensionError, InputE
 from compressae_index.arrays import FloatArray
 from compressae_index.checks import normalize_rows
 from compressae_index.cli import main
+from compressae_index.measuring.exact import exact_neighbours
 from compressae_index.measuring.model_report import ModelReport, model_report
-from compressae_index.measuring.recall import exact_neighbours, recall
+from compressae_index.search.recall import recall
 
 
 @pytest.fixture(scope="module")

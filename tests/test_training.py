@@ -28,7 +28,8 @@ from compressae_index.arrays import FloatArray
 from compressae_index.checks import normalize_rows
 from compressae_index.coding.torch_pursuit import pursue_on
 from compressae_index.demo import DemoData
-from compressae_index.measuring.recall import exact_neighbours, recall
+from compressae_index.measuring.exact import exact_neighbours
+from compressae_index.search.recall import recall
 from compressae_index.training import CompresSAEModule, TrainResult
 from compressae_index.training.checkpoint import Checkpoint
 from compressae_index.training.run import _hold_out

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from compressae_index.arrays import FloatArray
 from compressae_index.checks import check_number
@@ -18,6 +17,7 @@ from compressae_index.embedded.codecs import Packed
 from compressae_index.embedded.sizes import POSTING_BYTES, list_overhead
 from compressae_index.errors import InputError
 from compressae_index.progress import track
+from compressae_index.search.recall import recall
 from compressae_index.sources import Vectors
 from compressae_index.sources.sample import unit_sample
 
@@ -276,8 +276,4 @@ class _Trial:
         u = self.projections
         _, found = backend.two_stage(u, u, backend.query_nnz, candidates, self.top, None, self.threads)
         _, dense = backend.dense(u, self.top, None, self.threads)
-        return self._recall(found), self._recall(dense)
-
-    def _recall(self, found: npt.NDArray[np.int64]) -> float:
-        shared = sum(len(np.intersect1d(a, b)) for a, b in zip(found, self.truth, strict=True))
-        return shared / self.truth.size
+        return recall(found, self.truth, self.top), recall(dense, self.truth, self.top)

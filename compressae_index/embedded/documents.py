@@ -15,7 +15,7 @@ from compressae_index.coding.metric import RowScale
 from compressae_index.embedded.backend import EmbeddedBackend
 from compressae_index.embedded.sizes import RUN_ROWS, WINDOW
 from compressae_index.errors import DimensionError, InputError
-from compressae_index.ids import STORED_ROWS, Ids, Rows, stored_rows
+from compressae_index.ids import STORED_ROWS, Ids, Rows, check_kind, stored_rows
 from compressae_index.persistence import entry
 from compressae_index.search.protocol import Filter
 from compressae_index.search.queries import MODES, Asked, SearchResult
@@ -188,10 +188,8 @@ class EmbeddedDocuments(Rows):
         Raises:
             InputError: they are of the other kind.
         """
-        if self.n_alive and self.are_strings != (ids.dtype == object):
-            kinds = ("strings", "integers") if self.are_strings else ("integers", "strings")
-            msg = f"the ids of this index are {kinds[0]}, the new ones are {kinds[1]}"
-            raise InputError(msg)
+        if self.n_alive:
+            check_kind(ids, are_strings=self.are_strings)
 
     def added(
         self,

@@ -13,10 +13,10 @@ from threadpoolctl import threadpool_limits
 
 from compressae_index.arrays import FloatArray
 from compressae_index.measuring.originals import check_held
-from compressae_index.measuring.recall import recall
 from compressae_index.progress import track
 from compressae_index.search.index import Index
 from compressae_index.search.queries import MODES, Mode, Scoring
+from compressae_index.search.recall import recall
 
 # Latency is the median of this many single queries.
 TIMED_QUERIES = 200

@@ -23,9 +23,9 @@ from compressae_index.measuring.evaluation import (
     settings_of,
     sweep,
 )
+from compressae_index.measuring.exact import exact_neighbours
 from compressae_index.measuring.model_report import ModelReport, model_report
 from compressae_index.measuring.originals import Originals, originals_of
-from compressae_index.measuring.recall import exact_neighbours
 from compressae_index.measuring.rivals import (
     PQ_CENTROIDS,
     PQ_POINTS_PER_CENTROID,

@@ -16,9 +16,10 @@ from compressae_index.coding.codes import SparseCodes
 from compressae_index.coding.model import CompresSAE
 from compressae_index.embedded.backend import EmbeddedBackend
 from compressae_index.errors import InputError
+from compressae_index.measuring.exact import exact_neighbours
 from compressae_index.measuring.plots import COLOURS, figure_class, look
-from compressae_index.measuring.recall import exact_neighbours, recall
 from compressae_index.progress import track
+from compressae_index.search.recall import recall
 from compressae_index.sources import Vectors, VectorSource, checked_rows, open_vectors
 
 if TYPE_CHECKING:

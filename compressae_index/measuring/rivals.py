@@ -13,7 +13,7 @@ from compressae_index.checks import check_vectors, normalize_rows
 from compressae_index.coding.metric import Metric
 from compressae_index.errors import InputError, MissingExtraError
 from compressae_index.measuring.evaluation import Measurement, measure
-from compressae_index.measuring.recall import _comparable
+from compressae_index.measuring.exact import _comparable
 from compressae_index.progress import track
 from compressae_index.sources import Vectors
 

@@ -12,7 +12,7 @@ from compressae_index.arrays import BoolArray, FloatArray, IdArray
 from compressae_index.coding.codes import SparseCodes
 from compressae_index.coding.metric import RowScale
 from compressae_index.errors import InputError
-from compressae_index.ids import Ids
+from compressae_index.ids import Ids, check_kind
 from compressae_index.progress import track
 from compressae_index.search.protocol import Filter
 from compressae_index.search.queries import Asked, SearchResult
@@ -125,10 +125,7 @@ class SparseBackend(ABC):
         Raises:
             InputError: they are of the other kind.
         """
-        if (ids.dtype == object) != self.are_strings:
-            kinds = ("strings", "integers") if self.are_strings else ("integers", "strings")
-            msg = f"the ids of this index are {kinds[0]}, the new ones are {kinds[1]}"
-            raise InputError(msg)
+        check_kind(ids, are_strings=self.are_strings)
 
     def added(
         self,

@@ -1,4 +1,4 @@
-"""Exact neighbours, and recall against them."""
+"""Exact search: the true neighbours of queries."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import numpy.typing as npt
 from compressae_index.arrays import FloatArray
 from compressae_index.checks import check_choice, check_int, check_vectors, normalize_rows
 from compressae_index.coding.metric import METRICS, Metric
-from compressae_index.errors import DimensionError, InputError
 from compressae_index.progress import track
 from compressae_index.sources import CHUNK_ROWS, Vectors, checked_rows
 
@@ -63,29 +62,3 @@ def _best(scores: FloatArray, k: int) -> npt.NDArray[np.int64]:
         ties = np.flatnonzero(scores[row] == least[row])
         chosen[row, ties[k - chosen[row].sum() :]] = False
     return np.nonzero(chosen)[1].reshape(len(scores), k)
-
-
-def recall(found: npt.NDArray[Any], truth: npt.NDArray[Any], k: int) -> float:
-    """recall@k: the share of the k true neighbours that are among the first k found, over all queries.
-
-    Args:
-        found: ids or rows, best first, (n_queries, at least k); -1 or None where nothing was found.
-        truth: ids or rows of the true neighbours, of the same kind.
-        k: neighbours to compare.
-
-    Raises:
-        DimensionError: fewer than k columns, or another number of queries.
-        InputError: one holds strings and the other integers, which never match.
-    """
-    if len(found) != len(truth) or min(found.shape[1], truth.shape[1]) < k:
-        msg = f"recall@{k} needs the same queries and k columns, got {found.shape} and {truth.shape}"
-        raise DimensionError(msg)
-    kinds = [array.dtype.kind in "iu" for array in (found, truth)]
-    if kinds[0] != kinds[1]:
-        msg = f"recall compares ids of one kind, got {found.dtype} and {truth.dtype}"
-        raise InputError(msg)
-    missing = {-1, None}
-    shared = sum(
-        len({*a[:k].tolist()} & {*b[:k].tolist()} - missing) for a, b in zip(found, truth, strict=True)
-    )
-    return shared / (len(truth) * k)
