@@ -23,6 +23,7 @@ from stores import FaissStore, IntArray, OurStore, Store, SvsStore, TurbovecStor
 from compressae_index import CompresSAE, CompressedIndex, SparseCodes, train
 from compressae_index.arrays import FloatArray
 from compressae_index.checks import normalize_rows
+from compressae_index.coding.chunks import Encoded
 from compressae_index.coding.metric import Metric
 from compressae_index.coding.model import Encoder
 from compressae_index.embedded.backend import EmbeddedBackend
@@ -243,7 +244,7 @@ def compresso(bench: Bench) -> Iterator[Built]:
         codes = model.encode(bench.vectors, encoder="topk", num_threads=bench.threads)
         codes = SparseCodes(codes.latents, codes.values * norms[codes.latents], codes.n_latents)
         backend = EmbeddedBackend(model.n_latents, 32)
-        backend = backend.added([model.fold(codes)], bench.threads, model.decoder_w)
+        backend = backend.added([Encoded(model.fold(codes))], bench.threads, model)
         return CompressedIndex(model, encoder="topk", documents=EmbeddedDocuments(backend))
 
     index, fill_seconds = timed(fill)

@@ -17,6 +17,7 @@ from threadpoolctl import threadpool_limits
 
 from compressae_index import CompresSAE, CompressedIndex, SparseCodes, train
 from compressae_index.arrays import FloatArray
+from compressae_index.coding.chunks import Encoded
 from compressae_index.embedded.backend import EmbeddedBackend
 from compressae_index.embedded.documents import EmbeddedDocuments
 from compressae_index.search.queries import MODES
@@ -45,7 +46,7 @@ def filled(
     backend, seconds = EmbeddedBackend(model.n_latents, codes.k), 0.0
     for chunk in generated_codes(codes, n, seed):
         folded = model.fold(chunk, num_threads=threads)
-        backend, taken = timed(partial(backend.added, [folded], threads, model.decoder_w))
+        backend, taken = timed(partial(backend.added, [Encoded(folded)], threads, model))
         seconds += taken
     joined, taken = timed(backend.joined)
     return joined, seconds + taken
@@ -67,7 +68,7 @@ def of_size(
     """Seconds, milliseconds and bytes at n documents."""
     backend, build_seconds = filled(model, codes, n, threads, seed)
     more = model.fold(next(generated_codes(codes, ADDED, seed + 1)))
-    _, add_seconds = timed(partial(backend.added, [more], threads, model.decoder_w))
+    _, add_seconds = timed(partial(backend.added, [Encoded(more)], threads, model))
     index = CompressedIndex(model, documents=EmbeddedDocuments(backend))
     with tempfile.TemporaryDirectory() as folder, threadpool_limits(1):
         path = Path(folder) / "index"

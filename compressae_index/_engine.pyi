@@ -333,6 +333,93 @@ class PackedCodes(Forward):
         k: int,
     ) -> None: ...
 
+def residual_row_bytes(dim: int, residual_bits: int) -> int:
+    """Bytes of a residual row."""
+
+def residual_rows(
+    targets: Annotated[
+        NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)
+    ],
+    latents: Annotated[
+        NDArray[numpy.uint16], dict(shape=(None, None), order="C", device="cpu", writable=False)
+    ],
+    values: Annotated[
+        NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)
+    ],
+    dictionary: Annotated[
+        NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)
+    ],
+    residual_bits: int,
+    num_threads: int,
+) -> NDArray[numpy.uint8]:
+    """
+    Residual rows of targets (n, dim) whose codes are latents and values (n, k): (n, row_bytes). The code's
+    reconstruction and the residual together get the norm of the target.
+    """
+
+def residual_vectors(
+    rows: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order="C", device="cpu", writable=False)],
+    dim: int,
+    residual_bits: int,
+    num_threads: int,
+) -> NDArray[numpy.float32]:
+    """Residuals that rows stand for: (n, dim)."""
+
+class Refiner:
+    """Stage three of a search: scores by what codes leave out."""
+
+    def rescore(
+        self,
+        queries: Annotated[
+            NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)
+        ],
+        scores: Annotated[
+            NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)
+        ],
+        rows: Annotated[
+            NDArray[numpy.int64], dict(shape=(None, None), order="C", device="cpu", writable=False)
+        ],
+        num_threads: int,
+    ) -> NDArray[numpy.float32]:
+        """
+        Scores of rows (n_queries, width) in place of their sums over codes; that of row -1 stays.
+        """
+
+    @property
+    def n_documents(self) -> int: ...
+
+class Residuals(Refiner):
+    """Adds the products of queries with residual codes."""
+
+    def __init__(
+        self,
+        parts: Sequence[
+            Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order="C", device="cpu", writable=False)]
+        ],
+        dim: int,
+        residual_bits: int,
+    ) -> None: ...
+    def validate(self, num_threads: int) -> None:
+        """
+        Raises ValueError where the scale of a row is not finite and at least 0.
+        """
+
+class Originals(Refiner):
+    """The products of queries with original vectors."""
+
+    def __init__(
+        self,
+        segments: Sequence[tuple[object, float]],
+        dim: int,
+        places: Annotated[NDArray[numpy.int64], dict(shape=(None,), order="C", device="cpu", writable=False)]
+        | None,
+        by_direction: bool,
+    ) -> None:
+        """
+        Segments are vectors, float32, or float16 as uint16, (n, dim), and a factor of their products each.
+        places: each document's row in them. With by_direction, products are divided by the norms of vectors.
+        """
+
 def search(
     parts: Sequence[tuple[InvertedLists, Forward]],
     stage_one: Annotated[
@@ -351,10 +438,17 @@ def search(
     num_threads: int,
     clusters: Clusters | None = None,
     nprobe: int = 0,
+    refiner: Refiner | None = None,
+    queries: Annotated[
+        NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)
+    ]
+    | None = None,
+    refine: int = 0,
 ) -> tuple[NDArray[numpy.float32], NDArray[numpy.int64]]:
     """
     Best documents of parts, (lists, codes) each: (scores, rows), (n_queries, top). With projections stage_one,
     the best candidates by the posting lists of their query_nnz largest entries are scored by their codes: with
     the projections stage_two, or with those entries alone. With stage_two alone every document is. With clusters of
-    the first windows, posting lists are read of the nprobe whose means score best, and behind all clusters.
+    the first windows, posting lists are read of the nprobe whose means score best, and behind all clusters. With
+    a refiner, it scores the best `refine` by their codes again, by queries (n_queries, dim).
     """

@@ -16,18 +16,19 @@ from compressae_index.arrays import BoolArray, IdArray
 from compressae_index.building.planning import Budget, Plan, choose
 from compressae_index.building.training import ModelSource
 from compressae_index.checks import as_path, check_choice, check_int, check_threads
-from compressae_index.coding.chunks import encoded_chunks
-from compressae_index.coding.codes import SparseCodes
+from compressae_index.coding.chunks import Encoded, encoded_chunks
 from compressae_index.coding.directory import CodeStore
 from compressae_index.coding.metric import METRICS, Metric, RowScale
 from compressae_index.coding.model import ENCODERS, CompresSAE, Encoder, check_is_model
+from compressae_index.coding.residual import check_residual_bits
 from compressae_index.embedded.backend import EmbeddedBackend
 from compressae_index.embedded.clustering import similar_order
 from compressae_index.embedded.codecs import CodecName, codec_of
 from compressae_index.embedded.codecs.packed import VALUE_BITS
 from compressae_index.embedded.documents import EmbeddedDocuments
+from compressae_index.embedded.originals import FILE, PRECISIONS, Originals
 from compressae_index.embedded.sizes import WINDOW
-from compressae_index.errors import FormatError
+from compressae_index.errors import FormatError, InputError
 from compressae_index.ids import Ids, as_id_array
 from compressae_index.processes import ForkSafeLock
 from compressae_index.progress import track
@@ -35,6 +36,7 @@ from compressae_index.search.index import Index, IndexStats, counted
 from compressae_index.sources import (
     CHUNK_ROWS,
     BadRows,
+    Vectors,
     VectorSource,
     ids_of_rows,
     open_vectors,
@@ -91,6 +93,8 @@ class CompressedIndex(Index):
         forward: CodecName = "packed",
         value_bits: int | None = None,
         postings: int | None = None,
+        residual_bits: int = 0,
+        originals: Any = None,
         bytes_per_vector: float | None = None,
         target_recall: float | None = None,
         on_bad_rows: BadRows = "error",
@@ -122,6 +126,14 @@ class CompressedIndex(Index):
             value_bits: bits of a packed value, 4 to 8, 6 by default; the aligned codec always has 8.
             postings: nonzeros of a code that the posting lists keep, the strongest; all by default. Each left
                 out saves 3 bytes, and makes `sparse` and the first stage of `two_stage` approximate.
+            residual_bits: bits a dimension of residual codes, 1, 2, 3, 4 or 6; 0 for none. They hold what
+                codes leave out of the vectors, and the last stage of a search scores the best documents by
+                both. They take d * residual_bits / 8 + 2 bytes a vector.
+            originals: where the last stage of a search finds the vectors themselves, which stay on disk:
+                "float16" or "float32" for copies that the index keeps, in a temporary file (TMPDIR) until
+                `save` puts them beside the codes; or the path of a .npy file, or an array, of the embeddings
+                as they are given here, which the index refers to: do not change it. Vectors added later are
+                copied. Not together with residual_bits.
             bytes_per_vector: a budget for all that `two_stage` keeps resident, ids and all, at n vectors. k,
                 value_bits and postings are chosen to fit it by measuring recall (by cosine) of held-out rows;
                 `plan` then says what was chosen and what to expect.
@@ -141,11 +153,17 @@ class CompressedIndex(Index):
         scale, threads = RowScale(metric), check_threads(num_threads)
         decided = {"k": k, "value_bits": value_bits, "postings": postings}
         budget = Budget.of(bytes_per_vector, target_recall, forward, **decided)
-        codec = codec_of(forward, value_bits=VALUE_BITS if value_bits is None else value_bits)
+        check_residual_bits(residual_bits)
+        if residual_bits and originals is not None:
+            msg = "residual_bits cannot be given with originals, which say all that residual codes could"
+            raise InputError(msg)
+        value_bits = VALUE_BITS if value_bits is None else value_bits
+        codec_of(forward, value_bits=value_bits)
         if postings is not None:
             check_int(postings, "postings", 1)
         source = ModelSource.checked(model, k=k, n_latents=n_latents, config=config, metric=metric)
         vectors = open_vectors(embeddings, on_bad_rows=on_bad_rows)
+        kept = _originals(originals, vectors, metric)
         row_ids, skipped = ids_of_rows(ids, vectors)
         id_bytes = row_ids.nbytes / len(row_ids)
         k, latents = source.sizes(vectors, encoder, None if budget is None else budget.training_k)
@@ -154,16 +172,22 @@ class CompressedIndex(Index):
         if postings is not None:
             check_int(postings, "postings", 1, k, "k")
         model = source.model_for(vectors, k, progress=progress)
-        plan = None
+        plan, of_residuals = None, {"dim": model.dim, "residual_bits": residual_bits}
         if budget is not None:
             how: Any = {"encoder": encoder, "num_threads": threads, "progress": progress}
             plan = choose(model, vectors, budget, id_bytes=id_bytes, **how)
-            k, postings, codec = plan.k, plan.postings, codec_of("packed", value_bits=plan.value_bits)
-        backend = EmbeddedBackend(model.n_latents, k, codec, postings=postings)
+            k, postings, value_bits = plan.k, plan.postings, plan.value_bits
+        codec = codec_of(forward, value_bits=value_bits, **of_residuals)
+        is_own = kept is not None and not len(kept)
+        backend = EmbeddedBackend(
+            model.n_latents, k, codec, postings=postings, originals=kept if is_own else None
+        )
         index = cls(model, encoder=encoder, metric=metric, documents=_empty(backend, metric))
         index.plan, index.skipped = plan, skipped
-        chunks = encoded_chunks(model, vectors, k, encoder, threads, scale=scale)
+        chunks = encoded_chunks(model, vectors, k, encoder, threads, scale=scale, residual_bits=residual_bits)
         index._append(chunks, row_ids, scale, threads, progress)
+        if not is_own:
+            index._documents = index.documents.with_originals(kept)
         return index
 
     @classmethod
@@ -219,7 +243,7 @@ class CompressedIndex(Index):
         row_ids = Ids.from_user(ids, len(store))
         backend = EmbeddedBackend(model.n_latents, store.k, codec, postings=postings)
         index = cls(model, encoder=store.encoder, documents=_empty(backend, "cosine"))
-        chunks = (store[first : first + CHUNK_ROWS] for first in range(0, len(store), CHUNK_ROWS))
+        chunks = (Encoded(store[first : first + CHUNK_ROWS]) for first in range(0, len(store), CHUNK_ROWS))
         index._append(chunks, row_ids, RowScale("cosine"), threads, progress, label="indexing")
         return index
 
@@ -329,7 +353,7 @@ class CompressedIndex(Index):
 
     def _append(
         self,
-        chunks: Iterable[SparseCodes],
+        chunks: Iterable[Encoded],
         ids: Ids,
         scale: RowScale,
         num_threads: int,
@@ -342,7 +366,7 @@ class CompressedIndex(Index):
                 counted(chunks, advance),
                 ids,
                 scale=scale,
-                dictionary=self.model.decoder_w,
+                model=self.model,
                 num_threads=num_threads,
             )
 
@@ -418,33 +442,57 @@ class CompressedIndex(Index):
         documents = self.documents
         meta = {"encoder": self.encoder, "metric": self.metric, "model": self.model.manifest()}
         meta |= documents.manifest()
-        persistence.write(path, "index", meta, arrays=documents.to_arrays(), tensors=self.model.tensors())
+        kept = documents.backend.originals
+        files = {} if kept is None else {FILE: kept.write}
+        persistence.write(
+            path, "index", meta, arrays=documents.to_arrays(), tensors=self.model.tensors(), files=files
+        )
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, mmap: bool = False) -> CompressedIndex:
+    def load(
+        cls, path: str | os.PathLike[str], *, mmap: bool = False, originals: Any = None
+    ) -> CompressedIndex:
         """Reads what `save` wrote, and checks all of it.
 
         Args:
             path: the directory.
             mmap: map the codes instead of reading them, so that only what searches touch takes memory.
+                Original vectors are always mapped.
+            originals: the path or array of the original vectors that the index refers to, if they are no
+                longer where they were; False to go on without original vectors, also without those that the
+                index keeps.
 
         Raises:
             FormatError: the directory is missing, foreign, truncated, tampered with or of a newer format;
-                the message says which file and why.
+                the message says which file and why. Also if the file of the original vectors is gone, changed
+                or short.
+            InputError: originals are given, but the index refers to none.
             StorageError: there is no permission to read it.
         """
-        stored = persistence.read(path, "index", mmap=mmap)
+        stored = persistence.read(path, "index", mmap=mmap, always_mapped=(as_path(FILE).stem,))
         where = as_path(path)
         with persistence.reading(str(where)):
             model = CompresSAE.from_stored(persistence.entry(stored.meta, "model", dict), stored.tensors)
             # Older indexes have no metric, which was cosine.
             metric = check_choice(stored.meta.get("metric", "cosine"), "metric", METRICS)
             unit = RowScale(metric, stored.meta.get("unit")).unit
-            documents = EmbeddedDocuments.from_stored(stored.meta, stored.arrays, model.n_latents, unit)
+            documents = EmbeddedDocuments.from_stored(
+                stored.meta, stored.arrays, model, metric, unit, originals
+            )
             index = cls(model, encoder=stored.meta["encoder"], metric=metric, documents=documents)
         if mmap:
             index._mapped = documents.backend, persistence.Mapped.of(where, stored)
         return index
+
+
+def _originals(originals: Any, vectors: Vectors, metric: Metric) -> Originals | None:
+    """Original vectors as `build` takes them: none, copies to be made, or those of the user."""
+    if originals is None:
+        return None
+    by_direction = metric == "cosine"
+    if isinstance(originals, str) and originals in PRECISIONS:
+        return Originals.own(vectors.shape[1], originals, by_direction=by_direction)
+    return Originals.referring(originals, vectors, by_direction=by_direction)
 
 
 def _empty(backend: EmbeddedBackend, metric: Metric) -> EmbeddedDocuments:

@@ -24,7 +24,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
@@ -268,7 +268,9 @@ def kind_of(path: str | os.PathLike[str]) -> str:
     return str(read_manifest(as_path(path), None)["kind"])
 
 
-def read(path: str | os.PathLike[str], kind: str, *, mmap: bool = False) -> Stored:
+def read(
+    path: str | os.PathLike[str], kind: str, *, mmap: bool = False, always_mapped: Collection[str] = ()
+) -> Stored:
     """Reads a directory of the given kind and checks all of it.
 
     Args:
@@ -276,6 +278,7 @@ def read(path: str | os.PathLike[str], kind: str, *, mmap: bool = False) -> Stor
         kind: the kind it must have.
         mmap: map the arrays instead of reading them into memory. Checksums are still verified, by reading
             the files once; the pages stay in the system's cache.
+        always_mapped: names of arrays to map in any case.
 
     Raises:
         FormatError: with the file that is missing, truncated, foreign, tampered with or a link.
@@ -283,7 +286,7 @@ def read(path: str | os.PathLike[str], kind: str, *, mmap: bool = False) -> Stor
         StorageError: there is no permission to read it.
     """
     where = as_path(path)
-    return unless_replaced(where, lambda: _read(where, kind, mmap))
+    return unless_replaced(where, lambda: _read(where, kind, mmap, always_mapped))
 
 
 def unless_replaced(path: Path, attempt: Callable[[], T]) -> T:
@@ -305,7 +308,7 @@ def _manifest_bytes(path: Path) -> bytes | None:
         return None
 
 
-def _read(path: Path, kind: str, mmap: bool) -> Stored:
+def _read(path: Path, kind: str, mmap: bool, always_mapped: Collection[str]) -> Stored:
     manifest = read_manifest(path, kind)
     arrays: dict[str, npt.NDArray[Any]] = {}
     tensors: dict[str, npt.NDArray[np.float32]] = {}
@@ -322,7 +325,7 @@ def _read(path: Path, kind: str, mmap: bool) -> Stored:
 
                 tensors = load(handle.read())
             elif file.suffix == ".npy":
-                arrays[file.stem] = _read_array(handle, file, mmap)
+                arrays[file.stem] = _read_array(handle, file, mmap or file.stem in always_mapped)
             else:
                 files[name] = file
         return Stored(entry(manifest, "meta", dict), arrays, tensors, files, manifest["checksum"])

@@ -31,6 +31,7 @@ import numpy.typing as npt
 from compressae_index import CompresSAE, CompressaeError, CompressedIndex, SparseCodes
 from compressae_index.arrays import FloatArray
 from compressae_index.checks import normalize_rows
+from compressae_index.coding.chunks import Encoded
 from compressae_index.coding.directory import CodeStore, encode_to_directory
 from compressae_index.coding.model import Encoder
 from compressae_index.embedded.backend import EmbeddedBackend
@@ -142,7 +143,7 @@ def _saved_index(path: Path, **settings: Any) -> None:
 def _saved_clusters(path: Path) -> None:
     few = some_model().fold(some_model().encode(some_vectors()[:ROWS], 2, num_threads=1))
     codes = SparseCodes.concatenate([few] * (WINDOW // ROWS + 1))
-    backend = EmbeddedBackend(LATENTS, 2).added([codes], 1)
+    backend = EmbeddedBackend(LATENTS, 2).added([Encoded(codes)], 1)
     index = CompressedIndex(some_model(), documents=EmbeddedDocuments(backend))
     index.cluster(num_threads=1)
     index.save(path)

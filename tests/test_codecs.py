@@ -65,7 +65,13 @@ class Plain(Codec):
         view = arrays["latents"].size + 2 * len(arrays["latents"])  # its values and scales
         return super().nbytes(arrays) + view
 
-    def pack(self, codes: SparseCodes, num_threads: int = 1, dictionary: FloatArray | None = None) -> Arrays:  # noqa: ARG002
+    def pack(
+        self,
+        codes: SparseCodes,
+        num_threads: int = 1,  # noqa: ARG002
+        dictionary: FloatArray | None = None,  # noqa: ARG002
+        targets: FloatArray | None = None,  # noqa: ARG002
+    ) -> Arrays:
         values = np.clip(np.rint(codes.values / self.step), -127, 127) * self.step
         return {"latents": codes.latents, "values": values.astype(np.float32)}
 

@@ -18,6 +18,7 @@ from oracles import bitmap, stored_in_lists
 from compressae_index import CompressedIndex, SparseCodes
 from compressae_index._engine import AlignedCodes, Dictionary, InvertedLists, search, simd, top_k_codes
 from compressae_index.arrays import FloatArray
+from compressae_index.coding.chunks import Encoded
 from compressae_index.embedded.backend import EmbeddedBackend
 from compressae_index.embedded.codecs import Aligned, Codec, Packed
 from compressae_index.embedded.sizes import WINDOW
@@ -384,7 +385,7 @@ def test_wrong_arguments_are_refused() -> None:
 @pytest.mark.parametrize("codec", [Aligned(), Packed(levels=np.linspace(0.03, 1, 32, dtype=np.float32))])
 def test_added_documents_end_up_as_if_built_at_once(codec: Codec) -> None:
     codes = random_codes(2 * WINDOW + 700, 64, 4, 5)
-    at_once = EmbeddedBackend(64, 4, codec).added([codes], 2)
+    at_once = EmbeddedBackend(64, 4, codec).added([Encoded(codes)], 2)
     grown = EmbeddedBackend(64, 4, codec)
     for begin, end in [
         (0, 10),
@@ -393,7 +394,7 @@ def test_added_documents_end_up_as_if_built_at_once(codec: Codec) -> None:
         (WINDOW + 3, 2 * WINDOW + 9),
         (2 * WINDOW + 9, len(codes)),
     ]:
-        grown = grown.added([codes[begin:end]], 1)
+        grown = grown.added([Encoded(codes[begin:end])], 1)
     assert len(grown) == len(at_once)
     stored, expected = grown.to_arrays(), at_once.to_arrays()
     assert set(stored) == set(expected)

@@ -17,6 +17,7 @@ from oracles import bitmap, overlap
 from compressae_index import CompresSAE, CompressedIndex, DimensionError, FormatError, InputError, SparseCodes
 from compressae_index._engine import BorrowedLists
 from compressae_index.arrays import FloatArray
+from compressae_index.coding.chunks import Encoded
 from compressae_index.connectors.faiss import FaissIndex, to_faiss
 from compressae_index.connectors.faiss import lists as faiss_lists
 from compressae_index.embedded.backend import EmbeddedBackend
@@ -397,7 +398,7 @@ def test_lists_built_on_disk_are_those_built_in_memory(
     n = 2 * CHUNK_ROWS + 100
     codes = model.fold(model.encode(vectors, 16))
     repeated = SparseCodes.concatenate([codes] * (n // len(codes) + 1))[:n]
-    backend = EmbeddedBackend(model.n_latents, 16, codec_of(form)).added([repeated], 1)
+    backend = EmbeddedBackend(model.n_latents, 16, codec_of(form)).added([Encoded(repeated)], 1)
     index = CompressedIndex(model, documents=EmbeddedDocuments(backend))
     index.remove(np.arange(50, 5000))
     FaissIndex.from_index(index, progress=False).save(tmp_path / "memory")

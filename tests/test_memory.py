@@ -14,6 +14,7 @@ import pytest
 
 from compressae_index import CompresSAE, CompressedIndex
 from compressae_index.arrays import FloatArray
+from compressae_index.coding.chunks import Encoded
 from compressae_index.coding.codes import SparseCodes
 from compressae_index.embedded.backend import EmbeddedBackend
 from compressae_index.embedded.codecs import CodecName, codec_of
@@ -32,6 +33,7 @@ BEGIN = """
 import json, sys
 import numpy as np
 from compressae_index import CompresSAE, CompressedIndex
+from compressae_index.coding.chunks import Encoded
 from compressae_index.coding.codes import SparseCodes
 from compressae_index.embedded.sizes import RUN_ROWS
 from compressae_index.embedded.backend import EmbeddedBackend
@@ -51,11 +53,11 @@ few = np.load(folder + "/latents.npy"), np.load(folder + "/values.npy")
 repeated = (np.tile(array, (n // len(array), 1)) for array in few)
 codes = SparseCodes(*repeated, model.n_latents)
 empty = EmbeddedBackend(model.n_latents, k, codec_of(form))
-empty.added([codes[:1000]], 1, model.decoder_w)
+empty.added([Encoded(codes[:1000])], 1, model)
 before = status("VmRSS")
 open("/proc/self/clear_refs", "w").write("5")  # VmHWM starts again
-runs = (codes[first : first + RUN_ROWS] for first in range(0, n, RUN_ROWS))
-backend = empty.added(runs, 1, model.decoder_w)
+runs = (Encoded(codes[first : first + RUN_ROWS]) for first in range(0, n, RUN_ROWS))
+backend = empty.added(runs, 1, model)
 print(json.dumps([status("VmRSS") - before, status("VmHWM") - before, backend.nbytes]))
 """
 )
@@ -133,7 +135,7 @@ def stored(
     for name, n in (("small", RUN_ROWS), ("index", N_STORED)):
         backend = EmbeddedBackend(model.n_latents, K, codec_of("aligned"))
         for _ in range(n // RUN_ROWS):
-            backend = backend.added([run], 1)
+            backend = backend.added([Encoded(run)], 1)
         CompressedIndex(model, documents=EmbeddedDocuments(backend)).save(folder / name)
     return folder
 
@@ -160,7 +162,7 @@ def test_lists_of_faiss_are_built_on_disk_in_the_memory_of_a_batch(
     for name, runs in (("small", 1), ("index", 8)):
         backend = EmbeddedBackend(model.n_latents, K, codec_of("packed"))
         for _ in range(runs):
-            backend = backend.added([run], 1)
+            backend = backend.added([Encoded(run)], 1)
         CompressedIndex(model, documents=EmbeddedDocuments(backend)).save(tmp_path / name)
     _, peak, parts = run_python(FILE, tmp_path, "memory", 0, 0)
     assert peak > parts["inverted"] > 75 * MIB

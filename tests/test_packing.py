@@ -15,6 +15,7 @@ from compressae_index import CompresSAE, CompressedIndex, InputError, SparseCode
 from compressae_index._engine import PackedCodes, pack_rows, quantize, unpack_rows
 from compressae_index.arrays import FloatArray
 from compressae_index.checks import normalize_rows
+from compressae_index.coding.chunks import Encoded
 from compressae_index.embedded.backend import EmbeddedBackend
 from compressae_index.embedded.codecs import Aligned, Codec, CodecName, Packed, codec_of
 from compressae_index.embedded.codecs.levels import learn_levels, usual_levels
@@ -290,10 +291,10 @@ def test_wrong_arguments_are_refused() -> None:
 @pytest.mark.parametrize("codec", [Aligned(), Packed(4)])
 def test_adding_does_not_round_again(codec: Codec) -> None:
     codes = some_codes(3000, 64, 8)
-    backend = EmbeddedBackend(64, 8, codec).added([codes], 1)
+    backend = EmbeddedBackend(64, 8, codec).added([Encoded(codes)], 1)
     first = backend.codes(np.arange(100))
     for _ in range(3):
-        backend = backend.added([some_codes(10, 64, 8, seed=9)], 1)
+        backend = backend.added([Encoded(some_codes(10, 64, 8, seed=9))], 1)
     backend = backend.subset(np.arange(len(backend)), 1)
     np.testing.assert_array_equal(backend.codes(np.arange(100)).values, first.values)
 
@@ -301,7 +302,11 @@ def test_adding_does_not_round_again(codec: Codec) -> None:
 @pytest.mark.parametrize("codec", [Aligned(), Packed()])
 def test_both_parts_hold_the_same_values(codec: Codec) -> None:
     codes = some_codes(WINDOW + 500, 64, 4)
-    backend = EmbeddedBackend(64, 4, codec).added([codes[: WINDOW + 5]], 2).added([codes[WINDOW + 5 :]], 2)
+    backend = (
+        EmbeddedBackend(64, 4, codec)
+        .added([Encoded(codes[: WINDOW + 5])], 2)
+        .added([Encoded(codes[WINDOW + 5 :])], 2)
+    )
     u = np.random.default_rng(0).standard_normal((2, 64)).astype(np.float32)
     sparse, dense = backend.sparse(u, 64, 50, None, 1), backend.dense(u, 50, None, 1)
     # All latents are looked up, so that both score by whole codes.

@@ -10,6 +10,7 @@ import numpy as np
 
 from compressae_index.arrays import FloatArray
 from compressae_index.checks import check_number
+from compressae_index.coding.chunks import Encoded
 from compressae_index.coding.codes import SparseCodes
 from compressae_index.coding.model import CompresSAE, Encoder
 from compressae_index.embedded.backend import EmbeddedBackend
@@ -271,7 +272,7 @@ class _Trial:
             codes = self.model.encode(self.rows, k, encoder=self.encoder, num_threads=self.threads)
             self._codes[k] = self.model.fold(codes, num_threads=self.threads)
         empty = EmbeddedBackend(self.model.n_latents, k, Packed(bits), postings=postings)
-        backend = empty.added([self._codes[k]], self.threads, self.model.decoder_w)
+        backend = empty.added([Encoded(self._codes[k])], self.threads, self.model)
         candidates = min(CANDIDATES_PER_NEIGHBOUR * self.top, len(self.rows))
         u = self.projections
         _, found = backend.two_stage(u, u, backend.query_nnz, candidates, self.top, None, self.threads)

@@ -188,9 +188,9 @@ def _encode_to_matrix(
 
     parts = []
     with track(vectors.shape[0], "encoding", enabled=True) as advance:
-        for codes in encoded_chunks(model, vectors, model.nonzeros(k, encoder), encoder, threads):
-            parts.append(codes.to_csr())
-            advance(len(codes))
+        for chunk in encoded_chunks(model, vectors, model.nonzeros(k, encoder), encoder, threads):
+            parts.append(chunk.codes.to_csr())
+            advance(len(chunk.codes))
     with written_aside(output) as aside, aside.open("wb") as file:  # given a path, scipy appends .npz to .NPZ
         sp.save_npz(file, sp.vstack(parts, format="csr"))
 

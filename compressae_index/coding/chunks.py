@@ -1,14 +1,26 @@
-"""Vectors to folded codes, chunk by chunk."""
+"""Vectors to codes, chunk by chunk."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
-from compressae_index.checks import check_choice, check_int, check_threads
+from compressae_index.arrays import FloatArray
+from compressae_index.checks import check_choice, check_int, check_threads, normalize_rows
 from compressae_index.coding.codes import SparseCodes
 from compressae_index.coding.metric import RowScale
 from compressae_index.coding.model import ENCODERS, CompresSAE, Encoder
+from compressae_index.coding.residual import make_room
 from compressae_index.sources import CHUNK_ROWS, Vectors, checked_rows
+
+
+class Encoded(NamedTuple):
+    """Rows and their codes."""
+
+    codes: SparseCodes
+    """n codes: folded, or with room for a residual, and times the rows' factors."""
+    rows: FloatArray | None = None
+    """(n, d) the rows themselves, of unit norm times their factors; None where only codes are known."""
 
 
 def encoded_chunks(
@@ -18,15 +30,17 @@ def encoded_chunks(
     encoder: Encoder,
     num_threads: int | None,
     *,
+    residual_bits: int = 0,
     device: str = "cpu",
     begin: int = 0,
     end: int | None = None,
     scale: RowScale | None = None,
     note: Callable[[memoryview], object] | None = None,
-) -> Iterator[SparseCodes]:
-    """Folded codes of rows begin .. end, at most CHUNK_ROWS at a time, times the rows' factors by `scale`.
+) -> Iterator[Encoded]:
+    """Rows begin .. end and their codes, at most CHUNK_ROWS at a time, times the rows' factors by `scale`.
 
-    Calls `note` with the bytes of the rows before they are encoded.
+    Codes are folded, or leave room for a residual code of residual_bits a dimension. Calls `note` with the
+    bytes of the rows before they are encoded.
 
     Raises:
         InputError: bad rows, by their number in `vectors`.
@@ -40,6 +54,14 @@ def encoded_chunks(
         if note is not None:
             note(rows.data)
         factors = None if scale is None else scale.of_rows(rows, first)
-        codes = model.encode_checked(rows, k, encoder, threads, device)
-        codes = model.fold(codes, num_threads=threads)
-        yield codes if factors is None else codes.scaled(factors)
+        unit = normalize_rows(rows)
+        codes = model.encode_unit(unit, k, encoder, threads, device)
+        if residual_bits:
+            targets = unit if model.mean is None else unit - model.mean
+            codes = make_room(model, codes, targets, encoder, residual_bits, threads)
+        else:
+            codes = model.fold(codes, num_threads=threads)
+        if factors is None:
+            yield Encoded(codes, unit)
+        else:
+            yield Encoded(codes.scaled(factors), unit * factors[:, None])

@@ -355,7 +355,7 @@ def _encode_missing(
     with track(total, "encoding", enabled=progress) as advance:
         for number, rows in missing:
             digest = hashlib.sha256()  # of the rows as encoded, in case the input changes meanwhile
-            codes = encoded_chunks(
+            chunks = encoded_chunks(
                 model,
                 vectors,
                 meta["k"],
@@ -366,6 +366,7 @@ def _encode_missing(
                 end=rows.stop,
                 note=digest.update,
             )
+            codes = (chunk.codes for chunk in chunks)
             files = _write_shard(path, number, rows.stop - rows.start, meta["k"], codes, advance)
             shards[number] = {"files": files, "embeddings": digest.hexdigest()}
             _write_manifest(path, manifest)

@@ -170,13 +170,12 @@ class CompresSAE:
         check_choice(encoder, "encoder", ENCODERS)
         threads = check_threads(num_threads)
         rows = check_vectors(vectors, dim=self.dim, may_be_empty=True)
-        return self.encode_checked(rows, k, encoder, threads, device)
+        return self.encode_unit(normalize_rows(rows), k, encoder, threads, device)
 
-    def encode_checked(
-        self, rows: FloatArray, k: int, encoder: Encoder, num_threads: int, device: str = "cpu"
+    def encode_unit(
+        self, unit: FloatArray, k: int, encoder: Encoder, num_threads: int, device: str = "cpu"
     ) -> SparseCodes:
-        """As `encode`, of rows (n, dim) and settings that were checked."""
-        unit = normalize_rows(rows)
+        """As `encode`, of unit rows (n, dim) and settings that were checked."""
         if not len(unit):
             return SparseCodes.empty(k, self.n_latents)
         if self.mean is None:

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from compressae_index._engine import Clusters, Forward, InvertedLists, search
+from compressae_index._engine import Clusters, Forward, InvertedLists, Refiner, search
 from compressae_index.arrays import Bitmap, FloatArray, Hits, RowArray
 from compressae_index.checks import check_threads
+from compressae_index.coding.chunks import Encoded
 from compressae_index.coding.codes import SparseCodes
-from compressae_index.embedded.codecs import Arrays, Codec, Packed, from_arrays
+from compressae_index.coding.model import CompresSAE
+from compressae_index.embedded.codecs import Arrays, Codec, Packed, WithResiduals, from_arrays
+from compressae_index.embedded.originals import PLACES, Originals, Spool
 from compressae_index.embedded.sizes import CLUSTER, RUN_ROWS, WINDOW, sparse_candidates
 from compressae_index.errors import DimensionError, InputError
 from compressae_index.persistence import release_pages
 from compressae_index.processes import cached_property
 from compressae_index.search.queries import QUERY_NNZ
+
+# Queries (n_queries, d), and how many documents of each the last stage scores.
+Refinement: TypeAlias = tuple[FloatArray, int]
 
 # The names of the engine's arrays in files.
 _INVERTED = {f"inverted_{name}" for name in ("starts", "offsets", "scales", "ids", "values", "largest_norm")}
@@ -55,6 +62,7 @@ class EmbeddedBackend:
         *,
         postings: int | None = None,
         clusters: Clusters | None = None,
+        originals: Originals | None = None,
     ) -> None:
         """Makes an empty back end, or one of given parts.
 
@@ -66,12 +74,14 @@ class EmbeddedBackend:
             parts: runs of documents; all but the last hold whole windows.
             postings: the number of strongest nonzeros of a code in the posting lists; all by default.
             clusters: clusters of the first documents.
+            originals: the original vectors of all documents, if they are kept.
         """
         self.n_latents = n_latents
         self.k = k
         self.postings = k if postings is None else postings
         self.codec = Packed() if codec is None else codec
         self.clusters = clusters
+        self.originals = originals
         self._parts = tuple(parts)
         self._pairs = [(part.inverted, part.forward) for part in self._parts]
 
@@ -82,7 +92,7 @@ class EmbeddedBackend:
         # The engine's objects cannot be pickled, but their arrays can; mapped arrays are copied.
         parts = [(_held(part.rows), _held(part.inverted.arrays()), len(part)) for part in self._parts]
         clusters = None if self.clusters is None else _held(self.clusters.arrays())
-        return _remade, (self.n_latents, self.k, self.codec, self.postings, parts, clusters)
+        return _remade, (self.n_latents, self.k, self.codec, self.postings, parts, clusters, self.originals)
 
     @property
     def n_clustered(self) -> int:
@@ -94,8 +104,19 @@ class EmbeddedBackend:
         """Default latents of a query: QUERY_NNZ, or more if lists are thinned, for about as many postings."""
         return min(QUERY_NNZ * self.k // self.postings, self.n_latents)
 
+    @cached_property
+    def refiner(self) -> Refiner | None:
+        """The engine's last stage: by original vectors, by residual codes, or none."""
+        if not self._parts:
+            return None
+        if self.originals is not None:
+            return self.originals.refiner
+        if isinstance(self.codec, WithResiduals):
+            return self.codec.refiner([part.rows for part in self._parts])
+        return None
+
     def added(
-        self, runs: Iterable[SparseCodes], num_threads: int, dictionary: FloatArray | None = None
+        self, runs: Iterable[Encoded], num_threads: int, model: CompresSAE | None = None
     ) -> EmbeddedBackend:
         """A back end with documents appended, run by run, so that only one run is unpacked in memory.
 
@@ -103,32 +124,45 @@ class EmbeddedBackend:
         of similar size are joined, which keeps their number logarithmic.
 
         Args:
-            runs: codes in the order of their rows, at least one row.
+            runs: rows and codes in their order, at least one row.
             num_threads: threads of the engine.
-            dictionary: as for `Codec.pack`.
+            model: the model that encoded, so that rounding keeps the norms of reconstructions.
         """
-        codec, packed = self.codec, list[Arrays]()
-        for codes in runs:
-            codec = codec.fitted(codes)
-            packed += (codec.pack(codes[run], num_threads, dictionary) for run in _runs(len(codes)))
-        rows = codec.stacked(packed)
+        codec, packed, originals = self.codec, list[Arrays](), self.originals
+        with ExitStack() as opened:
+            if originals is not None:
+                spool = opened.enter_context(Spool(originals.dim, originals.dtype))
+            for codes, rows in runs:
+                codec = codec.fitted(codes)
+                for run in _runs(len(codes)):
+                    chunk = Encoded(codes[run], None if rows is None else rows[run])
+                    packed.append(_packed(codec, chunk, model, num_threads))
+                if originals is not None:
+                    assert rows is not None, "codes alone have no original vectors"
+                    spool.add(rows)
+            if originals is not None:
+                originals = originals.extended(spool.segment())
+        arrays = codec.stacked(packed)
         packed.clear()  # Frees memory for the posting lists.
-        return self._with(codec, rows, num_threads)
+        return self._with(codec, arrays, num_threads, originals)
 
     def subset(self, rows: RowArray, num_threads: int, n_clustered: int = 0) -> EmbeddedBackend:
         """A back end of only some documents, in the order of `rows`.
 
         The whole windows among the first n_clustered become clusters; similar rows must be adjacent there.
         """
+        originals = None if self.originals is None else self.originals.subset(rows)
         empty = EmbeddedBackend(self.n_latents, self.k, self.codec, postings=self.postings)
         if not len(rows):
-            return empty
-        taken = empty._with(self.codec, self.forward_rows(rows), num_threads)
+            return empty.with_originals(originals)
+        taken = empty._with(self.codec, self.forward_rows(rows), num_threads, originals)
         if windows := n_clustered // WINDOW:
             taken.clusters = Clusters.build(taken._parts[0].inverted, windows, num_threads)
         return taken
 
-    def _with(self, codec: Codec, rows: Arrays, num_threads: int) -> EmbeddedBackend:
+    def _with(
+        self, codec: Codec, rows: Arrays, num_threads: int, originals: Originals | None
+    ) -> EmbeddedBackend:
         """A back end with packed rows appended as they are, since rounding again would change them."""
         parts = list(self._parts)
         if parts and (tail := len(parts[-1]) % WINDOW):
@@ -143,7 +177,7 @@ class EmbeddedBackend:
         while first and len(parts[first - 1]) < 2 * n:
             first -= 1
             n += len(parts[first])
-        return self._of(codec, [*parts[:first], self._joined(parts[first:], codec)])
+        return self._of(codec, [*parts[:first], self._joined(parts[first:], codec)], originals)
 
     def _inverted(self, codec: Codec, rows: Arrays, n: int, num_threads: int) -> InvertedLists:
         """Posting lists of n packed rows, made of the rounded values so that both hold the same codes."""
@@ -154,10 +188,20 @@ class EmbeddedBackend:
             lists.append(InvertedLists.build(kept.latents, kept.values, self.n_latents, num_threads))
         return _concatenated(lists)
 
-    def _of(self, codec: Codec, parts: Sequence[Part]) -> EmbeddedBackend:
+    def _of(self, codec: Codec, parts: Sequence[Part], originals: Originals | None) -> EmbeddedBackend:
         return EmbeddedBackend(
-            self.n_latents, self.k, codec, parts, postings=self.postings, clusters=self.clusters
+            self.n_latents,
+            self.k,
+            codec,
+            parts,
+            postings=self.postings,
+            clusters=self.clusters,
+            originals=originals,
         )
+
+    def with_originals(self, originals: Originals | None) -> EmbeddedBackend:
+        """The same documents with other original vectors, or none."""
+        return self._of(self.codec, self._parts, originals)
 
     def codes(self, rows: RowArray) -> SparseCodes:
         """The stored codes of rows: folded, and rounded to the stored precision."""
@@ -186,9 +230,16 @@ class EmbeddedBackend:
         candidates = sparse_candidates(top)
         return self._search(projections, None, query_nnz, candidates, top, allowed, num_threads, nprobe)
 
-    def dense(self, projections: FloatArray, top: int, allowed: Bitmap | None, num_threads: int) -> Hits:
-        """The best rows by whole projections."""
-        return self._search(None, projections, 1, 1, top, allowed, num_threads)
+    def dense(
+        self,
+        projections: FloatArray,
+        top: int,
+        allowed: Bitmap | None,
+        num_threads: int,
+        refinement: Refinement | None = None,
+    ) -> Hits:
+        """The best rows by whole projections, of which the best are refined."""
+        return self._search(None, projections, 1, 1, top, allowed, num_threads, refinement=refinement)
 
     def two_stage(
         self,
@@ -200,9 +251,12 @@ class EmbeddedBackend:
         allowed: Bitmap | None,
         num_threads: int,
         nprobe: int | None = None,
+        refinement: Refinement | None = None,
     ) -> Hits:
-        """Finds candidates in posting lists for stage_one, and scores them by all of stage_two."""
-        return self._search(stage_one, stage_two, query_nnz, candidates, top, allowed, num_threads, nprobe)
+        """Finds candidates in posting lists for stage_one, scores them by stage_two, refines the best."""
+        return self._search(
+            stage_one, stage_two, query_nnz, candidates, top, allowed, num_threads, nprobe, refinement
+        )
 
     def _search(
         self,
@@ -214,11 +268,30 @@ class EmbeddedBackend:
         allowed: Bitmap | None,
         num_threads: int,
         nprobe: int | None = None,
+        refinement: Refinement | None = None,
     ) -> Hits:
         probing = (None, 0) if nprobe is None else (self.clusters, nprobe)
+        refining = (None, None, 0) if refinement is None else (self.refiner, *refinement)
+        if refinement is not None and self.originals is not None:
+            self.originals.check()
         return search(
-            self._pairs, stage_one, stage_two, query_nnz, candidates, top, allowed, num_threads, *probing
+            self._pairs,
+            stage_one,
+            stage_two,
+            query_nnz,
+            candidates,
+            top,
+            allowed,
+            num_threads,
+            *probing,
+            *refining,
         )
+
+    def residuals(self, rows: RowArray) -> FloatArray | None:
+        """The residuals that the codes of rows leave out, (len(rows), d); None without residual codes."""
+        if not isinstance(self.codec, WithResiduals):
+            return None
+        return self.codec.residuals(self.forward_rows(rows))
 
     def list_lengths(self) -> npt.NDArray[np.int64]:
         """Postings of each latent, (n_latents,)."""
@@ -234,13 +307,13 @@ class EmbeddedBackend:
             "forward": sum(self.codec.nbytes(part.rows) for part in self._parts),
             "inverted": sum(part.inverted.nbytes for part in self._parts)
             + (0 if self.clusters is None else self.clusters.nbytes),
-        }
+        } | ({} if self.originals is None else {"originals": self.originals.nbytes})
 
     def joined(self) -> EmbeddedBackend:
         """The same documents in one part, which is faster to search than several."""
         if len(self._parts) <= 1:
             return self
-        return self._of(self.codec, [self._joined(self._parts, self.codec)])
+        return self._of(self.codec, [self._joined(self._parts, self.codec)], self.originals)
 
     def to_arrays(self) -> Arrays:
         """The arrays to store, of all parts joined."""
@@ -250,6 +323,8 @@ class EmbeddedBackend:
             arrays |= {f"inverted_{name}": array for name, array in part.inverted.arrays().items()}
         if self.clusters is not None:
             arrays |= {f"clusters_{name}": array for name, array in self.clusters.arrays().items()}
+        if self.originals is not None:
+            arrays |= self.originals.to_arrays()
         return arrays
 
     @classmethod
@@ -261,6 +336,7 @@ class EmbeddedBackend:
         k: int,
         manifest: Mapping[str, Any],
         postings: int,
+        originals: Originals | None = None,
     ) -> EmbeddedBackend:
         """Loads the arrays of `to_arrays`. They are not copied, so they may be memory-mapped.
 
@@ -271,6 +347,7 @@ class EmbeddedBackend:
             k: nonzeros a code.
             manifest: the manifest of the codec.
             postings: nonzeros of a code in the inverted part.
+            originals: the original vectors.
 
         Raises:
             ValueError: the arrays do not fit together, have wrong names, or are damaged. All of them are read
@@ -278,8 +355,11 @@ class EmbeddedBackend:
         """
         codec, rows = from_arrays(manifest, arrays)
         _check_names(arrays, codec, n)
+        if originals is not None and len(originals) != n:
+            msg = f"expected {n} original vectors, got {len(originals)}"
+            raise DimensionError(msg)
         if n == 0:
-            return cls(n_latents, k, codec, postings=postings)
+            return cls(n_latents, k, codec, postings=postings, originals=originals)
         of_lists, of_clusters = _named(arrays, "inverted_"), _named(arrays, "clusters_")
         forward = codec.engine(rows, n_latents, k)
         if forward.n_documents != n:
@@ -287,10 +367,12 @@ class EmbeddedBackend:
             raise DimensionError(msg)
         part = Part(rows, forward, InvertedLists(of_lists, n, n_latents))
         clusters = Clusters(of_clusters) if of_clusters else None
-        loaded = cls(n_latents, k, codec, [part], postings=postings, clusters=clusters)
+        loaded = cls(n_latents, k, codec, [part], postings=postings, clusters=clusters, originals=originals)
         loaded._check_clusters()
         threads = check_threads(None)
         forward.validate(threads)
+        if isinstance(codec, WithResiduals):
+            codec.refiner([rows]).validate(threads)
         release_pages(rows)
         part.inverted.validate(postings, threads)
         if clusters is not None:
@@ -326,7 +408,7 @@ class EmbeddedBackend:
 def _check_names(arrays: Iterable[str], codec: Codec, n: int) -> None:
     """Refuses missing or foreign arrays of an index of n documents."""
     by_row, learned = codec.stored_names()
-    needed, optional = (by_row | _INVERTED, learned | _CLUSTERS) if n else (set(), learned)
+    needed, optional = (by_row | _INVERTED, learned | _CLUSTERS | {PLACES}) if n else (set(), learned)
     missing, foreign = needed.difference(arrays), set(arrays) - needed - optional
     if missing or foreign:
         what = f"lacks the array {min(missing)}" if missing else f"has an array {min(foreign)!r:.100}"
@@ -350,6 +432,7 @@ def _remade(
     postings: int,
     parts: Sequence[tuple[Arrays, Arrays, int]],
     clusters: Arrays | None,
+    originals: Originals | None,
 ) -> EmbeddedBackend:
     """Restores a back end from the arrays of its pickle."""
     made = [
@@ -357,7 +440,18 @@ def _remade(
         for rows, inverted, n in parts
     ]
     of_clusters = None if clusters is None else Clusters(clusters)
-    return EmbeddedBackend(n_latents, k, codec, made, postings=postings, clusters=of_clusters)
+    return EmbeddedBackend(
+        n_latents, k, codec, made, postings=postings, clusters=of_clusters, originals=originals
+    )
+
+
+def _packed(codec: Codec, chunk: Encoded, model: CompresSAE | None, num_threads: int) -> Arrays:
+    if model is None:
+        return codec.pack(chunk.codes, num_threads)
+    targets = chunk.rows
+    if targets is not None and model.mean is not None:
+        targets = targets - model.mean
+    return codec.pack(chunk.codes, num_threads, model.decoder_w, targets)
 
 
 def _runs(n: int) -> list[slice]:

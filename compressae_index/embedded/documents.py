@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,13 @@ import numpy.typing as npt
 
 from compressae_index.arrays import Bitmap, BoolArray, FloatArray, Hits, IdArray, RowArray
 from compressae_index.checks import check_int
+from compressae_index.coding.chunks import Encoded
 from compressae_index.coding.codes import SparseCodes
-from compressae_index.coding.metric import RowScale
-from compressae_index.embedded.backend import EmbeddedBackend
+from compressae_index.coding.metric import Metric, RowScale
+from compressae_index.coding.model import CompresSAE
+from compressae_index.embedded.backend import EmbeddedBackend, Refinement
+from compressae_index.embedded.codecs import WithResiduals
+from compressae_index.embedded.originals import FILE, PLACES, Originals
 from compressae_index.embedded.sizes import RUN_ROWS, WINDOW
 from compressae_index.errors import DimensionError, InputError
 from compressae_index.ids import STORED_ROWS, Ids, Rows, check_kind, stored_rows
@@ -119,7 +124,9 @@ class EmbeddedDocuments(Rows):
         k, _, allowed = self._room(asked)
         if k == 0:
             return self._nothing(asked)
-        found = self._found(asked, self.backend.dense(asked.stage_two, k, allowed, asked.num_threads))
+        refinement = self._refinement(asked)
+        hits = self.backend.dense(asked.stage_two, k, allowed, asked.num_threads, refinement)
+        found = self._found(asked, hits, refined=refinement is not None)
         return found._replace(certified=np.ones(len(asked), dtype=bool))
 
     def by_terms_then_codes(self, asked: Asked) -> Found:
@@ -128,9 +135,20 @@ class EmbeddedDocuments(Rows):
         k, candidates, allowed = self._room(asked)
         if k == 0:
             return self._nothing(asked)
-        stages = asked.stage_one, asked.stage_two
-        hits = self.backend.two_stage(*stages, nnz, candidates, k, allowed, asked.num_threads, nprobe)
-        return self._found(asked, hits)
+        stages, refinement = (asked.stage_one, asked.stage_two), self._refinement(asked)
+        hits = self.backend.two_stage(
+            *stages, nnz, candidates, k, allowed, asked.num_threads, nprobe, refinement
+        )
+        return self._found(asked, hits, refined=refinement is not None)
+
+    def _refinement(self, asked: Asked) -> Refinement | None:
+        return (asked.vectors, asked.refine) if asked.refine else None
+
+    def _in_metric(self, asked: Asked, sums: FloatArray, *, refined: bool) -> FloatArray:
+        """Scores of the engine's sums; those by original vectors hold the share of the model's mean."""
+        if refined and self.backend.originals is not None:
+            return asked.times_factors(sums)
+        return asked.in_metric(sums)
 
     def _room(self, asked: Asked) -> tuple[int, int, Bitmap | None]:
         """The k and candidates, limited to the number of allowed rows, and the bitmap of allowed rows."""
@@ -139,9 +157,9 @@ class EmbeddedDocuments(Rows):
             return 0, 0, allowed
         return min(asked.k, n_allowed), min(asked.candidates, n_allowed), allowed
 
-    def _found(self, asked: Asked, hits: Hits) -> Found:
+    def _found(self, asked: Asked, hits: Hits, *, refined: bool = False) -> Found:
         """The documents of the engine's hits."""
-        scores, rows = asked.in_metric(hits[0]), hits[1]
+        scores, rows = self._in_metric(asked, hits[0], refined=refined), hits[1]
         if asked.mean_scores is not None:
             # With the mean's score added, different sums may round to the same score.
             scores, rows = in_order(scores, rows)
@@ -171,6 +189,49 @@ class EmbeddedDocuments(Rows):
             raise InputError(msg)
         return min(nprobe, len(clusters))
 
+    @property
+    def residual_bits(self) -> int:
+        """Bits a dimension of residual codes; 0 for none."""
+        codec = self.backend.codec
+        return codec.residual_bits if isinstance(codec, WithResiduals) else 0
+
+    @property
+    def refines(self) -> bool:
+        """Whether there are residual codes or original vectors."""
+        return self.backend.originals is not None or self.residual_bits > 0
+
+    def vectors(self, ids: IdArray, model: CompresSAE) -> FloatArray:
+        """The vectors of ids, in the unit of norms, as the last stage knows them, (len(ids), d).
+
+        These are the original ones where they are kept, else reconstructions with their residuals.
+
+        Raises:
+            UnknownIdError: an id is not held.
+            StorageError: the file of the original vectors was changed.
+        """
+        rows = self.rows_of(ids)
+        if self.backend.originals is not None:
+            return self.backend.originals.vectors(rows)
+        return self._reconstructed(rows, model)
+
+    def reconstructed(self, ids: IdArray, model: CompresSAE) -> FloatArray:
+        """Reconstructions of ids with their residuals, (len(ids), d), in the unit of norms.
+
+        Raises:
+            UnknownIdError: an id is not held.
+        """
+        return self._reconstructed(self.rows_of(ids), model)
+
+    def _reconstructed(self, rows: RowArray, model: CompresSAE) -> FloatArray:
+        vectors, residuals = model.decode(self.backend.codes(rows)), self.backend.residuals(rows)
+        return vectors if residuals is None else vectors + residuals
+
+    def with_originals(self, originals: Originals | None) -> EmbeddedDocuments:
+        """The same documents with original vectors, one a row, or without any."""
+        if originals is not None:
+            originals = originals.in_unit(self.unit or 1.0)
+        return EmbeddedDocuments(self.backend.with_originals(originals), self.all_ids, self.alive, self.unit)
+
     def next_ids(self, n: int) -> RowArray:
         """The next n integers above the largest id, removed ones included."""
         if self.are_strings:
@@ -193,11 +254,11 @@ class EmbeddedDocuments(Rows):
 
     def added(
         self,
-        chunks: Iterable[SparseCodes],
+        chunks: Iterable[Encoded],
         ids: Ids,
         *,
         scale: RowScale,
-        dictionary: FloatArray,
+        model: CompresSAE,
         num_threads: int,
         progress: bool = False,  # noqa: ARG002
     ) -> EmbeddedDocuments:
@@ -205,7 +266,7 @@ class EmbeddedDocuments(Rows):
         replaced = self.live_ids.find(ids.all())
         rest = self._marked(self.alive_rows()[replaced[replaced >= 0]])
         backend = rest.backend if rest.n_alive else rest.compacted(num_threads).backend
-        backend = backend.added(_runs(chunks), num_threads, dictionary)
+        backend = backend.added(_runs(chunks), num_threads, model)
         if not rest.n_alive:
             return EmbeddedDocuments(backend, ids, None, scale.unit)
         rows = rest.extended(ids)
@@ -245,7 +306,7 @@ class EmbeddedDocuments(Rows):
             "packing": self.backend.codec.manifest(),
             "postings": self.backend.postings,
             "unit": self.unit,
-        }
+        } | ({} if (originals := self.backend.originals) is None else {"originals": originals.manifest()})
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """The arrays to store."""
@@ -259,22 +320,48 @@ class EmbeddedDocuments(Rows):
         cls,
         meta: Mapping[str, Any],
         arrays: Mapping[str, npt.NDArray[Any]],
-        n_latents: int,
+        model: CompresSAE,
+        metric: Metric,
         unit: float | None,
+        originals: Any = None,
     ) -> EmbeddedDocuments:
         """Loads `manifest` and `to_arrays`. Arrays are not copied, so they may be memory-mapped.
+
+        Args:
+            meta: the manifest.
+            arrays: the stored arrays; original vectors must be mapped.
+            model: the model of the codes.
+            metric: the metric of the index.
+            unit: the unit of norms.
+            originals: False to leave the original vectors out; the path or array of a file that was moved;
+                None for what the manifest says.
 
         Raises:
             ValueError: the parts do not fit together, or have wrong contents.
             KeyError: a part is missing.
         """
-        n = check_int(meta["n"], "n", 0)
+        n, n_latents = check_int(meta["n"], "n", 0), model.n_latents
         k = check_int(meta["k"], "k", 1, n_latents, "n_latents")
         postings = check_int(meta["postings"], "postings", 1, k, "k")
         codec = entry(meta, "packing", dict)
         of_rows = {name: array for name, array in arrays.items() if name in STORED_ROWS}
-        of_codes = {name: array for name, array in arrays.items() if name not in STORED_ROWS}
-        backend = EmbeddedBackend.from_arrays(of_codes, n, n_latents, k, codec, postings)
+        others = (*STORED_ROWS, Path(FILE).stem)
+        of_codes = {name: array for name, array in arrays.items() if name not in others}
+        kept = None
+        if "originals" in meta and originals is not False:
+            kept = Originals.from_stored(
+                entry(meta, "originals", dict),
+                arrays.get(Path(FILE).stem),
+                arrays.get(PLACES),
+                model.dim,
+                by_direction=metric == "cosine",
+                unit=unit or 1.0,
+                moved=originals,
+            )
+        elif originals not in (None, False):
+            msg = "this index keeps no original vectors, so originals cannot be given"
+            raise InputError(msg)
+        backend = EmbeddedBackend.from_arrays(of_codes, n, n_latents, k, codec, postings, kept)
         ids, alive = stored_rows(n, of_rows)
         if n and unit is None:
             msg = "norms are stored without their unit"
@@ -282,13 +369,19 @@ class EmbeddedDocuments(Rows):
         return cls(backend, ids, alive, unit)
 
 
-def _runs(chunks: Iterable[SparseCodes]) -> Iterator[SparseCodes]:
+def _runs(chunks: Iterable[Encoded]) -> Iterator[Encoded]:
     """Joins chunks to runs of at least RUN_ROWS rows; only the last may have fewer."""
-    held: list[SparseCodes] = []
-    for codes in chunks:
-        held.append(codes)
-        if sum(map(len, held)) >= RUN_ROWS:
-            run, held = SparseCodes.concatenate(held), []
+    held: list[Encoded] = []
+    for chunk in chunks:
+        held.append(chunk)
+        if sum(len(each.codes) for each in held) >= RUN_ROWS:
+            run, held = _joined(held), []
             yield run
     if held:
-        yield SparseCodes.concatenate(held)
+        yield _joined(held)
+
+
+def _joined(chunks: Sequence[Encoded]) -> Encoded:
+    rows = [each.rows for each in chunks if each.rows is not None]
+    codes = SparseCodes.concatenate(each.codes for each in chunks)
+    return Encoded(codes, np.concatenate(rows) if len(rows) == len(chunks) else None)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from compressae_index.arrays import FloatArray
 from compressae_index.checks import check_int, check_threads, check_vectors, normalize_rows
+from compressae_index.coding.chunks import Encoded
 from compressae_index.coding.codes import SparseCodes
 from compressae_index.coding.model import CompresSAE
 from compressae_index.embedded.backend import EmbeddedBackend
@@ -236,7 +237,7 @@ def _recalls(
             codes = model.encode(unit, k, num_threads=threads)
             if k == model.k:
                 own = codes
-            backend = EmbeddedBackend(model.n_latents, k).added([model.fold(codes)], threads, model.decoder_w)
+            backend = EmbeddedBackend(model.n_latents, k).added([Encoded(model.fold(codes))], threads, model)
             _, found = backend.dense(projections, ats[-1], None, threads)
             recalls[k] = {at: recall(found, truth, at) for at in ats}
             advance(len(unit))

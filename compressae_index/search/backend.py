@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from compressae_index.arrays import BoolArray, FloatArray, IdArray
+from compressae_index.coding.chunks import Encoded
 from compressae_index.coding.codes import SparseCodes
 from compressae_index.coding.metric import RowScale
+from compressae_index.coding.model import CompresSAE
 from compressae_index.errors import InputError
 from compressae_index.ids import Ids, check_kind
 from compressae_index.progress import track
@@ -38,6 +40,8 @@ class SparseBackend(ABC):
     modes: tuple[str, ...] = ("sparse", "two_stage")
     filters: tuple[Filter, ...] = ("ids",)
     unit: float | None = 1.0  # values are kept as they come
+    residual_bits: int = 0
+    refines: bool = False
     is_exact: bool = False
     """Whether scores of candidates are the signed sums themselves, not upper bounds of them."""
 
@@ -114,6 +118,24 @@ class SparseBackend(ABC):
             raise InputError(msg)
         return answered(self.stages(asked.mode), asked, QUERY_BLOCK, are_strings=self.are_strings)
 
+    def reconstructed(self, ids: IdArray, model: CompresSAE) -> FloatArray:
+        """Reconstructions of ids, (len(ids), d).
+
+        Raises:
+            UnknownIdError: an id is not held.
+        """
+        return model.decode(self.codes(ids))
+
+    def vectors(self, ids: IdArray, model: CompresSAE) -> FloatArray:
+        """The vectors of ids as the last stage knows them, (len(ids), d).
+
+        Here these are reconstructions.
+
+        Raises:
+            UnknownIdError: an id is not held.
+        """
+        return self.reconstructed(ids, model)
+
     def scored(self, asked: Asked, terms: SparseCodes, got: Candidates) -> SearchResult:
         """The answer to queries whose candidates by `terms` the caller has fetched."""
         stages = Stages(lambda asked: ByTerms(self).scored(asked, terms, got), self.stages(asked.mode).then)
@@ -129,11 +151,11 @@ class SparseBackend(ABC):
 
     def added(
         self,
-        chunks: Iterable[SparseCodes],
+        chunks: Iterable[Encoded],
         ids: Ids,
         *,
         scale: RowScale,  # noqa: ARG002
-        dictionary: FloatArray,  # noqa: ARG002
+        model: CompresSAE,  # noqa: ARG002
         num_threads: int,  # noqa: ARG002
         progress: bool,
     ) -> SparseBackend:
@@ -143,14 +165,14 @@ class SparseBackend(ABC):
 
     def put_all(
         self,
-        chunks: Iterable[SparseCodes],
+        chunks: Iterable[Encoded],
         ids: Ids,
         put: Callable[[SparseCodes, IdArray, slice], None],
         *,
         progress: bool,
     ) -> None:
         """Calls `put` with the codes, ids and rows of each chunk, after the last chunk is made."""
-        first, made = 0, list(chunks)
+        first, made = 0, [chunk.codes for chunk in chunks]
         with track(len(ids), "storing", enabled=progress) as advance:
             for codes in made:
                 rows = slice(first, first + len(codes))

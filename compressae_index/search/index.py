@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from compressae_index.arrays import BoolArray, FloatArray, IdArray
-from compressae_index.checks import check_choice, check_int, check_threads, check_vectors
-from compressae_index.coding.chunks import encoded_chunks
+from compressae_index.checks import check_choice, check_int, check_threads, check_vectors, normalize_rows
+from compressae_index.coding.chunks import Encoded, encoded_chunks
 from compressae_index.coding.codes import SparseCodes
 from compressae_index.coding.metric import METRICS, Metric, RowScale
 from compressae_index.coding.model import ENCODERS, CompresSAE, Encoder, check_is_model, check_model
@@ -21,6 +21,7 @@ from compressae_index.search.protocol import Documents
 from compressae_index.search.queries import (
     MAX_K,
     MAX_PLACES,
+    REFINED_MODES,
     SCORINGS,
     Asked,
     Coder,
@@ -30,6 +31,7 @@ from compressae_index.search.queries import (
     Settings,
     check_candidates,
     check_k,
+    check_refine,
     explained,
 )
 from compressae_index.sources import Vectors, VectorSource, check_no_rows, ids_of_rows, open_vectors
@@ -142,6 +144,7 @@ class Index:
         query_nnz: int | None = None,
         scoring: Scoring = "asymmetric",
         nprobe: int | None = None,
+        refine: int | None = None,
         filter: Any = None,  # noqa: A002
         num_threads: int | None = None,
     ) -> SearchResult:
@@ -153,8 +156,9 @@ class Index:
                 refused if these would be millions.
             mode: "sparse" scores by the query's query_nnz strongest latents, through their posting lists;
                 "dense" scores every document by the metric with its reconstruction; "two_stage" takes the
-                best `candidates` by posting lists and scores them as "dense" does. `modes` has those of this
-                index.
+                best `candidates` by posting lists and scores them as "dense" does. In both, if the index has
+                residual codes or original vectors, the best `refine` get their scores from these. `modes`
+                has those of this index.
             candidates: documents that stage one hands to stage two, at least k; by default 1,000, or k if
                 that is more. "sparse" needs them only if a back end gives upper bounds of its scores.
             query_nnz: latents of the query that stage one keeps, of largest magnitude; by default 64, and
@@ -164,6 +168,9 @@ class Index:
             nprobe: clusters that posting lists are scanned of, those whose mean codes score best; all by
                 default, which is exact. `CompressedIndex.cluster` makes them; an index without clusters takes
                 no nprobe. All are scanned if those hold fewer than k that match.
+            refine: documents of each query that the last stage scores again, by residual codes or original
+                vectors: at least k, or 0 to leave the stage out; by default 100, or 4 k if that is more. An
+                index without such a stage takes none.
             filter: ids to search among, in which repeats count once; a boolean mask with one entry a vector
                 in the order of `ids`; or an expression of Milvus. An index takes those of its
                 `documents.filters`. It is applied inside stage one, so k results come back if k match.
@@ -176,10 +183,12 @@ class Index:
             (None for string ids) and score -inf.
 
         Raises:
-            InputError: bad queries, another dimension, k, query_nnz or nprobe below 1, candidates below k,
-                nprobe without clusters, another mode, or a filter that this index does not take.
+            InputError: bad queries, another dimension, k, query_nnz or nprobe below 1, candidates or refine
+                below k, nprobe without clusters, refine without a stage for it, another mode, or a filter
+                that this index does not take.
+            StorageError: the file of the original vectors was changed.
         """
-        settings = Settings(mode, candidates, query_nnz, scoring, nprobe, filter, num_threads)
+        settings = Settings(mode, candidates, query_nnz, scoring, nprobe, refine, filter, num_threads)
         documents = self.documents
         asked = self.asked(queries, k, settings, documents)
         if asked.k * len(asked) > MAX_PLACES:  # counting documents may be a question to a server
@@ -203,13 +212,16 @@ class Index:
         if isinstance(settings.filter, str) and "expression" not in documents.filters:
             msg = f"filter is an expression, but this index filters by {' or '.join(documents.filters)}"
             raise InputError(msg)
+        refine = check_refine(
+            settings.refine, k, can_refine=documents.refines and settings.mode in REFINED_MODES
+        )
         threads = check_threads(settings.num_threads)
         rows = check_vectors(queries, dim=self.model.dim, name="queries", may_be_empty=True)
         factors = None
         if self.metric != "cosine":
             factors = RowScale(self.metric, documents.unit or 1.0).of_queries(rows)
         coder = Coder(self.model, self.encoder, documents.k)
-        return Asked(rows, factors, k, candidates, threads, settings, coder)
+        return Asked(rows, factors, k, candidates, refine, threads, settings, coder)
 
     def add(
         self, embeddings: VectorSource, ids: Any, *, num_threads: int | None = None, progress: bool = False
@@ -260,13 +272,21 @@ class Index:
         documents = self._documents
         self._check_new(documents, ids.all(), replace=replace)
         threads, scale = check_threads(num_threads), RowScale(self.metric, documents.unit)
-        chunks = encoded_chunks(self.model, vectors, self.k, self.encoder, threads, scale=scale)
+        chunks = encoded_chunks(
+            self.model,
+            vectors,
+            self.k,
+            self.encoder,
+            threads,
+            scale=scale,
+            residual_bits=documents.residual_bits,
+        )
         with track(len(ids), "encoding", enabled=progress) as advance:
             self._documents = documents.added(
                 counted(chunks, advance),
                 ids,
                 scale=scale,
-                dictionary=self.model.decoder_w,
+                model=self.model,
                 num_threads=threads,
                 progress=progress,
                 **options,
@@ -308,20 +328,37 @@ class Index:
         array, documents = as_id_array(ids), self.documents
         if not len(array):
             return SparseCodes.empty(documents.k, self.model.n_latents)
-        if (array.dtype == object) != documents.are_strings:
-            self.check_held(array)
+        self._check_kind_of(array)
         return documents.codes(array)
+
+    def _check_kind_of(self, ids: IdArray) -> None:
+        """Refuses ids of the other kind, which no back end needs to know.
+
+        Raises:
+            UnknownIdError: they are integers where the index has strings, or the other way round.
+        """
+        if (ids.dtype == object) != self.documents.are_strings:
+            self.check_held(ids)
 
     def reconstruct(self, ids: Any) -> FloatArray:
         """Reconstructed vectors of ids, (n, d) float32, of unit norm, or the kept one, up to rounding.
 
+        They are made of codes and residual codes, also if the index keeps original vectors.
+
         Raises:
             UnknownIdError: an id is not in the index.
         """
-        return self.model.decode(self.codes(ids))
+        array = as_id_array(ids)
+        if not len(array):
+            return np.empty((0, self.model.dim), dtype=np.float32)
+        self._check_kind_of(array)
+        vectors, unit = self.documents.reconstructed(array, self.model), self.documents.unit
+        return vectors if unit in (None, 1.0) else vectors * np.float32(unit)
 
     def explain(self, query: Any, id: int | str) -> Explanation:  # noqa: A002
         """How the parts of a document's code add up to its score in "dense" and "two_stage".
+
+        If the index has residual codes or original vectors, what they add is the `residual`.
 
         Raises:
             UnknownIdError: the id is not in the index.
@@ -334,7 +371,12 @@ class Index:
         projection, factors = self.model.project(rows), RowScale(self.metric, 1.0).of_queries(rows)
         if factors is not None:
             projection *= factors
-        return explained(projection[0], self.codes([id]), self.model.mean_scores(rows))
+        code, mean_scores, documents = self.codes([id]), self.model.mean_scores(rows), self.documents
+        if not documents.refines:
+            return explained(projection[0], code, mean_scores)
+        vector = documents.vectors(as_id_array([id]), self.model)[0]
+        factor = (documents.unit or 1.0) * (1.0 if factors is None else float(factors[0, 0]))
+        return explained(projection[0], code, mean_scores, factor * float(normalize_rows(rows)[0] @ vector))
 
     def stats(self) -> IndexStats:
         """The contents of the index, and their costs as far as they are known."""
@@ -378,8 +420,8 @@ class Index:
             raise UnknownIdError(msg)
 
 
-def counted(chunks: Iterable[SparseCodes], advance: Any) -> Iterator[SparseCodes]:
+def counted(chunks: Iterable[Encoded], advance: Any) -> Iterator[Encoded]:
     """The same chunks; calls `advance` with the length of each when it is made."""
-    for codes in chunks:
-        yield codes
-        advance(len(codes))
+    for chunk in chunks:
+        yield chunk
+        advance(len(chunk.codes))

@@ -6,8 +6,10 @@ from collections.abc import Iterable
 from typing import Literal, Protocol, TypeAlias
 
 from compressae_index.arrays import BoolArray, FloatArray, IdArray
+from compressae_index.coding.chunks import Encoded
 from compressae_index.coding.codes import SparseCodes
 from compressae_index.coding.metric import RowScale
+from compressae_index.coding.model import CompresSAE
 from compressae_index.ids import Ids
 from compressae_index.search.queries import Asked, SearchResult
 
@@ -59,6 +61,16 @@ class Documents(Protocol):
         ...
 
     @property
+    def residual_bits(self) -> int:
+        """Bits a dimension of residual codes, for which codes that are added leave room; 0 for none."""
+        ...
+
+    @property
+    def refines(self) -> bool:
+        """Whether a last stage scores the best documents again, by residual codes or original vectors."""
+        ...
+
+    @property
     def nbytes(self) -> dict[str, int]:
         """Bytes by part, as far as they are known."""
         ...
@@ -87,6 +99,22 @@ class Documents(Protocol):
         """
         ...
 
+    def vectors(self, ids: IdArray, model: CompresSAE) -> FloatArray:
+        """The vectors of ids as the last stage knows them, (len(ids), d), in the unit of norms.
+
+        Raises:
+            UnknownIdError: an id is not held.
+        """
+        ...
+
+    def reconstructed(self, ids: IdArray, model: CompresSAE) -> FloatArray:
+        """Reconstructions of ids with their residuals, (len(ids), d), in the unit of norms.
+
+        Raises:
+            UnknownIdError: an id is not held.
+        """
+        ...
+
     def answer(self, asked: Asked) -> SearchResult:
         """The `asked.k` best documents of each query.
 
@@ -97,11 +125,11 @@ class Documents(Protocol):
 
     def added(
         self,
-        chunks: Iterable[SparseCodes],
+        chunks: Iterable[Encoded],
         ids: Ids,
         *,
         scale: RowScale,
-        dictionary: FloatArray,
+        model: CompresSAE,
         num_threads: int,
         progress: bool,
     ) -> Documents:
@@ -110,10 +138,10 @@ class Documents(Protocol):
         All chunks are made before anything changes, so that an error in one of them changes nothing.
 
         Args:
-            chunks: codes, one row an id in all.
+            chunks: rows and codes, one an id in all.
             ids: one a code, each once.
             scale: the scale of the codes; its unit is known once the chunks are made.
-            dictionary: (n_latents, d), with which values are rounded so that reconstructions stay close.
+            model: the model that encoded; values are rounded so that its reconstructions stay close.
             num_threads: threads to work with.
             progress: show a progress bar for storing, if that takes long after encoding.
         """

@@ -18,6 +18,8 @@ from compressae_index.processes import cached_property
 
 Mode: TypeAlias = Literal["sparse", "dense", "two_stage"]
 MODES: tuple[Mode, ...] = ("sparse", "dense", "two_stage")
+# Modes whose documents a last stage may score again.
+REFINED_MODES: tuple[Mode, ...] = ("dense", "two_stage")
 Scoring: TypeAlias = Literal["asymmetric", "symmetric"]
 SCORINGS: tuple[Scoring, ...] = ("asymmetric", "symmetric")
 
@@ -26,6 +28,9 @@ MAX_K = 2**31 - 1
 MAX_PLACES = 2**24
 # Documents that stage one hands to stage two, where a call does not say.
 CANDIDATES = 1000
+# Documents of each query that the last stage scores again, where a call does not say: this, or REFINE_PER_K
+# for each neighbour.
+REFINE, REFINE_PER_K = 100, 4
 # Latents of a query that posting lists are read for, where a call does not say and lists hold all nonzeros.
 QUERY_NNZ = 64
 
@@ -63,17 +68,20 @@ class Explanation(NamedTuple):
     """How the parts of a document's code add up to its `dense` score, largest contribution first."""
 
     score: float
-    """Cosine, or inner product, of the query and the document's reconstruction."""
+    """The score by the last stage: cosine, or inner product, of the query with the document's reconstruction,
+    or with its original vector."""
     latents: npt.NDArray[np.int64]
     """(k,) the document's latents."""
     contributions: FloatArray
-    """(k,) projection[latent] * value; with `mean`, they add up to the score."""
+    """(k,) projection[latent] * value; with `mean` and `residual`, they add up to the score."""
     projections: FloatArray
     """(k,) the query's projection on each latent; of the normalised query for cosine."""
     values: FloatArray
     """(k,) the document's folded values."""
     mean: float = 0.0
     """The share of the model's mean in the score, which is the same for every document."""
+    residual: float = 0.0
+    """The share of the document's residual code, or of what its original vector adds to its code."""
 
 
 class Settings(NamedTuple):
@@ -84,6 +92,7 @@ class Settings(NamedTuple):
     query_nnz: int | None = None
     scoring: Scoring = "asymmetric"
     nprobe: int | None = None
+    refine: int | None = None
     filter: Any = None
     num_threads: int | None = None
 
@@ -112,6 +121,8 @@ class Asked:
     """Neighbours of each query."""
     candidates: int
     """Documents that stage one finds, where there is a stage two; at least k."""
+    refine: int
+    """Documents that the last stage scores again: at least k, or 0 where there is no such stage."""
     num_threads: int
     settings: Settings
     coder: Coder
@@ -134,7 +145,11 @@ class Asked:
     def by_terms(self, k: int) -> Asked:
         """The same for stage one alone, which finds the k best by the terms of each query."""
         return replace(
-            self, k=k, candidates=max(k, self.candidates), settings=self.settings._replace(mode="sparse")
+            self,
+            k=k,
+            candidates=max(k, self.candidates),
+            refine=0,
+            settings=self.settings._replace(mode="sparse"),
         )
 
     @cached_property
@@ -161,8 +176,12 @@ class Asked:
 
     def in_metric(self, sums: FloatArray) -> FloatArray:
         """Scores by the metric of sums over stored codes, (n_queries, c) both."""
-        scores, mean_scores = sums if self.factors is None else sums * self.factors, self.mean_scores
+        scores, mean_scores = self.times_factors(sums), self.mean_scores
         return scores if mean_scores is None else scores + mean_scores
+
+    def times_factors(self, sums: FloatArray) -> FloatArray:
+        """Scores by the metric of the normalised queries' products with vectors, (n_queries, c) both."""
+        return sums if self.factors is None else sums * self.factors
 
     @cached_property
     def _codes(self) -> SparseCodes:
@@ -198,6 +217,27 @@ def check_candidates(candidates: int | None, k: int) -> int:
     return candidates
 
 
+def check_refine(refine: int | None, k: int, *, can_refine: bool) -> int:
+    """How many documents the last stage scores again; None for the default, 0 for no such stage.
+
+    Raises:
+        InputError: they are fewer than k but not 0, or there is nothing to score by.
+    """
+    if refine is None:
+        return max(REFINE, REFINE_PER_K * k) if can_refine else 0
+    refine = check_int(refine, "refine", 0)
+    if refine and not can_refine:
+        msg = (
+            f"refine is {refine}, but there is no stage that scores again: it needs an index built with "
+            "residual_bits or originals, and mode 'two_stage' or 'dense'"
+        )
+        raise InputError(msg)
+    if 0 < refine < k:
+        msg = f"refine must be at least k = {k}, or 0, got {refine}"
+        raise InputError(msg)
+    return refine
+
+
 def check_k(k: Any, n_documents: int, n_queries: int) -> int:
     """A number of neighbours; more than there are documents only as long as the answer stays small.
 
@@ -215,12 +255,24 @@ def check_k(k: Any, n_documents: int, n_queries: int) -> int:
     return number
 
 
-def explained(projection: FloatArray, code: SparseCodes, mean_scores: FloatArray | None) -> Explanation:
-    """How one code adds up to its score by a query's projection (n_latents,), and what the mean adds."""
+def explained(
+    projection: FloatArray, code: SparseCodes, mean_scores: FloatArray | None, score: float | None = None
+) -> Explanation:
+    """How one code adds up to its score.
+
+    Args:
+        projection: (n_latents,) of the query.
+        code: one code.
+        mean_scores: (1, 1) what the model's mean adds.
+        score: the score of the last stage, of which the code and the mean leave the rest to the residual.
+    """
     latents, values = code.latents[0].astype(np.int64), code.values[0]
     of_latents = projection[latents]
     contributions = of_latents * values
     order = np.argsort(-np.abs(contributions), kind="stable")
     mean = 0.0 if mean_scores is None else float(mean_scores[0, 0])
-    score = float(contributions.sum(dtype=np.float64)) + mean
-    return Explanation(score, latents[order], contributions[order], of_latents[order], values[order], mean)
+    by_code = float(contributions.sum(dtype=np.float64)) + mean
+    parts = latents[order], contributions[order], of_latents[order], values[order]
+    if score is None:
+        return Explanation(by_code, *parts, mean)
+    return Explanation(score, *parts, mean, score - by_code)

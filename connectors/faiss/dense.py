@@ -97,37 +97,41 @@ class _Rescored:
 
     modes: tuple[str, ...] = MODES
 
-    def __init__(self, inner: Documents, vectors: _Held) -> None:
+    refines: bool = False  # the vectors in Faiss are all that scores
+
+    def __init__(self, inner: Documents, store: _Held) -> None:
         self._inner = inner
-        self.vectors = vectors
+        self.store = store
         self.filters = inner.filters
         self.n_latents, self.k, self.are_strings = inner.n_latents, inner.k, inner.are_strings
         self.unit = inner.unit
+        self.residual_bits = inner.residual_bits
         self.held, self.check_ids, self.codes = inner.held, inner.check_ids, inner.codes
+        self.vectors, self.reconstructed = inner.vectors, inner.reconstructed
         self.added, self.removed = inner.added, inner.removed
 
     def __len__(self) -> int:
-        return self.vectors.rows.n_alive
+        return self.store.rows.n_alive
 
     @property
     def ids(self) -> IdArray:
         """The ids that a search can find, in the order of their vectors."""
-        return self.vectors.rows.live_ids.all()
+        return self.store.rows.live_ids.all()
 
     @property
     def nbytes(self) -> dict[str, int]:
         """Bytes of the index's parts and of the vectors in Faiss."""
-        return self._inner.nbytes | {"vectors": self.vectors.flat.nbytes}
+        return self._inner.nbytes | {"vectors": self.store.flat.nbytes}
 
     def answer(self, asked: Asked) -> SearchResult:
         """The best documents of each query."""
         if asked.mode == "sparse":
             return self._inner.answer(asked)
-        stages = Stages(self._candidates, (self.vectors.rescore,))
+        stages = Stages(self._candidates, (self.store.rescore,))
         if asked.mode == "dense":
-            if not self.vectors.can_scan(asked.k, asked.settings.filter):
+            if not self.store.can_scan(asked.k, asked.settings.filter):
                 return self._scanned_by_index(asked)
-            stages = Stages(self.vectors.scan)
+            stages = Stages(self.store.scan)
         return answered(stages, asked, max(len(asked), 1), are_strings=self.are_strings)
 
     def _scanned_by_index(self, asked: Asked) -> SearchResult:
@@ -337,14 +341,14 @@ class DenseStore(Index):
         Faiss reads one for `dense` with `asymmetric` scoring, if the vectors are on a GPU as well.
         """
         seen = self.documents if documents is None else documents
-        if _is_cuda(queries) and isinstance(seen, _Rescored) and isinstance(seen.vectors.flat, GpuFlat):
+        if _is_cuda(queries) and isinstance(seen, _Rescored) and isinstance(seen.store.flat, GpuFlat):
             k = check_int(k, "k", 1, MAX_K)
             stays = (settings.mode, settings.scoring) == ("dense", "asymmetric")
-            if stays and seen.vectors.can_scan(k, settings.filter):
+            if stays and seen.store.can_scan(k, settings.filter):
                 rows = _checked_tensor(queries, self.model.dim)
                 threads, coder = check_threads(settings.num_threads), Coder(self.model, self.encoder, seen.k)
                 return Asked(
-                    rows, None, k, check_candidates(settings.candidates, k), threads, settings, coder
+                    rows, None, k, check_candidates(settings.candidates, k), 0, threads, settings, coder
                 )
         return super().asked(queries, k, settings, seen)
 

@@ -12,6 +12,7 @@ from pymilvus.grpc_gen import milvus_pb2
 
 from compressae_index.arrays import BoolArray, FloatArray, IdArray
 from compressae_index.checks import check_choice, check_int
+from compressae_index.coding.chunks import Encoded
 from compressae_index.coding.codes import SparseCodes
 from compressae_index.coding.model import CompresSAE
 from compressae_index.connectors.milvus import wire
@@ -153,7 +154,7 @@ class MilvusBackend(SparseBackend):
 
     def added(
         self,
-        chunks: Iterable[SparseCodes],
+        chunks: Iterable[Encoded],
         ids: Ids,
         *,
         columns: Mapping[str, Sequence[Any]] | None = None,

@@ -235,7 +235,7 @@ class Copier:
                 self._threads,
                 scale=RowScale(manifest.metric, 1.0),
             )
-            return SparseCodes.concatenate(chunks)
+            return SparseCodes.concatenate(chunk.codes for chunk in chunks)
         except InputError as error:
             first, last = page.ids.tolist()[0], page.ids.tolist()[-1]
             msg = f"collection {self._source.collection!r}, rows of ids {first!r} to {last!r}: {error}"

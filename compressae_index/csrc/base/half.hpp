@@ -26,4 +26,11 @@ static inline std::uint16_t to_half_up(float value) {
   return static_cast<std::uint16_t>(half < 0x7bff ? half : 0x7bff);
 }
 
+// The nearest finite half to a number that is not negative; of two, the even one.
+static inline std::uint16_t to_half(float value) {
+  const std::uint32_t bits = __builtin_bit_cast(std::uint32_t, value * 0x1p-112f);
+  const std::uint32_t half = (bits + 0xfff + (bits >> 13 & 1)) >> 13;
+  return static_cast<std::uint16_t>(half < 0x7bff ? half : 0x7bff);
+}
+
 }  // namespace compressae

@@ -129,6 +129,12 @@ class TopK {
     for (const Hit& hit : other.hits_) push(hit.score, hit.row);
   }
 
+  // The best hits, in any order.
+  std::vector<Hit>& kept() {
+    keep_best(hits_, top_);
+    return hits_;
+  }
+
   // Writes `top` entries, padded with row -1 and score -inf.
   void write(float* scores, std::int64_t* rows) {
     if (ascending_)

@@ -9,6 +9,7 @@ void bind_inputs(nanobind::module_& m);
 void bind_dictionary(nanobind::module_& m);
 void bind_lists(nanobind::module_& m);
 void bind_codes(nanobind::module_& m);
+void bind_refiners(nanobind::module_& m);
 void bind_search(nanobind::module_& m);
 
 }  // namespace compressae::bindings

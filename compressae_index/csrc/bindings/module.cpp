@@ -21,5 +21,6 @@ NB_MODULE(_engine, m) {
   bindings::bind_dictionary(m);
   bindings::bind_lists(m);
   bindings::bind_codes(m);
+  bindings::bind_refiners(m);
   bindings::bind_search(m);
 }

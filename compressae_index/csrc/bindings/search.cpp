@@ -10,17 +10,20 @@
 #include "bindings/codes.hpp"
 #include "bindings/families.hpp"
 #include "bindings/lists.hpp"
+#include "bindings/refiners.hpp"
 
 namespace compressae::bindings {
 namespace {
 
 // Searches parts, (lists, codes) each, all but the last of whole windows. With stage_one (n_queries, n_latents) by
 // posting lists first, then the candidates by their codes; with stage_two alone every document by its codes. With
-// clusters, posting lists are read of the nprobe best of them alone.
+// clusters, posting lists are read of the nprobe best of them alone. With a refiner, the best `refine` documents by
+// their codes are scored again, by queries (n_queries, dim).
 Hits search(const std::vector<std::pair<const InvertedLists*, const ForwardPart*>>& pairs,
             const std::optional<Input<float, 2>>& stage_one, const std::optional<Input<float, 2>>& stage_two,
             std::size_t query_nnz, std::size_t candidates, std::size_t top, const Bitmap& bitmap,
-            std::size_t num_threads, const Clusters* clusters, std::size_t nprobe) {
+            std::size_t num_threads, const Clusters* clusters, std::size_t nprobe, const RefinerPart* refiner,
+            const std::optional<Input<float, 2>>& queries, std::size_t refine) {
   require(!pairs.empty(), "there are no parts to search");
   require(stage_one || stage_two, "there are no projections");
   require(query_nnz >= 1, "query_nnz is 0, expected at least 1");
@@ -50,6 +53,13 @@ Hits search(const std::vector<std::pair<const InvertedLists*, const ForwardPart*
       require_equal((*projections)->shape(0), n_queries, "rows of projections");
       require_equal((*projections)->shape(1), n_latents, "columns of projections");
     }
+  if (refiner != nullptr) {
+    require(stage_two && queries, "a refiner needs the queries, and stage_two to choose what it scores");
+    require_equal(refiner->n_documents(), n_documents, "documents of the refiner");
+    require_equal(queries->shape(0), n_queries, "rows of queries");
+    require_equal(queries->shape(1), refiner->dim(), "columns of queries");
+    scope.refinement = {&refiner->refiner(), queries->data(), refine};
+  }
   return searched(n_queries, top, [&](const Results& results) {
     if (!stage_one)
       search_dense(scope, stage_two->data(), n_queries, num_threads, results);
@@ -64,12 +74,14 @@ Hits search(const std::vector<std::pair<const InvertedLists*, const ForwardPart*
 void bind_search(nb::module_& m) {
   m.def("search", &search, "parts"_a, "stage_one"_a.noconvert().none(), "stage_two"_a.noconvert().none(), "query_nnz"_a,
         "candidates"_a, "top"_a, "allowed"_a.noconvert().none(), "num_threads"_a, "clusters"_a.none() = nb::none(),
-        "nprobe"_a = 0,
+        "nprobe"_a = 0, "refiner"_a.none() = nb::none(), "queries"_a.noconvert().none() = nb::none(), "refine"_a = 0,
         "Best documents of parts, (lists, codes) each: (scores, rows), (n_queries, top). With projections stage_one,\n"
         "the best candidates by the posting lists of their query_nnz largest entries are scored by their codes: with\n"
         "the projections stage_two, or with those entries alone. With stage_two alone every document is. With clusters "
         "of\n"
-        "the first windows, posting lists are read of the nprobe whose means score best, and behind all clusters.");
+        "the first windows, posting lists are read of the nprobe whose means score best, and behind all clusters. "
+        "With\n"
+        "a refiner, it scores the best `refine` by their codes again, by queries (n_queries, dim).");
 }
 
 }  // namespace compressae::bindings

@@ -40,6 +40,20 @@ struct PackedLayout {
   float levels[256];  // of both signs, relative to the row's scale; a level index is a place here
 };
 
+// Rows of residual codes; codes/residuals.hpp describes them. A number of `bits` is cut into a high and a low field of
+// 1, 2 or 4 bits each (0: there is none), which lie in planes of their own, by groups of kGroupDims dimensions.
+struct ResidualLayout {
+  static constexpr std::size_t kGroupDims = 16;
+  // Dimensions that queries are padded to: as many as a kernel takes at once.
+  static constexpr std::size_t kQueryDims = 64;
+
+  std::size_t n_groups;
+  std::size_t high_bits, low_bits;
+  std::size_t high_start, low_start;  // first byte of each plane within the row
+  std::size_t row_bytes;
+  std::uint8_t levels[64];  // by number, as level + ProductRows::kAdded
+};
+
 // Rows of bytes to multiply with, interleaved by 16 rows and kStep columns: entry j of row i is at
 // ((i / 16 * steps + j / kStep) * 16 + i % 16) * kStep + j % kStep, as round(entry / scales[i]) + kAdded.
 struct ProductRows {
@@ -96,6 +110,12 @@ struct Kernels {
   // entries; up to 64 bytes from inside a row on are read.
   void (*packed_dots)(const PackedLayout& layout, const std::uint8_t* rows, std::size_t n_rows, const float* u,
                       float* scores);
+  // <levels, query> of consecutive residual rows. The query has whole kQueryDims, 0 behind the last dimension; up to 64
+  // bytes from inside a row on are read.
+  void (*residual_dots)(const ResidualLayout& layout, const std::uint8_t* rows, std::size_t n_rows,
+                        const std::int8_t* query, std::int32_t* sums);
+  // Half-precision numbers as floats.
+  void (*widen)(const std::uint16_t* halves, std::size_t count, float* floats);
   // products[q * stride + i] += <query q, row i> for the first n_rows rows; no sum of 32 bits may overflow.
   void (*add_products)(const ProductRows& rows, std::size_t n_rows, const ProductQueries& queries, float* products,
                        std::size_t stride);

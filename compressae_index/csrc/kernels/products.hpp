@@ -1,6 +1,7 @@
 // Products with rows of bytes, as projections and pursuit take them.
 #pragma once
 
+#include "kernels/byte_products.hpp"
 #include "kernels/kernels.hpp"
 #include "kernels/vectors.hpp"
 
@@ -69,23 +70,6 @@ void add_byte_rows(const std::int8_t* const* rows, const float* weights, std::si
   }
 }
 
-// sums + the products of the kStep entries of each lane's row, unsigned bytes, with a query's, signed ones.
-inline Int32s add_step(Int32s sums, Int32s rows, std::int32_t query) {
-#if defined(__AVX512VNNI__)
-  return reinterpret_cast<Int32s>(_mm512_dpbusd_epi32(raw(sums), raw(rows), raw(repeated(query))));
-#else
-  // Even and odd: a pair of bytes is 16 bits. Its lower (even) byte is taken by a mask, or, signed, by moving it up and
-  // back; its upper (odd) one by moving it down. Products of pairs of 16 bits are then added in 32. AVX2 also
-  // multiplies bytes, but cuts the sums off at 16 bits.
-  using Unsigned = std::uint16_t __attribute__((vector_size(sizeof(Int32s))));
-  using Signed = std::int16_t __attribute__((vector_size(sizeof(Int32s))));
-  const auto bytes = reinterpret_cast<Unsigned>(rows);
-  const auto entries = reinterpret_cast<Signed>(repeated(query));
-  sums = add_pair_products(sums, reinterpret_cast<Int16s>(bytes & 0xff), reinterpret_cast<Int16s>(entries << 8 >> 8));
-  return add_pair_products(sums, reinterpret_cast<Int16s>(bytes >> 8), reinterpret_cast<Int16s>(entries >> 8));
-#endif
-}
-
 // sums[p][i] = <plane p, row i> for the rows of a block, whose entries begin at `row`. Several vectors
 // of rows, and all planes: each load serves several products.
 template <std::size_t Planes>
@@ -110,7 +94,7 @@ void block_sums(const std::uint8_t* row, const std::int8_t* plane, std::size_t s
       for (std::size_t p = 0; p < Planes; ++p) {
         const auto entries = load<std::int32_t>(plane + (p * steps + step) * kStep);
 #pragma GCC unroll 4
-        for (std::size_t v = 0; v < kVectors; ++v) lanes[p][v] = add_step(lanes[p][v], rows[v], entries);
+        for (std::size_t v = 0; v < kVectors; ++v) lanes[p][v] = add_step(lanes[p][v], rows[v], repeated(entries));
       }
     }
     // One by one: copied as a whole, the sums would be in memory from the start.

@@ -7,6 +7,7 @@
 #include "kernels/harvest.hpp"
 #include "kernels/kernels.hpp"
 #include "kernels/products.hpp"
+#include "kernels/residual_dots.hpp"
 #include "kernels/select.hpp"
 
 namespace compressae {
@@ -22,6 +23,8 @@ extern const Kernels COMPRESSAE_KERNELS{
     .arg_max_abs = arg_max_abs,
     .gather_dot = gather_dot,
     .packed_dots = packed_dots,
+    .residual_dots = residual_dots,
+    .widen = widen,
     .add_products = add_products,
     .add_byte_rows = add_byte_rows,
     .dot = dot,

@@ -12,6 +12,7 @@
 #include "kernels/dispatch.hpp"
 #include "lists/clusters.hpp"
 #include "lists/inverted.hpp"
+#include "search/refine.hpp"
 
 namespace compressae {
 
@@ -42,6 +43,7 @@ struct Scope {
   std::size_t n_allowed;
   const ClusterView* clusters = nullptr;  // of the first windows
   std::size_t nprobe = 0;                 // clusters whose posting lists a query scans; 0: all
+  Refinement refinement = {};             // of what is scored by whole codes
 
   bool is_probed() const { return clusters != nullptr && nprobe != 0 && nprobe < clusters->n_clusters(); }
 

@@ -77,7 +77,7 @@ void search_all(const Scope& scope, const Project& project, std::size_t n_querie
   const auto scan = [&](std::size_t q, std::size_t begin, std::size_t end) {
     thread_local PaddedProjection padded;
     const float* u = project(q, padded);
-    TopK best(results.top);
+    TopK best(scope.refinement.kept(results.top));
     for (std::size_t i = begin; i < end; ++i) {
       const Part& part = *windows[i].part;
       part.forward->scan(u, windows[i].first(), windows[i].last(), part.of(scope.allowed),
@@ -89,7 +89,7 @@ void search_all(const Scope& scope, const Project& project, std::size_t n_querie
   const auto finish = [&](std::size_t q) {
     TopK& best = found[q].front();
     for (std::size_t i = 1; i < found[q].size(); ++i) best.merge(found[q][i]);
-    results.write(q, best);
+    scope.refinement.write(q, best, results);
     found[q].clear();
   };
   for_each_query(n_queries, windows.size(), num_threads, scan, finish);
@@ -154,9 +154,9 @@ inline void search_two_stage(const Scope& scope, const float* stage_one, const f
     thread_local PaddedProjection padded;
     std::vector<std::int64_t> rows;
     for (const Candidate& candidate : lists.candidates(q)) rows.push_back(candidate.row);
-    TopK best(results.top);
+    TopK best(scope.refinement.kept(results.top));
     rescore_rows(scope.parts, project(q, padded), rows, best);
-    results.write(q, best);
+    scope.refinement.write(q, best, results);
   };
   for_each_query(n_queries, lists.n_shares(), num_threads, scan, finish);
 }

@@ -28,7 +28,13 @@ class Aligned(Codec):
         """3k + 2."""
         return 3 * k + 2
 
-    def pack(self, codes: SparseCodes, num_threads: int = 1, dictionary: FloatArray | None = None) -> Arrays:
+    def pack(
+        self,
+        codes: SparseCodes,
+        num_threads: int = 1,
+        dictionary: FloatArray | None = None,
+        targets: FloatArray | None = None,  # noqa: ARG002
+    ) -> Arrays:
         """Arrays: latents (n, k) uint16, values (n, k) int8, scales (n,) half precision as uint16.
 
         With a dictionary (n_latents, dim), scales are set so that reconstructions keep their norms.

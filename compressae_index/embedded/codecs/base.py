@@ -98,13 +98,21 @@ class Codec(ABC):
         return sum(array.nbytes for array in (arrays | self.learned()).values())
 
     @abstractmethod
-    def pack(self, codes: SparseCodes, num_threads: int = 1, dictionary: FloatArray | None = None) -> Arrays:
+    def pack(
+        self,
+        codes: SparseCodes,
+        num_threads: int = 1,
+        dictionary: FloatArray | None = None,
+        targets: FloatArray | None = None,
+    ) -> Arrays:
         """Packs codes (n, k) into arrays. The codec must be fitted.
 
         Args:
-            codes: folded codes, whose latents ascend in each row.
+            codes: codes whose latents ascend in each row.
             num_threads: threads of the engine.
             dictionary: (n_latents, dim). If given, rounding keeps the norms of reconstructions.
+            targets: (n, dim) the vectors that codes approximate, without the model's mean, where they are
+                known; codecs that keep only codes ignore them.
         """
 
     @abstractmethod
@@ -166,10 +174,9 @@ class Codec(ABC):
         """
         return {PREFIX + name: array for name, array in (arrays | self.learned()).items()}
 
-    @classmethod
-    def stored_names(cls) -> tuple[set[str], set[str]]:
+    def stored_names(self) -> tuple[set[str], set[str]]:
         """File names of the arrays with one row a document, and of the learned arrays."""
         by_row, learned = (
-            {PREFIX + name for name in names} for names in (cls.array_names, cls.learned_names)
+            {PREFIX + name for name in names} for names in (self.array_names, self.learned_names)
         )
         return by_row, learned

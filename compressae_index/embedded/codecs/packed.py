@@ -84,7 +84,13 @@ class Packed(Codec):
         latent_bits = min(k + ((n_latents - 1) >> low) + k * low for low in range(17))
         return (16 + latent_bits + k * self.value_bits + 7) // 8
 
-    def pack(self, codes: SparseCodes, num_threads: int = 1, dictionary: FloatArray | None = None) -> Arrays:
+    def pack(
+        self,
+        codes: SparseCodes,
+        num_threads: int = 1,
+        dictionary: FloatArray | None = None,
+        targets: FloatArray | None = None,  # noqa: ARG002
+    ) -> Arrays:
         """Arrays: rows (n, row_bytes) uint8. The codec must be fitted.
 
         With a dictionary (n_latents, dim), rounding costs less accuracy in the same bytes: values are rounded

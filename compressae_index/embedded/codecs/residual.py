@@ -1,0 +1,110 @@
+"""Codes of another codec, and beside them residual codes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from compressae_index._engine import Forward, Residuals, residual_row_bytes, residual_rows, residual_vectors
+from compressae_index.arrays import FloatArray
+from compressae_index.coding.codes import SparseCodes
+from compressae_index.embedded.codecs.base import PREFIX, Arrays, Codec
+
+RESIDUAL_ROWS = "residuals"
+
+
+@dataclass(frozen=True, eq=False)
+class WithResiduals(Codec):
+    """A codec, and a row of `residual_bits` a dimension of what its rounded codes leave out.
+
+    A residual row takes 2 bytes of scale and 2 * residual_bits bytes for every 16 dimensions. Its numbers are
+    of the levels of Lloyd (1982) and Max (1960) for normal distributions.
+
+    Attributes:
+        inner: the codec of the codes.
+        dim: dimensions of the vectors.
+        residual_bits: bits a dimension: 1, 2, 3, 4 or 6.
+    """
+
+    name: ClassVar = "residual"
+
+    inner: Codec
+    dim: int
+    residual_bits: int
+
+    def __post_init__(self) -> None:
+        residual_row_bytes(self.dim, self.residual_bits)  # checks both
+
+    @property
+    def array_names(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Those of the codes, and the residual rows."""
+        return (*self.inner.array_names, RESIDUAL_ROWS)
+
+    def manifest(self) -> dict[str, Any]:
+        """That of the codec of the codes, with dimension and bits of the residual rows."""
+        return self.inner.manifest() | {"dim": self.dim, "residual_bits": self.residual_bits}
+
+    def fitted(self, codes: SparseCodes) -> WithResiduals:
+        """This codec if the codes' codec is fitted; otherwise one whose is fitted to the codes."""
+        return replace(self, inner=self.inner.fitted(codes))
+
+    def learned(self) -> Arrays:
+        """What the codes' codec learned."""
+        return self.inner.learned()
+
+    def with_learned(self, learned: Arrays) -> WithResiduals:
+        """This codec with stored arrays of the codes' codec; errors are its own."""
+        return replace(self, inner=self.inner.with_learned(learned))
+
+    def row_bytes(self, n_latents: int, k: int) -> int:
+        """Bytes of a document's code and residual row."""
+        return self.inner.row_bytes(n_latents, k) + residual_row_bytes(self.dim, self.residual_bits)
+
+    def pack(
+        self,
+        codes: SparseCodes,
+        num_threads: int = 1,
+        dictionary: FloatArray | None = None,
+        targets: FloatArray | None = None,
+    ) -> Arrays:
+        """The arrays of the codes' codec, and residuals (n, row_bytes) uint8.
+
+        Args:
+            codes: codes that leave room for a residual (`coding.residual.make_room`).
+            num_threads: threads of the engine.
+            dictionary: (n_latents, dim); needed.
+            targets: (n, dim) the vectors that codes approximate; needed.
+        """
+        if dictionary is None or targets is None:
+            msg = "residual codes are made of vectors, and these are not given"
+            raise ValueError(msg)
+        arrays = self.inner.pack(codes, num_threads, dictionary)
+        stored = self.inner.unpack(arrays, codes.n_latents, codes.k, num_threads)
+        rows = residual_rows(
+            targets, stored.latents, stored.values, dictionary, self.residual_bits, num_threads
+        )
+        return arrays | {RESIDUAL_ROWS: rows}
+
+    def unpack(self, arrays: Arrays, n_latents: int, k: int, num_threads: int = 1) -> SparseCodes:
+        """The codes, rounded, without their residuals."""
+        return self.inner.unpack(self._inner(arrays), n_latents, k, num_threads)
+
+    def engine(self, arrays: Arrays, n_latents: int, k: int) -> Forward:
+        """The engine's view of the codes."""
+        return self.inner.engine(self._inner(arrays), n_latents, k)
+
+    def refiner(self, pieces: list[Arrays]) -> Residuals:
+        """The engine's last stage, of the rows of all pieces; the arrays must outlive it."""
+        return Residuals([piece[RESIDUAL_ROWS] for piece in pieces], self.dim, self.residual_bits)
+
+    def residuals(self, arrays: Arrays, num_threads: int = 1) -> FloatArray:
+        """The residuals that rows stand for, (n, dim)."""
+        return residual_vectors(arrays[RESIDUAL_ROWS], self.dim, self.residual_bits, num_threads)
+
+    def stored_names(self) -> tuple[set[str], set[str]]:
+        """File names of the arrays with one row a document, and of the learned arrays."""
+        by_row, learned = self.inner.stored_names()
+        return by_row | {PREFIX + RESIDUAL_ROWS}, learned
+
+    def _inner(self, arrays: Arrays) -> Arrays:
+        return {name: arrays[name] for name in self.inner.array_names}
