@@ -13,7 +13,9 @@ import numpy as np
 from compressae_index import persistence
 from compressae_index._engine import simd
 from compressae_index.arrays import BoolArray, IdArray
-from compressae_index.building.planning import Budget, Plan, choose
+from compressae_index.building.calibration import CALIBRATED_ROWS, calibrate
+from compressae_index.building.neighbourhoods import neighbourhoods
+from compressae_index.building.planning import FEWEST_ROWS, Budget, Plan, choose, overhead_of
 from compressae_index.building.training import ModelSource
 from compressae_index.checks import as_path, check_choice, check_int, check_threads
 from compressae_index.coding.chunks import Encoded, encoded_chunks
@@ -32,6 +34,7 @@ from compressae_index.errors import FormatError, InputError
 from compressae_index.ids import Ids, as_id_array
 from compressae_index.processes import ForkSafeLock
 from compressae_index.progress import track
+from compressae_index.search.frontier import Frontier
 from compressae_index.search.index import Index, IndexStats, counted
 from compressae_index.sources import (
     CHUNK_ROWS,
@@ -93,7 +96,7 @@ class CompressedIndex(Index):
         forward: CodecName = "packed",
         value_bits: int | None = None,
         postings: int | None = None,
-        residual_bits: int = 0,
+        residual_bits: int | None = None,
         originals: Any = None,
         bytes_per_vector: float | None = None,
         target_recall: float | None = None,
@@ -102,6 +105,10 @@ class CompressedIndex(Index):
         progress: bool = True,
     ) -> CompressedIndex:
         """Trains a model on the embeddings, unless one is given, and encodes them.
+
+        Without any of k, model, value_bits, postings, residual_bits, originals and a budget, the budget is
+        200 bytes a vector, or an eighth of float32 if that is more. Of at least 8,192 vectors, `frontier`
+        then says which settings of a search reach which recall.
 
         Args:
             embeddings: (n, d) floating point: an array, a table or column of vectors, a memory map, file,
@@ -126,18 +133,18 @@ class CompressedIndex(Index):
             value_bits: bits of a packed value, 4 to 8, 6 by default; the aligned codec always has 8.
             postings: nonzeros of a code that the posting lists keep, the strongest; all by default. Each left
                 out saves 3 bytes, and makes `sparse` and the first stage of `two_stage` approximate.
-            residual_bits: bits a dimension of residual codes, 1, 2, 3, 4 or 6; 0 for none. They hold what
-                codes leave out of the vectors, and the last stage of a search scores the best documents by
-                both. They take d * residual_bits / 8 + 2 bytes a vector.
+            residual_bits: bits a dimension of residual codes, 1, 2, 3, 4 or 6; 0, the default, for none. They
+                hold what codes leave out of the vectors, and the last stage of a search scores the best
+                documents by both. They take d * residual_bits / 8 + 2 bytes a vector.
             originals: where the last stage of a search finds the vectors themselves, which stay on disk:
                 "float16" or "float32" for copies that the index keeps, in a temporary file (TMPDIR) until
                 `save` puts them beside the codes; or the path of a .npy file, or an array, of the embeddings
                 as they are given here, which the index refers to: do not change it. Vectors added later are
                 copied. Not together with residual_bits.
             bytes_per_vector: a budget for all that `two_stage` keeps resident, ids and all, at n vectors. k,
-                value_bits and postings are chosen to fit it by measuring recall (by cosine) of held-out rows;
-                `plan` then says what was chosen and what to expect.
-            target_recall: the same, for the smallest budget whose expected recall@100 is at least this.
+                value_bits, postings and residual_bits are chosen to fit it, by measuring how many of the true
+                neighbours of some rows they keep; `plan` then says what was chosen and what to expect.
+            target_recall: the same, for the smallest budget whose expected recall@10 is at least this.
             on_bad_rows: "error", or "skip" to leave out rows that are zero, missing, or hold NaN or infinite
                 values. Ids are still one for each row that is given, and by default the numbers of these;
                 `skipped` has those of the rows that were left out.
@@ -151,9 +158,11 @@ class CompressedIndex(Index):
         """
         check_choice(encoder, "encoder", ENCODERS)
         scale, threads = RowScale(metric), check_threads(num_threads)
-        decided = {"k": k, "value_bits": value_bits, "postings": postings}
+        decided = {"k": k, "value_bits": value_bits, "postings": postings, "residual_bits": residual_bits}
         budget = Budget.of(bytes_per_vector, target_recall, forward, **decided)
-        check_residual_bits(residual_bits)
+        is_plain = all(each is None for each in (budget, model, originals, *decided.values()))
+        is_plain = is_plain and forward == "packed" and (config is None or config.k is None)
+        residual_bits = check_residual_bits(0 if residual_bits is None else residual_bits)
         if residual_bits and originals is not None:
             msg = "residual_bits cannot be given with originals, which say all that residual codes could"
             raise InputError(msg)
@@ -165,19 +174,32 @@ class CompressedIndex(Index):
         vectors = open_vectors(embeddings, on_bad_rows=on_bad_rows)
         kept = _originals(originals, vectors, metric)
         row_ids, skipped = ids_of_rows(ids, vectors)
-        id_bytes = row_ids.nbytes / len(row_ids)
+        id_bytes, n = row_ids.nbytes / len(row_ids), len(row_ids)
+        is_plain = is_plain and n >= FEWEST_ROWS
         k, latents = source.sizes(vectors, encoder, None if budget is None else budget.training_k)
+        overhead = overhead_of(latents, n, id_bytes)
+        if is_plain:
+            budget = Budget.default(vectors.shape[1], overhead)
         if budget is not None:
-            budget.check_room(latents, len(row_ids), id_bytes)
+            budget.check_room(latents, overhead)
         if postings is not None:
             check_int(postings, "postings", 1, k, "k")
         model = source.model_for(vectors, k, progress=progress)
-        plan, of_residuals = None, {"dim": model.dim, "residual_bits": residual_bits}
-        if budget is not None:
+        near = None
+        if budget is not None or n >= CALIBRATED_ROWS:
+            near = neighbourhoods(vectors, metric, progress=progress)
+        plan = None
+        if budget is not None and near is not None:
             how: Any = {"encoder": encoder, "num_threads": threads, "progress": progress}
-            plan = choose(model, vectors, budget, id_bytes=id_bytes, **how)
-            k, postings, value_bits = plan.k, plan.postings, plan.value_bits
-        codec = codec_of(forward, value_bits=value_bits, **of_residuals)
+            refined = originals is not None
+            plan = choose(model, near, budget, id_bytes=id_bytes, by_originals=refined, **how)
+            k, postings, value_bits, residual_bits = (
+                plan.k,
+                plan.postings,
+                plan.value_bits,
+                plan.residual_bits,
+            )
+        codec = codec_of(forward, value_bits=value_bits, dim=model.dim, residual_bits=residual_bits)
         is_own = kept is not None and not len(kept)
         backend = EmbeddedBackend(
             model.n_latents, k, codec, postings=postings, originals=kept if is_own else None
@@ -188,6 +210,15 @@ class CompressedIndex(Index):
         index._append(chunks, row_ids, scale, threads, progress)
         if not is_own:
             index._documents = index.documents.with_originals(kept)
+        if near is not None and n >= CALIBRATED_ROWS:
+            index.frontier = calibrate(
+                index,
+                near,
+                row_ids.all(),
+                index.documents.backend.list_lengths(),
+                num_threads=threads,
+                progress=progress,
+            )
         return index
 
     @classmethod
@@ -440,8 +471,14 @@ class CompressedIndex(Index):
             StorageError: the disk is full or refuses; what was there before is untouched.
         """
         documents = self.documents
-        meta = {"encoder": self.encoder, "metric": self.metric, "model": self.model.manifest()}
+        meta: dict[str, Any] = {
+            "encoder": self.encoder,
+            "metric": self.metric,
+            "model": self.model.manifest(),
+        }
         meta |= documents.manifest()
+        if self.frontier is not None:
+            meta["frontier"] = self.frontier.manifest()
         kept = documents.backend.originals
         files = {} if kept is None else {FILE: kept.write}
         persistence.write(
@@ -480,6 +517,8 @@ class CompressedIndex(Index):
                 stored.meta, stored.arrays, model, metric, unit, originals
             )
             index = cls(model, encoder=stored.meta["encoder"], metric=metric, documents=documents)
+            if "frontier" in stored.meta:
+                index.frontier = Frontier.from_stored(persistence.entry(stored.meta, "frontier", list))
         if mmap:
             index._mapped = documents.backend, persistence.Mapped.of(where, stored)
         return index

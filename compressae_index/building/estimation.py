@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from compressae_index.arrays import FloatArray
-from compressae_index.building.planning import Budget, Plan, choose, measured
+from compressae_index.building.neighbourhoods import neighbourhoods
+from compressae_index.building.planning import Budget, Plan, Trial, choose, overhead_of
 from compressae_index.checks import check_int, check_threads
 from compressae_index.coding.model import CompresSAE
 from compressae_index.embedded.codecs.packed import VALUE_BITS
@@ -80,16 +81,17 @@ def estimate(
     n, dim = vectors.shape
     k, latents = config.sizes(n, dim, None if budget is None else budget.training_k)
     if budget is not None:
-        budget.check_room(latents, n, 0.0)
+        budget.check_room(latents, overhead_of(latents, n, 0.0))
     kept = k if postings is None else check_int(postings, "postings", 1, k, "k")
     config = config.with_codes(k, None)
     sample = unit_sample(vectors, max(SAMPLE_ROWS, 2 * latents), np.random.default_rng(config.seed))
     trained = train(sample, config, progress=progress)
     model = trained.model
+    near = neighbourhoods(vectors, "cosine", progress=progress)
     if budget is not None:
-        plan = choose(model, vectors, budget, num_threads=threads, progress=progress)
+        plan = choose(model, near, budget, num_threads=threads, progress=progress)
     else:
-        plan = measured(model, vectors, k, bits, kept, num_threads=threads)
+        plan = Trial(model, near, 0.0, "pursuit", threads).plan(k, bits, kept)
     train_seconds = trained.seconds * TrainConfig().refine_rounds / config.refine_rounds
     seconds_a_row = _seconds_a_row(model, plan.k, sample, threads)
     return _extrapolated(model, plan, n, train_seconds, seconds_a_row)

@@ -17,10 +17,12 @@ from compressae_index.errors import DimensionError, InputError, UnknownIdError
 from compressae_index.ids import Ids, as_id_array
 from compressae_index.processes import ForkSafeLock
 from compressae_index.progress import track
+from compressae_index.search.frontier import NEIGHBOURS, Frontier
 from compressae_index.search.protocol import Documents
 from compressae_index.search.queries import (
     MAX_K,
     MAX_PLACES,
+    REFINE_PER_K,
     REFINED_MODES,
     SCORINGS,
     Asked,
@@ -100,6 +102,8 @@ class Index:
             msg = f"the codes are over {documents.n_latents} latents, the model has {model.n_latents}"
             raise DimensionError(msg)
         self._documents = documents
+        self.frontier: Frontier | None = None
+        """Settings of "two_stage" and the recall they reach, as `build` measured them; None if it did not."""
         self._writer = ForkSafeLock()
 
     @property
@@ -140,6 +144,7 @@ class Index:
         k: int = 10,
         *,
         mode: str = "two_stage",
+        target_recall: float | None = None,
         candidates: int | None = None,
         query_nnz: int | None = None,
         scoring: Scoring = "asymmetric",
@@ -159,18 +164,24 @@ class Index:
                 best `candidates` by posting lists and scores them as "dense" does. In both, if the index has
                 residual codes or original vectors, the best `refine` get their scores from these. `modes`
                 has those of this index.
-            candidates: documents that stage one hands to stage two, at least k; by default 1,000, or k if
-                that is more. "sparse" needs them only if a back end gives upper bounds of its scores.
-            query_nnz: latents of the query that stage one keeps, of largest magnitude; by default 64, and
-                64 k / postings if posting lists keep fewer than k nonzeros, which is as fast.
+            target_recall: for "two_stage": the recall@10 to reach at the least cost, by the settings that
+                `build` measured (`frontier`). It holds for queries that are like the rows of the index. Those
+                of candidates, query_nnz and refine that are given stay as they are.
+            candidates: documents that stage one hands to stage two, at least k. By default those of the
+                frontier's default point, or 10 k if that is more; without a frontier, 1,000, or k if that is
+                more. "sparse" needs them only if a back end gives upper bounds of its scores.
+            query_nnz: latents of the query that stage one keeps, of largest magnitude. By default those of
+                the frontier's default point in "two_stage"; else 64, and 64 k / postings if posting lists
+                keep fewer than k nonzeros, which is as fast.
             scoring: "asymmetric" compares the query itself with the codes; "symmetric" encodes the query
                 first, as the paper does: s_q with s in "sparse", x_hat_q with x_hat in "dense".
             nprobe: clusters that posting lists are scanned of, those whose mean codes score best; all by
                 default, which is exact. `CompressedIndex.cluster` makes them; an index without clusters takes
                 no nprobe. All are scanned if those hold fewer than k that match.
             refine: documents of each query that the last stage scores again, by residual codes or original
-                vectors: at least k, or 0 to leave the stage out; by default 100, or 4 k if that is more. An
-                index without such a stage takes none.
+                vectors: at least k, or 0 to leave the stage out. By default those of the frontier's default
+                point, or 4 k if that is more; without a frontier, 100, or 4 k if that is more. An index
+                without such a stage takes none.
             filter: ids to search among, in which repeats count once; a boolean mask with one entry a vector
                 in the order of `ids`; or an expression of Milvus. An index takes those of its
                 `documents.filters`. It is applied inside stage one, so k results come back if k match.
@@ -184,16 +195,47 @@ class Index:
 
         Raises:
             InputError: bad queries, another dimension, k, query_nnz or nprobe below 1, candidates or refine
-                below k, nprobe without clusters, refine without a stage for it, another mode, or a filter
-                that this index does not take.
+                below k, nprobe without clusters, refine without a stage for it, a target_recall that no
+                setting reaches, another mode, or a filter that this index does not take.
             StorageError: the file of the original vectors was changed.
         """
         settings = Settings(mode, candidates, query_nnz, scoring, nprobe, refine, filter, num_threads)
         documents = self.documents
+        if target_recall is not None or (self.frontier is not None and mode == "two_stage"):
+            settings = self._on_frontier(settings, k, target_recall, documents)
         asked = self.asked(queries, k, settings, documents)
         if asked.k * len(asked) > MAX_PLACES:  # counting documents may be a question to a server
             check_k(asked.k, len(documents), len(asked))
         return documents.answer(asked)
+
+    def _on_frontier(
+        self, settings: Settings, k: int, target_recall: float | None, documents: Documents
+    ) -> Settings:
+        """Settings that a caller leaves open, from a point of the frontier.
+
+        Raises:
+            InputError: a target that no point reaches, or in a mode that has no frontier.
+        """
+        if target_recall is not None and settings.mode != "two_stage":
+            msg = f"target_recall has no use in mode {settings.mode!r}: settings of 'two_stage' were measured"
+            raise InputError(msg)
+        if self.frontier is None:
+            msg = (
+                "target_recall needs the settings that CompressedIndex.build measures of at least 8,192 "
+                "vectors, and this index has none: give candidates, query_nnz and refine"
+            )
+            raise InputError(msg)
+        point = self.frontier.default if target_recall is None else self.frontier.reaching(target_recall)
+        candidates, refine = max(point.candidates, k), max(point.refine, k)
+        if k > NEIGHBOURS:
+            candidates, refine = max(candidates, 10 * k), max(refine, REFINE_PER_K * k)
+        if settings.candidates is None:
+            settings = settings._replace(candidates=candidates)
+        if settings.query_nnz is None:
+            settings = settings._replace(query_nnz=point.query_nnz)
+        if settings.refine is None and documents.refines and point.refine:
+            settings = settings._replace(refine=refine)
+        return settings
 
     def asked(self, queries: Any, k: int, settings: Settings, documents: Documents | None = None) -> Asked:
         """Checked queries as `Documents.answer` takes them; errors as for `search`."""
