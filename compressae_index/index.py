@@ -15,14 +15,21 @@ from compressae_index._engine import simd
 from compressae_index.arrays import BoolArray, IdArray
 from compressae_index.building.calibration import CALIBRATED_ROWS, calibrate
 from compressae_index.building.neighbourhoods import neighbourhoods
-from compressae_index.building.planning import FEWEST_ROWS, Budget, Plan, choose, overhead_of
+from compressae_index.building.planning import (
+    FEWEST_ROWS,
+    Budget,
+    Knobs,
+    Plan,
+    Trial,
+    choose,
+    overhead_of,
+)
 from compressae_index.building.training import ModelSource
 from compressae_index.checks import as_path, check_choice, check_int, check_threads
 from compressae_index.coding.chunks import Encoded, encoded_chunks
 from compressae_index.coding.directory import CodeStore
 from compressae_index.coding.metric import METRICS, Metric, RowScale
 from compressae_index.coding.model import ENCODERS, CompresSAE, Encoder, check_is_model
-from compressae_index.coding.residual import check_residual_bits
 from compressae_index.embedded.backend import EmbeddedBackend
 from compressae_index.embedded.clustering import similar_order
 from compressae_index.embedded.codecs import CodecName, codec_of
@@ -30,7 +37,7 @@ from compressae_index.embedded.codecs.packed import VALUE_BITS
 from compressae_index.embedded.documents import EmbeddedDocuments
 from compressae_index.embedded.originals import FILE, PRECISIONS, Originals
 from compressae_index.embedded.sizes import WINDOW
-from compressae_index.errors import FormatError, InputError
+from compressae_index.errors import FormatError
 from compressae_index.ids import Ids, as_id_array
 from compressae_index.processes import ForkSafeLock
 from compressae_index.progress import track
@@ -117,7 +124,8 @@ class CompressedIndex(Index):
             ids: one int64 (not negative) or string a row; 0 .. n-1 by default.
             k: nonzeros a code, at most d; by default the model's, or 32, less for fewer than 256 rows or 32
                 dimensions.
-            n_latents: size of the dictionary; 4096 by default, less for fewer than 8,192 rows.
+            n_latents: size of the dictionary. By default 4,096, less for fewer than 8,192 rows; above 131,072
+                rows it grows with their root, to 16,384 for a million.
             model: a trained model to use as it is. Needs no torch.
             encoder: how vectors become codes: "pursuit" (best), or "topk" (the paper's single pass).
             metric: what scores are. "cosine": of the query and the reconstructed row; norms are dropped.
@@ -127,7 +135,9 @@ class CompressedIndex(Index):
                 median of the first rows. Long rows may be near by latents that a query's query_nnz strongest
                 leave out: the more norms differ, the more query_nnz "two_stage" needs; "dense" does not.
                 Training sees directions only. A model that leaves out a mean does not fit.
-            config: training settings; k and n_latents may be named there or here.
+            config: training settings; k and n_latents may be named there or here. By default those of
+                `TrainConfig`, but the encoder, which "pursuit" has no use for, is trained for "topk" alone;
+                else it stays the dictionary's transpose.
             forward: how codes are stored for `dense` and `two_stage`: "packed" takes the fewest bytes,
                 "aligned" is the fastest.
             value_bits: bits of a packed value, 4 to 8, 6 by default; the aligned codec always has 8.
@@ -158,66 +168,50 @@ class CompressedIndex(Index):
         """
         check_choice(encoder, "encoder", ENCODERS)
         scale, threads = RowScale(metric), check_threads(num_threads)
-        decided = {"k": k, "value_bits": value_bits, "postings": postings, "residual_bits": residual_bits}
-        budget = Budget.of(bytes_per_vector, target_recall, forward, **decided)
-        is_plain = all(each is None for each in (budget, model, originals, *decided.values()))
-        is_plain = is_plain and forward == "packed" and (config is None or config.k is None)
-        residual_bits = check_residual_bits(0 if residual_bits is None else residual_bits)
-        if residual_bits and originals is not None:
-            msg = "residual_bits cannot be given with originals, which say all that residual codes could"
-            raise InputError(msg)
-        value_bits = VALUE_BITS if value_bits is None else value_bits
-        codec_of(forward, value_bits=value_bits)
-        if postings is not None:
-            check_int(postings, "postings", 1)
-        source = ModelSource.checked(model, k=k, n_latents=n_latents, config=config, metric=metric)
+        knobs = Knobs.checked(
+            forward, k, value_bits, postings, residual_bits, originals=originals is not None
+        )
+        budget = knobs.budget(bytes_per_vector, target_recall)
+        source = ModelSource.checked(
+            model, k=k, n_latents=n_latents, config=config, metric=metric, encoder=encoder
+        )
         vectors = open_vectors(embeddings, on_bad_rows=on_bad_rows)
         kept = _originals(originals, vectors, metric)
         row_ids, skipped = ids_of_rows(ids, vectors)
-        id_bytes, n = row_ids.nbytes / len(row_ids), len(row_ids)
-        is_plain = is_plain and n >= FEWEST_ROWS
         k, latents = source.sizes(vectors, encoder, None if budget is None else budget.training_k)
-        overhead = overhead_of(latents, n, id_bytes)
-        if is_plain:
-            budget = Budget.default(vectors.shape[1], overhead)
+        overhead = overhead_of(latents, len(row_ids), row_ids.nbytes / len(row_ids))
+        if knobs.are_open and source.is_open and len(row_ids) >= FEWEST_ROWS:
+            budget = budget or Budget.default(vectors.shape[1], overhead)
         if budget is not None:
             budget.check_room(latents, overhead)
-        if postings is not None:
-            check_int(postings, "postings", 1, k, "k")
+        knobs = knobs.with_nonzeros(k)
         model = source.model_for(vectors, k, progress=progress)
         near = None
-        if budget is not None or n >= CALIBRATED_ROWS:
+        if budget is not None or len(row_ids) >= CALIBRATED_ROWS:
             near = neighbourhoods(vectors, metric, progress=progress)
         plan = None
         if budget is not None and near is not None:
-            how: Any = {"encoder": encoder, "num_threads": threads, "progress": progress}
-            refined = originals is not None
-            plan = choose(model, near, budget, id_bytes=id_bytes, by_originals=refined, **how)
-            k, postings, value_bits, residual_bits = (
-                plan.k,
-                plan.postings,
-                plan.value_bits,
-                plan.residual_bits,
-            )
-        codec = codec_of(forward, value_bits=value_bits, dim=model.dim, residual_bits=residual_bits)
-        is_own = kept is not None and not len(kept)
+            trial = Trial(model, near, overhead, encoder, threads, by_originals=kept is not None)
+            plan = choose(trial, budget, progress=progress)
+            knobs = knobs.of_plan(plan)
         backend = EmbeddedBackend(
-            model.n_latents, k, codec, postings=postings, originals=kept if is_own else None
+            model.n_latents, knobs.nonzeros, knobs.codec(model.dim), postings=knobs.postings
         )
+        if kept is not None and not len(kept):  # copies, made as the rows pass by
+            backend = backend.with_originals(kept)
         index = cls(model, encoder=encoder, metric=metric, documents=_empty(backend, metric))
         index.plan, index.skipped = plan, skipped
-        chunks = encoded_chunks(model, vectors, k, encoder, threads, scale=scale, residual_bits=residual_bits)
+        bits = index.documents.residual_bits
+        chunks = encoded_chunks(
+            model, vectors, knobs.nonzeros, encoder, threads, scale=scale, residual_bits=bits
+        )
         index._append(chunks, row_ids, scale, threads, progress)
-        if not is_own:
+        if backend.originals is None:
             index._documents = index.documents.with_originals(kept)
-        if near is not None and n >= CALIBRATED_ROWS:
+        if near is not None and len(row_ids) >= CALIBRATED_ROWS:
+            lengths = index.documents.backend.list_lengths()
             index.frontier = calibrate(
-                index,
-                near,
-                row_ids.all(),
-                index.documents.backend.list_lengths(),
-                num_threads=threads,
-                progress=progress,
+                index, near, row_ids.all(), lengths, num_threads=threads, progress=progress
             )
         return index
 

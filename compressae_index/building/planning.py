@@ -11,13 +11,14 @@ import numpy as np
 
 from compressae_index.arrays import BoolArray, FloatArray
 from compressae_index.building.neighbourhoods import Neighbourhoods
-from compressae_index.checks import check_number
+from compressae_index.checks import check_int, check_number
 from compressae_index.coding.chunks import Encoded
 from compressae_index.coding.codes import SparseCodes
 from compressae_index.coding.model import CompresSAE, Encoder
-from compressae_index.coding.residual import RESIDUAL_BITS, make_room
+from compressae_index.coding.residual import RESIDUAL_BITS, check_residual_bits, make_room
 from compressae_index.embedded.backend import EmbeddedBackend, strongest
-from compressae_index.embedded.codecs import Codec, codec_of
+from compressae_index.embedded.codecs import Codec, CodecName, codec_of
+from compressae_index.embedded.codecs.packed import VALUE_BITS as VALUE_BITS_ALONE
 from compressae_index.embedded.sizes import POSTING_BYTES, list_overhead
 from compressae_index.errors import InputError
 from compressae_index.progress import track
@@ -91,33 +92,6 @@ class Budget:
             raise InputError(msg)
 
     @classmethod
-    def of(
-        cls, bytes_per_vector: float | None, target_recall: float | None, forward: str, **decided: int | None
-    ) -> Budget | None:
-        """The budget that a caller gives, or None.
-
-        Args:
-            bytes_per_vector: see the class.
-            target_recall: see the class.
-            forward: the codec; a budget takes the packed one.
-            decided: settings that a budget decides, which must be None then.
-
-        Raises:
-            InputError: as for the class, or a setting is given that the budget decides.
-        """
-        if bytes_per_vector is None and target_recall is None:
-            return None
-        budget = cls(bytes_per_vector, target_recall)
-        for name, value in decided.items():
-            if value is not None:
-                msg = f"{name} = {value} cannot be given with a budget, which decides it"
-                raise InputError(msg)
-        if forward != "packed":
-            msg = f"forward = {forward!r} cannot be given with a budget, which packs codes"
-            raise InputError(msg)
-        return budget
-
-    @classmethod
     def default(cls, dim: int, overhead: float) -> Budget:
         """The budget of a build without any settings, for vectors of `dim` dimensions.
 
@@ -152,40 +126,104 @@ class Budget:
             raise InputError(msg)
 
 
+class Knobs(NamedTuple):
+    """What to store of each vector, as far as a caller says so; None is open."""
+
+    forward: CodecName
+    k: int | None
+    value_bits: int | None
+    postings: int | None
+    residual_bits: int | None
+    originals: bool
+    """Whether original vectors are kept, too."""
+
+    @classmethod
+    def checked(
+        cls,
+        forward: CodecName,
+        k: int | None,
+        value_bits: int | None,
+        postings: int | None,
+        residual_bits: int | None,
+        *,
+        originals: bool,
+    ) -> Knobs:
+        """As `CompressedIndex.build` takes them.
+
+        Raises:
+            InputError: one is of another type or out of range, or residual codes next to original vectors.
+        """
+        codec_of(forward, value_bits=VALUE_BITS_ALONE if value_bits is None else value_bits)
+        if postings is not None:
+            check_int(postings, "postings", 1)
+        if residual_bits is not None and check_residual_bits(residual_bits) and originals:
+            msg = "residual_bits cannot be given with originals, which say all that residual codes could"
+            raise InputError(msg)
+        return cls(forward, k, value_bits, postings, residual_bits, originals)
+
+    @property
+    def are_open(self) -> bool:
+        """Whether a caller says nothing."""
+        return self == Knobs("packed", None, None, None, None, originals=False)
+
+    def budget(self, bytes_per_vector: float | None, target_recall: float | None) -> Budget | None:
+        """The budget that decides what is open, if there is one.
+
+        Raises:
+            InputError: as for `Budget`, or a setting is given that the budget decides.
+        """
+        if bytes_per_vector is None and target_recall is None:
+            return None
+        budget = Budget(bytes_per_vector, target_recall)
+        for name in ("k", "value_bits", "postings", "residual_bits"):
+            if (value := getattr(self, name)) is not None:
+                msg = f"{name} = {value} cannot be given with a budget, which decides it"
+                raise InputError(msg)
+        if self.forward != "packed":
+            msg = f"forward = {self.forward!r} cannot be given with a budget, which packs codes"
+            raise InputError(msg)
+        return budget
+
+    def with_nonzeros(self, k: int) -> Knobs:
+        """With the nonzeros of the model.
+
+        Raises:
+            InputError: postings are more than these.
+        """
+        if self.postings is not None:
+            check_int(self.postings, "postings", 1, k, "k")
+        return self._replace(k=k)
+
+    def of_plan(self, plan: Plan) -> Knobs:
+        """Those of a plan."""
+        chosen = {name: getattr(plan, name) for name in ("k", "value_bits", "postings", "residual_bits")}
+        return self._replace(**chosen)
+
+    @property
+    def nonzeros(self) -> int:
+        """Nonzeros a code, once they are known."""
+        assert self.k is not None
+        return self.k
+
+    def codec(self, dim: int) -> Codec:
+        """The codec of these settings, for vectors of `dim` dimensions."""
+        bits = VALUE_BITS_ALONE if self.value_bits is None else self.value_bits
+        return codec_of(self.forward, value_bits=bits, dim=dim, residual_bits=self.residual_bits or 0)
+
+
 def overhead_of(n_latents: int, n: int, id_bytes: float) -> float:
     """Bytes a vector that no setting changes: offsets of posting lists, and ids."""
     return list_overhead(n_latents, n) + id_bytes
 
 
-def choose(
-    model: CompresSAE,
-    near: Neighbourhoods,
-    budget: Budget,
-    *,
-    id_bytes: float = 0.0,
-    by_originals: bool = False,
-    encoder: Encoder = "pursuit",
-    num_threads: int = 1,
-    progress: bool = False,
-) -> Plan:
+def choose(trial: Trial, budget: Budget, *, progress: bool = False) -> Plan:
     """The plan with the best recall within a budget, or with the smallest budget that reaches a recall.
-
-    Args:
-        model: the model that encodes.
-        near: the neighbourhoods of some rows.
-        budget: the bytes, or the recall.
-        id_bytes: bytes of ids a vector.
-        by_originals: whether original vectors score the best documents again.
-        encoder: how vectors become codes.
-        num_threads: threads to encode and search with.
-        progress: show a progress bar.
 
     Raises:
         InputError: the budget is too small for any code (with the smallest that would do), or no budget
             reaches the recall (with the highest recall reached).
     """
-    trial = Trial(model, near, id_bytes, encoder, num_threads, by_originals=by_originals)
-    budget.check_room(model.n_latents, trial.overhead)
+    budget.check_room(trial.model.n_latents, trial.overhead)
     if budget.bytes_per_vector is None:
         return trial.smallest_reaching(budget.target_recall or 0.0, progress)
     with track(2, "planning", enabled=progress, unit="steps") as advance:
@@ -207,16 +245,26 @@ class Trial:
         self,
         model: CompresSAE,
         near: Neighbourhoods,
-        id_bytes: float,
+        overhead: float,
         encoder: Encoder,
         num_threads: int,
         *,
         by_originals: bool = False,
     ) -> None:
+        """Measures with a model's codes.
+
+        Args:
+            model: the model that encodes.
+            near: the neighbourhoods of some rows.
+            overhead: bytes a vector that no setting changes (`overhead_of`).
+            encoder: how vectors become codes.
+            num_threads: threads to encode and search with.
+            by_originals: whether original vectors score the best documents again.
+        """
         self.model, self.encoder, self.threads = model, encoder, num_threads
         self.near = near.of_queries(RANKED)
         self.by_originals = by_originals
-        self.overhead = overhead_of(model.n_latents, near.n, id_bytes)
+        self.overhead = overhead
         self.projections: FloatArray = model.project(self.near.queries)
         self._of_neighbours: tuple[int, SparseCodes] | None = None
         self._of_background: dict[int, SparseCodes] = {}
@@ -300,6 +348,11 @@ class Trial:
         size = row_bytes + POSTING_BYTES * postings + self.overhead
         dense = self.ranked(k, value_bits, residual_bits)
         return Plan(k, value_bits, postings, size, dense * self._found(k, postings), dense, residual_bits)
+
+    def of_knobs(self, knobs: Knobs) -> Plan:
+        """The plan of settings that a caller gives."""
+        k, bits = knobs.nonzeros, knobs.value_bits or VALUE_BITS_ALONE
+        return self.plan(k, bits, knobs.postings or k, knobs.residual_bits or 0)
 
     def ranked(self, k: int, value_bits: int, residual_bits: int) -> float:
         """recall@10 of a full scan, refined as the index would."""
