@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,20 @@ def test_graphs_of_few_documents(model: CompresSAE, vectors: FloatArray) -> None
         empty.neighbours([5])
     with pytest.raises(InputError, match="k must be at least 1"):
         index.neighbour_graph(0)
+
+
+def test_a_graph_takes_memory_for_its_result_and_a_batch(
+    built: CompressedIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(neighbours, "BLOCK", 64)
+    built.neighbour_graph(2, progress=False)
+    tracemalloc.start()
+    try:
+        built.neighbour_graph(2, progress=False)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1 << 20  # the vectors of all take 6 MB
 
 
 def test_a_graph_shows_its_progress(
