@@ -310,7 +310,12 @@ def test_a_search_of_no_queries(vectors: FloatArray) -> None:
 @pytest.mark.parametrize("scoring", ["asymmetric", "symmetric"])
 @needs_place
 def test_search(queries: FloatArray, mode: Any, scoring: Any) -> None:
-    options = {"candidates": 9, "query_nnz": 5, "scoring": scoring, "mode": mode}
+    of_mode: dict[str, dict[str, Any]] = {
+        "sparse": {"query_nnz": 5},
+        "dense": {},
+        "two_stage": {"candidates": 9, "query_nnz": 5},
+    }
+    options = {**of_mode[mode], "scoring": scoring, "mode": mode}
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     scores, ids = CompressedIndex.load("i").search(queries[:6], 4, **options)
     content = run_json("search", "i", "q.npy", "-k", 4, *flags)
@@ -394,8 +399,10 @@ def test_info(model: CompresSAE) -> None:
     assert run_json("info", "i") == json.loads(json.dumps(expected))
     assert run_json("info", "m") == {"model": "m", **model.manifest()}
     text = run("info", "i").stdout
-    assert "vectors           300\n" in text
-    assert f"bytes per vector  forward {index.stats().bytes_per_vector['forward']:.4g}, inverted " in text
+    assert "vectors                300\n" in text
+    assert (
+        f"bytes per vector       forward {index.stats().bytes_per_vector['forward']:.4g}, inverted " in text
+    )
 
 
 @needs_place
@@ -430,8 +437,8 @@ def test_info_of_a_faiss_index(model: CompresSAE) -> None:
 def test_search_and_eval_of_a_faiss_index(queries: FloatArray) -> None:
     filed = FaissIndex.from_index(CompressedIndex.load("i"), progress=False)
     filed.save("f")
-    for mode in ("sparse", "two_stage"):
-        options = ("-k", 4, "--mode", mode, "--candidates", 50, "--query-nnz", 32)
+    for mode, more in (("sparse", ()), ("two_stage", ("--candidates", 50))):
+        options = ("-k", 4, "--mode", mode, "--query-nnz", 32, *more)
         found = run_json("search", "f", "q.npy", *options)
         expected = filed.search(queries[:6], 4, mode=mode, candidates=50, query_nnz=32)
         assert found["ids"] == expected.ids.tolist()
@@ -502,6 +509,14 @@ def test_demo(
         ("search i q.npy -k ten", "'ten' is not a valid integer"),
         ("search i q.npy --candidates 0", "candidates must be at least 1"),
         ("search i q.npy -k 10 --candidates 5", "candidates must be at least k = 10, got 5"),
+        ("search i q.npy --mode dense --candidates 20", "--candidates has no use in mode dense"),
+        ("search i q.npy --mode dense --query-nnz 20", "--query-nnz has no use in mode dense"),
+        ("search i q.npy --mode dense --nprobe 2", "nprobe has no use in mode 'dense'"),
+        ("search i q.npy --mode sparse --candidates 20", "--candidates has no use in mode sparse"),
+        ("search i q.npy --refine 20", "refine is 20, but there is no stage that scores again"),
+        ("search i q.npy --target-recall 0.9", "this index has none: give candidates"),
+        ("search i q.npy --mode dense --target-recall 0.9", "target_recall has no use in mode 'dense'"),
+        ("search i q.npy --originals e.npy", "this index keeps no original vectors"),
         ("search i q.npy --query-nnz -1", "query_nnz must be at least 1"),
         ("search i q.npy --threads 0", "num_threads must be at least 1"),
         ("search i q.npy --mode magic", "'magic' is not one of 'sparse', 'dense', 'two_stage'"),
@@ -534,6 +549,15 @@ def test_demo(
             "build e.npy -o new --model m --id-column id",
             "columns of ids are read from Parquet files, got e.npy",
         ),
+        ("build e.npy -o new --model m --residual-bits 5", "residual_bits must be one of 0, 1, 2, 3, 4, 6"),
+        (
+            "build e.npy -o new --model m --residual-bits 2 --originals float16",
+            "cannot be given with originals",
+        ),
+        ("build e.npy -o new --model m --originals q.npy", "originals have shape (6, 384)"),
+        ("build e.npy -o new --model m --originals float64", "float64: originals are a .npy file"),
+        ("build --codes i -o new --model m --residual-bits 2", "--residual-bits cannot be used with --codes"),
+        ("build --codes i -o new --model m --originals float16", "--originals cannot be used with --codes"),
         ("build e.npy -o new --model m --n-latents 9", "n_latents is 9, but the model has 512"),
         ("build e.npy -o new --model m --ids nowhere.txt", "nowhere.txt cannot be read"),
         ("build e.npy -o new --model m --ids ids.txt", "3 ids for 300 vectors"),
@@ -662,6 +686,96 @@ def test_build_within_a_budget() -> None:
     assert 0 < content["expected_recall"] <= 1
     arguments = "build e.npy -o other --model m --preset best"
     assert "--preset cannot be used with --model" in fail(*arguments.split(" "))
+
+
+@needs_place
+def test_residual_codes(queries: FloatArray) -> None:
+    content = run_json("build", "e.npy", "-o", "r", "--model", "m", "--k", 8, "--residual-bits", 3)
+    index = CompressedIndex.load("r")
+    assert content["residual_bits"] == index.documents.residual_bits == 3
+    size, by_mode = content["bytes_per_vector"], content["bytes_by_mode"]
+    assert size["residuals"] == 2 + 3 * 384 / 8
+    assert size["total"] == pytest.approx(sum(size.values()) - size["total"])
+    assert by_mode["sparse"] == pytest.approx(size["total"] - size["residuals"])
+    assert by_mode["dense"] == pytest.approx(size["forward"] + size["residuals"] + size["ids"])
+    assert by_mode["two_stage"] == size["total"]
+    for refine in (0, 20):
+        found = run_json("search", "r", "q.npy", "-k", 5, "--refine", refine)
+        expected = index.search(queries[:6], 5, refine=refine)
+        assert found == {"ids": expected.ids.tolist(), "scores": expected.scores.tolist()}
+    assert "no stage that scores again" in fail("search", "r", "q.npy", "--mode", "sparse", "--refine", 20)
+    estimated = run_json("estimate", "e.npy", *SIZES, "--residual-bits", 3)
+    plain = run_json("estimate", "e.npy", *SIZES)
+    assert estimated["plan"]["residual_bits"] == 3
+    assert estimated["plan"]["bytes_per_vector"] - plain["plan"]["bytes_per_vector"] == 2 + 3 * 384 / 8
+    assert estimated["plan"]["dense_recall"] > plain["plan"]["dense_recall"]
+
+
+@needs_place
+def test_original_vectors(queries: FloatArray, vectors: FloatArray) -> None:
+    build = ("build", "e.npy", "--model", "m", "--k", 8)
+    for precision, size in (("float16", 768), ("float32", 1536)):
+        assert run_json(*build, "-o", "own", "--originals", precision)["disk_bytes_per_vector"] == size
+    content = run_json(*build, "-o", "o", "--originals", "e.npy")
+    assert (content["disk_bytes_per_vector"], content["bytes_per_vector"]["originals"]) == (1536, 0)
+    expected = CompressedIndex.load("o").search(queries[:6], 5)
+    exact = queries[:6] @ vectors[:300].T / np.linalg.norm(vectors[:300], axis=1)
+    np.testing.assert_array_equal(expected.ids[:, 0], exact.argmax(axis=1))
+    Path("e.npy").rename("elsewhere.npy")
+    with_codes = CompressedIndex.load("i").search(queries[:6], 5)
+    for command in (["search", "o", "q.npy"], ["info", "o"], ["cluster", "o"], ["neighbours", "o", "--all"]):
+        assert "cannot be used" in fail(*command)
+        run(*command, "--originals", "elsewhere.npy", *(["-o", "c"] if command[0] == "cluster" else []))
+    moved = run_json("search", "o", "q.npy", "-k", 5, "--originals", "elsewhere.npy")
+    assert moved["ids"] == expected.ids.tolist()
+    without = run_json("search", "o", "q.npy", "-k", 5, "--originals", "none")
+    assert without == {"ids": with_codes.ids.tolist(), "scores": with_codes.scores.tolist()}
+    assert run_json("info", "o", "--originals", "none")["disk_bytes_per_vector"] == 0
+    np.save("changed.npy", vectors[1:301])
+    assert "other vectors than when the index was built" in fail("info", "o", "--originals", "changed.npy")
+    measured = run_json("eval", "o", "elsewhere.npy", "q.npy", "--originals", "elsewhere.npy")
+    assert [each["recall"]["10"] for each in measured["measurements"][2:]] == [1.0, 1.0]
+
+
+@needs_place
+def test_settings_that_build_measured(monkeypatch: pytest.MonkeyPatch, queries: FloatArray) -> None:
+    monkeypatch.setattr("compressae_index.index.CALIBRATED_ROWS", 100)
+    arguments = ("build", "e.npy", "-o", "new", "--model", "m", "--k", 8, "--residual-bits", 2)
+    built = run_json(*arguments)
+    index = CompressedIndex.load("new")
+    assert index.frontier is not None
+    default = index.frontier.default._asdict()
+    del default["cost"]
+    told = run_json("info", "new")
+    assert built["default_search"] == told["default_search"] == default
+    assert told["frontier"] == index.frontier.manifest()
+    text = run("info", "new").stdout
+    assert text.count("candidates=") == len(index.frontier.points)
+    target = index.frontier.points[0].recall
+    choices: list[dict[str, Any]] = [
+        {"target_recall": target},
+        {"target_recall": target, "query_nnz": 512},
+        {},
+    ]
+    for options in choices:
+        flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+        expected = index.search(queries[:6], 5, **options)
+        assert run_json("search", "new", "q.npy", "-k", 5, *flags)["ids"] == expected.ids.tolist()
+    assert "is out of reach" in fail("search", "new", "q.npy", "--target-recall", 0.9999)
+    measured = run_json("eval", "new", "e.npy", "q.npy")
+    assert [each["expected_recall"] for each in measured["frontier"]] == [
+        point.recall for point in index.frontier.points
+    ]
+    printed = run("eval", "new", "e.npy", "q.npy").stdout
+    assert "at build time" in printed
+    assert "two_stage, refine=100 " in printed
+
+
+@needs_place
+def test_pursuit_needs_no_trained_encoder(vectors: FloatArray) -> None:
+    run("build", "e.npy", "-o", "new", *SIZES)
+    expected = train(vectors[:300], TrainConfig(k=8, n_latents=64, steps=0)).model
+    assert CompressedIndex.load("new").model.fingerprint == expected.fingerprint
 
 
 @needs_place

@@ -11,7 +11,14 @@ from compressae_index import CompresSAE, CompressedIndex, DimensionError, InputE
 from compressae_index.arrays import FloatArray
 from compressae_index.checks import normalize_rows
 from compressae_index.coding.metric import Metric
-from compressae_index.measuring.evaluation import Measurement, as_table, evaluate, measure, sweep
+from compressae_index.measuring.evaluation import (
+    Measurement,
+    as_table,
+    evaluate,
+    evaluate_frontier,
+    measure,
+    sweep,
+)
 from compressae_index.measuring.exact import exact_neighbours
 from compressae_index.measuring.rivals import evaluate_exact, evaluate_pq, evaluate_quantisers
 from compressae_index.search.recall import recall
@@ -123,6 +130,32 @@ def test_sweeps_are_searches_with_these_options(
             {20: recall(found, truth, 20)},
         )
     assert len({one.recall[20] for one in sparse.measurements.values()}) > 3
+
+
+def test_the_last_stage_and_the_frontier_are_measured(
+    model: CompresSAE, vectors: FloatArray, queries: FloatArray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compressae_index.index.CALIBRATED_ROWS", 100)
+    index = CompressedIndex.build(vectors[:900], model=model, k=8, residual_bits=2, progress=False)
+    truth = exact_neighbours(vectors[:900], queries, 20)
+    refined = sweep(index, queries, truth, ks=[20])[-1]
+    assert (refined.mode, refined.option) == ("two_stage", "refine")
+    assert list(refined.measurements) == [0, 100, 200, 400, 800]
+    for refine, one in refined.measurements.items():
+        found = index.search(queries, 20, refine=refine).ids
+        assert one.recall == {20: recall(found, truth, 20)}
+    assert refined.measurements[0].recall[20] < refined.measurements[100].recall[20]
+    assert index.frontier is not None
+    reached = evaluate_frontier(index, queries, truth)
+    assert [each.point for each in reached] == list(index.frontier.points)
+    for point, one in reached:
+        candidates, query_nnz, refine, *_ = point
+        found = index.search(queries, 10, candidates=candidates, query_nnz=query_nnz, refine=refine).ids
+        assert one.recall == {10: recall(found, truth, 10)}
+        # What was expected is the recall of 200 rows of the index.
+        assert one.recall[10] == pytest.approx(point.recall, abs=0.06)
+    plain = CompressedIndex.build(vectors[:90], model=model, k=8, progress=False)
+    assert evaluate_frontier(plain, queries, exact_neighbours(vectors[:90], queries, 10)) == []
 
 
 @pytest.mark.parametrize("metric", ["cosine", "inner_product"])

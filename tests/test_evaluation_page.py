@@ -145,6 +145,28 @@ def test_names_are_escaped(made: tuple[dict[str, Any], str]) -> None:
     assert page.text.count(NASTY) >= 3  # in the title, the heading and the facts
 
 
+def test_settings_that_build_measured_and_bytes_on_disk(
+    model: CompresSAE, vectors: FloatArray, queries: FloatArray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compressae_index.index.CALIBRATED_ROWS", 100)
+    index = CompressedIndex.build(vectors[:600], model=model, k=8, originals="float16", progress=False)
+    report = index_report(index, vectors[:600], queries[:20])
+    assert index.frontier is not None
+    assert [point for point, _ in report.frontier] == list(index.frontier.points)
+    page, known = (
+        Page(as_page(report, {"embeddings": "e.npy"})),
+        {repr(number) for number in numbers_in(report.as_dict())},
+    )
+    assert {exact for exact, _ in page.numbers} <= known
+    assert page.tags.count("svg") == 5
+    assert "recall@10 expected by build" in page.text
+    assert "original vectors of 768 bytes on disk" in page.text
+    for point, one in report.frontier:
+        assert one.name in page.text
+        assert one.bytes_per_vector == index.stats().bytes_per_vector["total"]
+        assert f"{point.recall:.3f}" in page.text
+
+
 def report_of(modes: list[Measurement], rivals: list[Measurement], base: IndexReport) -> IndexReport:
     exact = Measurement("exact float32", 1536.0, {10: 1.0, 100: 1.0}, 9.0)
     return base._replace(exact=exact, modes=modes, rivals={"Faiss PQ": rivals} if rivals else {}, sweeps=[])
@@ -214,7 +236,13 @@ def test_advice_is_about_what_was_measured(small: IndexReport) -> None:
     assert advice(swept)[0] == []
     assert "Give build a budget (bytes_per_vector)" in advice(report)[2][0]
     cut = report._replace(stats=report.stats._replace(postings=2, k=4))
-    assert advice(cut)[1:] == [["Build with more nonzeros (k), or train longer (preset best)"]] * 2
+    assert [each[0].split(":")[0] for each in advice(cut)[1:]] == [
+        "Build with a budget, residual_bits or originals"
+    ] * 2
+    refined = cut._replace(stats=cut.stats._replace(residual_bits=2))
+    assert all(each[0].startswith("Build with more bytes") for each in advice(refined)[1:])
+    wider = refined._replace(sweeps=[Sweep("two_stage", "refine", longer)])
+    assert advice(wider)[2] == ["Search with refine=5000, which finds as much"]
     slow = report_of([mode._replace(ms_per_query=20) for mode in modes], [], small)
     for vectors, clusters, todo in ((40_000, 0, "Call cluster"), (40_000, 8, "nprobe below 8")):
         large = slow._replace(stats=slow.stats._replace(vectors=vectors, clusters=clusters))

@@ -13,7 +13,14 @@ from matplotlib.figure import Figure
 from summaries import FAST, PLOTTED
 
 from compressae_index.measuring.evaluation import Measurement
-from compressae_index.measuring.plots import COLOURS, Series, look, recall_against_bytes, speed_against_recall
+from compressae_index.measuring.plots import (
+    COLOURS,
+    Series,
+    look,
+    recall_against_bytes,
+    recall_against_expected,
+    speed_against_recall,
+)
 
 # The linear RGB that is left for readers without red or green cones (Viénot, Brettel and Mollon, 1999).
 BLINDNESS = {
@@ -68,6 +75,15 @@ def test_bytes_are_seen_in_the_plot_of_speed() -> None:
     assert small[0] < small[1] < large[0] / 2
     recall_against_bytes(axes := Figure().subplots(), series(), 10)
     assert len({size for marks in axes.collections for size in marks.get_sizes()}) == 1  # type: ignore[attr-defined]
+
+
+def test_equal_recalls_lie_on_the_line() -> None:
+    found = [Measurement(name, 60.0, {10: share}, 1.0) for name, share in (("a", 0.9), ("b", 0.8))]
+    axes = Figure().subplots()
+    recall_against_expected(axes, Series("settings", found), {"a": 0.95, "b": 0.8}, 10)
+    equal, points = (line.get_xydata() for line in axes.lines)
+    np.testing.assert_array_equal(equal, [[0.8, 0.8], [0.95, 0.95]])
+    np.testing.assert_array_equal(points, [[0.95, 0.9], [0.8, 0.8]])
 
 
 def test_ticks_of_bytes() -> None:

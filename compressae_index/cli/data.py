@@ -13,7 +13,8 @@ import click
 from click.core import ParameterSource
 
 from compressae_index.arrays import IdArray
-from compressae_index.cli.indexes import load_index
+from compressae_index.checks import as_path
+from compressae_index.cli.indexes import load_index, moved
 from compressae_index.cli.options import (
     PATH,
     Storage,
@@ -28,6 +29,8 @@ from compressae_index.cli.options import (
     id_column_option,
     json_option,
     metric_option,
+    n_latents_option,
+    originals_option,
     print_result,
     say_replaced,
     storage_options,
@@ -40,10 +43,14 @@ from compressae_index.coding.directory import CodeStore, encode_to_directory
 from compressae_index.coding.metric import Metric
 from compressae_index.coding.model import CompresSAE, Encoder
 from compressae_index.embedded.codecs.packed import VALUE_BITS
+from compressae_index.embedded.originals import PRECISIONS
 from compressae_index.errors import FormatError, InputError, StorageError
 from compressae_index.index import CompressedIndex
+from compressae_index.measuring.evaluation import aligned, settings_text
 from compressae_index.persistence import check_target, kind_of
 from compressae_index.progress import track
+from compressae_index.search.frontier import Point
+from compressae_index.search.index import Index
 from compressae_index.sources import BadRows, Vectors, open_vectors, read_ids
 from compressae_index.storage import accessing
 
@@ -204,6 +211,11 @@ def _encode_to_matrix(
 @id_column_option
 @gathered(training_options, Training, "training")
 @gathered(storage_options, Storage, "storage")
+@click.option(
+    "--originals",
+    help="Original vectors for the last stage of a search, which stay on disk: float16 or float32 for copies "
+    "in the index, or the .npy file of EMBEDDINGS, which the index then refers to.  [default: none]",
+)
 @encoder_option
 @metric_option
 @dataset_option
@@ -221,6 +233,7 @@ def build(
     id_column: str | None,
     training: Training,
     storage: Storage,
+    originals: str | None,
     encoder: Encoder,
     metric: Metric,
     dataset: str,
@@ -231,13 +244,15 @@ def build(
     """Build an index of EMBEDDINGS, or of their codes.
 
     EMBEDDINGS is a .npy, .fvecs, .bvecs, .hdf5 or .parquet file, or a folder of such files. Without --model,
-    a model is trained on EMBEDDINGS first. With --codes, the index takes the codes that `encode` wrote.
+    a model is trained on EMBEDDINGS first. With --codes, the index takes the codes that `encode` wrote. Of
+    at least 8,192 vectors, `search` settings are measured, which `info` lists.
 
     \b
     Example:
       compressae-index build embeddings.npy -o items.index --ids ids.txt
       compressae-index build items.parquet -o items.index --id-column id
       compressae-index build embeddings.npy -o items.index --bytes-per-vector 128
+      compressae-index build embeddings.npy -o items.index --originals embeddings.npy
       compressae-index build --codes codes --model items.model -o items.index
     """  # noqa: D301
     if (embeddings is None) == (codes is None):
@@ -255,23 +270,47 @@ def build(
         if trained is not None:
             refuse(context, "--model", TRAINING)
         vectors = open_vectors(embeddings, dataset=dataset, on_bad_rows=on_bad_rows)
-        index = _index_of_vectors(
-            vectors, trained, row_ids, training, storage, encoder=encoder, metric=metric, threads=threads
+        index = CompressedIndex.build(
+            vectors,
+            row_ids,
+            k=training.k,
+            n_latents=training.n_latents,
+            model=trained,
+            encoder=encoder,
+            metric=metric,
+            config=None if trained is not None else _build_config(training, encoder),
+            originals=originals if originals is None or originals in PRECISIONS else as_path(originals),
+            num_threads=threads,
+            **storage._asdict(),
         )
     _save(index, output)
     content = {"index": str(output), "seconds": time.perf_counter() - started, **index.stats()._asdict()}
     if on_bad_rows == "skip":
         content |= _skipped(index.skipped, as_json)
-    print_result(content | _expected(index), as_json)
+    print_result(content | _expected(index) | _default_search(index), as_json)
     if replaced:
         say_replaced(output)
 
 
 def _expected(index: CompressedIndex) -> dict[str, Any]:
-    """The recall that a budget's plan expects, if there was a budget."""
+    """The recall@10 that a budget's plan expects, if there was a budget."""
     if index.plan is None:
         return {}
     return {"expected_recall": index.plan.recall, "expected_dense_recall": index.plan.dense_recall}
+
+
+def _default_search(index: Index) -> dict[str, Any]:
+    """The settings of a search without any, and the recall@10 they reach, if they were measured."""
+    if index.frontier is None:
+        return {}
+    point = index.frontier.default._asdict()
+    return {"default_search": {name: point[name] for name in ("candidates", "query_nnz", "refine", "recall")}}
+
+
+def _build_config(training: Training, encoder: Encoder) -> TrainConfig:
+    """Training settings as `CompressedIndex.build` has them: pursuit has no use for a trained encoder."""
+    steps = 0 if training.steps is None and encoder == "pursuit" else training.steps
+    return train_config(training.preset, steps, training.seed)
 
 
 def _index_of_codes(
@@ -282,35 +321,6 @@ def _index_of_codes(
     bits = VALUE_BITS if storage.value_bits is None else storage.value_bits
     return CompressedIndex.from_codes(
         codes, model, ids, value_bits=bits, postings=storage.postings, num_threads=threads
-    )
-
-
-def _index_of_vectors(
-    vectors: Vectors,
-    model: CompresSAE | None,
-    ids: IdArray | None,
-    training: Training,
-    storage: Storage,
-    *,
-    encoder: Encoder,
-    metric: Metric,
-    threads: int | None,
-) -> CompressedIndex:
-    config = None if model is not None else train_config(training.preset, training.steps, training.seed)
-    return CompressedIndex.build(
-        vectors,
-        ids,
-        k=training.k,
-        n_latents=training.n_latents,
-        model=model,
-        encoder=encoder,
-        metric=metric,
-        config=config,
-        value_bits=storage.value_bits,
-        postings=storage.postings,
-        bytes_per_vector=storage.bytes_per_vector,
-        target_recall=storage.target_recall,
-        num_threads=threads,
     )
 
 
@@ -355,7 +365,10 @@ def _skipped(ids: IdArray, as_json: bool) -> dict[str, Any]:
 TRAINING = ("preset", "steps", "seed")
 _BUDGET = ("bytes_per_vector", "target_recall")
 # Options that codes have decided.
-_ENCODING = (*TRAINING, *_BUDGET, "k", "n_latents", "encoder", "metric", "dataset", "on_bad_rows")
+_ENCODING = (
+    *(*TRAINING, *_BUDGET, "k", "n_latents", "residual_bits", "originals"),
+    *("encoder", "metric", "dataset", "on_bad_rows"),
+)
 
 
 def refuse(context: click.Context, given: str, names: tuple[str, ...]) -> None:
@@ -379,9 +392,12 @@ def given_ids(embeddings: Path | None, ids: Path | None, id_column: str | None) 
 @click.command()
 @click.argument("index", type=PATH)
 @click.option("--output", "-o", type=PATH, help="Directory to write to.  [default: INDEX, which is replaced]")
+@originals_option
 @threads_option
 @json_option
-def cluster(index: Path, output: Path | None, threads: int | None, as_json: bool) -> None:
+def cluster(
+    index: Path, output: Path | None, originals: str | None, threads: int | None, as_json: bool
+) -> None:
     """Group similar vectors, for faster searches.
 
     Reorders the vectors of INDEX into clusters of 4,096; they keep their ids. `search --nprobe` then scans
@@ -397,7 +413,7 @@ def cluster(index: Path, output: Path | None, threads: int | None, as_json: bool
     check_folder(target, "indexes")
     check_target(target, "index")
     replaced = output is not None and holds_something(target)
-    loaded = CompressedIndex.load(index)
+    loaded = CompressedIndex.load(index, originals=moved(originals))
     started = time.perf_counter()
     loaded.cluster(num_threads=threads, progress=True)
     _save(loaded, target)
@@ -411,8 +427,8 @@ def cluster(index: Path, output: Path | None, threads: int | None, as_json: bool
 @click.command()
 @click.argument("embeddings", type=PATH)
 @click.option("--k", type=int, help="Nonzeros a code.  [default: 32, less for few rows or dimensions]")
-@click.option("--n-latents", type=int, help="Size of the dictionary.  [default: 4096, less for few rows]")
-@storage_options
+@n_latents_option
+@gathered(storage_options, Storage, "storage")
 @bad_rows_option
 @dataset_option
 @threads_option
@@ -421,10 +437,7 @@ def estimate(
     embeddings: Path,
     k: int | None,
     n_latents: int | None,
-    value_bits: int | None,
-    postings: int | None,
-    bytes_per_vector: float | None,
-    target_recall: float | None,
+    storage: Storage,
     on_bad_rows: BadRows,
     dataset: str,
     threads: int | None,
@@ -433,7 +446,8 @@ def estimate(
     """Estimate bytes, time and recall of an index of EMBEDDINGS.
 
     EMBEDDINGS is a .npy, .fvecs, .bvecs, .hdf5 or .parquet file, or a folder of such files. Measures on a
-    sample, in less than a minute. Recall is recall@100 of two_stage with 1,000 candidates, and of dense.
+    sample, in less than a minute and the time to read EMBEDDINGS once. Recall is recall@10 of two_stage with
+    3,000 candidates by 256 latents of a query, and of dense.
 
     \b
     Example:
@@ -445,32 +459,37 @@ def estimate(
         open_vectors(embeddings, dataset=dataset, on_bad_rows=on_bad_rows),
         k=k,
         n_latents=n_latents,
-        value_bits=value_bits,
-        postings=postings,
-        bytes_per_vector=bytes_per_vector,
-        target_recall=target_recall,
         num_threads=threads,
         progress=True,
+        **storage._asdict(),
     )
     print_result({**result._asdict(), "plan": result.plan._asdict()}, as_json)
 
 
 @click.command()
 @click.argument("path", type=PATH)
+@originals_option
 @json_option
-def info(path: Path, as_json: bool) -> None:
+def info(path: Path, originals: str | None, as_json: bool) -> None:
     """Describe the index, model or codes at PATH.
 
-    PATH may also be an index of the Faiss connector, or a file of its posting lists.
+    PATH may also be an index of the Faiss connector, or a file of its posting lists. Bytes per vector are
+    resident, those of original vectors on disk apart. Settings of two_stage that `build` measured are listed
+    with the recall@10 that they reach, of which search --target-recall takes one.
 
     \b
     Example:
       compressae-index info items.index
     """  # noqa: D301
-    print_result(_described(path), as_json)
+    facts = _described(path, originals)
+    points = [] if as_json else facts.pop("frontier", [])
+    print_result(facts, as_json)
+    if points:
+        rows = ([settings_text(Point(**each)), f"{each['recall']:.3f}"] for each in points)
+        click.echo("\n" + aligned(["two_stage with", "recall@10"], rows))
 
 
-def _described(path: Path) -> dict[str, Any]:
+def _described(path: Path, originals: str | None) -> dict[str, Any]:
     """Facts about what is at a path; the first key is its kind."""
     with accessing(path, "read"):
         is_faiss = path.is_file() and _is_faiss(path)
@@ -483,9 +502,11 @@ def _described(path: Path) -> dict[str, Any]:
         return {"model": str(path), **CompresSAE.load(path).manifest()}
     if kind == "codes":
         return {"codes": str(path), **CodeStore.load(path).manifest()}
-    index = load_index(path)
+    index = load_index(path, originals)
     name = "faiss_index" if kind == "faiss index" else "index"
-    return {name: str(path), "fingerprint": index.model.fingerprint, **index.stats()._asdict()}
+    facts = {name: str(path), "fingerprint": index.model.fingerprint, **index.stats()._asdict()}
+    frontier = {} if index.frontier is None else {"frontier": index.frontier.manifest()}
+    return facts | _default_search(index) | frontier
 
 
 def _is_faiss(file: Path) -> bool:

@@ -3,21 +3,39 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+from compressae_index.checks import as_path
+from compressae_index.errors import InputError
 from compressae_index.index import CompressedIndex
 from compressae_index.persistence import kind_of
 from compressae_index.search.index import Index
 
 
-def load_index(path: Path) -> Index:
+def load_index(path: Path, originals: str | None = None) -> Index:
     """Maps the index at a path: a `CompressedIndex` or a `FaissIndex`, by the kind in its manifest.
 
+    Args:
+        path: the directory.
+        originals: the value of `--originals`.
+
     Raises:
-        FormatError: there is no index, or it is damaged.
+        FormatError: there is no index, it is damaged, or its original vectors are gone or changed.
+        InputError: originals are given, and the index refers to none.
         MissingExtraError: a Faiss index, and Faiss is not installed.
     """
     if kind_of(path) == "faiss index":
         from compressae_index.connectors.faiss import FaissIndex
 
+        if originals is not None:
+            msg = f"{path} is a Faiss index, which has no original vectors"
+            raise InputError(msg)
         return FaissIndex.load(path, mmap=True)
-    return CompressedIndex.load(path, mmap=True)
+    return CompressedIndex.load(path, mmap=True, originals=moved(originals))
+
+
+def moved(originals: str | None) -> Any:
+    """The value of `--originals`, as `CompressedIndex.load` takes it."""
+    if originals is None:
+        return None
+    return False if originals == "none" else as_path(originals)

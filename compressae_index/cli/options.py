@@ -96,6 +96,18 @@ query_dataset_option = click.option(
 )
 
 
+n_latents_option = click.option(
+    "--n-latents",
+    type=int,
+    help="Size of the dictionary.  [default: 4096, less for few rows, up to 16384 for a million]",
+)
+originals_option = click.option(
+    "--originals",
+    help="Where the file of original vectors that the index refers to was moved, or none to go on without "
+    "original vectors.  [default: where it was]",
+)
+
+
 def training_options(function: F) -> F:
     """Adds the options of training, of `train` and `build`."""
     options = (
@@ -104,9 +116,7 @@ def training_options(function: F) -> F:
             type=int,
             help="Nonzeros a code.  [default: the model's, or 32, less for few rows or dimensions]",
         ),
-        click.option(
-            "--n-latents", type=int, help="Size of the dictionary.  [default: 4096, less for few rows]"
-        ),
+        n_latents_option,
         click.option(
             "--preset",
             type=click.Choice(["fast", "default", "best"]),
@@ -128,14 +138,21 @@ def storage_options(function: F) -> F:
         click.option("--value-bits", type=int, help="Bits of a value, 4 to 8.  [default: 6]"),
         click.option("--postings", type=int, help="Nonzeros a code in the posting lists.  [default: all]"),
         click.option(
+            "--residual-bits",
+            type=int,
+            help="Bits a dimension of residual codes, which score the best documents again: 0, 1, 2, 3, 4 or "
+            "6.  [default: 0]",
+        ),
+        click.option(
             "--bytes-per-vector",
             type=float,
-            help="Budget for all that two_stage keeps resident; chooses k, bits and postings.",
+            help="Budget for all that two_stage keeps resident; chooses the options above.  [default: 200, "
+            "or half a byte a dimension if that is more, if none of them is given]",
         ),
         click.option(
             "--target-recall",
             type=float,
-            help="recall@100 to reach with the fewest bytes; chooses k, bits and postings.",
+            help="recall@10 to reach with the fewest bytes; chooses the options above.",
         ),
     )
     for option in reversed(options):
@@ -150,12 +167,13 @@ def search_options(function: F) -> F:
             "--candidates",
             type=int,
             help="Documents that two_stage takes from the posting lists and scores by their codes.  "
-            "[default: 1000, or k if larger]",
+            "[default: as measured by `build`, or 1000]",
         ),
         click.option(
             "--query-nnz",
             type=int,
-            help="Latents of a query to look up.  [default: 64, more for short posting lists]",
+            help="Latents of a query to look up.  [default: as measured by `build`, or 64, more for short "
+            "posting lists]",
         ),
         click.option(
             "--scoring",
@@ -185,6 +203,7 @@ class Storage(NamedTuple):
 
     value_bits: int | None
     postings: int | None
+    residual_bits: int | None
     bytes_per_vector: float | None
     target_recall: float | None
 

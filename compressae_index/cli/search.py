@@ -24,6 +24,7 @@ from compressae_index.cli.options import (
     id_column_option,
     json_option,
     mode_option,
+    originals_option,
     print_json,
     query_dataset_option,
     search_options,
@@ -33,7 +34,7 @@ from compressae_index.cli.options import (
 from compressae_index.coding.metric import METRICS, Metric
 from compressae_index.errors import InputError
 from compressae_index.ids import as_id_array
-from compressae_index.measuring.evaluation import as_table
+from compressae_index.measuring.evaluation import as_table, frontier_table
 from compressae_index.measuring.index_report import KS, IndexReport, index_report
 from compressae_index.measuring.page import as_page
 from compressae_index.measuring.plots import figure_class
@@ -59,8 +60,21 @@ output_option = click.option(
     type=int,
     help="Clusters to scan, if `cluster` made some (of 32,768 vectors or more).  [default: all]",
 )
+@click.option(
+    "--refine",
+    type=int,
+    help="Documents that residual codes or original vectors score again, or 0 for none, if INDEX has any.  "
+    "[default: as measured by `build`, or 100]",
+)
+@click.option(
+    "--target-recall",
+    type=float,
+    help="recall@10 that two_stage is to reach, by settings that `build` measured. Options that are given "
+    "stay as they are.",
+)
 @output_option
 @query_dataset_option
+@originals_option
 @threads_option
 @json_option
 def search(
@@ -70,8 +84,11 @@ def search(
     mode: Mode,
     searching: Searching,
     nprobe: int | None,
+    refine: int | None,
+    target_recall: float | None,
     output: Path | None,
     query_dataset: str,
+    originals: str | None,
     threads: int | None,
     as_json: bool,
 ) -> None:
@@ -88,20 +105,42 @@ def search(
 
     \b
     Example:
-      compressae-index search items.index queries.npy -k 10 --mode two_stage
+      compressae-index search items.index queries.npy -k 10 --target-recall 0.95
     """  # noqa: D301
     if output is not None:
         check_file(output, ".npz", "results")
-    loaded = load_index(index)
-    options = {"mode": mode, "nprobe": nprobe, **searching._asdict()}
+    _refuse_useless(mode, searching)
+    loaded = load_index(index, originals)
     vectors = open_vectors(queries, dataset=query_dataset, may_be_empty=True)
-    found = loaded.search(vectors[0 : vectors.shape[0]], k, num_threads=threads, **options)
+    found = loaded.search(
+        vectors[0 : vectors.shape[0]],
+        k,
+        mode=mode,
+        target_recall=target_recall,
+        nprobe=nprobe,
+        refine=refine,
+        num_threads=threads,
+        **searching._asdict(),
+    )
     if output is not None:
         _write(found, output, as_json)
     elif as_json:
         click.echo(json.dumps(neighbours(found.scores, found.ids)))
     else:
         print_neighbours(found.scores, found.ids)
+
+
+def _refuse_useless(mode: Mode, searching: Searching) -> None:
+    """Refuses options that a mode has no use for; the library refuses others."""
+    useless: dict[Mode, dict[str, int | None]] = {
+        "sparse": {"--candidates": searching.candidates},
+        "dense": {"--candidates": searching.candidates, "--query-nnz": searching.query_nnz},
+        "two_stage": {},
+    }
+    for option, value in useless[mode].items():
+        if value is not None:
+            msg = f"{option} has no use in mode {mode}."
+            raise click.UsageError(msg)
 
 
 def _write(found: SearchResult, output: Path, as_json: bool) -> None:
@@ -122,6 +161,7 @@ def _write(found: SearchResult, output: Path, as_json: bool) -> None:
 @click.option("-k", "k", type=int, default=10, show_default=True, help="Neighbours of each document.")
 @mode_option
 @output_option
+@originals_option
 @threads_option
 @json_option
 def stored_neighbours(
@@ -131,6 +171,7 @@ def stored_neighbours(
     k: int,
     mode: Mode,
     output: Path | None,
+    originals: str | None,
     threads: int | None,
     as_json: bool,
 ) -> None:
@@ -154,7 +195,7 @@ def stored_neighbours(
         raise click.UsageError(msg)
     if output is not None:
         check_file(output, ".npz", "results")
-    loaded = load_index(index)
+    loaded = load_index(index, originals)
     wanted = loaded.ids if ids is None else as_id_array(ids_of(loaded, read_ids(ids)))
     found = loaded.neighbours(wanted, k, mode=mode, num_threads=threads, progress=True)
     if output is not None:
@@ -219,6 +260,7 @@ def _finite(score: float) -> float | None:
 @bad_rows_option
 @dataset_option
 @query_dataset_option
+@originals_option
 @json_option
 def evaluate(
     index: Path,
@@ -234,6 +276,7 @@ def evaluate(
     on_bad_rows: BadRows,
     dataset: str,
     query_dataset: str,
+    originals: str | None,
     as_json: bool,
 ) -> None:
     """Measure INDEX on the EMBEDDINGS it was built from.
@@ -241,7 +284,8 @@ def evaluate(
     Compares the index with exact search. EMBEDDINGS and QUERIES are .npy, .fvecs, .bvecs, .hdf5 or .parquet
     files, or folders of such files. QUERIES should not be in the index; leave them out if EMBEDDINGS is an
     HDF5 file that holds them. Prints recall, bytes and time of exact search, of each mode and, with --faiss,
-    of Faiss's quantisers, then those of other settings of the modes.
+    of Faiss's quantisers, then those of other settings of the modes, and the recall@10 of the settings that
+    `build` measured beside what it expected. Bytes are resident; those of original vectors on disk are apart.
 
     Neighbours are compared by id: row numbers of EMBEDDINGS, unless --ids gives others. Rows that the index
     does not hold are left out.
@@ -252,11 +296,13 @@ def evaluate(
       compressae-index eval items.index embeddings.npy queries.npy --ids ids.txt --faiss
     """  # noqa: D301
     check_int(max_queries, "max-queries", 1)
-    searching = searching._replace(candidates=check_candidates(searching.candidates, max(KS)))
+    if searching.candidates is not None:
+        check_candidates(searching.candidates, max(KS))
     if page is not None:
         check_file(page, ".html", "reports")
         figure_class()
-    loaded, vectors = load_index(index), open_vectors(embeddings, dataset=dataset, on_bad_rows=on_bad_rows)
+    loaded = load_index(index, originals)
+    vectors = open_vectors(embeddings, dataset=dataset, on_bad_rows=on_bad_rows)
     named = given_ids(embeddings, ids, id_column)
     asked_in, asked = _queries_of(embeddings, queries, query_dataset)
     result = index_report(
@@ -294,7 +340,11 @@ def _print_report(result: IndexReport, as_json: bool) -> None:
         click.echo(json.dumps(result.as_dict()))
     else:
         click.echo(as_table(result.measurements))
+        if disk := result.stats.disk_bytes_per_vector:
+            click.echo(f"\nOriginal vectors take {disk:,.0f} bytes a vector on disk.")
         click.echo("\n" + as_table(one for each in result.sweeps for one in each.measurements.values()))
+        if result.frontier:
+            click.echo("\n" + frontier_table(result.frontier))
 
 
 def ids_of(index: Index, given: IdArray) -> Any:

@@ -14,6 +14,7 @@ from threadpoolctl import threadpool_limits
 from compressae_index.arrays import FloatArray
 from compressae_index.measuring.originals import check_held
 from compressae_index.progress import track
+from compressae_index.search.frontier import NEIGHBOURS, Point
 from compressae_index.search.index import Index
 from compressae_index.search.queries import MODES, Mode, Scoring
 from compressae_index.search.recall import recall
@@ -25,6 +26,7 @@ SWEPT: tuple[tuple[Mode, str, tuple[int, ...]], ...] = (
     ("sparse", "query_nnz", (8, 16, 32, 64, 128, 256)),
     ("two_stage", "candidates", (100, 300, 1000, 3000)),
     ("two_stage", "nprobe", (8, 16, 32, 64, 128, 256)),
+    ("two_stage", "refine", (0, 100, 200, 400, 800)),
 )
 
 
@@ -33,7 +35,8 @@ class Measurement(NamedTuple):
 
     name: str
     bytes_per_vector: float
-    """Bytes of all that must be resident to serve it, ids included, without the model or codebook."""
+    """Bytes of all that must be resident to serve it, ids included, without the model or codebook. Original
+    vectors on disk are not."""
     recall: dict[int, float]
     """recall@k by k."""
     ms_per_query: float
@@ -56,6 +59,19 @@ class Sweep(NamedTuple):
     option: str
     measurements: dict[int, Measurement]
     """Measurements by the option's value."""
+
+
+class Reached(NamedTuple):
+    """Settings of an index's frontier, on given queries."""
+
+    point: Point
+    """With the recall@10 that was measured when the index was built."""
+    measurement: Measurement
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it, for JSON."""
+        expected = {"expected_recall": self.point.recall}
+        return {**self.point._asdict(), **expected, **self.measurement.as_dict()}
 
 
 def evaluate(
@@ -107,7 +123,7 @@ def sweep(
 ) -> list[Sweep]:
     """Measures recall against time: `sparse` by query_nnz, `two_stage` by candidates.
 
-    If the index has clusters, also `two_stage` by nprobe.
+    If the index has clusters, also `two_stage` by nprobe; if it has a last stage, by refine.
 
     Args:
         index: as for `evaluate`.
@@ -137,12 +153,46 @@ def sweep(
     return sweeps
 
 
+def evaluate_frontier(
+    index: Index, queries: FloatArray, truth: npt.NDArray[Any], *, progress: bool = False
+) -> list[Reached]:
+    """Measures the settings of an index's frontier by recall@10; none without a frontier.
+
+    Args:
+        index: as for `evaluate`.
+        queries: as for `evaluate`.
+        truth: as for `evaluate`, at least 10 a query if there are as many documents.
+        progress: show a progress bar.
+
+    Raises:
+        UnknownIdError: the truth holds ids that the index does not.
+    """
+    check_held(index, truth)
+    points = () if index.frontier is None else index.frontier.points
+    k = min(NEIGHBOURS, len(index))
+    reached = []
+    with track(len(points), "frontier", enabled=progress, unit="settings") as advance:
+        for point in points:
+            refine = max(point.refine, k) if point.refine and index.documents.refines else 0
+            options = {"candidates": max(point.candidates, k), "query_nnz": point.query_nnz, "refine": refine}
+            one = _evaluate_mode(index, "two_stage", queries, truth, [k], "asymmetric", options)
+            reached.append(Reached(point, one._replace(name=settings_text(point))))
+            advance(1)
+    return reached
+
+
+def settings_text(point: Point) -> str:
+    """The settings of a point, as `Index.search` takes them."""
+    return f"candidates={point.candidates}, query_nnz={point.query_nnz}, refine={point.refine}"
+
+
 def settings_of(index: Index) -> list[tuple[Mode, str, list[int]]]:
     """The settings of `sweep` for an index: the values of SWEPT that it is large enough for."""
     most = {
         "query_nnz": index.model.n_latents,
         "candidates": len(index),
         "nprobe": index.stats().clusters,
+        "refine": len(index) if index.documents.refines else 0,
     }
     return [
         (mode, option, [value for value in values if value <= most[option]] or [most[option]])
@@ -197,11 +247,39 @@ def as_table(measurements: Iterable[Measurement]) -> str:
     """A Markdown table, columns aligned for a terminal."""
     measurements = list(measurements)
     ks = list(measurements[0].recall)
-    rows = [["", *(f"recall@{k}" for k in ks), "bytes/vector", "ms/query"]]
-    rows += [
-        [m.name, *(f"{m.recall[k]:.3f}" for k in ks), f"{m.bytes_per_vector:.0f}", f"{m.ms_per_query:.2f}"]
-        for m in measurements
-    ]
+    return aligned(
+        ["", *(f"recall@{k}" for k in ks), "bytes/vector", "ms/query"],
+        (
+            [
+                m.name,
+                *(f"{m.recall[k]:.3f}" for k in ks),
+                f"{m.bytes_per_vector:.0f}",
+                f"{m.ms_per_query:.2f}",
+            ]
+            for m in measurements
+        ),
+    )
+
+
+def frontier_table(reached: Iterable[Reached]) -> str:
+    """A Markdown table of the settings of a frontier, with the recall that was expected."""
+    return aligned(
+        ["two_stage with", "recall@10", "at build time", "ms/query"],
+        (
+            [
+                one.name,
+                *(f"{found:.3f}" for found in one.recall.values()),
+                f"{point.recall:.3f}",
+                f"{one.ms_per_query:.2f}",
+            ]
+            for point, one in reached
+        ),
+    )
+
+
+def aligned(header: list[str], body: Iterable[list[str]]) -> str:
+    """A Markdown table, with the first column to the left and the others to the right."""
+    rows = [header, *body]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     rows.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
     return "\n".join(

@@ -18,8 +18,10 @@ from compressae_index.measuring.environment import environment
 from compressae_index.measuring.evaluation import (
     TIMED_QUERIES,
     Measurement,
+    Reached,
     Sweep,
     evaluate,
+    evaluate_frontier,
     settings_of,
     sweep,
 )
@@ -80,6 +82,8 @@ class IndexReport(NamedTuple):
     rivals: dict[str, list[Measurement]]
     """By family; empty without Faiss."""
     sweeps: list[Sweep]
+    frontier: list[Reached]
+    """The settings that `build` measured, by ascending cost; empty if it did not."""
     model: ModelReport
     """Of a sample of the vectors."""
     environment: dict[str, Any]
@@ -135,6 +139,7 @@ class IndexReport(NamedTuple):
                 }
                 for each in self.sweeps
             ],
+            "frontier": [one.as_dict() for one in self.frontier],
             "model": self.model._asdict(),
             "environment": self.environment,
         }
@@ -150,7 +155,7 @@ def _to_find_more(report: IndexReport, of: Mode, mode: Measurement, rival: Measu
     if of == "two_stage":
         for each in report.sweeps:
             good = [value for value, one in each.measurements.items() if one.recall[k] >= wanted]
-            if each.mode == of and each.option == "candidates" and good:
+            if each.mode == of and each.option in ("candidates", "refine") and good:
                 return f"Search with {each.option}={min(good)}, which finds as much"
         if dense is not None and dense.recall[k] > mode.recall[k]:
             return (
@@ -159,7 +164,9 @@ def _to_find_more(report: IndexReport, of: Mode, mode: Measurement, rival: Measu
             )
     if stats.postings == stats.k and of == "two_stage":
         return "Give build a budget (bytes_per_vector): shorter posting lists leave bytes for larger codes"
-    return "Build with more nonzeros (k), or train longer (preset best)"
+    if not stats.residual_bits and not stats.disk_bytes_per_vector:
+        return "Build with a budget, residual_bits or originals: a last stage ranks the best again"
+    return "Build with more bytes (bytes_per_vector, residual_bits), or train longer (preset best)"
 
 
 def _to_be_faster(report: IndexReport, of: Mode) -> str:
@@ -185,7 +192,7 @@ def index_report(
     ids: Any = None,
     metric: Metric | None = None,
     scoring: Scoring = "asymmetric",
-    candidates: int = 1000,
+    candidates: int | None = None,
     query_nnz: int | None = None,
     faiss: bool = False,
     progress: bool = False,
@@ -233,6 +240,7 @@ def index_report(
         measured=tuple(mode for mode in MODES if mode in index.modes),
         modes=evaluate(index, rows, found, candidates=candidates, **ours),
         sweeps=sweep(index, rows, found, progress=progress, **ours),
+        frontier=evaluate_frontier(index, rows, found, progress=progress),
         rivals=_quantisers(index, own, rows, truth, progress=progress, **theirs) if faiss else {},
         model=model_report(index.model, own, rows, ks=(), progress=progress),
         environment=environment(PACKAGES),
@@ -257,6 +265,7 @@ def _announce(index: Index, originals: Originals, queries: FloatArray, faiss: bo
     """Says what will be measured, and about how long it takes."""
     n = len(originals.ids)
     settings = len(index.modes) + sum(len(values) for _, _, values in settings_of(index))
+    settings += 0 if index.frontier is None else len(index.frontier.points)
     if originals.left_out:
         say(f"{originals.left_out:,} rows of the embeddings are not in the index and are left out")
     asked = len(queries) + min(len(queries), TIMED_QUERIES)

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING
 
 from compressae_index.measuring.evaluation import TIMED_QUERIES, Measurement
 from compressae_index.measuring.index_report import IndexReport, Standing
-from compressae_index.measuring.plots import Series, as_svg, recall_against_bytes, speed_against_recall
+from compressae_index.measuring.plots import (
+    Series,
+    as_svg,
+    recall_against_bytes,
+    recall_against_expected,
+    speed_against_recall,
+)
 from compressae_index.terminal import printable
 
 if TYPE_CHECKING:
@@ -38,6 +44,7 @@ def as_page(report: IndexReport, names: Mapping[str, str]) -> str:
         sweeps="\n".join(
             _table(f"{each.mode} by {each.option}", each.measurements.values()) for each in report.sweeps
         ),
+        frontier=_frontier(report),
         facts=_facts(report, names),
         k=report.k,
         queries=_number(report.queries),
@@ -53,9 +60,11 @@ def _lead(report: IndexReport) -> str:
         f"<code>{escape(mode.name)}</code> finds {_recall(mode, report.k)} in {_bytes(mode)}"
         for mode in report.modes
     ]
+    disk = report.stats.disk_bytes_per_vector
+    on_disk = f", and original vectors of {_number(disk, ',.0f')} bytes on disk" if disk else ""
     return (
         f"Of the {report.k} nearest of {_number(report.stats.vectors)} vectors, {', '.join(found)} bytes a "
-        f"vector; their {_number(report.stats.dim)} float32 numbers take {_bytes(report.exact)}."
+        f"vector{on_disk}; their {_number(report.stats.dim)} float32 numbers take {_bytes(report.exact)}."
     )
 
 
@@ -99,19 +108,52 @@ def _listed(parts: Iterable[str]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
+def _frontier(report: IndexReport) -> str:
+    """The settings that were measured when the index was built, on these queries; empty without any."""
+    if not report.frontier:
+        return ""
+    found = [one for _, one in report.frontier]
+    expected = {one.name: point.recall for point, one in report.frontier}
+    (k,) = found[0].recall
+    caption = (
+        f"recall@{k} of these queries against what build expected of each setting. On the line both are "
+        "equal; below it, the queries are less like the vectors than these are like each other."
+    )
+    series = Series("settings of two_stage", found)
+    figure = _figure("frontier", lambda axes: recall_against_expected(axes, series, expected, k), caption)
+    rows = [
+        _row(one, (_recall(one, k), _number(point.recall, ".3f"), _ms(one), _per_second(one)))
+        for point, one in report.frontier
+    ]
+    header = ["", f"recall@{k}", "expected", "ms/query", "queries/s"]
+    table = _table_of("two_stage by settings that build measured", header, rows)
+    return f'<h2>Settings that build measured</h2>\n<div class="figures">\n{figure}\n</div>\n{table}\n'
+
+
 def _table(caption: str, measurements: Iterable[Measurement], highlighted: Iterable[Measurement] = ()) -> str:
     measurements, highlighted = list(measurements), list(highlighted)
     ks = list(measurements[0].recall)
     header = ["", *(f"recall@{k}" for k in ks), "bytes/vector", "ms/query", "queries/s"]
-    rows = []
-    for one in measurements:
-        cells = (*(_recall(one, k) for k in ks), _bytes(one), _ms(one), _per_second(one))
-        style = ' class="ours"' if one in highlighted else ""
-        rows.append(
-            f'<tr{style}><th scope="row">{escape(one.name)}</th>'
-            + "".join(f"<td>{cell}</td>" for cell in cells)
-            + "</tr>"
+    rows = [
+        _row(
+            one,
+            (*(_recall(one, k) for k in ks), _bytes(one), _ms(one), _per_second(one)),
+            ' class="ours"' if one in highlighted else "",
         )
+        for one in measurements
+    ]
+    return _table_of(caption, header, rows)
+
+
+def _row(one: Measurement, cells: Iterable[str], style: str = "") -> str:
+    return (
+        f'<tr{style}><th scope="row">{escape(one.name)}</th>'
+        + "".join(f"<td>{cell}</td>" for cell in cells)
+        + "</tr>"
+    )
+
+
+def _table_of(caption: str, header: Iterable[str], rows: Iterable[str]) -> str:
     return (
         f'<div class="scroll" role="region" aria-label="{escape(caption)}" tabindex="0">\n'
         f"<table>\n<caption>{escape(caption)}</caption>\n<thead><tr>"
@@ -186,7 +228,9 @@ def _figure(name: str, draw: Callable[[Axes], None], caption: str) -> str:
 
 def _facts(report: IndexReport, names: Mapping[str, str]) -> str:
     stats, environment = report.stats, report.environment
-    parts = (f"{escape(name)} {_number(size, '.1f')}" for name, size in stats.bytes_per_vector.items())
+    parts = [f"{escape(name)} {_number(size, '.1f')}" for name, size in stats.bytes_per_vector.items()]
+    if disk := stats.disk_bytes_per_vector:
+        parts.append(f"and original vectors on disk {_number(disk, '.1f')}")
     versions = (f"{name} {each}" for name, each in environment["versions"].items() if each != "not installed")
     load = environment["load_average"]
     busy = "" if load is None else f"; load average {_number(load[0], '.1f')}"
@@ -197,7 +241,8 @@ def _facts(report: IndexReport, names: Mapping[str, str]) -> str:
         "vectors": f"{_number(stats.vectors)} of {_number(stats.dim)} dimensions{left_out}",
         "metric": escape(stats.metric),
         "model": f"{_number(stats.n_latents)} latents{unused}",
-        "codes": f"{_number(stats.k)} nonzeros, {_number(stats.postings)} in posting lists, {stats.encoder}",
+        "codes": f"{_number(stats.k)} nonzeros, {_number(stats.postings)} in posting lists, {stats.encoder}, "
+        f"{_number(stats.residual_bits)} bits a dimension of residuals",
         "bytes per vector": ", ".join(parts),
         "measured at": f'<time datetime="{report.made_at}">{report.made_at}</time>',
         "machine": escape(f"{environment['processor']}, {environment['machine']}"),

@@ -1,4 +1,4 @@
-"""Plots of measurements: recall against bytes, speed against recall; and plots as SVG for HTML.
+"""Plots of measurements: recall against bytes, speed and expectations against recall; and as SVG for HTML.
 
 No two lines differ by colour alone: each has a marker and dashes of its own, and the colours are those of
 Paul Tol's "muted" scheme, which readers with any colour vision can tell apart.
@@ -133,6 +133,16 @@ def speed_against_recall(axes: Axes, series: Sequence[Series], at: int) -> None:
     axes.set_xlabel(f"recall@{at}")
     axes.set_ylabel("queries per second, one thread")
     _draw(axes, series, lambda one: (one.recall[at], one.queries_per_second), with_bytes=True)
+
+
+def recall_against_expected(axes: Axes, series: Series, expected: Mapping[str, float], at: int) -> None:
+    """Plots recall@at over what was expected, by names of measurements, and a line where both are equal."""
+    recalls = [*expected.values(), *(one.recall[at] for one in series.measurements)]
+    ends = [min(recalls), max(recalls)]
+    axes.plot(ends, ends, linestyle=":", color="#000000", linewidth=1.2)
+    axes.set_xlabel(f"recall@{at} expected by build")
+    axes.set_ylabel(f"recall@{at} of these queries")
+    _draw(axes, [series], lambda one: (expected[one.name], one.recall[at]))
 
 
 def _draw(

@@ -71,6 +71,10 @@ class IndexStats(NamedTuple):
     """The engine's instruction set; None if another engine searches."""
     clusters: int = 0
     """Clusters of similar vectors, which a search may skip; 0 unless `cluster` made them."""
+    residual_bits: int = 0
+    """Bits a dimension of residual codes; 0 for none."""
+    disk_bytes_per_vector: float = 0.0
+    """Bytes a vector of the original vectors, which are not resident; 0 for none."""
 
 
 class Index:
@@ -601,6 +605,7 @@ class Index:
             model_bytes=sum(tensor.nbytes for tensor in self.model.tensors().values()),
             postings=documents.k,
             bytes_by_mode=dict.fromkeys(documents.modes, per_vector["total"]) if parts else {},
+            residual_bits=documents.residual_bits,
         )
 
     def holds(self, ids: IdArray) -> BoolArray:
