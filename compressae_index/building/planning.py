@@ -39,6 +39,8 @@ VALUE_BITS, VALUE_BITS_WITH_RESIDUAL = (5, 4, 6), 4
 # The fewest nonzeros to store residual codes beside, and the most to look for. More than a modest number
 # take long to encode, so these are looked at only where no residual codes fit.
 FEWEST_NONZEROS, MODEST_NONZEROS, MOST_NONZEROS = 8, 48, 128
+# Nonzeros next to original vectors, without a budget.
+FEW_NONZEROS = 16
 # More nonzeros are not encoded to measure posting lists, which hold the strongest.
 LISTED_NONZEROS = 32
 # Fewer nonzeros, which encode faster, are chosen for a loss of recall that is too small to measure.
@@ -163,8 +165,12 @@ class Knobs(NamedTuple):
 
     @property
     def are_open(self) -> bool:
-        """Whether a caller says nothing."""
-        return self == Knobs("packed", None, None, None, None, originals=False)
+        """Whether a caller says nothing of codes."""
+        return self == Knobs("packed", None, None, None, None, originals=self.originals)
+
+    def few(self) -> Knobs:
+        """Few bytes, which are enough where original vectors score the best documents again."""
+        return self._replace(k=FEW_NONZEROS, value_bits=VALUE_BITS[0], postings=FIRST_POSTINGS)
 
     def budget(self, bytes_per_vector: float | None, target_recall: float | None) -> Budget | None:
         """The budget that decides what is open, if there is one.
@@ -190,9 +196,9 @@ class Knobs(NamedTuple):
         Raises:
             InputError: postings are more than these.
         """
-        if self.postings is not None:
+        if self.postings is not None and self.k in (None, k):
             check_int(self.postings, "postings", 1, k, "k")
-        return self._replace(k=k)
+        return self._replace(k=k, postings=None if self.postings is None else min(self.postings, k))
 
     def of_plan(self, plan: Plan) -> Knobs:
         """Those of a plan."""
