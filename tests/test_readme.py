@@ -58,6 +58,7 @@ OURS = [words[1:] for words in CONSOLE if words[0] == "compressae-index"]
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("compressae_index.index.CALIBRATED_ROWS", 100)
     return tmp_path
 
 
@@ -115,6 +116,7 @@ def make_items(demo_data: DemoData) -> None:
 MADE = {
     "README.md": {"texts.index"},
     "docs/training.md": {"texts.model", "training.checkpoint"},
+    "docs/budgets.md": {"texts.npy", "exact.index"},
     "docs/data.md": {"texts.codes"},
     "docs/faiss.md": {"texts.faiss-index", "texts.faiss"},
 }
@@ -129,6 +131,7 @@ def session(demo_data: DemoData, tmp_path_factory: pytest.TempPathFactory) -> It
     folder = tmp_path_factory.mktemp("session")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(demo, "load_data", lambda: few)
+        patched.setattr("compressae_index.index.CALIBRATED_ROWS", 100)
         patched.chdir(folder)
         make_items(demo_data)
         with redirect_stdout(StringIO()) as shown:
