@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from milvus_collections import fill, name, put, rows_of
 from pymilvus import MilvusClient
 
@@ -26,10 +29,20 @@ from compressae_index import (
 from compressae_index._engine import residual_rows, residual_vectors
 from compressae_index.arrays import FloatArray
 from compressae_index.checks import normalize_rows
+from compressae_index.cli import main
 from compressae_index.coding.chunks import encoded_chunks
-from compressae_index.connectors.milvus import AsyncMilvusIndex, MilvusIndex, connect, from_milvus, sync
+from compressae_index.connectors.milvus import (
+    AsyncMilvusIndex,
+    MilvusIndex,
+    connect,
+    export_parquet,
+    from_milvus,
+    residuals,
+    sync,
+)
 from compressae_index.connectors.milvus.backend import MilvusBackend
 from compressae_index.connectors.milvus.compressed import Opened
+from compressae_index.connectors.milvus.manifest import Manifest
 from compressae_index.search.index import Index
 from compressae_index.testing import (
     Float64,
@@ -37,6 +50,7 @@ from compressae_index.testing import (
     Open,
     assert_best,
     assert_certified_best,
+    assert_in_range,
     certified,
     names,
 )
@@ -369,11 +383,11 @@ def test_the_best_get_the_scores_of_their_residual_codes(
     (encoded,) = encoded_chunks(model, vectors[:600], 16, "pursuit", 1, residual_bits=3)
     codes, targets = encoded.codes, normalize_rows(vectors[:600]) - mean_of(model)
     rows = residual_rows(targets, codes.latents, codes.values, model.decoder_w, 3, 1)
-    residuals = residual_vectors(rows, 384, 3, 1)
-    known = model.decode(codes) + residuals
+    left_out = residual_vectors(rows, 384, 3, 1)
+    known = model.decode(codes) + left_out
     np.testing.assert_allclose(with_residuals.reconstruct(ids_of(600)), known, atol=1e-6)
     by_codes = code_scores(with_residuals, queries)
-    exact = by_codes + residual_scores(queries, residuals)
+    exact = by_codes + residual_scores(queries, left_out)
     for refine in (600, 30):
         found = with_residuals.search(queries, 10, refine=refine, candidates=600, query_nnz=512)
         assert_best(found, refined(by_codes, exact, refine), 10, ids_of(600), tolerance=5e-6)
@@ -432,6 +446,80 @@ def test_damaged_residual_codes(client: MilvusClient, model: CompresSAE, vectors
     index.drop()
 
 
+# Tools.
+
+
+def test_parquet_files_hold_the_third_stage(
+    model: CompresSAE, uncentred_model: CompresSAE, vectors: FloatArray, tmp_path: Path
+) -> None:
+    import pyarrow.parquet as pq
+
+    cosine: dict[str, Any] = {"model": model, "residual_bits": 4}
+    products: dict[str, Any] = {"model": uncentred_model, "metric": "inner_product", "residual_bits": 2}
+    for number, (options, rows) in enumerate(((cosine, vectors[:50]), (products, vectors[:50] * 64))):
+        index = CompressedIndex.build(rows, progress=False, **options)
+        written = export_parquet(index, tmp_path / str(number), dense="float32")
+        table = pq.read_table(written.files[0])
+        manifest = Manifest.of(
+            index.model,
+            k=16,
+            encoder="pursuit",
+            metric=index.metric,
+            dense=None,
+            originals=None,
+            residual_bits=index.documents.residual_bits,
+        )
+        kept = residuals.from_texts(table["compressae_residual"].to_pylist(), manifest)
+        known = index.model.decode(index.codes(np.arange(50)))
+        known += residual_vectors(kept, 384, manifest.residual_bits, 1)
+        np.testing.assert_allclose(known, index.reconstruct(np.arange(50)), rtol=1e-5, atol=1e-6)
+        dense = np.array(table["compressae_dense"].to_pylist(), dtype=np.float32)
+        np.testing.assert_array_equal(dense, index.reconstruct(np.arange(50)))
+        with pytest.raises(InputError, match="keeps no original vectors to export"):
+            export_parquet(index, tmp_path / "no", originals="float32")
+    kept_whole = CompressedIndex.build(vectors[:50], model=model, originals="float32", progress=False)
+    (file,) = export_parquet(kept_whole, tmp_path / "originals", originals="float16").files
+    (first, *_) = pq.read_table(file)["compressae_original"].to_pylist()
+    sent = np.array(first, dtype=np.uint8).view(np.float16)
+    np.testing.assert_array_equal(sent, normalize_rows(vectors[:1])[0].astype(np.float16))
+
+
+def test_the_command_line_has_a_third_stage(
+    tmp_path: Path,
+    model: CompresSAE,
+    vectors: FloatArray,
+    queries: FloatArray,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def run(*arguments: object) -> Any:
+        return CliRunner().invoke(main, ["milvus", *map(str, arguments)])
+
+    monkeypatch.chdir(tmp_path)
+    client = connect("items.db")
+    fill(client, "items", vectors[:100])
+    client.close()
+    np.save("q.npy", queries[:3])
+    model.save("m")
+    where = ["--uri", "items.db", "--collection"]
+    assert run("import", *where, "items", "--model", "m", "--originals", "source").exit_code == 0
+    target = ["--target", "coded", "--residual-bits", 2]
+    assert run("import", *where, "items", "--model", "m", *target).exit_code == 0
+    told = json.loads(run("info", *where, "coded", "--json").stdout)
+    assert (told["originals"], told["residual_bits"]) == ("none", 2)
+    search = ["search", "q.npy", *where, "items_compressed", "-k", 2, "--json"]
+    found = json.loads(run(*search, "--refine", 100).stdout)
+    exact = products(queries[:3], vectors[:100])
+    np.testing.assert_allclose(found["scores"], -np.sort(-exact)[:, :2], atol=1e-6)
+    client = connect("items.db")
+    client.drop_collection("items")
+    client.close()
+    refused = run(*search)
+    assert refused.exit_code == 2
+    assert "there is no collection 'items'" in refused.stderr
+    assert len(json.loads(run(*search, "--refine", 0).stdout)["ids"]) == 3
+    assert "source" in run("info", *where, "items_compressed").stdout
+
+
 # The contract of an index, with each of the stages.
 
 
@@ -486,9 +574,9 @@ class Refined(IndexContract):
     @classmethod
     def exact(cls, reference: CompressedIndex, queries: FloatArray) -> Float64:
         """Scores by the vectors that the last stage knows."""
-        residuals = reference.documents.backend.residuals(np.arange(len(reference)))
-        if residuals is not None:
-            return code_scores(reference, queries) + residual_scores(queries, residuals)
+        left_out = reference.documents.backend.residuals(np.arange(len(reference)))
+        if left_out is not None:
+            return code_scores(reference, queries) + residual_scores(queries, left_out)
         return products(queries, reference.documents.vectors(reference.ids, reference.model))
 
     @pytest.mark.parametrize("candidates", [1000])
@@ -528,6 +616,35 @@ class Refined(IndexContract):
         expected = refined(by_codes, self.exact(reference, held_out), 100)
         assert certified(result).all()
         assert_certified_best(result, expected, 5, tolerance=5e-6)
+
+    def test_neighbours_of_stored_documents(self, whole: Index, reference: CompressedIndex) -> None:
+        ids = np.array([7, 3, 3999, 3])
+        asked = reference.documents.vectors(ids, reference.model)
+        expected = refined(code_scores(reference, asked), self.exact(reference, asked), 100)
+        expected[np.arange(4), ids] = -np.inf
+        result = whole.neighbours(ids, 10, candidates=2000, query_nnz=reference.model.n_latents)
+        assert certified(result).all()
+        assert_certified_best(result, expected, 10, tolerance=5e-6)
+
+    def test_range_search_gives_all_above_the_radius(
+        self, whole: Index, reference: CompressedIndex, held_out: FloatArray
+    ) -> None:
+        queries = held_out[:5]
+        exact = self.exact(reference, queries)
+        radius = float(np.quantile(exact, 0.97))
+        n_latents = reference.model.n_latents
+        result = whole.range_search(queries, radius, candidates=4000, refine=4000, query_nnz=n_latents)
+        assert_in_range(result, exact, radius, tolerance=5e-6)
+
+    def test_the_last_stage_scores_what_codes_leave_out(
+        self, whole: Index, reference: CompressedIndex, held_out: FloatArray
+    ) -> None:
+        exact, by_codes = self.exact(reference, held_out), code_scores(reference, held_out)
+        many: dict[str, Any] = {"candidates": 2000, "query_nnz": reference.model.n_latents}
+        for refine, expected in ((20, refined(by_codes, exact, 20)), (0, by_codes)):
+            result = whole.search(held_out, 10, refine=refine, **many)
+            assert_certified_best(result, expected, 10, tolerance=5e-6)
+            assert certified(result).all()
 
     def test_inner_products(
         self,
