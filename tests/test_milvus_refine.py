@@ -266,6 +266,8 @@ def test_rows_of_the_source_change(client: MilvusClient, model: CompresSAE, vect
     assert_best(index.search(vectors[:20], 3, query_nnz=512), exact, 3, ids_of(101), tolerance=1e-6)
     index.remove([1000])
     assert len(index) == 99
+    with pytest.raises(UnknownIdError, match="unknown id 1000 "):
+        index.documents.vectors(np.array([1000]), model)
 
 
 def test_a_source_that_is_gone(

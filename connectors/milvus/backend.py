@@ -391,6 +391,8 @@ class MilvusBackend(SparseBackend):
         """
         if self._originals is None:
             return self.reconstructed(ids, model)
+        if self.manifest.originals == "source":
+            self.rows(ids, [])  # the source may hold ids that are not held here
         found = self._original_vectors(ids)
         lacking = np.array([id_ not in found for id_ in ids.tolist()], dtype=bool)
         vectors = np.empty((len(ids), model.dim), np.float32)
@@ -445,7 +447,7 @@ class MilvusBackend(SparseBackend):
                 msg = f"mode {mode!r} needs a reconstructed field: make the collection with dense='float32'"
                 raise InputError(msg)
             if asked.settings.refine:
-                msg = f"in mode {mode!r} Milvus makes the scores: refine must be 0, or left out"
+                msg = f"in mode {mode!r} Milvus makes the scores itself, so refine must be 0"
                 raise InputError(msg)
             check_int(asked.k, "k", 1, MAX_RESULTS)
         return super().answer(asked)
