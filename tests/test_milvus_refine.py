@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import secrets
 from base64 import b64encode
 from collections.abc import Callable, Iterator
@@ -44,6 +45,7 @@ from compressae_index.connectors.milvus.backend import MilvusBackend
 from compressae_index.connectors.milvus.compressed import Opened
 from compressae_index.connectors.milvus.manifest import Manifest
 from compressae_index.search.index import Index
+from compressae_index.search.recall import recall
 from compressae_index.testing import (
     Float64,
     IndexContract,
@@ -159,6 +161,7 @@ def test_originals_explain_a_score(
 def test_going_on_without_originals(
     client: MilvusClient, with_originals: MilvusIndex, queries: FloatArray
 ) -> None:
+    queries = queries[:5]
     plain = MilvusIndex.open(client, with_originals.collection, originals=False)
     expected = with_originals.search(queries, 5, refine=0)
     np.testing.assert_array_equal(plain.search(queries, 5).ids, expected.ids)
@@ -351,6 +354,7 @@ def test_modes_of_milvus_take_no_refine(
 ) -> None:
     index = MilvusIndex.create(client, name(), model, dense="float32", residual_bits=3)
     index.add(vectors[:100], np.arange(100))
+    queries = queries[:10]
     found = index.search(queries, 5, mode="dense")
     exact = products(queries, index.reconstruct(np.arange(100)))
     assert_best(found, exact, 5, tolerance=1e-5)
@@ -382,6 +386,7 @@ def test_the_best_get_the_scores_of_their_residual_codes(
     vectors: FloatArray,
     queries: FloatArray,
 ) -> None:
+    queries = queries[:15]
     (encoded,) = encoded_chunks(model, vectors[:600], 16, "pursuit", 1, residual_bits=3)
     codes, targets = encoded.codes, normalize_rows(vectors[:600]) - mean_of(model)
     rows = residual_rows(targets, codes.latents, codes.values, model.decoder_w, 3, 1)
@@ -522,6 +527,26 @@ def test_the_command_line_has_a_third_stage(
     assert "source" in run("info", *where, "items_compressed").stdout
 
 
+@pytest.mark.server
+def test_a_server_has_every_third_stage(model: CompresSAE, vectors: FloatArray, queries: FloatArray) -> None:
+    if not os.environ.get("MILVUS_URI"):
+        pytest.skip("MILVUS_URI is not set")
+    client = connect(os.environ["MILVUS_URI"], token=os.environ.get("MILVUS_TOKEN", ""))
+    collection = name()
+    fill(client, collection, vectors[:2000])
+    exact = products(queries, vectors[:2000])
+    stages: list[dict[str, Any]] = [{"originals": kind} for kind in ("float16", "float32", "source")]
+    for options in (*stages, {"residual_bits": 6}):
+        index, _ = from_milvus(client, collection, target=name(), model=model, progress=False, **options)
+        found = index.search(queries, 10, query_nnz=512)
+        scores = np.take_along_axis(exact, found.ids // 10, axis=1)
+        np.testing.assert_allclose(found.scores, scores, atol=1e-2 if "residual_bits" in options else 1e-3)
+        assert recall(found.ids // 10, np.argsort(-exact, axis=1)[:, :10], 10) > 0.9
+        index.drop()
+    client.drop_collection(collection)
+    client.close()
+
+
 # The contract of an index, with each of the stages.
 
 
@@ -641,6 +666,7 @@ class Refined(IndexContract):
     def test_the_last_stage_scores_what_codes_leave_out(
         self, whole: Index, reference: CompressedIndex, held_out: FloatArray
     ) -> None:
+        held_out = held_out[:8]
         exact, by_codes = self.exact(reference, held_out), code_scores(reference, held_out)
         many: dict[str, Any] = {"candidates": 2000, "query_nnz": reference.model.n_latents}
         for refine, expected in ((20, refined(by_codes, exact, 20)), (0, by_codes)):
