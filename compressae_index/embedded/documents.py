@@ -142,13 +142,17 @@ class EmbeddedDocuments(Rows):
         return self._found(asked, hits, refined=refinement is not None)
 
     def _refinement(self, asked: Asked) -> Refinement | None:
-        return (asked.vectors, asked.refine) if asked.refine else None
+        return (asked.vectors, min(asked.refine, len(self.all_ids))) if asked.refine else None
 
     def _in_metric(self, asked: Asked, sums: FloatArray, *, refined: bool) -> FloatArray:
         """Scores of the engine's sums; those by original vectors hold the share of the model's mean."""
-        if refined and self.backend.originals is not None:
-            return asked.times_factors(sums)
-        return asked.in_metric(sums)
+        if not (refined and self.backend.originals is not None):
+            return asked.in_metric(sums)
+        # Vectors of a damaged file may be of any length, and only places without a document score -inf.
+        largest = np.finfo(np.float32).max
+        with np.errstate(over="ignore"):
+            scores = np.clip(asked.times_factors(sums), -largest, largest)
+        return np.where(np.isneginf(sums), sums, scores)
 
     def _room(self, asked: Asked) -> tuple[int, int, Bitmap | None]:
         """The k and candidates, limited to the number of allowed rows, and the bitmap of allowed rows."""
