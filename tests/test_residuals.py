@@ -40,11 +40,11 @@ def lloyd_max(bits: int) -> tuple[Float64, float]:
 
     By Lloyd's (1982) iteration: bounds half way between levels, levels at the means between bounds.
     """
-    levels = np.linspace(0.1, 3, 2 ** (bits - 1))
+    levels: Float64 = np.linspace(0.1, 3, 2 ** (bits - 1))
     while True:
         bounds = np.array([0, *(levels[1:] + levels[:-1]) / 2, math.inf])
         shares = -np.diff([math.erfc(x / math.sqrt(2)) / 2 for x in bounds])
-        means = -np.diff([math.exp(-x * x / 2) / math.sqrt(2 * math.pi) for x in bounds]) / shares
+        means: Float64 = -np.diff([math.exp(-x * x / 2) / math.sqrt(2 * math.pi) for x in bounds]) / shares
         if np.abs(means - levels).max() < 1e-10:
             return means, 1 - 2 * float((shares * means**2).sum())
         levels = means
@@ -288,7 +288,8 @@ def test_symmetric_scoring_compares_reconstructions(
     index = build(vectors[:200], mean_model, residual_bits=4)
     found = index.search(queries[:5], 200, mode="dense", scoring="symmetric", refine=200)
     asked = mean_model.decode(mean_model.fold(mean_model.encode(queries[:5], index.k))).astype(np.float64)
-    exact = np.take_along_axis(asked @ index.reconstruct(index.ids).T, found.ids, axis=1)
+    ids: Any = found.ids
+    exact = np.take_along_axis(asked @ index.reconstruct(index.ids).T, ids, axis=1)
     step = np.abs(asked).max() / 127
     assert (
         np.abs(found.scores - exact).max() <= step / 2 * np.abs(residuals_of(index)).sum(axis=1).max() + 1e-5
@@ -390,7 +391,7 @@ def test_changes_keep_residuals_with_their_documents(
         lambda: CompressedIndex.load(tmp_path / "i"),
         lambda: CompressedIndex.load(tmp_path / "i", mmap=True),
     ]
-    copies = [copy.copy, copy.deepcopy, lambda index: pickle.loads(pickle.dumps(index))]
+    copies: list[Any] = [copy.copy, copy.deepcopy, lambda index: pickle.loads(pickle.dumps(index))]
     for step in range(30):
         before, new = reconstructions(index), dict[Any, FloatArray]()
         ids, count = index.ids, int(rng.integers(1, 25))
@@ -507,6 +508,6 @@ def test_the_engine_refuses_what_does_not_fit() -> None:
     for call in calls:
         with pytest.raises(ValueError, match=r".+"):
             call()
-    rows[2, :2] = np.float16([np.inf]).view(np.uint8)
+    rows[2, :2] = np.array([np.inf], np.float16).view(np.uint8)
     with pytest.raises(ValueError, match="row 2 of the residual codes has no finite scale"):
         refiner.validate(1)
