@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from folders import assert_nothing_stray, content_of
+from fuzzing import fit_checksums
 from oracles import assert_same
 
 from compressae_index import (
@@ -782,3 +783,132 @@ def test_what_a_manifest_says_of_originals(rows: FloatArray, build: Any, file: P
     stored: npt.NDArray[np.float32] = np.load(own)
     np.testing.assert_array_equal(stored, normalize_rows(rows[200:230]))
     assert isinstance(index.documents.backend.originals, Originals)
+
+
+# Damaged files
+
+
+@pytest.fixture
+def damaged(rows: FloatArray, build: Any, file: Path) -> Callable[..., CompressedIndex]:
+    """Saves an index of 120 rows of a file and 30 of its own, changes it and loads it."""
+
+    def made(
+        array: str = "", change: Callable[[Any], Any] | None = None, metric: Metric = "cosine", **meta: Any
+    ) -> CompressedIndex:
+        index = build(rows[:120], metric, originals=file)
+        index.upsert(rows[200:230], np.arange(10, 40), num_threads=1)
+        index.compact()
+        index.save(file.parent / "i")
+        if change is not None:
+            (path,) = (file.parent / "i").rglob(f"{array}.npy")
+            changed = change(np.load(path))
+            np.save(path, changed) if changed is not None else path.unlink()
+
+        def update(manifest: dict[str, Any]) -> None:
+            kept = manifest["meta"]["originals"]
+            for name, value in meta.items():
+                holder = kept["references"][0] if name.startswith("reference_") else kept
+                holder[name.removeprefix("reference_")] = value
+
+        fit_checksums(file.parent / "i", update)
+        return CompressedIndex.load(file.parent / "i")
+
+    return made
+
+
+@pytest.mark.parametrize(
+    ("array", "change", "message"),
+    [
+        ("originals", lambda array: array[:-1], r"must hold float32 \(30, 40\), got float32 \(29, 40\)"),
+        ("originals", lambda array: array.astype(np.float64), r"must hold float32 \(30, 40\), got float64"),
+        ("originals", lambda array: array.astype(np.float16), r"must hold float32 \(30, 40\), got float16"),
+        ("originals", lambda array: array.astype(">f4"), r"must hold float32 \(30, 40\), got >f4"),
+        ("originals", np.asfortranarray, r"must hold float32 \(30, 40\)"),
+        ("originals", lambda array: array.ravel(), r"must hold float32 \(30, 40\), got float32 \(1200,\)"),
+        ("originals", lambda _: None, r"originals\.npy is missing"),
+        ("original_places", lambda array: array + 31, "original_places must be int64 numbers of 150 vectors"),
+        ("original_places", lambda array: array - 1, "original_places must be int64 numbers of 150 vectors"),
+        ("original_places", lambda array: array.astype(np.int32), "original_places must be int64 numbers"),
+        ("original_places", lambda array: array[:, None], "original_places must be int64 numbers"),
+        ("original_places", lambda array: array[:-1], "expected 120 original vectors, got 119"),
+        ("original_places", lambda _: None, "expected 120 original vectors, got 150"),
+    ],
+)
+def test_damaged_arrays_are_refused(
+    array: str, change: Callable[[Any], Any], message: str, damaged: Callable[..., CompressedIndex]
+) -> None:
+    with pytest.raises(FormatError, match=message):
+        damaged(array, change)
+
+
+@pytest.mark.parametrize(
+    ("meta", "message"),
+    [
+        ({"reference_path": "/"}, r"cannot be used: originals must be .* got /"),
+        ({"reference_path": "none.npy"}, r"cannot be used: .*none\.npy is missing"),
+        ({"reference_path": "a\0b"}, "damaged"),
+        ({"reference_path": 3}, "path in its manifest must be of type str, got 3"),
+        ({"reference_n": 119}, "cannot be used: .* holds 120 rows of 40 dimensions, expected 119"),
+        ({"reference_n": 2**70}, "cannot be used: .* expected 1180591620717411303424 of 40"),
+        ({"reference_n": -1}, "n must be at least 1"),
+        ({"reference_n": None}, "n must be an integer"),
+        ({"reference_digest": "0" * 32}, "cannot be used: .* holds other vectors than when"),
+        ({"reference_digest": None}, "digest in its manifest must be of type str"),
+        ({"dtype": "float64"}, "originals of dtype float64"),
+        ({"dtype": "float16"}, r"must hold float16 \(30, 40\), got float32"),
+        ({"dtype": ">f4"}, r"must hold float32 \(30, 40\)|originals of dtype"),
+        ({"dtype": "words"}, "damaged"),
+        ({"own": 29}, r"must hold float32 \(29, 40\), got float32 \(30, 40\)"),
+        ({"own": -1}, "own must be at least 0"),
+        ({"references": []}, "original_places must be int64 numbers of 30 vectors"),
+        ({"references": {}}, "references in its manifest must be of type list"),
+        ({"references": [3]}, "damaged"),
+    ],
+    ids=str,
+)
+def test_damaged_manifests_are_refused(
+    meta: dict[str, Any], message: str, damaged: Callable[..., CompressedIndex]
+) -> None:
+    with pytest.raises(FormatError, match=message):
+        damaged(**meta)
+
+
+def test_a_manifest_that_names_another_file_has_it_read_alone(
+    rows: FloatArray, damaged: Callable[..., CompressedIndex], file: Path
+) -> None:
+    other = file.parent / "other.npy"
+    np.save(other, rows[:120])
+    before = other.read_bytes()
+    index = damaged(reference_path=str(other))
+    index.add(rows[300:310], num_threads=1)
+    index.remove(np.arange(5))
+    index.compact()
+    index.save(file.parent / "again")
+    assert other.read_bytes() == before
+    assert_nothing_stray(file.parent / "again")
+
+
+@each_metric
+@pytest.mark.parametrize("number", [np.nan, np.inf, 0, 1e30, -3e38])
+def test_damaged_vectors_get_finite_scores(
+    number: float, metric: Metric, rows: FloatArray, damaged: Callable[..., CompressedIndex]
+) -> None:
+    def change(array: FloatArray) -> FloatArray:
+        array[7] = number
+        return array
+
+    index = damaged("originals", change, metric)
+    for factor in (1, 1e25):
+        found = index.search(rows[:4] * np.float32(factor), 120, mode="dense", refine=120)
+        assert np.isfinite(found.scores).all()
+        assert (np.sort(found.ids, axis=1) == np.arange(120)).all()
+        assert (np.diff(found.scores, axis=1) <= 0).all()
+    is_never_kept = number == 0 if metric == "cosine" else abs(number) > 1e4
+    if is_never_kept or not np.isfinite(number):
+        (bad,) = index.documents.all_ids.of(np.array([97])).tolist()
+        for call in (
+            lambda: index.documents.vectors(np.array([bad]), index.model),
+            lambda: index.explain(rows[0], bad),
+        ):
+            with pytest.raises(StorageError, match="the original vector of row 97 is damaged"):
+                call()

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from fuzzing import fit_checksums
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import assert_same, nearest, overlap
 
-from compressae_index import CompresSAE, CompressedIndex, InputError
+from compressae_index import CompresSAE, CompressedIndex, FormatError, InputError
 from compressae_index._engine import Residuals, residual_row_bytes, residual_rows, residual_vectors
 from compressae_index.arrays import FloatArray
 from compressae_index.checks import normalize_rows
@@ -44,7 +45,7 @@ def lloyd_max(bits: int) -> tuple[Float64, float]:
     while True:
         bounds = np.array([0, *(levels[1:] + levels[:-1]) / 2, math.inf])
         shares = -np.diff([math.erfc(x / math.sqrt(2)) / 2 for x in bounds])
-        means: Float64 = -np.diff([math.exp(-x * x / 2) / math.sqrt(2 * math.pi) for x in bounds]) / shares
+        means = -np.diff([math.exp(-x * x / 2) / math.sqrt(2 * math.pi) for x in bounds]) / shares
         if np.abs(means - levels).max() < 1e-10:
             return means, 1 - 2 * float((shares * means**2).sum())
         levels = means
@@ -54,7 +55,8 @@ def levels_of(bits: int) -> Float64:
     """The level of every number, as multiples of a unit, which is the second."""
     positive = lloyd_max(bits)[0]
     rounded = np.round(positive * LARGEST_LEVEL / positive[-1])
-    return np.concatenate([-rounded[::-1], rounded]) * positive[-1] / LARGEST_LEVEL
+    levels: Float64 = np.concatenate([-rounded[::-1], rounded]) * positive[-1] / LARGEST_LEVEL
+    return levels
 
 
 def packed_numbers(numbers: npt.NDArray[np.int64], scales: FloatArray, bits: int) -> npt.NDArray[np.uint8]:
@@ -511,3 +513,64 @@ def test_the_engine_refuses_what_does_not_fit() -> None:
     rows[2, :2] = np.array([np.inf], np.float16).view(np.uint8)
     with pytest.raises(ValueError, match="row 2 of the residual codes has no finite scale"):
         refiner.validate(1)
+
+
+# Damaged files
+
+
+def test_damaged_rows_are_refused(mean_model: CompresSAE, vectors: FloatArray, tmp_path: Path) -> None:
+    def rows_of(path: Path) -> Path:
+        (file,) = path.rglob("forward_residuals.npy")
+        return file
+
+    def changed(rows: npt.NDArray[np.uint8], number: float) -> npt.NDArray[np.uint8]:
+        rows = rows.copy()
+        rows[7, :2] = np.array([number], np.float16).view(np.uint8)
+        return rows
+
+    index = build(vectors[:50], mean_model, residual_bits=3)
+    cases: list[tuple[Callable[[Any], Any], str]] = [
+        (
+            lambda rows: np.concatenate([rows, rows[:1]]),
+            r"must be uint8 \(50, 146\), got uint8 \(51, 146\)",
+        ),
+        (lambda rows: rows[:-1], r"rows must be uint8 \(50, 146\), got uint8 \(49, 146\)"),
+        (lambda rows: np.ascontiguousarray(rows[:, :-1]), r"got uint8 \(50, 145\)"),
+        (lambda rows: rows.astype(np.int16), r"must be uint8 .* got int16 \(50, 146\)"),
+        (lambda rows: changed(rows, np.nan), "row 7 of the residual codes has no finite scale"),
+        (lambda rows: changed(rows, np.inf), "row 7 of the residual codes has no finite scale"),
+        (lambda rows: changed(rows, -1), "row 7 of the residual codes has no finite scale"),
+    ]
+    for change, message in cases:
+        index.save(tmp_path / "i")
+        np.save(rows_of(tmp_path / "i"), change(np.load(rows_of(tmp_path / "i"))))
+        fit_checksums(tmp_path / "i")
+        for mmap in (False, True):
+            with pytest.raises(FormatError, match=message):
+                CompressedIndex.load(tmp_path / "i", mmap=mmap)
+    index.save(tmp_path / "i")
+    rows_of(tmp_path / "i").unlink()
+    fit_checksums(tmp_path / "i")
+    with pytest.raises(FormatError, match="lacks the array forward_residuals"):
+        CompressedIndex.load(tmp_path / "i")
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "message"),
+    [
+        ("dim", 383, "residual codes are of 383 dimensions, the model has 384"),
+        ("dim", None, "residual codes are of None dimensions"),
+        ("dim", True, "residual codes are of True dimensions"),
+        ("residual_bits", 0, "has an array 'forward_residuals'"),
+        ("residual_bits", 2, r"rows must be uint8 \(50, 98\), got uint8 \(50, 146\)"),
+        ("residual_bits", 5, "residual_bits must be one of"),
+        ("residual_bits", "3", "residual_bits must be an integer"),
+    ],
+)
+def test_damaged_manifests_are_refused(
+    entry: str, value: Any, message: str, mean_model: CompresSAE, vectors: FloatArray, tmp_path: Path
+) -> None:
+    build(vectors[:50], mean_model, residual_bits=3).save(tmp_path / "i")
+    fit_checksums(tmp_path / "i", lambda manifest: manifest["meta"]["packing"].update({entry: value}))
+    with pytest.raises(FormatError, match=message):
+        CompressedIndex.load(tmp_path / "i")

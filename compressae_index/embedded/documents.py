@@ -365,6 +365,9 @@ class EmbeddedDocuments(Rows):
         elif originals not in (None, False):
             msg = "this index keeps no original vectors, so originals cannot be given"
             raise InputError(msg)
+        if (dim := codec.get("dim", model.dim)) != model.dim:
+            msg = f"residual codes are of {dim!r:.100} dimensions, the model has {model.dim}"
+            raise DimensionError(msg)
         backend = EmbeddedBackend.from_arrays(of_codes, n, n_latents, k, codec, postings, kept)
         ids, alive = stored_rows(n, of_rows)
         if n and unit is None:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from compressae_index import _engine
 from compressae_index.arrays import BoolArray, FloatArray, RowArray
 from compressae_index.checks import as_path, check_int, normalize_rows
+from compressae_index.coding.metric import LARGEST_NORM
 from compressae_index.errors import DimensionError, FormatError, InputError, StorageError
 from compressae_index.npy import read_header
 from compressae_index.persistence import entry
@@ -199,9 +200,20 @@ class Originals:
         """The vectors of documents, (len(rows), d): of unit norm for cosine, else in the unit of norms.
 
         Raises:
-            StorageError: a file of the user was changed.
+            StorageError: a file was changed, or holds vectors that no index keeps.
         """
         vectors = self._taken(rows, np.float32)
+        largest = np.abs(vectors).max(axis=1)
+        if self.by_direction:
+            damaged = np.flatnonzero(~((largest > 0) & (largest < np.inf)))
+        else:
+            damaged = np.flatnonzero(~(largest <= 2 * LARGEST_NORM))
+        if damaged.size:
+            msg = (
+                f"the original vector of row {rows[damaged[0]]} is damaged: its largest entry is "
+                f"{largest[damaged[0]]:.4g}; load the index with originals=False to go on without them"
+            )
+            raise StorageError(msg)
         return normalize_rows(vectors) if self.by_direction else vectors
 
     def _parts(self, rows: RowArray) -> Iterator[tuple[Segment, BoolArray, RowArray]]:
@@ -340,6 +352,9 @@ class Originals:
             for each in references
         ]
         n_own = check_int(meta["own"], "own", 0)
+        if n_own and own is None:
+            msg = f"{FILE} is missing"
+            raise ValueError(msg)
         if own is not None:
             if own.shape != (n_own, dim) or own.dtype != dtype or not own.flags.c_contiguous:
                 msg = f"{FILE} must hold {dtype.name} {(n_own, dim)}, got {own.dtype} {own.shape}"
@@ -348,9 +363,6 @@ class Originals:
         held = sum(len(each.rows) for each in segments)
         if places is not None and not _are_places(places, held):
             msg = f"{PLACES} must be int64 numbers of {held} vectors"
-            raise ValueError(msg)
-        if n_own and own is None:
-            msg = f"{FILE} is missing"
             raise ValueError(msg)
         return cls(dim, dtype, by_direction, tuple(segments), places, unit)
 
@@ -548,12 +560,13 @@ def _compare(originals: Originals, vectors: Vectors) -> None:
     n = len(originals)
     for first in np.unique(np.linspace(0, max(n - _COMPARED_ROWS, 0), 4).astype(np.int64)).tolist():
         rows = np.arange(first, min(first + _COMPARED_ROWS, n))
-        given = checked_rows(vectors, first, first + len(rows), dim=originals.dim)
-        held = originals.vectors(rows)
+        given = checked_rows(vectors, first, first + len(rows), dim=originals.dim).astype(np.float64)
+        held = originals._taken(rows, np.float32).astype(np.float64)
+        norms = np.linalg.norm(given, axis=1)
         if originals.by_direction:
-            given = normalize_rows(given)
-        wide = given.astype(np.float64)
-        apart = np.linalg.norm(held - wide, axis=1) / np.linalg.norm(wide, axis=1)
+            with np.errstate(invalid="ignore", divide="ignore"):  # any row may be among the originals
+                held *= (norms / np.linalg.norm(held, axis=1))[:, None]
+        apart = np.linalg.norm(held - given, axis=1) / norms
         wrong = np.flatnonzero(~(apart <= _APART))
         if wrong.size:
             msg = (
