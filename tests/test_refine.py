@@ -356,7 +356,7 @@ def test_bad_rows_of_a_file_are_skipped(
     bad = rows[:100].copy()
     bad[3], bad[50], bad[99] = np.nan, 0, np.inf
     np.save(tmp_path / "bad.npy", bad)
-    index = build(bad, metric, originals=tmp_path / "bad.npy", on_bad_rows="skip")
+    index = build(tmp_path / "bad.npy", metric, originals=tmp_path / "bad.npy", on_bad_rows="skip")
     good = [i for i in range(100) if i not in (3, 50, 99)]
     assert index.skipped.tolist() == [3, 50, 99]
     true = {i: rows[i].astype(np.float64) for i in good}
@@ -730,8 +730,9 @@ work = [
 ]
 queries, limits = rows[:3], resource.getrlimit(resource.RLIMIT_FSIZE)
 before = [index.search(queries, 9) for index in (own, refers)]
-for call in work:
-    for limit in (0, 5000):
+small = [lambda: own.add(rows[:5]), lambda: refers.add(rows[:5])]  # less than a buffer
+for calls, limit in ((work, 0), (work, 5000), (small, 0)):
+    for call in calls:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
         try:
             call()
@@ -756,7 +757,7 @@ def test_a_full_disk(rows: FloatArray, build: Any, models: Any, tmp_path: Path) 
     command = [sys.executable, "-P", "-c", FULL, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["refused"] * 14
+    assert done.stdout.splitlines() == ["refused"] * 16
     assert content_of(tmp_path) == before
     assert {entry.name for entry in tmp_path.iterdir()} == {"model", "own", "rows.npy", "tmp"}
 
