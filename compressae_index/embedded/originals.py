@@ -113,7 +113,7 @@ class Originals:
         by_direction: whether scores are cosines.
         segments: where the vectors lie.
         places: (n,) int64, the place of each document's vector in all segments; None if these are the same.
-        unit: the unit of norms, which vectors of references are divided by to compare with codes; the index's
+        unit: the unit of norms, which vectors of the user are divided by to compare with codes; the index's
             own were divided before they were stored.
     """
 
