@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from compressae_index import _engine
 from compressae_index.arrays import BoolArray, FloatArray, RowArray
-from compressae_index.checks import as_path, check_int, normalize_rows
+from compressae_index.checks import as_path, check_choice, check_int, normalize_rows
 from compressae_index.coding.metric import LARGEST_NORM
 from compressae_index.errors import DimensionError, FormatError, InputError, StorageError
 from compressae_index.npy import read_header
@@ -342,11 +342,8 @@ class Originals:
             FormatError: a file of the user is gone, changed or short, with what to do.
             ValueError: the parts do not fit together.
         """
-        dtype = np.dtype(entry(meta, "dtype", str))
+        dtype = np.dtype(check_choice(entry(meta, "dtype", str), "the dtype of originals", PRECISIONS))
         references = entry(meta, "references", list)
-        if dtype.name not in PRECISIONS:
-            msg = f"originals of dtype {dtype.name}"
-            raise ValueError(msg)
         segments = [
             _referred(moved if moved is not None else Path(entry(each, "path", str)), each, dim)
             for each in references
@@ -449,7 +446,7 @@ def check_moved(meta: Mapping[str, Any], source: Any) -> None:
     """
     if source is None or source is False:
         return
-    _as_rows(source) if _is_array(source) else as_path(source, "originals")
+    _as_rows(source) if _is_array(source) else _as_file(source)
     kept = meta.get("originals")
     if not isinstance(kept, dict) or not kept.get("references"):
         msg = "originals are given, but this index refers to no file of original vectors"
@@ -460,18 +457,27 @@ def _given(source: Any) -> Segment:
     """The path or array of a user."""
     if _is_array(source):
         return Segment(_as_rows(source), is_given=True)
-    return _opened(as_path(source, "originals"))
+    return _opened(_as_file(source))
 
 
 def _is_array(source: Any) -> bool:
     return isinstance(source, np.ndarray)
 
 
+def _as_file(source: Any) -> Path:
+    if not isinstance(source, (str, bytes, os.PathLike)):
+        words = " or ".join(map(repr, PRECISIONS))
+        msg = f"originals must be {words}, the path of a file or a numpy array, got {type(source).__name__}"
+        raise InputError(msg)
+    return as_path(source, "originals")
+
+
 def _as_rows(source: Stored) -> Stored:
-    if source.ndim != 2 or source.dtype.name not in PRECISIONS or not source.flags.c_contiguous:
+    plain = source.flags.c_contiguous and source.flags.aligned and source.dtype.isnative
+    if source.ndim != 2 or source.dtype.name not in PRECISIONS or not plain:
         msg = (
-            f"originals must be a C-contiguous array (n, d) of float32 or float16, got {source.dtype} "
-            f"{source.shape}"
+            f"originals must be a C-contiguous array (n, d) of float32 or float16, aligned in memory, got "
+            f"{source.dtype} {source.shape}"
         )
         raise InputError(msg)
     return source
@@ -517,7 +523,7 @@ def _referred(source: Any, meta: Mapping[str, Any], dim: int) -> Segment:
         _check_same(segment, "the array given", shape, digest)
         return segment
     try:
-        return _opened_again(as_path(source), shape, digest)
+        return _opened_again(_as_file(source), shape, digest)
     except (FormatError, StorageError) as error:
         msg = (
             f"the original vectors of this index cannot be used: {error}; load it with originals=... if the "
