@@ -474,10 +474,11 @@ def _as_file(source: Any) -> Path:
 
 def _as_rows(source: Stored) -> Stored:
     plain = source.flags.c_contiguous and source.flags.aligned and source.dtype.isnative
+    plain = plain and not isinstance(source, np.ma.MaskedArray)
     if source.ndim != 2 or source.dtype.name not in PRECISIONS or not plain:
         msg = (
             f"originals must be a C-contiguous array (n, d) of float32 or float16, aligned in memory, got "
-            f"{source.dtype} {source.shape}"
+            f"{type(source).__name__} of {source.dtype} {source.shape}"
         )
         raise InputError(msg)
     return source
