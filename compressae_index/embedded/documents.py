@@ -142,13 +142,17 @@ class EmbeddedDocuments(Rows):
         return self._found(asked, hits, refined=refinement is not None)
 
     def _refinement(self, asked: Asked) -> Refinement | None:
-        return (asked.vectors, asked.refine) if asked.refine else None
+        return (asked.vectors, min(asked.refine, len(self.all_ids))) if asked.refine else None
 
     def _in_metric(self, asked: Asked, sums: FloatArray, *, refined: bool) -> FloatArray:
         """Scores of the engine's sums; those by original vectors hold the share of the model's mean."""
-        if refined and self.backend.originals is not None:
-            return asked.times_factors(sums)
-        return asked.in_metric(sums)
+        if not (refined and self.backend.originals is not None):
+            return asked.in_metric(sums)
+        # Vectors of a damaged file may be of any length, and only places without a document score -inf.
+        largest = np.finfo(np.float32).max
+        with np.errstate(over="ignore"):
+            scores = np.clip(asked.times_factors(sums), -largest, largest)
+        return np.where(np.isneginf(sums), sums, scores)
 
     def _room(self, asked: Asked) -> tuple[int, int, Bitmap | None]:
         """The k and candidates, limited to the number of allowed rows, and the bitmap of allowed rows."""
@@ -361,6 +365,9 @@ class EmbeddedDocuments(Rows):
         elif originals not in (None, False):
             msg = "this index keeps no original vectors, so originals cannot be given"
             raise InputError(msg)
+        if (dim := codec.get("dim", model.dim)) != model.dim:
+            msg = f"residual codes are of {dim!r:.100} dimensions, the model has {model.dim}"
+            raise DimensionError(msg)
         backend = EmbeddedBackend.from_arrays(of_codes, n, n_latents, k, codec, postings, kept)
         ids, alive = stored_rows(n, of_rows)
         if n and unit is None:
