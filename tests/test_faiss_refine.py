@@ -252,6 +252,8 @@ def test_damaged_residuals_are_refused(model: CompresSAE, vectors: FloatArray) -
     for change, message in (
         ({"forward_residuals": damaged}, "no finite scale"),
         ({"forward_residuals": arrays["forward_residuals"][:-1]}, "packed rows"),
+        ({"forward_residuals": arrays["forward_residuals"].view(np.int8)}, "must be uint8 in C order"),
+        ({"forward_residuals": np.asfortranarray(arrays["forward_residuals"])}, "must be uint8 in C order"),
     ):
         with pytest.raises(ValueError, match=message):
             InvertedFile.from_stored(model, lambda _: documents.faiss_index, meta, arrays | change)
