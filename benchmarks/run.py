@@ -4,6 +4,7 @@
     python benchmarks/run.py engines [DATA]
     python benchmarks/run.py paper [DATA]
     python benchmarks/run.py scale [DATA]
+    python benchmarks/run.py stages [DATA]
     python benchmarks/run.py report
 
 The data sets are rows of `data_sets.py`, the contestants rows of `dense_contestants.py` and
@@ -32,6 +33,7 @@ import paper
 import quality
 import report
 import scale
+import stages
 import summaries
 from common import RESULTS, print_load, results_path, write_report
 from data_sets import DataSet, data_set_argument, load
@@ -152,6 +154,29 @@ def scale_command(source: str, quick: bool, rows: int | None, threads: int | Non
         {"sizes": sizes, "seed": SEED},
         {"data": data.facts(), **measured},
     )
+
+
+@main.command("stages")
+@data_set_argument
+@click.option("--rows", type=int, help="Vectors of the database; all by default.")
+@click.option("--latents", type=int, help="Size of the dictionary; by default as a build chooses it.")
+@click.option("--form", "forms", type=click.Choice(list(stages.FORMS)), multiple=True, help="All by default.")
+@click.option("--threads", type=int, help="Threads of building; all by default. Times are of one.")
+def stages_command(
+    source: str, rows: int | None, latents: int | None, forms: tuple[str, ...], threads: int | None
+) -> None:
+    """Codes with residual codes or original vectors against HNSW: recall@10, milliseconds, bytes."""
+    count = check_threads(threads)
+    torch.set_num_threads(count)
+    data = load(source, rows=rows)
+    click.echo(data)
+    print_load(count)
+    model = stages.trained(data, latents)
+    lines = stages.lines_of(data, model, count, forms or tuple(stages.FORMS))
+    click.echo(stages.table(lines))
+    settings = {"n_latents": model.n_latents, "forms": {name: stages.FORMS[name][0] for name in forms}}
+    results = {"data": data.facts(), "lines": [line._asdict() for line in lines]}
+    write_report(target(data, False, "stages"), count, settings, results)
 
 
 @main.command("report")

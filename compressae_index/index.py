@@ -13,14 +13,23 @@ import numpy as np
 from compressae_index import persistence
 from compressae_index._engine import simd
 from compressae_index.arrays import BoolArray, IdArray
-from compressae_index.building.planning import Budget, Plan, choose
+from compressae_index.building.calibration import CALIBRATED_ROWS, calibrate
+from compressae_index.building.neighbourhoods import neighbourhoods
+from compressae_index.building.planning import (
+    FEWEST_ROWS,
+    Budget,
+    Knobs,
+    Plan,
+    Trial,
+    choose,
+    overhead_of,
+)
 from compressae_index.building.training import ModelSource
 from compressae_index.checks import as_path, check_choice, check_int, check_threads
 from compressae_index.coding.chunks import Encoded, encoded_chunks
 from compressae_index.coding.directory import CodeStore
 from compressae_index.coding.metric import METRICS, Metric, RowScale
 from compressae_index.coding.model import ENCODERS, CompresSAE, Encoder, check_is_model
-from compressae_index.coding.residual import check_residual_bits
 from compressae_index.embedded.backend import EmbeddedBackend
 from compressae_index.embedded.clustering import similar_order
 from compressae_index.embedded.codecs import CodecName, codec_of
@@ -28,10 +37,11 @@ from compressae_index.embedded.codecs.packed import VALUE_BITS
 from compressae_index.embedded.documents import EmbeddedDocuments
 from compressae_index.embedded.originals import FILE, PRECISIONS, Originals
 from compressae_index.embedded.sizes import WINDOW
-from compressae_index.errors import FormatError, InputError
+from compressae_index.errors import FormatError
 from compressae_index.ids import Ids, as_id_array
 from compressae_index.processes import ForkSafeLock
 from compressae_index.progress import track
+from compressae_index.search.frontier import Frontier
 from compressae_index.search.index import Index, IndexStats, counted
 from compressae_index.sources import (
     CHUNK_ROWS,
@@ -93,7 +103,7 @@ class CompressedIndex(Index):
         forward: CodecName = "packed",
         value_bits: int | None = None,
         postings: int | None = None,
-        residual_bits: int = 0,
+        residual_bits: int | None = None,
         originals: Any = None,
         bytes_per_vector: float | None = None,
         target_recall: float | None = None,
@@ -103,6 +113,10 @@ class CompressedIndex(Index):
     ) -> CompressedIndex:
         """Trains a model on the embeddings, unless one is given, and encodes them.
 
+        Without any of k, model, value_bits, postings, residual_bits and a budget, the budget is 200 bytes a
+        vector, or an eighth of float32 if that is more; with originals, codes are of 16 nonzeros, about 57
+        bytes. Of at least 8,192 vectors, `frontier` then says which settings of a search reach which recall.
+
         Args:
             embeddings: (n, d) floating point: an array, a table or column of vectors, a memory map, file,
                 folder of shards or iterator of batches, as `sources.open_vectors` takes them. They are read
@@ -110,7 +124,8 @@ class CompressedIndex(Index):
             ids: one int64 (not negative) or string a row; 0 .. n-1 by default.
             k: nonzeros a code, at most d; by default the model's, or 32, less for fewer than 256 rows or 32
                 dimensions.
-            n_latents: size of the dictionary; 4096 by default, less for fewer than 8,192 rows.
+            n_latents: size of the dictionary. By default 4,096, less for fewer than 8,192 rows; above 131,072
+                rows it grows with their root, to 16,384 for a million.
             model: a trained model to use as it is. Needs no torch.
             encoder: how vectors become codes: "pursuit" (best), or "topk" (the paper's single pass).
             metric: what scores are. "cosine": of the query and the reconstructed row; norms are dropped.
@@ -120,24 +135,26 @@ class CompressedIndex(Index):
                 median of the first rows. Long rows may be near by latents that a query's query_nnz strongest
                 leave out: the more norms differ, the more query_nnz "two_stage" needs; "dense" does not.
                 Training sees directions only. A model that leaves out a mean does not fit.
-            config: training settings; k and n_latents may be named there or here.
+            config: training settings; k and n_latents may be named there or here. By default those of
+                `TrainConfig`, but the encoder, which "pursuit" has no use for, is trained for "topk" alone;
+                else it stays the dictionary's transpose.
             forward: how codes are stored for `dense` and `two_stage`: "packed" takes the fewest bytes,
                 "aligned" is the fastest.
             value_bits: bits of a packed value, 4 to 8, 6 by default; the aligned codec always has 8.
             postings: nonzeros of a code that the posting lists keep, the strongest; all by default. Each left
                 out saves 3 bytes, and makes `sparse` and the first stage of `two_stage` approximate.
-            residual_bits: bits a dimension of residual codes, 1, 2, 3, 4 or 6; 0 for none. They hold what
-                codes leave out of the vectors, and the last stage of a search scores the best documents by
-                both. They take d * residual_bits / 8 + 2 bytes a vector.
+            residual_bits: bits a dimension of residual codes, 1, 2, 3, 4 or 6; 0, the default, for none. They
+                hold what codes leave out of the vectors, and the last stage of a search scores the best
+                documents by both. They take d * residual_bits / 8 + 2 bytes a vector.
             originals: where the last stage of a search finds the vectors themselves, which stay on disk:
                 "float16" or "float32" for copies that the index keeps, in a temporary file (TMPDIR) until
                 `save` puts them beside the codes; or the path of a .npy file, or an array, of the embeddings
                 as they are given here, which the index refers to: do not change it. Vectors added later are
                 copied. Not together with residual_bits.
             bytes_per_vector: a budget for all that `two_stage` keeps resident, ids and all, at n vectors. k,
-                value_bits and postings are chosen to fit it by measuring recall (by cosine) of held-out rows;
-                `plan` then says what was chosen and what to expect.
-            target_recall: the same, for the smallest budget whose expected recall@100 is at least this.
+                value_bits, postings and residual_bits are chosen to fit it, by measuring how many of the true
+                neighbours of some rows they keep; `plan` then says what was chosen and what to expect.
+            target_recall: the same, for the smallest budget whose expected recall@10 is at least this.
             on_bad_rows: "error", or "skip" to leave out rows that are zero, missing, or hold NaN or infinite
                 values. Ids are still one for each row that is given, and by default the numbers of these;
                 `skipped` has those of the rows that were left out.
@@ -151,43 +168,54 @@ class CompressedIndex(Index):
         """
         check_choice(encoder, "encoder", ENCODERS)
         scale, threads = RowScale(metric), check_threads(num_threads)
-        decided = {"k": k, "value_bits": value_bits, "postings": postings}
-        budget = Budget.of(bytes_per_vector, target_recall, forward, **decided)
-        check_residual_bits(residual_bits)
-        if residual_bits and originals is not None:
-            msg = "residual_bits cannot be given with originals, which say all that residual codes could"
-            raise InputError(msg)
-        value_bits = VALUE_BITS if value_bits is None else value_bits
-        codec_of(forward, value_bits=value_bits)
-        if postings is not None:
-            check_int(postings, "postings", 1)
-        source = ModelSource.checked(model, k=k, n_latents=n_latents, config=config, metric=metric)
+        knobs = Knobs.checked(
+            forward, k, value_bits, postings, residual_bits, originals=originals is not None
+        )
+        budget = knobs.budget(bytes_per_vector, target_recall)
+        source = ModelSource.checked(
+            model, k=k, n_latents=n_latents, config=config, metric=metric, encoder=encoder
+        )
         vectors = open_vectors(embeddings, on_bad_rows=on_bad_rows)
         kept = _originals(originals, vectors, metric)
         row_ids, skipped = ids_of_rows(ids, vectors)
-        id_bytes = row_ids.nbytes / len(row_ids)
-        k, latents = source.sizes(vectors, encoder, None if budget is None else budget.training_k)
+        is_plain = budget is None and knobs.are_open and source.is_open and len(row_ids) >= FEWEST_ROWS
+        if is_plain and knobs.originals:
+            knobs = knobs.few()
+        k, latents = source.sizes(vectors, encoder, knobs.k if budget is None else budget.training_k)
+        overhead = overhead_of(latents, len(row_ids), row_ids.nbytes / len(row_ids))
+        if is_plain and not knobs.originals:
+            budget = Budget.default(vectors.shape[1], overhead)
         if budget is not None:
-            budget.check_room(latents, len(row_ids), id_bytes)
-        if postings is not None:
-            check_int(postings, "postings", 1, k, "k")
+            budget.check_room(latents, overhead)
+        knobs = knobs.with_nonzeros(k)
         model = source.model_for(vectors, k, progress=progress)
-        plan, of_residuals = None, {"dim": model.dim, "residual_bits": residual_bits}
-        if budget is not None:
-            how: Any = {"encoder": encoder, "num_threads": threads, "progress": progress}
-            plan = choose(model, vectors, budget, id_bytes=id_bytes, **how)
-            k, postings, value_bits = plan.k, plan.postings, plan.value_bits
-        codec = codec_of(forward, value_bits=value_bits, **of_residuals)
-        is_own = kept is not None and not len(kept)
+        near = None
+        if budget is not None or len(row_ids) >= CALIBRATED_ROWS:
+            near = neighbourhoods(vectors, metric, progress=progress)
+        plan = None
+        if budget is not None and near is not None:
+            trial = Trial(model, near, overhead, encoder, threads, by_originals=kept is not None)
+            plan = choose(trial, budget, progress=progress)
+            knobs = knobs.of_plan(plan)
         backend = EmbeddedBackend(
-            model.n_latents, k, codec, postings=postings, originals=kept if is_own else None
+            model.n_latents, knobs.nonzeros, knobs.codec(model.dim), postings=knobs.postings
         )
+        if kept is not None and not len(kept):  # copies, made as the rows pass by
+            backend = backend.with_originals(kept)
         index = cls(model, encoder=encoder, metric=metric, documents=_empty(backend, metric))
         index.plan, index.skipped = plan, skipped
-        chunks = encoded_chunks(model, vectors, k, encoder, threads, scale=scale, residual_bits=residual_bits)
+        bits = index.documents.residual_bits
+        chunks = encoded_chunks(
+            model, vectors, knobs.nonzeros, encoder, threads, scale=scale, residual_bits=bits
+        )
         index._append(chunks, row_ids, scale, threads, progress)
-        if not is_own:
+        if backend.originals is None:
             index._documents = index.documents.with_originals(kept)
+        if near is not None and len(row_ids) >= CALIBRATED_ROWS:
+            lengths = index.documents.backend.list_lengths()
+            index.frontier = calibrate(
+                index, near, row_ids.all(), lengths, num_threads=threads, progress=progress
+            )
         return index
 
     @classmethod
@@ -440,8 +468,14 @@ class CompressedIndex(Index):
             StorageError: the disk is full or refuses; what was there before is untouched.
         """
         documents = self.documents
-        meta = {"encoder": self.encoder, "metric": self.metric, "model": self.model.manifest()}
+        meta: dict[str, Any] = {
+            "encoder": self.encoder,
+            "metric": self.metric,
+            "model": self.model.manifest(),
+        }
         meta |= documents.manifest()
+        if self.frontier is not None:
+            meta["frontier"] = self.frontier.manifest()
         kept = documents.backend.originals
         files = {} if kept is None else {FILE: kept.write}
         persistence.write(
@@ -480,6 +514,8 @@ class CompressedIndex(Index):
                 stored.meta, stored.arrays, model, metric, unit, originals
             )
             index = cls(model, encoder=stored.meta["encoder"], metric=metric, documents=documents)
+            if "frontier" in stored.meta:
+                index.frontier = Frontier.from_stored(persistence.entry(stored.meta, "frontier", list))
         if mmap:
             index._mapped = documents.backend, persistence.Mapped.of(where, stored)
         return index

@@ -374,6 +374,83 @@ class IndexContract:
         assert small.search(held_out[:1], 10, candidates=10).ids.shape == (1, 10)
         assert small.search(held_out[:1], 1100).ids.shape == (1, 1100)
 
+    def test_neighbours_of_stored_documents(self, whole: Index, reference: CompressedIndex) -> None:
+        ids = [7, 3, 3999, 3]
+        exact = term_scores(reference, reference.reconstruct(ids))
+        exact[np.arange(4), ids] = -np.inf
+        result = whole.neighbours(ids, 10, candidates=2000, query_nnz=reference.model.n_latents)
+        assert_certified_best(result, exact, 10, tolerance=4e-6)
+        assert certified(result).all()
+
+    def test_neighbours_of_strings_and_of_few_documents(self, named: Index) -> None:
+        ids = names(200)
+        result = named.neighbours(ids[:3], 250, candidates=250)
+        assert result.ids.shape == result.scores.shape == (3, 250)
+        for i, found in enumerate(result.ids.tolist()):
+            assert set(found) <= {*ids[:i], *ids[i + 1 :], None}
+        assert (result.scores[:, 199:] == -np.inf).all()
+        among = named.neighbours(ids[:1], 5, filter=ids[:3]).ids[0].tolist()
+        assert set(among) <= {ids[1], ids[2], None}
+        assert named.neighbours([], 4).ids.shape == (0, 4)
+
+    def test_bad_neighbours(self, whole: Index, named: Index) -> None:
+        with pytest.raises(UnknownIdError, match="unknown id 5000 "):
+            whole.neighbours([1000, 5000])
+        with pytest.raises(UnknownIdError, match="unknown id 'a' "):
+            whole.neighbours(["a"])
+        with pytest.raises(UnknownIdError, match="unknown id 5 "):
+            named.neighbours([5])
+        with pytest.raises(InputError, match=r"pass a list, for one id \[5\]"):
+            whole.neighbours(5)
+        with pytest.raises(InputError, match="k must be at least 1, got 0"):
+            whole.neighbours([5], 0)
+        with pytest.raises(InputError, match="candidates must be at least k = 10, got 9"):
+            whole.neighbours([5], 10, candidates=9)
+
+    def test_a_neighbour_graph_holds_the_neighbours_of_all(self, small: Index) -> None:
+        small.remove([1007, 1200])
+        graph = small.neighbour_graph(5, candidates=50, progress=False)
+        ids, result = small.ids, small.neighbours(small.ids, 5, candidates=50)
+        assert graph.shape == (298, 298)
+        assert np.diff(graph.indptr).tolist() == np.isfinite(result.scores).sum(axis=1).tolist()
+        np.testing.assert_array_equal(ids[graph.indices], result.ids[np.isfinite(result.scores)])
+        np.testing.assert_array_equal(graph.data, result.scores[np.isfinite(result.scores)])
+        assert (graph.diagonal() == 0).all()
+
+    def test_range_search_gives_all_above_the_radius(
+        self, whole: Index, reference: CompressedIndex, held_out: FloatArray
+    ) -> None:
+        queries = held_out[:5]
+        exact = term_scores(reference, queries)
+        many: dict[str, Any] = {"candidates": 2000, "query_nnz": reference.model.n_latents}
+        for radius in (float(np.quantile(exact, 0.97)), float(exact.max(axis=1).mean())):
+            result = whole.range_search(queries, radius, **many)
+            assert_in_range(result, exact, radius, tolerance=2e-6)
+        allowed = np.arange(0, 4000, 13)
+        exact[:, ~np.isin(np.arange(4000), allowed)] = -np.inf
+        radius = float(np.quantile(exact[:, allowed], 0.8))
+        result = whole.range_search(queries, radius, filter=allowed, **many)
+        assert_in_range(result, exact, radius, tolerance=2e-6)
+
+    def test_range_search_of_strings_and_of_nothing(
+        self, small: Index, named: Index, embeddings: FloatArray
+    ) -> None:
+        for index, kind in ((small, np.int64), (named, object)):
+            for n, radius in ((0, 0.5), (2, 2)):
+                lims, scores, ids = index.range_search(embeddings[:n], radius)
+                assert (lims.tolist(), len(scores), len(ids)) == ([0] * (n + 1), 0, 0)
+                assert ids.dtype == kind
+        lims, scores, ids = named.range_search(embeddings[:2], 0.5)
+        assert [ids[lims[0]], ids[lims[1]]] == names(2)
+        assert lims[-1] == len(scores) == len(ids)
+        assert scores.min() > 0.5
+        with pytest.raises(InputError, match="radius must be a number, got NaN"):
+            small.range_search(embeddings[:1], np.nan)
+        with pytest.raises(InputError, match="mode must be one of"):
+            small.range_search(embeddings[:1], 0.5, mode="fast")
+        with pytest.raises(DimensionError, match="dimension 10, expected 384"):
+            small.range_search(embeddings[:1, :10], 0.5)
+
     def test_masked_ids_and_queries_are_refused(self, small: Index, held_out: FloatArray) -> None:
         masked = np.ma.masked_array([1000, 1001], [True, False])
         for act in (small.remove, small.codes, lambda ids: small.search(held_out[:1], filter=ids)):
@@ -432,6 +509,39 @@ def assert_best(
         assert (np.abs(given - wanted[rows]) <= within[rows]).all()
         assert (np.abs(given - -np.sort(-wanted)[:n_found]) <= within.max(initial=0)).all()
         assert np.lexsort((rows, -given)).tolist() == list(range(n_found))
+
+
+def assert_in_range(
+    result: Any,
+    exact: Float64,
+    radius: float,
+    ids: npt.NDArray[Any] | None = None,
+    *,
+    tolerance: float = 1e-5,
+) -> None:
+    """Checks that a range search gave every document that scores above the radius, best first.
+
+    Args:
+        result: lims (n_queries + 1,), and the scores and ids of the documents.
+        exact: the scores of all documents, (n_queries, n); -inf for documents that must not be found.
+        radius: the score that documents must exceed.
+        ids: (n,) those of the documents; their rows by default.
+        tolerance: how far a score may be off, so that a document so near the radius may be in or out.
+    """
+    lims, scores, found = result
+    ids = np.arange(exact.shape[1]) if ids is None else ids
+    row_of = {id_: row for row, id_ in enumerate(ids.tolist())}
+    assert lims.shape == (len(exact) + 1,)
+    assert lims[0] == 0
+    assert scores.shape == found.shape == (lims[-1],)
+    for wanted, begin, end in zip(exact, lims[:-1], lims[1:], strict=True):
+        rows = np.array([row_of[id_] for id_ in found[begin:end].tolist()], dtype=np.int64)
+        given = scores[begin:end].astype(np.float64)
+        assert (given > np.float32(radius)).all()
+        assert (np.abs(given - wanted[rows]) <= tolerance).all()
+        assert np.lexsort((rows, -given)).tolist() == list(range(end - begin))
+        assert len(set(rows.tolist())) == end - begin
+        assert set(np.flatnonzero(wanted > radius + tolerance).tolist()) <= set(rows.tolist())
 
 
 def certified(result: Any) -> Mask:

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from compressae_index import CompresSAE, CompressedIndex, DimensionError, InputError, TrainConfig, train
 from compressae_index.arrays import FloatArray
 from compressae_index.building.estimation import estimate
-from compressae_index.building.planning import Budget, choose
+from compressae_index.building.planning import Budget
 from compressae_index.cli import main
 from compressae_index.coding.directory import encode_to_directory
 from compressae_index.measuring.model_report import model_report
@@ -161,7 +161,7 @@ def test_a_plan_needs_a_budget(small: CompresSAE) -> None:
         ({"target_recall": 0.5, "bytes_per_vector": 96}, "not both"),
     ):
         with pytest.raises(InputError, match=message):
-            choose(small, Unread(), Budget(**options))
+            Budget(**options).check_room(small.n_latents, 0.0)
 
 
 def test_the_least_budget_will_do(small: CompresSAE, narrow: FloatArray) -> None:

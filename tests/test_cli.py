@@ -41,6 +41,7 @@ COMMANDS = [
     "eval",
     "info",
     "milvus",
+    "neighbours",
     "report",
     "search",
     "train",

@@ -14,6 +14,7 @@ from compressae_index.building.estimation import estimate
 from compressae_index.demo import DemoData
 from compressae_index.embedded.backend import EmbeddedBackend, strongest
 from compressae_index.embedded.codecs import Packed
+from compressae_index.embedded.sizes import list_overhead
 from compressae_index.measuring.exact import exact_neighbours
 from compressae_index.search.recall import recall
 
@@ -77,7 +78,7 @@ def test_postings_survive_saving_and_changes(
         CompressedIndex.build(vectors[:500], model=model, k=16, postings=17, progress=False)
 
 
-@pytest.mark.parametrize("budget", [40, 64, 100])
+@pytest.mark.parametrize("budget", [40, 64, 100, 200, 330])
 def test_a_budget_is_kept_and_recall_is_as_expected(
     budget: int, model: CompresSAE, vectors: FloatArray, demo_data: DemoData
 ) -> None:
@@ -90,11 +91,21 @@ def test_a_budget_is_kept_and_recall_is_as_expected(
     assert stats.bytes_per_vector["total"] == pytest.approx(plan.bytes_per_vector + codebook)
     assert (stats.k, stats.postings) == (plan.k, plan.postings)
     queries = demo_data.queries[:300]
-    truth = exact_neighbours(vectors, queries, 100)
-    found = recall(index.search(queries, 100).ids, truth, 100)
+    truth = exact_neighbours(vectors, queries, 10)
+    found = recall(index.search(queries, 10, candidates=3000, query_nnz=256).ids, truth, 10)
     assert found == pytest.approx(plan.recall, abs=0.03)
-    dense = recall(index.search(queries, 100, mode="dense").ids, truth, 100)
+    dense = recall(index.search(queries, 10, mode="dense").ids, truth, 10)
     assert dense == pytest.approx(plan.dense_recall, abs=0.03)
+
+
+def test_a_plain_build_is_good(vectors: FloatArray, demo_data: DemoData) -> None:
+    index = CompressedIndex.build(vectors, progress=False)
+    overhead = list_overhead(index.model.n_latents, len(vectors))
+    assert index.stats().bytes_per_vector["total"] <= 200 + overhead + 0.1
+    assert index.plan is not None
+    assert index.plan.residual_bits > 0
+    queries = demo_data.queries[:300]
+    assert recall(index.search(queries, 10).ids, exact_neighbours(vectors, queries, 10), 10) > 0.95
 
 
 def test_a_larger_budget_expects_more(model: CompresSAE, vectors: FloatArray) -> None:
@@ -116,7 +127,7 @@ def test_a_target_recall_is_reached_with_few_bytes(model: CompresSAE, vectors: F
         plans.append(plan)
     assert plans[0].bytes_per_vector < plans[1].bytes_per_vector
     with pytest.raises(
-        InputError, match=r"target_recall = 0.9999 is out of reach: 512 bytes a vector reach 0\.[89]"
+        InputError, match=r"target_recall = 0.9999 is out of reach: \d+ bytes a vector reach 0\.99"
     ):
         CompressedIndex.build(vectors[:600], model=model, target_recall=0.9999, progress=False)
 

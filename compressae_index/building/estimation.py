@@ -8,10 +8,18 @@ from typing import NamedTuple
 import numpy as np
 
 from compressae_index.arrays import FloatArray
-from compressae_index.building.planning import Budget, Plan, choose, measured
-from compressae_index.checks import check_int, check_threads
+from compressae_index.building.neighbourhoods import neighbourhoods
+from compressae_index.building.planning import (
+    FEWEST_ROWS,
+    Budget,
+    Knobs,
+    Plan,
+    Trial,
+    choose,
+    overhead_of,
+)
+from compressae_index.checks import check_threads
 from compressae_index.coding.model import CompresSAE
-from compressae_index.embedded.codecs.packed import VALUE_BITS
 from compressae_index.sources import VectorSource, open_vectors
 from compressae_index.sources.sample import unit_sample
 
@@ -43,12 +51,15 @@ def estimate(
     n_latents: int | None = None,
     value_bits: int | None = None,
     postings: int | None = None,
+    residual_bits: int | None = None,
     bytes_per_vector: float | None = None,
     target_recall: float | None = None,
     num_threads: int | None = None,
     progress: bool = False,
 ) -> Estimate:
-    """Trains briefly on a sample of the embeddings and extrapolates, in less than a minute for any n.
+    """Trains briefly on a sample of the embeddings and extrapolates.
+
+    Takes less than a minute, and the time to read all vectors once.
 
     Args:
         embeddings: as for `CompressedIndex.build`, like all other arguments.
@@ -56,8 +67,9 @@ def estimate(
         n_latents: size of the dictionary.
         value_bits: bits of a packed value.
         postings: nonzeros of a code that the posting lists keep.
-        bytes_per_vector: a budget, in place of k, value_bits and postings.
-        target_recall: a recall@100 to reach, in place of k, value_bits and postings.
+        residual_bits: bits a dimension of residual codes.
+        bytes_per_vector: a budget, in place of these four.
+        target_recall: a recall@10 to reach, in place of these four.
         num_threads: threads to encode with; all by default.
         progress: show progress bars.
 
@@ -68,31 +80,27 @@ def estimate(
     """
     from compressae_index.training import TrainConfig, train
 
-    budget = Budget.of(
-        bytes_per_vector, target_recall, "packed", k=k, value_bits=value_bits, postings=postings
-    )
-    bits = VALUE_BITS if value_bits is None else check_int(value_bits, "value_bits", 4, 8)
-    if postings is not None:
-        check_int(postings, "postings", 1)
+    knobs = Knobs.checked("packed", k, value_bits, postings, residual_bits, originals=False)
+    budget = knobs.budget(bytes_per_vector, target_recall)
     threads = check_threads(num_threads)
-    config = TrainConfig.preset("fast", k=k, n_latents=n_latents)
+    config = TrainConfig.preset("fast", k=k, n_latents=n_latents, steps=0)
     vectors = open_vectors(embeddings)
     n, dim = vectors.shape
     k, latents = config.sizes(n, dim, None if budget is None else budget.training_k)
+    overhead = overhead_of(latents, n, 0.0)
+    if knobs.are_open and n >= FEWEST_ROWS:
+        budget = budget or Budget.default(dim, overhead)
     if budget is not None:
-        budget.check_room(latents, n, 0.0)
-    kept = k if postings is None else check_int(postings, "postings", 1, k, "k")
-    config = config.with_codes(k, None)
+        budget.check_room(latents, overhead)
+    knobs, config = knobs.with_nonzeros(k), config.with_codes(k, None)
     sample = unit_sample(vectors, max(SAMPLE_ROWS, 2 * latents), np.random.default_rng(config.seed))
     trained = train(sample, config, progress=progress)
-    model = trained.model
-    if budget is not None:
-        plan = choose(model, vectors, budget, num_threads=threads, progress=progress)
-    else:
-        plan = measured(model, vectors, k, bits, kept, num_threads=threads)
+    near = neighbourhoods(vectors, "cosine", progress=progress)
+    trial = Trial(trained.model, near, overhead, "pursuit", threads)
+    plan = trial.of_knobs(knobs) if budget is None else choose(trial, budget, progress=progress)
     train_seconds = trained.seconds * TrainConfig().refine_rounds / config.refine_rounds
-    seconds_a_row = _seconds_a_row(model, plan.k, sample, threads)
-    return _extrapolated(model, plan, n, train_seconds, seconds_a_row)
+    seconds_a_row = _seconds_a_row(trained.model, plan.k, sample, threads)
+    return _extrapolated(trained.model, plan, n, train_seconds, seconds_a_row)
 
 
 def _seconds_a_row(model: CompresSAE, k: int, rows: FloatArray, threads: int) -> float:

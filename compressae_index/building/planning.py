@@ -1,35 +1,54 @@
-"""A budget instead of knobs: chooses nonzeros, bits and postings by the recall of held-out rows."""
+"""A budget instead of knobs: chooses what to store of each vector by the recall that it gives."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from compressae_index.arrays import FloatArray
-from compressae_index.checks import check_number
+from compressae_index.arrays import BoolArray, FloatArray
+from compressae_index.building.neighbourhoods import Neighbourhoods
+from compressae_index.checks import check_int, check_number
 from compressae_index.coding.chunks import Encoded
 from compressae_index.coding.codes import SparseCodes
 from compressae_index.coding.model import CompresSAE, Encoder
-from compressae_index.embedded.backend import EmbeddedBackend
-from compressae_index.embedded.codecs import Packed
+from compressae_index.coding.residual import RESIDUAL_BITS, check_residual_bits, make_room
+from compressae_index.embedded.backend import EmbeddedBackend, strongest
+from compressae_index.embedded.codecs import Codec, CodecName, codec_of
+from compressae_index.embedded.codecs.packed import VALUE_BITS as VALUE_BITS_ALONE
 from compressae_index.embedded.sizes import POSTING_BYTES, list_overhead
 from compressae_index.errors import InputError
 from compressae_index.progress import track
-from compressae_index.search.recall import recall
-from compressae_index.sources import Vectors
-from compressae_index.sources.sample import unit_sample
+from compressae_index.search.frontier import NEIGHBOURS
+from compressae_index.search.queries import REFINE
+from compressae_index.search.stages import strongest_terms
 
-SAMPLE_ROWS, QUERIES = 12_000, 300
-# Settings to try: all postings with the first bits, then the other bits with the best postings.
-POSTINGS = (4, 6, 8, 12, 16, 24)
-VALUE_BITS = (5, 4, 6)
+# The default budget: so many bytes, or so many for each dimension, an eighth of float32, if that is more.
+DEFAULT_BYTES, DEFAULT_BYTES_PER_DIM = 200, 0.5
+# Fewer rows than this get fixed settings.
+FEWEST_ROWS = 256
+# Queries whose neighbourhoods are ranked by plans.
+RANKED = 64
+# Postings of a code to begin with, and others to try with the best codes.
+FIRST_POSTINGS, POSTINGS = 8, (4, 6, 12, 16)
+# Bits of a value to try; residual codes make up for what the fewest round away.
+VALUE_BITS, VALUE_BITS_WITH_RESIDUAL = (5, 4, 6), 4
+# The fewest nonzeros to store residual codes beside, and the most to look for. More than a modest number
+# take long to encode, so these are looked at only where no residual codes fit.
+FEWEST_NONZEROS, MODEST_NONZEROS, MOST_NONZEROS = 8, 48, 128
+# Nonzeros next to original vectors, without a budget.
+FEW_NONZEROS = 16
+# More nonzeros are not encoded to measure posting lists, which hold the strongest.
+LISTED_NONZEROS = 32
+# Fewer nonzeros, which encode faster, are chosen for a loss of recall that is too small to measure.
+TIE = 0.003
 # Budgets to search for a target recall.
-BUDGETS = (32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160, 192, 224, 256, 320, 384, 512)
-# Candidates per neighbour: 10, like 1,000 candidates for recall@100.
-CANDIDATES_PER_NEIGHBOUR = 10
+BUDGETS = (32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160, 192, 224, 256, 320, 384, 512, 640, 768, 1024)
+# Candidates and latents of the query by which plans find neighbours.
+FOUND_CANDIDATES, FOUND_BY_LATENTS = 3000, 256
 
 
 class Plan(NamedTuple):
@@ -42,16 +61,18 @@ class Plan(NamedTuple):
     postings: int
     """Nonzeros of a code in the posting lists."""
     bytes_per_vector: float
-    """Bytes of all that `two_stage` keeps resident: packed codes, posting lists, ids."""
+    """Resident bytes of `two_stage`: packed codes, residual codes, posting lists, ids, and the dictionary."""
     recall: float
-    """Expected recall@100 of `two_stage` with 1,000 candidates, measured on held-out rows of a sample."""
+    """Expected recall@10 of `two_stage` with 3,000 candidates by 256 latents."""
     dense_recall: float
-    """Expected recall@100 of `dense`."""
+    """Expected recall@10 of `dense`: among all rows, by the exact neighbours of some of them."""
+    residual_bits: int = 0
+    """Bits a dimension of residual codes."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Resident bytes a vector for `two_stage`, ids included, or a recall@100 to reach with the fewest.
+    """Resident bytes a vector for `two_stage`, ids included, or a recall@10 to reach with the fewest.
 
     Raises:
         InputError: neither or both are given, or one is out of range.
@@ -61,62 +82,43 @@ class Budget:
     target_recall: float | None = None
 
     def __post_init__(self) -> None:
-        size, recall = self.bytes_per_vector, self.target_recall
-        if (size is None) == (recall is None):
+        size, target = self.bytes_per_vector, self.target_recall
+        if (size is None) == (target is None):
             msg = "give bytes_per_vector or target_recall" + (", not both" if size is not None else "")
             raise InputError(msg)
         if size is not None and not 0 < check_number(size, "bytes_per_vector") < math.inf:
             msg = f"bytes_per_vector must be positive and finite, got {size}"
             raise InputError(msg)
-        if recall is not None and not 0 < check_number(recall, "target_recall") < 1:
-            msg = f"target_recall must be between 0 and 1, got {recall}"
+        if target is not None and not 0 < check_number(target, "target_recall") < 1:
+            msg = f"target_recall must be between 0 and 1, got {target}"
             raise InputError(msg)
 
     @classmethod
-    def of(
-        cls, bytes_per_vector: float | None, target_recall: float | None, forward: str, **decided: int | None
-    ) -> Budget | None:
-        """The budget that a caller gives, or None.
+    def default(cls, dim: int, overhead: float) -> Budget:
+        """The budget of a build without any settings, for vectors of `dim` dimensions.
 
         Args:
-            bytes_per_vector: see the class.
-            target_recall: see the class.
-            forward: the codec; a budget takes the packed one.
-            decided: settings that a budget decides, which must be None then.
-
-        Raises:
-            InputError: as for the class, or a setting is given that the budget decides.
+            dim: d.
+            overhead: bytes a vector that no setting changes (`overhead_of`): few vectors share them.
         """
-        if bytes_per_vector is None and target_recall is None:
-            return None
-        budget = cls(bytes_per_vector, target_recall)
-        for name, value in decided.items():
-            if value is not None:
-                msg = f"{name} = {value} cannot be given with a budget, which decides it"
-                raise InputError(msg)
-        if forward != "packed":
-            msg = f"forward = {forward!r} cannot be given with a budget, which packs codes"
-            raise InputError(msg)
-        return budget
+        return cls(max(DEFAULT_BYTES, DEFAULT_BYTES_PER_DIM * dim) + overhead)
 
     @property
     def training_k(self) -> int:
         """Nonzeros to train a model with, before a plan: about as many as the budget will hold."""
-        return 48 if self.bytes_per_vector is None else int(min(max(self.bytes_per_vector / 3, 1), 64))
+        return 32 if self.bytes_per_vector is None else int(min(max(self.bytes_per_vector / 3, 1), 32))
 
-    def check_room(self, n_latents: int, n: int, id_bytes: float) -> None:
+    def check_room(self, n_latents: int, overhead: float) -> None:
         """Checks that the smallest code fits.
 
         Args:
             n_latents: size of the dictionary.
-            n: vectors, which share the overhead of the posting lists.
-            id_bytes: bytes of ids a vector.
+            overhead: bytes a vector that no setting changes (`overhead_of`).
 
         Raises:
             InputError: with the smallest budget that would do.
         """
-        overhead = list_overhead(n_latents, n) + id_bytes
-        code = Packed(min(VALUE_BITS)).row_bytes(n_latents, 1) + POSTING_BYTES
+        code = codec_of("packed", value_bits=min(VALUE_BITS)).row_bytes(n_latents, 1) + POSTING_BYTES
         if self.bytes_per_vector is not None and self.bytes_per_vector < overhead + code:
             least = math.ceil(10 * (overhead + code)) / 10
             msg = (
@@ -126,96 +128,183 @@ class Budget:
             raise InputError(msg)
 
 
-def choose(
-    model: CompresSAE,
-    vectors: Vectors,
-    budget: Budget,
-    *,
-    id_bytes: float = 0.0,
-    encoder: Encoder = "pursuit",
-    num_threads: int = 1,
-    progress: bool = False,
-) -> Plan:
-    """The plan with the best recall within a budget, or with the smallest budget that reaches a recall.
+class Knobs(NamedTuple):
+    """What to store of each vector, as far as a caller says so; None is open."""
 
-    Args:
-        model: the model that encodes.
-        vectors: (n, d); a sample of them is read.
-        budget: the bytes, or the recall.
-        id_bytes: bytes of ids a vector.
-        encoder: how vectors become codes.
-        num_threads: threads to encode and search with.
-        progress: show a progress bar.
+    forward: CodecName
+    k: int | None
+    value_bits: int | None
+    postings: int | None
+    residual_bits: int | None
+    originals: bool
+    """Whether original vectors are kept, too."""
+
+    @classmethod
+    def checked(
+        cls,
+        forward: CodecName,
+        k: int | None,
+        value_bits: int | None,
+        postings: int | None,
+        residual_bits: int | None,
+        *,
+        originals: bool,
+    ) -> Knobs:
+        """As `CompressedIndex.build` takes them.
+
+        Raises:
+            InputError: one is of another type or out of range, or residual codes next to original vectors.
+        """
+        codec_of(forward, value_bits=VALUE_BITS_ALONE if value_bits is None else value_bits)
+        if postings is not None:
+            check_int(postings, "postings", 1)
+        if residual_bits is not None and check_residual_bits(residual_bits) and originals:
+            msg = "residual_bits cannot be given with originals, which say all that residual codes could"
+            raise InputError(msg)
+        return cls(forward, k, value_bits, postings, residual_bits, originals)
+
+    @property
+    def are_open(self) -> bool:
+        """Whether a caller says nothing of codes."""
+        return self == Knobs("packed", None, None, None, None, originals=self.originals)
+
+    def few(self) -> Knobs:
+        """Few bytes, which are enough where original vectors score the best documents again."""
+        return self._replace(k=FEW_NONZEROS, value_bits=VALUE_BITS[0], postings=FIRST_POSTINGS)
+
+    def budget(self, bytes_per_vector: float | None, target_recall: float | None) -> Budget | None:
+        """The budget that decides what is open, if there is one.
+
+        Raises:
+            InputError: as for `Budget`, or a setting is given that the budget decides.
+        """
+        if bytes_per_vector is None and target_recall is None:
+            return None
+        budget = Budget(bytes_per_vector, target_recall)
+        for name in ("k", "value_bits", "postings", "residual_bits"):
+            if (value := getattr(self, name)) is not None:
+                msg = f"{name} = {value} cannot be given with a budget, which decides it"
+                raise InputError(msg)
+        if self.forward != "packed":
+            msg = f"forward = {self.forward!r} cannot be given with a budget, which packs codes"
+            raise InputError(msg)
+        return budget
+
+    def with_nonzeros(self, k: int) -> Knobs:
+        """With the nonzeros of the model.
+
+        Raises:
+            InputError: postings are more than these.
+        """
+        if self.postings is not None and self.k in (None, k):
+            check_int(self.postings, "postings", 1, k, "k")
+        return self._replace(k=k, postings=None if self.postings is None else min(self.postings, k))
+
+    def of_plan(self, plan: Plan) -> Knobs:
+        """Those of a plan."""
+        chosen = {name: getattr(plan, name) for name in ("k", "value_bits", "postings", "residual_bits")}
+        return self._replace(**chosen)
+
+    @property
+    def nonzeros(self) -> int:
+        """Nonzeros a code, once they are known."""
+        assert self.k is not None
+        return self.k
+
+    def codec(self, dim: int) -> Codec:
+        """The codec of these settings, for vectors of `dim` dimensions."""
+        bits = VALUE_BITS_ALONE if self.value_bits is None else self.value_bits
+        return codec_of(self.forward, value_bits=bits, dim=dim, residual_bits=self.residual_bits or 0)
+
+
+def overhead_of(n_latents: int, n: int, id_bytes: float) -> float:
+    """Bytes a vector that no setting changes: offsets of posting lists, and ids."""
+    return list_overhead(n_latents, n) + id_bytes
+
+
+def choose(trial: Trial, budget: Budget, *, progress: bool = False) -> Plan:
+    """The plan with the best recall within a budget, or with the smallest budget that reaches a recall.
 
     Raises:
         InputError: the budget is too small for any code (with the smallest that would do), or no budget
             reaches the recall (with the highest recall reached).
     """
-    budget.check_room(model.n_latents, vectors.shape[0], id_bytes)
-    trial = _Trial(model, vectors, id_bytes, encoder, num_threads)
+    budget.check_room(trial.model.n_latents, trial.overhead)
     if budget.bytes_per_vector is None:
         return trial.smallest_reaching(budget.target_recall or 0.0, progress)
-    n_trials = len(POSTINGS) + len(VALUE_BITS) - 1
-    with track(n_trials, "planning", enabled=progress, unit="trials") as advance:
+    with track(2, "planning", enabled=progress, unit="steps") as advance:
         plan = trial.best_within(budget.bytes_per_vector, advance)
     assert plan is not None, "there is room for a code"
     return plan
 
 
-def measured(
-    model: CompresSAE,
-    vectors: Vectors,
-    k: int,
-    value_bits: int,
-    postings: int,
-    *,
-    id_bytes: float = 0.0,
-    encoder: Encoder = "pursuit",
-    num_threads: int = 1,
-) -> Plan:
-    """A given plan with its expected recall; arguments as for `choose`."""
-    return _Trial(model, vectors, id_bytes, encoder, num_threads).plan(k, value_bits, postings)
+class Trial:
+    """Measures plans, without an index.
 
-
-class _Trial:
-    """Measures plans on a sample: some rows are queries, the others are searched."""
+    Codes are made of the neighbourhoods of some queries, whose true neighbours among all rows are known, and
+    of rows that stand for the others. A full scan gives the best by their codes in each neighbourhood. The
+    first stage finds a neighbour if few enough rows score higher by posting lists: as many in proportion of
+    those that stand for all.
+    """
 
     def __init__(
-        self, model: CompresSAE, vectors: Vectors, id_bytes: float, encoder: Encoder, num_threads: int
+        self,
+        model: CompresSAE,
+        near: Neighbourhoods,
+        overhead: float,
+        encoder: Encoder,
+        num_threads: int,
+        *,
+        by_originals: bool = False,
     ) -> None:
-        n = vectors.shape[0]
-        sample = unit_sample(vectors, SAMPLE_ROWS + QUERIES, np.random.default_rng(0))
-        held_out = np.random.default_rng(1).permutation(len(sample))[
-            : min(QUERIES, max(len(sample) // 10, 1))
-        ]
-        self.queries = sample[held_out]
-        # With a single row, the query is that row.
-        self.rows = np.delete(sample, held_out, axis=0) if len(sample) > 1 else sample
-        self.model, self.encoder, self.threads = model, encoder, num_threads
-        # Neighbours to count in the sample: the last is about as far away as the 100th among n.
-        share = len(self.rows) / n
-        self.top = min(max(round(100 * share), 10), len(self.rows))
-        order = np.argsort(-(self.queries @ self.rows.T), axis=1, kind="stable")
-        self.truth = order[:, : self.top]
-        self.projections: FloatArray = model.project(self.queries)
-        self.overhead = list_overhead(model.n_latents, n) + id_bytes
-        self._codes: dict[int, SparseCodes] = {}
+        """Measures with a model's codes.
 
-    def best_within(self, budget: float, advance: object = None) -> Plan | None:
+        Args:
+            model: the model that encodes.
+            near: the neighbourhoods of some rows.
+            overhead: bytes a vector that no setting changes (`overhead_of`).
+            encoder: how vectors become codes.
+            num_threads: threads to encode and search with.
+            by_originals: whether original vectors score the best documents again.
+        """
+        self.model, self.encoder, self.threads = model, encoder, num_threads
+        self.near = near.of_queries(RANKED)
+        self.by_originals = by_originals
+        self.overhead = overhead
+        self.projections: FloatArray = model.project(self.near.queries)
+        self._of_neighbours: tuple[int, SparseCodes] | None = None
+        self._of_background: dict[int, SparseCodes] = {}
+        self._ranked: dict[tuple[int, int, int], float] = {}
+
+    def codec(self, value_bits: int, residual_bits: int) -> Codec:
+        """The codec of a plan."""
+        return codec_of("packed", value_bits=value_bits, dim=self.model.dim, residual_bits=residual_bits)
+
+    def best_within(self, budget: float, advance: Callable[[int], object] = lambda _: None) -> Plan | None:
         """The plan with the best recall, or None if not even one nonzero fits."""
-        best: Plan | None = None
-        tried: set[tuple[int, int]] = set()
-        for bits in VALUE_BITS:
-            for postings in POSTINGS if best is None else (best.postings,):
-                if (bits, postings) in tried:
-                    continue
-                tried.add((bits, postings))
-                plan = self._fitting(budget, bits, postings)
-                if plan is not None and (best is None or plan.recall > best.recall):
-                    best = plan
-                if callable(advance):
-                    advance(1)
+        measured = [(self.ranked(k, *form), k, form) for k, form in self._forms(budget)]
+        advance(1)
+        if not measured:
+            return None
+        enough = max(measured)[0] - TIE
+        _, k, form = min((each for each in measured if each[0] >= enough), key=lambda each: each[1])
+        best = self.plan(k, form[0], min(FIRST_POSTINGS, k), form[1])
+        for postings in POSTINGS:
+            k = self._most_nonzeros(budget, form, postings)
+            if k >= postings or (k and postings == min(POSTINGS)):
+                plan = self.plan(k, form[0], min(postings, k), form[1])
+                best = plan if plan.recall > best.recall else best
+        advance(1)
         return best
+
+    def _forms(self, budget: float) -> list[tuple[int, tuple[int, int]]]:
+        """Nonzeros, and bits of values and residuals, that are worth measuring."""
+        forms = [(bits, 0) for bits in VALUE_BITS]
+        if not self.by_originals:
+            forms += [(VALUE_BITS_WITH_RESIDUAL, bits) for bits in RESIDUAL_BITS if bits]
+        fitting = [(self._most_nonzeros(budget, form, FIRST_POSTINGS), form) for form in forms]
+        fitting = [(k, form) for k, form in fitting if k >= (FEWEST_NONZEROS if form[1] else 1)]
+        return [(k, form) for k, form in fitting if k <= MODEST_NONZEROS] or fitting
 
     def smallest_reaching(self, target: float, progress: bool) -> Plan:
         """The plan of the smallest of BUDGETS that reaches the target."""
@@ -241,40 +330,96 @@ class _Trial:
             reached = max((plan.recall for plan in plans.values() if plan is not None), default=0.0)
             msg = (
                 f"target_recall = {target} is out of reach: {budgets[-1]:.0f} bytes a vector reach "
-                f"{reached:.3f}; a larger n_latents or a longer training may reach more"
+                f"{reached:.3f}; originals='float16' reach more, and so may a longer training"
             )
             raise InputError(msg)
         plan = plans[budgets[low]]
         assert plan is not None
         return plan
 
-    def _fitting(self, budget: float, bits: int, postings: int) -> Plan | None:
-        """The most nonzeros that fit, measured."""
-        codec, h, k = Packed(bits), self.model.n_latents, 0
+    def _most_nonzeros(self, budget: float, form: tuple[int, int], postings: int) -> int:
+        """The most nonzeros that fit; 0 if none do."""
+        codec, h = self.codec(*form), self.model.n_latents
         # With more nonzeros than half the dimension, a code is larger than plain scalar quantisation.
-        while k < min(h, max(self.model.dim // 2, 1)):
-            kept = min(postings, k + 1)
-            if codec.row_bytes(h, k + 1) + POSTING_BYTES * kept + self.overhead > budget:
-                break
-            k += 1
-        if k == 0 or (k < postings and postings > min(POSTINGS)):
-            return None
-        return self.plan(k, bits, min(postings, k))
+        most = min(h, max(self.model.dim // 2, 1), MOST_NONZEROS)
 
-    def plan(self, k: int, bits: int, postings: int) -> Plan:
+        def fits(k: int) -> bool:
+            return codec.row_bytes(h, k) + POSTING_BYTES * min(postings, k) + self.overhead <= budget
+
+        return next((k for k in range(most, 0, -1) if fits(k)), 0)
+
+    def plan(self, k: int, value_bits: int, postings: int, residual_bits: int = 0) -> Plan:
         """A plan of these settings, with its measured recall."""
-        size = Packed(bits).row_bytes(self.model.n_latents, k) + POSTING_BYTES * postings + self.overhead
-        return Plan(k, bits, postings, size, *self._measure(k, bits, postings))
+        row_bytes = self.codec(value_bits, residual_bits).row_bytes(self.model.n_latents, k)
+        size = row_bytes + POSTING_BYTES * postings + self.overhead
+        dense = self.ranked(k, value_bits, residual_bits)
+        return Plan(k, value_bits, postings, size, dense * self._found(k, postings), dense, residual_bits)
 
-    def _measure(self, k: int, bits: int, postings: int) -> tuple[float, float]:
-        """Recall of `two_stage` and `dense` on the sample."""
-        if k not in self._codes:
-            codes = self.model.encode(self.rows, k, encoder=self.encoder, num_threads=self.threads)
-            self._codes[k] = self.model.fold(codes, num_threads=self.threads)
-        empty = EmbeddedBackend(self.model.n_latents, k, Packed(bits), postings=postings)
-        backend = empty.added([Encoded(self._codes[k])], self.threads, self.model)
-        candidates = min(CANDIDATES_PER_NEIGHBOUR * self.top, len(self.rows))
-        u = self.projections
-        _, found = backend.two_stage(u, u, backend.query_nnz, candidates, self.top, None, self.threads)
-        _, dense = backend.dense(u, self.top, None, self.threads)
-        return recall(found, self.truth, self.top), recall(dense, self.truth, self.top)
+    def of_knobs(self, knobs: Knobs) -> Plan:
+        """The plan of settings that a caller gives."""
+        k, bits = knobs.nonzeros, knobs.value_bits or VALUE_BITS_ALONE
+        return self.plan(k, bits, knobs.postings or k, knobs.residual_bits or 0)
+
+    def ranked(self, k: int, value_bits: int, residual_bits: int) -> float:
+        """recall@10 of a full scan, refined as the index would."""
+        key = (k, value_bits, residual_bits)
+        if key not in self._ranked:
+            self._ranked[key] = self._rank(*key)
+        return self._ranked[key]
+
+    def _rank(self, k: int, value_bits: int, residual_bits: int) -> float:
+        near, model = self.near, self.model
+        rows, codes = near.vectors.reshape(-1, model.dim), self._codes(k)
+        if residual_bits:
+            targets = rows if model.mean is None else rows - model.mean
+            codes = make_room(model, codes, targets, self.encoder, residual_bits, self.threads)
+        else:
+            codes = model.fold(codes, num_threads=self.threads)
+        empty = EmbeddedBackend(model.n_latents, k, self.codec(value_bits, residual_bits), postings=1)
+        backend = empty.added([Encoded(codes, rows)], self.threads, model)
+        held = np.arange(len(rows)).reshape(near.nearest.shape)
+        scores = self._scores(backend.codes(held.ravel()), self.projections) * near.norms
+        if residual_bits:
+            assert backend.refiner is not None
+            refined = backend.refiner.rescore(near.queries, scores / near.norms, held, self.threads)
+            scores = np.where(_among_best(scores, REFINE), refined * near.norms, np.float32(-np.inf))
+        top = min(NEIGHBOURS, near.width)
+        kept = REFINE if self.by_originals else top
+        return float(_among_best(scores, kept)[:, :top].mean())
+
+    def _found(self, k: int, postings: int) -> float:
+        """The share of the true ten neighbours that the first stage finds."""
+        near, model = self.near, self.model
+        top, query_nnz = min(NEIGHBOURS, near.width), min(FOUND_BY_LATENTS, model.n_latents)
+        terms = strongest_terms(self.projections, query_nnz).to_dense()
+        listed = min(k, LISTED_NONZEROS)
+        if listed not in self._of_background:
+            codes = model.encode_unit(near.background, listed, self.encoder, self.threads)
+            self._of_background[listed] = model.fold(codes, num_threads=self.threads)
+        others = strongest(self._of_background[listed], min(postings, listed)).to_csr() @ terms.T
+        folded = model.fold(self._codes(k), num_threads=self.threads)
+        scores = self._scores(strongest(folded, min(postings, k)), terms)[:, :top] * near.norms[:, :top]
+        higher = (others * near.background_norms[:, None])[None, :, :] > scores.T[:, None, :]
+        share = min(FOUND_CANDIDATES / near.n, 1.0)
+        return float((higher.mean(axis=1) <= share).mean())
+
+    def _scores(self, codes: SparseCodes, projections: FloatArray) -> FloatArray:
+        """Sums of each query's projections over the codes of its neighbourhood, (q, w)."""
+        width = self.near.width
+        by_row = codes.to_csr()
+        return np.stack([by_row[i * width : (i + 1) * width] @ u for i, u in enumerate(projections)])
+
+    def _codes(self, k: int) -> SparseCodes:
+        """Codes of the neighbourhoods' rows, not folded."""
+        if self._of_neighbours is None or self._of_neighbours[0] != k:
+            rows = self.near.vectors.reshape(-1, self.model.dim)
+            self._of_neighbours = k, self.model.encode_unit(rows, k, self.encoder, self.threads)
+        return self._of_neighbours[1]
+
+
+def _among_best(scores: FloatArray, top: int) -> BoolArray:
+    """Which of each row's scores are among its `top` best."""
+    if top >= scores.shape[1]:
+        return np.ones(scores.shape, dtype=bool)
+    least = -np.partition(-scores, top - 1, axis=1)[:, top - 1 : top]
+    return scores >= least

@@ -34,6 +34,7 @@ class ModelSource:
         n_latents: int | None,
         config: TrainConfig | None,
         metric: Metric,
+        encoder: Encoder = "pursuit",
     ) -> ModelSource:
         """Of what a caller passes.
 
@@ -43,7 +44,7 @@ class ModelSource:
             MissingExtraError: there is a model to train, and torch is not installed.
         """
         if model is None:
-            return cls(None, training_settings(k, n_latents, config, metric), k)
+            return cls(None, training_settings(k, n_latents, config, metric, encoder), k)
         check_is_model(model)
         if n_latents is not None and check_int(n_latents, "n_latents", 1) != model.n_latents:
             msg = f"n_latents is {n_latents}, but the model has {model.n_latents}"
@@ -53,6 +54,11 @@ class ModelSource:
             raise InputError(msg)
         check_model(model, metric)
         return cls(model, None, k)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a model to train, and nobody says for how many nonzeros."""
+        return self.settings is not None and self.settings.k is None
 
     def sizes(self, vectors: Vectors, encoder: Encoder, wanted: int | None = None) -> tuple[int, int]:
         """Nonzeros and latents of the codes of vectors (n, d); `wanted` is the k to train for.
@@ -85,9 +91,11 @@ class ModelSource:
 
 
 def training_settings(
-    k: int | None, n_latents: int | None, config: TrainConfig | None, metric: Metric
+    k: int | None, n_latents: int | None, config: TrainConfig | None, metric: Metric, encoder: Encoder
 ) -> TrainConfig:
     """The settings to train with.
+
+    Without a `config`, the encoder is trained only for codes that it makes.
 
     Raises:
         InputError: out of range, or `config` has another k or n_latents.
@@ -96,4 +104,6 @@ def training_settings(
     from compressae_index.training.run import checked_config
 
     settings = checked_config(config).with_codes(k, n_latents)
+    if config is None and encoder == "pursuit":
+        settings = replace(settings, steps=0)
     return settings if metric == "cosine" else replace(settings, center=False)

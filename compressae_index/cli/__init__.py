@@ -13,7 +13,7 @@ import click
 from compressae_index.cli.data import build, cluster, encode, estimate, info, train
 from compressae_index.cli.milvus import milvus
 from compressae_index.cli.model import report_model
-from compressae_index.cli.search import demo, evaluate, search
+from compressae_index.cli.search import demo, evaluate, search, stored_neighbours
 from compressae_index.errors import CompressaeError
 from compressae_index.terminal import printable, redacted
 
@@ -86,5 +86,8 @@ def main() -> None:
     """  # noqa: D301
 
 
-for command in (train, encode, build, cluster, estimate, search, evaluate, report_model, info, milvus, demo):
+for command in (
+    *(train, encode, build, cluster, estimate, search, stored_neighbours, evaluate),
+    *(report_model, info, milvus, demo),
+):
     main.add_command(command)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +32,20 @@ from compressae_index.cli.options import (
 )
 from compressae_index.coding.metric import METRICS, Metric
 from compressae_index.errors import InputError
+from compressae_index.ids import as_id_array
 from compressae_index.measuring.evaluation import as_table
 from compressae_index.measuring.index_report import KS, IndexReport, index_report
 from compressae_index.measuring.page import as_page
 from compressae_index.measuring.plots import figure_class
 from compressae_index.search.index import Index
-from compressae_index.search.queries import Mode, check_candidates
+from compressae_index.search.queries import Mode, SearchResult, check_candidates
 from compressae_index.search.results import write_results
-from compressae_index.sources import BadRows, Vectors, open_vectors
+from compressae_index.sources import BadRows, Vectors, open_vectors, read_ids
 from compressae_index.terminal import printable, quoted
+
+output_option = click.option(
+    "--output", "-o", type=PATH, help="Write scores and ids to this .npz file instead of printing them."
+)
 
 
 @click.command()
@@ -53,9 +59,7 @@ from compressae_index.terminal import printable, quoted
     type=int,
     help="Clusters to scan, if `cluster` made some (of 32,768 vectors or more).  [default: all]",
 )
-@click.option(
-    "--output", "-o", type=PATH, help="Write scores and ids to this .npz file instead of printing them."
-)
+@output_option
 @query_dataset_option
 @threads_option
 @json_option
@@ -92,18 +96,73 @@ def search(
     options = {"mode": mode, "nprobe": nprobe, **searching._asdict()}
     vectors = open_vectors(queries, dataset=query_dataset, may_be_empty=True)
     found = loaded.search(vectors[0 : vectors.shape[0]], k, num_threads=threads, **options)
-    scores, ids = found.scores, found.ids
     if output is not None:
-        with written_aside(output) as aside:
-            write_results(aside, scores, ids)
-        if as_json:
-            print_json({"results": str(output)})
-        else:
-            click.echo(f"{len(ids)} x {k} results in {printable(str(output))}")
+        _write(found, output, as_json)
     elif as_json:
-        click.echo(json.dumps(neighbours(scores, ids)))
+        click.echo(json.dumps(neighbours(found.scores, found.ids)))
     else:
-        print_neighbours(scores, ids)
+        print_neighbours(found.scores, found.ids)
+
+
+def _write(found: SearchResult, output: Path, as_json: bool) -> None:
+    """Writes results to a file, and says so."""
+    with written_aside(output) as aside:
+        write_results(aside, found.scores, found.ids)
+    if as_json:
+        print_json({"results": str(output)})
+    else:
+        n, k = found.ids.shape
+        click.echo(f"{n} x {k} results in {printable(str(output))}")
+
+
+@click.command("neighbours")
+@click.argument("index", type=PATH)
+@click.option("--ids", type=PATH, help="Ids of documents: .npy, or a text file with one id a line.")
+@click.option("--all", "every", is_flag=True, help="All documents, in the order of the index.")
+@click.option("-k", "k", type=int, default=10, show_default=True, help="Neighbours of each document.")
+@mode_option
+@output_option
+@threads_option
+@json_option
+def stored_neighbours(
+    index: Path,
+    ids: Path | None,
+    every: bool,
+    k: int,
+    mode: Mode,
+    output: Path | None,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Find the neighbours of documents that INDEX holds.
+
+    Takes no vectors: documents are compared by what the index keeps of them, and a document is not among its
+    own neighbours. Prints one line per document: its id, a tab, then id:score pairs. Ids with blanks, quotes
+    or unprintable characters are printed as JSON strings. INDEX may be one of the Faiss connector, which has
+    no dense mode.
+
+    With --output, the file holds the arrays scores and ids as `search` writes them, one row per document in
+    the order of --ids, or of the index.
+
+    \b
+    Example:
+      compressae-index neighbours items.index --ids some.txt -k 10
+      compressae-index neighbours items.index --all -o neighbours.npz
+    """  # noqa: D301
+    if (ids is None) != every:
+        msg = "Give either --ids or --all."
+        raise click.UsageError(msg)
+    if output is not None:
+        check_file(output, ".npz", "results")
+    loaded = load_index(index)
+    wanted = loaded.ids if ids is None else as_id_array(ids_of(loaded, read_ids(ids)))
+    found = loaded.neighbours(wanted, k, mode=mode, num_threads=threads, progress=True)
+    if output is not None:
+        _write(found, output, as_json)
+    elif as_json:
+        click.echo(json.dumps({"documents": wanted.tolist()} | neighbours(found.scores, found.ids)))
+    else:
+        print_neighbours(found.scores, found.ids, wanted.tolist())
 
 
 def neighbours(scores: FloatArray, ids: IdArray) -> dict[str, Any]:
@@ -111,15 +170,16 @@ def neighbours(scores: FloatArray, ids: IdArray) -> dict[str, Any]:
     return {"ids": ids.tolist(), "scores": [[_finite(s) for s in row] for row in scores.tolist()]}
 
 
-def print_neighbours(scores: FloatArray, ids: IdArray) -> None:
-    """Prints one line per query: its number, then id:score pairs, with ids quoted where they need it."""
-    for number, (row_ids, row_scores) in enumerate(zip(ids, scores, strict=True)):
+def print_neighbours(scores: FloatArray, ids: IdArray, queries: Iterable[object] | None = None) -> None:
+    """Prints one line per query: its number or id, then id:score pairs; ids are quoted where they need it."""
+    firsts = range(len(ids)) if queries is None else map(quoted, queries)
+    for first, row_ids, row_scores in zip(firsts, ids, scores, strict=True):
         found = (
             f"{quoted(name)}:{score:.4f}"
             for name, score in zip(row_ids, row_scores, strict=True)
             if score > -np.inf
         )
-        click.echo(f"{number}\t" + " ".join(found))
+        click.echo(f"{first}\t" + " ".join(found))
 
 
 def _finite(score: float) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -17,10 +17,13 @@ from compressae_index.errors import DimensionError, InputError, UnknownIdError
 from compressae_index.ids import Ids, as_id_array
 from compressae_index.processes import ForkSafeLock
 from compressae_index.progress import track
+from compressae_index.search.frontier import NEIGHBOURS, Frontier
+from compressae_index.search.neighbours import Search, graph_of, neighbours_of
 from compressae_index.search.protocol import Documents
 from compressae_index.search.queries import (
     MAX_K,
     MAX_PLACES,
+    REFINE_PER_K,
     REFINED_MODES,
     SCORINGS,
     Asked,
@@ -34,7 +37,12 @@ from compressae_index.search.queries import (
     check_refine,
     explained,
 )
+from compressae_index.search.ranges import RangeResult, check_radius, within
+from compressae_index.search.stages import joined
 from compressae_index.sources import Vectors, VectorSource, check_no_rows, ids_of_rows, open_vectors
+
+if TYPE_CHECKING:
+    import scipy.sparse as sp
 
 
 class IndexStats(NamedTuple):
@@ -100,6 +108,8 @@ class Index:
             msg = f"the codes are over {documents.n_latents} latents, the model has {model.n_latents}"
             raise DimensionError(msg)
         self._documents = documents
+        self.frontier: Frontier | None = None
+        """Settings of "two_stage" and the recall they reach, as `build` measured them; None if it did not."""
         self._writer = ForkSafeLock()
 
     @property
@@ -140,6 +150,7 @@ class Index:
         k: int = 10,
         *,
         mode: str = "two_stage",
+        target_recall: float | None = None,
         candidates: int | None = None,
         query_nnz: int | None = None,
         scoring: Scoring = "asymmetric",
@@ -159,18 +170,24 @@ class Index:
                 best `candidates` by posting lists and scores them as "dense" does. In both, if the index has
                 residual codes or original vectors, the best `refine` get their scores from these. `modes`
                 has those of this index.
-            candidates: documents that stage one hands to stage two, at least k; by default 1,000, or k if
-                that is more. "sparse" needs them only if a back end gives upper bounds of its scores.
-            query_nnz: latents of the query that stage one keeps, of largest magnitude; by default 64, and
-                64 k / postings if posting lists keep fewer than k nonzeros, which is as fast.
+            target_recall: for "two_stage": the recall@10 to reach at the least cost, by the settings that
+                `build` measured (`frontier`). It holds for queries that are like the rows of the index. Those
+                of candidates, query_nnz and refine that are given stay as they are.
+            candidates: documents that stage one hands to stage two, at least k. By default those of the
+                frontier's default point, or 10 k if that is more; without a frontier, 1,000, or k if that is
+                more. "sparse" needs them only if a back end gives upper bounds of its scores.
+            query_nnz: latents of the query that stage one keeps, of largest magnitude. By default those of
+                the frontier's default point in "two_stage"; else 64, and 64 k / postings if posting lists
+                keep fewer than k nonzeros, which is as fast.
             scoring: "asymmetric" compares the query itself with the codes; "symmetric" encodes the query
                 first, as the paper does: s_q with s in "sparse", x_hat_q with x_hat in "dense".
             nprobe: clusters that posting lists are scanned of, those whose mean codes score best; all by
                 default, which is exact. `CompressedIndex.cluster` makes them; an index without clusters takes
                 no nprobe. All are scanned if those hold fewer than k that match.
             refine: documents of each query that the last stage scores again, by residual codes or original
-                vectors: at least k, or 0 to leave the stage out; by default 100, or 4 k if that is more. An
-                index without such a stage takes none.
+                vectors: at least k, or 0 to leave the stage out. By default those of the frontier's default
+                point, or 4 k if that is more; without a frontier, 100, or 4 k if that is more. An index
+                without such a stage takes none.
             filter: ids to search among, in which repeats count once; a boolean mask with one entry a vector
                 in the order of `ids`; or an expression of Milvus. An index takes those of its
                 `documents.filters`. It is applied inside stage one, so k results come back if k match.
@@ -184,16 +201,49 @@ class Index:
 
         Raises:
             InputError: bad queries, another dimension, k, query_nnz or nprobe below 1, candidates or refine
-                below k, nprobe without clusters, refine without a stage for it, another mode, or a filter
-                that this index does not take.
+                below k, nprobe without clusters, refine without a stage for it, a target_recall that no
+                setting reaches, another mode, or a filter that this index does not take.
             StorageError: the file of the original vectors was changed.
         """
         settings = Settings(mode, candidates, query_nnz, scoring, nprobe, refine, filter, num_threads)
         documents = self.documents
+        settings = self._settled(settings, k, documents, target_recall)
         asked = self.asked(queries, k, settings, documents)
         if asked.k * len(asked) > MAX_PLACES:  # counting documents may be a question to a server
             check_k(asked.k, len(documents), len(asked))
         return documents.answer(asked)
+
+    def _settled(
+        self, settings: Settings, k: int, documents: Documents, target_recall: float | None = None
+    ) -> Settings:
+        """Settings that a caller leaves open in "two_stage", from a point of the frontier.
+
+        Raises:
+            InputError: a target that no point reaches, or in a mode that has no frontier.
+        """
+        if target_recall is None and (self.frontier is None or settings.mode != "two_stage"):
+            return settings
+        if settings.mode != "two_stage":
+            msg = f"target_recall has no use in mode {settings.mode!r}: settings of 'two_stage' were measured"
+            raise InputError(msg)
+        if self.frontier is None:
+            msg = (
+                "target_recall needs the settings that CompressedIndex.build measures of at least 8,192 "
+                "vectors, and this index has none: give candidates, query_nnz and refine"
+            )
+            raise InputError(msg)
+        point = self.frontier.default if target_recall is None else self.frontier.reaching(target_recall)
+        k = check_int(k, "k", 1, MAX_K)
+        candidates, refine = max(point.candidates, k), max(point.refine, k)
+        if k > NEIGHBOURS:
+            candidates, refine = max(candidates, 10 * k), max(refine, REFINE_PER_K * k)
+        if settings.candidates is None:
+            settings = settings._replace(candidates=candidates)
+        if settings.query_nnz is None:
+            settings = settings._replace(query_nnz=point.query_nnz)
+        if settings.refine is None and documents.refines and point.refine:
+            settings = settings._replace(refine=refine)
+        return settings
 
     def asked(self, queries: Any, k: int, settings: Settings, documents: Documents | None = None) -> Asked:
         """Checked queries as `Documents.answer` takes them; errors as for `search`."""
@@ -222,6 +272,159 @@ class Index:
             factors = RowScale(self.metric, documents.unit or 1.0).of_queries(rows)
         coder = Coder(self.model, self.encoder, documents.k)
         return Asked(rows, factors, k, candidates, refine, threads, settings, coder)
+
+    def neighbours(
+        self,
+        ids: Any,
+        k: int = 10,
+        *,
+        mode: str = "two_stage",
+        candidates: int | None = None,
+        query_nnz: int | None = None,
+        nprobe: int | None = None,
+        refine: int | None = None,
+        filter: Any = None,  # noqa: A002
+        num_threads: int | None = None,
+        progress: bool = False,
+    ) -> SearchResult:
+        """The k nearest other documents of stored ones, without their vectors.
+
+        The queries are the best vectors that the index has: the original ones if it keeps them, else
+        reconstructions from codes and residual codes. A code of zeros has no neighbours.
+
+        Args:
+            ids: documents of the index; they may repeat.
+            k: neighbours of each, which itself is not among them.
+            mode: this and the other settings are those of `search`.
+            candidates: as for `search`.
+            query_nnz: as for `search`.
+            nprobe: as for `search`.
+            refine: as for `search`.
+            filter: as for `search`; `ids` need not match it.
+            num_threads: as for `search`.
+            progress: show a progress bar.
+
+        Returns:
+            scores and ids, each (len(ids), k), and `certified`, as `search` gives them.
+
+        Raises:
+            UnknownIdError: an id is not in the index.
+            InputError: ids that are neither integers nor strings, or settings that `search` refuses.
+            StorageError: the file of the original vectors was changed.
+        """
+        settings = Settings(mode, candidates, query_nnz, "asymmetric", nprobe, refine, filter, num_threads)
+        array, documents = as_id_array(ids), self.documents
+        k = self._checked(k, settings, documents)
+        if k * len(array) > MAX_PLACES:
+            check_k(k, len(documents), len(array))
+        if len(array):
+            self.check_held(array)
+        settings, search = self._settled(settings, k + 1, documents), self._search_of(documents)
+        found = neighbours_of(array, k, settings, documents, self.model, search, progress=progress)
+        return joined(list(found), k, are_strings=documents.are_strings)
+
+    def neighbour_graph(
+        self,
+        k: int = 10,
+        *,
+        mode: str = "two_stage",
+        candidates: int | None = None,
+        query_nnz: int | None = None,
+        nprobe: int | None = None,
+        refine: int | None = None,
+        filter: Any = None,  # noqa: A002
+        num_threads: int | None = None,
+        progress: bool = True,
+    ) -> sp.csr_array[Any, tuple[int, int]]:
+        """The k nearest other documents of every document, as a sparse matrix of scores.
+
+        Rows and columns are in the order of `ids`, as of now. The documents are searched in batches, so that
+        memory is little more than that of the result.
+
+        Args:
+            k: neighbours of each document; a row has fewer where fewer match.
+            mode: this and the other settings are those of `search`.
+            candidates: as for `search`.
+            query_nnz: as for `search`.
+            nprobe: as for `search`.
+            refine: as for `search`.
+            filter: the documents that may be neighbours, as for `search`; every document has a row.
+            num_threads: as for `search`.
+            progress: show a progress bar.
+
+        Returns:
+            (n, n) float32 in the form of scikit-learn's `kneighbors_graph`, with scores, not distances. A row
+            stores the scores of its neighbours, best first, and not its own.
+
+        Raises:
+            InputError: the index does not list its ids, or settings that `search` refuses.
+            UnknownIdError: another process removed a document meanwhile.
+            StorageError: the file of the original vectors was changed.
+        """
+        settings = Settings(mode, candidates, query_nnz, "asymmetric", nprobe, refine, filter, num_threads)
+        documents = self.documents
+        k = self._checked(k, settings, documents)
+        ids, search = documents.ids, self._search_of(documents)
+        k = min(k, max(len(ids) - 1, 0))
+        wanted, settings = ids if k else ids[:0], self._settled(settings, k + 1, documents)
+        found = neighbours_of(wanted, k, settings, documents, self.model, search, progress=progress)
+        return graph_of(ids, k, found)
+
+    def range_search(
+        self,
+        queries: Any,
+        radius: float,
+        *,
+        mode: str = "two_stage",
+        candidates: int | None = None,
+        query_nnz: int | None = None,
+        scoring: Scoring = "asymmetric",
+        nprobe: int | None = None,
+        refine: int | None = None,
+        filter: Any = None,  # noqa: A002
+        num_threads: int | None = None,
+    ) -> RangeResult:
+        """All documents of each query with a score above the radius.
+
+        Scores are those that `search` gives. "dense" leaves no document out; if the index has a last stage,
+        it scores all documents by it, unless `refine` is given. "two_stage" may leave out documents that are
+        not among its candidates, which are at least 1,000, and 16 for each document in the range. "sparse"
+        compares the radius with sums over the query's strongest latents.
+
+        Args:
+            queries: (n_queries, d), or (d,) for one.
+            radius: a score that documents must exceed.
+            mode: this and the other settings are those of `search`.
+            candidates: as for `search`, but also the most documents of a query, except in "dense".
+            query_nnz: as for `search`.
+            scoring: as for `search`.
+            nprobe: as for `search`.
+            refine: as for `search`, but also the most documents of a query, unless it is 0. By default at
+                least 4 for each document in the range, and all documents in "dense".
+            filter: as for `search`.
+            num_threads: as for `search`.
+
+        Returns:
+            lims, scores and ids in the shapes of Faiss's `range_search`: the documents of query i are
+            ids[lims[i]:lims[i + 1]], best first.
+
+        Raises:
+            InputError: a radius that is no number, or queries or settings that `search` refuses.
+            StorageError: the file of the original vectors was changed.
+        """
+        settings = Settings(mode, candidates, query_nnz, scoring, nprobe, refine, filter, num_threads)
+        documents, radius = self.documents, check_radius(radius)
+        self._checked(1, settings, documents)
+        rows = check_vectors(queries, dim=self.model.dim, name="queries", may_be_empty=True)
+        return within(rows, radius, settings, documents, self._search_of(documents))
+
+    def _checked(self, k: int, settings: Settings, documents: Documents) -> int:
+        """A number of neighbours, checked with the other settings before any work; errors as for `search`."""
+        return self.asked(np.empty((0, self.model.dim), np.float32), k, settings, documents).k
+
+    def _search_of(self, documents: Documents) -> Search:
+        """A search of these documents, whatever changes meanwhile."""
+        return lambda queries, k, settings: documents.answer(self.asked(queries, k, settings, documents))
 
     def add(
         self, embeddings: VectorSource, ids: Any, *, num_threads: int | None = None, progress: bool = False

@@ -12,6 +12,8 @@ from compressae_index.coding.model import MAX_DIM
 from compressae_index.errors import InputError
 
 DEFAULT_K, DEFAULT_LATENTS = 32, 4096
+# Lists of an inverted file grow like this, too.
+LATENTS_PER_ROOT = 16
 # The loss also uses codes of this many times k nonzeros.
 LATENTS_PER_NONZERO = 4
 # The range that torch takes.
@@ -43,7 +45,8 @@ class TrainConfig:
     k: int | None = None
     """Nonzeros a code; 32 by default, less for fewer than 256 rows or 32 dimensions."""
     n_latents: int | None = None
-    """Size of the dictionary; 4096 by default, less for fewer than 8,192 rows."""
+    """Size of the dictionary. By default 4,096, less for fewer than 8,192 rows, and above 131,072 rows the
+    power of two next to 16 sqrt(n): 16,384 for a million."""
     initialization: str = "data"
     """"data": dictionary rows are training vectors, less their mean; "random": as in the paper's code."""
     center: bool = True
@@ -133,7 +136,7 @@ class TrainConfig:
         check_int(dim, "dim", 1, MAX_DIM)
         rows, n_latents = min(n, self.max_rows), self.n_latents
         if n_latents is None:
-            n_latents = max(min(DEFAULT_LATENTS, rows // 2), LATENTS_PER_NONZERO)
+            n_latents = max(min(_latents_for(n), rows // 2), LATENTS_PER_NONZERO)
         elif self.initialization == "data" and n_latents > rows:
             msg = f"n_latents = {n_latents} needs at least as many vectors to start from, got {rows}"
             raise InputError(msg if rows == n else f"{msg} by max_rows")
@@ -148,6 +151,12 @@ class TrainConfig:
             )
             raise InputError(msg)
         return self.k, n_latents
+
+
+def _latents_for(n: int) -> int:
+    """Latents for n rows. A larger dictionary tells more rows apart, and takes fewer bytes of each."""
+    wanted = 1 << round(math.log2(LATENTS_PER_ROOT * math.sqrt(n)))
+    return min(max(wanted, DEFAULT_LATENTS), MAX_LATENTS)
 
 
 def check_multi_k(k: int, n_latents: int) -> None:

@@ -1,0 +1,101 @@
+"""Settings of a search and the recall that they reach, measured when an index is built."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from compressae_index.checks import check_int, check_number
+from compressae_index.errors import InputError
+
+# Neighbours that recall is measured of.
+NEIGHBOURS = 10
+# The default point may lose so much recall against the best one.
+LOSS = 0.01
+
+
+class Point(NamedTuple):
+    """Settings of mode "two_stage", and what they give."""
+
+    candidates: int
+    """Documents that stage one hands to stage two."""
+    query_nnz: int
+    """Latents of the query that stage one keeps."""
+    refine: int
+    """Documents that the last stage scores again; 0 without such a stage."""
+    recall: float
+    """recall@10 of rows of the index, each searched for among the others."""
+    cost: float
+    """Nanoseconds of a query, about: by numbers of postings, codes and vectors that it reads."""
+
+
+class Frontier(NamedTuple):
+    """Settings of which none has both more recall and less cost than another, by ascending cost.
+
+    Recall is that of queries that are like the rows of the index: of other queries it may be less.
+    """
+
+    points: tuple[Point, ...]
+
+    @classmethod
+    def of(cls, measured: Iterable[Point]) -> Frontier:
+        """The points that no other point beats."""
+        best: list[Point] = []
+        for point in sorted(measured, key=lambda each: (each.cost, -each.recall)):
+            if not best or point.recall > best[-1].recall:
+                best.append(point)
+        return cls(tuple(best))
+
+    @property
+    def default(self) -> Point:
+        """The cheapest point that loses at most LOSS of the best one's recall."""
+        return self._cheapest(self.points[-1].recall - LOSS)
+
+    def reaching(self, target_recall: Any) -> Point:
+        """The cheapest point whose recall is at least the target.
+
+        Raises:
+            InputError: the target is not between 0 and 1, or no point reaches it.
+        """
+        if not 0 < check_number(target_recall, "target_recall") < 1:
+            msg = f"target_recall must be between 0 and 1, got {target_recall}"
+            raise InputError(msg)
+        best = self.points[-1]
+        if target_recall > best.recall:
+            msg = (
+                f"target_recall = {target_recall} is out of reach: the most that was measured is "
+                f"{best.recall:.3f}, with candidates={best.candidates}, query_nnz={best.query_nnz}, "
+                f"refine={best.refine}; build with more bytes, or search with mode='dense'"
+            )
+            raise InputError(msg)
+        return self._cheapest(float(target_recall))
+
+    def _cheapest(self, recall: float) -> Point:
+        return next(point for point in self.points if point.recall >= recall)
+
+    def manifest(self) -> list[dict[str, Any]]:
+        """The points, to store."""
+        return [point._asdict() for point in self.points]
+
+    @classmethod
+    def from_stored(cls, entries: Iterable[Mapping[str, Any]]) -> Frontier:
+        """Reads `manifest`.
+
+        Raises:
+            InputError: a number of another type or out of range, or no points.
+            KeyError: one is missing.
+        """
+        points = [
+            Point(
+                check_int(each["candidates"], "candidates", 1),
+                check_int(each["query_nnz"], "query_nnz", 1),
+                check_int(each["refine"], "refine", 0),
+                float(check_number(each["recall"], "recall")),
+                float(check_number(each["cost"], "cost")),
+            )
+            for each in entries
+        ]
+        if not points:
+            msg = "a frontier without points"
+            raise InputError(msg)
+        return cls.of(points)

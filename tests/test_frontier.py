@@ -1,0 +1,114 @@
+"""Settings that reach a recall: what a build measures, and what a search makes of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from compressae_index import CompresSAE, CompressedIndex, InputError
+from compressae_index.arrays import FloatArray
+from compressae_index.building.neighbourhoods import neighbourhoods
+from compressae_index.checks import normalize_rows
+from compressae_index.coding.metric import Metric
+from compressae_index.demo import DemoData
+from compressae_index.measuring.exact import exact_neighbours
+from compressae_index.search.frontier import LOSS, Frontier, Point
+from compressae_index.search.recall import recall
+
+
+@pytest.fixture(scope="module")
+def index(model: CompresSAE, vectors: FloatArray) -> CompressedIndex:
+    """With a frontier, which an index of so few vectors would not get."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("compressae_index.index.CALIBRATED_ROWS", 1000)
+        return CompressedIndex.build(vectors, model=model, k=16, originals="float16", progress=False)
+
+
+def test_the_frontier_leaves_out_what_another_point_beats() -> None:
+    points = [
+        Point(1000, 64, 50, 0.9, 20),
+        Point(300, 64, 50, 0.8, 10),
+        Point(3000, 64, 50, 0.9, 30),
+        Point(3000, 128, 50, 0.95, 40),
+        Point(300, 32, 50, 0.7, 15),
+    ]
+    frontier = Frontier.of(points)
+    assert frontier.points == (points[1], points[0], points[3])
+    assert frontier.reaching(0.85) == points[0]
+    assert frontier.reaching(0.95) == points[3]
+    assert Frontier.of([*points, Point(9, 9, 9, 0.95 - LOSS / 2, 35)]).default.candidates == 9
+    assert Frontier.from_stored(frontier.manifest()) == frontier
+
+
+def test_bad_targets() -> None:
+    frontier = Frontier.of([Point(300, 64, 50, 0.8, 10)])
+    with pytest.raises(InputError, match=r"target_recall must be between 0 and 1, got 1\.5"):
+        frontier.reaching(1.5)
+    with pytest.raises(InputError, match=r"0\.9 is out of reach: the most that was measured is 0\.800"):
+        frontier.reaching(0.9)
+    with pytest.raises(InputError, match="without points"):
+        Frontier.from_stored([])
+
+
+def test_what_is_expected_is_what_queries_get(
+    index: CompressedIndex, vectors: FloatArray, demo_data: DemoData
+) -> None:
+    queries = demo_data.queries[:500]
+    truth = exact_neighbours(vectors, queries, 10)
+    assert index.frontier is not None
+    for point in (*index.frontier.points[::4], index.frontier.default):
+        settings: Any = {name: getattr(point, name) for name in ("candidates", "query_nnz", "refine")}
+        found = recall(index.search(queries, 10, **settings).ids, truth, 10)
+        assert found == pytest.approx(point.recall, abs=0.04)
+        chosen = index.search(queries, 10, target_recall=point.recall)
+        np.testing.assert_array_equal(chosen.ids, index.search(queries, 10, **settings).ids)
+    default = {name: getattr(index.frontier.default, name) for name in ("candidates", "query_nnz", "refine")}
+    plain = index.search(queries, 10)
+    np.testing.assert_array_equal(plain.ids, index.search(queries, 10, **default).ids)
+    costs = [point.cost for point in index.frontier.points]
+    assert costs == sorted(costs)
+
+
+def test_what_a_caller_says_wins(index: CompressedIndex, queries: FloatArray) -> None:
+    assert index.frontier is not None
+    point = index.frontier.default
+    few = index.search(queries, 10, candidates=20, query_nnz=8, refine=0)
+    without = CompressedIndex(index.model, documents=index.documents)
+    np.testing.assert_array_equal(
+        few.ids, without.search(queries, 10, candidates=20, query_nnz=8, refine=0).ids
+    )
+    some = index.search(queries, 10, target_recall=point.recall, candidates=20)
+    again = without.search(queries, 10, candidates=20, query_nnz=point.query_nnz, refine=point.refine)
+    np.testing.assert_array_equal(some.ids, again.ids)
+
+
+def test_where_there_is_no_frontier(index: CompressedIndex, queries: FloatArray) -> None:
+    with pytest.raises(InputError, match="target_recall has no use in mode 'dense'"):
+        index.search(queries, 10, mode="dense", target_recall=0.5)
+    without = CompressedIndex(index.model, documents=index.documents)
+    with pytest.raises(InputError, match="target_recall needs the settings that"):
+        without.search(queries, 10, target_recall=0.5)
+
+
+def test_a_frontier_is_saved(index: CompressedIndex, tmp_path: Path) -> None:
+    index.save(tmp_path / "index")
+    assert CompressedIndex.load(tmp_path / "index").frontier == index.frontier
+
+
+@pytest.mark.parametrize("metric", ["cosine", "inner_product"])
+def test_neighbourhoods_are_exact(vectors: FloatArray, metric: Metric) -> None:
+    rows = vectors[:3000] * np.linspace(0.5, 2, 3000, dtype=np.float32)[:, None]
+    near = neighbourhoods(rows, metric)
+    np.testing.assert_array_equal(near.queries, normalize_rows(rows[near.rows]))
+    unit = normalize_rows(rows).astype(np.float64)
+    norms = np.ones(3000) if metric == "cosine" else np.linalg.norm(rows.astype(np.float64), axis=1)
+    scores = (near.queries.astype(np.float64) @ unit.T) * norms
+    np.put_along_axis(scores, near.rows[:, None], -np.inf, axis=1)
+    best = -np.sort(-scores, axis=1)[:, : near.width]
+    np.testing.assert_allclose(np.take_along_axis(scores, near.nearest, axis=1), best, atol=1e-5)
+    np.testing.assert_allclose(near.vectors, unit[near.nearest], atol=1e-6)
+    np.testing.assert_allclose(near.norms, norms[near.nearest], rtol=1e-5)
+    assert len(near.background) == len(near.background_norms) == 3000
