@@ -378,7 +378,8 @@ class IndexContract:
         ids = [7, 3, 3999, 3]
         exact = term_scores(reference, reference.reconstruct(ids))
         exact[np.arange(4), ids] = -np.inf
-        result = whole.neighbours(ids, 10, candidates=2000, query_nnz=reference.model.n_latents)
+        n_latents = reference.model.n_latents
+        result = whole.neighbours(ids, 10, candidates=2000, query_nnz=n_latents, refine=0)
         assert_certified_best(result, exact, 10, tolerance=4e-6)
         assert certified(result).all()
 
@@ -422,7 +423,7 @@ class IndexContract:
     ) -> None:
         queries = held_out[:5]
         exact = term_scores(reference, queries)
-        many: dict[str, Any] = {"candidates": 2000, "query_nnz": reference.model.n_latents}
+        many: dict[str, Any] = {"candidates": 2000, "query_nnz": reference.model.n_latents, "refine": 0}
         for radius in (float(np.quantile(exact, 0.97)), float(exact.max(axis=1).mean())):
             result = whole.range_search(queries, radius, **many)
             assert_in_range(result, exact, radius, tolerance=2e-6)
