@@ -15,6 +15,7 @@ from compressae_index.checks import normalize_rows
 from compressae_index.coding.metric import Metric
 from compressae_index.connectors.faiss import FaissIndex
 from compressae_index.demo import DemoData
+from compressae_index.search.frontier import Frontier, Point
 from compressae_index.testing import assert_best
 
 N = 600
@@ -241,6 +242,27 @@ def test_references_are_checked_and_may_be_moved(
     with pytest.raises(StorageError, match="was changed since"):
         moved.search(queries, 10)
     moved.search(queries, 10, refine=0)
+
+
+def test_the_frontier_comes_along(
+    model: CompresSAE, vectors: FloatArray, queries: FloatArray, tmp_path: Path
+) -> None:
+    index = embedded(model, vectors, "float16")
+    index.frontier = Frontier((Point(30, 40, 12, 0.8, 1000.0), Point(200, 100, 20, 0.9, 2000.0)))
+    filed = FaissIndex.from_index(index, progress=False)
+    filed.save(tmp_path / "memory")
+    made = [
+        filed,
+        FaissIndex.load(tmp_path / "memory"),
+        FaissIndex.from_index(index, tmp_path / "disk", progress=False),
+    ]
+    for one in made:
+        assert one.frontier == index.frontier
+        found = one.search(queries, 10, target_recall=0.75)
+        expected = filed.search(queries, 10, candidates=30, query_nnz=40, refine=12)
+        np.testing.assert_array_equal(found.ids, expected.ids)
+    without = FaissIndex.load(tmp_path / "memory", originals=False)
+    assert without.frontier is None
 
 
 def test_damaged_residuals_are_refused(model: CompresSAE, vectors: FloatArray) -> None:

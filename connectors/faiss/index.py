@@ -23,6 +23,7 @@ from compressae_index.errors import FormatError, InputError
 from compressae_index.ids import Ids
 from compressae_index.index import CompressedIndex
 from compressae_index.progress import track
+from compressae_index.search.frontier import Frontier
 from compressae_index.search.index import Index
 from compressae_index.sources import CHUNK_ROWS
 
@@ -96,6 +97,7 @@ class FaissIndex(Index):
         """Makes a Faiss index of another index's codes, without encoding again.
 
         Codes and residual codes are copied bit for bit. Original vectors stay in the files where they are.
+        Settings of a search and their recall (`frontier`) are those that were measured of the other index.
 
         Args:
             index: the index to copy; it may be mapped.
@@ -123,6 +125,7 @@ class FaissIndex(Index):
             string_ids=documents.are_strings,
         )
         made = cls(index.model, encoder=index.encoder, metric=index.metric, documents=backend)
+        made.frontier = index.frontier
         if path is None:
             if len(rows):
                 ids = documents.live_ids.all()
@@ -235,6 +238,8 @@ class FaissIndex(Index):
     ) -> None:
         """Writes the directory: the manifest, arrays held in memory, and files by their writers."""
         meta = {"encoder": self.encoder, "metric": self.metric, "model": self.model.manifest(), **held}
+        if self.frontier is not None:
+            meta["frontier"] = self.frontier.manifest()
         persistence.write(path, _KIND, meta, arrays=arrays, tensors=self.model.tensors(), files=files)
 
     @classmethod
@@ -276,6 +281,8 @@ class FaissIndex(Index):
                 msg = f"unit must be 1 where the metric is cosine, got {stored.meta['unit']!r}"
                 raise InputError(msg)
             loaded = cls(model, encoder=stored.meta["encoder"], metric=metric, documents=backend)
+            if "frontier" in stored.meta and originals is not False:  # it was measured with all stages
+                loaded.frontier = Frontier.from_stored(persistence.entry(stored.meta, "frontier", list))
         if mmap and originals is None:  # a pickle could not say where originals are
             loaded._mapped = backend, persistence.Mapped.of(path, stored)
         persistence.release_pages(stored.arrays)
