@@ -190,6 +190,17 @@ def _saved_faiss(path: Path, **settings: Any) -> None:
     index.save(path)
 
 
+def _saved_faiss_refined(path: Path, **settings: Any) -> None:
+    from compressae_index.connectors.faiss import FaissIndex
+
+    built = CompressedIndex.build(
+        some_vectors()[:ROWS], model=some_model(), k=K, num_threads=1, progress=False, **settings
+    )
+    index = FaissIndex.from_index(built, progress=False)
+    index.remove(index.ids[3:20])
+    index.save(path)
+
+
 def _saved_lists(path: Path, n: int) -> None:
     from compressae_index.connectors.faiss import lists
 
@@ -390,6 +401,12 @@ KINDS = {
     "Faiss index": Kind(_saved_faiss, _load_faiss, _use_faiss),
     "Faiss index of string ids": Kind(
         lambda path: _saved_faiss(path, string_ids=True), _load_faiss, _use_faiss
+    ),
+    "Faiss index with residual codes": Kind(
+        lambda path: _saved_faiss_refined(path, residual_bits=3), _load_faiss, _use_faiss
+    ),
+    "Faiss index with original vectors": Kind(
+        lambda path: _saved_faiss_refined(path, originals="float16"), _load_faiss, _use_faiss
     ),
     "lists": Kind(lambda path: _saved_lists(path, ROWS), _load_lists, _use_lists),
     "few lists": Kind(lambda path: _saved_lists(path, 2), _load_lists, _use_lists),

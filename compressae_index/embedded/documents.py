@@ -17,7 +17,7 @@ from compressae_index.coding.metric import Metric, RowScale
 from compressae_index.coding.model import CompresSAE
 from compressae_index.embedded.backend import EmbeddedBackend, Refinement
 from compressae_index.embedded.codecs import WithResiduals
-from compressae_index.embedded.originals import FILE, PLACES, Originals
+from compressae_index.embedded.originals import FILE, Originals
 from compressae_index.embedded.sizes import RUN_ROWS, WINDOW
 from compressae_index.errors import DimensionError, InputError
 from compressae_index.ids import STORED_ROWS, Ids, Rows, check_kind, stored_rows
@@ -351,20 +351,10 @@ class EmbeddedDocuments(Rows):
         of_rows = {name: array for name, array in arrays.items() if name in STORED_ROWS}
         others = (*STORED_ROWS, Path(FILE).stem)
         of_codes = {name: array for name, array in arrays.items() if name not in others}
-        kept = None
-        if "originals" in meta and originals is not False:
-            kept = Originals.from_stored(
-                entry(meta, "originals", dict),
-                arrays.get(Path(FILE).stem),
-                arrays.get(PLACES),
-                model.dim,
-                by_direction=metric == "cosine",
-                unit=unit or 1.0,
-                moved=originals,
-            )
-        elif originals not in (None, False):
-            msg = "this index keeps no original vectors, so originals cannot be given"
-            raise InputError(msg)
+        is_cosine = metric == "cosine"
+        kept = Originals.of_index(
+            meta, arrays, model.dim, by_direction=is_cosine, unit=unit or 1.0, given=originals
+        )
         if (dim := codec.get("dim", model.dim)) != model.dim:
             msg = f"residual codes are of {dim!r:.100} dimensions, the model has {model.dim}"
             raise DimensionError(msg)

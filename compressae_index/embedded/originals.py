@@ -316,6 +316,47 @@ class Originals:
             sync(file)
 
     @classmethod
+    def of_index(
+        cls,
+        meta: Mapping[str, Any],
+        arrays: Mapping[str, npt.NDArray[Any]],
+        dim: int,
+        *,
+        by_direction: bool,
+        unit: float,
+        given: Any,
+    ) -> Originals | None:
+        """The original vectors of a saved index; None if it has none.
+
+        Args:
+            meta: the index's manifest, with the result of `manifest` under "originals".
+            arrays: the index's arrays, among them what `write` wrote, mapped, and `to_arrays`.
+            dim: d.
+            by_direction: whether scores are cosines.
+            unit: the unit of norms.
+            given: False to leave the vectors out; the path or array of a file that was moved; None for what
+                the manifest says.
+
+        Raises:
+            FormatError, ValueError: as for `from_stored`.
+            InputError: a path or array is given, but the index has no original vectors.
+        """
+        if "originals" in meta and given is not False:
+            return cls.from_stored(
+                entry(meta, "originals", dict),
+                arrays.get(Path(FILE).stem),
+                arrays.get(PLACES),
+                dim,
+                by_direction=by_direction,
+                unit=unit,
+                moved=given,
+            )
+        if given is None or given is False:
+            return None
+        msg = "this index keeps no original vectors, so originals cannot be given"
+        raise InputError(msg)
+
+    @classmethod
     def from_stored(
         cls,
         meta: Mapping[str, Any],

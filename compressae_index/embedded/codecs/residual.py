@@ -102,7 +102,15 @@ class WithResiduals(Codec):
         return forward
 
     def refiner(self, pieces: list[Arrays]) -> Residuals:
-        """The engine's last stage, of the rows of all pieces; the arrays must outlive it."""
+        """The engine's last stage, of the rows of all pieces; the arrays must outlive it.
+
+        Raises:
+            ValueError: rows of another type or length.
+        """
+        for rows in (piece[RESIDUAL_ROWS] for piece in pieces):
+            if rows.dtype != np.uint8 or not rows.flags.c_contiguous:  # the engine would copy all of them
+                msg = f"residual rows must be uint8 in C order, got {rows.dtype} {rows.shape}"
+                raise ValueError(msg)
         return Residuals([piece[RESIDUAL_ROWS] for piece in pieces], self.dim, self.residual_bits)
 
     def residuals(self, arrays: Arrays, num_threads: int = 1) -> FloatArray:
