@@ -35,7 +35,7 @@ from compressae_index.embedded.clustering import similar_order
 from compressae_index.embedded.codecs import CodecName, codec_of
 from compressae_index.embedded.codecs.packed import VALUE_BITS
 from compressae_index.embedded.documents import EmbeddedDocuments
-from compressae_index.embedded.originals import FILE, PRECISIONS, Originals
+from compressae_index.embedded.originals import FILE, PRECISIONS, Originals, check_moved
 from compressae_index.embedded.sizes import WINDOW
 from compressae_index.errors import FormatError
 from compressae_index.ids import Ids, as_id_array
@@ -287,19 +287,21 @@ class CompressedIndex(Index):
         """Pickles arrays, or the path of mapped ones, where the same files must then be found."""
         documents = self.documents
         if self._mapped is not None and self._mapped[0] is documents.backend:
-            return type(self)._mapped_again, (self._mapped[1], documents.alive, self.plan)
+            kept = documents.backend.originals
+            originals = False if kept is None else kept.source
+            return type(self)._mapped_again, (self._mapped[1], documents.alive, self.plan, originals)
         return copyreg.__newobj__, (type(self),), vars(self) | {"_mapped": None}  # type: ignore[attr-defined]
 
     @classmethod
     def _mapped_again(
-        cls, mapped: persistence.Mapped, alive: BoolArray | None, plan: Plan | None
+        cls, mapped: persistence.Mapped, alive: BoolArray | None, plan: Plan | None, originals: Any
     ) -> CompressedIndex:
-        """Maps the files of a pickled index again.
+        """Maps the files of a pickled index again, with its original vectors if it had them.
 
         Raises:
             FormatError: its files are gone, damaged, or others.
         """
-        index = cls.load(mapped.path, mmap=True)
+        index = cls.load(mapped.path, mmap=True, originals=originals)
         mapped.check(index._mapped and index._mapped[1])
         index.plan = plan
         held = index.documents
@@ -511,10 +513,12 @@ class CompressedIndex(Index):
             FormatError: the directory is missing, foreign, truncated, tampered with or of a newer format;
                 the message says which file and why. Also if the file of the original vectors is gone, changed
                 or short.
-            InputError: originals are given, but the index refers to none.
+            InputError: originals are neither a path nor an array of float32 or float16 rows, or they are
+                given, but the index refers to none.
             StorageError: there is no permission to read it.
         """
         stored = persistence.read(path, "index", mmap=mmap, always_mapped=(as_path(FILE).stem,))
+        check_moved(stored.meta, originals)
         where = as_path(path)
         with persistence.reading(str(where)):
             model = CompresSAE.from_stored(persistence.entry(stored.meta, "model", dict), stored.tensors)

@@ -54,6 +54,8 @@ class IndexContract:
 
     tolerance: ClassVar[float] = 1e-5
     """Of scores of "sparse"; more where a back end rounds what it adds up."""
+    residual_bits: ClassVar[int] = 0
+    """Bits of the residual codes that the index keeps; 0 if it is tested without."""
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -85,11 +87,18 @@ class IndexContract:
         """A model without a mean, as inner products need it."""
         return sampled_model(embeddings, None)
 
+    @classmethod
+    def built_of(cls, embeddings: FloatArray, ids: Any = None, **settings: Any) -> CompressedIndex:
+        """An embedded index, with residual codes if the index under test keeps them."""
+        return CompressedIndex.build(
+            embeddings, ids, k=16, residual_bits=cls.residual_bits, progress=False, **settings
+        )
+
     @pytest.fixture(scope="class")
     @classmethod
     def reference(cls, reference_model: CompresSAE, embeddings: FloatArray) -> CompressedIndex:
         """An embedded index of the 4,000 embeddings. Not to be changed."""
-        return CompressedIndex.build(embeddings, model=reference_model, k=16, progress=False)
+        return cls.built_of(embeddings, model=reference_model)
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -100,23 +109,19 @@ class IndexContract:
     @pytest.fixture
     def small(self, opened: Open, reference_model: CompresSAE, embeddings: FloatArray) -> Index:
         """300 embeddings with ids 1000 .. 1299, to change."""
-        ids = np.arange(1000, 1300)
-        return opened(
-            CompressedIndex.build(embeddings[:300], ids, model=reference_model, k=16, progress=False)
-        )
+        return opened(self.built_of(embeddings[:300], np.arange(1000, 1300), model=reference_model))
 
     @pytest.fixture
     def named(self, opened: Open, reference_model: CompresSAE, embeddings: FloatArray) -> Index:
         """200 embeddings with strings as ids, to change."""
-        return opened(
-            CompressedIndex.build(embeddings[:200], names(200), model=reference_model, k=16, progress=False)
-        )
+        return opened(self.built_of(embeddings[:200], names(200), model=reference_model))
 
     @pytest.mark.parametrize("candidates", [30, 300, 1000])
     def test_two_stage_gives_the_best_of_all_where_it_is_certified(
         self, whole: Index, reference: CompressedIndex, held_out: FloatArray, candidates: int
     ) -> None:
-        result = whole.search(held_out, 10, candidates=candidates, query_nnz=reference.model.n_latents)
+        n_latents = reference.model.n_latents
+        result = whole.search(held_out, 10, candidates=candidates, query_nnz=n_latents, refine=0)
         assert_certified_best(result, term_scores(reference, held_out), 10, tolerance=2e-6)
         if candidates == 1000:
             assert certified(result).all()
@@ -129,6 +134,30 @@ class IndexContract:
         assert certified(result).all()
         np.testing.assert_allclose(result.scores, expected.scores, atol=2e-6)
         assert (result.ids == expected.ids).mean() > 0.98  # ties may stand the other way
+
+    def test_the_last_stage_scores_what_codes_leave_out(
+        self, whole: Index, reference: CompressedIndex, held_out: FloatArray
+    ) -> None:
+        if not self.residual_bits:
+            with pytest.raises(InputError, match="refine is 20, but there is no stage that scores again"):
+                whole.search(held_out, 10, refine=20)
+            return
+        by_codes = whole.search(held_out, 20, candidates=2000, refine=0)
+        result, expected = (
+            index.search(held_out, 10, candidates=2000, refine=20) for index in (whole, reference)
+        )
+        np.testing.assert_allclose(result.scores, expected.scores, atol=2e-6)
+        assert (result.ids == expected.ids).mean() > 0.98
+        unit = normalize_rows(held_out).astype(np.float64)
+        for row, query in enumerate(unit):
+            assert set(result.ids[row].tolist()) <= set(by_codes.ids[row].tolist())
+            exact = whole.reconstruct(by_codes.ids[row]) @ query
+            # The engine rounds queries to bytes for residual codes.
+            np.testing.assert_allclose(result.scores[row], np.sort(exact)[::-1][:10], atol=1e-3)
+        why = whole.explain(held_out[0], result.ids[0].tolist()[0])
+        assert why.score == pytest.approx(result.scores[0, 0], abs=1e-3)
+        assert why.contributions.sum() + why.mean + why.residual == pytest.approx(why.score, abs=1e-6)
+        assert abs(why.residual) > 1e-3
 
     @pytest.mark.parametrize("candidates", [30, 1000])
     def test_sparse_gives_the_best_sums_where_it_is_certified(
@@ -155,13 +184,14 @@ class IndexContract:
         np.testing.assert_array_equal(codes.to_dense(), expected.to_dense())
         np.testing.assert_array_equal(whole.reconstruct(ids), reference.reconstruct(ids))
         why = whole.explain(held_out[0], 7)
-        assert why.score == pytest.approx(term_scores(reference, held_out[:1])[0, 7], abs=2e-6)
-        assert why.contributions.sum() + why.mean == pytest.approx(why.score, abs=1e-6)
+        by_code = why.score - why.residual
+        assert by_code == pytest.approx(term_scores(reference, held_out[:1])[0, 7], abs=2e-6)
+        assert why.contributions.sum() + why.mean == pytest.approx(by_code, abs=1e-6)
         assert len(whole) == whole.stats().vectors == 4000
 
     def test_a_filter_of_ids(self, whole: Index, reference: CompressedIndex, held_out: FloatArray) -> None:
         allowed = np.arange(0, 4000, 13)
-        result = whole.search(held_out, 5, filter=allowed, query_nnz=reference.model.n_latents)
+        result = whole.search(held_out, 5, filter=allowed, query_nnz=reference.model.n_latents, refine=0)
         scores = np.full((len(held_out), 4000), -np.inf)
         scores[:, allowed] = term_scores(reference, held_out)[:, allowed]
         assert certified(result).all()
@@ -226,6 +256,9 @@ class IndexContract:
         small.upsert(embeddings[300:302], ids=[1000, 5])
         assert len(small) == 301
         assert small.search(embeddings[300:302], 1).ids[:, 0].tolist() == [1000, 5]
+        if self.residual_bits:
+            vectors = small.documents.vectors(np.array([1000, 5]), small.model)
+            assert (np.einsum("nd,nd->n", vectors, normalize_rows(embeddings[300:302])) > 0.97).all()
 
     @pytest.mark.parametrize(
         ("ids", "message"),
@@ -298,9 +331,7 @@ class IndexContract:
     ) -> None:
         metric: Metric = "inner_product"
         lengths = np.linspace(0.5, 3, 300, dtype=np.float32)[:, None]
-        embedded = CompressedIndex.build(
-            embeddings[:300] * lengths, model=reference_uncentred_model, k=16, metric=metric, progress=False
-        )
+        embedded = self.built_of(embeddings[:300] * lengths, model=reference_uncentred_model, metric=metric)
         index = opened(embedded)
         assert index.metric == metric
         expected = embedded.search(held_out * 2, 5, mode="dense")
@@ -347,7 +378,8 @@ class IndexContract:
         ids = [7, 3, 3999, 3]
         exact = term_scores(reference, reference.reconstruct(ids))
         exact[np.arange(4), ids] = -np.inf
-        result = whole.neighbours(ids, 10, candidates=2000, query_nnz=reference.model.n_latents)
+        n_latents = reference.model.n_latents
+        result = whole.neighbours(ids, 10, candidates=2000, query_nnz=n_latents, refine=0)
         assert_certified_best(result, exact, 10, tolerance=4e-6)
         assert certified(result).all()
 
@@ -391,7 +423,7 @@ class IndexContract:
     ) -> None:
         queries = held_out[:5]
         exact = term_scores(reference, queries)
-        many: dict[str, Any] = {"candidates": 2000, "query_nnz": reference.model.n_latents}
+        many: dict[str, Any] = {"candidates": 2000, "query_nnz": reference.model.n_latents, "refine": 0}
         for radius in (float(np.quantile(exact, 0.97)), float(exact.max(axis=1).mean())):
             result = whole.range_search(queries, radius, **many)
             assert_in_range(result, exact, radius, tolerance=2e-6)

@@ -140,6 +140,23 @@ def _saved_index(path: Path, **settings: Any) -> None:
     index.save(path)
 
 
+def _referred(path: Path) -> Path:
+    """The file that an index saved at a path refers to."""
+    return path.with_name(f"{path.name}.npy")
+
+
+def _saved_reference(path: Path) -> None:
+    np.save(_referred(path), some_vectors()[:ROWS])
+    settings: dict[str, Any] = {"k": K, "num_threads": 1, "progress": False}
+    index = CompressedIndex.build(
+        some_vectors()[:ROWS], model=some_model(), originals=_referred(path), **settings
+    )
+    index.remove(index.ids[3:20])
+    index.compact()
+    index.add(some_vectors()[ROWS:], num_threads=1)
+    index.save(path)
+
+
 def _saved_clusters(path: Path) -> None:
     few = some_model().fold(some_model().encode(some_vectors()[:ROWS], 2, num_threads=1))
     codes = SparseCodes.concatenate([few] * (WINDOW // ROWS + 1))
@@ -170,6 +187,17 @@ def _saved_faiss(path: Path, **settings: Any) -> None:
     names: Any = [f"item {i}" for i in range(ROWS)] if settings else np.arange(ROWS) * 3
     index.add(some_vectors()[:ROWS], names)
     index.remove(names[3:20])
+    index.save(path)
+
+
+def _saved_faiss_refined(path: Path, **settings: Any) -> None:
+    from compressae_index.connectors.faiss import FaissIndex
+
+    built = CompressedIndex.build(
+        some_vectors()[:ROWS], model=some_model(), k=K, num_threads=1, progress=False, **settings
+    )
+    index = FaissIndex.from_index(built, progress=False)
+    index.remove(index.ids[3:20])
     index.save(path)
 
 
@@ -210,6 +238,10 @@ def _use_index(index: CompressedIndex, path: Path, rng: np.random.Generator) -> 
     for mode in MODES:
         yield partial(_search, index, mode=mode, **single)
         yield partial(_search, index, mode=mode, scoring="symmetric", **single)
+    if index.documents.refines:
+        yield partial(_search, index, refine=20, **single)
+        yield partial(_search, index, mode="dense", refine=200, **single)
+        yield lambda: _check_finite(index.documents.vectors(index.ids, index.model))
     nprobe = 1 if index.documents.backend.clusters is not None else None
     yield partial(_search, index, nprobe=nprobe, candidates=30, **single)
     yield lambda: _search(index, filter=index.ids[::2], **single)
@@ -228,6 +260,17 @@ def _use_index(index: CompressedIndex, path: Path, rng: np.random.Generator) -> 
     yield partial(_search, index, **single)
     yield lambda: index.save(path.with_name("again"))
     yield lambda: _search(CompressedIndex.load(path.with_name("again")), **single)
+
+
+def _use_reference(index: CompressedIndex, path: Path, rng: np.random.Generator) -> Uses:
+    yield from _use_index(index, path, rng)
+    yield _check_reference
+
+
+def _check_reference() -> None:
+    if not np.array_equal(np.load(_referred(sample("index that refers to a file"))), some_vectors()[:ROWS]):
+        msg = "the user's file was written to"
+        raise InsaneError(msg)
 
 
 def _search(index: Any, **options: Any) -> None:
@@ -337,6 +380,13 @@ KINDS = {
     "index of string ids": _index_kind(ids=[f"é{i}" * (i % 3) + str(i) for i in range(ROWS)]),
     "aligned index": _index_kind(forward="aligned", postings=4, ids=np.arange(5, ROWS + 5)),
     "index of inner products": _index_kind(metric="inner_product"),
+    "index of residuals": _index_kind(residual_bits=3),
+    "aligned index of residuals": _index_kind(residual_bits=1, forward="aligned", metric="inner_product"),
+    "index of originals": _index_kind(originals="float16"),
+    "index of originals and norms": _index_kind(originals="float32", metric="inner_product"),
+    "index that refers to a file": Kind(
+        _saved_reference, lambda path, mmap: CompressedIndex.load(path, mmap=mmap), _use_reference
+    ),
     "clustered index": Kind(
         _saved_clusters, lambda path, mmap: CompressedIndex.load(path, mmap=mmap), _use_index
     ),
@@ -351,6 +401,12 @@ KINDS = {
     "Faiss index": Kind(_saved_faiss, _load_faiss, _use_faiss),
     "Faiss index of string ids": Kind(
         lambda path: _saved_faiss(path, string_ids=True), _load_faiss, _use_faiss
+    ),
+    "Faiss index with residual codes": Kind(
+        lambda path: _saved_faiss_refined(path, residual_bits=3), _load_faiss, _use_faiss
+    ),
+    "Faiss index with original vectors": Kind(
+        lambda path: _saved_faiss_refined(path, originals="float16"), _load_faiss, _use_faiss
     ),
     "lists": Kind(lambda path: _saved_lists(path, ROWS), _load_lists, _use_lists),
     "few lists": Kind(lambda path: _saved_lists(path, 2), _load_lists, _use_lists),

@@ -8,6 +8,7 @@ from typing import Any
 from pymilvus import DataType, MilvusClient
 
 from compressae_index.arrays import FloatArray
+from compressae_index.connectors.milvus.compressed import OWN_FIELDS
 
 
 def name() -> str:
@@ -71,5 +72,5 @@ def key(number: int) -> str:
 def rows_of(client: MilvusClient, collection: str) -> dict[Any, dict[str, Any]]:
     """All rows by id, without vectors."""
     rows = client.query(collection, filter="", limit=16384, output_fields=["*"])
-    vectors = {"embedding", "compressae_code", "compressae_dense"}
+    vectors = {"embedding", *OWN_FIELDS}
     return {row["key"]: {name: row[name] for name in row.keys() - vectors} for row in rows}

@@ -38,11 +38,26 @@ class Trained(IndexContract):
         return built
 
 
+class WithResiduals(Trained):
+    """The contract with residual codes."""
+
+    residual_bits = 4
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def reference(cls, reference_model: CompresSAE, embeddings: FloatArray) -> CompressedIndex:
+        return cls.built_of(embeddings, model=reference_model)
+
+
 class TestEmbedded(Trained):
     @pytest.fixture(scope="class")
     @classmethod
     def opened(cls) -> Open:
         return lambda index: index
+
+
+class TestEmbeddedWithResiduals(WithResiduals, TestEmbedded):
+    pass
 
 
 class TestFaiss(Trained):
@@ -54,6 +69,10 @@ class TestFaiss(Trained):
         from compressae_index.connectors.faiss import FaissIndex
 
         return lambda index: FaissIndex.from_index(index, progress=False)
+
+
+class TestFaissWithResiduals(WithResiduals, TestFaiss):
+    pass
 
 
 class TestDenseStore(Trained):

@@ -263,7 +263,6 @@ def test_codecs_that_agree() -> None:
 def test_the_list_of_codecs() -> None:
     assert get_args(CodecName) == tuple(name for name in CODECS if name != "plain")
     assert all(codec.name == name for name, codec in CODECS.items())
-    assert [name for name in CODECS if fitted(name).has_byte_rows] == ["packed"]
     # A setting of another codec is ignored from users, and refused in manifests.
     assert isinstance(codec_of("aligned", value_bits=6), Aligned)
     with pytest.raises(TypeError, match="value_bits"):

@@ -70,6 +70,31 @@ def test_dense_is_a_brute_force_over_reconstructions(
     )
 
 
+@pytest.mark.parametrize("filed", [False, True])
+@pytest.mark.parametrize("settings", [{"residual_bits": 4}, {"originals": "float32"}], ids=str)
+def test_reconstructions_hold_residual_codes_and_no_originals(
+    model: CompresSAE, vectors: FloatArray, queries: FloatArray, settings: dict[str, Any], filed: bool
+) -> None:
+    built = CompressedIndex.build(vectors[:500], model=model, k=16, progress=False, **settings)
+    index = FaissIndex.from_index(built, progress=False) if filed else built
+    store = DenseStore(index, storage="float32", device="cpu", progress=False)
+    store.add(vectors[500:520], np.arange(1000, 1020))
+    store.upsert(vectors[520:525], np.arange(3, 8))
+    ids = store.ids
+    reconstructed = index.reconstruct(ids).astype(np.float64)
+    cosines = np.einsum("nd,nd->n", reconstructed[-5:], normalize_rows(vectors[520:525]))
+    assert ((cosines > 0.97) == ("residual_bits" in settings)).all()
+    exact = normalize_rows(queries).astype(np.float64) @ reconstructed.T
+    for mode in ("dense", "two_stage"):
+        found = store.search(queries, 10, mode=mode, candidates=600)
+        np.testing.assert_allclose(found.scores, -np.sort(-exact, axis=1)[:, :10], atol=1e-6)
+        why = store.explain(queries[0], found.ids[0].tolist()[0])
+        assert why.score == pytest.approx(found.scores[0, 0], abs=1e-6)
+        assert why.contributions.sum() + why.mean + why.residual == pytest.approx(why.score, abs=1e-6)
+        with pytest.raises(InputError, match="refine is 20, but there is no stage that scores again"):
+            store.search(queries, 10, mode=mode, refine=20)
+
+
 @pytest.mark.parametrize(("storage", "error", "size"), [("float16", 1e-3, 2), ("bfloat16", 8e-3, 2)])
 def test_sixteen_bits_round(
     built: CompressedIndex, queries: FloatArray, storage: Any, error: float, size: int
@@ -368,6 +393,21 @@ def test_codes_answer_searches_that_a_gpu_cannot(built: CompressedIndex, queries
 
 
 @pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize("settings", [{"residual_bits": 4}, {"originals": "float32"}], ids=str)
+def test_codes_answer_with_the_reconstructions_that_a_gpu_holds(
+    model: CompresSAE, vectors: FloatArray, queries: FloatArray, settings: dict[str, Any]
+) -> None:
+    index = CompressedIndex.build(vectors[:500], model=model, k=16, progress=False, **settings)
+    store = DenseStore(index, device="cuda:0", storage="float32", progress=False)
+    allowed = np.arange(0, 500, 3)
+    found = store.search(queries, 5, mode="dense", filter=allowed)
+    exact = normalize_rows(queries).astype(np.float64) @ index.reconstruct(allowed).T
+    # The engine rounds queries to bytes for residual codes.
+    np.testing.assert_allclose(found.scores, -np.sort(-exact, axis=1)[:, :5], atol=1e-3)
+    assert devices_of(store)[0].index.asked == []
+
+
+@pytest.mark.usefixtures("two_gpus")
 def test_removed_vectors_are_not_found_on_a_gpu(index: CompressedIndex, vectors: FloatArray) -> None:
     store = DenseStore(index, device="cuda:0", progress=False)
     store.remove([1007])
@@ -484,6 +524,8 @@ def test_bad_cuda_tensors(built: CompressedIndex, queries: FloatArray) -> None:
     ):
         with pytest.raises(InputError, match=message):
             store.search(bad.as_subclass(CudaTensor), 5, mode="dense")
+    with pytest.raises(InputError, match="no stage that scores again"):
+        store.search(tensor, 5, mode="dense", refine=5)
 
 
 def test_inner_products_of_cuda_tensors(

@@ -78,6 +78,24 @@ def test_plain_faiss_reads_and_searches_it(
     )
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_a_payload_that_refines(
+    model: CompresSAE, vectors: FloatArray, queries: FloatArray, named: bool, tmp_path: Path
+) -> None:
+    rows, ids = vectors[:1500], np.arange(1500) * 3 + 7 if named else None
+    payload = "PQ16x4fs,Refine(SQfp16)"
+    index = dictionary_ivf(rows, model, payload=payload, ids=ids, progress=False)
+    faiss.write_index(index, str(tmp_path / "ivf.faiss"))
+    read: Any = faiss.read_index(str(tmp_path / "ivf.faiss"))
+    faiss.ParameterSpace().set_index_parameter(read, "nprobe", 1024)
+    unit = normalize_rows(queries)
+    scores, found = read.search(unit, 10)
+    found = (found - 7) // 3 if named else found
+    assert overlap(found, nearest(rows, queries, 10)) > 0.7  # of the best 100 by 4 bits for 24 dimensions
+    exact = unit @ normalize_rows(rows).T
+    np.testing.assert_allclose(scores, np.take_along_axis(exact, found, axis=1), atol=1e-3)
+
+
 def test_search_once_gives_each_id_once(model: CompresSAE, vectors: FloatArray, queries: FloatArray) -> None:
     index = dictionary_ivf(vectors[:1500], model, assignments=4, progress=False)
     index.nprobe = index.nlist
@@ -101,6 +119,8 @@ def test_an_ivf_refuses(model: CompresSAE, vectors: FloatArray) -> None:
         dictionary_ivf(vectors[:2], model, payload="Nonsense")
     with pytest.raises(InputError, match="takes 1 assignment, got 2"):
         dictionary_ivf(vectors[:2], model, payload="PQ16x4fs", assignments=2)
+    with pytest.raises(InputError, match="takes 1 assignment, got 2: what refines holds each vector once"):
+        dictionary_ivf(vectors[:2], model, payload="SQ8,RFlat", assignments=2)
     with pytest.raises(InputError, match="cannot train the payload on 2 vectors"):
         dictionary_ivf(vectors[:2], model, payload="PQ48")
     with pytest.raises(InputError, match="NaN"):
@@ -121,6 +141,54 @@ def test_flat_indexes_score_as_dense_does(
     everything = built.search(queries, len(built), mode="dense")
     by_id = np.take_along_axis(everything.scores, np.argsort(everything.ids, axis=1), axis=1)
     np.testing.assert_allclose(scores, np.take_along_axis(by_id, ids, axis=1), atol=tolerance)
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("settings", [{"residual_bits": 4}, {"originals": "float32"}, {}], ids=str)
+def test_plain_faiss_refines_what_a_quantiser_finds(
+    model: CompresSAE,
+    vectors: FloatArray,
+    queries: FloatArray,
+    settings: dict[str, Any],
+    named: bool,
+    tmp_path: Path,
+) -> None:
+    ids = np.arange(1500) * 3 + 7 if named else np.arange(1500)
+    index = CompressedIndex.build(vectors[:1500], ids, model=model, k=16, progress=False, **settings)
+    exported = to_faiss(index, "SQ4", refine="float16", progress=False)
+    faiss.write_index(exported, str(tmp_path / "refined.faiss"))
+    read: Any = faiss.read_index(str(tmp_path / "refined.faiss"), faiss.IO_FLAG_MMAP_IFC)
+    known = index.documents.vectors(ids, model)
+    if "originals" in settings:
+        np.testing.assert_allclose(known, normalize_rows(vectors[:1500]), atol=1e-6)
+    unit = normalize_rows(queries)
+    exact = unit.astype(np.float64) @ known.T
+    best = ids[np.argsort(-exact, axis=1)[:, :10]]
+    scores, found = read.search(unit, 10)
+    assert overlap(found, best) > 0.995
+    rows = (found - 7) // 3 if named else found
+    np.testing.assert_allclose(scores, np.take_along_axis(exact, rows, axis=1), atol=1e-3)
+    alone = to_faiss(index, "SQ4", progress=False)
+    library: Any = faiss  # whose stubs lack keyword arguments of parameters
+    unrefined = read.search(unit, 10, params=library.IndexRefineSearchParameters(k_factor=1))
+    for some in (unrefined, alone.search(unit, 10)):
+        assert 0.6 < overlap(some[1], best) < 0.96
+    np.testing.assert_allclose(read.reconstruct(int(ids[5])), known[5], atol=1e-3)
+    np.testing.assert_allclose(FaissVectors(read)[0:1500], known, atol=1e-3)
+
+
+def test_inner_products_are_refined_in_their_own_norms(
+    uncentred_model: CompresSAE, vectors: FloatArray, queries: FloatArray
+) -> None:
+    rows = vectors[:600] * np.linspace(20, 60, 600, dtype=np.float32)[:, None]
+    index = CompressedIndex.build(
+        rows, model=uncentred_model, metric="inner_product", originals="float16", progress=False
+    )
+    exported = to_faiss(index, "SQ8", refine="float32", progress=False)
+    scores, found = exported.search(queries, 10)
+    exact = queries.astype(np.float64) @ rows.T
+    np.testing.assert_allclose(scores, -np.sort(-exact, axis=1)[:, :10], rtol=2e-3)
+    assert overlap(found, nearest(rows, queries, 10, "inner_product")) > 0.98
 
 
 def test_own_ids_are_those_of_faiss(index: CompressedIndex, queries: FloatArray) -> None:
@@ -149,10 +217,15 @@ def test_strings_need_integers(model: CompresSAE, vectors: FloatArray, queries: 
     assert [names[i - 5] for i in found] == expected.tolist()
     with pytest.raises(InputError, match="kind must be one of"):
         to_faiss(index, "flat")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="refine must be one of"):
+        to_faiss(index, refine="SQ8")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="so they take no refine, got 'float16'"):
+        to_faiss(index, "inverted", refine="float16")
 
 
 def test_an_empty_index_is_exported(model: CompresSAE) -> None:
     assert to_faiss(CompressedIndex(model), "float16", progress=False).ntotal == 0
+    assert to_faiss(CompressedIndex(model), "SQ8", refine="float16", progress=False).ntotal == 0
     assert to_faiss(CompressedIndex(model), "inverted", progress=False).ntotal == 0
 
 
@@ -170,6 +243,8 @@ HOLDERS = {
     "RR384,IVF8,Flat": 1 - 1e-6,
     "IDMap,RR384,IVF8,Flat": 1 - 1e-6,
     "Flat,RFlat": 1 - 1e-6,
+    "PQ16x4,Refine(SQfp16)": 1 - 1e-6,
+    "IDMap2,IVF8,PQ16x4fs,RFlat": 1 - 1e-6,
     "IVF8,PQ16x4": 0.5,
     "IVF8,PQ16x4fs": 0.5,
 }

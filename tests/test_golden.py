@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,16 @@ def test_indexes_answer_as_they_did(written: Path, answers: dict[str, Any], name
         np.testing.assert_allclose(scores, answers[f"{name}.{mode}.scores"], rtol=0, atol=1e-6)
         expected = answers[f"{name}.{mode}.ids"]
         np.testing.assert_array_equal(ids.astype(expected.dtype), expected)
+
+
+@pytest.mark.parametrize("name", INDEXES)
+def test_what_has_no_new_parts_is_saved_as_it_was(written: Path, tmp_path: Path, name: str) -> None:
+    CompressedIndex.load(written / name).save(tmp_path / name)
+    then, now = (json.loads((path / name / "manifest.json").read_bytes()) for path in (written, tmp_path))
+    assert now["format_version"] == then["format_version"]
+    assert now["files"].keys() == then["files"].keys()
+    assert now["meta"].keys() == then["meta"].keys()
+    assert now["meta"]["packing"] == then["meta"]["packing"]
 
 
 def test_models_encode_as_they_did(written: Path, answers: dict[str, Any]) -> None:

@@ -7,7 +7,16 @@ import numpy as np
 from compressae_index import CompressedIndex
 from compressae_index.arrays import FloatArray
 from compressae_index.coding.codes import SparseCodes
-from compressae_index.search.stages import code_scores, holds_best, strongest_terms
+from compressae_index.search.queries import Asked, Settings
+from compressae_index.search.stages import (
+    Found,
+    Refined,
+    Stages,
+    answered,
+    code_scores,
+    holds_best,
+    strongest_terms,
+)
 
 
 def test_the_certificate_is_refused_where_something_better_may_be_left() -> None:
@@ -34,3 +43,31 @@ def test_code_scores_are_inner_products(built: CompressedIndex, queries: FloatAr
     codes = built.codes(np.arange(6))
     expected = np.stack([codes[:3].to_dense() @ u[0], codes[3:].to_dense() @ u[1]])
     np.testing.assert_allclose(code_scores(u, codes), expected, atol=1e-6)
+
+
+def test_the_last_stage_scores_the_best_documents_again(built: CompressedIndex, queries: FloatArray) -> None:
+    ids = np.array([[7, 3, 5, -1], [2, 1, 8, 4]])
+    scores = np.array([[0.5, 0.9, 0.5, -np.inf], [0.1, 0.4, 0.3, 0.2]], dtype=np.float32)
+    given: list[int] = []
+
+    def by_id(asked: Asked, found: Found) -> FloatArray:  # noqa: ARG001
+        given.append(found.scores.shape[1])
+        return found.ids.astype(np.float32)
+
+    stages = Stages(lambda _: Found(scores, ids, ids), (Refined(by_id),))
+
+    def best(refine: int) -> list[list[int]]:
+        asked = built.asked(queries[:2], 2, Settings(refine=0))
+        asked.refine = refine
+        result = answered(stages, asked, 2, are_strings=False)
+        assert (result.scores == (result.ids if refine else -np.sort(-scores, axis=1)[:, :2])).all()
+        found: list[list[int]] = result.ids.tolist()
+        return found
+
+    # Of two documents with the same score, the first in `ids` is among the best.
+    assert best(2) == [[5, 3], [8, 1]]
+    assert best(3) == [[7, 5], [8, 4]]
+    assert best(9) == [[7, 5], [8, 4]]
+    assert given == [2, 3, 4]
+    assert best(0) == [[3, 5], [1, 8]]
+    assert given == [2, 3, 4]

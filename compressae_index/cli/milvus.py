@@ -38,6 +38,12 @@ dense_option = click.option(
     type=click.Choice(["float16", "float32"]),
     help="Keep reconstructed vectors too; Milvus Lite has float32 only.  [default: no]",
 )
+refine_option = click.option(
+    "--refine",
+    type=int,
+    help="Documents that residual codes or original vectors score again; 0 for none.  "
+    "[default: 100, or 4 k if larger]",
+)
 
 
 @dataclass(frozen=True)
@@ -54,11 +60,11 @@ class Connection:
         """Keyword arguments of the connector's functions that take a uri."""
         return {"token": self.token, "db_name": self.db_name, "timeout": self.timeout}
 
-    def open(self, collection: str) -> MilvusIndex:
-        """The index of a compressed collection."""
+    def open(self, collection: str, *, originals: bool = False) -> MilvusIndex:
+        """The index of a compressed collection; `originals` says whether its original vectors are needed."""
         from compressae_index.connectors.milvus import MilvusIndex
 
-        return MilvusIndex.open(self.uri, collection, **self.options)
+        return MilvusIndex.open(self.uri, collection, originals=originals, **self.options)
 
 
 def connection_options(function: Callable[..., None]) -> Callable[..., None]:
@@ -122,6 +128,19 @@ def milvus() -> None:
     "--metric", type=click.Choice(METRICS), help="Metric of scores.  [default: that of the source's index]"
 )
 @dense_option
+@click.option(
+    "--originals",
+    type=click.Choice(["float16", "float32", "source"]),
+    help="Score the best by original vectors: copies, or those of the source. Milvus Lite has no float16.  "
+    "[default: no]",
+)
+@click.option(
+    "--residual-bits",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Keep what codes leave out, in 1, 2, 3, 4 or 6 bits a dimension, to score the best by.",
+)
 @threads_option
 @json_option
 @click.pass_context
@@ -204,6 +223,7 @@ def sync(connection: Connection, collection: str, compare: bool, threads: int | 
     help="dense and hybrid need a collection that was imported with --dense.",
 )
 @search_options
+@refine_option
 @click.option("--filter", "expression", help="A Milvus expression, such as 'price < 10'.")
 @click.option("--output-field", "fields", multiple=True, help="A field to fetch; may be repeated.")
 @click.option("--partition", "partitions", multiple=True, help="A partition to search in; may be repeated.")
@@ -218,6 +238,7 @@ def search(
     candidates: int | None,
     query_nnz: int | None,
     scoring: Scoring,
+    refine: int | None,
     expression: str | None,
     fields: tuple[str, ...],
     partitions: tuple[str, ...],
@@ -234,7 +255,7 @@ def search(
       compressae-index milvus search queries.npy --uri items.db --collection items_compressed -k 10
     """  # noqa: D301
     vectors = open_vectors(queries, dataset=query_dataset, may_be_empty=True)
-    index = connection.open(collection)
+    index = connection.open(collection, originals=refine != 0)
     result = index.search(
         vectors[0 : vectors.shape[0]],
         k,
@@ -242,6 +263,7 @@ def search(
         candidates=candidates,
         query_nnz=query_nnz,
         scoring=scoring,
+        refine=refine,
         filter=expression,
         output_fields=fields,
         partitions=partitions,
@@ -278,6 +300,8 @@ def info(connection: Connection, collection: str, as_json: bool) -> None:
         **index.stats()._asdict(),
         "fingerprint": manifest.fingerprint,
         "dense": manifest.dense or "none",
+        "originals": manifest.originals or "none",
+        "residual_bits": manifest.residual_bits,
         "source": manifest.source if as_json else manifest.source.get("collection", "none"),
     }
     index.close()
@@ -288,12 +312,19 @@ def info(connection: Connection, collection: str, as_json: bool) -> None:
 @click.argument("index", type=PATH)
 @click.option("--output", "-o", type=PATH, required=True, help="Directory to write, new or empty.")
 @dense_option
+@click.option(
+    "--originals",
+    type=click.Choice(["float16", "float32"]),
+    help="Write the original vectors of INDEX too.  [default: no]",
+)
 @click.option("--primary", default="id", show_default=True, help="Name of the primary key.")
 @json_option
-def export_parquet(index: Path, output: Path, dense: Any, primary: str, as_json: bool) -> None:
+def export_parquet(
+    index: Path, output: Path, dense: Any, originals: Any, primary: str, as_json: bool
+) -> None:
     """Write the codes of INDEX for Milvus's bulk import.
 
-    They are Parquet files in the layout of pymilvus's own bulk writer.
+    They are Parquet files in the layout of pymilvus's own bulk writer. Residual codes of INDEX go with them.
 
     \b
     Example:
@@ -302,7 +333,7 @@ def export_parquet(index: Path, output: Path, dense: Any, primary: str, as_json:
     from compressae_index.connectors.milvus import export_parquet as export
 
     loaded = CompressedIndex.load(index, mmap=True)
-    written = export(loaded, output, dense=dense, primary=primary, progress=True)
+    written = export(loaded, output, dense=dense, originals=originals, primary=primary, progress=True)
     content = {
         "output": str(output),
         "files": len(written.files),

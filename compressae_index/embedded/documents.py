@@ -17,7 +17,7 @@ from compressae_index.coding.metric import Metric, RowScale
 from compressae_index.coding.model import CompresSAE
 from compressae_index.embedded.backend import EmbeddedBackend, Refinement
 from compressae_index.embedded.codecs import WithResiduals
-from compressae_index.embedded.originals import FILE, PLACES, Originals
+from compressae_index.embedded.originals import FILE, Originals
 from compressae_index.embedded.sizes import RUN_ROWS, WINDOW
 from compressae_index.errors import DimensionError, InputError
 from compressae_index.ids import STORED_ROWS, Ids, Rows, check_kind, stored_rows
@@ -142,13 +142,17 @@ class EmbeddedDocuments(Rows):
         return self._found(asked, hits, refined=refinement is not None)
 
     def _refinement(self, asked: Asked) -> Refinement | None:
-        return (asked.vectors, asked.refine) if asked.refine else None
+        return (asked.vectors, min(asked.refine, len(self.all_ids))) if asked.refine else None
 
     def _in_metric(self, asked: Asked, sums: FloatArray, *, refined: bool) -> FloatArray:
         """Scores of the engine's sums; those by original vectors hold the share of the model's mean."""
-        if refined and self.backend.originals is not None:
-            return asked.times_factors(sums)
-        return asked.in_metric(sums)
+        if not (refined and self.backend.originals is not None):
+            return asked.in_metric(sums)
+        # Vectors of a damaged file may be of any length, and only places without a document score -inf.
+        largest = np.finfo(np.float32).max
+        with np.errstate(over="ignore"):
+            scores = np.clip(asked.times_factors(sums), -largest, largest)
+        return np.where(np.isneginf(sums), sums, scores)
 
     def _room(self, asked: Asked) -> tuple[int, int, Bitmap | None]:
         """The k and candidates, limited to the number of allowed rows, and the bitmap of allowed rows."""
@@ -347,20 +351,13 @@ class EmbeddedDocuments(Rows):
         of_rows = {name: array for name, array in arrays.items() if name in STORED_ROWS}
         others = (*STORED_ROWS, Path(FILE).stem)
         of_codes = {name: array for name, array in arrays.items() if name not in others}
-        kept = None
-        if "originals" in meta and originals is not False:
-            kept = Originals.from_stored(
-                entry(meta, "originals", dict),
-                arrays.get(Path(FILE).stem),
-                arrays.get(PLACES),
-                model.dim,
-                by_direction=metric == "cosine",
-                unit=unit or 1.0,
-                moved=originals,
-            )
-        elif originals not in (None, False):
-            msg = "this index keeps no original vectors, so originals cannot be given"
-            raise InputError(msg)
+        is_cosine = metric == "cosine"
+        kept = Originals.of_index(
+            meta, arrays, model.dim, by_direction=is_cosine, unit=unit or 1.0, given=originals
+        )
+        if (dim := codec.get("dim", model.dim)) != model.dim:
+            msg = f"residual codes are of {dim!r:.100} dimensions, the model has {model.dim}"
+            raise DimensionError(msg)
         backend = EmbeddedBackend.from_arrays(of_codes, n, n_latents, k, codec, postings, kept)
         ids, alive = stored_rows(n, of_rows)
         if n and unit is None:

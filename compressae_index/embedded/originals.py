@@ -6,7 +6,8 @@ import hashlib
 import mmap
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple, TypeAlias
@@ -15,13 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from compressae_index import _engine
-from compressae_index.arrays import FloatArray, RowArray
-from compressae_index.checks import as_path, check_int, normalize_rows
+from compressae_index.arrays import BoolArray, FloatArray, RowArray
+from compressae_index.checks import as_path, check_choice, check_int, normalize_rows
+from compressae_index.coding.metric import LARGEST_NORM
 from compressae_index.errors import DimensionError, FormatError, InputError, StorageError
 from compressae_index.npy import read_header
 from compressae_index.persistence import entry
 from compressae_index.processes import cached_property
-from compressae_index.sources import CHUNK_ROWS, Vectors
+from compressae_index.sources import CHUNK_ROWS, Vectors, checked_rows
 from compressae_index.storage import accessing, new_file, open_file, sync
 
 Precision: TypeAlias = Literal["float16", "float32"]
@@ -33,8 +35,8 @@ Stored: TypeAlias = npt.NDArray[Any]
 FILE, PLACES = "originals.npy", "original_places"
 # Rows that the digest of a file is taken of.
 _DIGEST_ROWS = 64
-# Rows to compare with those an index is built from, and the least cosine between the two.
-_COMPARED_ROWS, _LEAST_COSINE = 256, 0.999
+# Rows to compare with those an index is built from, and how far apart the two may be, relative to the norm.
+_COMPARED_ROWS, _APART = 256, 0.04
 
 
 class Reference(NamedTuple):
@@ -72,11 +74,33 @@ class Segment(NamedTuple):
     """(n, d), mapped."""
     reference: Reference | None = None
     """The user's file; None for a file of the index's own, or an array."""
+    is_given: bool = False
+    """Whether the rows are as the user has them, not divided by the unit of norms."""
+
+    def check(self) -> None:
+        """Checks that the vectors are still there.
+
+        Raises:
+            StorageError: their file was written to, or cut off.
+        """
+        if self.reference is not None:
+            self.reference.check()
+        mapped = _map_of(self.rows)
+        if mapped is None:
+            return
+        # Maps of numpy begin at whole pages.
+        begin = getattr(self.rows, "offset", 0) // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+        if mapped.size() < begin + len(mapped):
+            msg = (
+                "the file of the original vectors was cut off since the index opened it: load the index again"
+            )
+            raise StorageError(msg)
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.reference is not None:
             return _opened_again, (self.reference.path, self.rows.shape, self.reference.digest)
-        return _spooled_again, (np.array(self.rows),)
+        self.check()
+        return _spooled_again, (np.array(self.rows), self.is_given)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +113,7 @@ class Originals:
         by_direction: whether scores are cosines.
         segments: where the vectors lie.
         places: (n,) int64, the place of each document's vector in all segments; None if these are the same.
-        unit: the unit of norms, which vectors of references are divided by to compare with codes; the index's
+        unit: the unit of norms, which vectors of the user are divided by to compare with codes; the index's
             own were divided before they were stored.
     """
 
@@ -120,7 +144,7 @@ class Originals:
             InputError: an array of another kind.
             DimensionError: another number of rows or dimensions.
         """
-        segment = Segment(_as_rows(source)) if _is_array(source) else _opened(as_path(source))
+        segment = _given(source)
         n, dim = vectors.shape
         n_given = getattr(vectors, "n_rows", n)
         if segment.rows.shape != (n_given, dim):
@@ -142,9 +166,7 @@ class Originals:
     @cached_property
     def refiner(self) -> _engine.Originals:
         """The engine's last stage."""
-        segments = [
-            (_bits(each.rows), 1.0 if each.reference is None else 1.0 / self.unit) for each in self.segments
-        ]
+        segments = [(_bits(each.rows), 1.0 / self.unit if each.is_given else 1.0) for each in self.segments]
         return _engine.Originals(segments, self.dim, self.places, self.by_direction)
 
     @property
@@ -157,32 +179,64 @@ class Originals:
         """Bytes of the vectors."""
         return sum(each.rows.nbytes for each in self.segments)
 
+    @property
+    def source(self) -> Any:
+        """The path or array of the user; None if the index keeps all vectors itself."""
+        for each in self.segments:
+            if each.is_given:
+                return each.rows if each.reference is None else each.reference.path
+        return None
+
     def check(self) -> None:
-        """Checks that nobody wrote to the user's files.
+        """Checks that nobody wrote to the files.
 
         Raises:
             StorageError: someone did.
         """
         for each in self.segments:
-            if each.reference is not None:
-                each.reference.check()
+            each.check()
 
     def vectors(self, rows: RowArray) -> FloatArray:
         """The vectors of documents, (len(rows), d): of unit norm for cosine, else in the unit of norms.
 
         Raises:
-            StorageError: a file of the user was changed.
+            StorageError: a file was changed, or holds vectors that no index keeps.
         """
-        self.check()
+        vectors = self._taken(rows, np.float32)
+        largest = np.abs(vectors).max(axis=1)
+        if self.by_direction:
+            damaged = np.flatnonzero(~((largest > 0) & (largest < np.inf)))
+        else:
+            damaged = np.flatnonzero(~(largest <= 2 * LARGEST_NORM))
+        if damaged.size:
+            msg = (
+                f"the original vector of row {rows[damaged[0]]} is damaged: its largest entry is "
+                f"{largest[damaged[0]]:.4g}; load the index with originals=False to go on without them"
+            )
+            raise StorageError(msg)
+        return normalize_rows(vectors) if self.by_direction else vectors
+
+    def _parts(self, rows: RowArray) -> Iterator[tuple[Segment, BoolArray, RowArray]]:
+        """Segments, which of the documents lie in each, and these documents' rows of it."""
         places = rows if self.places is None else self.places[rows]
-        vectors, first = np.empty((len(rows), self.dim), np.float32), 0
+        first = 0
         for each in self.segments:
             inside = (places >= first) & (places < first + len(each.rows))
-            vectors[inside] = each.rows[places[inside] - first]
-            if each.reference is not None and self.unit != 1.0:
-                vectors[inside] /= np.float32(self.unit)
+            yield each, inside, places[inside] - first
             first += len(each.rows)
-        return normalize_rows(vectors) if self.by_direction else vectors
+
+    def _taken(self, rows: RowArray, dtype: npt.DTypeLike) -> Stored:
+        """The vectors of documents in the unit of norms, where it matters."""
+        taken = np.empty((len(rows), self.dim), dtype)
+        for each, inside, at in self._parts(rows):
+            if not len(at):
+                continue
+            each.check()
+            found = each.rows[at]
+            if each.is_given and not self.by_direction:
+                found = found.astype(np.float32) / np.float32(self.unit)
+            taken[inside] = found
+        return taken
 
     def extended(self, segment: Segment) -> Originals:
         """With the vectors of new documents, from `Spool.segment`."""
@@ -194,9 +248,23 @@ class Originals:
         return replace(self, segments=_joined((*self.segments, segment)), places=places)
 
     def subset(self, rows: RowArray) -> Originals:
-        """Of only some documents, in the order of `rows`; their vectors stay where they are."""
-        places = rows if self.places is None else self.places[rows]
-        return replace(self, places=np.ascontiguousarray(places, dtype=np.int64))
+        """Of only some documents, in the order of `rows`.
+
+        The vectors stay where they are, unless more than half of the index's own are of other documents.
+        """
+        segments, places, placed = list[Segment](), np.empty(len(rows), np.int64), 0
+        for each, inside, at in self._parts(rows):
+            if not len(at):
+                continue
+            if each.is_given or 2 * len(at) >= len(each.rows):
+                segments.append(each)
+                places[inside] = at + placed
+            else:
+                segments.append(_copied([(each, at)]))
+                places[inside] = np.arange(placed, placed + len(at))
+            placed += len(segments[-1].rows)
+        in_order = np.array_equal(places, np.arange(placed))
+        return replace(self, segments=tuple(segments), places=None if in_order else places)
 
     def in_unit(self, unit: float) -> Originals:
         """The same for codes in another unit of norms."""
@@ -218,14 +286,12 @@ class Originals:
         """The places of documents once `write` has put the index's own vectors behind the references."""
         if not any(each.reference is not None for each in self.segments):
             return {}
-        places, first, before = np.empty(len(self), np.int64), 0, 0
-        held = np.arange(len(self)) if self.places is None else self.places
-        for each in self.segments:
-            inside = (held >= first) & (held < first + len(each.rows))
+        every = np.arange(len(self))
+        places, before = np.empty(len(self), np.int64), 0
+        for each, inside, at in self._parts(every):
             if each.reference is not None:
-                places[inside] = held[inside] - first + before
+                places[inside] = at + before
                 before += len(each.rows)
-            first += len(each.rows)
         own = self._own_places
         places[own] = before + np.arange(len(own))
         return {} if np.array_equal(places, np.arange(before + len(own))) else {PLACES: places}
@@ -233,14 +299,9 @@ class Originals:
     @property
     def _own_places(self) -> RowArray:
         """The documents whose vectors are in no reference."""
-        if not any(each.reference is not None for each in self.segments):
-            return np.arange(len(self))
-        held = np.arange(len(self)) if self.places is None else self.places
-        own, first = np.zeros(len(self), dtype=bool), 0
-        for each in self.segments:
-            if each.reference is None:
-                own |= (held >= first) & (held < first + len(each.rows))
-            first += len(each.rows)
+        own = np.zeros(len(self), dtype=bool)
+        for each, inside, _ in self._parts(np.arange(len(self))):
+            own |= inside & (each.reference is None)
         return np.flatnonzero(own)
 
     def write(self, path: Path) -> None:
@@ -250,19 +311,50 @@ class Originals:
         with new_file(path) as file:
             np.lib.format.write_array_header_1_0(file, header)
             for first in range(0, len(own), CHUNK_ROWS):
-                rows = own[first : first + CHUNK_ROWS]
-                file.write(self._stored(rows).astype(self.dtype, copy=False).tobytes())
+                rows = self._taken(own[first : first + CHUNK_ROWS], self.dtype)
+                file.write(rows.tobytes())
             sync(file)
 
-    def _stored(self, rows: RowArray) -> Stored:
-        """The stored vectors of documents that are in no reference."""
-        places = rows if self.places is None else self.places[rows]
-        taken, first = np.empty((len(rows), self.dim), self.dtype), 0
-        for each in self.segments:
-            inside = (places >= first) & (places < first + len(each.rows))
-            taken[inside] = each.rows[places[inside] - first]
-            first += len(each.rows)
-        return taken
+    @classmethod
+    def of_index(
+        cls,
+        meta: Mapping[str, Any],
+        arrays: Mapping[str, npt.NDArray[Any]],
+        dim: int,
+        *,
+        by_direction: bool,
+        unit: float,
+        given: Any,
+    ) -> Originals | None:
+        """The original vectors of a saved index; None if it has none.
+
+        Args:
+            meta: the index's manifest, with the result of `manifest` under "originals".
+            arrays: the index's arrays, among them what `write` wrote, mapped, and `to_arrays`.
+            dim: d.
+            by_direction: whether scores are cosines.
+            unit: the unit of norms.
+            given: False to leave the vectors out; the path or array of a file that was moved; None for what
+                the manifest says.
+
+        Raises:
+            FormatError, ValueError: as for `from_stored`.
+            InputError: a path or array is given, but the index has no original vectors.
+        """
+        if "originals" in meta and given is not False:
+            return cls.from_stored(
+                entry(meta, "originals", dict),
+                arrays.get(Path(FILE).stem),
+                arrays.get(PLACES),
+                dim,
+                by_direction=by_direction,
+                unit=unit,
+                moved=given,
+            )
+        if given is None or given is False:
+            return None
+        msg = "this index keeps no original vectors, so originals cannot be given"
+        raise InputError(msg)
 
     @classmethod
     def from_stored(
@@ -291,19 +383,16 @@ class Originals:
             FormatError: a file of the user is gone, changed or short, with what to do.
             ValueError: the parts do not fit together.
         """
-        dtype = np.dtype(entry(meta, "dtype", str))
+        dtype = np.dtype(check_choice(entry(meta, "dtype", str), "the dtype of originals", PRECISIONS))
         references = entry(meta, "references", list)
-        if dtype.name not in PRECISIONS:
-            msg = f"originals of dtype {dtype.name}"
-            raise ValueError(msg)
-        if moved is not None and len(references) != 1:
-            msg = f"originals are given, but this index refers to {len(references)} files of original vectors"
-            raise InputError(msg)
         segments = [
             _referred(moved if moved is not None else Path(entry(each, "path", str)), each, dim)
             for each in references
         ]
         n_own = check_int(meta["own"], "own", 0)
+        if n_own and own is None:
+            msg = f"{FILE} is missing"
+            raise ValueError(msg)
         if own is not None:
             if own.shape != (n_own, dim) or own.dtype != dtype or not own.flags.c_contiguous:
                 msg = f"{FILE} must hold {dtype.name} {(n_own, dim)}, got {own.dtype} {own.shape}"
@@ -313,76 +402,124 @@ class Originals:
         if places is not None and not _are_places(places, held):
             msg = f"{PLACES} must be int64 numbers of {held} vectors"
             raise ValueError(msg)
-        if n_own and own is None:
-            msg = f"{FILE} is missing"
-            raise ValueError(msg)
         return cls(dim, dtype, by_direction, tuple(segments), places, unit)
 
 
 class Spool:
-    """Writes vectors to a temporary file, which the system removes once nothing maps it."""
+    """Writes vectors to a temporary file, which the system removes once nothing maps it.
+
+    All but the end raises StorageError where the disk is full or refuses.
+    """
 
     def __init__(self, dim: int, dtype: np.dtype[Any]) -> None:
         self._dim, self._dtype, self._n = dim, dtype, 0
         # It never has a name, so that it goes away even if this process is killed.
-        self._file: BinaryIO = tempfile.TemporaryFile(prefix="compressae-index-")  # noqa: SIM115
+        with self._writing():
+            self._file: BinaryIO = tempfile.TemporaryFile(prefix="compressae-index-")  # noqa: SIM115
 
     def __enter__(self) -> Spool:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        with suppress(OSError):  # what `add` could not write is tried again, and nobody needs it
+            self._file.close()
+
+    def _writing(self) -> AbstractContextManager[None]:
+        # Not gettempdir(), which raises where there is no folder.
+        folder = Path(tempfile.tempdir or "TMPDIR")
+        return accessing(folder / "the temporary file of original vectors", "written")
 
     def add(self, rows: Stored) -> None:
-        """Appends rows (n, d).
-
-        Raises:
-            StorageError: the disk is full or refuses.
-        """
-        where = Path(tempfile.gettempdir()) / "the temporary file of original vectors"
-        with accessing(where, "written"):
+        """Appends rows (n, d)."""
+        with self._writing():
             self._file.write(np.ascontiguousarray(rows, dtype=self._dtype).data)
         self._n += len(rows)
 
     def segment(self) -> Segment:
         """The rows, mapped."""
-        self._file.flush()
         if not self._n:
             return Segment(np.empty((0, self._dim), self._dtype))
-        return Segment(_random_reads(np.memmap(self._file, self._dtype, "r", shape=(self._n, self._dim))))
+        with self._writing():
+            self._file.flush()
+            rows = np.memmap(self._file, self._dtype, "r", shape=(self._n, self._dim))
+        return Segment(_random_reads(rows))
 
 
 def _joined(segments: Sequence[Segment]) -> tuple[Segment, ...]:
     """The same, with the last ones of similar size in one file, so that their number stays logarithmic."""
     first = len(segments) - 1
     n = len(segments[first].rows)
-    while first and segments[first - 1].reference is None and len(segments[first - 1].rows) < 2 * n:
+    while first and not segments[first - 1].is_given and len(segments[first - 1].rows) < 2 * n:
         first -= 1
         n += len(segments[first].rows)
     if first == len(segments) - 1:
         return tuple(segments)
-    with Spool(segments[first].rows.shape[1], segments[first].rows.dtype) as spool:
-        for each in segments[first:]:
-            for begin in range(0, len(each.rows), CHUNK_ROWS):
-                spool.add(each.rows[begin : begin + CHUNK_ROWS])
-        return (*segments[:first], spool.segment())
+    joined = _copied([(each, np.arange(len(each.rows))) for each in segments[first:]])
+    return (*segments[:first], joined)
 
 
-def _spooled_again(rows: Stored) -> Segment:
+def _copied(parts: Sequence[tuple[Segment, RowArray]]) -> Segment:
+    """Some rows of segments of one dtype, one behind the other in a file."""
+    of = parts[0][0].rows
+    with Spool(of.shape[1], of.dtype) as spool:
+        for each, rows in parts:
+            each.check()
+            for begin in range(0, len(rows), CHUNK_ROWS):
+                spool.add(each.rows[rows[begin : begin + CHUNK_ROWS]])
+        return spool.segment()
+
+
+def _spooled_again(rows: Stored, is_given: bool = False) -> Segment:
     with Spool(rows.shape[1], rows.dtype) as spool:
         spool.add(rows)
-        return spool.segment()
+        return spool.segment()._replace(is_given=is_given)
+
+
+def check_moved(meta: Mapping[str, Any], source: Any) -> None:
+    """Checks what is given in place of the file that a stored index refers to.
+
+    Args:
+        meta: the manifest of the index.
+        source: a path or array; None or False for none.
+
+    Raises:
+        InputError: it is something else, or the index refers to no file.
+    """
+    if source is None or source is False:
+        return
+    _as_rows(source) if _is_array(source) else _as_file(source)
+    kept = meta.get("originals")
+    if not isinstance(kept, dict) or not kept.get("references"):
+        msg = "originals are given, but this index refers to no file of original vectors"
+        raise InputError(msg)
+
+
+def _given(source: Any) -> Segment:
+    """The path or array of a user."""
+    if _is_array(source):
+        return Segment(_as_rows(source), is_given=True)
+    return _opened(_as_file(source))
 
 
 def _is_array(source: Any) -> bool:
     return isinstance(source, np.ndarray)
 
 
+def _as_file(source: Any) -> Path:
+    if not isinstance(source, (str, bytes, os.PathLike)):
+        words = " or ".join(map(repr, PRECISIONS))
+        msg = f"originals must be {words}, the path of a file or a numpy array, got {type(source).__name__}"
+        raise InputError(msg)
+    return as_path(source, "originals")
+
+
 def _as_rows(source: Stored) -> Stored:
-    if source.ndim != 2 or source.dtype.name not in PRECISIONS or not source.flags.c_contiguous:
+    plain = source.flags.c_contiguous and source.flags.aligned and source.dtype.isnative
+    plain = plain and not isinstance(source, np.ma.MaskedArray)
+    if source.ndim != 2 or source.dtype.name not in PRECISIONS or not plain:
         msg = (
-            f"originals must be a C-contiguous array (n, d) of float32 or float16, got {source.dtype} "
-            f"{source.shape}"
+            f"originals must be a C-contiguous array (n, d) of float32 or float16, aligned in memory, got "
+            f"{type(source).__name__} of {source.dtype} {source.shape}"
         )
         raise InputError(msg)
     return source
@@ -396,7 +533,9 @@ def _opened(path: Path) -> Segment:
     """
     path = path.resolve()
     if path.suffix.lower() != ".npy":
-        msg = f"{path}: originals are a .npy file of float32 or float16 rows, {' or '.join(PRECISIONS)}"
+        msg = (
+            f"originals must be {' or '.join(map(repr, PRECISIONS))}, or a .npy file of such rows, got {path}"
+        )
         raise FormatError(msg)
     with accessing(path, "read"), open_file(path) as handle:
         header, found = read_header(handle, path), os.fstat(handle.fileno())
@@ -409,7 +548,7 @@ def _opened(path: Path) -> Segment:
             raise FormatError(msg)
         rows = np.memmap(handle, header.dtype, "r", header.offset, header.shape)
     reference = Reference(path, _digest(rows), found.st_size, found.st_mtime_ns)
-    return Segment(_random_reads(rows), reference)
+    return Segment(_random_reads(rows), reference, is_given=True)
 
 
 def _opened_again(path: Path, shape: tuple[int, ...], digest: str) -> Segment:
@@ -422,11 +561,11 @@ def _referred(source: Any, meta: Mapping[str, Any], dim: int) -> Segment:
     """A file that an index refers to, checked to be the same."""
     shape, digest = (check_int(meta["n"], "n", 1), dim), entry(meta, "digest", str)
     if _is_array(source):
-        segment = Segment(_as_rows(source))
+        segment = _given(source)
         _check_same(segment, "the array given", shape, digest)
         return segment
     try:
-        return _opened_again(as_path(source), shape, digest)
+        return _opened_again(_as_file(source), shape, digest)
     except (FormatError, StorageError) as error:
         msg = (
             f"the original vectors of this index cannot be used: {error}; load it with originals=... if the "
@@ -461,20 +600,26 @@ def _digest(rows: Stored) -> str:
 
 
 def _compare(originals: Originals, vectors: Vectors) -> None:
-    """Checks that originals are the rows that an index is built from.
+    """Checks that originals are the rows that an index is built from, by some of them.
 
     Raises:
-        InputError: they are others.
+        InputError: they are others, or bad rows.
     """
-    for first in np.unique(np.linspace(0, max(len(originals) - _COMPARED_ROWS, 0), 4).astype(np.int64)):
-        given = np.asarray(vectors[first : first + _COMPARED_ROWS], dtype=np.float32)
-        held = replace(originals, by_direction=True).vectors(np.arange(first, first + len(given)))
-        cosines = np.einsum("nd,nd->n", normalize_rows(given), held)
-        wrong = np.flatnonzero(~(cosines >= _LEAST_COSINE))
+    n = len(originals)
+    for first in np.unique(np.linspace(0, max(n - _COMPARED_ROWS, 0), 4).astype(np.int64)).tolist():
+        rows = np.arange(first, min(first + _COMPARED_ROWS, n))
+        given = checked_rows(vectors, first, first + len(rows), dim=originals.dim).astype(np.float64)
+        held = originals._taken(rows, np.float32).astype(np.float64)
+        norms = np.linalg.norm(given, axis=1)
+        if originals.by_direction:
+            with np.errstate(invalid="ignore", divide="ignore"):  # any row may be among the originals
+                held *= (norms / np.linalg.norm(held, axis=1))[:, None]
+        apart = np.linalg.norm(held - given, axis=1) / norms
+        wrong = np.flatnonzero(~(apart <= _APART))
         if wrong.size:
             msg = (
-                f"row {first + wrong[0]} of originals is not that of the embeddings: the cosine between them "
-                f"is {cosines[wrong[0]]:.3f}"
+                f"row {first + wrong[0]} of originals is not that of the embeddings: they are "
+                f"{apart[wrong[0]]:.3g} of its norm apart"
             )
             raise InputError(msg)
 
@@ -486,7 +631,15 @@ def _bits(rows: Stored) -> Stored:
 
 def _random_reads(rows: Stored) -> Stored:
     """The same rows; a map is told that reads will be of single rows, so that the system reads no more."""
-    base: Any = rows.base
-    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_RANDOM"):
-        base.madvise(mmap.MADV_RANDOM)
+    mapped = _map_of(rows)
+    if mapped is not None and hasattr(mmap, "MADV_RANDOM"):
+        mapped.madvise(mmap.MADV_RANDOM)
     return rows
+
+
+def _map_of(rows: Stored) -> mmap.mmap | None:
+    """The map that rows lie in; None if they lie in memory."""
+    base: Any = rows
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return base if isinstance(base, mmap.mmap) else None

@@ -579,7 +579,7 @@ class Index:
         if factors is not None:
             projection *= factors
         code, mean_scores, documents = self.codes([id]), self.model.mean_scores(rows), self.documents
-        if not documents.refines:
+        if not (documents.refines or documents.residual_bits):
             return explained(projection[0], code, mean_scores)
         vector = documents.vectors(as_id_array([id]), self.model)[0]
         factor = (documents.unit or 1.0) * (1.0 if factors is None else float(factors[0, 0]))

@@ -5,7 +5,7 @@ The tie rule, the k best, the certificate and padding are defined here, once for
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -155,6 +155,40 @@ class ByCodes:
         sums = code_scores(asked.stage_two, codes)
         scores = np.where(np.isneginf(found.scores), -np.inf, asked.in_metric(sums))
         return found._replace(scores=scores, codes=codes, ordered=False)
+
+
+class Refined:
+    """Stage three: scores of the best documents by what their codes leave out; the others are left out."""
+
+    def __init__(self, scored: Callable[[Asked, Found], FloatArray]) -> None:
+        """With a function from documents to their scores (n_queries, c) by the metric.
+
+        These may be any numbers where the given ones are -inf. The function is not called without documents.
+        """
+        self._scored = scored
+
+    def __call__(self, asked: Asked, found: Found, /) -> Found:
+        """The best `asked.refine` documents of each query; all as they are if that is 0."""
+        if not asked.refine or not found.scores.shape[1]:
+            return found
+        found = best_of(found, asked.refine)
+        scores = np.where(np.isneginf(found.scores), np.float32(-np.inf), self._scored(asked, found))
+        return found._replace(scores=scores, ordered=False)
+
+
+def best_of(found: Found, n: int) -> Found:
+    """The n best documents of each query by the tie rule, without their codes; all if they are no more."""
+    if found.scores.shape[1] <= n:
+        return found
+    order = best(found.scores, found.places, n)
+    ids: Any = found.ids
+    return Found(
+        np.take_along_axis(found.scores, order, axis=1),
+        np.take_along_axis(ids, order, axis=1),
+        np.take_along_axis(found.places, order, axis=1),
+        found.certified,
+        ordered=True,
+    )
 
 
 def strongest_terms(projections: FloatArray, query_nnz: int) -> SparseCodes:

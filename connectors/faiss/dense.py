@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +29,7 @@ from compressae_index.search.queries import (
     SearchResult,
     Settings,
     check_candidates,
+    check_refine,
 )
 from compressae_index.search.stages import Found, Stages, answered
 from compressae_index.sources import CHUNK_ROWS, VectorSource
@@ -107,7 +109,8 @@ class _Rescored:
         self.unit = inner.unit
         self.residual_bits = inner.residual_bits
         self.held, self.check_ids, self.codes = inner.held, inner.check_ids, inner.codes
-        self.vectors, self.reconstructed = inner.vectors, inner.reconstructed
+        # Reconstructions are what is in Faiss, also if the index keeps original vectors.
+        self.vectors = self.reconstructed = inner.reconstructed
         self.added, self.removed = inner.added, inner.removed
 
     def __len__(self) -> int:
@@ -136,7 +139,9 @@ class _Rescored:
 
     def _scanned_by_index(self, asked: Asked) -> SearchResult:
         if "dense" in self._inner.modes:
-            return self._inner.answer(asked)
+            # Residual codes are in the vectors of Faiss, original vectors are not.
+            refine = check_refine(None, asked.k, can_refine=self.residual_bits > 0)
+            return self._inner.answer(replace(asked, refine=refine))
         msg = f"on a GPU, dense takes no filter and k up to {LONGEST}, and this index has no dense mode"
         raise InputError(msg)
 
@@ -150,9 +155,11 @@ class _Rescored:
 class DenseStore(Index):
     """An index that takes its `dense` scores from a Faiss flat index of its reconstructions.
 
-    Scores equal those of the index's own `dense` mode up to the rounding of `storage`. A vector takes d
-    numbers, and queries are not projected. "dense" scores all vectors in Faiss; "two_stage" finds candidates
-    by the index's "sparse" and re-scores them by vectors read from Faiss; "sparse" is the index's own mode.
+    Reconstructions include residual codes, but not original vectors. Scores equal those of the index's own
+    `dense` mode, with refine=0 if it keeps original vectors, up to the rounding of `storage`. A vector takes
+    d numbers, and queries are not projected. "dense" scores all vectors in Faiss; "two_stage" finds
+    candidates by the index's "sparse" and re-scores them by vectors read from Faiss; "sparse" is the index's
+    own mode. None has a last stage, so searches take no `refine`.
 
     Change the index through this object's `add`, `upsert` and `remove`. After a change made elsewhere,
     searches raise InputError until you call `refresh`. Searches may run in several threads, also while
@@ -347,9 +354,9 @@ class DenseStore(Index):
             if stays and seen.store.can_scan(k, settings.filter):
                 rows = _checked_tensor(queries, self.model.dim)
                 threads, coder = check_threads(settings.num_threads), Coder(self.model, self.encoder, seen.k)
-                return Asked(
-                    rows, None, k, check_candidates(settings.candidates, k), 0, threads, settings, coder
-                )
+                candidates = check_candidates(settings.candidates, k)
+                refine = check_refine(settings.refine, k, can_refine=False)
+                return Asked(rows, None, k, candidates, refine, threads, settings, coder)
         return super().asked(queries, k, settings, seen)
 
     def _current(self) -> _Held:

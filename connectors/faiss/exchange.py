@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from compressae_index.arrays import FloatArray
+from compressae_index.arrays import FloatArray, IdArray
 from compressae_index.checks import check_choice
 from compressae_index.connectors.faiss.flat import STORAGES, Storage, flat_index
 from compressae_index.connectors.faiss.index import FaissIndex
+from compressae_index.connectors.faiss.ivf import K_FACTOR, TRAINING_ROWS
 from compressae_index.connectors.faiss.library import faiss
 from compressae_index.connectors.faiss.lists import check_mapped
 from compressae_index.errors import FormatError, InputError
@@ -21,53 +23,93 @@ from compressae_index.progress import track
 from compressae_index.sources import CHUNK_ROWS
 from compressae_index.sources.base import bounds
 
-Kind: TypeAlias = Storage | Literal["inverted"]
-KINDS: tuple[Kind, ...] = (*STORAGES, "inverted")
+# Faiss's names of scalar quantisers whose ranges are trained, of 8 and 4 bits a dimension.
+Quantised: TypeAlias = Literal["SQ8", "SQ4"]
+Kind: TypeAlias = Storage | Quantised | Literal["inverted"]
+KINDS: tuple[Kind, ...] = (*STORAGES, "SQ8", "SQ4", "inverted")
+_QUANTISERS = {"SQ8": faiss.ScalarQuantizer.QT_8bit, "SQ4": faiss.ScalarQuantizer.QT_4bit}
 
 
 def to_faiss(
-    index: CompressedIndex, kind: Kind = "float16", *, ids: Any = None, progress: bool = True
+    index: CompressedIndex,
+    kind: Kind = "float16",
+    *,
+    refine: Storage | None = None,
+    ids: Any = None,
+    progress: bool = True,
 ) -> Any:
     """Exports to a plain Faiss index, which any program can read after `faiss.write_index`.
 
     Args:
         index: the index to export.
         kind: "float32", "float16" or "bfloat16" for a flat index of inner products over the reconstructions,
-            with the scores of `search(mode="dense")`; "inverted" for the codes in inverted lists, one list a
-            latent. Search the lists with `FaissIndex.from_lists`. Faiss's own `search` of them returns
-            meaningless ids and scores without a warning: it takes postings for vectors of one number, and
-            never adds them up.
+            with the scores of `search(mode="dense")` by codes and residual codes; "SQ8" or "SQ4" for the same
+            in 8 or 4 bits a dimension; "inverted" for the codes in inverted lists, one list a latent. Search
+            the lists with `FaissIndex.from_lists`. Faiss's own `search` of them returns meaningless ids and
+            scores without a warning: it takes postings for vectors of one number, and never adds them up.
+        refine: adds a second index of this type, from which Faiss scores the best documents of the first one
+            again. Both then hold the original vectors if the index keeps them, of unit norm for cosine, or
+            else the reconstructions. Faiss takes k * k_factor documents from the first one: 10 k, unless a
+            search has `params=faiss.IndexRefineSearchParameters(k_factor=...)`.
         ids: integers to use instead of `index.ids`, in the same order. Faiss cannot store strings.
         progress: show a progress bar.
 
     Returns:
-        IndexFlatIP or IndexScalarQuantizer, in an IndexIDMap2 unless the ids are 0 .. n-1; or, for
-        "inverted", an IndexIVFScalarQuantizer whose ids are row numbers in the order of `index.ids`.
+        IndexFlatIP or IndexScalarQuantizer, or an IndexRefine of two of them; in an IndexIDMap2 unless the
+        ids are 0 .. n-1. For "inverted", an IndexIVFScalarQuantizer whose ids are row numbers in the order of
+        `index.ids`.
 
     Raises:
-        InputError: an unknown kind, string ids, or the wrong number of `ids`.
+        InputError: an unknown kind, refine with "inverted", string ids, or the wrong number of `ids`.
     """
     check_choice(kind, "kind", KINDS)
+    if refine is not None:
+        check_choice(refine, "refine", STORAGES)
     if kind == "inverted":
+        if refine is not None:
+            msg = f"Faiss cannot search posting lists, so they take no refine, got {refine!r}"
+            raise InputError(msg)
         return FaissIndex.from_index(index, progress=progress).faiss_index
     own = index.ids
     used = Ids.from_user(own if ids is None else ids, len(own)) if len(own) else Ids(0, {})
     if used.are_strings:
         msg = "Faiss's ids are integers, and this index has strings: pass integers as ids="
         raise InputError(msg)
-    made = flat_index(index.model.dim, kind)
+    vectors_of = index.reconstruct if refine is None else partial(_best_known, index)
+    made = _empty(index.model.dim, kind, refine)
+    if not made.is_trained and len(own):
+        made.train(vectors_of(own[:: -(-len(own) // TRAINING_ROWS)]))
     counted = not used.to_arrays()
     if not counted:
         made = faiss.IndexIDMap2(made)
     with track(len(own), "reconstructing", enabled=progress) as advance:
         for first in range(0, len(own), CHUNK_ROWS):
-            vectors = index.reconstruct(own[first : first + CHUNK_ROWS])
+            vectors = vectors_of(own[first : first + CHUNK_ROWS])
             if counted:
                 made.add(vectors)
             else:
                 made.add_with_ids(vectors, used.of(np.arange(first, first + len(vectors))))
             advance(len(vectors))
     return made
+
+
+def _empty(dim: int, kind: Storage | Quantised, refine: Storage | None) -> Any:
+    """An index of inner products without vectors, maybe with a second one to refine by."""
+    if kind == "SQ8" or kind == "SQ4":
+        index = faiss.IndexScalarQuantizer(dim, _QUANTISERS[kind], faiss.METRIC_INNER_PRODUCT)
+    else:
+        index = flat_index(dim, kind)
+    if refine is None:
+        return index
+    refined = faiss.IndexRefine(index, flat_index(dim, refine))
+    refined.k_factor = K_FACTOR
+    return refined
+
+
+def _best_known(index: CompressedIndex, ids: IdArray) -> FloatArray:
+    """The vectors of ids as the last stage of a search knows them."""
+    vectors = index.documents.vectors(ids, index.model)
+    return vectors if index.unit == 1 else vectors * np.float32(index.unit)
 
 
 def from_faiss(index: Any, **options: Any) -> CompressedIndex:
@@ -77,8 +119,8 @@ def from_faiss(index: Any, **options: Any) -> CompressedIndex:
 
     Args:
         index: any Faiss index of inner products or Euclidean distances that can reconstruct its vectors:
-            flat, scalar-quantised, IVF, PQ or HNSW, also inside an IDMap or a pre-transform, or mapped. It
-            is not changed.
+            flat, scalar-quantised, IVF, PQ or HNSW, also inside an IDMap or a pre-transform, or mapped. Of an
+            IndexRefine, the vectors that it refines by. It is not changed.
         options: as for `CompressedIndex.build`, whose default `metric` is "cosine".
 
     Raises:
@@ -115,6 +157,8 @@ class FaissVectors:
         if isinstance(outer, (faiss.IndexIDMap, faiss.IndexIDMap2)):
             self.ids = faiss.vector_to_array(outer.id_map)
             inner = faiss.downcast_index(outer.index)
+        if isinstance(inner, faiss.IndexRefine):
+            inner = faiss.downcast_index(inner.refine_index)
         self._index = inner
         if not inner.ntotal:
             msg = f"the Faiss index ({type(inner).__name__}) is empty"

@@ -12,18 +12,18 @@ import numpy as np
 import numpy.typing as npt
 
 from compressae_index import persistence
-from compressae_index.arrays import RowArray
 from compressae_index.checks import as_path
 from compressae_index.coding.metric import Metric
 from compressae_index.coding.model import CompresSAE, Encoder, check_is_model
 from compressae_index.connectors.faiss import lists
-from compressae_index.connectors.faiss.inverted import STORED_CODES, VALUE_BITS, InvertedFile
-from compressae_index.embedded.codecs import Codec, Packed
-from compressae_index.embedded.codecs.base import BYTE_ROWS
+from compressae_index.connectors.faiss.inverted import InvertedFile
+from compressae_index.embedded.codecs import Arrays
+from compressae_index.embedded.originals import FILE
 from compressae_index.errors import FormatError, InputError
 from compressae_index.ids import Ids
 from compressae_index.index import CompressedIndex
 from compressae_index.progress import track
+from compressae_index.search.frontier import Frontier
 from compressae_index.search.index import Index
 from compressae_index.sources import CHUNK_ROWS
 
@@ -96,7 +96,8 @@ class FaissIndex(Index):
     ) -> FaissIndex:
         """Makes a Faiss index of another index's codes, without encoding again.
 
-        Packed codes are copied bit for bit; those of other codecs are packed, and so rounded.
+        Codes and residual codes are copied bit for bit. Original vectors stay in the files where they are.
+        Settings of a search and their recall (`frontier`) are those that were measured of the other index.
 
         Args:
             index: the index to copy; it may be mapped.
@@ -111,30 +112,34 @@ class FaissIndex(Index):
         """
         if path is not None:
             persistence.check_target(path, _KIND)
-        documents = index.documents
-        rows = documents.alive_rows()
-        codec = _codec_for_lists(index, rows)
+        documents, held = index.documents, index.documents.backend
+        rows, originals = documents.alive_rows(), held.originals
+        if originals is not None and documents.alive is not None:
+            originals = originals.subset(rows)
         backend = InvertedFile(
-            index.model, index.k, codec=codec, unit=index.unit, string_ids=documents.are_strings
+            index.model,
+            index.k,
+            codec=held.codec,
+            originals=originals,
+            unit=index.unit,
+            string_ids=documents.are_strings,
         )
         made = cls(index.model, encoder=index.encoder, metric=index.metric, documents=backend)
+        made.frontier = index.frontier
+        if path is None:
+            if len(rows):
+                ids = documents.live_ids.all()
+                backend.put_packed(held.forward_rows(rows), held.codec, ids, originals, progress=progress)
+            return made
+        with track(len(held.codec.array_names) * len(rows), "filing codes", enabled=progress) as advance:
 
-        def batches() -> Iterator[RowArray]:
-            with track(len(rows), "filing codes", enabled=progress) as advance:
+            def parts() -> Iterator[Arrays]:
                 for first in range(0, len(rows), CHUNK_ROWS):
-                    yield (batch := rows[first : first + CHUNK_ROWS])
+                    batch = rows[first : first + CHUNK_ROWS]
+                    yield held.forward_rows(batch)
                     advance(len(batch))
 
-        def packed(batch: RowArray) -> npt.NDArray[np.uint8]:
-            if codec is documents.backend.codec:
-                return documents.backend.forward_rows(batch)[BYTE_ROWS]
-            return backend.pack(index.codes(documents.all_ids.of(batch)))[0]
-
-        if path is None:
-            for batch in batches():
-                backend.put_packed(packed(batch), codec, documents.all_ids.of(batch))
-            return made
-        made._save_parts(path, *backend.without_holding(documents.live_ids, map(packed, batches()), _LISTS))
+            made._save_parts(path, *backend.without_holding(documents.live_ids, parts, _LISTS))
         return cls.load(path, mmap=True)
 
     @classmethod
@@ -189,8 +194,8 @@ class FaissIndex(Index):
         """Adds the documents of another index, which is not changed.
 
         Raises:
-            InputError: the indexes differ in model, metric, k or kind of ids, or share an id. Nothing was
-                added.
+            InputError: the indexes differ in model, metric, k, residual codes, kind of ids or in whether they
+                have original vectors, or share an id. Nothing was added.
         """
         mine = (self.model.fingerprint, self.metric, self.documents.k)
         theirs = (other.model.fingerprint, other.metric, other.documents.k)
@@ -218,7 +223,10 @@ class FaissIndex(Index):
             FormatError: `path` exists and is not a Faiss index of this package.
             StorageError: the disk is full or denies access; an index at `path` stays as it was.
         """
-        files = {_LISTS: lambda file: lists.write_lists(self.faiss_index, file)}
+        files: dict[str, Callable[[Path], None]] = {
+            _LISTS: lambda file: lists.write_lists(self.faiss_index, file)
+        }
+        files |= self.documents.originals_file()
         self._save_parts(path, self.documents.manifest(), self.documents.to_arrays(), files)
 
     def _save_parts(
@@ -230,49 +238,52 @@ class FaissIndex(Index):
     ) -> None:
         """Writes the directory: the manifest, arrays held in memory, and files by their writers."""
         meta = {"encoder": self.encoder, "metric": self.metric, "model": self.model.manifest(), **held}
+        if self.frontier is not None:
+            meta["frontier"] = self.frontier.manifest()
         persistence.write(path, _KIND, meta, arrays=arrays, tensors=self.model.tensors(), files=files)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, mmap: bool = False) -> FaissIndex:
+    def load(cls, path: str | os.PathLike[str], *, mmap: bool = False, originals: Any = None) -> FaissIndex:
         """Loads a saved index, and checks all of its contents.
 
         Args:
             path: the directory.
             mmap: map lists and codes instead of reading them. Call `compact` before adding to a mapped index.
+                Original vectors are always mapped.
+            originals: as for `CompressedIndex.load`: the path or array of the original vectors that the index
+                refers to, if they were moved; False to go on without original vectors.
 
         Raises:
-            FormatError: the directory is missing, not a Faiss index, damaged or of a newer format.
+            FormatError: the directory is missing, not a Faiss index, damaged or of a newer format; or the
+                file of the original vectors is gone, changed or short.
+            InputError: originals are given, but the index refers to none.
             StorageError: no permission to read it.
         """
         where = as_path(path)
         # Faiss opens its file by name, and a writer may have replaced it by then.
-        return persistence.unless_replaced(where, lambda: cls._load(where, mmap))
+        return persistence.unless_replaced(where, lambda: cls._load(where, mmap, originals))
 
     @classmethod
-    def _load(cls, path: Path, mmap: bool) -> FaissIndex:
-        stored = persistence.read(path, _KIND, mmap=mmap)
+    def _load(cls, path: Path, mmap: bool, originals: Any) -> FaissIndex:
+        stored = persistence.read(path, _KIND, mmap=mmap, always_mapped=(as_path(FILE).stem,))
         with persistence.reading(str(path)):
             model = CompresSAE.from_stored(persistence.entry(stored.meta, "model", dict), stored.tensors)
-            n_rows = len(stored.arrays[STORED_CODES])
-            faiss_index = lists.read_lists(stored.files[_LISTS], mmap=mmap, n_rows=n_rows)
-            backend = InvertedFile.from_stored(model, faiss_index, stored.meta, stored.arrays)
             metric = stored.meta["metric"]
+            backend = InvertedFile.from_stored(
+                model,
+                lambda n: lists.read_lists(stored.files[_LISTS], mmap=mmap, n_rows=n),
+                stored.meta,
+                stored.arrays,
+                by_direction=metric == "cosine",
+                originals=originals,
+            )
             if metric == "cosine" and stored.meta["unit"] != 1:
                 msg = f"unit must be 1 where the metric is cosine, got {stored.meta['unit']!r}"
                 raise InputError(msg)
             loaded = cls(model, encoder=stored.meta["encoder"], metric=metric, documents=backend)
-        if mmap:
+            if "frontier" in stored.meta and originals is not False:  # it was measured with all stages
+                loaded.frontier = Frontier.from_stored(persistence.entry(stored.meta, "frontier", list))
+        if mmap and originals is None:  # a pickle could not say where originals are
             loaded._mapped = backend, persistence.Mapped.of(path, stored)
         persistence.release_pages(stored.arrays)
         return loaded
-
-
-def _codec_for_lists(index: CompressedIndex, rows: RowArray) -> Codec:
-    """The index's codec if it has byte rows, otherwise `Packed`, fitted to the index's first codes."""
-    documents = index.documents
-    if documents.backend.codec.has_byte_rows:
-        return documents.backend.codec
-    codec = Packed(VALUE_BITS)
-    if not len(rows):
-        return codec
-    return codec.fitted(index.codes(documents.all_ids.of(rows[:CHUNK_ROWS])).scaled(1 / index.unit))

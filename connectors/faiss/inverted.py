@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,28 +12,29 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from compressae_index._engine import BorrowedLists
+from compressae_index._engine import BorrowedLists, Refiner
 from compressae_index.arrays import Bitmap, FloatArray, Hits, IdArray, RowArray
 from compressae_index.checks import check_int, check_threads
+from compressae_index.coding.chunks import Encoded
 from compressae_index.coding.codes import SparseCodes
-from compressae_index.coding.metric import check_unit
+from compressae_index.coding.metric import RowScale, check_unit
 from compressae_index.coding.model import CompresSAE
 from compressae_index.connectors.faiss import lists
-from compressae_index.embedded.codecs import Codec, Packed, from_arrays
-from compressae_index.embedded.codecs.base import BYTE_ROWS, PREFIX
+from compressae_index.embedded.codecs import Arrays, Codec, Packed, WithResiduals, from_arrays
+from compressae_index.embedded.codecs.base import PREFIX
+from compressae_index.embedded.originals import FILE, PLACES, Originals, Spool
 from compressae_index.errors import DimensionError, FormatError, InputError
 from compressae_index.ids import STORED_ROWS, Ids, Rows, stored_rows
-from compressae_index.persistence import entry
+from compressae_index.persistence import entry, release_pages
 from compressae_index.processes import ForkSafeLock
+from compressae_index.progress import track
 from compressae_index.search.backend import SparseBackend
 from compressae_index.search.queries import Asked
-from compressae_index.search.stages import ByTerms, Candidates, Found, Stages, terms_of
+from compressae_index.search.stages import ByTerms, Candidates, Found, Refined, Stages, terms_of
 from compressae_index.sources import CHUNK_ROWS
 
 # Value bits of packed rows: two more than usual, which is little next to the 10 bytes of a posting.
 VALUE_BITS = 8
-# The name of the packed rows in files.
-STORED_CODES = PREFIX + BYTE_ROWS
 LARGEST_HALF = float(np.finfo(np.float16).max)
 
 
@@ -42,14 +43,30 @@ class _Held:
     """Codes, ids and marks of removal as one search sees them. Every change replaces it."""
 
     rows: Rows
-    packed: tuple[npt.NDArray[np.uint8], ...]
+    packed: tuple[Arrays, ...]
+    """The codec's arrays, piece by piece."""
     codec: Codec
+    originals: Originals | None = None
+    """The original vectors of all rows, if they are kept."""
 
-    def all_packed(self) -> npt.NDArray[np.uint8]:
-        """The packed rows as one array, (n, row_bytes) uint8; joins the pieces once."""
-        if len(self.packed) != 1:
-            self.packed = (np.concatenate(self.packed),)
-        return self.packed[0]
+    def all_packed(self) -> Arrays:
+        """The codec's arrays of all rows; joins the pieces once. Empty if there are no rows."""
+        if len(self.packed) > 1:
+            self.packed = (self.codec.stacked(self.packed),)
+        return self.packed[0] if self.packed else {}
+
+    def gathered(self, rows: RowArray) -> Arrays:
+        """Copies of the codec's arrays for rows, of which there is at least one."""
+        return self.codec.gathered([self.all_packed()], rows)
+
+    @property
+    def refiner(self) -> Refiner | None:
+        """The engine's last stage: by original vectors, by residual codes, or none."""
+        if self.originals is not None:
+            return self.originals.refiner
+        if isinstance(self.codec, WithResiduals) and self.packed:
+            return self.codec.refiner([self.all_packed()])
+        return None
 
 
 class InvertedFile(SparseBackend):
@@ -59,7 +76,7 @@ class InvertedFile(SparseBackend):
     are kept in a separate array, which takes no memory if they count up from 0. Codes are stored a second
     time as packed rows, in a fifth of the bytes of their postings; otherwise, reading one code would take a
     pass over all lists. The lists hold the packed values in half precision, so each term of a sum is within
-    1/2048 of the code's.
+    1/2048 of the code's. Residual codes are kept beside the packed rows, original vectors on disk.
 
     A filter is an array of ids, or a boolean mask over the documents in the order of adding.
 
@@ -77,6 +94,7 @@ class InvertedFile(SparseBackend):
         k: int | None = None,
         *,
         codec: Codec | None = None,
+        originals: Originals | None = None,
         unit: float = 1.0,
         string_ids: bool = False,
         num_threads: int | None = None,
@@ -86,8 +104,9 @@ class InvertedFile(SparseBackend):
         Args:
             model: the model of the codes.
             k: nonzeros a code; the model's by default.
-            codec: packs the rows; must have byte rows. By default `Packed` with VALUE_BITS, fitted to the
-                first codes.
+            codec: packs the rows, with residual codes or without. By default `Packed` with VALUE_BITS, fitted
+                to the first codes.
+            originals: keeps the original vectors of rows, of which it has none so far.
             unit: codes are divided by it before packing; a power of two.
             string_ids: whether ids will be strings.
             num_threads: threads of the engine; all by default.
@@ -99,7 +118,7 @@ class InvertedFile(SparseBackend):
         self.num_threads = num_threads
         self._unit = unit
         self._faiss = lists.empty_lists(model.n_latents)
-        self._held = self._nothing(Packed(VALUE_BITS) if codec is None else codec)
+        self._held = _Held(Rows(Ids(0, {})), (), Packed(VALUE_BITS) if codec is None else codec, originals)
         self._view: BorrowedLists | None = None
         # The engine reads the lists in place, so nobody may change them during a search.
         self._lock = ForkSafeLock()
@@ -108,18 +127,10 @@ class InvertedFile(SparseBackend):
 
     def __reduce__(self) -> tuple[Any, ...]:
         held = self._held
-        settings = {
-            "codec": held.codec,
-            "unit": self._unit,
-            "string_ids": self.are_strings,
-            "num_threads": self.num_threads,
-        }
-        packed = np.asarray(held.all_packed())  # copies a mapped file into the pickle
-        return _remade, (self.model, self.k, settings, held.rows, packed)
-
-    def _nothing(self, codec: Codec) -> _Held:
-        rows = np.empty((0, codec.row_bytes(self.n_latents, self.k)), dtype=np.uint8)
-        return _Held(Rows(Ids(0, {})), (rows,), codec)
+        settings = {"unit": self._unit, "string_ids": self.are_strings, "num_threads": self.num_threads}
+        # Copies mapped files into the pickle.
+        packed = {name: np.asarray(array) for name, array in held.all_packed().items()}
+        return _remade, (self.model, self.k, settings, replace(held, packed=(packed,) if packed else ()))
 
     @contextmanager
     def _in_turn(self) -> Iterator[None]:
@@ -136,14 +147,16 @@ class InvertedFile(SparseBackend):
             self._faiss.this.disown()  # forked in mid-change: freeing its memory is unsafe
         self._changing = os.getpid()
         self._faiss = lists.empty_lists(self.n_latents)
-        for first in range(0, len(held.rows.all_ids), CHUNK_ROWS):
-            packed = held.all_packed()[first : first + CHUNK_ROWS]
-            lists.append(self._faiss, self._for_lists(packed, held.codec), first)
+        self._file(held.all_packed(), held.codec, range(len(held.rows.all_ids)))
         self._changing = None
 
-    @property
-    def _row_bytes(self) -> int:
-        return self._held.codec.row_bytes(self.n_latents, self.k)
+    def _file(self, packed: Arrays, codec: Codec, rows: range, *, progress: bool = False) -> None:
+        """Appends packed rows to the lists, a batch at a time, under row numbers."""
+        with track(len(rows), "filing codes", enabled=progress) as advance:
+            for first in range(0, len(rows), CHUNK_ROWS):
+                codes = self._for_lists(codec.cut(packed, slice(first, first + CHUNK_ROWS)), codec)
+                lists.append(self._faiss, codes, rows.start + first)
+                advance(len(codes))
 
     @property
     def faiss_index(self) -> Any:
@@ -158,13 +171,30 @@ class InvertedFile(SparseBackend):
 
     @property
     def nbytes(self) -> dict[str, int]:
-        """Bytes of the posting lists, of the packed rows, and of ids and marks of removal."""
-        rows = self._held.rows
+        """Bytes of the posting lists, of the packed rows, of ids and marks, and of places of originals."""
+        held = self._held
+        originals = {} if held.originals is None else {"originals": held.originals.nbytes}
         return {
             "inverted": self._faiss.ntotal * lists.POSTING_BYTES,
-            "forward": self._held.all_packed().nbytes,
-            "ids": rows.all_ids.nbytes + rows.mark_bytes,
-        }
+            "forward": sum(array.nbytes for array in held.all_packed().values()),
+            "ids": held.rows.all_ids.nbytes + held.rows.mark_bytes,
+        } | originals
+
+    @property
+    def residual_bits(self) -> int:  # type: ignore[override]
+        """Bits a dimension of residual codes; 0 for none."""
+        codec = self._held.codec
+        return codec.residual_bits if isinstance(codec, WithResiduals) else 0
+
+    @property
+    def originals(self) -> Originals | None:
+        """The original vectors of all rows, if they are kept."""
+        return self._held.originals
+
+    @property
+    def refines(self) -> bool:  # type: ignore[override]
+        """Whether there are residual codes or original vectors."""
+        return self.originals is not None or self.residual_bits > 0
 
     def __len__(self) -> int:
         return self._held.rows.n_alive
@@ -179,44 +209,101 @@ class InvertedFile(SparseBackend):
         Raises:
             DimensionError: the codes have another k or number of latents.
             InputError: the lists are mapped from a file and so read-only, or a value is too large for half
-                precision.
+                precision. Or there are residual codes or original vectors, which codes alone do not give.
         """
         if (codes.k, codes.n_latents) != (self.k, self.n_latents):
             msg = (
                 f"codes have (k, n_latents) {(codes.k, codes.n_latents)}, expected {(self.k, self.n_latents)}"
             )
             raise DimensionError(msg)
+        if self.refines:
+            msg = "this index keeps residual codes or original vectors, so add vectors instead of codes"
+            raise InputError(msg)
         if len(codes):
-            packed, codec = self.pack(codes)
-            self.put_packed(packed, codec, ids)
+            self.put_packed(*self._packed([Encoded(codes)], check_threads(self.num_threads)), ids)
 
-    def pack(self, codes: SparseCodes) -> tuple[npt.NDArray[np.uint8], Codec]:
-        """Packs codes. Returns the rows and the codec, fitted to these codes if it was not fitted before."""
-        in_unit = codes.scaled(1 / self._unit)
-        codec = self._held.codec.fitted(in_unit)
-        arrays = codec.pack(in_unit, check_threads(self.num_threads), self.model.decoder_w)
-        return arrays[BYTE_ROWS], codec
+    def added(
+        self,
+        chunks: Iterable[Encoded],
+        ids: Ids,
+        *,
+        scale: RowScale,  # noqa: ARG002
+        model: CompresSAE,  # noqa: ARG002
+        num_threads: int,
+        progress: bool,
+    ) -> InvertedFile:
+        """This back end, with all codes stored in one step; they are packed as they are made.
 
-    def put_packed(self, packed: npt.NDArray[np.uint8], codec: Codec, ids: IdArray) -> None:
+        Raises:
+            InputError: as for `put`.
+            StorageError: the disk has no room for original vectors.
+        """
+        self._check_writable()
+        originals = self._held.originals
+        with ExitStack() as opened:
+            spool = None
+            if originals is not None:
+                spool = opened.enter_context(Spool(originals.dim, originals.dtype))
+            packed, codec = self._packed(chunks, num_threads, spool)
+            if originals is not None and spool is not None:
+                originals = originals.extended(spool.segment())
+        self.put_packed(packed, codec, ids.all(), originals, progress=progress)
+        return self
+
+    def _packed(
+        self, chunks: Iterable[Encoded], num_threads: int, spool: Spool | None = None
+    ) -> tuple[Arrays, Codec]:
+        """Packs codes and residuals, at least one row of them, and writes the rows to a spool.
+
+        Returns:
+            The codec's arrays, and the codec, which is fitted to the first codes if it was not fitted.
+        """
+        codec, pieces = self._held.codec, list[Arrays]()
+        for codes, rows in chunks:
+            if self._unit != 1:
+                codes = codes.scaled(1 / self._unit)
+                rows = None if rows is None else rows / np.float32(self._unit)
+            codec = codec.fitted(codes)
+            targets = rows if rows is None or self.model.mean is None else rows - self.model.mean
+            pieces.append(codec.pack(codes, num_threads, self.model.decoder_w, targets))
+            if spool is not None:
+                assert rows is not None, "codes alone have no original vectors"
+                spool.add(rows)
+        return codec.stacked(pieces), codec
+
+    def put_packed(
+        self,
+        packed: Arrays,
+        codec: Codec,
+        ids: IdArray,
+        originals: Originals | None = None,
+        *,
+        progress: bool = False,
+    ) -> None:
         """Stores packed rows of codes in this back end's unit, without rounding them again.
 
-        All rows of a back end must have the same codec, which also packs codes that are put later.
+        Args:
+            packed: the codec's arrays.
+            codec: that of all rows of a back end; it also packs what is added later.
+            ids: one unique id a row; those that are held are replaced.
+            originals: the original vectors of the rows that are held and of these.
+            progress: show a progress bar.
 
         Raises:
             InputError: as for `put`.
         """
         with self._in_turn():
             self._check_writable()
-            codes = self._for_lists(packed, codec)
             held, new = self._held, Ids.from_user(ids, len(ids))
             rows, replaced = held.rows, ids[self.held(ids)]
             if len(replaced):
                 rows = rows.without(rows.rows_of(replaced))
-            pieces = held.packed if len(held.rows.all_ids) else ()
-            changed = _Held(rows.extended(new), (*pieces, packed), codec)
+            n = len(rows.all_ids)
+            changed = _Held(rows.extended(new), (*held.packed, packed), codec, originals)
+            # If this is interrupted or a value is too large, the next call builds the lists again.
             self._changing = os.getpid()
             self._view = None  # growing lists move in memory
-            lists.append(self._faiss, codes, len(rows.all_ids))
+            self._file(packed, codec, range(n, n + len(ids)), progress=progress)
             self._held = changed
             self._changing = None
 
@@ -246,13 +333,47 @@ class InvertedFile(SparseBackend):
         rows = held.rows.rows_of(ids)
         if not len(rows):
             return SparseCodes.empty(self.k, self.n_latents)
-        return self._unpacked(held.all_packed()[rows], held.codec)
+        return self._unpacked(held.gathered(rows), held.codec)
 
-    def _unpacked(self, packed: npt.NDArray[np.uint8], codec: Codec) -> SparseCodes:
-        codes = codec.unpack({BYTE_ROWS: packed}, self.n_latents, self.k, check_threads(self.num_threads))
+    def vectors(self, ids: IdArray, model: CompresSAE) -> FloatArray:
+        """The vectors of ids as the last stage knows them, (len(ids), d).
+
+        These are the original ones where they are kept, else reconstructions with their residuals.
+
+        Raises:
+            UnknownIdError: an id is not held.
+            StorageError: the file of the original vectors was changed.
+        """
+        held = self._held
+        rows = held.rows.rows_of(ids)
+        if held.originals is None:
+            return self._reconstructed(held, rows, model)
+        vectors = held.originals.vectors(rows)
+        return vectors if self._unit == 1 else vectors * np.float32(self._unit)
+
+    def reconstructed(self, ids: IdArray, model: CompresSAE) -> FloatArray:
+        """Reconstructions of ids with their residuals, (len(ids), d).
+
+        Raises:
+            UnknownIdError: an id is not held.
+        """
+        held = self._held
+        return self._reconstructed(held, held.rows.rows_of(ids), model)
+
+    def _reconstructed(self, held: _Held, rows: RowArray, model: CompresSAE) -> FloatArray:
+        if not len(rows):
+            return np.empty((0, model.dim), dtype=np.float32)
+        packed = held.gathered(rows)
+        vectors = model.decode(self._unpacked(packed, held.codec))
+        if isinstance(held.codec, WithResiduals):
+            vectors += held.codec.residuals(packed) * np.float32(self._unit)
+        return vectors
+
+    def _unpacked(self, packed: Arrays, codec: Codec) -> SparseCodes:
+        codes = codec.unpack(packed, self.n_latents, self.k, check_threads(self.num_threads))
         return codes if self._unit == 1 else codes.scaled(self._unit)
 
-    def _for_lists(self, packed: npt.NDArray[np.uint8], codec: Codec) -> SparseCodes:
+    def _for_lists(self, packed: Arrays, codec: Codec) -> SparseCodes:
         codes = self._unpacked(packed, codec)
         if (largest := float(np.abs(codes.values).max(initial=0))) > LARGEST_HALF:
             msg = f"the value {largest:.4g} is beyond half precision: divide the vectors by a power of two"
@@ -276,7 +397,8 @@ class InvertedFile(SparseBackend):
     def stages(self, mode: str) -> Stages:
         """The stages of a mode. All see the same documents, even if another thread changes them."""
         search = _Search(self)
-        return Stages(search.by_terms, () if mode == "sparse" else (search.by_rows,))
+        then = (search.by_rows, Refined(search.refined))
+        return Stages(search.by_terms, () if mode == "sparse" else then)
 
     def found(
         self,
@@ -328,9 +450,25 @@ class InvertedFile(SparseBackend):
         Returns:
             scores and rows, (n_queries, top) each; -inf and -1 where there are fewer candidates.
         """
-        forward = held.codec.engine({BYTE_ROWS: held.all_packed()}, self.n_latents, self.k)
+        forward = held.codec.engine(held.all_packed(), self.n_latents, self.k)
         scores, found = forward.rescore(projections, rows, top, self._threads(num_threads))
         return scores * np.float32(self._unit), found
+
+    def refined(self, asked: Asked, found: Found, held: _Held) -> FloatArray:
+        """Scores of documents by their original vectors, or by their codes and residual codes.
+
+        Raises:
+            StorageError: the file of the original vectors was changed.
+        """
+        if held.originals is not None:
+            held.originals.check()
+        refiner = held.refiner
+        assert refiner is not None
+        nothing = np.zeros(found.places.shape, dtype=np.float32)
+        threads = self._threads(asked.settings.num_threads)
+        sums = refiner.rescore(asked.vectors, nothing, found.places, threads) * np.float32(self._unit)
+        products = asked.times_factors(sums)
+        return products if held.originals is not None else found.scores + products
 
     def _threads(self, num_threads: int | None) -> int:
         return check_threads(self.num_threads if num_threads is None else num_threads)
@@ -343,19 +481,59 @@ class InvertedFile(SparseBackend):
             raise InputError(msg)
 
     def take(self, other: InvertedFile) -> None:
-        """Adds all documents of another back end, with new ids; rounds again only if the codecs differ."""
+        """Adds all documents of another back end, with new ids; rounds again only if the codecs differ.
+
+        Residual codes that are rounded again are made of reconstructions with the old ones.
+
+        Raises:
+            InputError: one of the two has residual codes, or original vectors, and the other has none.
+        """
         theirs = other._held
-        if not len(self._held.rows.all_ids):
-            self._held, self._unit = self._nothing(theirs.codec), other._unit
-        as_they_are = self._held.codec.agrees_with(theirs.codec) and self._unit == other._unit
+        if len(self._held.rows.all_ids):
+            self._check_refines_like(other)
         alive = theirs.rows.alive_rows()
-        for first in range(0, len(alive), CHUNK_ROWS):
-            part = alive[first : first + CHUNK_ROWS]
-            packed, ids = theirs.all_packed()[part], theirs.rows.all_ids.of(part)
-            if as_they_are:
-                self.put_packed(packed, theirs.codec, ids)
-            else:
-                self.put(other._unpacked(packed, theirs.codec), ids)
+        originals = theirs.originals
+        if originals is not None and theirs.rows.alive is not None:
+            originals = originals.subset(alive)
+        if not len(self._held.rows.all_ids):
+            self._unit = other._unit
+            self._held = _Held(self._held.rows, (), theirs.codec, originals if not len(alive) else None)
+        elif originals is not None and self._held.originals is not None:
+            originals = self._joined(originals, other._unit)
+        if not len(alive):
+            return
+        if self._held.codec.agrees_with(theirs.codec) and self._unit == other._unit:
+            packed, codec = theirs.gathered(alive), self._held.codec
+        else:
+            packed, codec = self._packed(other._encoded(theirs, alive), check_threads(self.num_threads))
+        self.put_packed(packed, codec, theirs.rows.all_ids.of(alive), originals)
+
+    def _check_refines_like(self, other: InvertedFile) -> None:
+        mine, theirs = ((one.residual_bits, one.originals is not None) for one in (self, other))
+        if mine != theirs:
+            msg = (
+                "indexes to merge must agree in (residual_bits, whether there are original vectors), "
+                f"got {mine} and {theirs}"
+            )
+            raise InputError(msg)
+
+    def _joined(self, others: Originals, unit: float) -> Originals:
+        """Own original vectors and copies of others, which are in another unit."""
+        own = self._held.originals
+        assert own is not None
+        with Spool(own.dim, own.dtype) as spool:
+            for first in range(0, len(others), CHUNK_ROWS):
+                rows = np.arange(first, min(first + CHUNK_ROWS, len(others)))
+                spool.add(others.vectors(rows) * np.float32(unit / self._unit))
+            return own.extended(spool.segment())
+
+    def _encoded(self, held: _Held, rows: RowArray) -> Iterator[Encoded]:
+        """The codes of rows and their reconstructions, a batch at a time."""
+        for first in range(0, len(rows), CHUNK_ROWS):
+            batch = rows[first : first + CHUNK_ROWS]
+            codes = self._unpacked(held.gathered(batch), held.codec)
+            refined = isinstance(held.codec, WithResiduals)
+            yield Encoded(codes, self._reconstructed(held, batch, self.model) if refined else None)
 
     def compacted(self) -> InvertedFile:
         """A copy in memory, without removed rows."""
@@ -365,67 +543,84 @@ class InvertedFile(SparseBackend):
 
     def manifest(self) -> dict[str, Any]:
         """The manifest of a saved index."""
+        originals = self.originals
         return {
             "n": len(self._held.rows.all_ids),
             "k": self.k,
             "string_ids": self.are_strings,
             "packing": self._held.codec.manifest(),
             "unit": self._unit,
-        }
+        } | ({} if originals is None else {"originals": originals.manifest()})
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """The arrays to store next to the lists."""
         held = self._held
-        arrays = held.codec.to_arrays({BYTE_ROWS: held.all_packed()}) | held.rows.all_ids.to_arrays()
+        arrays = held.codec.to_arrays(held.all_packed()) | held.rows.all_ids.to_arrays()
         if held.rows.alive is not None:
             arrays["alive"] = np.packbits(held.rows.alive, bitorder="little")
-        return arrays
+        return arrays | self._places()
+
+    def _places(self) -> dict[str, npt.NDArray[Any]]:
+        return {} if self.originals is None else self.originals.to_arrays()
+
+    def originals_file(self) -> dict[str, Callable[[Path], None]]:
+        """The writer of the original vectors, by the name of their file; none if there are none to write."""
+        return {} if self.originals is None else {FILE: self.originals.write}
 
     def without_holding(
-        self, ids: Ids, parts: Iterable[npt.NDArray[np.uint8]], lists_name: str
+        self, ids: Ids, parts: Callable[[], Iterable[Arrays]], lists_name: str
     ) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]], dict[str, Callable[[Path], None]]]:
         """The manifest, arrays and file writers to save documents that do not fit in memory.
 
         Args:
-            ids: the ids of all documents.
-            parts: their rows, packed by this back end's codec, batch by batch; read once.
+            ids: the ids of all documents, whose original vectors this back end keeps.
+            parts: gives their rows, packed by this back end's codec, batch by batch; called for each of the
+                codec's arrays.
             lists_name: the file name of the lists.
 
         Returns:
-            The same as `manifest` and `to_arrays`, except that a writer makes the file of packed rows. Call
+            The same as `manifest` and `to_arrays`, except that writers make the files of packed rows. Call
             the writers in order, in one folder; they raise InputError as `put` does.
         """
-        n, width, codec = len(ids), self._row_bytes, self._held.codec
-        rows_name = f"{STORED_CODES}.npy"
+        n, codec = len(ids), self._held.codec
+        names = codec.array_names if n else ()
 
-        def write_rows(path: Path) -> None:
-            with path.open("wb") as file:
-                header = {"descr": "|u1", "fortran_order": False, "shape": (n, width)}
-                np.lib.format.write_array_header_1_0(file, header)
-                for packed in parts:
-                    file.write(packed.data)
+        def write_rows(name: str) -> Callable[[Path], None]:
+            return lambda path: _write_rows(path, n, (packed[name] for packed in parts()))
 
-        def codes(path: Path) -> Iterator[SparseCodes]:
-            with path.open("rb") as file:
-                file.seek(-n * width, os.SEEK_END)
-                while len(part := np.fromfile(file, np.uint8, CHUNK_ROWS * width)):
-                    yield self._for_lists(part.reshape(-1, width), codec)
+        def codes(folder: Path) -> Iterator[SparseCodes]:
+            mapped = {name: np.load(folder / f"{PREFIX}{name}.npy", mmap_mode="r") for name in names}
+            for first in range(0, n, CHUNK_ROWS):
+                yield self._for_lists(codec.cut(mapped, slice(first, first + CHUNK_ROWS)), codec)
+                release_pages(mapped)
 
         def write_lists(path: Path) -> None:
-            lists.write_codes(path, self.n_latents, lambda: codes(path.parent / rows_name))
+            lists.write_codes(path, self.n_latents, lambda: codes(path.parent))
 
-        arrays = ids.to_arrays() | codec.to_arrays({})
-        return self.manifest() | {"n": n}, arrays, {rows_name: write_rows, lists_name: write_lists}
+        files = {f"{PREFIX}{name}.npy": write_rows(name) for name in names} | {lists_name: write_lists}
+        arrays = ids.to_arrays() | codec.to_arrays({}) | self._places()
+        return self.manifest() | {"n": n}, arrays, files | self.originals_file()
 
     @classmethod
     def from_stored(
         cls,
         model: CompresSAE,
-        faiss_index: Any,
+        read_lists: Callable[[int], Any],
         meta: Mapping[str, Any],
         arrays: Mapping[str, npt.NDArray[Any]],
+        *,
+        by_direction: bool = True,
+        originals: Any = None,
     ) -> InvertedFile:
         """Loads a back end from its lists, `manifest` and `to_arrays`; arrays may be memory-mapped.
+
+        Args:
+            model: the model of the codes.
+            read_lists: reads the lists, of a number of rows.
+            meta: the manifest.
+            arrays: the stored arrays, of which the original vectors are mapped.
+            by_direction: whether scores are cosines.
+            originals: as for `FaissIndex.load`.
 
         Raises:
             ValueError: the parts do not fit together, or have wrong contents.
@@ -433,31 +628,31 @@ class InvertedFile(SparseBackend):
         """
         n = check_int(meta["n"], "n", 0)
         codec, of_codec = from_arrays(entry(meta, "packing", dict), arrays)
-        if not codec.has_byte_rows:
-            msg = f"expected packed rows, got {meta['packing']}"
-            raise InputError(msg)
         k, unit = check_int(meta["k"], "k", 1, model.n_latents, "n_latents"), check_unit(meta["unit"])
         strings = entry(meta, "string_ids", bool)
         backend = cls(model, k, codec=codec, unit=unit, string_ids=strings)
-        packed = arrays[STORED_CODES]
-        width = backend._row_bytes
-        if packed.dtype != np.uint8 or packed.shape != (n, width):
-            msg = f"expected packed rows {(n, width)}, got {packed.dtype} {packed.shape}"
-            raise DimensionError(msg)
-        if faiss_index.nlist != model.n_latents:
-            msg = f"the Faiss index has {faiss_index.nlist} lists, the model {model.n_latents} latents"
-            raise DimensionError(msg)
-        if foreign := set(arrays).difference(*codec.stored_names(), STORED_ROWS):
+        known = (*STORED_ROWS, PLACES, Path(FILE).stem)
+        if foreign := set(arrays).difference(*codec.stored_names(), known):
             msg = f"a Faiss index has no array {min(foreign)!r:.100}"
             raise InputError(msg)
         if n:
-            codec.engine(of_codec, model.n_latents, k).validate(check_threads(None))
+            _check_packed(codec, of_codec, n, backend)
+        faiss_index = read_lists(n)
+        if faiss_index.nlist != model.n_latents:
+            msg = f"the Faiss index has {faiss_index.nlist} lists, the model {model.n_latents} latents"
+            raise DimensionError(msg)
+        kept = Originals.of_index(
+            meta, arrays, model.dim, by_direction=by_direction, unit=unit, given=originals
+        )
+        if kept is not None and len(kept) != n:
+            msg = f"expected {n} original vectors, got {len(kept)}"
+            raise DimensionError(msg)
         ids, alive = stored_rows(n, {name: arrays[name] for name in STORED_ROWS if name in arrays})
         if n and ids.are_strings != strings:
             msg = f"string_ids is {strings}, but the ids are {'strings' if ids.are_strings else 'integers'}"
             raise InputError(msg)
         backend._faiss = faiss_index
-        backend._held = _Held(Rows(ids, alive), (packed,), codec)
+        backend._held = _Held(Rows(ids, alive), (of_codec,) if n else (), codec, kept)
         return backend
 
 
@@ -476,23 +671,60 @@ class _Search:
         return ByTerms(self._backend).scored(asked, terms, got)
 
     def by_rows(self, asked: Asked, found: Found) -> Found:
-        """Scores the candidates again by their packed rows."""
+        """Scores the candidates again by their packed rows, and keeps the best."""
         assert self._held is not None
         if not found.places.shape[1]:
             return found
+        top = max(asked.k, asked.refine)
         sums, rows = self._backend.rescored(
-            asked.stage_two, found.places, self._held, asked.k, asked.settings.num_threads
+            asked.stage_two, found.places, self._held, top, asked.settings.num_threads
         )
         ids = self._backend.ids_of(self._held, rows)
         return Found(asked.in_metric(sums), ids, rows, found.certified)
 
+    def refined(self, asked: Asked, found: Found) -> FloatArray:
+        """Scores by residual codes or original vectors."""
+        assert self._held is not None
+        return self._backend.refined(asked, found, self._held)
 
-def _remade(
-    model: CompresSAE, k: int, settings: dict[str, Any], rows: Rows, packed: npt.NDArray[np.uint8]
-) -> InvertedFile:
+
+def _check_packed(codec: Codec, packed: Arrays, n: int, backend: InvertedFile) -> None:
+    """Checks the loaded arrays of n rows, all contents included.
+
+    Raises:
+        ValueError: they do not fit, or are damaged.
+    """
+    if missing := set(codec.array_names).difference(packed):
+        msg = f"a Faiss index of {n} documents lacks the array {PREFIX}{min(missing)}"
+        raise InputError(msg)
+    threads = check_threads(None)
+    forward = codec.engine(packed, backend.n_latents, backend.k)
+    counts = [forward.n_documents]
+    forward.validate(threads)
+    if isinstance(codec, WithResiduals):
+        refiner = codec.refiner([packed])
+        counts.append(refiner.n_documents)
+        refiner.validate(threads)
+    if counts != [n] * len(counts):
+        msg = f"expected {n} packed rows, got {' and '.join(map(str, counts))}"
+        raise DimensionError(msg)
+
+
+def _write_rows(path: Path, n: int, pieces: Iterable[npt.NDArray[Any]]) -> None:
+    """Writes the pieces of an array of n rows to a .npy file, of which there is at least one."""
+    with path.open("wb") as file:
+        for piece in pieces:
+            if not file.tell():
+                descr = np.lib.format.dtype_to_descr(piece.dtype)
+                header = {"descr": descr, "fortran_order": False, "shape": (n, *piece.shape[1:])}
+                np.lib.format.write_array_header_1_0(file, header)
+            file.write(piece.data)
+
+
+def _remade(model: CompresSAE, k: int, settings: dict[str, Any], held: _Held) -> InvertedFile:
     """Restores a pickled back end, building the lists from the packed rows."""
     made = InvertedFile(model, k, **settings)
-    made._held = _Held(rows, (packed,), settings["codec"])
-    if len(packed):
+    made._held = held
+    if held.packed:
         made._rebuild()
     return made

@@ -25,6 +25,8 @@ from compressae_index.sources import (
 
 # The payload is trained on about this many vectors, spread evenly.
 TRAINING_ROWS = 65_536
+# Documents that an IndexRefine scores again for each neighbour, unless a search says otherwise.
+K_FACTOR = 10
 SIGNS = 2
 
 
@@ -49,18 +51,20 @@ def dictionary_ivf(
         embeddings: (n, dim), any source of `open_vectors`; read in batches.
         model: the model with the dictionary.
         payload: how vectors are stored, as a `faiss.index_factory` string: "Flat", "SQfp16", "SQ8", "PQ48",
-            "RaBitQ", "PQ48x4fs", ...
+            "RaBitQ", "PQ48x4fs", ... "PQ48,Refine(SQfp16)" also keeps the vectors in half precision, for a
+            second score of the best 10 k.
         assignments: lists that a vector is filed under, at as many times the bytes. Above 1, Faiss may find a
             vector several times; `search_once` returns it once.
         ids: one int64 a row; 0 .. n-1 by default.
         progress: show a progress bar.
 
     Returns:
-        The index; `nprobe` is 1, Faiss's default.
+        The index; `nprobe` is 1, Faiss's default. If the payload refines, this is an IndexRefine, in an
+        IndexIDMap2 unless the ids are 0 .. n-1; `faiss.ParameterSpace` sets its nprobe.
 
     Raises:
-        InputError: bad rows or ids, string ids, a payload that Faiss does not know, or a FastScan payload
-            with more than one assignment, which Faiss would store wrongly.
+        InputError: bad rows or ids, string ids, a payload that Faiss does not know, or one with FastScan or
+            Refine and more than one assignment, which Faiss would store wrongly.
         DimensionError: the vectors do not have the model's dimension.
     """
     check_is_model(model)
@@ -74,10 +78,11 @@ def dictionary_ivf(
         raise DimensionError(msg)
     check_int(assignments, "assignments", 1, model.n_latents, "n_latents")
     index = _empty(model, payload)
-    if assignments > 1 and isinstance(index, faiss.IndexIVFFastScan):
-        msg = f"payload {payload!r} takes 1 assignment, got {assignments}: FastScan chooses the list itself"
-        raise InputError(msg)
+    if assignments > 1:
+        _check_takes_several(index, payload, assignments)
     _train(index, vectors, model.dim)
+    if isinstance(index, faiss.IndexRefine) and row_ids.to_arrays():
+        index = faiss.IndexIDMap2(index)
     with track(vectors.shape[0], "filing vectors", enabled=progress) as advance:
         for first in range(0, vectors.shape[0], CHUNK_ROWS):
             unit = _unit(vectors, model.dim, first)
@@ -94,11 +99,27 @@ def _empty(model: CompresSAE, payload: str) -> Any:
     except RuntimeError as error:
         msg = f"Faiss cannot make an IVF with payload {payload!r}: {error}"
         raise InputError(msg) from error
-    if not isinstance(index, faiss.IndexIVF):
-        msg = f"payload {payload!r} makes a {type(index).__name__}, expected a plain IVF"
+    ivf = index
+    if isinstance(index, faiss.IndexRefine):
+        index.k_factor = K_FACTOR
+        ivf = faiss.downcast_index(index.base_index)
+    if not isinstance(ivf, faiss.IndexIVF):
+        msg = f"payload {payload!r} makes a {type(ivf).__name__}, expected a plain IVF"
         raise InputError(msg)
-    index.quantizer.add(np.concatenate([model.decoder_w, -model.decoder_w]))
+    ivf.quantizer.add(np.concatenate([model.decoder_w, -model.decoder_w]))
     return index
+
+
+def _check_takes_several(index: Any, payload: str, assignments: int) -> None:
+    """Refuses a payload that cannot be filed under several lists."""
+    reason = None
+    if isinstance(index, faiss.IndexIVFFastScan):
+        reason = "FastScan chooses the list itself"
+    elif isinstance(index, faiss.IndexRefine):
+        reason = "what refines holds each vector once"
+    if reason is not None:
+        msg = f"payload {payload!r} takes 1 assignment, got {assignments}: {reason}"
+        raise InputError(msg)
 
 
 def _train(index: Any, vectors: Any, dim: int) -> None:
@@ -130,6 +151,9 @@ def _add(
     index: Any, vectors: FloatArray, ids: npt.NDArray[Any], file_under: npt.NDArray[np.int64] | None
 ) -> None:
     """Adds vectors to the lists `file_under`, (n, assignments), or lets Faiss choose if it is None."""
+    if isinstance(index, faiss.IndexRefine):  # whose ids count from 0, and which takes no others
+        index.add(vectors)
+        return
     if file_under is None:
         index.add_with_ids(vectors, ids)
         return

@@ -30,8 +30,8 @@ MODES = ("sparse", "two_stage")
 class AsyncMilvusIndex:
     """A `MilvusIndex` whose calls do not block the event loop.
 
-    Searches are asynchronous down to gRPC, so many can run at once. Adding and removing run in threads, as
-    most of the time goes into encoding.
+    Searches are asynchronous down to gRPC, so many can run at once; a third stage reads in threads. Adding
+    and removing run in threads, as most of the time goes into encoding.
     """
 
     def __init__(self, index: MilvusIndex, client: AsyncMilvusClient) -> None:
@@ -48,6 +48,7 @@ class AsyncMilvusIndex:
         token: str = "",
         db_name: str = "",
         model: CompresSAE | str | Path | None = None,
+        originals: bool = True,
         consistency_level: ConsistencyLevel = "Strong",
         timeout: float = TIMEOUT,
     ) -> AsyncMilvusIndex:
@@ -60,6 +61,7 @@ class AsyncMilvusIndex:
                 token=token,
                 db_name=db_name,
                 model=model,
+                originals=originals,
                 consistency_level=consistency_level,
                 timeout=timeout,
             )

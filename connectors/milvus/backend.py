@@ -3,30 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from pymilvus import AnnSearchRequest, DataType, RRFRanker
 from pymilvus.grpc_gen import milvus_pb2
 
+from compressae_index._engine import residual_rows, residual_vectors
 from compressae_index.arrays import BoolArray, FloatArray, IdArray
-from compressae_index.checks import check_choice, check_int
+from compressae_index.checks import check_choice, check_int, check_threads, normalize_rows
 from compressae_index.coding.chunks import Encoded
 from compressae_index.coding.codes import SparseCodes
 from compressae_index.coding.model import CompresSAE
-from compressae_index.connectors.milvus import wire
+from compressae_index.connectors.milvus import residuals, wire
 from compressae_index.connectors.milvus.client import CONSISTENCY_LEVELS, MAX_RESULTS, ConsistencyLevel
-from compressae_index.connectors.milvus.compressed import CODE_FIELD, DENSE_FIELD, Opened, dense_metric
+from compressae_index.connectors.milvus.compressed import (
+    CODE_FIELD,
+    DENSE_FIELD,
+    ORIGINAL_FIELD,
+    RESIDUAL_FIELD,
+    Opened,
+    dense_metric,
+)
 from compressae_index.connectors.milvus.expressions import among
+from compressae_index.connectors.milvus.refining import ByOriginals, ByResiduals, Coded
 from compressae_index.connectors.milvus.schema import names_of
 from compressae_index.connectors.milvus.scope import as_scope
 from compressae_index.conversion import as_array
-from compressae_index.errors import InputError, UnknownIdError
+from compressae_index.embedded.originals import Spool
+from compressae_index.errors import BackendError, InputError, UnknownIdError
 from compressae_index.ids import Ids, as_id_array, refuse_mask_of_integers
 from compressae_index.search.backend import SparseBackend
 from compressae_index.search.queries import Asked, SearchResult
-from compressae_index.search.stages import Candidates, Finder, Found, Stages, places_of, terms_of
+from compressae_index.search.stages import (
+    Candidates,
+    Finder,
+    Found,
+    Rescorer,
+    Stages,
+    places_of,
+    terms_of,
+)
 
 # Limits of one insert: a quarter of what a server's proxy takes, and rows beyond which nothing is gained.
 _REQUEST_BYTES = 16 << 20
@@ -83,8 +101,23 @@ class MilvusBackend(SparseBackend):
         self.key = opened.key
         self.manifest = manifest
         self.dense = manifest.dense
+        self.residual_bits = manifest.residual_bits
+        self.stores_vectors = bool(manifest.residual_bits or manifest.own_originals)
+        """Whether `put` needs the vectors of codes."""
         self.consistency_level = check_choice(consistency_level, "consistency_level", CONSISTENCY_LEVELS)
         self._model = model
+        self._originals = opened.originals
+        self._last = self._last_stage()
+        self.refines = self._last is not None
+
+    def _last_stage(self) -> Rescorer | None:
+        if self._originals is not None:
+            return ByOriginals(
+                self._original_vectors,
+                by_direction=self.manifest.metric == "cosine",
+                may_lack=self.manifest.own_originals is None,
+            )
+        return ByResiduals(self._coded, self.residual_bits) if self.residual_bits else None
 
     def __len__(self) -> int:
         return self.collection.count()
@@ -99,8 +132,11 @@ class MilvusBackend(SparseBackend):
         """Computed, as Milvus does not tell: 8 bytes a nonzero in the postings, and again in the rows."""
         n = len(self)
         parts = {"postings": n * self.k * wire.PAIR.itemsize, "rows": n * self.k * wire.PAIR.itemsize}
-        if self.dense:
-            parts["dense"] = n * self._model.dim * np.dtype(self.dense).itemsize
+        for name, kind in (("dense", self.dense), ("originals", self.manifest.own_originals)):
+            if kind:
+                parts[name] = n * self._model.dim * np.dtype(kind).itemsize
+        if self.residual_bits:
+            parts["residuals"] = n * residuals.text_bytes(self.manifest)
         return parts
 
     def held(self, ids: IdArray) -> BoolArray:
@@ -128,29 +164,46 @@ class MilvusBackend(SparseBackend):
                 raise InputError(msg)
 
     def put(
-        self, codes: SparseCodes, ids: IdArray, others: Rows | None = None, *, partition: str = ""
+        self,
+        codes: SparseCodes,
+        ids: IdArray,
+        others: Rows | None = None,
+        *,
+        vectors: FloatArray | None = None,
+        partition: str = "",
     ) -> None:
         """Stores codes and other fields; they replace the rows of ids that are held.
 
         Args:
-            codes: folded codes.
+            codes: folded codes, or codes with room for a residual if the collection has residual codes.
             ids: one a row, each once.
             others: the other fields of each row, by name.
+            vectors: (n, d) the vectors of the codes as in `Encoded.rows`, which a collection with residual
+                codes or a field of original vectors needs.
             partition: where to store them; the default one if empty.
 
         Raises:
-            InputError: a code has no nonzero value, or an id has more bytes than the primary key takes.
+            InputError: a code has no nonzero value, an id has more bytes than the primary key takes, or
+                vectors are needed.
             BackendError: a request failed. The earlier ones are stored, and all can be repeated.
         """
         self.check_ids(ids)
         check_codes(codes, ids)
+        if self.stores_vectors and vectors is None:
+            msg = (
+                f"collection {self.collection.name!r} keeps original vectors or residual codes, so it cannot "
+                "store codes alone: give their vectors too"
+            )
+            raise InputError(msg)
         if others is not None and not any(others):
             others = None
         for rows in self._requests(len(ids), others):
+            some, of_codes = ids[rows], codes[rows]
+            made = self._made(of_codes, None if vectors is None else vectors[rows])
             if others is not None:
-                self._put_rows(codes[rows], ids[rows], others[rows], partition)
-            elif not self._put_packed(codes[rows], ids[rows], partition):
-                self._put_rows(codes[rows], ids[rows], [{}] * len(ids[rows]), partition)
+                self._put_rows(of_codes, some, made, others[rows], partition)
+            elif not self._put_packed(of_codes, some, made, partition):
+                self._put_rows(of_codes, some, made, [{}] * len(some), partition)
 
     def added(
         self,
@@ -170,16 +223,23 @@ class MilvusBackend(SparseBackend):
                 dict(zip(columns, values, strict=True))
                 for values in zip(*(column[rows] for column in columns.values()), strict=True)
             ]
-            self.put(codes, some, others or None, partition=partition)
+            vectors = None if spool is None else np.array(spool.segment().rows[rows])
+            self.put(codes, some, others or None, vectors=vectors, partition=partition)
 
-        self.put_all(chunks, ids, put, progress=progress)
+        with ExitStack() as opened:
+            spool = None
+            if self.stores_vectors:
+                # Vectors wait for the last chunk on disk, as they take more memory than codes.
+                spool = opened.enter_context(Spool(self._model.dim, np.dtype(np.float32)))
+                chunks = _spooled(chunks, spool)
+            self.put_all(chunks, ids, put, progress=progress)
         return self
 
     def _requests(self, n: int, others: Rows | None) -> Iterator[slice]:
         """Runs of rows small enough for a request."""
         fixed = 16 + self.k * wire.PAIR.itemsize
-        if self.dense:
-            fixed += self._model.dim * 4
+        fixed += sum(4 * self._model.dim for kind in (self.dense, self.manifest.own_originals) if kind)
+        fixed += residuals.text_bytes(self.manifest) if self.residual_bits else 0
         sizes = np.full(n, fixed)
         if others is not None:
             sizes += [len(str(row)) for row in others]
@@ -190,7 +250,24 @@ class MilvusBackend(SparseBackend):
             yield rows
             first = rows.stop
 
-    def _put_packed(self, codes: SparseCodes, ids: IdArray, partition: str) -> bool:
+    def _made(self, codes: SparseCodes, vectors: FloatArray | None) -> dict[str, Any]:
+        """Fields that are made of codes and their vectors, by name: texts, or vectors of the field's type."""
+        made: dict[str, Any] = {}
+        model, rows, threads = self._model, None, check_threads(None)
+        if self.residual_bits:
+            assert vectors is not None
+            targets = vectors if model.mean is None else vectors - model.mean
+            parts = codes.latents, codes.values, model.decoder_w
+            rows = residual_rows(np.ascontiguousarray(targets), *parts, self.residual_bits, threads)
+            made[RESIDUAL_FIELD] = residuals.to_texts(rows)
+        if self.dense:
+            made[DENSE_FIELD] = self._reconstructed(codes, rows).astype(self.dense)
+        if self.manifest.own_originals:
+            assert vectors is not None
+            made[ORIGINAL_FIELD] = vectors.astype(self.manifest.own_originals)
+        return made
+
+    def _put_packed(self, codes: SparseCodes, ids: IdArray, made: Mapping[str, Any], partition: str) -> bool:
         """Sends a message made here, faster than rows; False if this pymilvus does not offer that."""
         client = self.collection.client
         try:
@@ -205,12 +282,14 @@ class MilvusBackend(SparseBackend):
                 partition,
                 timeout=self.collection.timeout,
                 context=context,
-                upsert_param=self._packed(codes, ids, partition),
+                upsert_param=self._packed(codes, ids, made, partition),
                 schema={"fields": []},
             )
         return True
 
-    def _packed(self, codes: SparseCodes, ids: IdArray, partition: str) -> milvus_pb2.UpsertRequest:
+    def _packed(
+        self, codes: SparseCodes, ids: IdArray, made: Mapping[str, Any], partition: str
+    ) -> milvus_pb2.UpsertRequest:
         request = milvus_pb2.UpsertRequest(
             collection_name=self.collection.name, partition_name=partition, num_rows=len(ids)
         )
@@ -225,30 +304,32 @@ class MilvusBackend(SparseBackend):
         sparse.vectors.dim = 2 * self.n_latents
         sparse.vectors.sparse_float_vector.dim = 2 * self.n_latents
         sparse.vectors.sparse_float_vector.contents.extend(wire.to_bytes(codes))
-        if self.dense:
-            rows = self._reconstructed(codes)
-            field = request.fields_data.add(field_name=DENSE_FIELD)
-            field.vectors.dim = rows.shape[1]
-            if self.dense == "float32":
+        for name, values in made.items():
+            field = request.fields_data.add(field_name=name)
+            if not isinstance(values, np.ndarray):
+                field.type = DataType.VARCHAR
+                field.scalars.string_data.data.extend(values)
+                continue
+            field.vectors.dim = values.shape[1]
+            if values.dtype == np.float32:
                 field.type = DataType.FLOAT_VECTOR
-                field.vectors.float_vector.data.extend(rows.ravel())
+                field.vectors.float_vector.data.extend(values.ravel())
             else:
                 field.type = DataType.FLOAT16_VECTOR
-                field.vectors.float16_vector = rows.tobytes()
+                field.vectors.float16_vector = values.tobytes()
         return request
 
-    def _put_rows(self, codes: SparseCodes, ids: IdArray, others: Rows, partition: str) -> None:
+    def _put_rows(
+        self, codes: SparseCodes, ids: IdArray, made: Mapping[str, Any], others: Rows, partition: str
+    ) -> None:
         rows = [
             {**other, self.key.name: id_, CODE_FIELD: pairs}
             for other, id_, pairs in zip(others, ids.tolist(), wire.to_rows(codes), strict=True)
         ]
-        if self.dense:
-            for row, vector in zip(rows, self._reconstructed(codes), strict=True):
-                row[DENSE_FIELD] = vector
+        for name, values in made.items():
+            for row, value in zip(rows, values, strict=True):
+                row[name] = value
         self.collection.upsert(rows, partition=partition)
-
-    def _reconstructed(self, codes: SparseCodes) -> npt.NDArray[Any]:
-        return self._model.decode(codes).astype(self.dense)
 
     def remove(self, ids: IdArray, *, partition: str = "") -> None:
         """Removes ids, from one partition or from all; unknown ones are ignored."""
@@ -280,10 +361,73 @@ class MilvusBackend(SparseBackend):
         """Fields by id, without ids that are not held: others may have removed them since a search."""
         return self.collection.rows_of(self.key, ids, fields, consistency_level=self.consistency_level)
 
+    def reconstructed(self, ids: IdArray, model: CompresSAE) -> FloatArray:
+        """Reconstructions of ids with their residuals, (len(ids), d).
+
+        Raises:
+            UnknownIdError: an id is not held.
+        """
+        if not self.residual_bits:
+            return super().reconstructed(ids, model)
+        read = _coded(self.rows(ids, [CODE_FIELD, RESIDUAL_FIELD]), self)
+        return self._reconstructed(read.codes, read.residuals)
+
+    def _reconstructed(self, codes: SparseCodes, rows: residuals.ResidualRows | None) -> FloatArray:
+        """Reconstructions of codes with residual rows, if there are any."""
+        decoded = self._model.decode(codes)
+        if rows is None:
+            return decoded
+        return decoded + residual_vectors(rows, self._model.dim, self.residual_bits, check_threads(None))
+
+    def vectors(self, ids: IdArray, model: CompresSAE) -> FloatArray:
+        """The vectors of ids as the last stage knows them, (len(ids), d).
+
+        These are the original ones, of unit norm for cosine; else, and where the source has deleted them,
+        reconstructions with their residuals.
+
+        Raises:
+            UnknownIdError: an id is not held.
+            BackendError: the source of the original vectors is gone.
+        """
+        if self._originals is None:
+            return self.reconstructed(ids, model)
+        if self.manifest.originals == "source":
+            self.rows(ids, [])  # the source may hold ids that are not held here
+        found = self._original_vectors(ids)
+        lacking = np.array([id_ not in found for id_ in ids.tolist()], dtype=bool)
+        vectors = np.empty((len(ids), model.dim), np.float32)
+        if not lacking.all():
+            held = np.array([found[id_] for id_ in ids[~lacking].tolist()])
+            vectors[~lacking] = normalize_rows(held) if self.manifest.metric == "cosine" else held
+        if lacking.any():
+            vectors[lacking] = self.reconstructed(ids[lacking], model)
+        return vectors
+
+    def _original_vectors(self, ids: IdArray) -> dict[Any, FloatArray]:
+        """The original vectors of ids that are held, by id."""
+        assert self._originals is not None
+        found: dict[Any, FloatArray] = {}
+        try:
+            for page in self._originals.select(ids, consistency_level=self.consistency_level):
+                found.update(zip(page.ids.tolist(), page.vectors, strict=True))
+        except BackendError as error:
+            msg = f"{error}; search with refine=0 to go on without original vectors"
+            raise BackendError(msg) from error
+        return found
+
+    def _coded(self, ids: IdArray) -> Coded:
+        """Codes and residual codes of ids that are held."""
+        return _coded(list(self.rows_held(ids, [CODE_FIELD, RESIDUAL_FIELD]).values()), self)
+
     def stages(self, mode: str) -> Stages:
         """The stages of a mode; Milvus answers "dense" and "hybrid" by itself."""
         own: dict[str, Finder] = {"dense": self.by_reconstructions, "hybrid": self.by_fused_ranks}
-        return Stages(own[mode]) if mode in own else super().stages(mode)
+        if mode in own:
+            return Stages(own[mode])
+        stages = super().stages(mode)
+        if mode == "two_stage" and self._last is not None:
+            return stages._replace(then=(*stages.then, self._last))
+        return stages
 
     def answer(self, asked: Asked) -> SearchResult:
         """The best documents of each query.
@@ -301,6 +445,9 @@ class MilvusBackend(SparseBackend):
                 raise InputError(msg)
             if self.dense is None:
                 msg = f"mode {mode!r} needs a reconstructed field: make the collection with dense='float32'"
+                raise InputError(msg)
+            if asked.settings.refine:
+                msg = f"in mode {mode!r} Milvus makes the scores itself, so refine must be 0"
                 raise InputError(msg)
             check_int(asked.k, "k", 1, MAX_RESULTS)
         return super().answer(asked)
@@ -427,6 +574,23 @@ class MilvusBackend(SparseBackend):
         bounds = np.where(full, lowest * (1 + _SCORE_ROUNDING), 0).astype(np.float32)
         flat = SparseCodes(latents.reshape(-1, self.k), values.reshape(-1, self.k), self.n_latents)
         return Candidates(ids, scores, bounds, flat)
+
+
+def _spooled(chunks: Iterable[Encoded], spool: Spool) -> Iterator[Encoded]:
+    """The same chunks; writes the vectors of each to a file."""
+    for chunk in chunks:
+        assert chunk.rows is not None, "codes alone have no vectors"
+        spool.add(chunk.rows)
+        yield chunk
+
+
+def _coded(rows: Rows, backend: MilvusBackend) -> Coded:
+    """Codes and residual codes of rows."""
+    return Coded(
+        [row[backend.key.name] for row in rows],
+        wire.from_rows([row[CODE_FIELD] for row in rows], backend.n_latents, backend.k),
+        residuals.from_texts([row[RESIDUAL_FIELD] for row in rows], backend.manifest),
+    )
 
 
 def _contents(hits: Any) -> Sequence[bytes]:

@@ -1,6 +1,7 @@
 """Compressed collections, and the collections that belong to them.
 
-items           primary key, `compressae_code` (sparse), maybe `compressae_dense`, and any other fields
+items           primary key, `compressae_code` (sparse), maybe `compressae_dense`, `compressae_residual` and
+                `compressae_original`, and any other fields
 items_model     the model and manifest; see `manifest`
 items_building  the collection itself while an import fills it; it is verified, then renamed in one step
 """
@@ -17,21 +18,33 @@ from pymilvus import DataType, FieldSchema, MilvusClient
 
 from compressae_index.coding.metric import Metric
 from compressae_index.coding.model import CompresSAE
+from compressae_index.connectors.milvus import residuals
 from compressae_index.connectors.milvus.client import is_lite
 from compressae_index.connectors.milvus.collection import Collection
 from compressae_index.connectors.milvus.manifest import (
     Dense,
     Manifest,
+    Originals,
     load_manifest,
     made_meanwhile,
     model_of,
     save_model,
 )
 from compressae_index.connectors.milvus.schema import Key, Schema
+from compressae_index.connectors.milvus.source import MilvusSource
 from compressae_index.errors import FormatError, InputError
 
 CODE_FIELD = "compressae_code"
 DENSE_FIELD = "compressae_dense"
+RESIDUAL_FIELD = "compressae_residual"
+ORIGINAL_FIELD = "compressae_original"
+# The fields that writes fill in, and what they hold.
+OWN_FIELDS = {
+    CODE_FIELD: "the code",
+    DENSE_FIELD: "the reconstructed vector",
+    RESIDUAL_FIELD: "the residual code",
+    ORIGINAL_FIELD: "the original vector",
+}
 
 _BUILDING_SUFFIX = "_building"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,230}")
@@ -41,7 +54,7 @@ _MAX_ID_LENGTH = 512
 
 @dataclass(frozen=True)
 class Layout:
-    """Fields of a compressed collection other than the code and the reconstructed vector."""
+    """Fields of a compressed collection other than `OWN_FIELDS`."""
 
     primary: FieldSchema
     scalars: Sequence[FieldSchema] = ()
@@ -92,7 +105,7 @@ class Layout:
                 msg = f"there are two fields {field.name!r}"
                 raise InputError(msg)
             names.add(field.name)
-        taken = sorted({CODE_FIELD, DENSE_FIELD} & names)
+        taken = sorted(OWN_FIELDS.keys() & names)
         if taken:
             msg = (
                 f"a field is called {taken[0]!r}, which compressae-index uses itself; rename it in the source"
@@ -108,7 +121,7 @@ class Layout:
     def fits(self, schema: Schema) -> bool:
         """Whether a compressed collection has exactly these fields."""
         own = [(field.name, field.dtype) for field in (self.primary, *self.scalars)]
-        left_out = vectors_of(schema)
+        left_out = [*vectors_of(schema), *OWN_FIELDS]
         theirs = [(name, schema.kind(name)) for name in schema.fields if name not in left_out]
         longest = schema.fields.get(self.primary.name, {}).get("params", {}).get("max_length")
         return (
@@ -143,15 +156,16 @@ def check_name(name: Any) -> str:
     return name
 
 
-def check_dense(client: MilvusClient, dense: Dense | None) -> None:
-    """Checks that this Milvus has the type of the reconstructed field.
+def check_types(client: MilvusClient, dense: Dense | None, originals: Originals | None) -> None:
+    """Checks that this Milvus has the types of the fields of reconstructed and original vectors.
 
     Raises:
-        InputError: it is float16 on Milvus Lite.
+        InputError: one is float16 on Milvus Lite.
     """
-    if dense == "float16" and is_lite(client):
-        msg = "Milvus Lite has no FLOAT16_VECTOR: use dense='float32', or none"
-        raise InputError(msg)
+    for name, kind in (("dense", dense), ("originals", originals)):
+        if kind == "float16" and is_lite(client):
+            msg = f"Milvus Lite has no FLOAT16_VECTOR: use {name}='float32', or none"
+            raise InputError(msg)
 
 
 def dense_metric(metric: Metric) -> str:
@@ -213,6 +227,14 @@ def create_rows(
         kind = DataType.FLOAT16_VECTOR if manifest.dense == "float16" else DataType.FLOAT_VECTOR
         schema.add_field(DENSE_FIELD, kind, dim=manifest.dim)
         indexes.add_index(DENSE_FIELD, index_type="AUTOINDEX", metric_type=dense_metric(manifest.metric))
+    if manifest.residual_bits:
+        schema.add_field(RESIDUAL_FIELD, DataType.VARCHAR, max_length=residuals.text_bytes(manifest))
+    if manifest.own_originals:
+        kind = DataType.FLOAT16_VECTOR if manifest.originals == "float16" else DataType.FLOAT_VECTOR
+        schema.add_field(ORIGINAL_FIELD, kind, dim=manifest.dim, mmap_enabled=True)
+        # A server loads no vectors without an index; this one is the vectors themselves, mapped from disk.
+        mapped = {"mmap.enabled": "true"}
+        indexes.add_index(ORIGINAL_FIELD, index_type="FLAT", metric_type="IP", params=mapped)
     collection.create(schema, indexes)
 
 
@@ -224,7 +246,10 @@ def _add(schema: Any, field: FieldSchema) -> None:
 
 def is_whole(collection: Collection, manifest: Manifest) -> bool:
     """Whether a collection of rows has its indexes; a stopped `create_rows` leaves it without."""
-    return {CODE_FIELD, *([DENSE_FIELD] if manifest.dense else [])} <= collection.indexed()
+    needed = {CODE_FIELD}
+    needed |= {DENSE_FIELD} if manifest.dense else set()
+    needed |= {ORIGINAL_FIELD} if manifest.own_originals else set()
+    return needed <= collection.indexed()
 
 
 def publish(collection: Collection, manifest: Manifest) -> None:
@@ -258,14 +283,20 @@ class Opened(NamedTuple):
     """By its own name, also if it was opened by an alias."""
     manifest: Manifest
     key: Key
+    originals: MilvusSource | None = None
+    """Where original vectors are read, if they are to score the best documents again."""
 
 
-def open_compressed(collection: Collection) -> Opened:
+def open_compressed(collection: Collection, *, originals: bool = True) -> Opened:
     """Loads a compressed collection, by name or alias, and reads its manifest.
+
+    Args:
+        collection: by its name or alias.
+        originals: whether to read its original vectors, if it has them.
 
     Raises:
         InputError: there is no such collection, or no expression can hold the name of its primary key.
-        FormatError: it was not made by compressae-index.
+        FormatError: it was not made by compressae-index, or its original vectors are gone.
     """
     schema = collection.schema()
     collection = collection.named(schema.collection)
@@ -278,4 +309,33 @@ def open_compressed(collection: Collection) -> Opened:
         )
         raise FormatError(msg)
     collection.load()
-    return Opened(collection, manifest, schema.key())
+    opened = Opened(collection, manifest, schema.key())
+    if originals and manifest.originals:
+        return opened._replace(originals=_originals(opened))
+    return opened
+
+
+def _originals(opened: Opened) -> MilvusSource:
+    """The original vectors of a compressed collection, its own or those of its source.
+
+    Raises:
+        FormatError: the source is gone, or has other vectors or ids now.
+    """
+    collection, manifest = opened.collection, opened.manifest
+    client, timeout = collection.client, collection.timeout
+    if manifest.own_originals:
+        return MilvusSource(client, collection.name, vector_field=ORIGINAL_FIELD, timeout=timeout)
+    name, field = manifest.source["collection"], manifest.source["vector_field"]
+    try:
+        source = MilvusSource(client, name, vector_field=field, timeout=timeout)
+        if (source.dim, source.key.are_strings) != (manifest.dim, opened.key.are_strings):
+            ids = "strings" if source.key.are_strings else "integers"
+            msg = f"field {field!r} of {name!r} now has dimension {source.dim}, and ids are {ids}"
+            raise InputError(msg)
+    except InputError as error:
+        msg = (
+            f"the original vectors of collection {collection.name!r} cannot be used: {error}; open it with "
+            "originals=False to search without them"
+        )
+        raise FormatError(msg) from error
+    return source

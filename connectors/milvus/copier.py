@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from compressae_index.arrays import BoolArray, IdArray
-from compressae_index.coding.chunks import encoded_chunks
+from compressae_index.arrays import BoolArray, IdArray, RowArray
+from compressae_index.coding.chunks import Encoded, encoded_chunks
 from compressae_index.coding.codes import SparseCodes
 from compressae_index.coding.metric import RowScale
 from compressae_index.coding.model import CompresSAE
@@ -17,7 +17,7 @@ from compressae_index.connectors.milvus.backend import REQUEST_ROWS, MilvusBacke
 from compressae_index.connectors.milvus.collection import Collection
 from compressae_index.connectors.milvus.compressed import (
     CODE_FIELD,
-    DENSE_FIELD,
+    OWN_FIELDS,
     Layout,
     create_rows,
     is_whole,
@@ -90,7 +90,7 @@ class Copier:
             InputError: bad rows, or codes that Milvus does not store.
         """
         for page in self._source.stream():
-            check_codes(self._codes(page), page.ids)
+            check_codes(self._encoded(page).codes, page.ids)
             return
 
     def fill(self, progress: bool) -> int:
@@ -148,7 +148,7 @@ class Copier:
             pages = list(source.select(missing[first : first + REQUEST_ROWS], self._fields))
             if pages:
                 page = Page.joined(pages)
-                self._store(page, self._codes(page), partition)
+                self._store(page, self._encoded(page), partition)
                 written += len(page.ids)
                 advance(len(page.ids))
         return Changes(0, written, len(own))
@@ -170,28 +170,31 @@ class Copier:
 
     def _level(self, page: Page, held: IdArray, partition: str) -> int:
         """Writes the rows of a page that the copy lacks or that differ in it; returns their number."""
-        codes, wanted = self._codes(page), ~np.isin(page.ids, held)
+        encoded, wanted = self._encoded(page), ~np.isin(page.ids, held)
         both = np.flatnonzero(~wanted)
         if len(both):
             fields = ["*"] if self._layout.is_dynamic else [*self._fields, CODE_FIELD]
             stored = self.backend.rows_held(page.ids[both], fields)
-            wanted[both] = self._differs(page, codes, both, stored)
+            wanted[both] = self._differs(page, encoded.codes, both, stored)
         rows = np.flatnonzero(wanted)
         if len(rows):
             some = Page(page.ids[rows], page.vectors[rows], [page.rows[row] for row in rows.tolist()])
-            self._store(some, codes[rows], partition)
+            self._store(some, _rows_of(encoded, rows), partition)
         return len(rows)
 
     def _differs(
         self, page: Page, codes: SparseCodes, rows: Any, stored: Mapping[int | str, dict[str, Any]]
     ) -> BoolArray:
-        """Which of the rows of a page are stored with other values, or not any more."""
+        """Which of the rows of a page are stored with other values, or not any more.
+
+        Of what is made of a vector, codes are compared alone: they change with it.
+        """
         ids = page.ids.tolist()
         differs = np.array([ids[row] not in stored for row in rows.tolist()], dtype=bool)
         held = rows[~differs]
         if not len(held):
             return differs
-        own = {self._source.key.name, CODE_FIELD, DENSE_FIELD}
+        own = {self._source.key.name, *OWN_FIELDS}
         others = [stored[ids[row]] for row in held.tolist()]
         fields = [
             {name: row[name] for name in row.keys() - own} != self._others(page.rows[number])
@@ -223,8 +226,8 @@ class Copier:
             (name, self._source.part(name) if name in theirs else None) for name in sorted({*theirs, *own})
         ]
 
-    def _codes(self, page: Page) -> SparseCodes:
-        """Folded codes of a page, times the norms that the metric keeps."""
+    def _encoded(self, page: Page) -> Encoded:
+        """Codes and rows of a page, times the norms that the metric keeps."""
         manifest = self.backend.manifest
         try:
             chunks = encoded_chunks(
@@ -234,15 +237,18 @@ class Copier:
                 manifest.encoder,
                 self._threads,
                 scale=RowScale(manifest.metric, 1.0),
+                residual_bits=manifest.residual_bits,
             )
-            return SparseCodes.concatenate(chunk.codes for chunk in chunks)
+            codes, rows = zip(*chunks, strict=True)
+            return Encoded(SparseCodes.concatenate(codes), np.concatenate(rows))
         except InputError as error:
             first, last = page.ids.tolist()[0], page.ids.tolist()[-1]
             msg = f"collection {self._source.collection!r}, rows of ids {first!r} to {last!r}: {error}"
             raise InputError(msg) from error
 
-    def _store(self, page: Page, codes: SparseCodes, partition: str) -> None:
-        self.backend.put(codes, page.ids, [self._others(row) for row in page.rows], partition=partition)
+    def _store(self, page: Page, encoded: Encoded, partition: str) -> None:
+        others = [self._others(row) for row in page.rows]
+        self.backend.put(encoded.codes, page.ids, others, vectors=encoded.rows, partition=partition)
 
     def _others(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """The fields of a row of the source to copy.
@@ -251,7 +257,7 @@ class Copier:
             InputError: a dynamic field has a name that is used here.
         """
         others = {name: row[name] for name in row.keys() - self._dropped}
-        if taken := others.keys() & {CODE_FIELD, DENSE_FIELD}:
+        if taken := others.keys() & OWN_FIELDS.keys():
             msg = (
                 f"the row of id {row[self._source.key.name]!r} has a field {min(taken)!r}, which "
                 "compressae-index uses itself; rename it in the source"
@@ -269,7 +275,7 @@ class Copier:
         ids = self._source.ids[np.sort(rng.permutation(len(self._source))[:SAMPLE_ROWS])]
         ids = ids[self.backend.held(ids)]  # others were inserted after they were copied
         for page in self._source.select(ids):
-            fresh, stored = self._codes(page), self.backend.codes(page.ids)
+            fresh, stored = self._encoded(page).codes, self.backend.codes(page.ids)
             differ = (np.abs(fresh.to_dense() - stored.to_dense()) > 1e-3).any(axis=1)
             if differ.mean() > _DIFFERING:
                 msg = (
@@ -280,3 +286,8 @@ class Copier:
                 )
                 raise BackendError(msg)
         return ids
+
+
+def _rows_of(encoded: Encoded, rows: RowArray) -> Encoded:
+    assert encoded.rows is not None
+    return Encoded(encoded.codes[rows], encoded.rows[rows])

@@ -13,13 +13,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from compressae_index.arrays import IdArray
-from compressae_index.checks import as_path, check_int
+from compressae_index.arrays import FloatArray, IdArray
+from compressae_index.checks import as_path, check_choice, check_int
 from compressae_index.coding.codes import SparseCodes
-from compressae_index.connectors.milvus.compressed import CODE_FIELD, DENSE_FIELD
+from compressae_index.connectors.milvus import residuals
+from compressae_index.connectors.milvus.compressed import (
+    CODE_FIELD,
+    DENSE_FIELD,
+    ORIGINAL_FIELD,
+    OWN_FIELDS,
+    RESIDUAL_FIELD,
+)
 from compressae_index.connectors.milvus.expressions import check_primary
 from compressae_index.connectors.milvus.manifest import DENSE, Dense
 from compressae_index.connectors.milvus.wire import to_dicts
+from compressae_index.embedded.codecs.residual import RESIDUAL_ROWS
 from compressae_index.errors import FormatError, InputError, MissingExtraError
 from compressae_index.index import CompressedIndex
 from compressae_index.progress import track
@@ -44,6 +52,7 @@ def export_parquet(
     output: str | os.PathLike[str],
     *,
     dense: Dense | None = None,
+    originals: Dense | None = None,
     primary: str = "id",
     file_rows: int = FILE_ROWS,
     progress: bool = False,
@@ -51,18 +60,21 @@ def export_parquet(
     """Writes the codes of an index in the layout of pymilvus's own bulk writer.
 
     `do_bulk_insert`, `bulk_import` and the web interface import the files into an existing collection. Make
-    it by `MilvusIndex.create` with the same model, k, metric, dense and kind of ids.
+    it by `MilvusIndex.create` with the same model, k, metric, residual_bits and kind of ids, and the types of
+    fields that are given here.
 
     Args:
         index: an index in this process.
         output: a directory, new or empty.
         dense: type of the reconstructed field, if the collection has one.
+        originals: type of the field of original vectors, if the collection has one; the index must have them.
         primary: name of the primary key.
         file_rows: rows a file.
         progress: show a progress bar.
 
     Raises:
-        InputError: an empty index, an option out of range, or a name that a primary key cannot have.
+        InputError: an empty index, an option out of range, an index without original vectors, or a name that
+            a primary key cannot have.
         FormatError: the directory is not empty.
         MissingExtraError: pyarrow is not installed.
     """
@@ -72,7 +84,7 @@ def export_parquet(
         raise MissingExtraError("pyarrow", "files", "writing Parquet files") from error
     path = as_path(output, "output")
     check_int(file_rows, "file_rows", 1)
-    export = _Export(index, index.ids, primary, dense)
+    export = _Export(index, index.ids, primary, dense, originals)
     export.check()
     _check_output(path)
     aside = path.with_name(f".{secrets.token_hex(4)}-{path.name}")
@@ -109,6 +121,7 @@ class _Export:
     ids: IdArray
     primary: str
     dense: Dense | None
+    originals: Dense | None
 
     def check(self) -> None:
         """Checks the index and the options.
@@ -116,11 +129,14 @@ class _Export:
         Raises:
             InputError: an empty index, or an option out of range.
         """
-        if check_primary(self.primary, "these files") in (CODE_FIELD, DENSE_FIELD):
+        if check_primary(self.primary, "these files") in OWN_FIELDS:
             msg = f"the primary key cannot be called {self.primary!r}, which is the name of another field"
             raise InputError(msg)
-        if self.dense not in (None, *DENSE):
-            msg = f"dense must be one of {', '.join(map(repr, DENSE))}, got {self.dense!r}"
+        for name, kind in (("dense", self.dense), ("originals", self.originals)):
+            if kind is not None:
+                check_choice(kind, name, DENSE)
+        if self.originals and self.index.documents.backend.originals is None:
+            msg = "this index keeps no original vectors to export: build it with originals=..."
             raise InputError(msg)
         if not len(self.ids):
             msg = "the index holds no vectors to export"
@@ -146,22 +162,38 @@ class _Export:
 
         key = pa.string() if self.ids.dtype == object else pa.int64()
         fields = [(self.primary, key), (CODE_FIELD, pa.string())]
-        if self.dense:
-            # Numbers of float16 go as their bytes.
-            fields.append((DENSE_FIELD, pa.list_(pa.float32() if self.dense == "float32" else pa.uint8())))
+        for name, kind in ((DENSE_FIELD, self.dense), (ORIGINAL_FIELD, self.originals)):
+            if kind:
+                # Numbers of float16 go as their bytes.
+                fields.append((name, pa.list_(pa.float32() if kind == "float32" else pa.uint8())))
+        if self.index.documents.residual_bits:
+            fields.append((RESIDUAL_FIELD, pa.string()))
         return pa.schema(fields)
 
     def _table(self, schema: Any, ids: IdArray) -> Any:
         import pyarrow as pa
 
-        codes = self.index.codes(ids)
-        columns = {self.primary: ids.tolist(), CODE_FIELD: _texts(codes)}
+        index, documents = self.index, self.index.documents
+        columns = {self.primary: ids.tolist(), CODE_FIELD: _texts(index.codes(ids))}
         if self.dense:
-            rows = self.index.model.decode(codes).astype(self.dense)
-            numbers = rows if self.dense == "float32" else rows.view(np.uint8)
-            ends = np.arange(len(ids) + 1, dtype=np.int32) * numbers.shape[1]
-            columns[DENSE_FIELD] = pa.ListArray.from_arrays(ends, numbers.ravel())
+            columns[DENSE_FIELD] = _vectors(index.reconstruct(ids), self.dense)
+        if self.originals:
+            columns[ORIGINAL_FIELD] = _vectors(
+                documents.vectors(ids, index.model) * np.float32(index.unit), self.originals
+            )
+        if documents.residual_bits:
+            rows = documents.backend.forward_rows(documents.rows_of(ids))[RESIDUAL_ROWS]
+            columns[RESIDUAL_FIELD] = residuals.to_texts(residuals.scaled(rows, index.unit))
         return pa.table(columns, schema=schema)
+
+
+def _vectors(rows: FloatArray, kind: Dense) -> Any:
+    """An Arrow column of vectors."""
+    import pyarrow as pa
+
+    numbers = rows if kind == "float32" else rows.astype(np.float16).view(np.uint8)
+    ends = np.arange(len(rows) + 1, dtype=np.int32) * numbers.shape[1]
+    return pa.ListArray.from_arrays(ends, numbers.ravel())
 
 
 def _texts(codes: SparseCodes) -> list[str]:

@@ -17,6 +17,7 @@ from compressae_index.building.training import ModelSource
 from compressae_index.checks import check_threads
 from compressae_index.coding.metric import Metric
 from compressae_index.coding.model import CompresSAE, Encoder
+from compressae_index.coding.residual import check_residual_bits
 from compressae_index.connectors.milvus.backend import MilvusBackend
 from compressae_index.connectors.milvus.client import TIMEOUT, reading_client
 from compressae_index.connectors.milvus.collection import Collection
@@ -25,8 +26,8 @@ from compressae_index.connectors.milvus.compressed import (
     Layout,
     Opened,
     building_of,
-    check_dense,
     check_name,
+    check_types,
     publish,
 )
 from compressae_index.connectors.milvus.copier import Copier
@@ -34,6 +35,7 @@ from compressae_index.connectors.milvus.index import MilvusIndex
 from compressae_index.connectors.milvus.manifest import (
     Dense,
     Manifest,
+    Originals,
     load_manifest,
     load_model,
     model_of,
@@ -63,7 +65,8 @@ class ImportReport(NamedTuple):
     bytes_before: int
     """Of the dense vectors, 4 bytes a number, without their index."""
     bytes_after: int
-    """Of the codes as postings, 8 bytes a nonzero, and of the reconstructed field."""
+    """Of the codes as postings, 8 bytes a nonzero, and of the fields of reconstructed vectors, residual codes
+    and original vectors."""
     recall: dict[int, float]
     """recall@k of "two_stage" against the source's own search, with rows as queries, each without itself."""
 
@@ -98,6 +101,8 @@ def from_milvus(
     metric: Metric | None = None,
     config: TrainConfig | None = None,
     dense: Dense | None = None,
+    originals: Originals | None = None,
+    residual_bits: int = 0,
     algorithm: str | None = None,
     token: str = "",
     db_name: str = "",
@@ -130,6 +135,10 @@ def from_milvus(
         config: settings of the training.
         dense: type of a field for the reconstructed vectors, which modes "dense" and "hybrid" need; none by
             default. Milvus Lite has float32 only.
+        originals: vectors that score the best documents of a search again: "source" for those of the source,
+            which must stay then, and where rows are added by `sync` only; "float32" or "float16" for a
+            field of copies, in float32 only on Milvus Lite; none by default.
+        residual_bits: as for `CompressedIndex.build`, in a field of 4 / 3 of their bytes.
         algorithm: inverted_index_algo of Milvus; the server's own choice by default.
         token: for a uri: "user:password" or an API key.
         db_name: for a uri: the database.
@@ -149,9 +158,11 @@ def from_milvus(
     name = check_name(f"{collection}{SUFFIX}" if target is None else target)
     options = _Options(algorithm, check_threads(num_threads), progress)
     client = reading_client(client, collection, token=token, db_name=db_name, timeout=timeout)
-    check_dense(client, dense)
+    check_types(client, dense, originals)
     source = MilvusSource(client, collection, vector_field=vector_field, filter=filter, timeout=timeout)
-    settings = _Settings(k, n_latents, encoder, source.metric() if metric is None else metric, dense)
+    metric = source.metric() if metric is None else metric
+    bits = check_residual_bits(residual_bits) or None
+    settings = _Settings(k, n_latents, encoder, metric, dense, originals, bits)
     given = CompresSAE.load(model) if isinstance(model, (str, os.PathLike)) else model
     run = _Run(source, Collection(client, name, timeout), settings, given, config, options)
     begun = _open(run)
@@ -173,6 +184,8 @@ class _Settings:
     encoder: Encoder
     metric: Metric
     dense: Dense | None
+    originals: Originals | None
+    residual_bits: int | None
 
     def check_same(self, manifest: Manifest, target: str) -> None:
         """Compares options with those of the first run.
@@ -344,6 +357,8 @@ def _train(run: _Run, begun: _Begun) -> tuple[CompresSAE, Manifest]:
         encoder=settings.encoder,
         metric=settings.metric,
         dense=settings.dense,
+        originals=settings.originals,
+        residual_bits=settings.residual_bits or 0,
         source=run.origin,
     )
     return model, manifest
@@ -386,7 +401,7 @@ def _report(run: _Run, copier: Copier, index: MilvusIndex, resumed: int, sample:
         left_out=copier.left_out,
         seconds=run.clock.seconds,
         bytes_before=len(run.source) * run.source.dim * 4,
-        bytes_after=size["postings"] + size.get("dense", 0),
+        bytes_after=sum(size.values()) - size["rows"],
         recall=recall,
     )
 

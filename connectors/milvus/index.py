@@ -23,11 +23,10 @@ from compressae_index.connectors.milvus.client import (
 )
 from compressae_index.connectors.milvus.collection import Collection
 from compressae_index.connectors.milvus.compressed import (
-    CODE_FIELD,
-    DENSE_FIELD,
+    OWN_FIELDS,
     Layout,
-    check_dense,
     check_name,
+    check_types,
     create_compressed,
     drop_compressed,
     open_compressed,
@@ -83,6 +82,7 @@ class MilvusIndex(Index):
         token: str = "",
         db_name: str = "",
         model: CompresSAE | str | Path | None = None,
+        originals: bool = True,
         consistency_level: ConsistencyLevel = "Strong",
         timeout: float = TIMEOUT,
     ) -> MilvusIndex:
@@ -94,16 +94,18 @@ class MilvusIndex(Index):
             token: "user:password" or an API key, if `client` is a uri.
             db_name: the database, if `client` is a uri.
             model: the model, or its directory; read from Milvus by default.
+            originals: False to go on without original vectors, if the collection has any.
             consistency_level: of reads and searches. "Strong" sees everything written before.
             timeout: seconds for each request, retries included.
 
         Raises:
             InputError: the database or collection does not exist.
-            FormatError: the collection was not made by compressae-index, or not with the given model.
+            FormatError: the collection was not made by compressae-index, or not with the given model; or the
+                source of its original vectors is gone, or has other vectors.
             BackendError: Milvus does not answer or refuses.
         """
         client = reading_client(client, collection, token=token, db_name=db_name, timeout=timeout)
-        opened = open_compressed(Collection(client, collection, timeout))
+        opened = open_compressed(Collection(client, collection, timeout), originals=originals)
         loaded = load_model(opened.collection, opened.manifest, model)
         return cls(MilvusBackend(opened, loaded, consistency_level=consistency_level), loaded)
 
@@ -120,6 +122,8 @@ class MilvusIndex(Index):
         encoder: Encoder = "pursuit",
         metric: Metric = "cosine",
         dense: Dense | None = None,
+        originals: Dense | None = None,
+        residual_bits: int = 0,
         string_ids: bool = False,
         fields: Sequence[FieldSchema] = (),
         algorithm: str | None = None,
@@ -139,6 +143,9 @@ class MilvusIndex(Index):
             metric: as for `CompressedIndex.build`.
             dense: type of a field for reconstructed vectors, which modes "dense" and "hybrid" need; no field
                 by default. Milvus Lite takes float32 only.
+            originals: type of a field for original vectors, which score the best documents of a search
+                again; no field by default. Milvus Lite takes float32 only.
+            residual_bits: as for `CompressedIndex.build`.
             string_ids: whether ids are strings, of at most 512 bytes, instead of int64.
             fields: additional fields; rows may also have undeclared ones.
             algorithm: Milvus's inverted_index_algo; the server chooses by default.
@@ -150,11 +157,19 @@ class MilvusIndex(Index):
             BackendError: Milvus does not answer or refuses.
         """
         check_name(collection)
-        manifest = Manifest.of(model, k=k, encoder=encoder, metric=metric, dense=dense)
+        manifest = Manifest.of(
+            model,
+            k=k,
+            encoder=encoder,
+            metric=metric,
+            dense=dense,
+            originals=originals,
+            residual_bits=residual_bits,
+        )
         layout = Layout.new(string_ids, fields)
         if isinstance(client, (str, os.PathLike)):
             client = connect(client, token=token, db_name=db_name, timeout=timeout)
-        check_dense(check_client(client), dense)
+        check_types(check_client(client), dense, originals)
         new = Collection(client, collection, timeout)
         create_compressed(new, model, manifest, layout, algorithm=algorithm)
         return cls.open(client, collection, model=model, consistency_level=consistency_level, timeout=timeout)
@@ -201,10 +216,11 @@ class MilvusIndex(Index):
             partitions: partitions to search; all by default.
             consistency_level: of this search; by default that of the index.
             ranker: a ranker of pymilvus, for "hybrid"; `RRFRanker()` by default. It makes the scores.
-            settings: mode, candidates, query_nnz, scoring and num_threads as for `Index.search`. "dense"
-                searches the reconstructed field by Milvus's index of it; "hybrid" fuses the ranks of the
-                sparse and the reconstructed field in Milvus; both take asymmetric scoring only. Milvus
-                finds `candidates` documents, at most 16,384, for re-scoring, or for each field in "hybrid".
+            settings: mode, candidates, query_nnz, scoring, refine and num_threads as for `Index.search`.
+                "dense" searches the reconstructed field by Milvus's index of it; "hybrid" fuses the ranks
+                of the sparse and the reconstructed field in Milvus; both take asymmetric scoring and no
+                refine. Milvus finds `candidates` documents, at most 16,384, for re-scoring, or for each field
+                in "hybrid"; of the best `refine` of these, residual codes or original vectors are read by id.
 
         Returns:
             scores and ids, each (n_queries, k), `certified` and `fields`. "dense" and "hybrid" certify none.
@@ -213,7 +229,7 @@ class MilvusIndex(Index):
             InputError: bad queries or dimension, k, candidates or query_nnz out of range, a filter that
                 Milvus cannot evaluate, an unknown partition or field, or a mode that needs a reconstructed
                 field.
-            BackendError: Milvus does not answer or refuses.
+            BackendError: Milvus does not answer or refuses, or the source of the original vectors is gone.
         """
         names = self.checked_fields(output_fields)
         scope = Scope(filter, self.checked_partitions(partitions), consistency_level, ranker)
@@ -280,7 +296,8 @@ class MilvusIndex(Index):
         Raises:
             InputError: as for `Index.add`; or an id is too long for the primary key, the number of values of
                 a field differs from that of vectors, a field is unknown, reserved, or required but not given,
-                or the partition is unknown. Nothing was added.
+                or the partition is unknown; or original vectors are read from a source, to which rows must be
+                added instead, as `sync` takes them over. Nothing was added.
             BackendError: Milvus does not answer or refuses. Batches sent before are stored; retry with
                 `upsert`.
         """
@@ -311,6 +328,7 @@ class MilvusIndex(Index):
         num_threads: int | None,
         progress: bool,
     ) -> None:
+        self._check_writable()
         vectors = open_vectors(embeddings, may_be_empty=True)
         columns = {} if where["fields"] is None else as_columns(where["fields"])
         for name, values in columns.items():
@@ -331,11 +349,20 @@ class MilvusIndex(Index):
             partition=partition,
         )
 
+    def _check_writable(self) -> None:
+        """Refuses rows whose original vectors would not be where this collection reads them."""
+        if self.manifest.originals == "source":
+            msg = (
+                f"collection {self.collection!r} reads original vectors from its source: write rows to "
+                f"{self.manifest.source['collection']!r}, and call `sync`"
+            )
+            raise InputError(msg)
+
     def _check_columns(self, columns: Mapping[str, Any]) -> None:
         """Refuses unknown or reserved columns, and missing required ones."""
         schema = self.documents.collection.schema()
-        own = {self.documents.key.name: "pass its values as ids", CODE_FIELD: "it holds the code"}
-        own[DENSE_FIELD] = "it holds the reconstructed vector"
+        own = {self.documents.key.name: "pass its values as ids"}
+        own |= {name: f"it holds {what}" for name, what in OWN_FIELDS.items()}
         for name in columns:
             if name in own:
                 msg = f"field {name!r} cannot be set: {own[name]}"

@@ -26,14 +26,19 @@ from compressae_index.checks import check_choice, check_int
 from compressae_index.coding.codes import MAX_LATENTS
 from compressae_index.coding.metric import METRICS, Metric
 from compressae_index.coding.model import ENCODERS, MAX_DIM, CompresSAE, Encoder, check_is_model
+from compressae_index.coding.residual import check_residual_bits
 from compressae_index.connectors.milvus.collection import Collection
 from compressae_index.connectors.milvus.schema import Key
 from compressae_index.errors import BackendError, CompressaeError, FormatError, InputError, NewerFormatError
 
 Dense: TypeAlias = Literal["float16", "float32"]
 DENSE: tuple[Dense, ...] = ("float16", "float32")
+Originals: TypeAlias = Literal["float16", "float32", "source"]
+ORIGINALS: tuple[Originals, ...] = ("float16", "float32", "source")
 
 FORMAT_VERSION = 1
+# Entries that version 0.1 does not know.
+_NEW = ("originals", "residual_bits")
 _MODEL_SUFFIX = "_model"
 _LATENT = Key("latent")
 # Rows of a model in one request.
@@ -57,6 +62,15 @@ class Manifest:
     source: dict[str, Any] = field(default_factory=dict)
     """Origin of imported rows: collection, vector_field, filter; empty if they were not imported."""
     format_version: int = FORMAT_VERSION
+    originals: Originals | None = None
+    """Type of the field of original vectors, or that they are in the source collection; None for none."""
+    residual_bits: int = 0
+    """Bits a dimension of residual codes; 0 for none."""
+
+    @property
+    def own_originals(self) -> Dense | None:
+        """Type of the field of original vectors, if the collection has one."""
+        return None if self.originals == "source" else self.originals
 
     @classmethod
     def of(
@@ -67,6 +81,8 @@ class Manifest:
         encoder: Encoder,
         metric: Metric,
         dense: Dense | None,
+        originals: Originals | None,
+        residual_bits: int,
         source: dict[str, Any] | None = None,
     ) -> Manifest:
         """The manifest of a new collection.
@@ -75,6 +91,12 @@ class Manifest:
             InputError: an option is out of range.
         """
         check_is_model(model)
+        if originals == "source" and not source:
+            msg = "originals='source' needs a source collection, as an import has: use 'float16' or 'float32'"
+            raise InputError(msg)
+        if originals is not None and check_residual_bits(residual_bits):
+            msg = "residual_bits cannot be given with originals, which say all that residual codes could"
+            raise InputError(msg)
         return cls(
             fingerprint=model.fingerprint,
             dim=model.dim,
@@ -84,6 +106,8 @@ class Manifest:
             metric=check_choice(metric, "metric", METRICS),
             dense=None if dense is None else check_choice(dense, "dense", DENSE),
             source=source or {},
+            originals=None if originals is None else check_choice(originals, "originals", ORIGINALS),
+            residual_bits=check_residual_bits(residual_bits),
         )
 
     @classmethod
@@ -108,9 +132,16 @@ class Manifest:
         check_choice(manifest.encoder, "encoder", ENCODERS)
         check_choice(manifest.metric, "metric", METRICS)
         check_choice(manifest.dense or "", "dense", ("", *DENSE))
+        check_choice(manifest.originals or "", "originals", ("", *ORIGINALS))
+        check_residual_bits(manifest.residual_bits)
         persistence.entry(asdict(manifest), "fingerprint", str)
         persistence.entry(asdict(manifest), "source", dict)
         return manifest
+
+    def to_json(self) -> str:
+        """What `from_json` reads; what older versions do not know is left out where it is not used."""
+        stored = asdict(self)
+        return json.dumps({name: stored[name] for name in stored if stored[name] or name not in _NEW})
 
 
 def model_of(collection: Collection) -> Collection:
@@ -164,7 +195,7 @@ def _rows(model: CompresSAE, manifest: Manifest) -> Iterator[list[dict[str, Any]
     if model.mean is not None:
         weights = np.concatenate([weights, np.concatenate([model.mean, model.mean])[None]])
         biases = np.append(biases, np.float32(0))
-    text = json.dumps(asdict(manifest))
+    text = manifest.to_json()
     for first in reversed(range(0, len(weights), _MODEL_ROWS)):
         yield [
             {

@@ -12,7 +12,7 @@ from pymilvus import DataType, MilvusClient
 
 from compressae_index.arrays import IdArray
 from compressae_index.coding.metric import Metric
-from compressae_index.connectors.milvus.client import TIMEOUT
+from compressae_index.connectors.milvus.client import TIMEOUT, ConsistencyLevel
 from compressae_index.connectors.milvus.collection import PAGE_ROWS, Collection
 from compressae_index.connectors.milvus.expressions import both, literal
 from compressae_index.connectors.milvus.schema import Schema
@@ -178,7 +178,9 @@ class MilvusSource:
         """All rows, page by page, with more fields; those after an id if it is given."""
         return (self._page(page) for page in self._pages([self.field, *fields], after=after))
 
-    def select(self, ids: IdArray, fields: Sequence[str] = ()) -> Iterator[Page]:
+    def select(
+        self, ids: IdArray, fields: Sequence[str] = (), *, consistency_level: ConsistencyLevel = "Strong"
+    ) -> Iterator[Page]:
         """The rows of ids that are held, page by page and in no order, with more fields."""
         for first in range(0, len(ids), PAGE_ROWS):
             found = self._collection.rows_of(
@@ -187,6 +189,7 @@ class MilvusSource:
                 [self.field, *fields],
                 filter=self.filter,
                 partition=self.partition,
+                consistency_level=consistency_level,
             )
             if found:
                 yield self._page(list(found.values()))
@@ -218,15 +221,25 @@ class MilvusSource:
 
     def _vectors(self, values: list[Any]) -> npt.NDArray[np.float32]:
         if self._kind == DataType.FLOAT_VECTOR:
+            self._check_size(sum(map(len, values)), len(values) * self.dim)
             return np.array(values, dtype=np.float32)
         # One bytes object, or a list of one, by version of pymilvus.
         raw = b"".join(value[0] if isinstance(value, list) else value for value in values)
         shape = (len(values), self.dim)
+        self._check_size(len(raw), 2 * len(values) * self.dim)
         if self._kind == DataType.FLOAT16_VECTOR:
             return np.frombuffer(raw, dtype=np.float16).reshape(shape).astype(np.float32)
         # bfloat16 is the upper half of float32.
         upper = np.frombuffer(raw, dtype=np.uint16).reshape(shape).astype(np.uint32)
         return (upper << 16).view(np.float32)
+
+    def _check_size(self, size: int, expected: int) -> None:
+        if size != expected:
+            msg = (
+                f"field {self.field!r} of {self.collection!r} no longer has dimension {self.dim}: the "
+                "collection was made anew"
+            )
+            raise BackendError(msg)
 
 
 def _dense_field(schema: Schema, wanted: str | None) -> str:

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "codes/packed.hpp"
+#include "codes/residuals.hpp"
 #include "kernels/dispatch.hpp"
 
 namespace compressae {
@@ -207,6 +208,67 @@ void check_code_dots(Trial& trial, const std::vector<float>& u) {
   }
 }
 
+void check_residual_dots(Trial& trial) {
+  constexpr std::size_t kSlack = 63;  // 64 bytes from the last of a row on
+  constexpr std::size_t kGroupDims = ResidualLayout::kGroupDims, kQueryDims = ResidualLayout::kQueryDims;
+  Random& random = trial.random;
+  for (const std::size_t bits : {1u, 2u, 3u, 4u, 6u})
+    for (std::size_t n_groups = 1; n_groups <= 9; ++n_groups) {
+      const std::size_t dim = kGroupDims * n_groups - random.below(kGroupDims);
+      ResidualLayout layout = ResidualRows(dim, bits).layout();
+      // Any levels, or those of the largest sums.
+      const bool is_extreme = random.one_in(4);
+      const auto levels = random.integers<std::uint8_t>(64);
+      const std::uint8_t extreme = random.one_in(2) ? 0 : 255;
+      for (std::size_t i = 0; i < 64; ++i) layout.levels[i] = is_extreme ? extreme : levels[i];
+      const std::size_t n_rows = 1 + random.below(6);
+      const auto rows = random.integers<std::uint8_t>(n_rows * layout.row_bytes + kSlack);
+      std::vector<std::int8_t> query((dim + kQueryDims - 1) / kQueryDims * kQueryDims);
+      const auto entries = random.integers<std::int8_t>(dim);
+      const std::int8_t most = random.one_in(2) ? std::int8_t{127} : std::int8_t{-128};
+      for (std::size_t i = 0; i < dim; ++i) query[i] = is_extreme ? most : entries[i];
+      std::vector<std::int32_t> expected(n_rows), actual(n_rows);
+      trial.plain().residual_dots(layout, rows.data(), n_rows, query.data(), expected.data());
+      trial.tested().residual_dots(layout, rows.data(), n_rows, query.data(), actual.data());
+      trial.expect(actual == expected, "residual_dots");
+    }
+}
+
+// The plain loop against what rows are written and read by.
+void check_residual_rows(Trial& trial) {
+  Random& random = trial.random;
+  for (const std::size_t bits : {1u, 2u, 3u, 4u, 6u}) {
+    const std::size_t dim = 1 + random.below(200), kQueryDims = ResidualLayout::kQueryDims;
+    const ResidualRows form(dim, bits);
+    const std::vector<float> target = random.whole_floats(dim), sum = random.whole_floats(dim);
+    std::vector<std::uint8_t> row(form.row_bytes() + 63);
+    form.encode(target.data(), sum.data(), row.data());
+    std::vector<std::int8_t> query((dim + kQueryDims - 1) / kQueryDims * kQueryDims);
+    const auto entries = random.integers<std::int8_t>(dim);
+    std::copy(entries.begin(), entries.end(), query.begin());
+    std::int32_t expected = 0, actual = 0;
+    for (std::size_t i = 0; i < dim; ++i) expected += form.level(row.data(), i) * query[i];
+    trial.tested().residual_dots(form.layout(), row.data(), 1, query.data(), &actual);
+    trial.expect(actual == expected, "residual_dots of an encoded row");
+  }
+}
+
+void check_widen(Trial& trial) {
+  Random& random = trial.random;
+  const std::size_t count = random.below(100);
+  auto halves = random.integers<std::uint16_t>(count);
+  for (std::uint16_t& half : halves)
+    if (!is_finite_half(half)) half = static_cast<std::uint16_t>(half & 0x83ff);  // then subnormal
+  std::vector<float> expected(count), actual(count);
+  for (std::size_t i = 0; i < count; ++i) {
+    const float fraction = static_cast<float>(halves[i] & 0x3ff), sign = (halves[i] & 0x8000) != 0 ? -1.0f : 1.0f;
+    const int exponent = halves[i] >> 10 & 31;
+    expected[i] = sign * std::ldexp(exponent == 0 ? fraction : fraction + 1024.0f, std::max(exponent, 1) - 25);
+  }
+  trial.tested().widen(halves.data(), count, actual.data());
+  trial.expect(actual == expected, "widen");
+}
+
 void check_products(Trial& trial) {
   Random& random = trial.random;
   const std::size_t n_blocks = 1 + random.below(3), steps = 1 + random.below(30), length = ProductRows::kStep * steps;
@@ -278,6 +340,9 @@ int main() {
       check_harvest(trial);
       check_select(trial);
       check_code_dots(trial, u);
+      check_residual_dots(trial);
+      check_residual_rows(trial);
+      check_widen(trial);
       check_products(trial);
       check_byte_rows(trial);
       check_floats(trial);

@@ -163,10 +163,23 @@ class OriginalRefiner final : public Refiner {
       std::memcpy(vector.data(), read.from, read.bytes);
     }
     const float product = kernels().dot(query, vector.data(), dim_);
-    const float norm = by_direction_ ? std::sqrt(kernels().dot(vector.data(), vector.data(), dim_)) : 1.0f;
-    const float score = by_direction_ ? product / norm : product * read.factor;
-    return std::isfinite(score) ? score : std::numeric_limits<float>::lowest();
+    if (!by_direction_) return finite(product * read.factor);
+    const float squares = kernels().dot(vector.data(), vector.data(), dim_);
+    return finite(squares > 0x1p-80f && squares < 0x1p120f ? product / std::sqrt(squares) : cosine(query, vector));
   }
+
+  // Of a vector so long or short that its squares leave the range of floats.
+  static float cosine(const float* query, const std::vector<float>& vector) {
+    double product = 0.0, squares = 0.0;
+    for (std::size_t i = 0; i < vector.size(); ++i) {
+      product += static_cast<double>(query[i]) * vector[i];
+      squares += static_cast<double>(vector[i]) * vector[i];
+    }
+    return static_cast<float>(product / std::sqrt(squares));
+  }
+
+  // Of damaged vectors, too.
+  static float finite(float score) { return std::isfinite(score) ? score : std::numeric_limits<float>::lowest(); }
 
   std::size_t dim_;
   Runs<Vectors> runs_;
@@ -182,7 +195,9 @@ struct Refinement {
   std::size_t rows = 0;            // documents of each query to score again
 
   // Documents to keep of those that stage two scores.
-  std::size_t kept(std::size_t top) const { return refiner == nullptr ? top : std::max(rows, top); }
+  std::size_t kept(std::size_t top) const {
+    return refiner == nullptr ? top : std::max(std::min(rows, refiner->n_documents()), top);
+  }
 
   // Writes a query's best documents, which hold at most kept(results.top).
   void write(std::size_t q, TopK& best, const Results& results) const {

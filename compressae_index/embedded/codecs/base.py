@@ -84,11 +84,6 @@ class Codec(ABC):
             and all(np.array_equal(array, theirs[name]) for name, array in ours.items())
         )
 
-    @property
-    def has_byte_rows(self) -> bool:
-        """Whether the only array is BYTE_ROWS, with `row_bytes` uint8 a document."""
-        return self.array_names == (BYTE_ROWS,)
-
     @abstractmethod
     def row_bytes(self, n_latents: int, k: int) -> int:
         """Bytes of a document, over all arrays."""

@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import numpy as np
+
 from compressae_index._engine import Forward, Residuals, residual_row_bytes, residual_rows, residual_vectors
 from compressae_index.arrays import FloatArray
 from compressae_index.coding.codes import SparseCodes
 from compressae_index.embedded.codecs.base import PREFIX, Arrays, Codec
+from compressae_index.errors import DimensionError
 
 RESIDUAL_ROWS = "residuals"
 
@@ -91,10 +94,23 @@ class WithResiduals(Codec):
 
     def engine(self, arrays: Arrays, n_latents: int, k: int) -> Forward:
         """The engine's view of the codes."""
-        return self.inner.engine(self._inner(arrays), n_latents, k)
+        forward, rows = self.inner.engine(self._inner(arrays), n_latents, k), arrays[RESIDUAL_ROWS]
+        expected = (forward.n_documents, residual_row_bytes(self.dim, self.residual_bits))
+        if rows.shape != expected or rows.dtype != np.uint8:
+            msg = f"residual rows must be uint8 {expected}, got {rows.dtype} {rows.shape}"
+            raise DimensionError(msg)
+        return forward
 
     def refiner(self, pieces: list[Arrays]) -> Residuals:
-        """The engine's last stage, of the rows of all pieces; the arrays must outlive it."""
+        """The engine's last stage, of the rows of all pieces; the arrays must outlive it.
+
+        Raises:
+            ValueError: rows of another type or length.
+        """
+        for rows in (piece[RESIDUAL_ROWS] for piece in pieces):
+            if rows.dtype != np.uint8 or not rows.flags.c_contiguous:  # the engine would copy all of them
+                msg = f"residual rows must be uint8 in C order, got {rows.dtype} {rows.shape}"
+                raise ValueError(msg)
         return Residuals([piece[RESIDUAL_ROWS] for piece in pieces], self.dim, self.residual_bits)
 
     def residuals(self, arrays: Arrays, num_threads: int = 1) -> FloatArray:
