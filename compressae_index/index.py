@@ -529,7 +529,7 @@ class CompressedIndex(Index):
                 stored.meta, stored.arrays, model, metric, unit, originals
             )
             index = cls(model, encoder=stored.meta["encoder"], metric=metric, documents=documents)
-            if "frontier" in stored.meta:
+            if "frontier" in stored.meta and originals is not False:  # it was measured with all stages
                 index.frontier = Frontier.from_stored(persistence.entry(stored.meta, "frontier", list))
         if mmap:
             index._mapped = documents.backend, persistence.Mapped.of(where, stored)

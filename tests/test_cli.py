@@ -516,7 +516,7 @@ def test_demo(
         ("search i q.npy --refine 20", "refine is 20, but there is no stage that scores again"),
         ("search i q.npy --target-recall 0.9", "this index has none: give candidates"),
         ("search i q.npy --mode dense --target-recall 0.9", "target_recall has no use in mode 'dense'"),
-        ("search i q.npy --originals e.npy", "this index keeps no original vectors"),
+        ("search i q.npy --originals e.npy", "this index refers to no file of original vectors"),
         ("search i q.npy --query-nnz -1", "query_nnz must be at least 1"),
         ("search i q.npy --threads 0", "num_threads must be at least 1"),
         ("search i q.npy --mode magic", "'magic' is not one of 'sparse', 'dense', 'two_stage'"),
@@ -555,7 +555,7 @@ def test_demo(
             "cannot be given with originals",
         ),
         ("build e.npy -o new --model m --originals q.npy", "originals have shape (6, 384)"),
-        ("build e.npy -o new --model m --originals float64", "float64: originals are a .npy file"),
+        ("build e.npy -o new --model m --originals float64", "originals must be 'float16' or 'float32', or a .npy file"),
         ("build --codes i -o new --model m --residual-bits 2", "--residual-bits cannot be used with --codes"),
         ("build --codes i -o new --model m --originals float16", "--originals cannot be used with --codes"),
         ("build e.npy -o new --model m --n-latents 9", "n_latents is 9, but the model has 512"),
@@ -731,6 +731,11 @@ def test_original_vectors(queries: FloatArray, vectors: FloatArray) -> None:
     without = run_json("search", "o", "q.npy", "-k", 5, "--originals", "none")
     assert without == {"ids": with_codes.ids.tolist(), "scores": with_codes.scores.tolist()}
     assert run_json("info", "o", "--originals", "none")["disk_bytes_per_vector"] == 0
+    FaissIndex.from_index(CompressedIndex.load("o", originals="elsewhere.npy"), progress=False).save("f")
+    assert run_json("info", "f")["disk_bytes_per_vector"] == 1536
+    assert run_json("search", "f", "q.npy", "-k", 5)["ids"] == expected.ids.tolist()
+    filed = run_json("search", "f", "q.npy", "-k", 5, "--originals", "none")
+    assert filed["ids"] == with_codes.ids.tolist()
     np.save("changed.npy", vectors[1:301])
     assert "other vectors than when the index was built" in fail("info", "o", "--originals", "changed.npy")
     measured = run_json("eval", "o", "elsewhere.npy", "q.npy", "--originals", "elsewhere.npy")
@@ -762,6 +767,12 @@ def test_settings_that_build_measured(monkeypatch: pytest.MonkeyPatch, queries: 
         expected = index.search(queries[:6], 5, **options)
         assert run_json("search", "new", "q.npy", "-k", 5, *flags)["ids"] == expected.ids.tolist()
     assert "is out of reach" in fail("search", "new", "q.npy", "--target-recall", 0.9999)
+    run(*arguments[:-2], "--originals", "float16")
+    run("search", "new", "q.npy", "--target-recall", target)
+    without = ("search", "new", "q.npy", "--originals", "none")  # what was measured does not hold
+    run(*without)
+    assert "this index has none" in fail(*without, "--target-recall", target)
+    run(*arguments)
     measured = run_json("eval", "new", "e.npy", "q.npy")
     assert [each["expected_recall"] for each in measured["frontier"]] == [
         point.recall for point in index.frontier.points

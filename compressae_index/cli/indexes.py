@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from compressae_index.checks import as_path
-from compressae_index.errors import InputError
 from compressae_index.index import CompressedIndex
 from compressae_index.persistence import kind_of
 from compressae_index.search.index import Index
@@ -27,10 +26,7 @@ def load_index(path: Path, originals: str | None = None) -> Index:
     if kind_of(path) == "faiss index":
         from compressae_index.connectors.faiss import FaissIndex
 
-        if originals is not None:
-            msg = f"{path} is a Faiss index, which has no original vectors"
-            raise InputError(msg)
-        return FaissIndex.load(path, mmap=True)
+        return FaissIndex.load(path, mmap=True, originals=moved(originals))
     return CompressedIndex.load(path, mmap=True, originals=moved(originals))
 
 

@@ -24,7 +24,7 @@ from compressae_index.ids import Ids
 from compressae_index.index import CompressedIndex
 from compressae_index.progress import track
 from compressae_index.search.frontier import Frontier
-from compressae_index.search.index import Index
+from compressae_index.search.index import Index, IndexStats
 from compressae_index.sources import CHUNK_ROWS
 
 _KIND = "faiss index"
@@ -189,6 +189,12 @@ class FaissIndex(Index):
         Do not search it with Faiss either: Faiss does not add up postings, so its answers are meaningless.
         """
         return self.documents.faiss_index
+
+    def stats(self) -> IndexStats:
+        """The contents of the index, and their costs."""
+        stats, kept = super().stats(), self.documents.originals
+        disk_bytes = 0 if kept is None else kept.disk_bytes
+        return stats._replace(disk_bytes_per_vector=disk_bytes / max(stats.vectors, 1))
 
     def merge(self, other: FaissIndex) -> None:
         """Adds the documents of another index, which is not changed.
