@@ -518,9 +518,9 @@ class CompressedIndex(Index):
                 stored.meta, stored.arrays, model, metric, unit, originals
             )
             index = cls(model, encoder=stored.meta["encoder"], metric=metric, documents=documents)
-            if "frontier" in stored.meta:
+            if "frontier" in stored.meta and originals is not False:  # which was measured with them
                 index.frontier = Frontier.from_stored(persistence.entry(stored.meta, "frontier", list))
-        if mmap:
+        if mmap and originals is None:  # else the files are not all that it was loaded from
             index._mapped = documents.backend, persistence.Mapped.of(where, stored)
         return index
 

@@ -148,6 +148,8 @@ class EmbeddedDocuments(Rows):
         """Scores of the engine's sums; those by original vectors hold the share of the model's mean."""
         if not (refined and self.backend.originals is not None):
             return asked.in_metric(sums)
+        if asked.factors is None:
+            return sums  # cosines, each the engine's own
         # Vectors of a damaged file may be of any length, and only places without a document score -inf.
         largest = np.finfo(np.float32).max
         with np.errstate(over="ignore"):
