@@ -179,14 +179,6 @@ class Originals:
         """Bytes of the vectors."""
         return sum(each.rows.nbytes for each in self.segments)
 
-    @property
-    def source(self) -> Any:
-        """The path or array of the user; None if the index keeps all vectors itself."""
-        for each in self.segments:
-            if each.is_given:
-                return each.rows if each.reference is None else each.reference.path
-        return None
-
     def check(self) -> None:
         """Checks that nobody wrote to the files.
 
