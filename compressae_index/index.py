@@ -287,21 +287,19 @@ class CompressedIndex(Index):
         """Pickles arrays, or the path of mapped ones, where the same files must then be found."""
         documents = self.documents
         if self._mapped is not None and self._mapped[0] is documents.backend:
-            kept = documents.backend.originals
-            originals = False if kept is None else kept.source
-            return type(self)._mapped_again, (self._mapped[1], documents.alive, self.plan, originals)
+            return type(self)._mapped_again, (self._mapped[1], documents.alive, self.plan)
         return copyreg.__newobj__, (type(self),), vars(self) | {"_mapped": None}  # type: ignore[attr-defined]
 
     @classmethod
     def _mapped_again(
-        cls, mapped: persistence.Mapped, alive: BoolArray | None, plan: Plan | None, originals: Any
+        cls, mapped: persistence.Mapped, alive: BoolArray | None, plan: Plan | None
     ) -> CompressedIndex:
-        """Maps the files of a pickled index again, with its original vectors if it had them.
+        """Maps the files of a pickled index again.
 
         Raises:
             FormatError: its files are gone, damaged, or others.
         """
-        index = cls.load(mapped.path, mmap=True, originals=originals)
+        index = cls.load(mapped.path, mmap=True)
         mapped.check(index._mapped and index._mapped[1])
         index.plan = plan
         held = index.documents

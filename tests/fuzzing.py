@@ -201,6 +201,15 @@ def _saved_faiss_refined(path: Path, **settings: Any) -> None:
     index.save(path)
 
 
+def _saved_faiss_of(path: Path, **settings: Any) -> None:
+    from compressae_index.connectors.faiss import FaissIndex
+
+    fixed: dict[str, Any] = {"model": some_model(), "k": K, "num_threads": 1, "progress": False}
+    FaissIndex.from_index(
+        CompressedIndex.build(some_vectors()[:ROWS], **fixed, **settings), progress=False
+    ).save(path)
+
+
 def _saved_lists(path: Path, n: int) -> None:
     from compressae_index.connectors.faiss import lists
 
@@ -327,6 +336,9 @@ def _use_faiss(index: Any, path: Path, _: np.random.Generator) -> Uses:
     ids = index.ids
     yield partial(_search, index, mode="sparse")
     yield partial(_search, index)
+    if index.documents.refines:
+        yield partial(_search, index, refine=20)
+        yield lambda: _check_finite(index.documents.vectors(ids, index.model))
     yield lambda: _check_finite(index.codes(ids[:40]).values)
     yield lambda: _check_finite(index.reconstruct(ids[:40]))
     yield index.stats
@@ -407,6 +419,12 @@ KINDS = {
     ),
     "Faiss index with original vectors": Kind(
         lambda path: _saved_faiss_refined(path, originals="float16"), _load_faiss, _use_faiss
+    ),
+    "Faiss index of residuals": Kind(
+        lambda path: _saved_faiss_of(path, residual_bits=3), _load_faiss, _use_faiss
+    ),
+    "Faiss index of originals": Kind(
+        lambda path: _saved_faiss_of(path, originals="float16"), _load_faiss, _use_faiss
     ),
     "lists": Kind(lambda path: _saved_lists(path, ROWS), _load_lists, _use_lists),
     "few lists": Kind(lambda path: _saved_lists(path, 2), _load_lists, _use_lists),

@@ -273,8 +273,8 @@ def test_damaged_residuals_are_refused(model: CompresSAE, vectors: FloatArray) -
     damaged = np.full_like(arrays["forward_residuals"], 255)
     for change, message in (
         ({"forward_residuals": damaged}, "no finite scale"),
-        ({"forward_residuals": arrays["forward_residuals"][:-1]}, "packed rows"),
-        ({"forward_residuals": arrays["forward_residuals"].view(np.int8)}, "must be uint8 in C order"),
+        ({"forward_residuals": arrays["forward_residuals"][:-1]}, "residual rows must be uint8"),
+        ({"forward_residuals": arrays["forward_residuals"].view(np.int8)}, "must be uint8"),
         ({"forward_residuals": np.asfortranarray(arrays["forward_residuals"])}, "must be uint8 in C order"),
     ):
         with pytest.raises(ValueError, match=message):

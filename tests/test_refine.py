@@ -36,6 +36,7 @@ from compressae_index import (
 from compressae_index.arrays import FloatArray
 from compressae_index.checks import normalize_rows
 from compressae_index.coding.metric import Metric, row_norms
+from compressae_index.connectors.faiss import FaissIndex
 from compressae_index.embedded.originals import Originals
 from compressae_index.embedded.sizes import WINDOW
 from compressae_index.testing import Float64, sampled_model
@@ -619,7 +620,8 @@ def test_a_file_that_changed_before_it_is_loaded(
     assert len(CompressedIndex.load(file.parent / "i", originals=False)) == 120
 
 
-def test_what_load_takes_as_originals(rows: FloatArray, build: Any, file: Path) -> None:
+@pytest.mark.parametrize("kind", [CompressedIndex, FaissIndex])
+def test_what_load_takes_as_originals(kind: Any, rows: FloatArray, build: Any, file: Path) -> None:
     kinds: dict[str, dict[str, Any]] = {
         "refers": {"originals": file},
         "own": {"originals": "float16"},
@@ -628,23 +630,24 @@ def test_what_load_takes_as_originals(rows: FloatArray, build: Any, file: Path) 
     }
     for name, options in kinds.items():
         place = file.parent / name
-        build(rows[:120], **options).save(place)
-        assert not CompressedIndex.load(place, originals=False).documents.refines or name == "residuals"
+        index = build(rows[:120], **options)
+        (index if kind is CompressedIndex else kind.from_index(index, progress=False)).save(place)
+        assert not kind.load(place, originals=False).documents.refines or name == "residuals"
         for wrong in (3, True, "", [1]):
             with pytest.raises(InputError, match=r"originals must be .*path"):
-                CompressedIndex.load(place, originals=wrong)
+                kind.load(place, originals=wrong)
         for array in (rows[:120].astype(float), np.asfortranarray(rows[:120])):
             with pytest.raises(InputError, match="originals must be a C-contiguous array"):
-                CompressedIndex.load(place, originals=array)
+                kind.load(place, originals=array)
         if name == "refers":
             with pytest.raises(FormatError, match="the array given holds 119 rows"):
-                CompressedIndex.load(place, originals=rows[:119])
+                kind.load(place, originals=rows[:119])
             with pytest.raises(FormatError, match="the array given holds other vectors"):
-                CompressedIndex.load(place, originals=rows[1:121])
+                kind.load(place, originals=rows[1:121])
             continue
         for given in (rows[:120], file, "none.npy"):
             with pytest.raises(InputError, match="but this index refers to no file of original vectors"):
-                CompressedIndex.load(place, originals=given)
+                kind.load(place, originals=given)
 
 
 @pytest.mark.parametrize("change", ["write", "grow", "cut", "move and cut"])

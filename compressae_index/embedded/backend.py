@@ -372,11 +372,7 @@ class EmbeddedBackend:
         threads = check_threads(None)
         forward.validate(threads)
         if isinstance(codec, WithResiduals):
-            residuals = codec.refiner([rows])
-            if residuals.n_documents != n:
-                msg = f"expected {n} residual codes, got {residuals.n_documents}"
-                raise DimensionError(msg)
-            residuals.validate(threads)
+            codec.refiner([rows]).validate(threads)
         release_pages(rows)
         part.inverted.validate(postings, threads)
         if clusters is not None:

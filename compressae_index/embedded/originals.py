@@ -179,14 +179,6 @@ class Originals:
         """Bytes of the vectors."""
         return sum(each.rows.nbytes for each in self.segments)
 
-    @property
-    def source(self) -> Any:
-        """The path or array of the user; None if the index keeps all vectors itself."""
-        for each in self.segments:
-            if each.is_given:
-                return each.rows if each.reference is None else each.reference.path
-        return None
-
     def check(self) -> None:
         """Checks that nobody wrote to the files.
 
@@ -334,12 +326,11 @@ class Originals:
             dim: d.
             by_direction: whether scores are cosines.
             unit: the unit of norms.
-            given: False to leave the vectors out; the path or array of a file that was moved; None for what
-                the manifest says.
+            given: False to leave the vectors out; the path or array of a file that was moved, which
+                `check_moved` has seen; None for what the manifest says.
 
         Raises:
             FormatError, ValueError: as for `from_stored`.
-            InputError: a path or array is given, but the index has no original vectors.
         """
         if "originals" in meta and given is not False:
             return cls.from_stored(
@@ -351,10 +342,7 @@ class Originals:
                 unit=unit,
                 moved=given,
             )
-        if given is None or given is False:
-            return None
-        msg = "this index keeps no original vectors, so originals cannot be given"
-        raise InputError(msg)
+        return None
 
     @classmethod
     def from_stored(

@@ -18,7 +18,7 @@ from compressae_index.coding.model import CompresSAE, Encoder, check_is_model
 from compressae_index.connectors.faiss import lists
 from compressae_index.connectors.faiss.inverted import InvertedFile
 from compressae_index.embedded.codecs import Arrays
-from compressae_index.embedded.originals import FILE
+from compressae_index.embedded.originals import FILE, check_moved
 from compressae_index.errors import FormatError, InputError
 from compressae_index.ids import Ids
 from compressae_index.index import CompressedIndex
@@ -262,7 +262,8 @@ class FaissIndex(Index):
         Raises:
             FormatError: the directory is missing, not a Faiss index, damaged or of a newer format; or the
                 file of the original vectors is gone, changed or short.
-            InputError: originals are given, but the index refers to none.
+            InputError: originals are neither a path nor an array of float32 or float16 rows, or they are
+                given, but the index refers to none.
             StorageError: no permission to read it.
         """
         where = as_path(path)
@@ -272,6 +273,7 @@ class FaissIndex(Index):
     @classmethod
     def _load(cls, path: Path, mmap: bool, originals: Any) -> FaissIndex:
         stored = persistence.read(path, _KIND, mmap=mmap, always_mapped=(as_path(FILE).stem,))
+        check_moved(stored.meta, originals)
         with persistence.reading(str(path)):
             model = CompresSAE.from_stored(persistence.entry(stored.meta, "model", dict), stored.tensors)
             metric = stored.meta["metric"]

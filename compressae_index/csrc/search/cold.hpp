@@ -13,11 +13,12 @@
 
 namespace compressae {
 
-// Asks for pages ahead once a read has waited for the disk. A warm read takes a fraction of a microsecond, so that to
-// ask for all of them at first would cost more than they do.
+// Asks for pages ahead once some reads have waited for the disk, so that the others wait together. A warm read takes a
+// fraction of a microsecond, so that to ask for all of them at first would cost more than they do, and to look at the
+// clock between any two keeps the processor from overlapping them.
 class ColdReads {
  public:
-  // Before reads[0], which are in the order of addresses.
+  // Before reads[0], and some that follow it, in the order of addresses.
   template <typename Read>
   void before(std::span<const Read> reads) {
     if (is_asked_) return;
@@ -32,7 +33,7 @@ class ColdReads {
 
  private:
   using Clock = std::chrono::steady_clock;
-  static constexpr std::chrono::microseconds kWait{25};
+  static constexpr std::chrono::microseconds kWait{40};
 
   static void ask(const std::uint8_t* from, std::size_t bytes) {
 #if defined(__unix__)

@@ -135,11 +135,23 @@ class OriginalRefiner final : public Refiner {
       const std::size_t bytes = dim_ * (vectors->is_half ? sizeof(std::uint16_t) : sizeof(float));
       reads.push_back({static_cast<const std::uint8_t*>(vectors->rows) + number * bytes, bytes, vectors->factor, &hit});
     }
-    std::sort(reads.begin(), reads.end(), [](const Read& a, const Read& b) { return a.from < b.from; });
+    const auto by_address = [](const Read& a, const Read& b) { return a.from < b.from; };
+    if (!std::is_sorted(reads.begin(), reads.end(), by_address)) std::sort(reads.begin(), reads.end(), by_address);
+    thread_local std::vector<std::uint8_t> near;
+    thread_local std::vector<float> vector;
+    vector.resize(dim_);
     ColdReads cold;
-    for (std::size_t i = 0; i < reads.size(); ++i) {
-      cold.before(std::span<const Read>(reads).subspan(i));
-      reads[i].hit->score = score(query, reads[i]);
+    // A first read tells whether others must wait for the disk.
+    for (std::size_t first = 0, count = 1; first < reads.size(); first += count, count = kReadsAtOnce) {
+      const auto left = std::span<const Read>(reads).subspan(first);
+      const auto block = left.first(std::min(count, left.size()));
+      cold.before(left);
+      // Copied together, as waits for memory overlap then.
+      const std::size_t most = dim_ * sizeof(float);
+      near.resize(kReadsAtOnce * most);
+      for (std::size_t i = 0; i < block.size(); ++i) std::memcpy(near.data() + i * most, block[i].from, block[i].bytes);
+      for (std::size_t i = 0; i < block.size(); ++i)
+        block[i].hit->score = score(query, near.data() + i * most, block[i], vector);
     }
   }
 
@@ -151,22 +163,19 @@ class OriginalRefiner final : public Refiner {
     Hit* hit;
   };
 
-  float score(const float* query, const Read& read) const {
-    thread_local std::vector<float> vector;
-    vector.resize(dim_);
-    if (read.bytes == dim_ * sizeof(std::uint16_t)) {
-      thread_local std::vector<std::uint16_t> halves;
-      halves.resize(dim_);
-      std::memcpy(halves.data(), read.from, read.bytes);
-      kernels().widen(halves.data(), dim_, vector.data());
-    } else {
-      std::memcpy(vector.data(), read.from, read.bytes);
-    }
+  // copied: the vector, aligned for floats. vector: room for one.
+  float score(const float* query, const std::uint8_t* copied, const Read& read, std::vector<float>& vector) const {
+    if (read.bytes == dim_ * sizeof(std::uint16_t))
+      kernels().widen(reinterpret_cast<const std::uint16_t*>(copied), dim_, vector.data());
+    else
+      std::memcpy(vector.data(), copied, read.bytes);
     const float product = kernels().dot(query, vector.data(), dim_);
     if (!by_direction_) return finite(product * read.factor);
     const float squares = kernels().dot(vector.data(), vector.data(), dim_);
     return finite(squares > 0x1p-80f && squares < 0x1p120f ? product / std::sqrt(squares) : cosine(query, vector));
   }
+
+  static constexpr std::size_t kReadsAtOnce = 16;
 
   // Of a vector so long or short that its squares leave the range of floats.
   static float cosine(const float* query, const std::vector<float>& vector) {
