@@ -555,7 +555,10 @@ def test_demo(
             "cannot be given with originals",
         ),
         ("build e.npy -o new --model m --originals q.npy", "originals have shape (6, 384)"),
-        ("build e.npy -o new --model m --originals float64", "originals must be 'float16' or 'float32', or a .npy file"),
+        (
+            "build e.npy -o new --model m --originals float64",
+            "originals must be 'float16' or 'float32', or a .npy file",
+        ),
         ("build --codes i -o new --model m --residual-bits 2", "--residual-bits cannot be used with --codes"),
         ("build --codes i -o new --model m --originals float16", "--originals cannot be used with --codes"),
         ("build e.npy -o new --model m --n-latents 9", "n_latents is 9, but the model has 512"),
