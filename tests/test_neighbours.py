@@ -125,7 +125,7 @@ def test_a_document_of_an_empty_code_has_no_neighbours(vectors: FloatArray) -> N
     """The atoms span the first 16 dimensions, and one row lies beside them."""
     atoms = np.eye(16, 384, dtype=np.float32)
     model = CompresSAE(np.ascontiguousarray(atoms.T), np.zeros(16, np.float32), atoms, 4)
-    rows = np.ascontiguousarray(vectors[:50])
+    rows = vectors[:50].copy()
     rows[7] = np.eye(1, 384, 100)
     index = CompressedIndex.build(rows, model=model, k=4, metric="inner_product", progress=False)
     assert not index.reconstruct([7]).any()

@@ -78,7 +78,7 @@ def test_postings_survive_saving_and_changes(
         CompressedIndex.build(vectors[:500], model=model, k=16, postings=17, progress=False)
 
 
-@pytest.mark.parametrize("budget", [40, 64, 100, 200, 330])
+@pytest.mark.parametrize("budget", [40, 100, 200])
 def test_a_budget_is_kept_and_recall_is_as_expected(
     budget: int, model: CompresSAE, vectors: FloatArray, demo_data: DemoData
 ) -> None:
@@ -121,7 +121,7 @@ def test_a_larger_budget_expects_more(model: CompresSAE, vectors: FloatArray) ->
 def test_a_target_recall_is_reached_with_few_bytes(model: CompresSAE, vectors: FloatArray) -> None:
     plans = []
     for target in (0.5, 0.75):
-        plan = CompressedIndex.build(vectors[:2000], model=model, target_recall=target, progress=False).plan
+        plan = CompressedIndex.build(vectors[:1000], model=model, target_recall=target, progress=False).plan
         assert plan is not None
         assert plan.recall >= target
         plans.append(plan)

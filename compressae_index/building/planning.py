@@ -36,9 +36,9 @@ RANKED = 64
 FIRST_POSTINGS, POSTINGS = 8, (4, 6, 12, 16)
 # Bits of a value to try; residual codes make up for what the fewest round away.
 VALUE_BITS, VALUE_BITS_WITH_RESIDUAL = (5, 4, 6), 4
-# The fewest nonzeros to store residual codes beside, and the most to look for. More than a modest number
-# take long to encode, so these are looked at only where no residual codes fit.
-FEWEST_NONZEROS, MODEST_NONZEROS, MOST_NONZEROS = 8, 48, 128
+# The fewest and the most nonzeros to store residual codes beside, and the most without: more take long to
+# encode.
+FEWEST_NONZEROS, MODEST_NONZEROS, MOST_NONZEROS = 8, 64, 128
 # Nonzeros next to original vectors, without a budget.
 FEW_NONZEROS = 16
 # More nonzeros are not encoded to measure posting lists, which hold the strongest.
@@ -304,7 +304,10 @@ class Trial:
             forms += [(VALUE_BITS_WITH_RESIDUAL, bits) for bits in RESIDUAL_BITS if bits]
         fitting = [(self._most_nonzeros(budget, form, FIRST_POSTINGS), form) for form in forms]
         fitting = [(k, form) for k, form in fitting if k >= (FEWEST_NONZEROS if form[1] else 1)]
-        return [(k, form) for k, form in fitting if k <= MODEST_NONZEROS] or fitting
+        modest = [(k, form) for k, form in fitting if k < MODEST_NONZEROS]
+        # With room to spare, more residual bits are better, and the last form has the most.
+        spare = [(k, form) for k, form in fitting if k == MODEST_NONZEROS and form[1]][-1:]
+        return modest + spare or fitting
 
     def smallest_reaching(self, target: float, progress: bool) -> Plan:
         """The plan of the smallest of BUDGETS that reaches the target."""
@@ -341,7 +344,7 @@ class Trial:
         """The most nonzeros that fit; 0 if none do."""
         codec, h = self.codec(*form), self.model.n_latents
         # With more nonzeros than half the dimension, a code is larger than plain scalar quantisation.
-        most = min(h, max(self.model.dim // 2, 1), MOST_NONZEROS)
+        most = min(h, max(self.model.dim // 2, 1), MODEST_NONZEROS if form[1] else MOST_NONZEROS)
 
         def fits(k: int) -> bool:
             return codec.row_bytes(h, k) + POSTING_BYTES * min(postings, k) + self.overhead <= budget
