@@ -16,6 +16,7 @@ from compressae_index.arrays import BoolArray, IdArray
 from compressae_index.building.calibration import CALIBRATED_ROWS, calibrate
 from compressae_index.building.neighbourhoods import neighbourhoods
 from compressae_index.building.planning import (
+    FEW_NONZEROS,
     FEWEST_ROWS,
     Budget,
     Knobs,
@@ -124,8 +125,8 @@ class CompressedIndex(Index):
             ids: one int64 (not negative) or string a row; 0 .. n-1 by default.
             k: nonzeros a code, at most d; by default the model's, or 32, less for fewer than 256 rows or 32
                 dimensions.
-            n_latents: size of the dictionary. By default 4,096, less for fewer than 8,192 rows; above 131,072
-                rows it grows with their root, to 16,384 for a million.
+            n_latents: size of the dictionary. By default 4,096, less for fewer than 8,192 rows; above 524,288
+                rows it grows with their root, to 8,192 for a million.
             model: a trained model to use as it is. Needs no torch.
             encoder: how vectors become codes: "pursuit" (best), or "topk" (the paper's single pass).
             metric: what scores are. "cosine": of the query and the reconstructed row; norms are dropped.
@@ -181,7 +182,8 @@ class CompressedIndex(Index):
         is_plain = budget is None and knobs.are_open and source.is_open and len(row_ids) >= FEWEST_ROWS
         if is_plain and knobs.originals:
             knobs = knobs.few()
-        k, latents = source.sizes(vectors, encoder, knobs.k if budget is None else budget.training_k)
+        wanted = knobs.k if budget is None else budget.training_k
+        k, latents = source.sizes(vectors, encoder, FEW_NONZEROS if is_plain else wanted)
         overhead = overhead_of(latents, len(row_ids), row_ids.nbytes / len(row_ids))
         if is_plain and not knobs.originals:
             budget = Budget.default(vectors.shape[1], overhead)

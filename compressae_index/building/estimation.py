@@ -10,6 +10,7 @@ import numpy as np
 from compressae_index.arrays import FloatArray
 from compressae_index.building.neighbourhoods import neighbourhoods
 from compressae_index.building.planning import (
+    FEW_NONZEROS,
     FEWEST_ROWS,
     Budget,
     Knobs,
@@ -86,10 +87,12 @@ def estimate(
     config = TrainConfig.preset("fast", k=k, n_latents=n_latents, steps=0)
     vectors = open_vectors(embeddings)
     n, dim = vectors.shape
-    k, latents = config.sizes(n, dim, None if budget is None else budget.training_k)
+    wanted = knobs.k if budget is None else budget.training_k
+    is_plain = budget is None and knobs.are_open and n >= FEWEST_ROWS
+    k, latents = config.sizes(n, dim, FEW_NONZEROS if is_plain else wanted)
     overhead = overhead_of(latents, n, 0.0)
-    if knobs.are_open and n >= FEWEST_ROWS:
-        budget = budget or Budget.default(dim, overhead)
+    if is_plain:
+        budget = Budget.default(dim, overhead)
     if budget is not None:
         budget.check_room(latents, overhead)
     knobs, config = knobs.with_nonzeros(k), config.with_codes(k, None)

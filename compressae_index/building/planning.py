@@ -38,9 +38,11 @@ FIRST_POSTINGS, POSTINGS = 8, (4, 6, 12, 16)
 VALUE_BITS, VALUE_BITS_WITH_RESIDUAL = (5, 4, 6), 4
 # The fewest and the most nonzeros to store residual codes beside, and the most without: more take long to
 # encode.
-FEWEST_NONZEROS, MODEST_NONZEROS, MOST_NONZEROS = 8, 64, 128
-# Nonzeros next to original vectors, without a budget.
+FEWEST_NONZEROS, MODEST_NONZEROS, MOST_NONZEROS = 8, 32, 128
+# Nonzeros next to original vectors, without a budget, and to train for in builds without any settings.
 FEW_NONZEROS = 16
+# Training for more nonzeros takes longer, and most budgets hold residual codes in their place.
+MOST_TRAINED_NONZEROS = 24
 # More nonzeros are not encoded to measure posting lists, which hold the strongest.
 LISTED_NONZEROS = 32
 # Fewer nonzeros, which encode faster, are chosen for a loss of recall that is too small to measure.
@@ -106,7 +108,8 @@ class Budget:
     @property
     def training_k(self) -> int:
         """Nonzeros to train a model with, before a plan: about as many as the budget will hold."""
-        return 32 if self.bytes_per_vector is None else int(min(max(self.bytes_per_vector / 3, 1), 32))
+        most = MOST_TRAINED_NONZEROS
+        return most if self.bytes_per_vector is None else int(min(max(self.bytes_per_vector / 3, 1), most))
 
     def check_room(self, n_latents: int, overhead: float) -> None:
         """Checks that the smallest code fits.

@@ -13,7 +13,7 @@ from compressae_index.errors import InputError
 
 DEFAULT_K, DEFAULT_LATENTS = 32, 4096
 # Lists of an inverted file grow like this, too.
-LATENTS_PER_ROOT = 16
+LATENTS_PER_ROOT = 8
 # The loss also uses codes of this many times k nonzeros.
 LATENTS_PER_NONZERO = 4
 # The range that torch takes.
@@ -45,8 +45,9 @@ class TrainConfig:
     k: int | None = None
     """Nonzeros a code; 32 by default, less for fewer than 256 rows or 32 dimensions."""
     n_latents: int | None = None
-    """Size of the dictionary. By default 4,096, less for fewer than 8,192 rows, and above 131,072 rows the
-    power of two next to 16 sqrt(n): 16,384 for a million."""
+    """Size of the dictionary. By default 4,096, less for fewer than 8,192 rows, and above 524,288 rows the
+    power of two next to 8 sqrt(n): 8,192 for a million. With twice as many, codes of as many bytes find more
+    neighbours, but training and encoding take twice as long."""
     initialization: str = "data"
     """"data": dictionary rows are training vectors, less their mean; "random": as in the paper's code."""
     center: bool = True
