@@ -704,6 +704,6 @@ class TestMilvusLiteWithResiduals(Refined):
 
 
 PARTS = ("last_stage", "embedded", "explanations", "added", "upsert", "inner", "neighbours_of_stored")
-for name in [name for name in vars(IndexContract) if name.startswith("test_")]:
-    if not any(part in name for part in PARTS):
-        setattr(TestMilvusLiteWithResiduals, name, None)
+for each in [each for each in vars(IndexContract) if each.startswith("test_")]:
+    if not any(part in each for part in PARTS):
+        setattr(TestMilvusLiteWithResiduals, each, None)
