@@ -67,7 +67,8 @@ sanitized_memory = PYTHONPATH=$(SANITIZED)-memory PYTHONMALLOC=malloc \
 
 sanitize: .venv/installed
 	$(call sanitized_build,memory,address$(comma)undefined)
-	$(sanitized_memory) $(BIN)/python -P -m pytest tests/test_engine.py tests/test_clusters.py tests/test_packing.py tests/test_model.py $(ARGS)
+	$(sanitized_memory) $(BIN)/python -P -m pytest tests/test_engine.py tests/test_clusters.py tests/test_packing.py tests/test_model.py \
+	  tests/test_residuals.py tests/test_refine.py $(ARGS)
 
 # Its shadow memory has fixed addresses, which a kernel that places libraries at random may have given away: setarch -R.
 # One thread of OpenMP: torch's are not built with the sanitizer, so that it takes what they share for races.
