@@ -63,7 +63,8 @@ class Plan(NamedTuple):
     postings: int
     """Nonzeros of a code in the posting lists."""
     bytes_per_vector: float
-    """Resident bytes of `two_stage`: packed codes, residual codes, posting lists, ids, and the dictionary."""
+    """Resident bytes of `two_stage`: packed codes, residual codes, posting lists, ids. The dictionary, whose
+    size is chosen before, is not among them."""
     recall: float
     """Expected recall@10 of `two_stage` with 3,000 candidates by 256 latents."""
     dense_recall: float

@@ -241,13 +241,12 @@ class Index:
         candidates, refine = max(point.candidates, k), max(point.refine, k)
         if k > NEIGHBOURS:
             candidates, refine = max(candidates, 10 * k), max(refine, REFINE_PER_K * k)
-        if settings.candidates is None:
-            settings = settings._replace(candidates=candidates)
-        if settings.query_nnz is None:
-            settings = settings._replace(query_nnz=point.query_nnz)
-        if settings.refine is None and documents.refines and point.refine:
-            settings = settings._replace(refine=refine)
-        return settings
+        can_refine = documents.refines and point.refine > 0
+        return settings._replace(  # once, as this is part of every search
+            candidates=candidates if settings.candidates is None else settings.candidates,
+            query_nnz=point.query_nnz if settings.query_nnz is None else settings.query_nnz,
+            refine=refine if settings.refine is None and can_refine else settings.refine,
+        )
 
     def asked(self, queries: Any, k: int, settings: Settings, documents: Documents | None = None) -> Asked:
         """Checked queries as `Documents.answer` takes them; errors as for `search`."""
