@@ -285,9 +285,9 @@ void check_products(Trial& trial) {
   const ProductRows rows{entries.data(), scales.data(), n_blocks, steps};
   const ProductQueries queries{query_entries.data(), query_scales.data(), sums.data(), n_queries, n_planes};
   std::vector<float> expected = random.whole_floats(n_queries * n_rows), actual = expected;
-  trial.plain().add_products(rows, n_rows, queries, expected.data(), n_rows);
-  trial.tested().add_products(rows, n_rows, queries, actual.data(), n_rows);
-  trial.expect(actual == expected, "add_products");
+  trial.plain().multiply(rows, n_rows, queries, expected.data(), n_rows);
+  trial.tested().multiply(rows, n_rows, queries, actual.data(), n_rows);
+  trial.expect(actual == expected, "multiply");
 }
 
 void check_byte_rows(Trial& trial) {

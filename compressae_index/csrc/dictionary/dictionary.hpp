@@ -30,13 +30,22 @@ void round_to(const float* x, std::size_t count, float step, const Put& put) {
   for (std::size_t i = 0; i < count; ++i) put(i, (x[i] * inverse + kWhole) - kWhole);
 }
 
+// How a vector is rounded: to one vector of bytes, or to the sum of three, each of which makes up for what rounding
+// took from the one before. That leaves no more than float32 does.
+enum class Planes : std::size_t { kRounded = 1, kWhole = 3 };
+
+// Vectors as the kernels multiply them with rows.
+struct RoundedVectors {
+  std::size_t n;
+  std::size_t n_planes;
+  std::vector<std::int8_t> entries;  // (n, n_planes, padded columns)
+  std::vector<float> scales;         // (n, n_planes)
+  std::vector<std::int32_t> sums;    // (n, n_planes)
+};
+
 // Rows as the kernels take products with them.
 class RoundedRows {
  public:
-  // How a vector is rounded: to one vector of bytes, or to the sum of three, each of which makes up for what rounding
-  // took from the one before. That leaves no more than float32 does.
-  enum class Planes : std::size_t { kRounded = 1, kWhole = 3 };
-
   // rows: (n, dim).
   RoundedRows(const float* rows, std::size_t n, std::size_t dim)
       : dim_(dim),
@@ -56,24 +65,31 @@ class RoundedRows {
 
   std::size_t padded() const { return n_blocks_ * kBlock; }
 
-  // Adds products of n vectors (n, dim) with the first n_rows rows, some of which may be padding: (n, n_rows).
-  void add_products(const float* vectors, std::size_t n, Planes planes, std::size_t n_rows, float* products) const {
+  // vectors: (n, dim).
+  RoundedVectors rounded(const float* vectors, std::size_t n, Planes planes) const {
     const std::size_t n_planes = static_cast<std::size_t>(planes), length = kStep * steps_;
-    std::vector<std::int8_t> entries(n * n_planes * length);
-    std::vector<float> scales(n * n_planes), rest(dim_);
-    std::vector<std::int32_t> sums(n * n_planes);
+    RoundedVectors all{n, n_planes, std::vector<std::int8_t>(n * n_planes * length), std::vector<float>(n * n_planes),
+                       std::vector<std::int32_t>(n * n_planes)};
+    std::vector<float> rest(dim_);
     for (std::size_t p = 0; p < n * n_planes; ++p) {
       if (p % n_planes == 0) std::copy_n(vectors + p / n_planes * dim_, dim_, rest.begin());
-      const float step = scales[p] = step_of(rest.data(), dim_);
-      std::int8_t* plane = entries.data() + p * length;
+      const float step = all.scales[p] = step_of(rest.data(), dim_);
+      std::int8_t* plane = all.entries.data() + p * length;
       round_to(rest.data(), dim_, step, [plane, step, rest = rest.data()](std::size_t i, float entry) {
         plane[i] = static_cast<std::int8_t>(entry);
         rest[i] -= entry * step;
       });
-      sums[p] = std::accumulate(plane, plane + dim_, std::int32_t{0});
+      all.sums[p] = std::accumulate(plane, plane + dim_, std::int32_t{0});
     }
-    kernels().add_products({entries_.data(), scales_.data(), n_blocks_, steps_}, n_rows,
-                           {entries.data(), scales.data(), sums.data(), n, n_planes}, products, n_rows);
+    return all;
+  }
+
+  // Products with the first n_rows rows, some of which may be padding: (n, n_rows).
+  void multiply(const RoundedVectors& vectors, std::size_t n_rows, float* products) const {
+    kernels().multiply(
+        {entries_.data(), scales_.data(), n_blocks_, steps_}, n_rows,
+        {vectors.entries.data(), vectors.scales.data(), vectors.sums.data(), vectors.n, vectors.n_planes}, products,
+        n_rows);
   }
 
  private:
@@ -108,8 +124,7 @@ class Dictionary {
   // Products of at most kTile vectors (n, dim) with all atoms: (n, stride), 0 behind n_latents. Each entry is off by
   // about 1 / 300 of 2 / sqrt(dim), for vectors of unit norm.
   void products(const float* vectors, std::size_t n, float* products) const {
-    std::fill_n(products, n * stride(), 0.0f);
-    bytes_.add_products(vectors, n, RoundedRows::Planes::kRounded, stride(), products);
+    bytes_.multiply(bytes_.rounded(vectors, n, Planes::kRounded), stride(), products);
   }
 
  private:
@@ -135,11 +150,15 @@ class Projection {
     if (!is_exact) rest_.emplace(rest.data(), n, dim);
   }
 
-  // Adds products of n vectors (n, dim) to `products`, (n, n_latents).
-  void add(const float* vectors, std::size_t n, float* products) const {
+  // Products of n vectors (n, dim): (n, n_latents).
+  void multiply(const float* vectors, std::size_t n, float* products) const {
     const std::size_t n_latents = dictionary_.n_latents();
-    dictionary_.bytes().add_products(vectors, n, RoundedRows::Planes::kWhole, n_latents, products);
-    if (rest_) rest_->add_products(vectors, n, RoundedRows::Planes::kWhole, n_latents, products);
+    const RoundedVectors rounded = dictionary_.bytes().rounded(vectors, n, Planes::kWhole);
+    dictionary_.bytes().multiply(rounded, n_latents, products);
+    if (!rest_) return;
+    std::vector<float> lost(n * n_latents);
+    rest_->multiply(rounded, n_latents, lost.data());
+    for (std::size_t i = 0; i < lost.size(); ++i) products[i] += lost[i];
   }
 
  private:

@@ -35,7 +35,7 @@ inline Projections project(const Dictionary& dictionary, const Projection& proje
       write_direction(vectors + row * dim, dim, direction);
       if (mean != nullptr) all.on_mean[row] = kernels().dot(direction, mean, dim);
     }
-    projection.add(unit.data(), end - begin, all.on_atoms.data() + begin * n_latents);
+    projection.multiply(unit.data(), end - begin, all.on_atoms.data() + begin * n_latents);
   });
   return all;
 }

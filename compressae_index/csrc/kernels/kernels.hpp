@@ -100,7 +100,7 @@ struct Kernels {
   std::size_t (*count_bits)(const std::uint8_t* bytes, std::size_t count);
   // Entries x with |x| >= least.
   std::size_t (*count_at_least)(const float* x, std::size_t count, float least);
-  // Writes their positions, and returns their number.
+  // Writes their positions, of which `positions` has place for all `count`, and returns their number.
   std::size_t (*find_at_least)(const float* x, std::size_t count, float least, std::uint32_t* positions);
   // Index of the largest absolute entry, the lowest of equal ones; count is a multiple of kBlock, at most 65,536.
   std::size_t (*arg_max_abs)(const float* x, std::size_t count);
@@ -116,9 +116,9 @@ struct Kernels {
                         const std::int8_t* query, std::int32_t* sums);
   // Half-precision numbers as floats.
   void (*widen)(const std::uint16_t* halves, std::size_t count, float* floats);
-  // products[q * stride + i] += <query q, row i> for the first n_rows rows; no sum of 32 bits may overflow.
-  void (*add_products)(const ProductRows& rows, std::size_t n_rows, const ProductQueries& queries, float* products,
-                       std::size_t stride);
+  // products[q * stride + i] = <query q, row i> for the first n_rows rows; no sum of 32 bits may overflow.
+  void (*multiply)(const ProductRows& rows, std::size_t n_rows, const ProductQueries& queries, float* products,
+                   std::size_t stride);
   // y += the sum of weights[r] * rows[r], rows of bytes; count is a multiple of kBlock.
   void (*add_byte_rows)(const std::int8_t* const* rows, const float* weights, std::size_t n_rows, std::size_t count,
                         float* y);

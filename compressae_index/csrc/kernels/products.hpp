@@ -107,10 +107,10 @@ void block_sums(const std::uint8_t* row, const std::int8_t* plane, std::size_t s
 
 #endif
 
-// Adds products of `Queries` queries from `first` on with the first n_rows rows of a block.
+// Products of `Queries` queries from `first` on with the first n_rows rows of a block.
 template <std::size_t Planes, std::size_t Queries>
-void add_block_products(const ProductRows& rows, std::size_t block, std::size_t n_rows, const ProductQueries& queries,
-                        std::size_t first, float* products, std::size_t stride) {
+void multiply_block(const ProductRows& rows, std::size_t block, std::size_t n_rows, const ProductQueries& queries,
+                    std::size_t first, float* products, std::size_t stride) {
   const std::size_t length = ProductRows::kStep * rows.steps;
   alignas(64) std::int32_t sums[Queries * Planes][kBlock];
   block_sums<Queries * Planes>(rows.entries + block * kBlock * length, queries.entries + first * Planes * length,
@@ -126,31 +126,31 @@ void add_block_products(const ProductRows& rows, std::size_t block, std::size_t 
       // sum of (row - kAdded) * query = sum of row * query - kAdded * sum of query.
       for (std::size_t p = 0; p < Planes; ++p)
         product += static_cast<float>(sums[q * Planes + p][i] - ProductRows::kAdded * query_sums[p]) * scales[p];
-      columns[i] += product * rows.scales[block * kBlock + i];
+      columns[i] = product * rows.scales[block * kBlock + i];
     }
   }
 }
 
 // A block of rows stays in the first-level cache while all queries pass by.
 template <std::size_t Planes>
-void add_products_of(const ProductRows& rows, std::size_t n_rows, const ProductQueries& queries, float* products,
-                     std::size_t stride) {
+void multiply_all(const ProductRows& rows, std::size_t n_rows, const ProductQueries& queries, float* products,
+                  std::size_t stride) {
   constexpr std::size_t kTile = 6 / Planes;
   for (std::size_t block = 0; block < rows.n_blocks; ++block) {
     const std::size_t left = n_rows - block * kBlock, count = left < kBlock ? left : kBlock;
     std::size_t q = 0;
     for (; q + kTile <= queries.n; q += kTile)
-      add_block_products<Planes, kTile>(rows, block, count, queries, q, products, stride);
-    for (; q < queries.n; ++q) add_block_products<Planes, 1>(rows, block, count, queries, q, products, stride);
+      multiply_block<Planes, kTile>(rows, block, count, queries, q, products, stride);
+    for (; q < queries.n; ++q) multiply_block<Planes, 1>(rows, block, count, queries, q, products, stride);
   }
 }
 
-void add_products(const ProductRows& rows, std::size_t n_rows, const ProductQueries& queries, float* products,
-                  std::size_t stride) {
+void multiply(const ProductRows& rows, std::size_t n_rows, const ProductQueries& queries, float* products,
+              std::size_t stride) {
   if (queries.n_planes == 1)
-    add_products_of<1>(rows, n_rows, queries, products, stride);
+    multiply_all<1>(rows, n_rows, queries, products, stride);
   else
-    add_products_of<3>(rows, n_rows, queries, products, stride);
+    multiply_all<3>(rows, n_rows, queries, products, stride);
 }
 
 }  // namespace

@@ -50,12 +50,17 @@ inline std::size_t arg_max_abs(const float* x, std::size_t count) {
 
 #if defined(__AVX512BW__)
 
+// Which entries are large cannot be foreseen, so nothing branches on it: the lanes of a vector that are go to its
+// front, and all of it is stored, where the next one overwrites what is behind them.
 std::size_t find_at_least(const float* x, std::size_t count, float least, std::uint32_t* positions) {
   std::size_t found = 0, i = 0;
+  __m512i index = raw(zero_upwards());
   for (; i + 16 <= count; i += 16) {
     const __m512 some = _mm512_abs_ps(_mm512_loadu_ps(x + i));
-    for (std::uint32_t bits = _mm512_cmp_ps_mask(some, repeated(least), _CMP_GE_OQ); bits != 0; bits &= bits - 1)
-      positions[found++] = static_cast<std::uint32_t>(i) + static_cast<std::uint32_t>(__builtin_ctz(bits));
+    const __mmask16 reached = _mm512_cmp_ps_mask(some, repeated(least), _CMP_GE_OQ);
+    _mm512_storeu_si512(positions + found, _mm512_maskz_compress_epi32(reached, index));
+    found += static_cast<std::size_t>(__builtin_popcount(reached));
+    index = _mm512_add_epi32(index, _mm512_set1_epi32(16));
   }
   return plain::find_at_least(x, i, count, least, found, positions);
 }

@@ -25,7 +25,7 @@ extern const Kernels COMPRESSAE_KERNELS{
     .packed_dots = packed_dots,
     .residual_dots = residual_dots,
     .widen = widen,
-    .add_products = add_products,
+    .multiply = multiply,
     .add_byte_rows = add_byte_rows,
     .dot = dot,
     .dots = dots,
