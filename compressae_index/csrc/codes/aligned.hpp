@@ -20,6 +20,13 @@ struct AlignedView {
   const std::int8_t* values = nullptr;     // (n_documents, k)
   const std::uint16_t* scales = nullptr;   // (n_documents) half precision
 
+  // As CodeRows has them.
+  void prefetch(std::size_t i) const {
+    __builtin_prefetch(latents + i * k);
+    __builtin_prefetch(values + i * k);
+    __builtin_prefetch(scales + i);
+  }
+
   // <u, code> of consecutive rows.
   void scores(std::size_t first, std::size_t count, const float* u, const Kernels& kernel, float* results) const {
     for (std::size_t row = first; row < first + count; ++row)

@@ -27,6 +27,8 @@ concept CodeRows = requires(const T& codes, std::size_t first, std::size_t count
                             const float* u, const Kernels& kernel, float* results) {
   codes.n_documents;
   codes.k;
+  // Fetches row `first`, which will be scored soon.
+  codes.prefetch(first);
   // <u, code> of the rows [first, first + count), and of at most kScoredRows rows anywhere.
   codes.scores(first, count, u, kernel, results);
   codes.scores_of(rows, count, u, kernel, results);
@@ -34,9 +36,9 @@ concept CodeRows = requires(const T& codes, std::size_t first, std::size_t count
   { codes.is_whole(first, count) } -> std::same_as<bool>;
 };
 
-// Scores rows anywhere in a forward part, and offers them. They are copied together first: copies wait for memory side
-// by side, scores nearly one by one, and to prefetch does not help where a row lies in a page that the processor has
-// not at hand.
+// Scores rows anywhere in a forward part, and offers them. They are fetched as they come and copied together: copies
+// wait for memory side by side, scores nearly one by one, and some processors do not fetch a row ahead that lies in a
+// page they have not at hand.
 template <CodeRows Codes>
 class RowScorer {
  public:
@@ -46,6 +48,7 @@ class RowScorer {
 
   void add(std::size_t row) {
     rows_[count_++] = row;
+    codes_.prefetch(row);
     if (count_ == kScoredRows) finish();
   }
 

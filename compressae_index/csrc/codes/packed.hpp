@@ -87,6 +87,12 @@ class PackedView {
   }
 
   // As CodeRows has them.
+  void prefetch(std::size_t i) const {
+    const std::uint8_t* first = row(i);
+    for (std::size_t at = 0; at < layout.row_bytes; at += 64) __builtin_prefetch(first + at);
+    __builtin_prefetch(first + layout.row_bytes - 1);
+  }
+
   void scores(std::size_t first, std::size_t count, const float* u, const Kernels& kernel, float* results) const {
     const std::size_t in_place = first < first_copied_ ? std::min(count, first_copied_ - first) : 0;
     kernel.packed_dots(layout, row(first), in_place, u, results);
