@@ -88,6 +88,7 @@ class TestDenseStore(Trained):
         )
 
 
+@pytest.mark.usefixtures("no_naps")
 class TestMilvusLite(Trained):
     @pytest.fixture(scope="class")
     @classmethod
