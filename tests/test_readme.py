@@ -19,6 +19,8 @@ from compressae_index import CompressedIndex, demo, errors
 from compressae_index.cli import main
 from compressae_index.demo import DemoData
 
+pytestmark = pytest.mark.usefixtures("no_naps")
+
 ROOT = Path(__file__).parent.parent
 # In the order of their sessions: the README makes the index that the pages load, training the model.
 PAGES = [
