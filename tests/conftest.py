@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -23,6 +24,12 @@ if TYPE_CHECKING:
 
 # A failed assertion in these files shows its values, as one in a test does.
 pytest.register_assert_rewrite("compressae_index.testing", "folders", "oracles")
+
+
+def pytest_collection_finish() -> None:
+    """What test files import stays: no garbage collection has to look at it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
