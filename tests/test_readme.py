@@ -61,6 +61,7 @@ OURS = [words[1:] for words in CONSOLE if words[0] == "compressae-index"]
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("compressae_index.index.CALIBRATED_ROWS", 100)
+    monkeypatch.setattr("compressae_index.building.planning.RANKED", 20)
     return tmp_path
 
 
@@ -134,6 +135,7 @@ def session(demo_data: DemoData, tmp_path_factory: pytest.TempPathFactory) -> It
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(demo, "load_data", lambda: few)
         patched.setattr("compressae_index.index.CALIBRATED_ROWS", 100)
+        patched.setattr("compressae_index.building.planning.RANKED", 20)
         patched.chdir(folder)
         make_items(demo_data)
         with redirect_stdout(StringIO()) as shown:
