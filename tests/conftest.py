@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +24,12 @@ if TYPE_CHECKING:
 
 # A failed assertion in these files shows its values, as one in a test does.
 pytest.register_assert_rewrite("compressae_index.testing", "folders", "oracles")
+
+
+def pytest_collection_finish() -> None:
+    """What test files import stays: no garbage collection has to look at it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -70,8 +79,21 @@ def index(model: CompresSAE, vectors: FloatArray) -> CompressedIndex:
     return CompressedIndex.build(vectors[:300], np.arange(1000, 1300), model=model, k=16, progress=False)
 
 
+@pytest.fixture(scope="session")
+def no_naps() -> Iterator[None]:
+    """pymilvus sleeps for half a second before it asks whether an index is there: it asks at once here."""
+    from pymilvus.client import grpc_handler
+
+    def sleep(seconds: float) -> None:
+        time.sleep(seconds if seconds > 0.5 else 0.005)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(grpc_handler, "time", SimpleNamespace(**vars(time) | {"sleep": sleep}))
+        yield
+
+
 @pytest.fixture(scope="module")
-def quick_imports() -> Iterator[None]:
+def quick_imports(no_naps: None) -> Iterator[None]:  # noqa: ARG001
     """Milvus Lite searches slowly, and imports measure; small requests are resumed closely."""
     from compressae_index.connectors.milvus import copier
 

@@ -39,6 +39,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     shutil.copytree(SOURCE, algorithms / SOURCE.name)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(root)
+        patch.setattr("compressae_index.building.planning.RANKED", 20)
         yield root
     for name in [name for name in sys.modules if name.split(".")[0] == "ann_benchmarks"]:
         del sys.modules[name]

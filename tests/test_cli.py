@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -73,20 +74,24 @@ def fail(*arguments: object) -> str:
     return result.stderr
 
 
-@pytest.fixture
-def place(
-    tmp_path: Path,
-    model: CompresSAE,
-    vectors: FloatArray,
-    queries: FloatArray,
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.fixture(scope="module")
+def furnished(
+    tmp_path_factory: pytest.TempPathFactory, model: CompresSAE, vectors: FloatArray, queries: FloatArray
 ) -> Path:
+    """What `place` begins with. Not to be changed."""
+    folder = tmp_path_factory.mktemp("furnished")
+    np.save(folder / "e.npy", vectors[:300])
+    np.save(folder / "q.npy", queries[:6])
+    model.save(folder / "m")
+    CompressedIndex.build(vectors[:300], model=model, k=8, progress=False).save(folder / "i")
+    return folder
+
+
+@pytest.fixture
+def place(tmp_path: Path, furnished: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with embeddings, queries, a model and an index."""
+    shutil.copytree(furnished, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    np.save("e.npy", vectors[:300])
-    np.save("q.npy", queries[:6])
-    model.save("m")
-    CompressedIndex.build(vectors[:300], model=model, k=8, progress=False).save("i")
     return tmp_path
 
 
@@ -494,6 +499,25 @@ def test_demo(
     assert sum(line.startswith("| ") for line in said.splitlines()) == 6
 
 
+@pytest.fixture(scope="module")
+def mistaken(tmp_path_factory: pytest.TempPathFactory, model: CompresSAE, queries: FloatArray) -> Path:
+    """Files that most commands cannot take. Not to be changed."""
+    folder = tmp_path_factory.mktemp("mistaken")
+    (folder / "foreign" / "index").mkdir(parents=True)
+    (folder / "foreign" / "notes.txt").write_text("dear diary")
+    (folder / "foreign" / "index" / "notes.txt").write_text("dear diary")
+    (folder / "ids.txt").write_text("1\n2\n3")
+    bad = queries[:6].copy()
+    bad[2, 5] = np.nan
+    np.save(folder / "bad.npy", bad)
+    np.save(folder / "narrow.npy", queries[:6, :9])
+    np.save(folder / "integers.npy", queries[:6].astype(np.int64))
+    with h5py.File(folder / "e.hdf5", "w") as file:
+        file["train"] = queries
+    CompressedIndex.build(queries[:6], model=model, k=8, progress=False).save(folder / "small")
+    return folder
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -582,19 +606,8 @@ def test_demo(
         ("demo -o foreign", "index exists and was not written by compressae-index"),
     ],
 )
-def test_mistakes(place: Path, model: CompresSAE, queries: FloatArray, arguments: str, message: str) -> None:
-    (place / "foreign" / "index").mkdir(parents=True)
-    (place / "foreign" / "notes.txt").write_text("dear diary")
-    (place / "foreign" / "index" / "notes.txt").write_text("dear diary")
-    (place / "ids.txt").write_text("1\n2\n3")
-    bad = queries[:6].copy()
-    bad[2, 5] = np.nan
-    np.save("bad.npy", bad)
-    np.save("narrow.npy", queries[:6, :9])
-    np.save("integers.npy", queries[:6].astype(np.int64))
-    with h5py.File("e.hdf5", "w") as file:
-        file["train"] = queries
-    CompressedIndex.build(queries[:6], model=model, k=8, progress=False).save("small")
+def test_mistakes(place: Path, mistaken: Path, arguments: str, message: str) -> None:
+    shutil.copytree(mistaken, place, dirs_exist_ok=True)
     before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
     assert message in fail(*arguments.split())
     assert {path: path.read_bytes() for path in place.rglob("*") if path.is_file()} == before
@@ -888,23 +901,23 @@ def test_ids_are_escaped_for_people_and_exact_for_programs(
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii", "cp1252"])
 def test_what_an_encoding_lacks_is_escaped(model: CompresSAE, vectors: FloatArray, encoding: str) -> None:
     CompressedIndex.build(vectors[:9], NASTY, model=model, k=8, progress=False).save("žluť.index")
-    for arguments in (
+    commands = [
         ("search", "žluť.index", "q.npy", "-k", "9"),
         ("search", "žluť.index", "q.npy", "-o", "ť.npz"),
         ("info", "žluť.index"),
         ("info", "žluť.index", "--json"),
-    ):
-        done = subprocess.run(
-            call_main(*arguments),
-            env=os.environ | {"PYTHONIOENCODING": encoding},
-            capture_output=True,
-            check=False,
-        )
-        assert (done.returncode, done.stderr) == (0, b"")
+    ]
+    env = os.environ | {"PYTHONIOENCODING": encoding}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    for arguments, process in [
+        (arguments, subprocess.Popen(call_main(*arguments), env=env, **pipes)) for arguments in commands
+    ]:
+        stdout, stderr = process.communicate()
+        assert (process.returncode, stderr) == (0, b"")
         # click writes UTF-8 where Python has chosen ASCII.
-        assert encoding == "ascii" or "\\u0165" in done.stdout.decode(encoding)
+        assert encoding == "ascii" or "\\u0165" in stdout.decode(encoding)
         if "--json" in arguments:
-            assert json.loads(done.stdout)["index"] == "žluť.index"
+            assert json.loads(stdout)["index"] == "žluť.index"
 
 
 @needs_place

@@ -108,6 +108,13 @@ def test_a_plain_build_is_good(vectors: FloatArray, demo_data: DemoData) -> None
     assert recall(index.search(queries, 10).ids, exact_neighbours(vectors, queries, 10), 10) > 0.95
 
 
+@pytest.fixture
+def few_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans rank a third of the neighbourhoods: each has to be encoded anew for most numbers of nonzeros."""
+    monkeypatch.setattr("compressae_index.building.planning.RANKED", 20)
+
+
+@pytest.mark.usefixtures("few_queries")
 def test_a_larger_budget_expects_more(model: CompresSAE, vectors: FloatArray) -> None:
     plans = [
         CompressedIndex.build(vectors[:2000], model=model, bytes_per_vector=b, progress=False).plan
@@ -118,6 +125,7 @@ def test_a_larger_budget_expects_more(model: CompresSAE, vectors: FloatArray) ->
     assert recalls == sorted(recalls)
 
 
+@pytest.mark.usefixtures("few_queries")
 def test_a_target_recall_is_reached_with_few_bytes(model: CompresSAE, vectors: FloatArray) -> None:
     plans = []
     for target in (0.5, 0.75):
@@ -126,6 +134,9 @@ def test_a_target_recall_is_reached_with_few_bytes(model: CompresSAE, vectors: F
         assert plan.recall >= target
         plans.append(plan)
     assert plans[0].bytes_per_vector < plans[1].bytes_per_vector
+
+
+def test_a_target_recall_out_of_reach(model: CompresSAE, vectors: FloatArray) -> None:
     with pytest.raises(
         InputError, match=r"target_recall = 0.9999 is out of reach: \d+ bytes a vector reach 0\.99"
     ):

@@ -19,6 +19,8 @@ from compressae_index import CompressedIndex, demo, errors
 from compressae_index.cli import main
 from compressae_index.demo import DemoData
 
+pytestmark = pytest.mark.usefixtures("no_naps")
+
 ROOT = Path(__file__).parent.parent
 # In the order of their sessions: the README makes the index that the pages load, training the model.
 PAGES = [
@@ -59,6 +61,7 @@ OURS = [words[1:] for words in CONSOLE if words[0] == "compressae-index"]
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("compressae_index.index.CALIBRATED_ROWS", 100)
+    monkeypatch.setattr("compressae_index.building.planning.RANKED", 20)
     return tmp_path
 
 
@@ -132,6 +135,7 @@ def session(demo_data: DemoData, tmp_path_factory: pytest.TempPathFactory) -> It
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(demo, "load_data", lambda: few)
         patched.setattr("compressae_index.index.CALIBRATED_ROWS", 100)
+        patched.setattr("compressae_index.building.planning.RANKED", 20)
         patched.chdir(folder)
         make_items(demo_data)
         with redirect_stdout(StringIO()) as shown:
