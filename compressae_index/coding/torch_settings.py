@@ -52,8 +52,8 @@ class _ProcessWide:
 
 class _Settings(NamedTuple):
     dtype: torch.dtype
-    is_deterministic: bool
-    warns_only: bool
+    determinism: int
+    """0: not asked for, 1: warn without it, 2: an error without it."""
     finds_anomalies: bool
     checks_nan: bool
     products: str | list[str]
@@ -63,8 +63,7 @@ class _Settings(NamedTuple):
     def current(cls) -> _Settings:
         return cls(
             torch.get_default_dtype(),
-            torch.are_deterministic_algorithms_enabled(),
-            torch.is_deterministic_algorithms_warn_only_enabled(),
+            torch.get_deterministic_debug_mode(),
             torch.is_anomaly_enabled(),
             torch.is_anomaly_check_nan_enabled(),
             [place.fp32_precision for place in _products()] or torch.get_float32_matmul_precision(),
@@ -72,7 +71,8 @@ class _Settings(NamedTuple):
 
     def apply(self) -> None:
         torch.set_default_dtype(self.dtype)
-        torch.use_deterministic_algorithms(self.is_deterministic, warn_only=self.warns_only)
+        # Unlike use_deterministic_algorithms, this does not import torch's compiler, which takes a second.
+        torch.set_deterministic_debug_mode(self.determinism)
         torch.autograd.set_detect_anomaly(self.finds_anomalies, self.checks_nan)
         if isinstance(self.products, str):
             torch.set_float32_matmul_precision(self.products)
@@ -90,8 +90,7 @@ def _products() -> list[Any]:
 
 _OURS = _Settings(
     dtype=torch.float32,
-    is_deterministic=False,
-    warns_only=False,
+    determinism=0,
     finds_anomalies=False,
     checks_nan=True,
     products=["ieee"] * len(_products()) or "highest",

@@ -199,7 +199,7 @@ class Asked:
         terms = self._codes.to_dense()
         if self.mode == "sparse":
             return terms, terms, None
-        return terms, self.vectors @ model.decoder_w.T, model.mean_scores(self.vectors)
+        return terms, *model.seen(self.vectors, self.num_threads)
 
 
 def check_candidates(candidates: int | None, k: int) -> int:
