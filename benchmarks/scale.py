@@ -117,7 +117,7 @@ def run(
         "train_seconds": train_seconds,
         "encoded_per_second": len(codes) / encode_seconds,
         "projection_ms": 1000 * projecting / len(queries),
-        "model_bytes": sum(tensor.nbytes for tensor in model.tensors().values()),
+        "model_bytes": model.nbytes,
         "sizes": measured,
         "exponents": {name: growth(counts, [one[name] for one in measured]) for name in GROWING},
     }

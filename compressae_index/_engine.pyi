@@ -43,8 +43,8 @@ MAX_DIM: int = 65536
 
 MAX_LATENTS: int = 65536
 
-class Dictionary:
-    """A dictionary (n_latents, dim) of unit rows, which is borrowed."""
+class Projection:
+    """Products with atoms (n_latents, dim) of unit norm, kept as bytes."""
 
     def __init__(
         self,
@@ -62,10 +62,25 @@ class Dictionary:
         num_threads: int,
     ) -> tuple[NDArray[numpy.float32], NDArray[numpy.float32] | None]:
         """
-        Products of the directions of vectors (n, dim) with all rows, (n, n_latents), and with a mean (dim), if
-        any, (n, 1). Rows that are multiples of bytes are read as such, others at two bytes an entry.
+        Products of the directions of vectors (n, dim) with all atoms, (n, n_latents), and with a mean (dim), if
+        any, (n, 1). Atoms that are multiples of bytes take one an entry, others two.
         """
 
+    def entries(self) -> NDArray[numpy.int8]:
+        """The atoms (n_latents, dim) rounded to bytes, the largest to 127."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+class Dictionary:
+    """A dictionary (n_latents, dim) of unit rows, which is borrowed."""
+
+    def __init__(
+        self,
+        atoms: Annotated[
+            NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)
+        ],
+    ) -> None: ...
     def pursue(
         self,
         vectors: Annotated[

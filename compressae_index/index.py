@@ -218,6 +218,7 @@ class CompressedIndex(Index):
             index.frontier = calibrate(
                 index, near, row_ids.all(), lengths, num_threads=threads, progress=progress
             )
+        model.release()
         return index
 
     @classmethod

@@ -68,7 +68,7 @@ class Stored(NamedTuple):
     """The caller's own entry of the manifest."""
     arrays: dict[str, npt.NDArray[Any]]
     """Arrays by name."""
-    tensors: dict[str, npt.NDArray[np.float32]]
+    tensors: dict[str, npt.NDArray[Any]]
     """The model's parameters by name."""
     files: dict[str, Path]
     """Other files by name."""
@@ -107,7 +107,7 @@ def write(
     meta: Mapping[str, Any],
     *,
     arrays: Mapping[str, npt.NDArray[Any]] | None = None,
-    tensors: Mapping[str, npt.NDArray[np.float32]],
+    tensors: Mapping[str, npt.NDArray[Any]],
     files: Mapping[str, Callable[[Path], object]] | None = None,
 ) -> None:
     """Writes a directory of the given kind, replacing an older one of this kind.
@@ -311,7 +311,7 @@ def _manifest_bytes(path: Path) -> bytes | None:
 def _read(path: Path, kind: str, mmap: bool, always_mapped: Collection[str]) -> Stored:
     manifest = read_manifest(path, kind)
     arrays: dict[str, npt.NDArray[Any]] = {}
-    tensors: dict[str, npt.NDArray[np.float32]] = {}
+    tensors: dict[str, npt.NDArray[Any]] = {}
     files: dict[str, Path] = {}
     with accessing(path, "read"), reading(str(path)), ExitStack() as opened:
         folder = _data_folder(path, manifest)
@@ -404,7 +404,7 @@ def reading(what: str) -> Iterator[None]:
 def _write_files(
     folder: Path,
     arrays: Mapping[str, npt.NDArray[Any]],
-    tensors: Mapping[str, npt.NDArray[np.float32]],
+    tensors: Mapping[str, npt.NDArray[Any]],
     files: Mapping[str, Callable[[Path], object]],
 ) -> None:
     """Writes and syncs files in a folder; the caller syncs the folder."""

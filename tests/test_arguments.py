@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +115,7 @@ def test_sizes_that_nobody_names_fit_the_vectors(vectors: FloatArray) -> None:
     index = CompressedIndex.build(vectors[:100, :8], config=config, progress=False)
     assert (index.k, index.model.n_latents) == (8, 50)
     # A model of more nonzeros than dimensions is used with as many as help.
-    wide = replace(index.model, k=20)
+    wide = CompresSAE.of_dictionary(index.model.decoder_w, 20, index.model.mean)
     assert CompressedIndex.build(vectors[:9, :8], model=wide, progress=False).k == 8
     topk = CompressedIndex.build(vectors[:9, :8], model=wide, encoder="topk", progress=False)
     assert topk.k == 20

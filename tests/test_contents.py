@@ -285,6 +285,10 @@ def test_misaligned_arrays_are_refused() -> None:
         ("encoder_b", lambda tensor: tensor[:-1], "encoder_b"),
         ("encoder_w", lambda tensor: tensor.astype(np.float64), "finite float32"),
         ("mean", lambda tensor: tensor * 100, "the mean of unit rows is shorter than 1"),
+        ("dictionary", lambda tensor: tensor.astype(np.float32), "must be a matrix of int8, got float32"),
+        ("dictionary", lambda tensor: tensor[0], "must be a matrix of int8, got int8 of"),
+        ("dictionary", lambda tensor: 0 * tensor, "must have unit norm, row 0 has 0"),
+        ("dictionary", lambda tensor: tensor[:, :0], "dim must be at least 1, got 0"),
     ],
 )
 def test_tensors_of_a_model(
@@ -294,8 +298,12 @@ def test_tensors_of_a_model(
 
     saved = copy_of("model", tmp_path)
     (file,) = saved.rglob("model.safetensors")
-    tensors = load_file(file)
-    save_file(tensors | {name: change(tensors[name])}, file)
+    # What is stored of a model is never all of these.
+    model, tensors = CompresSAE.load(saved), load_file(file)
+    tensors |= {"encoder_w": model.encoder_w, "encoder_b": model.encoder_b}
+    if name == "dictionary":
+        tensors["dictionary"] = np.full((model.n_latents, model.dim), 127, dtype=np.int8)
+    save_file(tensors | {name: np.ascontiguousarray(change(tensors[name]))}, file)
     fuzzing.fit_checksums(saved)
     with pytest.raises(FormatError, match=message) as caught:
         CompresSAE.load(saved)

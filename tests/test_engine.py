@@ -16,7 +16,15 @@ from hypothesis import strategies as st
 from oracles import bitmap, stored_in_lists
 
 from compressae_index import CompressedIndex, SparseCodes
-from compressae_index._engine import AlignedCodes, Dictionary, InvertedLists, search, simd, top_k_codes
+from compressae_index._engine import (
+    AlignedCodes,
+    Dictionary,
+    InvertedLists,
+    Projection,
+    search,
+    simd,
+    top_k_codes,
+)
 from compressae_index.arrays import FloatArray
 from compressae_index.coding.chunks import Encoded
 from compressae_index.embedded.backend import EmbeddedBackend
@@ -306,14 +314,14 @@ def test_projections_equal_products(n: int, n_latents: int, dim: int, kind: str,
     unit[1:] /= np.linalg.norm(unit[1:], axis=1, keepdims=True)
     norms = np.linalg.norm(atoms.astype(np.float64), axis=1)
     exact = unit @ atoms.T.astype(np.float64)
-    got, of_mean = Dictionary(atoms).project(vectors, mean, 2)
+    got, of_mean = Projection(atoms).project(vectors, mean, 2)
     # Entries of rows that are not of bytes are off by half of 1 / 254 of 1 / 127 of the largest.
     step = 0 if kind == "bytes" else np.abs(atoms).max(axis=1) / 127 / 254
     assert got.shape == (n, n_latents)
     assert (np.abs(got - exact) <= 0.51 * np.sqrt(dim) * step + 1e-6 * norms).all()
     assert of_mean is not None
     np.testing.assert_allclose(of_mean, unit @ mean[:, None], atol=1e-6 * float(np.linalg.norm(mean)))
-    alone, nothing = Dictionary(atoms).project(vectors[-1:], None, 1)
+    alone, nothing = Projection(atoms).project(vectors[-1:], None, 1)
     np.testing.assert_array_equal(alone, got[-1:])
     assert nothing is None
 
@@ -376,8 +384,11 @@ def test_wrong_arguments_are_refused() -> None:
         lists.search(np.ones((8, 1), dtype=np.float32).T[:, ::-1], 2, 2, None, 1)
     with pytest.raises(ValueError, match="k is 9, expected 1 to n_latents 8"):
         Dictionary(np.eye(8, dtype=np.float32)).pursue(u, 9, 1, 1)
-    nine = Dictionary(np.ones((8, 9), dtype=np.float32))
-    for refused in (lambda: nine.pursue(u, 2, 1, 1), lambda: nine.project(u, None, 1)):
+    nine = np.ones((8, 9), dtype=np.float32)
+    for refused in (
+        lambda: Dictionary(nine).pursue(u, 2, 1, 1),
+        lambda: Projection(nine).project(u, None, 1),
+    ):
         with pytest.raises(ValueError, match="columns of vectors is 8, expected 9"):
             refused()
 

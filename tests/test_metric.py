@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -299,7 +298,8 @@ def test_commands(
 
 
 def test_a_model_with_a_mean_is_refused(vectors: FloatArray, uncentred_model: CompresSAE) -> None:
-    centred = replace(uncentred_model, mean=vectors.mean(axis=0))
+    given = uncentred_model
+    centred = CompresSAE(given.encoder_w, given.encoder_b, given.decoder_w, given.k, vectors.mean(axis=0))
     with pytest.raises(InputError, match="center=False"):
         CompressedIndex.build(vectors[:100], model=centred, metric="inner_product", progress=False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compressae_index import CompresSAE, CompressedIndex, DimensionError, FormatError, InputError, SparseCodes
+from compressae_index._engine import Dictionary
 from compressae_index.arrays import FloatArray
 from compressae_index.checks import normalize_rows
 from compressae_index.coding.model import SOLVE_EVERY
@@ -173,6 +175,41 @@ def test_rounding_the_dictionary_costs_next_to_nothing(vectors: FloatArray, quer
     assert errors[0] < 1.002 * errors[1]
     projections = queries.astype(np.float64) @ rounded.decoder_w.T / np.linalg.norm(queries, axis=1)[:, None]
     np.testing.assert_allclose(rounded.project(queries), projections, atol=5e-7)
+
+
+def test_a_rounded_dictionary_is_kept_as_bytes(
+    vectors: FloatArray, queries: FloatArray, tmp_path: Path
+) -> None:
+    """A byte an entry in memory and on disk, and nothing else changes (case N23)."""
+    exact = CompresSAE.of_dictionary(normalize_rows(vectors[:1000]), 8, vectors[:9].mean(axis=0) / 9)
+    model = exact.rounded()
+    parts = 384 * 1000, 4 * 1024, 4 * 384  # entries, scales of whole blocks, the mean
+    assert model.nbytes <= sum(parts) + 24 * 384
+    model.save(tmp_path / "model")
+    assert (next(tmp_path.rglob("model.safetensors"))).stat().st_size < sum(parts)
+    for again in (CompresSAE.load(tmp_path / "model"), pickle.loads(pickle.dumps(model)), model):
+        assert again.fingerprint == model.fingerprint
+        assert again.nbytes == model.nbytes
+        for name in ("encoder_w", "encoder_b", "decoder_w"):
+            np.testing.assert_array_equal(getattr(again, name), getattr(model, name))
+        np.testing.assert_array_equal(again.project(queries), model.project(queries))
+        codes = again.encode(queries)
+        again.release()  # what encoding made is made again
+        np.testing.assert_array_equal(again.encode(queries).values, codes.values)
+    # A dictionary that is not of bytes, and an encoder of its own, stay whole.
+    other = CompresSAE(exact.encoder_w, exact.encoder_b + 1, exact.decoder_w, 8)
+    other.save(tmp_path / "other")
+    for again in (CompresSAE.load(tmp_path / "other"), pickle.loads(pickle.dumps(other))):
+        assert again.fingerprint == other.fingerprint
+        np.testing.assert_array_equal(again.encoder_b, other.encoder_b)
+        np.testing.assert_array_equal(again.decoder_w, exact.decoder_w)
+
+
+def test_a_built_index_keeps_nothing_of_encoding(vectors: FloatArray) -> None:
+    index = CompressedIndex.build(vectors[:1000], k=8, progress=False)
+    held = {name: value.nbytes for name, value in vars(index.model).items() if isinstance(value, np.ndarray)}
+    assert sum(held.values()) == index.model.dim * 4  # the mean
+    assert not any(isinstance(value, Dictionary) for value in vars(index.model).values())
 
 
 def test_encoding_ignores_the_norm(model: CompresSAE, queries: FloatArray) -> None:

@@ -40,6 +40,7 @@ class Estimate(NamedTuple):
     index_bytes: int
     """Resident for `two_stage`, without the model."""
     model_bytes: int
+    """Resident for searches: a byte an entry of the dictionary; encoding takes more."""
     train_seconds: float
     """With the default preset."""
     encode_seconds: float
@@ -125,7 +126,7 @@ def _extrapolated(
         plan=plan,
         float32_bytes=4 * n * model.dim,
         index_bytes=round(n * plan.bytes_per_vector),
-        model_bytes=sum(tensor.nbytes for tensor in model.tensors().values()),
+        model_bytes=model.nbytes,
         train_seconds=train_seconds,
         encode_seconds=n * seconds_a_row,
     )

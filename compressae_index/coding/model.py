@@ -5,20 +5,20 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from compressae_index import _engine, persistence
-from compressae_index._engine import Dictionary, code_norms, top_k_codes
+from compressae_index._engine import Dictionary, Projection, code_norms, top_k_codes
 from compressae_index.arrays import FloatArray
 from compressae_index.checks import check_choice, check_int, check_threads, check_vectors, normalize_rows
 from compressae_index.coding.codes import MAX_LATENTS, SparseCodes
 from compressae_index.coding.metric import Metric
 from compressae_index.conversion import as_array
 from compressae_index.errors import DimensionError, InputError
-from compressae_index.processes import cached_property, lasting_state
+from compressae_index.processes import cached_property
 
 Encoder: TypeAlias = Literal["pursuit", "topk"]
 ENCODERS: tuple[Encoder, ...] = ("pursuit", "topk")
@@ -38,7 +38,6 @@ _AT_THE_MEAN = 1e-6
 _ALL_THE_SAME, _LONGEST_FOLD = 1e-4, 4.0
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class CompresSAE:
     """A sparse autoencoder for embeddings (Kasalicky et al., RecSys 2025, arXiv 2505.11388).
 
@@ -50,74 +49,99 @@ class CompresSAE:
     x - m, scales s to the length of x - m, and x_hat = m + s W_dec. The part that all rows share then takes
     no nonzero and no posting list as long as the index; it adds the same <q, m> to all scores of a query.
 
-    Attributes:
-        encoder_w: W_enc, (dim, n_latents) float32.
-        encoder_b: b_enc, (n_latents,) float32.
-        decoder_w: W_dec, the dictionary, (n_latents, dim) float32, unit rows.
-        k: nonzeros a code, unless a call names another.
-        mean: m, (dim,) float32, shorter than 1; None for zero, as in the paper.
-
-    Raises:
-        DimensionError: shapes do not fit together.
-        InputError: values are not finite, decoder rows are not of unit norm, the mean is not shorter than 1,
-            or k is out of range.
+    A `rounded` dictionary is kept and stored as bytes, and an encoder that is its transpose not at all: the
+    arrays below are made of it when they are asked for. A model does not change.
     """
 
-    encoder_w: FloatArray
-    encoder_b: FloatArray
-    decoder_w: FloatArray
-    k: int
-    mean: FloatArray | None = None
+    def __init__(
+        self,
+        encoder_w: FloatArray,
+        encoder_b: FloatArray,
+        decoder_w: FloatArray,
+        k: int,
+        mean: FloatArray | None = None,
+    ) -> None:
+        """A model of given parameters.
 
-    def __post_init__(self) -> None:
-        if self.decoder_w.ndim != 2:
-            msg = f"decoder_w must have shape (n_latents, dim), got {self.decoder_w.shape}"
-            raise DimensionError(msg)
-        h, d = self.decoder_w.shape
-        if self.encoder_w.shape != (d, h) or self.encoder_b.shape != (h,):
-            msg = (
-                f"decoder_w is {self.decoder_w.shape}, so encoder_w must be {(d, h)} and encoder_b {(h,)}, "
-                f"got {self.encoder_w.shape} and {self.encoder_b.shape}"
-            )
-            raise DimensionError(msg)
-        check_int(h, "n_latents", 1, MAX_LATENTS)
-        check_int(d, "dim", 1, MAX_DIM)
-        check_int(self.k, "k", 1, h, "n_latents")
-        if self.mean is not None and self.mean.shape != (d,):
-            msg = f"decoder_w is {self.decoder_w.shape}, so mean must be {(d,)}, got {self.mean.shape}"
-            raise DimensionError(msg)
-        for name, array in self.tensors().items():
-            if array.dtype != np.float32 or not array.flags.c_contiguous or not np.isfinite(array).all():
-                msg = f"{name} must be C-contiguous, finite float32"
-                raise InputError(msg)
-        norms = np.linalg.norm(self.decoder_w, axis=1)
-        off = int(np.abs(norms - 1).argmax())
-        if abs(norms[off] - 1) > 1e-3:
-            msg = f"decoder_w rows must have unit norm, row {off} has {norms[off]:.6g}"
-            raise InputError(msg)
-        if self.mean is not None and not (length := float(np.linalg.norm(self.mean.astype(np.float64)))) < 1:
-            msg = f"the mean of unit rows is shorter than 1, got {length:.9g}"
-            raise InputError(msg)
+        Args:
+            encoder_w: W_enc, (dim, n_latents) float32.
+            encoder_b: b_enc, (n_latents,) float32.
+            decoder_w: W_dec, the dictionary, (n_latents, dim) float32, unit rows.
+            k: nonzeros a code, unless a call names another.
+            mean: m, (dim,) float32, shorter than 1; None for zero, as in the paper.
+
+        Raises:
+            DimensionError: shapes do not fit together.
+            InputError: values are not finite, decoder rows are not of unit norm, the mean is not shorter than
+                1, or k is out of range.
+        """
+        _check_parameters(encoder_w, encoder_b, decoder_w, mean)
+        check_int(k, "k", 1, len(decoder_w), "n_latents")
+        self.n_latents, self.dim = int(decoder_w.shape[0]), int(decoder_w.shape[1])
+        """Sizes h of the dictionary and d of the embeddings."""
+        self.k = k
+        """Nonzeros a code, unless a call names another."""
+        self.mean = mean
+        """m, (dim,) float32, or None."""
+        self._projection = Projection(decoder_w)
+        self._given: dict[str, FloatArray] = {}  # what the bytes of the projection do not say
+        if not _same_bytes(_atoms_of(self._projection.entries()), decoder_w):
+            self._given["decoder_w"] = decoder_w
+        if encoder_b.any() or not np.array_equal(encoder_w, decoder_w.T):
+            self._given |= {"encoder_w": encoder_w, "encoder_b": encoder_b}
+
+    @classmethod
+    def of_dictionary(cls, decoder_w: FloatArray, k: int, mean: FloatArray | None = None) -> CompresSAE:
+        """A model whose encoder is the transpose of its dictionary; arguments are those of `CompresSAE`."""
+        return cls(
+            np.ascontiguousarray(decoder_w.T), np.zeros(len(decoder_w), np.float32), decoder_w, k, mean
+        )
 
     def __repr__(self) -> str:
         mean = "" if self.mean is None else ", with a mean"
-        size = sum(tensor.nbytes for tensor in self.tensors().values())
         return (
-            f"CompresSAE(dim={self.dim}, n_latents={self.n_latents}, k={self.k}{mean}, {size / 1e6:.1f} MB)"
+            f"CompresSAE(dim={self.dim}, n_latents={self.n_latents}, k={self.k}{mean}, "
+            f"{self.nbytes / 1e6:.1f} MB)"
         )
 
-    def __getstate__(self) -> dict[str, Any]:
-        return lasting_state(self)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CompresSAE._of_tensors, (self.tensors(), self.k)
 
     @property
-    def dim(self) -> int:
-        """Size d of the embeddings."""
-        return int(self.decoder_w.shape[1])
+    def encoder_w(self) -> FloatArray:
+        """W_enc, (dim, n_latents) float32."""
+        given = self._given.get("encoder_w")
+        return np.ascontiguousarray(self.decoder_w.T) if given is None else given
 
     @property
-    def n_latents(self) -> int:
-        """Size h of the dictionary."""
-        return int(self.decoder_w.shape[0])
+    def encoder_b(self) -> FloatArray:
+        """b_enc, (n_latents,) float32."""
+        given = self._given.get("encoder_b")
+        return np.zeros(self.n_latents, dtype=np.float32) if given is None else given
+
+    @property
+    def decoder_w(self) -> FloatArray:
+        """W_dec, the dictionary, (n_latents, dim) float32, unit rows."""
+        given = self._given.get("decoder_w")
+        return self._atoms if given is None else given
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory that searches need: one an entry of a `rounded` dictionary, and the mean."""
+        others = [*self._given.values(), *([] if self.mean is None else [self.mean])]
+        return self._projection.nbytes + sum(array.nbytes for array in others)
+
+    def release(self) -> None:
+        """Gives up what only encoding and decoding need; they make it again.
+
+        That is the dictionary in float32, and products of all its atoms with each other, n_latents^2 bytes.
+        """
+        for name in ("_atoms", "_dictionary"):
+            vars(self).pop(name, None)
+
+    @cached_property
+    def _atoms(self) -> FloatArray:
+        return _atoms_of(self._projection.entries())
 
     def nonzeros(self, k: int | None, encoder: Encoder) -> int:
         """Nonzeros a code for a given k; for None the model's own, at most dim for pursuit.
@@ -134,8 +158,8 @@ class CompresSAE:
     def fingerprint(self) -> str:
         """A digest of the parameters: codes fit a model exactly when the fingerprints agree."""
         digest = hashlib.sha256(f"{self.dim} {self.n_latents}".encode())
-        for tensor in self.tensors().values():
-            digest.update(tensor.tobytes())
+        for array in (self.encoder_w, self.encoder_b, self.decoder_w, self.mean):
+            digest.update(b"" if array is None else array.tobytes())
         return digest.hexdigest()[:32]
 
     @cached_property
@@ -192,8 +216,9 @@ class CompresSAE:
             return SparseCodes(*codes, self.n_latents)
         if encoder == "pursuit":
             return SparseCodes(*self._dictionary.pursue(unit, k, SOLVE_EVERY, threads), self.n_latents)
+        weights, biases = self.encoder_w, self.encoder_b
         return SparseCodes.concatenate(
-            SparseCodes(*top_k_codes(batch @ self.encoder_w + self.encoder_b, k, threads), self.n_latents)
+            SparseCodes(*top_k_codes(batch @ weights + biases, k, threads), self.n_latents)
             for batch in _batches(unit)
         )
 
@@ -273,7 +298,7 @@ class CompresSAE:
 
     def seen(self, queries: FloatArray, num_threads: int) -> tuple[FloatArray, FloatArray | None]:
         """`project` and `mean_scores` of checked queries (n, dim), normalised once for both."""
-        return self._dictionary.project(queries, self.mean, num_threads)
+        return self._projection.project(queries, self.mean, num_threads)
 
     def rounded(self) -> CompresSAE:
         """The model with each row of W_dec rounded to multiples of 1 / 127 of its largest entry.
@@ -282,16 +307,21 @@ class CompresSAE:
         rounding changes an atom by less than 1 %, and recall by nothing measurable.
         """
         steps = np.abs(self.decoder_w).max(axis=1, keepdims=True) / np.float32(127)
-        return replace(self, decoder_w=normalize_rows(np.rint(self.decoder_w / steps)))
+        # Adding 0 makes 0 of -0, which bytes do not tell apart.
+        atoms = normalize_rows(np.rint(self.decoder_w / steps) + np.float32(0))
+        if "encoder_w" not in self._given:
+            return CompresSAE.of_dictionary(atoms, self.k, self.mean)
+        return CompresSAE(self.encoder_w, self.encoder_b, atoms, self.k, self.mean)
 
     @classmethod
-    def from_state_dict(cls, state: Mapping[str, Any], k: int) -> CompresSAE:
+    def from_state_dict(cls, state: Mapping[str, Any], k: int, mean: FloatArray | None = None) -> CompresSAE:
         """From the state_dict of the paper's own implementation (recombee/CompresSAE), or of our trainer.
 
         Args:
             state: encoder_w (dim, n_latents), encoder_b (n_latents,), decoder_w (n_latents, dim): torch
                 tensors or arrays. Decoder rows are normalised.
             k: nonzeros a code; a state_dict does not hold it.
+            mean: m, (dim,) float32, if one was subtracted; nor does it hold this.
 
         Raises:
             InputError: a parameter is missing, unexpected, or not finite, or a decoder row is zero.
@@ -303,7 +333,7 @@ class CompresSAE:
         for name in _TENSORS:
             arrays[name] = np.array(as_array(state[name], name), dtype=np.float32, order="C")
         arrays["decoder_w"] = normalize_rows(check_vectors(arrays["decoder_w"], name="decoder_w"))
-        return cls(**arrays, k=k)
+        return cls(**arrays, k=k, mean=mean)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a directory: model.safetensors and manifest.json. An older model there is replaced.
@@ -326,9 +356,17 @@ class CompresSAE:
         with persistence.reading(str(path)):
             return cls.from_stored(stored.meta, stored.tensors)
 
-    def tensors(self) -> dict[str, FloatArray]:
-        """The parameters by name, as they are stored; `mean` only if the model has one."""
-        tensors = {name: getattr(self, name) for name in _TENSORS}
+    def tensors(self) -> dict[str, npt.NDArray[Any]]:
+        """The parameters as they are stored, by name.
+
+        `dictionary` (n_latents, dim) int8, whose rows have the directions of those of W_dec, or `decoder_w`;
+        `encoder_w` and `encoder_b` only if they are not the dictionary's transpose and 0; `mean` if there is
+        one.
+        """
+        tensors: dict[str, npt.NDArray[Any]] = {}
+        if "decoder_w" not in self._given:
+            tensors["dictionary"] = self._projection.entries()
+        tensors |= self._given
         return tensors if self.mean is None else tensors | {"mean": self.mean}
 
     def manifest(self) -> dict[str, Any]:
@@ -336,20 +374,81 @@ class CompresSAE:
         return {"dim": self.dim, "n_latents": self.n_latents, "k": self.k, "fingerprint": self.fingerprint}
 
     @classmethod
-    def from_stored(cls, meta: Mapping[str, Any], tensors: Mapping[str, FloatArray]) -> CompresSAE:
+    def from_stored(cls, meta: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]]) -> CompresSAE:
         """The model from a manifest's entry and its tensors.
 
         Raises:
             InputError: they are not a model's, or do not match.
             KeyError: an entry or a tensor is missing.
         """
-        mean = tensors.get("mean")
-        model = cls(**{name: tensors[name] for name in _TENSORS}, k=check_int(meta["k"], "k", 1), mean=mean)
+        model = cls._of_tensors(tensors, check_int(meta["k"], "k", 1))
         for name, value in model.manifest().items():
             if meta[name] != value or type(meta[name]) is not type(value):
                 msg = f"{name} of the model is {value}, its manifest says {meta[name]!r:.100}"
                 raise InputError(msg)
+        model.release()
         return model
+
+    @classmethod
+    def _of_tensors(cls, tensors: Mapping[str, npt.NDArray[Any]], k: int) -> CompresSAE:
+        mean = tensors.get("mean")
+        if "dictionary" in tensors:
+            entries = tensors["dictionary"]
+            if entries.dtype != np.int8 or entries.ndim != 2:
+                msg = f"the dictionary must be a matrix of int8, got {entries.dtype} of {entries.shape}"
+                raise InputError(msg)
+            check_int(entries.shape[1], "dim", 1, MAX_DIM)
+            decoder_w = _atoms_of(entries)
+        else:
+            decoder_w = tensors["decoder_w"]
+        if not {"encoder_w", "encoder_b"} & set(tensors):
+            return cls.of_dictionary(decoder_w, k, mean)
+        return cls(tensors["encoder_w"], tensors["encoder_b"], decoder_w, k, mean)
+
+
+def _atoms_of(entries: npt.NDArray[np.int8]) -> FloatArray:
+    """The unit rows of a dictionary of bytes, (n_latents, dim)."""
+    return normalize_rows(entries.astype(np.float32))
+
+
+def _same_bytes(one: FloatArray, other: FloatArray) -> bool:
+    return np.array_equal(one.view(np.int32), other.view(np.int32))
+
+
+def _check_parameters(
+    encoder_w: FloatArray, encoder_b: FloatArray, decoder_w: FloatArray, mean: FloatArray | None
+) -> None:
+    """As `CompresSAE` raises."""
+    if decoder_w.ndim != 2:
+        msg = f"decoder_w must have shape (n_latents, dim), got {decoder_w.shape}"
+        raise DimensionError(msg)
+    h, d = decoder_w.shape
+    if encoder_w.shape != (d, h) or encoder_b.shape != (h,):
+        msg = (
+            f"decoder_w is {decoder_w.shape}, so encoder_w must be {(d, h)} and encoder_b {(h,)}, "
+            f"got {encoder_w.shape} and {encoder_b.shape}"
+        )
+        raise DimensionError(msg)
+    check_int(h, "n_latents", 1, MAX_LATENTS)
+    check_int(d, "dim", 1, MAX_DIM)
+    if mean is not None and mean.shape != (d,):
+        msg = f"decoder_w is {decoder_w.shape}, so mean must be {(d,)}, got {mean.shape}"
+        raise DimensionError(msg)
+    named = {"encoder_w": encoder_w, "encoder_b": encoder_b, "decoder_w": decoder_w, "mean": mean}
+    for name, array in named.items():
+        if array is None:
+            continue
+        if array.dtype != np.float32 or not array.flags.c_contiguous or not np.isfinite(array).all():
+            msg = f"{name} must be C-contiguous, finite float32"
+            raise InputError(msg)
+    norms = np.linalg.norm(decoder_w, axis=1)
+    off = int(np.abs(norms - 1).argmax())
+    if abs(norms[off] - 1) > 1e-3:
+        msg = f"decoder_w rows must have unit norm, row {off} has {norms[off]:.6g}"
+        raise InputError(msg)
+    if mean is not None and not (length := float(np.linalg.norm(mean.astype(np.float64)))) < 1:
+        msg = f"the mean of unit rows is shorter than 1, got {length:.9g}"
+        raise InputError(msg)
 
 
 def from_mean(unit: FloatArray, mean: FloatArray) -> tuple[FloatArray, FloatArray]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import scipy.sparse as sp
 
-from compressae_index._engine import Dictionary
+from compressae_index._engine import Projection
 from compressae_index.arrays import FloatArray, RowArray
 from compressae_index.coding.model import CompresSAE
 from compressae_index.embedded.backend import EmbeddedBackend
@@ -57,7 +57,7 @@ def _directions(model: CompresSAE, backend: EmbeddedBackend, rows: RowArray) -> 
 
 
 def _nearest(directions: FloatArray, centroids: FloatArray, num_threads: int) -> RowArray:
-    nearest: RowArray = Dictionary(centroids).project(directions, None, num_threads)[0].argmax(axis=1)
+    nearest: RowArray = Projection(centroids).project(directions, None, num_threads)[0].argmax(axis=1)
     return nearest
 
 

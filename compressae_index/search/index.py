@@ -57,6 +57,7 @@ class IndexStats(NamedTuple):
     bytes_per_vector: dict[str, float]
     """Resident bytes a vector by part and in total; those of a server are computed, or missing."""
     model_bytes: int
+    """Resident for searches: a byte an entry of the dictionary; encoding takes more."""
     postings: int
     """Nonzeros of a code that the posting lists keep."""
     bytes_by_mode: dict[str, float]
@@ -601,7 +602,7 @@ class Index:
             encoder=self.encoder,
             metric=self.metric,
             bytes_per_vector=per_vector,
-            model_bytes=sum(tensor.nbytes for tensor in self.model.tensors().values()),
+            model_bytes=self.model.nbytes,
             postings=documents.k,
             bytes_by_mode=dict.fromkeys(documents.modes, per_vector["total"]) if parts else {},
             residual_bits=documents.residual_bits,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -159,5 +158,4 @@ class CompresSAEModule(nn.Module):
 
     def to_model(self, mean: FloatArray | None = None) -> CompresSAE:
         """The parameters as plain arrays, with the mean that was subtracted from the training rows."""
-        model = CompresSAE.from_state_dict(self.state_dict(), self.k)
-        return model if mean is None else replace(model, mean=mean)
+        return CompresSAE.from_state_dict(self.state_dict(), self.k, mean)

@@ -119,8 +119,11 @@ def train(
         module = run.fit()
     if config.refine_rounds or config.steps:
         _check_alive(module.to_model(), held_out if len(held_out) else rows[:1024])
+    model = module.to_model(mean)
+    if not config.steps:
+        model = CompresSAE.of_dictionary(model.decoder_w, model.k, mean)
     return TrainResult(
-        module.to_model(mean).rounded(),
+        model.rounded(),
         run.rounds,
         np.array(run.losses, np.float32),
         run.checks,

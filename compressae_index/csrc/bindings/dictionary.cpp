@@ -22,27 +22,45 @@ Codes to_numpy(CodeArrays&& codes, std::size_t n, std::size_t k) {
   return {bindings::to_numpy(std::move(codes.latents), {n, k}), bindings::to_numpy(std::move(codes.values), {n, k})};
 }
 
-class DictionaryBinding {
+void require_atoms(const Input<float, 2>& atoms) {
+  require_latents(atoms.shape(0));
+  const std::size_t dim = atoms.shape(1);
+  require(dim >= 1 && dim <= kMaxDim,
+          "atoms have " + std::to_string(dim) + " dimensions, expected 1 to " + std::to_string(kMaxDim));
+}
+
+class ProjectionBinding {
  public:
-  explicit DictionaryBinding(Input<float, 2> atoms)
-      : atoms_(std::move(atoms)), shared_(atoms_.data(), n_latents(), dim()) {
-    require_latents(n_latents());
-    require(dim() >= 1 && dim() <= kMaxDim,
-            "atoms have " + std::to_string(dim()) + " dimensions, expected 1 to " + std::to_string(kMaxDim));
-  }
+  explicit ProjectionBinding(const Input<float, 2>& atoms)
+      : projection_((require_atoms(atoms), atoms.data()), atoms.shape(0), atoms.shape(1)) {}
 
   std::pair<Output<float>, std::optional<Output<float>>> project(const Input<float, 2>& vectors,
                                                                  const std::optional<Input<float, 1>>& mean,
-                                                                 std::size_t num_threads) {
-    require_equal(vectors.shape(1), dim(), "columns of vectors");
-    if (mean) require_equal(mean->shape(0), dim(), "length of mean");
+                                                                 std::size_t num_threads) const {
+    require_equal(vectors.shape(1), projection_.dim(), "columns of vectors");
+    if (mean) require_equal(mean->shape(0), projection_.dim(), "length of mean");
     const std::size_t n = vectors.shape(0);
-    Projections projections =
-        without_gil([&] { return shared_.project(vectors.data(), n, mean ? mean->data() : nullptr, num_threads); });
+    Projections projections = without_gil([&] {
+      return compressae::project(projection_, vectors.data(), n, mean ? mean->data() : nullptr, num_threads);
+    });
     std::optional<Output<float>> on_mean;
     if (mean) on_mean = bindings::to_numpy(std::move(projections.on_mean), {n, 1});
-    return {bindings::to_numpy(std::move(projections.on_atoms), {n, n_latents()}), on_mean};
+    return {bindings::to_numpy(std::move(projections.on_atoms), {n, projection_.n_rows()}), on_mean};
   }
+
+  Output<std::int8_t> entries() const {
+    return bindings::to_numpy(projection_.entries(), {projection_.n_rows(), projection_.dim()});
+  }
+  std::size_t nbytes() const { return projection_.nbytes(); }
+
+ private:
+  Projection projection_;
+};
+
+class DictionaryBinding {
+ public:
+  explicit DictionaryBinding(Input<float, 2> atoms)
+      : atoms_((require_atoms(atoms), std::move(atoms))), shared_(atoms_.data(), n_latents(), dim()) {}
 
   Codes pursue(const Input<float, 2>& vectors, std::size_t k, std::size_t solve_every, std::size_t num_threads) {
     require_nonzeros(k, n_latents());
@@ -72,12 +90,16 @@ Codes top_k_codes(const Input<float, 2>& activations, std::size_t k, std::size_t
 void bind_dictionary(nb::module_& m) {
   m.attr("MAX_DIM") = kMaxDim;
   m.attr("MAX_LATENTS") = kMaxLatents;
+  nb::class_<ProjectionBinding>(m, "Projection", "Products with atoms (n_latents, dim) of unit norm, kept as bytes.")
+      .def(nb::init<const Input<float, 2>&>(), "atoms"_a.noconvert())
+      .def("project", &ProjectionBinding::project, "vectors"_a.noconvert(), "mean"_a.noconvert().none(),
+           "num_threads"_a,
+           "Products of the directions of vectors (n, dim) with all atoms, (n, n_latents), and with a mean (dim), if\n"
+           "any, (n, 1). Atoms that are multiples of bytes take one an entry, others two.")
+      .def("entries", &ProjectionBinding::entries, "The atoms (n_latents, dim) rounded to bytes, the largest to 127.")
+      .def_prop_ro("nbytes", &ProjectionBinding::nbytes);
   nb::class_<DictionaryBinding>(m, "Dictionary", "A dictionary (n_latents, dim) of unit rows, which is borrowed.")
       .def(nb::init<Input<float, 2>>(), "atoms"_a.noconvert())
-      .def("project", &DictionaryBinding::project, "vectors"_a.noconvert(), "mean"_a.noconvert().none(),
-           "num_threads"_a,
-           "Products of the directions of vectors (n, dim) with all rows, (n, n_latents), and with a mean (dim), if\n"
-           "any, (n, 1). Rows that are multiples of bytes are read as such, others at two bytes an entry.")
       .def("pursue", &DictionaryBinding::pursue, "vectors"_a.noconvert(), "k"_a, "solve_every"_a, "num_threads"_a,
            "Codes of unit rows (n, dim) by orthogonal matching pursuit: (latents, values), (n, k).");
   m.def("top_k_codes", &top_k_codes, "activations"_a.noconvert(), "k"_a, "num_threads"_a,

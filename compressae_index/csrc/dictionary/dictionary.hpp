@@ -54,7 +54,7 @@ class RoundedRows {
         entries_(n_blocks_ * kBlock * kStep * steps_, std::uint8_t{ProductRows::kAdded}),
         scales_(n_blocks_ * kBlock) {
     for (std::size_t r = 0; r < n; ++r) {
-      std::uint8_t* first = entries_.data() + (r / 16 * steps_ * 16 + r % 16) * kStep;
+      std::uint8_t* first = entries_.data() + place(r);
       scales_[r] = step_of(rows + r * dim, dim);
       round_to(rows + r * dim, dim, scales_[r], [&](std::size_t i, float entry) {
         first[i / kStep * 16 * kStep + i % kStep] =
@@ -64,6 +64,18 @@ class RoundedRows {
   }
 
   std::size_t padded() const { return n_blocks_ * kBlock; }
+  std::size_t dim() const { return dim_; }
+  std::size_t nbytes() const { return entries_.size() + scales_.size() * sizeof(float); }
+
+  // The first n rows as they were rounded, (n, dim).
+  std::vector<std::int8_t> entries(std::size_t n) const {
+    std::vector<std::int8_t> all(n * dim_);
+    for (std::size_t r = 0; r < n; ++r)
+      for (std::size_t i = 0; i < dim_; ++i)
+        all[r * dim_ + i] =
+            static_cast<std::int8_t>(entries_[place(r) + i / kStep * 16 * kStep + i % kStep] - ProductRows::kAdded);
+    return all;
+  }
 
   // vectors: (n, dim).
   RoundedVectors rounded(const float* vectors, std::size_t n, Planes planes) const {
@@ -94,6 +106,9 @@ class RoundedRows {
 
  private:
   static constexpr std::size_t kStep = ProductRows::kStep;
+
+  // Of a row's first entry.
+  std::size_t place(std::size_t r) const { return (r / 16 * steps_ * 16 + r % 16) * kStep; }
 
   std::size_t dim_;
   std::size_t steps_;
@@ -134,15 +149,15 @@ class Dictionary {
   RoundedRows bytes_;
 };
 
-// Products with all atoms that rounding hardly shows in.
+// Products with rows of unit norm that rounding hardly shows in. It keeps bytes alone, not the rows.
 class Projection {
  public:
-  explicit Projection(const Dictionary& dictionary) : dictionary_(dictionary) {
-    const std::size_t n = dictionary.n_latents(), dim = dictionary.dim();
-    std::vector<float> rest(dictionary.atom(0), dictionary.atom(n));
+  // rows: (n, dim).
+  Projection(const float* rows, std::size_t n, std::size_t dim) : n_rows_(n), bytes_(rows, n, dim) {
+    std::vector<float> rest(rows, rows + n * dim);
     bool is_exact = true;
-    for (std::size_t latent = 0; latent < n; ++latent) {
-      float* row = rest.data() + latent * dim;
+    for (std::size_t r = 0; r < n; ++r) {
+      float* row = rest.data() + r * dim;
       const float step = step_of(row, dim), norm = norm_of(row, dim);
       round_to(row, dim, step, [&](std::size_t i, float entry) { row[i] -= entry * step; });
       is_exact = is_exact && norm_of(row, dim) <= kNegligible * norm;
@@ -150,16 +165,22 @@ class Projection {
     if (!is_exact) rest_.emplace(rest.data(), n, dim);
   }
 
-  // Products of n vectors (n, dim): (n, n_latents).
+  std::size_t n_rows() const { return n_rows_; }
+  std::size_t dim() const { return bytes_.dim(); }
+  std::size_t nbytes() const { return bytes_.nbytes() + (rest_ ? rest_->nbytes() : 0); }
+
+  // Products of n vectors (n, dim): (n, n_rows).
   void multiply(const float* vectors, std::size_t n, float* products) const {
-    const std::size_t n_latents = dictionary_.n_latents();
-    const RoundedVectors rounded = dictionary_.bytes().rounded(vectors, n, Planes::kWhole);
-    dictionary_.bytes().multiply(rounded, n_latents, products);
+    const RoundedVectors rounded = bytes_.rounded(vectors, n, Planes::kWhole);
+    bytes_.multiply(rounded, n_rows_, products);
     if (!rest_) return;
-    std::vector<float> lost(n * n_latents);
-    rest_->multiply(rounded, n_latents, lost.data());
+    std::vector<float> lost(n * n_rows_);
+    rest_->multiply(rounded, n_rows_, lost.data());
     for (std::size_t i = 0; i < lost.size(); ++i) products[i] += lost[i];
   }
+
+  // The rows (n, dim) rounded to bytes, the largest of each to 127.
+  std::vector<std::int8_t> entries() const { return bytes_.entries(n_rows_); }
 
  private:
   // A row minus its rounding to bytes, in float32.
@@ -167,7 +188,8 @@ class Projection {
 
   static float norm_of(const float* x, std::size_t count) { return std::sqrt(kernels().dot(x, x, count)); }
 
-  const Dictionary& dictionary_;
+  std::size_t n_rows_;
+  RoundedRows bytes_;
   std::optional<RoundedRows> rest_;  // the error of rounding to bytes, if there is any
 };
 

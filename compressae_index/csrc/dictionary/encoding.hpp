@@ -24,9 +24,9 @@ struct Projections {
 };
 
 // Products of the directions of vectors (n, dim) with all atoms, and with a mean (dim), unless that is null.
-inline Projections project(const Dictionary& dictionary, const Projection& projection, const float* vectors,
-                           std::size_t n, const float* mean, std::size_t num_threads) {
-  const std::size_t n_latents = dictionary.n_latents(), dim = dictionary.dim();
+inline Projections project(const Projection& projection, const float* vectors, std::size_t n, const float* mean,
+                           std::size_t num_threads) {
+  const std::size_t n_latents = projection.n_rows(), dim = projection.dim();
   Projections all{std::vector<float>(n * n_latents), std::vector<float>(mean != nullptr ? n : 0)};
   for_each_run(n, kProjectedRows, num_threads, [&](std::size_t begin, std::size_t end) {
     std::vector<float> unit((end - begin) * dim);

@@ -1,4 +1,4 @@
-// A dictionary that threads share, whose parts are made once they are needed.
+// A dictionary to encode with, which threads share; its parts are made once they are needed.
 #pragma once
 
 #include <atomic>
@@ -18,13 +18,7 @@ class SharedDictionary {
   SharedDictionary(const float* atoms, std::size_t n_latents, std::size_t dim)
       : atoms_(atoms), n_latents_(n_latents), dim_(dim) {}
 
-  // As the functions of encoding.hpp.
-  Projections project(const float* vectors, std::size_t n, const float* mean, std::size_t num_threads) {
-    const Dictionary& rounded = dictionary();
-    const Projection& projection = made(projection_, [&] { return new Projection(rounded); });
-    return compressae::project(rounded, projection, vectors, n, mean, num_threads);
-  }
-
+  // As in encoding.hpp.
   CodeArrays pursue(const float* vectors, std::size_t n, std::size_t k, std::size_t solve_every,
                     std::size_t num_threads) {
     const Dictionary& rounded = dictionary();
@@ -66,7 +60,6 @@ class SharedDictionary {
   std::size_t dim_;
   PerProcess<std::recursive_mutex> mutex_;
   MadeOnce<Dictionary> dictionary_;
-  MadeOnce<Projection> projection_;
   MadeOnce<GramBytes> gram_;
 };
 
