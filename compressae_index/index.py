@@ -216,7 +216,13 @@ class CompressedIndex(Index):
         if near is not None and len(row_ids) >= CALIBRATED_ROWS:
             lengths = index.documents.backend.list_lengths()
             index.frontier = calibrate(
-                index, near, row_ids.all(), lengths, num_threads=threads, progress=progress
+                index,
+                near,
+                row_ids.all(),
+                lengths,
+                target=None if budget is None else budget.target_recall,
+                num_threads=threads,
+                progress=progress,
             )
         model.release()
         return index
@@ -531,7 +537,7 @@ class CompressedIndex(Index):
             )
             index = cls(model, encoder=stored.meta["encoder"], metric=metric, documents=documents)
             if "frontier" in stored.meta and originals is not False:  # which was measured with them
-                index.frontier = Frontier.from_stored(persistence.entry(stored.meta, "frontier", list))
+                index.frontier = Frontier.from_stored(persistence.entry(stored.meta, "frontier", dict))
         if mmap and originals is None:  # else the files are not all that it was loaded from
             index._mapped = documents.backend, persistence.Mapped.of(where, stored)
         return index

@@ -769,7 +769,7 @@ def test_settings_that_build_measured(monkeypatch: pytest.MonkeyPatch, queries: 
     del default["cost"]
     told = run_json("info", "new")
     assert built["default_search"] == told["default_search"] == default
-    assert told["frontier"] == index.frontier.manifest()
+    assert told["frontier"] == index.frontier.manifest()["points"]
     text = run("info", "new").stdout
     assert text.count("candidates=") == len(index.frontier.points)
     target = index.frontier.points[0].recall

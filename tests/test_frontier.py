@@ -40,7 +40,11 @@ def test_the_frontier_leaves_out_what_another_point_beats() -> None:
     assert frontier.reaching(0.85) == points[0]
     assert frontier.reaching(0.95) == points[3]
     assert Frontier.of([*points, Point(9, 9, 9, 0.95 - LOSS / 2, 35)]).default.candidates == 9
-    assert Frontier.from_stored(frontier.manifest()) == frontier
+    # Of an index that was built for a recall, the default reaches it, or the most there is.
+    targeted = [Frontier.of(points, target).default for target in (0.75, 0.92, 0.99)]
+    assert targeted == [points[1], points[3], points[3]]
+    for each in (frontier, Frontier.of(points, 0.92)):
+        assert Frontier.from_stored(each.manifest()) == each
 
 
 def test_bad_targets() -> None:
@@ -50,7 +54,7 @@ def test_bad_targets() -> None:
     with pytest.raises(InputError, match=r"0\.9 is out of reach: the most that was measured is 0\.800"):
         frontier.reaching(0.9)
     with pytest.raises(InputError, match="without points"):
-        Frontier.from_stored([])
+        Frontier.from_stored({"points": [], "target": None})
 
 
 def test_what_is_expected_is_what_queries_get(

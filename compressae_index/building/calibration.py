@@ -26,7 +26,14 @@ POSTING_COST, CODE_COST, REFINE_COST = 0.9, 41.0, 150.0
 
 
 def calibrate(
-    index: Index, near: Neighbourhoods, ids: IdArray, lengths: Any, *, num_threads: int, progress: bool
+    index: Index,
+    near: Neighbourhoods,
+    ids: IdArray,
+    lengths: Any,
+    *,
+    target: float | None,
+    num_threads: int,
+    progress: bool,
 ) -> Frontier:
     """The frontier of an index's settings.
 
@@ -35,6 +42,7 @@ def calibrate(
         near: queries, and their true neighbours.
         ids: (n,) the ids of these rows.
         lengths: (n_latents,) lengths of the posting lists.
+        target: the recall that the index was built for, if any.
         num_threads: threads to search with.
         progress: show a progress bar.
     """
@@ -57,7 +65,7 @@ def calibrate(
                                 point.candidates, point.query_nnz, refine, postings[point.query_nnz]
                             )
                         )
-    return Frontier.of(points)
+    return Frontier.of(points, target)
 
 
 def _settings(index: Index, top: int) -> Iterator[tuple[int, int]]:

@@ -505,8 +505,8 @@ def _described(path: Path, originals: str | None) -> dict[str, Any]:
     index = load_index(path, originals)
     name = "faiss_index" if kind == "faiss index" else "index"
     facts = {name: str(path), "fingerprint": index.model.fingerprint, **index.stats()._asdict()}
-    frontier = {} if index.frontier is None else {"frontier": index.frontier.manifest()}
-    return facts | _default_search(index) | frontier
+    facts |= _default_search(index)
+    return facts if index.frontier is None else facts | {"frontier": index.frontier.manifest()["points"]}
 
 
 def _is_faiss(file: Path) -> bool:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from compressae_index.checks import check_int, check_number
 from compressae_index.errors import InputError
+from compressae_index.persistence import entry
 
 # Neighbours that recall is measured of.
 NEIGHBOURS = 10
@@ -36,20 +37,23 @@ class Frontier(NamedTuple):
     """
 
     points: tuple[Point, ...]
+    target: float | None = None
+    """The recall that the index was built for, if its builder said one."""
 
     @classmethod
-    def of(cls, measured: Iterable[Point]) -> Frontier:
+    def of(cls, measured: Iterable[Point], target: float | None = None) -> Frontier:
         """The points that no other point beats."""
         best: list[Point] = []
         for point in sorted(measured, key=lambda each: (each.cost, -each.recall)):
             if not best or point.recall > best[-1].recall:
                 best.append(point)
-        return cls(tuple(best))
+        return cls(tuple(best), target)
 
     @property
     def default(self) -> Point:
-        """The cheapest point that loses at most LOSS of the best one's recall."""
-        return self._cheapest(self.points[-1].recall - LOSS)
+        """The cheapest point that reaches the target, or loses at most LOSS of the best one's recall."""
+        best = self.points[-1].recall
+        return self._cheapest(best - LOSS if self.target is None else min(self.target, best))
 
     def reaching(self, target_recall: Any) -> Point:
         """The cheapest point whose recall is at least the target.
@@ -73,12 +77,12 @@ class Frontier(NamedTuple):
     def _cheapest(self, recall: float) -> Point:
         return next(point for point in self.points if point.recall >= recall)
 
-    def manifest(self) -> list[dict[str, Any]]:
-        """The points, to store."""
-        return [point._asdict() for point in self.points]
+    def manifest(self) -> dict[str, Any]:
+        """The points and the target, to store."""
+        return {"points": [point._asdict() for point in self.points], "target": self.target}
 
     @classmethod
-    def from_stored(cls, entries: Iterable[Mapping[str, Any]]) -> Frontier:
+    def from_stored(cls, stored: Mapping[str, Any]) -> Frontier:
         """Reads `manifest`.
 
         Raises:
@@ -93,9 +97,10 @@ class Frontier(NamedTuple):
                 float(check_number(each["recall"], "recall")),
                 float(check_number(each["cost"], "cost")),
             )
-            for each in entries
+            for each in entry(stored, "points", list)
         ]
+        target = stored["target"]
         if not points:
             msg = "a frontier without points"
             raise InputError(msg)
-        return cls.of(points)
+        return cls.of(points, None if target is None else float(check_number(target, "target")))

@@ -290,7 +290,7 @@ class FaissIndex(Index):
                 raise InputError(msg)
             loaded = cls(model, encoder=stored.meta["encoder"], metric=metric, documents=backend)
             if "frontier" in stored.meta and originals is not False:  # it was measured with all stages
-                loaded.frontier = Frontier.from_stored(persistence.entry(stored.meta, "frontier", list))
+                loaded.frontier = Frontier.from_stored(persistence.entry(stored.meta, "frontier", dict))
         if mmap and originals is None:  # a pickle could not say where originals are
             loaded._mapped = backend, persistence.Mapped.of(path, stored)
         persistence.release_pages(stored.arrays)
