@@ -6,6 +6,7 @@ import copyreg
 import os
 import warnings
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,16 +16,7 @@ from compressae_index._engine import residual_row_bytes, simd
 from compressae_index.arrays import BoolArray, IdArray
 from compressae_index.building.calibration import CALIBRATED_ROWS, calibrate
 from compressae_index.building.neighbourhoods import neighbourhoods
-from compressae_index.building.planning import (
-    FEW_NONZEROS,
-    FEWEST_ROWS,
-    Budget,
-    Knobs,
-    Plan,
-    Trial,
-    choose,
-    overhead_of,
-)
+from compressae_index.building.planning import Intent, Knobs, Plan, Trial, choose
 from compressae_index.building.training import ModelSource
 from compressae_index.checks import as_path, check_choice, check_int, check_threads
 from compressae_index.coding.chunks import Encoded, encoded_chunks
@@ -179,18 +171,15 @@ class CompressedIndex(Index):
         vectors = open_vectors(embeddings, on_bad_rows=on_bad_rows)
         kept = _originals(originals, vectors, metric)
         row_ids, skipped = ids_of_rows(ids, vectors)
-        is_plain = budget is None and knobs.are_open and source.is_open and len(row_ids) >= FEWEST_ROWS
-        if is_plain and knobs.originals:
-            knobs = knobs.few()
-        wanted = knobs.k if budget is None else budget.training_k
-        k, latents = source.sizes(vectors, encoder, FEW_NONZEROS if is_plain else wanted)
-        overhead = overhead_of(latents, len(row_ids), row_ids.nbytes / len(row_ids))
-        if is_plain and not knobs.originals:
-            budget = Budget.default(vectors.shape[1], overhead)
-        if budget is not None:
-            budget.check_room(latents, overhead)
-        knobs = knobs.with_nonzeros(k)
-        model = source.model_for(vectors, k, progress=progress)
+        knobs, budget, overhead = Intent.of(
+            knobs,
+            budget,
+            (len(row_ids), vectors.shape[1]),
+            row_ids.nbytes / len(row_ids),
+            partial(source.sizes, vectors, encoder),
+            is_open=source.is_open,
+        )
+        model = source.model_for(vectors, knobs.k, progress=progress)
         near = None
         if budget is not None or len(row_ids) >= CALIBRATED_ROWS:
             near = neighbourhoods(vectors, metric, progress=progress)

@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
 from compressae_index.arrays import FloatArray
 from compressae_index.building.neighbourhoods import neighbourhoods
-from compressae_index.building.planning import (
-    FEW_NONZEROS,
-    FEWEST_ROWS,
-    Budget,
-    Knobs,
-    Plan,
-    Trial,
-    choose,
-    overhead_of,
-)
+from compressae_index.building.planning import Intent, Knobs, Plan, Trial, choose
 from compressae_index.checks import check_threads
 from compressae_index.coding.model import CompresSAE
 from compressae_index.sources import VectorSource, open_vectors
@@ -88,15 +80,9 @@ def estimate(
     config = TrainConfig.preset("fast", k=k, n_latents=n_latents, steps=0)
     vectors = open_vectors(embeddings)
     n, dim = vectors.shape
-    wanted = knobs.k if budget is None else budget.training_k
-    is_plain = budget is None and knobs.are_open and n >= FEWEST_ROWS
-    k, latents = config.sizes(n, dim, FEW_NONZEROS if is_plain else wanted)
-    overhead = overhead_of(latents, n, 0.0)
-    if is_plain:
-        budget = Budget.default(dim, overhead)
-    if budget is not None:
-        budget.check_room(latents, overhead)
-    knobs, config = knobs.with_nonzeros(k), config.with_codes(k, None)
+    sizes = partial(config.sizes, n, dim)
+    knobs, budget, overhead = Intent.of(knobs, budget, (n, dim), 0.0, sizes)
+    config, latents = config.with_codes(knobs.k, None), sizes(knobs.k)[1]
     sample = unit_sample(vectors, max(SAMPLE_ROWS, 2 * latents), np.random.default_rng(config.seed))
     trained = train(sample, config, progress=progress)
     near = neighbourhoods(vectors, "cosine", progress=progress)

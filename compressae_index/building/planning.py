@@ -221,6 +221,53 @@ class Knobs(NamedTuple):
         return codec_of(self.forward, value_bits=bits, dim=dim, residual_bits=self.residual_bits or 0)
 
 
+class Intent(NamedTuple):
+    """What a build is to do."""
+
+    knobs: Knobs
+    """With the nonzeros to train for; a plan may change them."""
+    budget: Budget | None
+    """What a plan is to fit, if one is to be made."""
+    overhead: float
+    """Bytes a vector that no setting changes."""
+
+    @classmethod
+    def of(
+        cls,
+        knobs: Knobs,
+        budget: Budget | None,
+        shape: tuple[int, int],
+        id_bytes: float,
+        sizes: Callable[[int | None], tuple[int, int]],
+        *,
+        is_open: bool = True,
+    ) -> Intent:
+        """Settles what a caller leaves open: a plain build has the default budget, or few bytes by originals.
+
+        Args:
+            knobs: what the caller says of codes.
+            budget: the caller's budget.
+            shape: rows that are kept, and their dimensions.
+            id_bytes: bytes of an id.
+            sizes: nonzeros and latents to train, for a number of nonzeros that is wanted.
+            is_open: whether the caller says nothing of a model.
+
+        Raises:
+            InputError: a budget that holds no code, or settings that do not fit the vectors.
+        """
+        n, dim = shape
+        is_plain = budget is None and is_open and knobs.are_open and n >= FEWEST_ROWS
+        if is_plain and knobs.originals:
+            knobs = knobs.few()
+        k, latents = sizes(FEW_NONZEROS if is_plain else knobs.k if budget is None else budget.training_k)
+        overhead = overhead_of(latents, n, id_bytes)
+        if is_plain and not knobs.originals:
+            budget = Budget.default(dim, overhead)
+        if budget is not None:
+            budget.check_room(latents, overhead)
+        return cls(knobs.with_nonzeros(k), budget, overhead)
+
+
 def overhead_of(n_latents: int, n: int, id_bytes: float) -> float:
     """Bytes a vector that no setting changes: offsets of posting lists, and ids."""
     return list_overhead(n_latents, n) + id_bytes

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
 from compressae_index.arrays import FloatArray
-from compressae_index.measuring.originals import check_held
+from compressae_index.measuring.matching import check_held
 from compressae_index.progress import track
 from compressae_index.search.frontier import NEIGHBOURS, Point
 from compressae_index.search.index import Index
@@ -89,7 +89,7 @@ def evaluate(
         index: the index to measure.
         queries: (n_queries, d).
         truth: ids of the true neighbours, best first, (n_queries, at least max(ks)). Ids are row numbers only
-            if the index was built without others. In general, let o = originals_of(index, vectors, ids); then
+            if the index was built without others. In general, let o = matched(index, vectors, ids); then
             truth is o.ids[exact_neighbours(o.vectors, queries, k)].
         ks: the k of each recall@k.
         scoring: as for `Index.search`.

@@ -26,8 +26,8 @@ from compressae_index.measuring.evaluation import (
     sweep,
 )
 from compressae_index.measuring.exact import exact_neighbours
+from compressae_index.measuring.matching import Matched, matched
 from compressae_index.measuring.model_report import ModelReport, model_report
-from compressae_index.measuring.originals import Originals, originals_of
 from compressae_index.measuring.rivals import (
     PQ_CENTROIDS,
     PQ_POINTS_PER_CENTROID,
@@ -222,7 +222,7 @@ def index_report(
     by: Metric = index.metric if metric is None else check_choice(metric, "metric", METRICS)
     if faiss:
         import_faiss(len(index))
-    originals = originals_of(index, vectors, ids)
+    originals = matched(index, vectors, ids)
     if progress:
         _announce(index, originals, rows, faiss)
     own, ks = originals.vectors, [k for k in KS if k <= len(index)] or [len(index)]
@@ -261,7 +261,7 @@ def _quantisers(
     return evaluate_quantisers(vectors, queries, truth, budgets, **options)
 
 
-def _announce(index: Index, originals: Originals, queries: FloatArray, faiss: bool) -> None:
+def _announce(index: Index, originals: Matched, queries: FloatArray, faiss: bool) -> None:
     """Says what will be measured, and about how long it takes."""
     n = len(originals.ids)
     settings = len(index.modes) + sum(len(values) for _, _, values in settings_of(index))

@@ -24,7 +24,7 @@ FEW = 16
 LEAST_ERRORS = 3
 
 
-class Originals(NamedTuple):
+class Matched(NamedTuple):
     """The original vectors of an index's documents."""
 
     vectors: Vectors
@@ -35,7 +35,7 @@ class Originals(NamedTuple):
     """Rows of the source that the index does not hold, or no longer."""
 
 
-def originals_of(index: Index, vectors: VectorSource, ids: Any = None) -> Originals:
+def matched(index: Index, vectors: VectorSource, ids: Any = None) -> Matched:
     """Finds the vectors of an index's documents by their ids.
 
     Args:
@@ -64,7 +64,7 @@ def originals_of(index: Index, vectors: VectorSource, ids: Any = None) -> Origin
     given, skipped = ids_of_rows(ids, vectors)
     rows = np.sort(_rows_of(held, given, by_number=ids is None))
     chosen = vectors if len(rows) == n else _Chosen(vectors, rows)
-    found = Originals(chosen, given.of(rows), n + len(skipped) - len(rows))
+    found = Matched(chosen, given.of(rows), n + len(skipped) - len(rows))
     _check_contents(index, found)
     return found
 
@@ -119,7 +119,7 @@ def _rows_of(held: Ids, given: Ids, *, by_number: bool) -> RowArray:
     return rows
 
 
-def _check_contents(index: Index, found: Originals) -> None:
+def _check_contents(index: Index, found: Matched) -> None:
     """Checks that rows are the originals of their codes.
 
     On average over a sample, a code must fit its own row better than other rows. That also detects rows in

@@ -19,7 +19,7 @@ from compressae_index.embedded.sizes import WINDOW
 from compressae_index.measuring.evaluation import evaluate, sweep
 from compressae_index.measuring.exact import exact_neighbours
 from compressae_index.measuring.index_report import IndexReport, index_report
-from compressae_index.measuring.originals import fits, originals_of
+from compressae_index.measuring.matching import fits, matched
 from compressae_index.search.recall import recall
 from compressae_index.search.stages import Found, places_of, ranked
 
@@ -115,7 +115,7 @@ def test_rows_that_are_not_in_the_index_are_left_out(
     own = index_report(index, vectors[100:400], queries[:5], ids=NAMES[100:400])
     assert (whole.left_out, own.left_out) == (ROWS - 300, 0)
     assert recalls(whole) == recalls(own)
-    found = originals_of(index, vectors[:ROWS], NAMES)
+    found = matched(index, vectors[:ROWS], NAMES)
     assert found.ids.tolist() == NAMES[100:400]
     assert found.vectors.shape == (300, 384)
     np.testing.assert_array_equal(found.vectors[20:31], vectors[120:131])
@@ -182,7 +182,7 @@ def test_what_tells_nothing_apart_is_not_refused(uncentred_model: CompresSAE, ve
     twice = np.tile(vectors[:100], (2, 1))
     for rows in (vectors[:1], vectors[:2], twice, np.tile(vectors[:1], (40, 1)), -vectors[:50]):
         index = CompressedIndex.build(rows, model=uncentred_model, k=1, progress=False)
-        assert originals_of(index, rows).left_out == 0
+        assert matched(index, rows).left_out == 0
     rng = np.random.default_rng(0)
     rows = normalize_rows((1 + 1e-3 * rng.standard_normal((64, 8))).astype(np.float32))
     mean = normalize_rows(rows.mean(axis=0, keepdims=True))
