@@ -133,14 +133,12 @@ def ours(options: dict[str, Any], task: Task) -> Built:
     build = partial(CompressedIndex.build, task.vectors, model=model, num_threads=task.threads)
     index, fill_seconds = timed(partial(build, progress=False, **options))
     stats = index.stats()
-    # Serving holds a dictionary of a byte an entry next to the model.
-    model_bytes = stats.model_bytes + model.n_latents * model.dim
     row_bytes = stats.bytes_per_vector["total"]
     return Built(
         OurStore(index, mmap=False),
         train_seconds,
         fill_seconds,
-        model_bytes,
+        stats.model_bytes,
         row_bytes,
         stats.disk_bytes_per_vector,
         details=f"{model.n_latents:,} latents, {_form_of(index.plan, options)}",

@@ -52,7 +52,7 @@ def test_bytes_are_told_apart(report: dict[str, Any]) -> None:
     assert (flat["row_bytes"], flat["disk_bytes"], flat["is_ours"]) == (768, 0, False)
     assert ours["row_bytes"] < 80
     assert (ours["disk_bytes"], ours["is_ours"]) == (768, True)
-    assert ours["model_bytes"] >= 256 * 384 * 9
+    assert ours["model_bytes"] >= 256 * 384
     assert 384 + 4 * 32 < graph["row_bytes"] < 384 + 4 * 64
 
 
