@@ -26,7 +26,7 @@ RESULTS = Path(__file__).parent / "results"
 PACKAGES = (
     *("compressae-index", "numpy", "scipy", "torch", "faiss-cpu", "turbovec", "scalable-vs"),
     *("compresso-pytorch", "wordllama", "pyvsag", "pyseismic-lsr", "kannolo", "bmp", "sparse_dot_mkl", "mkl"),
-    *("milvus-lite", "pymilvus"),
+    *("hnswlib", "scann", "usearch", "voyager", "milvus-lite", "pymilvus"),
 )
 
 

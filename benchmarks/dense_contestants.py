@@ -462,19 +462,22 @@ def graphs(bench: Bench) -> Iterator[Built]:
 
 def turbovec(bench: Bench) -> Iterator[Built]:
     """The package turbovec, calibrated as its documentation advises."""
-    os.environ["RAYON_NUM_THREADS"] = "1"  # read as it is loaded
-    module = importlib.import_module("turbovec")
     for bits in (2, 4):
-        if bench.dim % 8 or bench.dim * bits // 8 >= max(bench.budgets):
-            continue
-        index = module.TurboQuantIndex(dim=bench.dim, bit_width=bits)
-        half = len(bench.vectors) // 2
-        _, train_seconds = timed(partial(index.calibrate, bench.sample))
-        _, first = timed(partial(index.add, bench.vectors[:half]))
-        size = len(index.to_bytes())
-        _, second = timed(partial(index.add, bench.vectors[half:]))
-        stored = (len(index.to_bytes()) - size) / (len(bench.vectors) - half)
-        yield Built("turbovec", f"{bits} bits", TurbovecStore(index), stored, train_seconds, first + second)
+        if bench.dim % 8 == 0 and bench.dim * bits // 8 < max(bench.budgets):
+            yield turbovec_of(bits, bench.vectors, bench.sample)
+
+
+def turbovec_of(bits: int, vectors: FloatArray, sample: FloatArray) -> Built:
+    """An index of turbovec with so many bits a component, calibrated on a sample."""
+    os.environ["RAYON_NUM_THREADS"] = "1"  # read as it is loaded
+    index = importlib.import_module("turbovec").TurboQuantIndex(dim=vectors.shape[1], bit_width=bits)
+    half = len(vectors) // 2
+    _, train_seconds = timed(partial(index.calibrate, sample))
+    _, first = timed(partial(index.add, vectors[:half]))
+    size = len(index.to_bytes())
+    _, second = timed(partial(index.add, vectors[half:]))
+    stored = (len(index.to_bytes()) - size) / (len(vectors) - half)
+    return Built("turbovec", f"{bits} bits", TurbovecStore(index), stored, train_seconds, first + second)
 
 
 def lvq(bench: Bench) -> Iterator[Built]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import importlib
 import os
 import pickle
 import subprocess
@@ -18,7 +19,7 @@ from compressae_index.arrays import FloatArray
 
 sys.path.insert(0, str(Path(__file__).parent))  # python -P leaves it out
 
-from stores import Store
+from stores import Opener, Store
 
 ANSWERED = 100
 TOP = 100
@@ -42,26 +43,34 @@ def serving_bytes(store: Store, queries: FloatArray) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "store"
         folder.mkdir()
-        opener = store.save(folder)
-        task = pickle.dumps((opener, folder, np.ascontiguousarray(queries[:ANSWERED])))
-        done = subprocess.run([sys.executable, __file__], input=task, stdout=subprocess.PIPE, check=True)
-    return int(done.stdout)
+        return opened_bytes(store.save(folder), folder, queries)
+
+
+def opened_bytes(opener: Opener, folder: Path, queries: FloatArray, package: str = "faiss") -> int:
+    """The same of a store that was saved to a folder; the package that it needs is imported before."""
+    task = pickle.dumps((opener, folder, package, np.ascontiguousarray(queries[:ANSWERED])))
+    done = subprocess.run([sys.executable, __file__], input=task, stdout=subprocess.PIPE, check=True)
+    return int(done.stdout.split()[-1])  # packages may print, too
 
 
 def _held(folder: Path) -> int:
-    """Resident anonymous bytes, and those of mapped files in a folder."""
+    """Resident anonymous bytes, and those of mapped files in a folder.
+
+    Original vectors are not among them: they are on disk, and what the system keeps of them it may drop.
+    """
     held, mapped = 0, False
     for line in Path("/proc/self/smaps").read_text().splitlines():
         name, _, rest = line.partition(":")
         if "-" in name.split(" ")[0]:
-            mapped = str(folder) in line
+            mapped = str(folder) in line and not line.endswith("originals.npy")
         elif name == ("Rss" if mapped else "Anonymous"):
             held += 1024 * int(rest.split()[0])
     return held
 
 
 def _serve() -> None:
-    opener, folder, queries = pickle.load(sys.stdin.buffer)
+    opener, folder, package, queries = pickle.load(sys.stdin.buffer)
+    importlib.import_module(package)
     queries @ queries.T  # BLAS takes its buffers
     gc.collect()
     before = _held(folder)
@@ -69,7 +78,7 @@ def _serve() -> None:
     for query in queries:
         store.search(query[None], TOP, 1)
     gc.collect()
-    sys.stdout.write(str(_held(folder) - before))
+    sys.stdout.write(f"\n{_held(folder) - before}\n")
 
 
 if __name__ == "__main__":

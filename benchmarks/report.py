@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import engines
+import frontier_pages
 import paper
 import scale
 import summaries
@@ -33,7 +34,7 @@ def is_kept(folder: Path) -> bool:
 def section(folder: Path) -> str:
     """The section of one data set, whose plots are written into its folder."""
     parts = [f"## {folder.name}"]
-    for part in (_quality, _paper, _engines, _scale, _milvus):
+    for part in (_frontier, _quality, _paper, _engines, _scale, _milvus):
         parts += part(folder)
     return "\n\n".join(parts)
 
@@ -68,6 +69,33 @@ def _facts(report: dict[str, Any]) -> str:
         f"{data['vectors']:,} vectors of {data['dim']} dimensions, {data['queries']:,} queries; "
         f"{summaries.machine(report)}."
     )
+
+
+def frontier(results: Path) -> str:
+    """The part for docs/benchmarks.md on time and memory at a recall."""
+    folder = results / f"frontier-{MAIN}"
+    reports = summaries.raw(folder, "frontier.json")
+    if not reports:
+        return "No run is kept yet."
+    plot = f"![time against recall and memory](../benchmarks/results/{folder.name}/frontier-10.png)"
+    return f"{_facts(reports[0])}\n\n{frontier_pages.times_table(reports[0], 10)}\n\n{plot}"
+
+
+def _frontier(folder: Path) -> list[str]:
+    parts = []
+    for report in summaries.raw(folder, "frontier.json"):
+        parts.append(f"### Recall, time and memory\n\n{_facts(report)}")
+        parts.append(frontier_pages.contestants_table(report))
+        for at in (10, 100):
+            frontier_pages.picture(report, at, folder / f"frontier-{at}.png")
+            parts += [
+                f"![time against recall@{at} and memory]({folder.name}/frontier-{at}.png)",
+                frontier_pages.times_table(report, at),
+                frontier_pages.fronts_table(report, at),
+            ]
+        left_out = "; ".join(f"{name}: {why}" for name, why in report["left_out"].items())
+        parts += [f"Left out: {left_out}."] if left_out else []
+    return parts
 
 
 def _quality(folder: Path) -> list[str]:

@@ -4,7 +4,7 @@
     python benchmarks/run.py engines [DATA]
     python benchmarks/run.py paper [DATA]
     python benchmarks/run.py scale [DATA]
-    python benchmarks/run.py stages [DATA]
+    python benchmarks/run.py frontier [DATA] [--quick]
     python benchmarks/run.py report
 
 The data sets are rows of `data_sets.py`, the contestants rows of `dense_contestants.py` and
@@ -22,18 +22,19 @@ import click
 import torch
 from threadpoolctl import threadpool_limits
 
-from compressae_index.checks import check_threads
+from compressae_index.checks import check_threads, normalize_rows
 from compressae_index.coding.metric import METRICS, Metric
 from compressae_index.training.config import TrainConfig
 
 sys.path.insert(0, str(Path(__file__).parent))  # python -P leaves it out
 
 import engines
+import frontier
+import frontier_contestants
 import paper
 import quality
 import report
 import scale
-import stages
 import summaries
 from common import RESULTS, print_load, results_path, write_report
 from data_sets import DataSet, data_set_argument, load
@@ -156,27 +157,46 @@ def scale_command(source: str, quick: bool, rows: int | None, threads: int | Non
     )
 
 
-@main.command("stages")
-@data_set_argument
-@click.option("--rows", type=int, help="Vectors of the database; all by default.")
-@click.option("--latents", type=int, help="Size of the dictionary; by default as a build chooses it.")
-@click.option("--form", "forms", type=click.Choice(list(stages.FORMS)), multiple=True, help="All by default.")
-@click.option("--threads", type=int, help="Threads of building; all by default. Times are of one.")
-def stages_command(
-    source: str, rows: int | None, latents: int | None, forms: tuple[str, ...], threads: int | None
+@main.command("frontier")
+@shared
+@click.option("--latents", type=int, help="Size of our dictionary; by default as a build chooses it.")
+@click.option("--cache", type=click.Path(path_type=Path), help="Folder that keeps what was built.")
+@click.option("--name", help="Of the folder of results, after frontier-; the name of the file by default.")
+@click.option(
+    "--contestant",
+    "names",
+    type=click.Choice(list(frontier_contestants.CONTESTANTS)),
+    multiple=True,
+    help="All by default.",
+)
+def frontier_command(
+    source: str,
+    quick: bool,
+    rows: int | None,
+    threads: int | None,
+    latents: int | None,
+    cache: Path | None,
+    name: str | None,
+    names: tuple[str, ...],
 ) -> None:
-    """Codes with residual codes or original vectors against HNSW: recall@10, milliseconds, bytes."""
+    """Recall against milliseconds and bytes: ours, graphs, inverted files and flat indexes, in one run."""
     count = check_threads(threads)
     torch.set_num_threads(count)
-    data = load(source, rows=rows)
+    rows = rows or (QUICK_ROWS if quick else None)
+    data = load(source, rows=rows, queries=QUICK_QUERIES if quick else None)
     click.echo(data)
     print_load(count)
-    model = stages.trained(data, latents)
-    lines = stages.lines_of(data, model, count, forms or tuple(stages.FORMS))
-    click.echo(stages.table(lines))
-    settings = {"n_latents": model.n_latents, "forms": {name: stages.FORMS[name][0] for name in forms}}
-    results = {"data": data.facts(), "lines": [line._asdict() for line in lines]}
-    write_report(target(data, False, "stages"), count, settings, results)
+    truth = data.neighbours(max(frontier.TOPS))
+    task = frontier_contestants.Task.of(normalize_rows(data.vectors), latents, count, SEED)
+    facts, queries = data.facts(), normalize_rows(data.queries)
+    del data  # contestants need the memory
+    effort = frontier.QUICK if quick else frontier.FULL
+    taken = names or tuple(frontier_contestants.CONTESTANTS)
+    with threadpool_limits(count):
+        measured = frontier.run(taken, task, queries, truth, cache, effort, click.echo)
+    settings = {"latents": latents, "queries": effort.queries, "rounds": effort.rounds, "seed": SEED}
+    stem = f"frontier-{name or Path(str(facts['name'])).stem}" + ("-quick" if quick else "")
+    write_report(results_path(stem, "frontier"), count, settings, {"data": facts, **measured})
 
 
 @main.command("report")
@@ -185,9 +205,12 @@ def report_command() -> None:
     sections = [report.section(folder) for folder in sorted(RESULTS.iterdir()) if report.is_kept(folder)]
     (RESULTS / "README.md").write_text("\n\n".join([report.HEAD, *sections]) + "\n")
     root = Path(__file__).parents[1]
-    shown = {"README.md": report.summary(RESULTS), "docs/benchmarks.md": report.details(RESULTS)}
-    for page, tables in shown.items():
-        (root / page).write_text(summaries.replaced((root / page).read_text(), "benchmarks", tables))
+    for page, name, tables in (
+        ("README.md", "benchmarks", report.summary(RESULTS)),
+        ("docs/benchmarks.md", "benchmarks", report.details(RESULTS)),
+        ("docs/benchmarks.md", "frontier", report.frontier(RESULTS)),
+    ):
+        (root / page).write_text(summaries.replaced((root / page).read_text(), name, tables))
 
 
 if __name__ == "__main__":

@@ -38,7 +38,11 @@ class OurStore:
 
     index: CompressedIndex
     options: dict[str, Any] = field(default_factory=dict)
-    """Of `CompressedIndex.search`: mode, scoring, candidates, query_nnz."""
+    """Of `CompressedIndex.search`: mode, scoring, candidates, query_nnz, refine."""
+    mmap: bool = True
+    """Opened again by mapping its files, so that what a mode does not read takes no memory."""
+    path: Path | None = None
+    """Of its files, if it was opened."""
 
     def search(self, queries: FloatArray, k: int, threads: int) -> IntArray:
         """See `Store`."""
@@ -47,12 +51,12 @@ class OurStore:
     def save(self, folder: Path) -> Opener:
         """See `Store`."""
         self.index.save(folder / "index")
-        return partial(OurStore.open, folder / "index", self.options)
+        return partial(OurStore.open, folder / "index", self.options, self.mmap)
 
     @classmethod
-    def open(cls, path: Path, options: dict[str, Any]) -> OurStore:
-        """Maps the index, so that what a mode does not read takes no memory."""
-        return cls(CompressedIndex.load(path, mmap=True), options)
+    def open(cls, path: Path, options: dict[str, Any], mmap: bool) -> OurStore:
+        """Loads the index."""
+        return cls(CompressedIndex.load(path, mmap=mmap), options, mmap, path)
 
 
 @dataclass(frozen=True)
@@ -60,10 +64,14 @@ class FaissStore:
     """An index of Faiss."""
 
     index: Any
+    knobs: tuple[tuple[Any, str, int], ...] = ()
+    """Objects of Faiss, and what is set on them before each search."""
 
     def search(self, queries: FloatArray, k: int, threads: int) -> IntArray:
         """See `Store`."""
         faiss.omp_set_num_threads(threads)
+        for target, name, value in self.knobs:
+            setattr(target, name, value)
         found: IntArray = self.index.search(queries, k)[1]
         return found
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from memory import serving_bytes
 from paper import nearest_codes
-from report import details, summary
+from report import details, frontier, summary
 from scale import projected
 from stores import FaissStore
 from summaries import best_that_fit, equal_bytes, growth, improving, replaced
@@ -112,9 +112,13 @@ def test_memory_of_serving_is_that_of_the_codes() -> None:
 
 def test_readme_and_docs_show_the_raw_results() -> None:
     results = BENCHMARKS / "results"
-    for page, tables in (("README.md", summary(results)), ("docs/benchmarks.md", details(results))):
+    for page, name, tables in (
+        ("README.md", "benchmarks", summary(results)),
+        ("docs/benchmarks.md", "benchmarks", details(results)),
+        ("docs/benchmarks.md", "frontier", frontier(results)),
+    ):
         text = (BENCHMARKS.parent / page).read_text()
-        assert replaced(text, "benchmarks", tables) == text
+        assert replaced(text, name, tables) == text
     for path in results.glob("*/*.json"):
         assert {"date", "versions", "processor", "threads", "load_average"} <= set(
             json.loads(path.read_text())["environment"]

@@ -162,7 +162,7 @@ def _draw(
         style: Any = dashes if one.joined else "none"
         axes.plot(*zip(*points, strict=True), linestyle=style, color=color, linewidth=1.2)
         sizes = [measurement.bytes_per_vector for measurement in one.measurements]
-        areas = [_area(size) if with_bytes else MARK_AREA for size in sizes]
+        areas = [mark_area(size) if with_bytes else MARK_AREA for size in sizes]
         xs, ys = zip(*points, strict=True)
         axes.scatter(
             xs, ys, s=areas, color=color, marker=marker, edgecolors="white", linewidths=0.4, zorder=3
@@ -184,10 +184,10 @@ def _draw(
         frameon=False,
     )
     axes.figure.canvas.figure.draw_without_rendering()  # the layout decides where points are
-    _write(axes, texts)
+    write_texts(axes, texts)
 
 
-def _area(size: float) -> float:
+def mark_area(size: float) -> float:
     """Area of a mark in square points; an unknown number of bytes gets the default."""
     if not size > 0:
         return MARK_AREA
@@ -199,19 +199,29 @@ def _bytes_range(sizes: Sequence[float]) -> str:
     return f"{low:,} B" if low == high else f"{low:,}–{high:,} B"
 
 
-def _write(axes: Axes, texts: Mapping[Point, str]) -> None:
-    """Writes texts next to their points, at the places that cover the fewest texts and lines."""
+def write_texts(
+    axes: Axes, texts: Mapping[Point, str], colours: Mapping[Point, str] | None = None, away: float = 1.0
+) -> None:
+    """Writes texts next to their points, at the places that cover the fewest texts and lines.
+
+    Args:
+        axes: where the points are drawn.
+        texts: those of points.
+        colours: of the texts of points; black by default.
+        away: how far from a point its text is, by what suits the default area of a mark.
+    """
     from matplotlib.transforms import Bbox
 
     written: list[Bbox] = []
     inside = axes.get_window_extent()
     marks = [Bbox.from_extents(x - 3, y - 3, x + 3, y + 3) for line in axes.lines for x, y in _pixels(line)]
     for point, text in texts.items():
-        notes = [_note(axes, text, point, place) for place in PLACES]
+        colour = (colours or {}).get(point, "black")
+        notes = [_note(axes, text, point, place, colour, away) for place in PLACES]
         boxes = [note.get_window_extent().padded(2) for note in notes]
         # A text over lines is still readable, one over another text is not.
         faults = [
-            10 * box.count_overlaps(written)
+            100 * box.count_overlaps(written)
             + box.count_overlaps(marks)
             + int(Bbox.union([box, inside]).bounds != inside.bounds)
             for box in boxes
@@ -232,14 +242,15 @@ def _pixels(line: Line2D) -> npt.NDArray[np.float64]:
     return np.column_stack([np.interp(steps, at, column) for column in points.T])
 
 
-def _note(axes: Axes, text: str, point: Point, place: Place) -> Annotation:
+def _note(axes: Axes, text: str, point: Point, place: Place, colour: str, away: float) -> Annotation:
     right, up, horizontal, vertical = place
     return axes.annotate(
         text,
         point,
-        (right, up),
+        (away * right, away * up),
         textcoords="offset points",
         fontsize="small",
+        color=colour,
         horizontalalignment=horizontal,
         verticalalignment=vertical,
     )
