@@ -47,6 +47,19 @@ def test_the_frontier_leaves_out_what_another_point_beats() -> None:
         assert Frontier.from_stored(each.manifest()) == each
 
 
+def test_more_neighbours_take_more_candidates_and_latents(
+    index: CompressedIndex, vectors: FloatArray, demo_data: DemoData
+) -> None:
+    point = Point(300, 64, 20, 0.9, 10)
+    assert point.for_neighbours(10) == point
+    assert point.for_neighbours(1000) == (10_000, 203, 4000, 0.9, 10)
+    assert point._replace(refine=0).for_neighbours(40) == (600, 91, 0, 0.9, 10)
+    queries = demo_data.queries[:200]
+    truth = exact_neighbours(vectors, queries, 100)
+    few, many = (recall(index.search(queries, k).ids, truth, k) for k in (10, 100))
+    assert many > few - 0.02
+
+
 def test_bad_targets() -> None:
     frontier = Frontier.of([Point(300, 64, 50, 0.8, 10)])
     with pytest.raises(InputError, match=r"target_recall must be between 0 and 1, got 1\.5"):

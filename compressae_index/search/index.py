@@ -17,13 +17,12 @@ from compressae_index.errors import DimensionError, InputError, UnknownIdError
 from compressae_index.ids import Ids, as_id_array
 from compressae_index.processes import ForkSafeLock
 from compressae_index.progress import track
-from compressae_index.search.frontier import NEIGHBOURS, Frontier
+from compressae_index.search.frontier import Frontier
 from compressae_index.search.neighbours import Search, graph_of, neighbours_of
 from compressae_index.search.protocol import Documents
 from compressae_index.search.queries import (
     MAX_K,
     MAX_PLACES,
-    REFINE_PER_K,
     REFINED_MODES,
     SCORINGS,
     Asked,
@@ -237,16 +236,14 @@ class Index:
                 "vectors, and this index has none: give candidates, query_nnz and refine"
             )
             raise InputError(msg)
-        point = self.frontier.default if target_recall is None else self.frontier.reaching(target_recall)
         k = check_int(k, "k", 1, MAX_K)
-        candidates, refine = max(point.candidates, k), max(point.refine, k)
-        if k > NEIGHBOURS:
-            candidates, refine = max(candidates, 10 * k), max(refine, REFINE_PER_K * k)
+        point = self.frontier.default if target_recall is None else self.frontier.reaching(target_recall)
+        point = point.for_neighbours(k)
         can_refine = documents.refines and point.refine > 0
         return settings._replace(  # once, as this is part of every search
-            candidates=candidates if settings.candidates is None else settings.candidates,
+            candidates=point.candidates if settings.candidates is None else settings.candidates,
             query_nnz=point.query_nnz if settings.query_nnz is None else settings.query_nnz,
-            refine=refine if settings.refine is None and can_refine else settings.refine,
+            refine=point.refine if settings.refine is None and can_refine else settings.refine,
         )
 
     def asked(self, queries: Any, k: int, settings: Settings, documents: Documents | None = None) -> Asked:
