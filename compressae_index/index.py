@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compressae_index import persistence
-from compressae_index._engine import residual_row_bytes, simd
+from compressae_index._engine import simd
 from compressae_index.arrays import BoolArray, IdArray
 from compressae_index.building.calibration import CALIBRATED_ROWS, calibrate
 from compressae_index.building.neighbourhoods import neighbourhoods
@@ -441,7 +441,8 @@ class CompressedIndex(Index):
         documents = self.documents
         n, lengths = len(documents.all_ids), documents.backend.list_lengths()
         kept = documents.backend.originals
-        parts = self._parts(documents)
+        parts = documents.nbytes
+        parts |= {"total": sum(parts.values())}
         per_vector = {name: size / max(n, 1) for name, size in parts.items()}
         third = sum(per_vector.get(name, 0.0) for name in ("residuals", "originals"))
         return self._stats_of(documents)._replace(
@@ -459,15 +460,6 @@ class CompressedIndex(Index):
             simd=simd(),
             clusters=0 if documents.backend.clusters is None else len(documents.backend.clusters),
         )
-
-    def _parts(self, documents: EmbeddedDocuments) -> dict[str, int]:
-        """Resident bytes by part, residual rows apart from the codes beside them, and in total."""
-        parts, bits = documents.nbytes, documents.residual_bits
-        total = sum(parts.values())
-        if bits:
-            residuals = len(documents.all_ids) * residual_row_bytes(self.model.dim, bits)
-            parts |= {"forward": parts["forward"] - residuals, "residuals": residuals}
-        return parts | {"total": total}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a directory, in one step: a crash leaves what was there before, or all of this index.

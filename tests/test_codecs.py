@@ -62,9 +62,9 @@ class Plain(Codec):
     def row_bytes(self, n_latents: int, k: int) -> int:  # noqa: ARG002
         return 6 * k
 
-    def nbytes(self, arrays: Arrays) -> int:
+    def nbytes(self, arrays: Arrays) -> dict[str, int]:
         view = arrays["latents"].size + 2 * len(arrays["latents"])  # its values and scales
-        return super().nbytes(arrays) + view
+        return {"forward": super().nbytes(arrays)["forward"] + view}
 
     def pack(
         self,

@@ -24,6 +24,7 @@ from compressae_index._engine import Residuals, residual_row_bytes, residual_row
 from compressae_index.arrays import FloatArray
 from compressae_index.checks import normalize_rows
 from compressae_index.coding.residual import RESIDUAL_BITS
+from compressae_index.connectors.faiss import FaissIndex
 from compressae_index.embedded.codecs import Aligned, WithResiduals
 from compressae_index.embedded.sizes import WINDOW
 from compressae_index.testing import Float64, sampled_model
@@ -473,6 +474,8 @@ def test_what_residuals_cost(mean_model: CompresSAE, vectors: FloatArray) -> Non
         assert index.stats().bytes_per_vector["forward"] == plain.stats().bytes_per_vector["forward"]
         more = index.stats().bytes_per_vector["residuals"]
         assert more == residual_row_bytes(384, bits) == 2 + 48 * bits
+        filed = FaissIndex.from_index(index, progress=False).stats().bytes_per_vector
+        assert (filed["residuals"], filed["total"]) == (more, sum(filed.values()) - filed["total"])
         assert index.documents.residual_bits == bits
         assert index.documents.refines
 

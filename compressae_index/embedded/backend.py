@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -302,12 +303,11 @@ class EmbeddedBackend:
 
     @cached_property
     def nbytes(self) -> dict[str, int]:
-        """Bytes of the forward and the inverted part."""
-        return {
-            "forward": sum(self.codec.nbytes(part.rows) for part in self._parts),
-            "inverted": sum(part.inverted.nbytes for part in self._parts)
-            + (0 if self.clusters is None else self.clusters.nbytes),
-        } | ({} if self.originals is None else {"originals": self.originals.nbytes})
+        """Bytes of the forward and the inverted part, of residual codes and places of original vectors."""
+        held = Counter({"forward": 0, "inverted": 0 if self.clusters is None else self.clusters.nbytes})
+        for part in self._parts:
+            held.update(self.codec.nbytes(part.rows) | {"inverted": part.inverted.nbytes})
+        return dict(held) | ({} if self.originals is None else {"originals": self.originals.nbytes})
 
     def joined(self) -> EmbeddedBackend:
         """The same documents in one part, which is faster to search than several."""

@@ -22,6 +22,7 @@ from compressae_index.coding.model import CompresSAE
 from compressae_index.connectors.faiss import lists
 from compressae_index.embedded.codecs import Arrays, Codec, Packed, WithResiduals, from_arrays
 from compressae_index.embedded.codecs.base import PREFIX
+from compressae_index.embedded.codecs.residual import RESIDUAL_ROWS
 from compressae_index.embedded.originals import FILE, PLACES, Originals, Spool
 from compressae_index.errors import DimensionError, FormatError, InputError
 from compressae_index.ids import STORED_ROWS, Ids, Rows, stored_rows
@@ -171,14 +172,16 @@ class InvertedFile(SparseBackend):
 
     @property
     def nbytes(self) -> dict[str, int]:
-        """Bytes of the posting lists, of the packed rows, of ids and marks, and of places of originals."""
+        """Bytes of posting lists, codes, residual codes, ids and marks, and places of originals."""
         held = self._held
+        packed = dict(held.all_packed())
+        residuals = {} if RESIDUAL_ROWS not in packed else {"residuals": packed.pop(RESIDUAL_ROWS).nbytes}
         originals = {} if held.originals is None else {"originals": held.originals.nbytes}
         return {
             "inverted": self._faiss.ntotal * lists.POSTING_BYTES,
-            "forward": sum(array.nbytes for array in held.all_packed().values()),
+            "forward": sum(array.nbytes for array in packed.values()),
             "ids": held.rows.all_ids.nbytes + held.rows.mark_bytes,
-        } | originals
+        } | (residuals | originals)
 
     @property
     def residual_bits(self) -> int:  # type: ignore[override]

@@ -88,9 +88,9 @@ class Codec(ABC):
     def row_bytes(self, n_latents: int, k: int) -> int:
         """Bytes of a document, over all arrays."""
 
-    def nbytes(self, arrays: Arrays) -> int:
-        """Bytes of a part: its arrays and the learned ones."""
-        return sum(array.nbytes for array in (arrays | self.learned()).values())
+    def nbytes(self, arrays: Arrays) -> dict[str, int]:
+        """Bytes of a part's arrays and the learned ones: `forward`, and `residuals` if there are any."""
+        return {"forward": sum(array.nbytes for array in (arrays | self.learned()).values())}
 
     @abstractmethod
     def pack(

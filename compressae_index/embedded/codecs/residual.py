@@ -59,6 +59,11 @@ class WithResiduals(Codec):
         """This codec with stored arrays of the codes' codec; errors are its own."""
         return replace(self, inner=self.inner.with_learned(learned))
 
+    def nbytes(self, arrays: Arrays) -> dict[str, int]:
+        """Those of the codes, and apart from them those of the residual rows."""
+        codes = {name: array for name, array in arrays.items() if name != RESIDUAL_ROWS}
+        return self.inner.nbytes(codes) | {"residuals": arrays[RESIDUAL_ROWS].nbytes}
+
     def row_bytes(self, n_latents: int, k: int) -> int:
         """Bytes of a document's code and residual row."""
         return self.inner.row_bytes(n_latents, k) + residual_row_bytes(self.dim, self.residual_bits)
