@@ -515,7 +515,7 @@ def turbovec(bench: Bench) -> Iterator[Built]:
     """The package turbovec, calibrated as its documentation advises."""
     os.environ["RAYON_NUM_THREADS"] = "1"  # read as it is loaded
     module = importlib.import_module("turbovec")
-    for bits in (2, 3, 4):
+    for bits in (2, 4):
         if bench.dim % 8 or bench.dim * bits // 8 >= max(bench.budgets):
             continue
         index = module.TurboQuantIndex(dim=bench.dim, bit_width=bits)
@@ -531,7 +531,7 @@ def turbovec(bench: Bench) -> Iterator[Built]:
 def lvq(bench: Bench) -> Iterator[Built]:
     """Locally adaptive quantisation of Intel's SVS; each code has a half-precision scale and offset."""
     svs = importlib.import_module("svs")
-    for bits in ((4, 0), (8, 0), (4, 4), (4, 8)):
+    for bits in ((8, 0), (4, 4)):
         size = bench.dim * sum(bits) / 8 + 4
         if size > max(bench.budgets):
             continue
