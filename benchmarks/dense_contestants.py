@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,9 +26,9 @@ from compressae_index.checks import normalize_rows
 from compressae_index.coding.chunks import Encoded
 from compressae_index.coding.metric import Metric
 from compressae_index.coding.model import Encoder
+from compressae_index.coding.residual import RESIDUAL_BITS, make_room
 from compressae_index.embedded.backend import EmbeddedBackend
-from compressae_index.embedded.codecs import Packed
-from compressae_index.embedded.codecs.levels import usual_levels
+from compressae_index.embedded.codecs import Codec, WithResiduals, codec_of
 from compressae_index.embedded.documents import EmbeddedDocuments
 from compressae_index.errors import InputError
 from compressae_index.search.recall import recall
@@ -36,6 +36,8 @@ from compressae_index.training.config import Preset, TrainConfig
 
 KS = (10, 100)
 VALUE_BITS = (4, 5, 6, 8)
+# Nonzeros beside residual codes: more take long to encode, and more bits of the residual are worth more.
+MOST_BESIDE_RESIDUALS = 64
 # Of models that other packages train; ours takes as many, or less where rows are few.
 N_LATENTS = 4096
 # Limits of the cost of training rivals; Faiss's own are 65,536 rows, 25 iterations of PQ and 50 of OPQ.
@@ -47,13 +49,15 @@ BEAM = 5
 CHOOSING = 250
 # Largest budgets of OPQ and RQ, whose training takes long: RQ of 96 bytes, as long as all else together.
 MOST_ROTATED, MOST_RESIDUAL = 96, 56
+# The largest budget of our codes alone: pursuit of more nonzeros takes long.
+MOST_ALONE = 256
 # As many lists as 20,000 rows can train by Faiss's rule of 39 a list, and lists that are read.
 LISTS = 512
 NPROBES = (8, 32, 128)
 HNSW_M = 16
 EF_SEARCHES = (100, 400)
-# Budgets of models that are measured by our engine, the smallest ones: encoding by more nonzeros takes long.
-FEW = 3
+# Budgets of models that are measured by our engine: encoding by more nonzeros takes long.
+FEW = (56, 96, 128)
 # The paper's authors took 500 steps of 100,000 rows, on a GPU.
 RECIPE_STEPS = 300
 
@@ -79,6 +83,10 @@ class Bench(NamedTuple):
     def dim(self) -> int:
         """Size of a vector."""
         return int(self.vectors.shape[1])
+
+    def at(self, budgets: Sequence[int]) -> Bench:
+        """With those of its budgets alone."""
+        return self._replace(budgets=tuple(budget for budget in self.budgets if budget in budgets))
 
     def recall(self, found: npt.NDArray[Any]) -> dict[int, float]:
         """recall@k by k."""
@@ -109,27 +117,61 @@ class Contestant(NamedTuple):
 # Ours, and models of others whose codes our engine stores.
 
 
-def packed_bytes(n_latents: int, k: int, value_bits: int) -> int:
-    """Bytes of a packed code."""
-    codes = SparseCodes(np.arange(k, dtype=np.uint16)[None], np.ones((1, k), np.float32), n_latents)
-    rows = Packed(value_bits, usual_levels(value_bits)).pack(codes)["rows"]
-    return int(rows.shape[1])
+class Form(NamedTuple):
+    """What is stored of each vector."""
+
+    k: int
+    value_bits: int
+    residual_bits: int = 0
+
+    def __str__(self) -> str:
+        residual = f", {self.residual_bits} bits a dimension" if self.residual_bits else ""
+        return f"k={self.k}, {self.value_bits} bits{residual}"
+
+    def codec(self, dim: int) -> Codec:
+        """The codec, of vectors of `dim` dimensions."""
+        return codec_of("packed", value_bits=self.value_bits, dim=dim, residual_bits=self.residual_bits)
+
+    def no_less_than(self, other: Form) -> bool:
+        """Whether it has all of another form's nonzeros and bits."""
+        return all(own >= one for own, one in zip(self, other, strict=True))
 
 
-def most_nonzeros(n_latents: int, value_bits: int, budget: int) -> int:
-    """The largest k whose packed codes take at most so many bytes; 0 if none does."""
+def fullest(n_latents: int, dim: int, value_bits: int, residual_bits: int, budget: int) -> Form:
+    """The form of the most nonzeros whose rows take at most so many bytes; of 0 if none does."""
+    most = min(n_latents, MOST_BESIDE_RESIDUALS if residual_bits else n_latents)
+    codec = Form(0, value_bits, residual_bits).codec(dim)
     k = 0
-    while k < n_latents and packed_bytes(n_latents, k + 1, value_bits) <= budget:
+    while k < most and codec.row_bytes(n_latents, k + 1) <= budget:
         k += 1
-    return k
+    return Form(k, value_bits, residual_bits)
 
 
-def cosine(model: CompresSAE, sample: FloatArray, k: int, value_bits: int, encoder: Encoder) -> float:
-    """Mean cosine of unit rows and the reconstructions of their packed codes."""
-    codes = model.fold(model.encode(sample, k, encoder=encoder))
-    codec = Packed(value_bits).fitted(codes)
-    stored = codec.unpack(codec.pack(codes, 1, model.decoder_w), model.n_latents, k)
-    return float((normalize_rows(model.decode(stored)) * sample).sum(axis=1).mean())
+def forms(n_latents: int, dim: int, residual_bits: Sequence[int], budget: int) -> list[Form]:
+    """Forms that fill a budget, without those that another has no less of in every respect."""
+    filling = [
+        fullest(n_latents, dim, bits, residual, budget) for residual in residual_bits for bits in VALUE_BITS
+    ]
+    filling = [form for form in filling if form.k]
+    return [
+        form for form in filling if not any(other != form and other.no_less_than(form) for other in filling)
+    ]
+
+
+def cosine(model: CompresSAE, sample: FloatArray, form: Form, encoder: Encoder, threads: int) -> float:
+    """Mean cosine of unit rows and their reconstructions, of which a residual code is part."""
+    codes = model.encode(sample, form.k, encoder=encoder, num_threads=threads)
+    targets = sample if model.mean is None else sample - model.mean
+    if form.residual_bits:
+        codes = make_room(model, codes, targets, encoder, form.residual_bits, threads)
+    else:
+        codes = model.fold(codes, num_threads=threads)
+    codec = form.codec(model.dim).fitted(codes)
+    arrays = codec.pack(codes, threads, model.decoder_w, targets)
+    rows = model.decode(codec.unpack(arrays, model.n_latents, form.k, threads))
+    if isinstance(codec, WithResiduals):
+        rows += codec.residuals(arrays, threads)
+    return float((normalize_rows(rows) * sample).sum(axis=1).mean())
 
 
 class Way(NamedTuple):
@@ -161,35 +203,41 @@ def coded(
     ways: tuple[Way, ...],
     train_seconds: float,
     bench: Bench,
+    residual_bits: Sequence[int] = (0,),
 ) -> Iterator[Built]:
-    """Codes by a model: at each budget those whose packed form fits it and whose reconstructions are best."""
+    """Codes by a model: at each budget the form that fits it whose reconstructions are best."""
     unit = normalize_rows(bench.sample)
+    measure = partial(cosine, model, unit, encoder=encoder, threads=bench.threads)
     for budget in bench.budgets:
-        shapes = [(most_nonzeros(model.n_latents, bits, budget), bits) for bits in VALUE_BITS]
-        shapes = [shape for shape in shapes if shape[0]]
-        k, bits = max(shapes, key=lambda shape: cosine(model, unit, shape[0], shape[1], encoder))
+        filling = forms(model.n_latents, model.dim, residual_bits, budget)
+        form = max(filling, key=lambda one: measure(form=one))
         build = partial(
             CompressedIndex.build,
             bench.vectors,
-            k=k,
             model=model,
             encoder=encoder,
             metric=bench.metric,
-            value_bits=bits,
             num_threads=bench.threads,
             progress=False,
+            **form._asdict(),
         )
         index, fill_seconds = timed(build)
-        yield from searched(family, f"k={k}, {bits} bits", index, ways, (train_seconds, fill_seconds))
+        yield from searched(family, str(form), index, ways, (train_seconds, fill_seconds))
+
+
+def trained(bench: Bench) -> tuple[CompresSAE, float]:
+    """A model by our preset, and the seconds that it took."""
+    config = TrainConfig.preset(bench.preset, center=bench.metric == "cosine")
+    result, seconds = timed(partial(train, bench.vectors, config))
+    return result.model, seconds
 
 
 def ours(bench: Bench) -> Iterator[Built]:
-    """Our dictionary and pursuit codes, in every mode; `two_stage` also as it is planned for a budget."""
-    config = TrainConfig.preset(bench.preset, center=bench.metric == "cosine")
-    trained, seconds = timed(partial(train, bench.vectors, config))
-    yield from coded("ours", trained.model, "pursuit", ASYMMETRIC + SYMMETRIC, seconds, bench)
+    """Our dictionary, pursuit codes and residual codes; `two_stage` also as it is planned for a budget."""
+    model, seconds = trained(bench)
+    yield from coded("ours", model, "pursuit", ASYMMETRIC, seconds, bench, RESIDUAL_BITS)
     for budget in bench.budgets:
-        build = partial(CompressedIndex.build, bench.vectors, model=trained.model, metric=bench.metric)
+        build = partial(CompressedIndex.build, bench.vectors, model=model, metric=bench.metric)
         try:
             index, fill_seconds = timed(
                 partial(build, bytes_per_vector=budget, num_threads=bench.threads, progress=False)
@@ -198,8 +246,15 @@ def ours(bench: Bench) -> Iterator[Built]:
             continue
         plan = index.plan
         assert plan is not None
-        name = f"k={plan.k}, {plan.value_bits} bits, {plan.postings} postings"
+        name = f"{Form(plan.k, plan.value_bits, plan.residual_bits)}, {plan.postings} postings"
         yield from searched("ours", name, index, ASYMMETRIC[1:2], (seconds, fill_seconds))
+
+
+def ours_alone(bench: Bench) -> Iterator[Built]:
+    """Our codes without residual codes, compared as the paper does, too."""
+    model, seconds = trained(bench)
+    few = bench.at([budget for budget in bench.budgets if budget <= MOST_ALONE])
+    yield from coded("ours, codes alone", model, "pursuit", ASYMMETRIC + SYMMETRIC, seconds, few)
 
 
 def recipe(bench: Bench, k: int) -> CompresSAE:
@@ -215,8 +270,7 @@ def recipe(bench: Bench, k: int) -> CompresSAE:
 def upstream(bench: Bench) -> Iterator[Built]:
     """The paper's recipe and its single pass to encode, compared as the paper does, and by our scoring."""
     model, seconds = timed(partial(recipe, bench, 32))
-    few = bench._replace(budgets=bench.budgets[:FEW])
-    yield from coded("CompresSAE recipe", model, "topk", SYMMETRIC + ASYMMETRIC[:1], seconds, few)
+    yield from coded("CompresSAE recipe", model, "topk", SYMMETRIC + ASYMMETRIC[:1], seconds, bench.at(FEW))
 
 
 def compresso(bench: Bench) -> Iterator[Built]:
@@ -258,8 +312,7 @@ def random_projection(bench: Bench) -> Iterator[Built]:
     rng = np.random.default_rng(0)
     atoms = normalize_rows(rng.standard_normal((N_LATENTS, bench.dim), dtype=np.float32))
     model = CompresSAE(np.ascontiguousarray(atoms.T), np.zeros(N_LATENTS, np.float32), atoms, k=1)
-    few = bench._replace(budgets=bench.budgets[:FEW])
-    yield from coded("random projection", model, "topk", ASYMMETRIC[:1], 0.0, few)
+    yield from coded("random projection", model, "topk", ASYMMETRIC[:1], 0.0, bench.at(FEW))
 
 
 # Quantisers of Faiss.
@@ -358,8 +411,8 @@ def product_quantizers(bench: Bench) -> Iterator[Built]:
 
     "np" spares the training for Hamming distances, which nothing here uses.
     """
-    for budget in (budget for budget in bench.budgets if budget < bench.dim):
-        parts, padded = split(bench.dim, budget)
+    splits = {split(bench.dim, budget): None for budget in bench.budgets if budget < bench.dim}
+    for parts, padded in splits:
         pad = "" if padded == bench.dim else f"Pad{padded},"
         yield from quantized("Faiss PQ", f"PQ{parts}x8", partial(factory, f"{pad}PQ{parts}x8np"), bench)
 
@@ -381,16 +434,14 @@ def residual_quantizers(bench: Bench) -> Iterator[Built]:
 
 
 def truncations(bench: Bench) -> Iterator[Built]:
-    """First components, or principal ones, in 8 and 4 bits."""
-    kinds = {8: faiss.ScalarQuantizer.QT_8bit, 4: faiss.ScalarQuantizer.QT_4bit}
-    for budget in bench.budgets:
-        for bits, kind in kinds.items():
-            dims = 8 * budget // bits
-            if dims <= bench.dim:
-                first = partial(truncated, dims, kind, bench.metric)
-                yield from quantized(f"truncation, SQ{bits}", f"first {dims}", first, bench)
-                make = partial(factory, f"PCAR{dims},SQ{bits}")
-                yield from quantized(f"PCA, SQ{bits}", f"PCAR{dims}", make, bench)
+    """First components, or principal ones, in 8, 6 and 4 bits."""
+    for bits in (8, 6, 4):
+        kind = getattr(faiss.ScalarQuantizer, f"QT_{bits}bit")
+        for dims in sorted({min(8 * budget // bits, bench.dim) for budget in bench.budgets}):
+            first = partial(truncated, dims, kind, bench.metric)
+            yield from quantized(f"truncation, SQ{bits}", f"first {dims}", first, bench)
+            make = partial(factory, f"PCAR{dims},SQ{bits}")
+            yield from quantized(f"PCA, SQ{bits}", f"PCAR{dims}", make, bench)
 
 
 def rabitq(bench: Bench) -> Iterator[Built]:
@@ -484,16 +535,20 @@ def lvq(bench: Bench) -> Iterator[Built]:
     """Locally adaptive quantisation of Intel's SVS; each code has a half-precision scale and offset."""
     svs = importlib.import_module("svs")
     for bits in ((8, 0), (4, 4)):
+        size = bench.dim * sum(bits) / 8 + 4
+        if size > max(bench.budgets):
+            continue
         with TemporaryDirectory() as folder:
             path = str(Path(folder, "vectors.fvecs"))
             svs.write_vecs(bench.vectors, path)
             store, fill_seconds = timed(partial(SvsStore.open, path, bench.vectors, bits))
         name = f"LVQ{bits[0]}" + (f"x{bits[1]}" if bits[1] else "")
-        yield Built("SVS LVQ", name, store, bench.dim * sum(bits) / 8 + 4, 0.0, fill_seconds)
+        yield Built("SVS LVQ", name, store, size, 0.0, fill_seconds)
 
 
 CONTESTANTS = {
     "ours": Contestant(ours, quick=True),
+    "ours alone": Contestant(ours_alone),
     "CompresSAE recipe": Contestant(upstream),
     "compresso-pytorch": Contestant(compresso),
     "random projection": Contestant(random_projection, quick=True),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from common import timed
@@ -17,7 +17,11 @@ from threadpoolctl import threadpool_limits
 
 from compressae_index.checks import normalize_rows
 
-BUDGETS = (56, 96, 128, 192, 256)
+Line: TypeAlias = dict[str, Any]
+
+BUDGETS = (32, 56, 96, 128, 192, 256, 388)
+# What a line says besides recall and bytes: unknown where it is not measured.
+COSTS = ("resident_bytes", "train_seconds", "fill_seconds", "ms_single", "ms_batch")
 SAMPLE_ROWS = 2048
 TIMED_QUERIES = 100
 
@@ -49,18 +53,20 @@ def milliseconds(store: Store, bench: Bench) -> tuple[float, float]:
     return 1000 * statistics.median(single), 1000 * batch / len(queries)
 
 
-def measured(contestant: Built, bench: Bench, memory: bool) -> dict[str, Any]:
-    """The line of one contestant."""
+def recalled(contestant: Built, bench: Bench) -> Line:
+    """The line of one contestant, its costs unknown."""
     found = contestant.found
     if found is None:
         found = contestant.store.search(bench.queries, KS[-1], bench.threads)
+    facts = {"family": contestant.family, "name": contestant.name, "bytes": contestant.row_bytes}
+    return facts | {"recall": bench.recall(found)} | dict.fromkeys(COSTS)
+
+
+def costs(contestant: Built, bench: Bench, memory: bool) -> Line:
+    """What a line says of COSTS."""
     single, batch = milliseconds(contestant.store, bench)
     return {
-        "family": contestant.family,
-        "name": contestant.name,
-        "bytes": contestant.row_bytes,
         "resident_bytes": serving_bytes(contestant.store, bench.queries) if memory else None,
-        "recall": bench.recall(found),
         "train_seconds": contestant.train_seconds,
         "fill_seconds": contestant.fill_seconds,
         "ms_single": single,
@@ -68,12 +74,30 @@ def measured(contestant: Built, bench: Bench, memory: bool) -> dict[str, Any]:
     }
 
 
-def lines_of(name: str, bench: Bench, memory: bool, say: Callable[[str], Any]) -> Iterator[dict[str, Any]]:
+def lines_of(
+    name: str, bench: Bench, say: Callable[[str], Any], *, memory: bool, recall_only: bool
+) -> Iterator[Line]:
     """The lines of one row of the table of contestants."""
     for contestant in CONTESTANTS[name].make(bench):
-        line = measured(contestant, bench, memory)
+        line = recalled(contestant, bench)
+        if not recall_only:
+            line |= costs(contestant, bench, memory)
+        taken = "" if line["ms_single"] is None else f", {line['ms_single']:.2f} ms"
         say(
             f"  {line['family']}, {line['name']}: {line['bytes']:.0f} bytes, "
-            f"recall@{KS[-1]} {line['recall'][KS[-1]]:.4f}, {line['ms_single']:.2f} ms"
+            f"recall@{KS[-1]} {line['recall'][KS[-1]]:.4f}{taken}"
         )
         yield line
+
+
+def joined(lines: Sequence[Line], earlier: Sequence[Line], *, keep: bool) -> list[Line]:
+    """Lines with the costs that earlier ones of the same code have, where their own are unknown.
+
+    With `keep`, earlier lines of other codes come first.
+    """
+    known = {(line["family"], line["name"]): line for line in earlier}
+    whole = []
+    for line in lines:
+        before = known.pop((line["family"], line["name"]), {})
+        whole.append(line | {cost: before.get(cost) for cost in COSTS if line[cost] is None})
+    return [*(known.values() if keep else ()), *whole]

@@ -113,23 +113,22 @@ def _quality(folder: Path) -> list[str]:
             )
         ],
     )
-    summaries.draw(
-        folder / "speed-recall.png",
-        (7, 5),
-        [
-            lambda axes: speed_against_recall(
-                axes, summaries.series_of(lines, summaries.FAST, joined=False), AT
-            )
-        ],
-    )
-    return [
+    parts = [
         f"### Recall at equal bytes\n\n{_facts(reports[0])} Of each family the best that fits.",
         summaries.equal_bytes(lines, BUDGETS, AT),
         summaries.equal_bytes(lines, BUDGETS, 10),
         f"![recall against bytes]({folder.name}/recall-bytes.png)",
-        f"![speed against recall]({folder.name}/speed-recall.png)",
-        summaries.every_line(lines),
     ]
+    if drawn := summaries.series_of(_timed(lines), summaries.FAST, joined=False):
+        summaries.draw(
+            folder / "speed-recall.png", (7, 5), [partial(speed_against_recall, series=drawn, at=AT)]
+        )
+        parts.append(f"![speed against recall]({folder.name}/speed-recall.png)")
+    return [*parts, summaries.every_line(lines)]
+
+
+def _timed(lines: list[summaries.Line]) -> list[summaries.Line]:
+    return [line for line in lines if line["ms_single"] is not None]
 
 
 def _paper(folder: Path) -> list[str]:

@@ -13,6 +13,7 @@ The data sets are rows of `data_sets.py`, the contestants rows of `dense_contest
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -87,6 +88,15 @@ def target(data: DataSet, quick: bool, name: str) -> Path:
     return results_path(f"{data.stem}-quick" if quick else data.stem, name)
 
 
+def earlier(path: Path) -> dict[str, Any]:
+    """Lines of a file of results, and where and how they were measured."""
+    if not path.exists():
+        return {"lines": [], "earlier": []}
+    report = json.loads(path.read_text())
+    made = {name: report[name] for name in ("environment", "settings")}
+    return {"lines": report["lines"], "earlier": [*report.get("earlier", []), made]}
+
+
 @click.group()
 def main() -> None:
     """Compares compressae-index with others."""
@@ -100,24 +110,43 @@ main.add_command(engines.command)
 @click.option(
     "--contestant", "names", type=click.Choice(list(CONTESTANTS)), multiple=True, help="All by default."
 )
+@click.option(
+    "--budget", "chosen", type=int, multiple=True, help="Bytes; the file of results keeps other lines."
+)
+@click.option(
+    "--recall-only",
+    is_flag=True,
+    help="No times and memory: those of the same codes in the file of results stay.",
+)
 def quality_command(
-    source: str, quick: bool, rows: int | None, threads: int | None, names: tuple[str, ...]
+    source: str,
+    quick: bool,
+    rows: int | None,
+    threads: int | None,
+    names: tuple[str, ...],
+    chosen: tuple[int, ...],
+    recall_only: bool,
 ) -> None:
     """Recall at equal bytes, milliseconds, seconds of building and resident memory of dense contestants.
 
     A quick run measures no resident memory.
     """
-    budgets = QUICK_BUDGETS if quick else quality.BUDGETS
+    budgets = chosen or (QUICK_BUDGETS if quick else quality.BUDGETS)
     data, bench = prepared(source, quick, rows, threads, budgets, METRICS)
     for name in names or [name for name, row in CONTESTANTS.items() if row.quick or not quick]:
         settings = {"contestant": name, "preset": bench.preset, "budgets": budgets, "seed": SEED}
         path, lines = target(data, quick, f"quality-{name}"), []
+        before = earlier(path) if chosen or recall_only else {"lines": [], "earlier": []}
         try:
             with threadpool_limits(bench.threads):
-                for line in quality.lines_of(name, bench, not quick, click.echo):
+                for line in quality.lines_of(
+                    name, bench, click.echo, memory=not quick, recall_only=recall_only
+                ):
                     lines.append(line)
+                    whole = quality.joined(lines, before["lines"], keep=bool(chosen))
                     # After each, so that a run that is stopped keeps what it has measured.
-                    write_report(path, bench.threads, settings, {"data": data.facts(), "lines": lines})
+                    results = before | {"data": data.facts(), "lines": whole}
+                    write_report(path, bench.threads, settings, results)
         except ModuleNotFoundError as error:
             click.echo(f"  ({name} is left out: {error})")
 

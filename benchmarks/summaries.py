@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -20,10 +21,12 @@ OURS = "ours, dense"
 # Families that a plot shows; more of them cannot be told apart.
 PLOTTED = (
     *("ours, dense", "ours, two_stage", "CompresSAE recipe, symmetric dense", "Faiss PQ", "Faiss RQ"),
-    *("Faiss RaBitQ", "Faiss TurboQuant", "PCA, SQ4", "truncation, SQ8"),
+    *("Faiss RaBitQ", "Faiss TurboQuant", "Faiss SQ", "SVS LVQ", "PCA, SQ4", "truncation, SQ8"),
 )
 FAST = (
-    *("ours, dense", "ours, two_stage", "ours, sparse", "exact", "Faiss PQ", "Faiss RaBitQ"),
+    *("ours, dense", "ours, two_stage", "ours, sparse"),
+    *("ours, codes alone, dense", "ours, codes alone, two_stage", "ours, codes alone, sparse"),
+    *("exact", "Faiss PQ", "Faiss RaBitQ"),
     *("Faiss IVF-PQ", "Faiss HNSW", "turbovec", "SVS LVQ"),
 )
 DPI = 90
@@ -74,7 +77,7 @@ def equal_bytes(lines: Sequence[Line], budgets: Sequence[int], at: int) -> str:
 
 
 def every_line(lines: Sequence[Line]) -> str:
-    """All measurements of every contestant."""
+    """All measurements of every contestant; what was not measured is left blank."""
     header = ["family", "code", "bytes/vector", "resident MB", "recall@10", "recall@100"]
     header += ["ms, single", "ms, batch", "train s", "fill s"]
     return markdown(
@@ -84,17 +87,21 @@ def every_line(lines: Sequence[Line]) -> str:
                 line["family"],
                 line["name"],
                 f"{line['bytes']:.0f}",
-                "" if line["resident_bytes"] is None else f"{line['resident_bytes'] / 1e6:.1f}",
+                _cost(line["resident_bytes"], 1e6, 1),
                 f"{_recall(line, 10):.4f}",
                 f"{_recall(line, 100):.4f}",
-                f"{line['ms_single']:.2f}",
-                f"{line['ms_batch']:.2f}",
-                f"{line['train_seconds']:.1f}",
-                f"{line['fill_seconds']:.1f}",
+                _cost(line["ms_single"], 1, 2),
+                _cost(line["ms_batch"], 1, 2),
+                _cost(line["train_seconds"], 1, 1),
+                _cost(line["fill_seconds"], 1, 1),
             ]
             for line in lines
         ],
     )
+
+
+def _cost(amount: float | None, unit: float, digits: int) -> str:
+    return "" if amount is None else f"{amount / unit:.{digits}f}"
 
 
 def growth(sizes: Sequence[float], amounts: Sequence[float]) -> float:
@@ -118,7 +125,8 @@ def series_of(lines: Iterable[Line], families: Sequence[str], joined: bool) -> l
     by_family: dict[str, list[Measurement]] = {}
     for line in sorted(lines, key=lambda line: float(line["bytes"])):
         shares = {int(at): share for at, share in line["recall"].items()}
-        measurement = Measurement(line["name"], line["bytes"], shares, line["ms_single"])
+        taken = math.nan if line["ms_single"] is None else line["ms_single"]
+        measurement = Measurement(line["name"], line["bytes"], shares, taken)
         by_family.setdefault(line["family"], []).append(measurement)
     return [Series(name, by_family[name], joined=joined) for name in families if name in by_family]
 

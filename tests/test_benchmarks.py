@@ -9,14 +9,17 @@ from typing import Any
 import faiss
 import numpy as np
 import pytest
+from dense_contestants import Form, cosine, forms
 from memory import serving_bytes
 from paper import nearest_codes
+from quality import COSTS, joined
 from report import details, frontier, summary
 from scale import projected
 from stores import FaissStore
 from summaries import best_that_fit, equal_bytes, growth, improving, replaced
 
-from compressae_index import SparseCodes
+from compressae_index import CompresSAE, SparseCodes
+from compressae_index.checks import normalize_rows
 from compressae_index.search.queries import MODES
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -49,6 +52,36 @@ def test_equal_bytes_takes_the_best_that_fits() -> None:
     ]
     assert rows[0] == ["recall@100", "56 bytes", "64 bytes"]
     assert rows[2:] == [["a", "**0.700**", "0.700"], ["b", "", "**0.900**"]]
+
+
+def test_lines_keep_costs_that_were_not_measured_again() -> None:
+    earlier = [line("a", 50, 0.7), line("a", 60, 0.8)]
+    again = line("a", 60, 0.9) | dict.fromkeys(COSTS)
+    new = line("b", 60, 0.9) | dict.fromkeys(COSTS)
+    assert joined([again, new], earlier, keep=True) == [earlier[0], line("a", 60, 0.9), new]
+    assert joined([again, new], earlier, keep=False) == [line("a", 60, 0.9), new]
+
+
+def test_forms_fill_a_budget_and_none_is_less_in_all() -> None:
+    found = forms(4096, 384, (0, 1, 3), 256)
+    for form in found:
+        codec = form.codec(384)
+        assert codec.row_bytes(4096, form.k) <= 256
+        assert form.k == 64 or codec.row_bytes(4096, form.k + 1) > 256
+        assert form.k <= 64 or not form.residual_bits
+    # 64 nonzeros fit beside 1 bit a dimension, of any bits: only the most bits are of use.
+    assert [form for form in found if form.residual_bits == 1] == [Form(64, 8, 1)]
+    assert {form.residual_bits for form in forms(4096, 384, (0, 1, 3), 32)} == {0}
+
+
+def test_residuals_count_in_the_cosine_of_reconstructions() -> None:
+    rng = np.random.default_rng(0)
+    atoms = normalize_rows(rng.standard_normal((256, 32), dtype=np.float32))
+    model = CompresSAE(np.ascontiguousarray(atoms.T), np.zeros(256, np.float32), atoms, k=4)
+    rows = normalize_rows(rng.standard_normal((200, 32), dtype=np.float32))
+    shares = [cosine(model, rows, Form(4, 8, bits), "pursuit", 1) for bits in (0, 1, 3, 6)]
+    assert shares == sorted(shares)
+    assert shares[0] < 0.95 < 0.999 < shares[-1] <= 1
 
 
 def test_what_is_beaten_at_fewer_bytes_is_not_drawn() -> None:
