@@ -23,7 +23,7 @@ from compressae_index.embedded.sizes import POSTING_BYTES, list_overhead
 from compressae_index.errors import InputError
 from compressae_index.progress import track
 from compressae_index.search.frontier import NEIGHBOURS
-from compressae_index.search.queries import REFINE
+from compressae_index.search.queries import REFINE, REFINE_PER_K
 from compressae_index.search.stages import strongest_terms
 
 # The default budget: so many bytes, or so many for each dimension, an eighth of float32, if that is more.
@@ -32,6 +32,8 @@ DEFAULT_BYTES, DEFAULT_BYTES_PER_DIM = 200, 0.5
 FEWEST_ROWS = 256
 # Queries whose neighbourhoods are ranked by plans.
 RANKED = 64
+# Neighbours of each that forms of codes are compared by.
+MANY_NEIGHBOURS = 50
 # Postings of a code to begin with, and others to try with the best codes.
 FIRST_POSTINGS, POSTINGS = 8, (4, 6, 12, 16)
 # Bits of a value to try; residual codes make up for what the fewest round away.
@@ -39,6 +41,8 @@ VALUE_BITS, VALUE_BITS_WITH_RESIDUAL = (5, 4, 6), 4
 # The fewest and the most nonzeros to store residual codes beside, and the most without: more take long to
 # encode.
 FEWEST_NONZEROS, MODEST_NONZEROS, MOST_NONZEROS = 8, 32, 128
+# Fewer bits of residuals do not take the place of nonzeros, so that many of these are tried too.
+ENOUGH_RESIDUAL_BITS = 3
 # Nonzeros next to original vectors, without a budget, and to train for in builds without any settings.
 FEW_NONZEROS = 16
 # Training for more nonzeros takes longer, and most budgets hold residual codes in their place.
@@ -289,6 +293,15 @@ def choose(trial: Trial, budget: Budget, *, progress: bool = False) -> Plan:
     return plan
 
 
+class Ranked(NamedTuple):
+    """Recall of a full scan."""
+
+    recall: float
+    """recall@10."""
+    of_many: float
+    """recall@50, which the queries of a trial tell better apart."""
+
+
 class Trial:
     """Measures plans, without an index.
 
@@ -325,7 +338,7 @@ class Trial:
         self.projections: FloatArray = model.project(self.near.queries)
         self._of_neighbours: tuple[int, SparseCodes] | None = None
         self._of_background: dict[int, SparseCodes] = {}
-        self._ranked: dict[tuple[int, int, int], float] = {}
+        self._ranked: dict[tuple[int, int, int], Ranked] = {}
 
     def codec(self, value_bits: int, residual_bits: int) -> Codec:
         """The codec of a plan."""
@@ -333,7 +346,7 @@ class Trial:
 
     def best_within(self, budget: float, advance: Callable[[int], object] = lambda _: None) -> Plan | None:
         """The plan with the best recall, or None if not even one nonzero fits."""
-        measured = [(self.ranked(k, *form), k, form) for k, form in self._forms(budget)]
+        measured = [(self.ranked(k, *form).of_many, k, form) for k, form in self._forms(budget)]
         advance(1)
         if not measured:
             return None
@@ -355,6 +368,8 @@ class Trial:
             forms += [(VALUE_BITS_WITH_RESIDUAL, bits) for bits in RESIDUAL_BITS if bits]
         fitting = [(self._most_nonzeros(budget, form, FIRST_POSTINGS), form) for form in forms]
         fitting = [(k, form) for k, form in fitting if k >= (FEWEST_NONZEROS if form[1] else 1)]
+        if max((form[1] for _, form in fitting), default=0) < ENOUGH_RESIDUAL_BITS:
+            return fitting
         modest = [(k, form) for k, form in fitting if k < MODEST_NONZEROS]
         # With room to spare, more residual bits are better, and the last form has the most.
         spare = [(k, form) for k, form in fitting if k == MODEST_NONZEROS and form[1]][-1:]
@@ -406,7 +421,7 @@ class Trial:
         """A plan of these settings, with its measured recall."""
         row_bytes = self.codec(value_bits, residual_bits).row_bytes(self.model.n_latents, k)
         size = row_bytes + POSTING_BYTES * postings + self.overhead
-        dense = self.ranked(k, value_bits, residual_bits)
+        dense = self.ranked(k, value_bits, residual_bits).recall
         return Plan(k, value_bits, postings, size, dense * self._found(k, postings), dense, residual_bits)
 
     def of_knobs(self, knobs: Knobs) -> Plan:
@@ -414,14 +429,14 @@ class Trial:
         k, bits = knobs.nonzeros, knobs.value_bits or VALUE_BITS_ALONE
         return self.plan(k, bits, knobs.postings or k, knobs.residual_bits or 0)
 
-    def ranked(self, k: int, value_bits: int, residual_bits: int) -> float:
-        """recall@10 of a full scan, refined as the index would."""
+    def ranked(self, k: int, value_bits: int, residual_bits: int) -> Ranked:
+        """Recall of a full scan, refined as the index would."""
         key = (k, value_bits, residual_bits)
         if key not in self._ranked:
             self._ranked[key] = self._rank(*key)
         return self._ranked[key]
 
-    def _rank(self, k: int, value_bits: int, residual_bits: int) -> float:
+    def _rank(self, k: int, value_bits: int, residual_bits: int) -> Ranked:
         near, model = self.near, self.model
         rows, codes = near.vectors.reshape(-1, model.dim), self._codes(k)
         if residual_bits:
@@ -433,13 +448,28 @@ class Trial:
         backend = empty.added([Encoded(codes, rows)], self.threads, model)
         held = np.arange(len(rows)).reshape(near.nearest.shape)
         scores = self._scores(backend.codes(held.ravel()), self.projections) * near.norms
+        refined = scores
         if residual_bits:
             assert backend.refiner is not None
-            refined = backend.refiner.rescore(near.queries, scores / near.norms, held, self.threads)
-            scores = np.where(_among_best(scores, REFINE), refined * near.norms, np.float32(-np.inf))
-        top = min(NEIGHBOURS, near.width)
-        kept = REFINE if self.by_originals else top
-        return float(_among_best(scores, kept)[:, :top].mean())
+            refined = (
+                backend.refiner.rescore(near.queries, scores / near.norms, held, self.threads) * near.norms
+            )
+        few, many = (self._kept(scores, refined, top) for top in (NEIGHBOURS, MANY_NEIGHBOURS))
+        return Ranked(few, many)
+
+    def _kept(self, scores: FloatArray, refined: FloatArray, top: int) -> float:
+        """The share of the `top` nearest that a full scan and the last stage of a search keep.
+
+        Args:
+            scores: (q, w) by codes.
+            refined: (q, w) by codes and residuals.
+            top: neighbours of each query.
+        """
+        best = _among_best(scores, max(REFINE, REFINE_PER_K * top))
+        top = min(top, self.near.width)
+        if not self.by_originals:
+            best = _among_best(np.where(best, refined, np.float32(-np.inf)), top)
+        return float(best[:, :top].mean())
 
     def _found(self, k: int, postings: int) -> float:
         """The share of the true ten neighbours that the first stage finds."""
