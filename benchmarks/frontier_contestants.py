@@ -153,18 +153,21 @@ def _form_of(plan: Plan | None, options: dict[str, Any]) -> str:
     return f"{form}, residuals of {bits} bits" if bits else form
 
 
-def our_settings(is_refined: bool, store: OurStore, top: int) -> Tuned:
+def our_settings(store: OurStore, top: int) -> Tuned:
     """Settings by hand, and those that a search takes by itself."""
     yield "as built", store
-    for candidates, query_nnz, refine in OURS[top]:
-        options = {"candidates": candidates, "query_nnz": query_nnz, "refine": refine if is_refined else 0}
-        last = f", {refine} refined" if is_refined else ""
+    settings = OURS[top]
+    if not store.index.documents.refines:  # a small budget may hold codes alone
+        settings = tuple(dict.fromkeys((candidates, query_nnz, 0) for candidates, query_nnz, _ in settings))
+    for candidates, query_nnz, refine in settings:
+        options = {"candidates": candidates, "query_nnz": query_nnz, "refine": refine}
+        last = f", {refine} refined" if refine else ""
         yield f"{candidates:,} candidates, {query_nnz} latents{last}", replace(store, options=options)
 
 
-def our_form(is_refined: bool, **options: Any) -> Contestant:
+def our_form(**options: Any) -> Contestant:
     """A row of ours."""
-    return Contestant(partial(ours, options), partial(our_settings, is_refined), "compressae_index", True)
+    return Contestant(partial(ours, options), our_settings, "compressae_index", True)
 
 
 # Faiss.
@@ -312,12 +315,12 @@ def turbovec(bits: int, task: Task) -> Built:
 
 
 CONTESTANTS = {
-    "ours, codes": our_form(False, k=16, **CODES),
-    "ours, 128 bytes": our_form(True, bytes_per_vector=128),
-    "ours, 170 bytes": our_form(True, bytes_per_vector=170),
-    "ours, 200 bytes": our_form(True, bytes_per_vector=200),
-    "ours, k=8 + originals": our_form(True, k=8, originals="float16", **CODES),
-    "ours, k=16 + originals": our_form(True, k=16, originals="float16", **CODES),
+    "ours, codes": our_form(k=16, **CODES),
+    "ours, 128 bytes": our_form(bytes_per_vector=128),
+    "ours, 170 bytes": our_form(bytes_per_vector=170),
+    "ours, 200 bytes": our_form(bytes_per_vector=200),
+    "ours, k=8 + originals": our_form(k=8, originals="float16", **CODES),
+    "ours, k=16 + originals": our_form(k=16, originals="float16", **CODES),
     "hnswlib": Contestant(hnswlib, by_ef, "hnswlib"),
     "Faiss HNSW, SQ8": Contestant(partial(in_faiss, f"HNSW{M},SQ8"), faiss_ef, "faiss"),
     "Faiss IVF-PQ + SQ8": Contestant(

@@ -22,6 +22,8 @@ Written by `python benchmarks/run.py report` from the raw results in the folders
 [benchmarks/README.md](../README.md) says how they are measured."""
 # The data set whose tables README.md and docs/benchmarks.md show.
 MAIN = "wordnet-minilm"
+# The one of the first table of README.md.
+LARGE = "million"
 AT = 100
 PLANNED = (10**8, 10**9)
 
@@ -71,13 +73,13 @@ def _facts(report: dict[str, Any]) -> str:
     )
 
 
-def frontier(results: Path) -> str:
-    """The part for docs/benchmarks.md on time and memory at a recall."""
-    folder = results / f"frontier-{MAIN}"
+def frontier(results: Path, data: str, way: str) -> str:
+    """The part on time and memory at a recall of a data set, for a page from which `way` leads to results."""
+    folder = results / f"frontier-{data}"
     reports = summaries.raw(folder, "frontier.json")
     if not reports:
         return "No run is kept yet."
-    plot = f"![time against recall and memory](../benchmarks/results/{folder.name}/frontier-10.png)"
+    plot = f"![time against recall and memory]({way}/{folder.name}/frontier-10.png)"
     return f"{_facts(reports[0])}\n\n{frontier_pages.times_table(reports[0], 10)}\n\n{plot}"
 
 

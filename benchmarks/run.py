@@ -237,7 +237,8 @@ def report_command() -> None:
     for page, name, tables in (
         ("README.md", "benchmarks", report.summary(RESULTS)),
         ("docs/benchmarks.md", "benchmarks", report.details(RESULTS)),
-        ("docs/benchmarks.md", "frontier", report.frontier(RESULTS)),
+        ("README.md", "frontier", report.frontier(RESULTS, report.LARGE, "benchmarks/results")),
+        ("docs/benchmarks.md", "frontier", report.frontier(RESULTS, report.MAIN, "../benchmarks/results")),
     ):
         (root / page).write_text(summaries.replaced((root / page).read_text(), name, tables))
 

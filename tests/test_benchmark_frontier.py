@@ -35,7 +35,7 @@ def report(demo_data: DemoData, tmp_path_factory: pytest.TempPathFactory) -> dic
         patch.setattr(frontier, "opened_bytes", lambda *_: 10**7)
         patch.setitem(CONTESTANTS, MISSING, Contestant(unused, untuned, "no_such_package"))
         first = frontier.run(NAMES, task, queries, truth, cache, FEW, print)
-        patch.setitem(CONTESTANTS, OURS, our_form(True)._replace(build=unused))
+        patch.setitem(CONTESTANTS, OURS, our_form()._replace(build=unused))
         second = frontier.run(NAMES, task, queries, truth, cache, FEW, print)
     assert first["contestants"] == second["contestants"]
     loaded: dict[str, Any] = json.loads(json.dumps(second))

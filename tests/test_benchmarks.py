@@ -13,7 +13,7 @@ from dense_contestants import Form, cosine, forms
 from memory import serving_bytes
 from paper import nearest_codes
 from quality import COSTS, joined
-from report import details, frontier, summary
+from report import LARGE, MAIN, details, frontier, summary
 from scale import projected
 from stores import FaissStore
 from summaries import best_that_fit, equal_bytes, growth, improving, replaced
@@ -148,7 +148,8 @@ def test_readme_and_docs_show_the_raw_results() -> None:
     for page, name, tables in (
         ("README.md", "benchmarks", summary(results)),
         ("docs/benchmarks.md", "benchmarks", details(results)),
-        ("docs/benchmarks.md", "frontier", frontier(results)),
+        ("README.md", "frontier", frontier(results, LARGE, "benchmarks/results")),
+        ("docs/benchmarks.md", "frontier", frontier(results, MAIN, "../benchmarks/results")),
     ):
         text = (BENCHMARKS.parent / page).read_text()
         assert replaced(text, name, tables) == text
