@@ -21,7 +21,7 @@ OURS = "ours, dense"
 # Families that a plot shows; more of them cannot be told apart.
 PLOTTED = (
     *("ours, dense", "ours, two_stage", "CompresSAE recipe, symmetric dense", "Faiss PQ", "Faiss RQ"),
-    *("Faiss RaBitQ", "Faiss TurboQuant", "Faiss SQ", "SVS LVQ", "PCA, SQ4", "truncation, SQ8"),
+    *("Faiss RaBitQ", "Faiss TurboQuant", "Faiss SQ", "SVS LVQ", "PCA, SQ4"),
 )
 FAST = (
     *("ours, dense", "ours, two_stage", "ours, sparse"),
