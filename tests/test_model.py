@@ -205,11 +205,16 @@ def test_a_rounded_dictionary_is_kept_as_bytes(
         np.testing.assert_array_equal(again.decoder_w, exact.decoder_w)
 
 
-def test_a_built_index_keeps_nothing_of_encoding(vectors: FloatArray) -> None:
+def test_an_index_that_serves_keeps_nothing_of_encoding(
+    vectors: FloatArray, queries: FloatArray, tmp_path: Path
+) -> None:
     index = CompressedIndex.build(vectors[:1000], k=8, progress=False)
-    held = {name: value.nbytes for name, value in vars(index.model).items() if isinstance(value, np.ndarray)}
-    assert sum(held.values()) == index.model.dim * 4  # the mean
-    assert not any(isinstance(value, Dictionary) for value in vars(index.model).values())
+    index.save(tmp_path / "index")
+    for each in (index, CompressedIndex.load(tmp_path / "index")):
+        each.search(queries, 10)
+        held = [value.nbytes for value in vars(each.model).values() if isinstance(value, np.ndarray)]
+        assert sum(held) == each.model.dim * 4  # the mean
+        assert not any(isinstance(value, Dictionary) for value in vars(each.model).values())
 
 
 def test_encoding_ignores_the_norm(model: CompresSAE, queries: FloatArray) -> None:

@@ -114,6 +114,24 @@ def few_queries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("compressae_index.building.planning.RANKED", 20)
 
 
+def test_a_small_budget_takes_nonzeros_in_place_of_few_residual_bits(
+    model: CompresSAE, vectors: FloatArray, demo_data: DemoData
+) -> None:
+    """At 96 bytes of 384 dimensions one bit of residuals leaves room for few nonzeros, and finds less."""
+    truth = exact_neighbours(vectors, demo_data.queries, 10)
+    index = CompressedIndex.build(vectors, model=model, bytes_per_vector=96, progress=False)
+    assert index.plan is not None
+    assert (index.plan.residual_bits, index.plan.k > 32) == (0, True)
+    other = CompressedIndex.build(
+        vectors, model=model, k=14, value_bits=4, postings=4, residual_bits=1, progress=False
+    )
+    assert other.stats().bytes_per_vector["total"] > 80
+    ours, theirs = (
+        recall(each.search(demo_data.queries, 10, mode="dense").ids, truth, 10) for each in (index, other)
+    )
+    assert ours > theirs
+
+
 @pytest.mark.usefixtures("few_queries")
 def test_a_larger_budget_expects_more(model: CompresSAE, vectors: FloatArray) -> None:
     plans = [

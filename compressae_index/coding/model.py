@@ -158,8 +158,11 @@ class CompresSAE:
     def fingerprint(self) -> str:
         """A digest of the parameters: codes fit a model exactly when the fingerprints agree."""
         digest = hashlib.sha256(f"{self.dim} {self.n_latents}".encode())
+        is_held = "_atoms" in vars(self)
         for array in (self.encoder_w, self.encoder_b, self.decoder_w, self.mean):
             digest.update(b"" if array is None else array.tobytes())
+        if not is_held:  # whoever asks for it wants to save or to compare, not to encode
+            vars(self).pop("_atoms", None)
         return digest.hexdigest()[:32]
 
     @cached_property
@@ -386,7 +389,6 @@ class CompresSAE:
             if meta[name] != value or type(meta[name]) is not type(value):
                 msg = f"{name} of the model is {value}, its manifest says {meta[name]!r:.100}"
                 raise InputError(msg)
-        model.release()
         return model
 
     @classmethod
