@@ -62,6 +62,10 @@ FEW = (56, 96, 128)
 RECIPE_STEPS = 300
 
 
+class LeftOut(Exception):  # noqa: N818
+    """A contestant that cannot run here; the message says why."""
+
+
 class Bench(NamedTuple):
     """The data that every contestant is built from and measured on."""
 
@@ -531,9 +535,17 @@ def turbovec_of(bits: int, vectors: FloatArray, sample: FloatArray) -> Built:
     return Built("turbovec", f"{bits} bits", TurbovecStore(index), stored, train_seconds, first + second)
 
 
+def require_lvq() -> None:
+    """Raises LeftOut where SVS would end the process, as it does not like the processor."""
+    if "GenuineIntel" not in Path("/proc/cpuinfo").read_text():
+        msg = "SVS offers LVQ on processors of Intel only"
+        raise LeftOut(msg)
+
+
 def lvq(bench: Bench) -> Iterator[Built]:
     """Locally adaptive quantisation of Intel's SVS; each code has a half-precision scale and offset."""
     svs = importlib.import_module("svs")
+    require_lvq()
     for bits in ((8, 0), (4, 4)):
         size = bench.dim * sum(bits) / 8 + 4
         if size > max(bench.budgets):

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeAlias
 import faiss
 import numpy as np
 from common import timed
-from dense_contestants import factory, turbovec_of
+from dense_contestants import LeftOut, factory, require_lvq, turbovec_of
 from rival_stores import HnswlibStore, ScannStore, UsearchStore, VamanaStore, VoyagerStore
 from stores import FaissStore, OurStore, Store
 
@@ -53,10 +53,6 @@ OURS: dict[int, tuple[tuple[int, int, int], ...]] = {
 CODES = {"postings": 8, "value_bits": 5}
 
 Tuned: TypeAlias = Iterator[tuple[str, Store]]
-
-
-class LeftOut(Exception):  # noqa: N818
-    """A contestant that cannot run here; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -278,10 +274,8 @@ def scann_leaves(store: ScannStore, top: int) -> Tuned:
 def vamana(bits: tuple[int, int] | None, task: Task) -> Built:
     """SVS's graph over locally adaptive quantisation of so many bits, or over half precision."""
     svs = importlib.import_module("svs")
-    # SVS ends the process where it does not like the processor.
-    if bits and "GenuineIntel" not in Path("/proc/cpuinfo").read_text():
-        msg = "SVS offers LVQ on processors of Intel only"
-        raise LeftOut(msg)
+    if bits is not None:
+        require_lvq()
     parameters = svs.VamanaBuildParameters(
         graph_max_degree=VAMANA_DEGREE, window_size=EF_CONSTRUCTION, alpha=VAMANA_ALPHA
     )

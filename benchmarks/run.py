@@ -39,7 +39,7 @@ import scale
 import summaries
 from common import RESULTS, print_load, results_path, write_report
 from data_sets import DataSet, data_set_argument, load
-from dense_contestants import CONTESTANTS, RECIPE_STEPS, Bench
+from dense_contestants import CONTESTANTS, RECIPE_STEPS, Bench, LeftOut
 
 QUICK_ROWS, QUICK_QUERIES = 20_000, 500
 QUICK_BUDGETS = (56, 128)
@@ -147,7 +147,7 @@ def quality_command(
                     # After each, so that a run that is stopped keeps what it has measured.
                     results = before | {"data": data.facts(), "lines": whole}
                     write_report(path, bench.threads, settings, results)
-        except ModuleNotFoundError as error:
+        except (ModuleNotFoundError, LeftOut) as error:
             click.echo(f"  ({name} is left out: {error})")
 
 
