@@ -15,8 +15,9 @@ from compressae_index import persistence
 from compressae_index._engine import simd
 from compressae_index.arrays import BoolArray, IdArray
 from compressae_index.building.calibration import CALIBRATED_ROWS, calibrate
+from compressae_index.building.latents import weighed
 from compressae_index.building.neighbourhoods import neighbourhoods
-from compressae_index.building.planning import Intent, Knobs, Plan, Trial, choose
+from compressae_index.building.planning import Intent, Knobs, Plan, Shared, Trial, choose
 from compressae_index.building.training import ModelSource
 from compressae_index.checks import as_path, check_choice, check_int, check_threads
 from compressae_index.coding.chunks import Encoded, encoded_chunks
@@ -118,7 +119,7 @@ class CompressedIndex(Index):
             k: nonzeros a code, at most d; by default the model's, or 32, less for fewer than 256 rows or 32
                 dimensions.
             n_latents: size of the dictionary. By default 4,096, less for fewer than 8,192 rows; above 524,288
-                rows it grows with their root, to 8,192 for a million.
+                rows it grows with their root, to 8,192 for a million. A budget chooses it.
             model: a trained model to use as it is. Needs no torch.
             encoder: how vectors become codes: "pursuit" (best), or "topk" (the paper's single pass).
             metric: what scores are. "cosine": of the query and the reconstructed row; norms are dropped.
@@ -146,7 +147,9 @@ class CompressedIndex(Index):
                 copied. Not together with residual_bits.
             bytes_per_vector: a budget for all that `two_stage` keeps resident, ids and all, at n vectors. k,
                 value_bits, postings and residual_bits are chosen to fit it, by measuring how many of the true
-                neighbours of some rows they keep; `plan` then says what was chosen and what to expect.
+                neighbours of some rows they keep; `plan` then says what was chosen and what to expect. So is
+                n_latents, unless it or a model is given, by brief trainings, which take about as long again
+                as training does. The bytes of a dictionary that is trained count.
             target_recall: the same, for the smallest budget whose expected recall@10 is at least this.
             on_bad_rows: "error", or "skip" to leave out rows that are zero, missing, or hold NaN or infinite
                 values. Ids are still one for each row that is given, and by default the numbers of these;
@@ -171,22 +174,36 @@ class CompressedIndex(Index):
         vectors = open_vectors(embeddings, on_bad_rows=on_bad_rows)
         kept = _originals(originals, vectors, metric)
         row_ids, skipped = ids_of_rows(ids, vectors)
-        knobs, budget, overhead = Intent.of(
+        n, dim = len(row_ids), vectors.shape[1]
+        shared = Shared(n, dim, row_ids.nbytes / n, counts_dictionary=model is None)
+        knobs, budget, weighs_latents = Intent.of(
             knobs,
             budget,
-            (len(row_ids), vectors.shape[1]),
-            row_ids.nbytes / len(row_ids),
+            shared,
             partial(source.sizes, vectors, encoder),
             is_open=source.is_open,
+            latents_open=source.latents_open,
         )
-        model = source.model_for(vectors, knobs.k, progress=progress)
         near = None
-        if budget is not None or len(row_ids) >= CALIBRATED_ROWS:
+        if budget is not None or n >= CALIBRATED_ROWS:
             near = neighbourhoods(vectors, metric, progress=progress)
-        plan = None
+        trial_of = None
         if budget is not None and near is not None:
-            trial = Trial(model, near, overhead, encoder, threads, by_originals=kept is not None)
-            plan = choose(trial, budget, progress=progress)
+            trial_of = partial(
+                Trial,
+                near=near,
+                shared=shared,
+                encoder=encoder,
+                num_threads=threads,
+                by_originals=kept is not None,
+            )
+            if weighs_latents:
+                source, k = weighed(source, vectors, budget, shared, encoder, trial_of, progress=progress)
+                knobs = knobs.with_nonzeros(k)
+        model = source.model_for(vectors, knobs.k, progress=progress)
+        plan = None
+        if budget is not None and trial_of is not None:
+            plan = choose(trial_of(model), budget, progress=progress)
             knobs = knobs.of_plan(plan)
         backend = EmbeddedBackend(
             model.n_latents, knobs.nonzeros, knobs.codec(model.dim), postings=knobs.postings
@@ -202,7 +219,7 @@ class CompressedIndex(Index):
         index._append(chunks, row_ids, scale, threads, progress)
         if backend.originals is None:
             index._documents = index.documents.with_originals(kept)
-        if near is not None and len(row_ids) >= CALIBRATED_ROWS:
+        if near is not None and n >= CALIBRATED_ROWS:
             lengths = index.documents.backend.list_lengths()
             index.frontier = calibrate(
                 index,

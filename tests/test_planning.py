@@ -144,6 +144,39 @@ def test_a_larger_budget_expects_more(model: CompresSAE, vectors: FloatArray) ->
 
 
 @pytest.mark.usefixtures("few_queries")
+def test_a_budget_chooses_the_number_of_latents_and_counts_the_dictionary(
+    vectors: FloatArray, demo_data: DemoData
+) -> None:
+    """1,000 latents, the most for 2,000 vectors, would take 194 bytes of each."""
+    rows = vectors[:2000]
+    index = CompressedIndex.build(rows, bytes_per_vector=96, progress=False)
+    plan, stats = index.plan, index.stats()
+    assert plan is not None
+    assert plan.n_latents == stats.n_latents < 512
+    assert 90 < plan.bytes_per_vector <= 96
+    held = 2000 * stats.bytes_per_vector["total"] + stats.model_bytes
+    beside = 4 * 384 + 128  # a mean, a codebook
+    assert held == pytest.approx(2000 * plan.bytes_per_vector, abs=beside)
+    truth = exact_neighbours(rows, demo_data.queries, 10)
+    other = CompressedIndex.build(rows, n_latents=512, bytes_per_vector=120, progress=False)
+    ours, theirs = (
+        recall(each.search(demo_data.queries, 10, mode="dense").ids, truth, 10) for each in (index, other)
+    )
+    assert ours > theirs
+    with pytest.raises(InputError, match=r"a dictionary to train take 2\d\d"):
+        CompressedIndex.build(rows, n_latents=1000, bytes_per_vector=96, progress=False)
+
+
+@pytest.mark.usefixtures("few_queries")
+def test_a_target_recall_weighs_the_number_of_latents(vectors: FloatArray) -> None:
+    index = CompressedIndex.build(vectors[:2000], target_recall=0.6, progress=False)
+    assert index.plan is not None
+    assert index.plan.recall >= 0.6
+    assert index.plan.bytes_per_vector < 128
+    assert index.model.n_latents < 512
+
+
+@pytest.mark.usefixtures("few_queries")
 def test_a_target_recall_is_reached_with_few_bytes(model: CompresSAE, vectors: FloatArray) -> None:
     plans = []
     for target in (0.5, 0.75):
@@ -164,7 +197,7 @@ def test_a_target_recall_out_of_reach(model: CompresSAE, vectors: FloatArray) ->
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"bytes_per_vector": 3}, "bytes_per_vector = 3 holds no code: posting lists and ids alone take"),
+        ({"bytes_per_vector": 3}, "bytes_per_vector = 3 holds no code: posting lists, ids and a dictionary"),
         ({"bytes_per_vector": -1}, "bytes_per_vector must be positive and finite, got -1"),
         ({"bytes_per_vector": np.nan}, "bytes_per_vector must be positive and finite, got nan"),
         ({"target_recall": 1.5}, "target_recall must be between 0 and 1, got 1.5"),

@@ -9,10 +9,13 @@ from typing import NamedTuple
 import numpy as np
 
 from compressae_index.arrays import FloatArray
+from compressae_index.building.latents import weighed
 from compressae_index.building.neighbourhoods import neighbourhoods
-from compressae_index.building.planning import Intent, Knobs, Plan, Trial, choose
+from compressae_index.building.planning import Intent, Knobs, Plan, Shared, Trial, choose
+from compressae_index.building.training import ModelSource
 from compressae_index.checks import check_threads
 from compressae_index.coding.model import CompresSAE
+from compressae_index.embedded.sizes import dictionary_bytes
 from compressae_index.sources import VectorSource, open_vectors
 from compressae_index.sources.sample import unit_sample
 
@@ -72,25 +75,30 @@ def estimate(
             any code; bad rows.
         MissingExtraError: torch is not installed.
     """
-    from compressae_index.training import TrainConfig, train
+    from compressae_index.training import TrainConfig
 
     knobs = Knobs.checked("packed", k, value_bits, postings, residual_bits, originals=False)
     budget = knobs.budget(bytes_per_vector, target_recall)
     threads = check_threads(num_threads)
     config = TrainConfig.preset("fast", k=k, n_latents=n_latents, steps=0)
+    source = ModelSource(None, config, k)
     vectors = open_vectors(embeddings)
-    n, dim = vectors.shape
-    sizes = partial(config.sizes, n, dim)
-    knobs, budget, overhead = Intent.of(knobs, budget, (n, dim), 0.0, sizes)
-    config, latents = config.with_codes(knobs.k, None), sizes(knobs.k)[1]
-    sample = unit_sample(vectors, max(SAMPLE_ROWS, 2 * latents), np.random.default_rng(config.seed))
-    trained = train(sample, config, progress=progress)
+    (n, dim), sizes = vectors.shape, partial(source.sizes, vectors, "pursuit")
+    shared = Shared(n, dim, id_bytes=0.0, counts_dictionary=True)
+    knobs, budget, weighs_latents = Intent.of(knobs, budget, shared, sizes, latents_open=source.latents_open)
     near = neighbourhoods(vectors, "cosine", progress=progress)
-    trial = Trial(trained.model, near, overhead, "pursuit", threads)
+    trial_of = partial(Trial, near=near, shared=shared, encoder="pursuit", num_threads=threads)
+    if budget is not None and weighs_latents:
+        source, k = weighed(source, vectors, budget, shared, "pursuit", trial_of, progress=progress)
+        knobs = knobs.with_nonzeros(k)
+    _, latents = source.sizes(vectors, "pursuit", knobs.k)
+    sample = unit_sample(vectors, max(SAMPLE_ROWS, 2 * latents), np.random.default_rng(config.seed))
+    started = time.perf_counter()
+    model = source.with_latents(latents).model_for(sample, knobs.k, progress=progress)
+    train_seconds = (time.perf_counter() - started) * TrainConfig().refine_rounds / config.refine_rounds
+    trial = trial_of(model)
     plan = trial.of_knobs(knobs) if budget is None else choose(trial, budget, progress=progress)
-    train_seconds = trained.seconds * TrainConfig().refine_rounds / config.refine_rounds
-    seconds_a_row = _seconds_a_row(trained.model, plan.k, sample, threads)
-    return _extrapolated(trained.model, plan, n, train_seconds, seconds_a_row)
+    return _extrapolated(model, plan, n, train_seconds, _seconds_a_row(model, plan.k, sample, threads))
 
 
 def _seconds_a_row(model: CompresSAE, k: int, rows: FloatArray, threads: int) -> float:
@@ -111,7 +119,7 @@ def _extrapolated(
         n_latents=model.n_latents,
         plan=plan,
         float32_bytes=4 * n * model.dim,
-        index_bytes=round(n * plan.bytes_per_vector),
+        index_bytes=round(n * plan.bytes_per_vector) - dictionary_bytes(model.n_latents, model.dim),
         model_bytes=model.nbytes,
         train_seconds=train_seconds,
         encode_seconds=n * seconds_a_row,

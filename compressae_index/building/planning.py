@@ -19,7 +19,7 @@ from compressae_index.coding.residual import RESIDUAL_BITS, check_residual_bits,
 from compressae_index.embedded.backend import EmbeddedBackend, strongest
 from compressae_index.embedded.codecs import Codec, CodecName, codec_of
 from compressae_index.embedded.codecs.packed import VALUE_BITS as VALUE_BITS_ALONE
-from compressae_index.embedded.sizes import POSTING_BYTES, list_overhead
+from compressae_index.embedded.sizes import POSTING_BYTES, dictionary_bytes, list_overhead
 from compressae_index.errors import InputError
 from compressae_index.progress import track
 from compressae_index.search.frontier import NEIGHBOURS
@@ -30,8 +30,12 @@ from compressae_index.search.stages import strongest_terms
 DEFAULT_BYTES, DEFAULT_BYTES_PER_DIM = 200, 0.5
 # Fewer rows than this get fixed settings.
 FEWEST_ROWS = 256
+# Smaller dictionaries are not tried; one trained on few vectors may still be smaller.
+FEWEST_LATENTS = 64
 # Queries whose neighbourhoods are ranked by plans.
 RANKED = 64
+# Steps of a plan that a progress bar shows: forms of codes, then postings.
+PLANNING_STEPS = 2
 # Neighbours of each that forms of codes are compared by.
 MANY_NEIGHBOURS = 50
 # Postings of a code to begin with, and others to try with the best codes.
@@ -67,19 +71,23 @@ class Plan(NamedTuple):
     postings: int
     """Nonzeros of a code in the posting lists."""
     bytes_per_vector: float
-    """Resident bytes of `two_stage`: packed codes, residual codes, posting lists, ids. The dictionary, whose
-    size is chosen before, is not among them."""
+    """Resident bytes of `two_stage`: packed codes, residual codes, posting lists, ids, and the share of a
+    dictionary that was trained for them."""
     recall: float
     """Expected recall@10 of `two_stage` with 3,000 candidates by 256 latents."""
     dense_recall: float
     """Expected recall@10 of `dense`: among all rows, by the exact neighbours of some of them."""
     residual_bits: int = 0
     """Bits a dimension of residual codes."""
+    n_latents: int = 0
+    """Size of the dictionary."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Resident bytes a vector for `two_stage`, ids included, or a recall@10 to reach with the fewest.
+    """Resident bytes a vector for `two_stage`, or a recall@10 to reach with the fewest.
+
+    Ids count, and a dictionary that is trained for the vectors.
 
     Raises:
         InputError: neither or both are given, or one is out of range.
@@ -106,7 +114,7 @@ class Budget:
 
         Args:
             dim: d.
-            overhead: bytes a vector that no setting changes (`overhead_of`): few vectors share them.
+            overhead: bytes a vector that no setting changes (`Shared`): few vectors share them.
         """
         return cls(max(DEFAULT_BYTES, DEFAULT_BYTES_PER_DIM * dim) + overhead)
 
@@ -121,7 +129,7 @@ class Budget:
 
         Args:
             n_latents: size of the dictionary.
-            overhead: bytes a vector that no setting changes (`overhead_of`).
+            overhead: bytes a vector that no setting changes (`Shared`).
 
         Raises:
             InputError: with the smallest budget that would do.
@@ -130,8 +138,9 @@ class Budget:
         if self.bytes_per_vector is not None and self.bytes_per_vector < overhead + code:
             least = math.ceil(10 * (overhead + code)) / 10
             msg = (
-                f"bytes_per_vector = {self.bytes_per_vector:g} holds no code: posting lists and ids alone "
-                f"take {overhead:.1f} bytes a vector here, codes at least {code} more; the least is {least:g}"
+                f"bytes_per_vector = {self.bytes_per_vector:g} holds no code: posting lists, ids and a "
+                f"dictionary to train take {overhead:.1f} bytes a vector here, codes at least {code} more; "
+                f"the least is {least:g}"
             )
             raise InputError(msg)
 
@@ -225,6 +234,23 @@ class Knobs(NamedTuple):
         return codec_of(self.forward, value_bits=bits, dim=dim, residual_bits=self.residual_bits or 0)
 
 
+class Shared(NamedTuple):
+    """What vectors share, whatever is stored of each."""
+
+    n: int
+    """Vectors."""
+    dim: int
+    id_bytes: float
+    """Bytes of an id."""
+    counts_dictionary: bool
+    """Whether a dictionary is trained for these vectors alone; one that is given serves others, too."""
+
+    def overhead(self, n_latents: int) -> float:
+        """Bytes a vector that no other setting changes: offsets of posting lists, ids, dictionary."""
+        dictionary = dictionary_bytes(n_latents, self.dim) / self.n if self.counts_dictionary else 0.0
+        return list_overhead(n_latents, self.n) + self.id_bytes + dictionary
+
+
 class Intent(NamedTuple):
     """What a build is to do."""
 
@@ -232,49 +258,44 @@ class Intent(NamedTuple):
     """With the nonzeros to train for; a plan may change them."""
     budget: Budget | None
     """What a plan is to fit, if one is to be made."""
-    overhead: float
-    """Bytes a vector that no setting changes."""
+    weighs_latents: bool
+    """Whether the budget is the caller's, who leaves the size of the dictionary to it."""
 
     @classmethod
     def of(
         cls,
         knobs: Knobs,
         budget: Budget | None,
-        shape: tuple[int, int],
-        id_bytes: float,
+        shared: Shared,
         sizes: Callable[[int | None], tuple[int, int]],
         *,
         is_open: bool = True,
+        latents_open: bool = False,
     ) -> Intent:
         """Settles what a caller leaves open: a plain build has the default budget, or few bytes by originals.
 
         Args:
             knobs: what the caller says of codes.
             budget: the caller's budget.
-            shape: rows that are kept, and their dimensions.
-            id_bytes: bytes of an id.
+            shared: the vectors that are kept.
             sizes: nonzeros and latents to train, for a number of nonzeros that is wanted.
             is_open: whether the caller says nothing of a model.
+            latents_open: whether the caller leaves the number of latents open.
 
         Raises:
             InputError: a budget that holds no code, or settings that do not fit the vectors.
         """
-        n, dim = shape
-        is_plain = budget is None and is_open and knobs.are_open and n >= FEWEST_ROWS
+        is_plain = budget is None and is_open and knobs.are_open and shared.n >= FEWEST_ROWS
         if is_plain and knobs.originals:
             knobs = knobs.few()
         k, latents = sizes(FEW_NONZEROS if is_plain else knobs.k if budget is None else budget.training_k)
-        overhead = overhead_of(latents, n, id_bytes)
-        if is_plain and not knobs.originals:
-            budget = Budget.default(dim, overhead)
+        weighs_latents = budget is not None and latents_open and latents > FEWEST_LATENTS
         if budget is not None:
-            budget.check_room(latents, overhead)
-        return cls(knobs.with_nonzeros(k), budget, overhead)
-
-
-def overhead_of(n_latents: int, n: int, id_bytes: float) -> float:
-    """Bytes a vector that no setting changes: offsets of posting lists, and ids."""
-    return list_overhead(n_latents, n) + id_bytes
+            least = FEWEST_LATENTS if weighs_latents else latents
+            budget.check_room(least, shared.overhead(least))
+        elif is_plain and not knobs.originals:
+            budget = Budget.default(shared.dim, shared.overhead(latents))
+        return cls(knobs.with_nonzeros(k), budget, weighs_latents)
 
 
 def choose(trial: Trial, budget: Budget, *, progress: bool = False) -> Plan:
@@ -287,7 +308,7 @@ def choose(trial: Trial, budget: Budget, *, progress: bool = False) -> Plan:
     budget.check_room(trial.model.n_latents, trial.overhead)
     if budget.bytes_per_vector is None:
         return trial.smallest_reaching(budget.target_recall or 0.0, progress)
-    with track(2, "planning", enabled=progress, unit="steps") as advance:
+    with track(PLANNING_STEPS, "planning", enabled=progress, unit="steps") as advance:
         plan = trial.best_within(budget.bytes_per_vector, advance)
     assert plan is not None, "there is room for a code"
     return plan
@@ -315,7 +336,7 @@ class Trial:
         self,
         model: CompresSAE,
         near: Neighbourhoods,
-        overhead: float,
+        shared: Shared,
         encoder: Encoder,
         num_threads: int,
         *,
@@ -326,7 +347,7 @@ class Trial:
         Args:
             model: the model that encodes.
             near: the neighbourhoods of some rows.
-            overhead: bytes a vector that no setting changes (`overhead_of`).
+            shared: what vectors share.
             encoder: how vectors become codes.
             num_threads: threads to encode and search with.
             by_originals: whether original vectors score the best documents again.
@@ -334,7 +355,7 @@ class Trial:
         self.model, self.encoder, self.threads = model, encoder, num_threads
         self.near = near.of_queries(RANKED)
         self.by_originals = by_originals
-        self.overhead = overhead
+        self.overhead = shared.overhead(model.n_latents)
         self.projections: FloatArray = model.project(self.near.queries)
         self._of_neighbours: tuple[int, SparseCodes] | None = None
         self._of_background: dict[int, SparseCodes] = {}
@@ -376,11 +397,24 @@ class Trial:
         return modest + spare or fitting
 
     def smallest_reaching(self, target: float, progress: bool) -> Plan:
-        """The plan of the smallest of BUDGETS that reaches the target."""
+        """The plan of the smallest of BUDGETS that reaches the target.
+
+        Raises:
+            InputError: none does.
+        """
+        plan, reached = self.nearest_to(target, progress)
+        if plan is None:
+            msg = (
+                f"target_recall = {target} is out of reach: {self._budgets()[-1]:.0f} bytes a vector reach "
+                f"{reached:.3f}; originals='float16' reach more, and so may a longer training"
+            )
+            raise InputError(msg)
+        return plan
+
+    def nearest_to(self, target: float, progress: bool) -> tuple[Plan | None, float]:
+        """The plan of the smallest of BUDGETS that reaches the target, if any; the highest recall seen."""
         plans: dict[float, Plan | None] = {}
-        # With few vectors or long ids, the overhead of lists and ids alone exceeds some of BUDGETS.
-        shared = self.overhead if self.overhead > BUDGETS[0] else 0
-        budgets = [budget + shared for budget in BUDGETS]
+        budgets = self._budgets()
 
         def reaches(budget: float) -> bool:
             plans[budget] = self.best_within(budget)
@@ -395,16 +429,13 @@ class Trial:
                 middle = (low + high) // 2
                 low, high = (low, middle) if reaches(budgets[middle]) else (middle + 1, high)
                 advance(1)
-        if low == len(budgets):
-            reached = max((plan.recall for plan in plans.values() if plan is not None), default=0.0)
-            msg = (
-                f"target_recall = {target} is out of reach: {budgets[-1]:.0f} bytes a vector reach "
-                f"{reached:.3f}; originals='float16' reach more, and so may a longer training"
-            )
-            raise InputError(msg)
-        plan = plans[budgets[low]]
-        assert plan is not None
-        return plan
+        reached = max((plan.recall for plan in plans.values() if plan is not None), default=0.0)
+        return (None if low == len(budgets) else plans[budgets[low]]), reached
+
+    def _budgets(self) -> list[float]:
+        """With few vectors or long ids, the overhead alone exceeds some of BUDGETS."""
+        shared = self.overhead if self.overhead > BUDGETS[0] else 0
+        return [budget + shared for budget in BUDGETS]
 
     def _most_nonzeros(self, budget: float, form: tuple[int, int], postings: int) -> int:
         """The most nonzeros that fit; 0 if none do."""
@@ -422,7 +453,13 @@ class Trial:
         row_bytes = self.codec(value_bits, residual_bits).row_bytes(self.model.n_latents, k)
         size = row_bytes + POSTING_BYTES * postings + self.overhead
         dense = self.ranked(k, value_bits, residual_bits).recall
-        return Plan(k, value_bits, postings, size, dense * self._found(k, postings), dense, residual_bits)
+        recall = dense * self._found(k, postings)
+        return Plan(k, value_bits, postings, size, recall, dense, residual_bits, self.model.n_latents)
+
+    def worth(self, plan: Plan) -> float:
+        """What to compare plans by: the recall to expect, of 50 neighbours."""
+        found = plan.recall / max(plan.dense_recall, np.finfo(float).tiny)
+        return found * self.ranked(plan.k, plan.value_bits, plan.residual_bits).of_many
 
     def of_knobs(self, knobs: Knobs) -> Plan:
         """The plan of settings that a caller gives."""

@@ -60,6 +60,17 @@ class ModelSource:
         """Whether there is a model to train, and nobody says for how many nonzeros."""
         return self.settings is not None and self.settings.k is None
 
+    @property
+    def latents_open(self) -> bool:
+        """Whether there is a dictionary to learn from codes, and nobody says how large."""
+        return (
+            self.settings is not None and self.settings.n_latents is None and self.settings.refine_rounds > 0
+        )
+
+    def with_latents(self, n_latents: int) -> ModelSource:
+        """The same, for a dictionary of this size."""
+        return replace(self, settings=self._settings.with_codes(None, n_latents))
+
     def sizes(self, vectors: Vectors, encoder: Encoder, wanted: int | None = None) -> tuple[int, int]:
         """Nonzeros and latents of the codes of vectors (n, d); `wanted` is the k to train for.
 
@@ -81,6 +92,16 @@ class ModelSource:
         from compressae_index.training import train
 
         return train(vectors, self._settings.with_codes(k, None), progress=progress).model
+
+    def brief(self, rounds: int) -> ModelSource:
+        """The same, trained for so many rounds, and its dictionary alone."""
+        rounds = min(rounds, self._settings.refine_rounds)
+        return replace(self, settings=replace(self._settings, refine_rounds=rounds, steps=0))
+
+    @property
+    def rows_a_round(self) -> int:
+        """Rows that a round of training reads."""
+        return self._settings.round_rows
 
     @property
     def _settings(self) -> TrainConfig:

@@ -27,3 +27,8 @@ def list_overhead(n_latents: int, n: int) -> float:
     """Bytes a document of the inverted part's offsets and scales, in addition to its postings."""
     windows = -(-n // WINDOW)
     return ((n_latents + 1) * 8 + n_latents * (4 * (windows + 1) + 2 * windows) + 4) / n
+
+
+def dictionary_bytes(n_latents: int, dim: int) -> int:
+    """Bytes of a dictionary as searches need it: a byte an entry, and a float32 scale a latent."""
+    return n_latents * (dim + 4)
