@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -102,10 +103,10 @@ def training(task: Task) -> Results:
     for name, value in expected.items():
         yield Check(f"a step in float64: {name}", largest(found[name] - value), 1e-8)
     config = TrainConfig(k=K, n_latents=task.model.n_latents, refine_rounds=0, steps=task.steps)
+    config = replace(config, batch_size=min(config.batch_size, len(task.vectors) // 4))
     runs = {}
     for device, precision in (("cpu", "float32"), (task.device, "float32"), (task.device, "bfloat16")):
-        settings = {"device": device, "precision": precision}
-        runs[device, precision] = train(task.vectors, TrainConfig(**{**vars(config), **settings}))
+        runs[device, precision] = train(task.vectors, replace(config, device=device, precision=precision))
     on_processor, on_device = runs["cpu", "float32"], runs[task.device, "float32"]
     final = on_processor.checks[-1].loss
     yield Check(

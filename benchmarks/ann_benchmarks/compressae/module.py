@@ -16,6 +16,7 @@ from compressae_index.arrays import FloatArray
 from compressae_index.building.planning import POSTINGS, VALUE_BITS
 from compressae_index.checks import check_threads
 from compressae_index.coding.metric import Metric
+from compressae_index.coding.residual import RESIDUAL_BITS
 from compressae_index.embedded.codecs import Packed
 from compressae_index.embedded.sizes import POSTING_BYTES, list_overhead
 from compressae_index.search.index import IndexStats
@@ -161,13 +162,14 @@ def fitting_build(options: Mapping[str, Any], n: int, dimension: int) -> dict[st
 
 
 def _budget(budget: int, n: int, dimension: int) -> float:
-    """The budget, or its share of what nonzeros of half the dimensions take, where that is less."""
+    """The budget, or its share of what half the dimensions as nonzeros and all residuals take, if less."""
     n_latents, k = min(DEFAULT_LATENTS, n // 2), max(dimension // 2, 1)
     least, largest = (
         Packed(bits).row_bytes(n_latents, nonzeros) + POSTING_BYTES * min(nonzeros, max(POSTINGS))
         for nonzeros, bits in ((1, min(VALUE_BITS)), (k, max(VALUE_BITS)))
     )
-    whole = list_overhead(n_latents, n) + least + (largest - least) * budget / MOST_BYTES
+    residual = dimension * max(RESIDUAL_BITS) / 8
+    whole = list_overhead(n_latents, n) + least + (largest + residual - least) * budget / MOST_BYTES
     return min(float(budget), math.ceil(10 * whole) / 10)
 
 
