@@ -2,9 +2,9 @@
 
     python benchmarks/gpu.py [--device cuda:1]
 
-It runs on the data that the package ships, in less than five minutes. Exit codes: 0 if all checks passed, 1
-if one failed, 2 if none failed but some could not be run. `--device cpu` runs the same checks on the
-processor, which tests this script.
+It runs on the data that the package ships, and is meant to take a minute or two. Exit codes: 0 if all checks
+passed, 1 if one failed, 2 if none failed but some could not be run. `--device cpu` runs the same checks on
+the processor, which tests this script.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ ORACLE_ROWS = 2048
 
 
 class Check(NamedTuple):
-    """A difference that was measured, and the most that it may be."""
+    """A difference that was measured, which may be below zero, and the most that it may be."""
 
     name: str
     difference: float
@@ -144,7 +144,8 @@ def pursuit(task: Task) -> Results:
 
     found, expected = on_device(unit), by_engine(unit)
     errors = [squared_error(unit, codes, atoms) for codes in (found, expected)]
-    yield Check("squared error, relative to the engine's", abs(errors[0] / errors[1] - 1), 1e-3)
+    # The engine rounds correlations, so that codes without that are a little better.
+    yield Check("squared error above the engine's, share", errors[0] / errors[1] - 1, 1e-3)
     rows, found = unit[:ORACLE_ROWS], found[:ORACLE_ROWS]
     wide: list[Any] = [each.astype(np.float64) for each in (rows, atoms)]
     latents, values = pursue_on("cpu", wide[0], wide[1], K, SOLVE_EVERY)
