@@ -39,6 +39,7 @@ EVERYTHING = "\n".join(TEXTS.values())
 DOCUMENTS = [
     *(*PAGES, "CONTRIBUTING.md", "CHANGELOG.md"),
     *("benchmarks/README.md", "benchmarks/results/README.md"),
+    *("benchmarks/ann_benchmarks/README.md", "benchmarks/vibe/README.md"),
 ]
 FOLDERS = ("compressae_index", "connectors", "tests")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")

@@ -1,36 +1,42 @@
-"""compressae-index in ann-benchmarks; belongs in ann_benchmarks/algorithms/compressae/ there."""
+"""compressae-index in ann-benchmarks and in VIBE; belongs in the folder of algorithms there."""
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from ann_benchmarks.algorithms.base.module import BaseANN
 from threadpoolctl import threadpool_limits
 
 from compressae_index import CompressedIndex
 from compressae_index.arrays import FloatArray
 from compressae_index.building.planning import POSTINGS, VALUE_BITS
 from compressae_index.checks import check_threads
+from compressae_index.coding.metric import Metric
+from compressae_index.coding.residual import RESIDUAL_BITS
 from compressae_index.embedded.codecs import Packed
 from compressae_index.embedded.sizes import POSTING_BYTES, list_overhead
 from compressae_index.search.index import IndexStats
 from compressae_index.training.config import DEFAULT_LATENTS
 
+# Of either framework: both keep algorithms side by side in one folder, and their base class among them.
+BaseANN: Any = importlib.import_module("..base.module", __package__).BaseANN
+
+METRICS: dict[str, Metric] = {
+    "angular": "cosine",
+    "cosine": "cosine",
+    "normalized": "cosine",
+    "ip": "inner_product",
+}
 # The largest settings of config.yml, to which the others are in proportion.
-MOST_NONZEROS, MOST_BYTES = 64, 192
+MOST_NONZEROS, MOST_BYTES = 64, 512
 # Sizes from which settings are taken as they are: dictionaries, vectors, clusters.
 WHOLE_LATENTS, WHOLE_ROWS, WHOLE_CLUSTERS = 512, 20_000, 320
-# As `CompressedIndex.search` has it.
-DEFAULT_CANDIDATES = 1000
 # Vectors from which clusters are so many that several shares of them can be told apart.
 CLUSTERED_ROWS = 65_536
-# Of so few dimensions, or vectors, that nonzeros cannot differ, bits do; by k, or by bytes_per_vector.
-FEW = 4
-BITS = {16: 4, 96: 5, 32: 6, 192: 7, 64: 8}
 
 
 class Compressae(BaseANN):  # type: ignore[misc]
@@ -43,17 +49,19 @@ class Compressae(BaseANN):  # type: ignore[misc]
         """From the data set's metric and dimension, and arguments of `CompressedIndex.build`.
 
         They are for many vectors of many dimensions; `fit` makes them smaller where it is given fewer. With
-        `cluster` true, the index is then clustered, or aligned where vectors are too few for that.
+        `cluster` true, the index is then clustered, unless vectors are too few for that.
 
         Raises:
-            ValueError: the metric is not angular.
+            ValueError: the metric is Euclidean, or of bits or sets.
         """
-        if metric != "angular":
-            msg = f"compressae-index searches angular data sets here, got metric {metric!r}"
+        if metric not in METRICS:
+            msg = f"compressae-index searches by {', '.join(METRICS)} here, got metric {metric!r}"
             raise ValueError(msg)
+        self._metric = METRICS[metric]
         self._build_options = dict(build_options)
         self._dimension = dimension
         self._query_options: dict[str, Any] = {}
+        self._settled: dict[int, dict[str, Any]] = {}
         self._index: CompressedIndex | None = None
 
     def fit(self, X: npt.ArrayLike) -> None:  # noqa: N803
@@ -64,7 +72,9 @@ class Compressae(BaseANN):  # type: ignore[misc]
         self._build_options = fitting_build(self._build_options, len(rows), self._dimension)
         options = dict(self._build_options)
         is_clustered = options.pop("cluster", False)
-        self._index = CompressedIndex.build(vectors[rows], rows, progress=False, **options)
+        self._index = CompressedIndex.build(
+            vectors[rows], rows, metric=self._metric, progress=False, **options
+        )
         if is_clustered:
             self._index.cluster()
         self._stats = self._index.stats()
@@ -73,8 +83,7 @@ class Compressae(BaseANN):  # type: ignore[misc]
 
     def set_query_arguments(self, query_options: Mapping[str, Any]) -> None:
         """Takes arguments of `CompressedIndex.search`, for many vectors; fewer are searched with less."""
-        assert self._index is not None, "fit comes first"
-        self._query_options = fitting_query(query_options, self._stats)
+        self._query_options, self._settled = fitting_query(query_options, self._stats), {}
 
     def query(self, v: npt.ArrayLike, n: int) -> npt.NDArray[np.int64]:
         """Rows of the n nearest vectors of v (dimension,), fewer where fewer are found; on one thread."""
@@ -94,24 +103,30 @@ class Compressae(BaseANN):  # type: ignore[misc]
         assert self._index is not None, "fit comes first"
         # To a query without a direction all vectors are as near, so any answer is as good.
         directed: FloatArray = np.where(queries.any(axis=1, keepdims=True), queries, 1).astype(np.float32)
-        options = self._query_options
-        if "candidates" in options:
-            options = {**options, "candidates": max(options["candidates"], n)}
+        options = self._settled.get(n)
+        if options is None:
+            options = self._settled[n] = settled(self._query_options, n, self._index)
         return self._index.search(directed, n, num_threads=threads, **options).ids
 
     def get_memory_usage(self) -> float:
-        """Kilobytes of codes, posting lists, ids and model; the process holds what trained it as well."""
+        """Kilobytes of codes, posting lists, ids, model, and original vectors on disk.
+
+        Those are in the system's cache while they are searched; the process holds what trained it as well.
+        """
         if self._index is None:
             return 0.0
-        stats = self._index.stats()
-        return (stats.bytes_per_vector["total"] * stats.vectors + stats.model_bytes) / 1024
+        stats = self._stats
+        row_bytes = stats.bytes_per_vector["total"] + stats.disk_bytes_per_vector
+        return (row_bytes * stats.vectors + stats.model_bytes) / 1024
 
     def get_additional(self) -> dict[str, float]:
-        """Bytes of what the mode of the last queries reads of a vector, and of the model."""
-        assert self._index is not None, "fit comes first"
-        stats = self._index.stats()
+        """Bytes that the mode of the last queries reads of a vector, in memory and on disk; of the model."""
         mode = self._query_options.get("mode", "two_stage")
-        return {"bytes_per_vector": stats.bytes_by_mode[mode], "model_bytes": stats.model_bytes}
+        return {
+            "bytes_per_vector": self._stats.bytes_by_mode[mode],
+            "disk_bytes_per_vector": self._stats.disk_bytes_per_vector,
+            "model_bytes": self._stats.model_bytes,
+        }
 
     def done(self) -> None:
         """Gives back the memory of the index, and the threads that the next one is built with."""
@@ -126,7 +141,7 @@ class Compressae(BaseANN):  # type: ignore[misc]
 
 
 def fitting_build(options: Mapping[str, Any], n: int, dimension: int) -> dict[str, Any]:
-    """Arguments of `CompressedIndex.build` for n vectors, which differ as those of config.yml do.
+    """Arguments of `CompressedIndex.build` for n vectors, in the proportions of config.yml.
 
     Args:
         options: the arguments for many vectors of many dimensions, and `cluster`.
@@ -134,47 +149,66 @@ def fitting_build(options: Mapping[str, Any], n: int, dimension: int) -> dict[st
         dimension: of the vectors.
     """
     fitted = dict(options)
-    # A code has at most as many nonzeros as dimensions, and a dictionary takes 8 vectors for each.
-    most = max(min(dimension, n // 8), 1)
     if "k" in fitted:
-        fitted["k"] = _share(options["k"], most, MOST_NONZEROS)
-        if most < FEW:
-            fitted["value_bits"] = BITS[options["k"]]
-    elif "bytes_per_vector" in fitted and most < FEW:
-        fitted = {"k": 1, "value_bits": BITS[options["bytes_per_vector"]]}
-    elif "bytes_per_vector" in fitted:
+        # A code has at most as many nonzeros as dimensions, and a dictionary takes 8 vectors for each.
+        fitted["k"] = _share(options["k"], max(min(dimension, n // 8), 1), MOST_NONZEROS)
+    if "postings" in fitted:
+        fitted["postings"] = min(options["postings"], fitted["k"])
+    if "bytes_per_vector" in fitted:
         fitted["bytes_per_vector"] = _budget(options["bytes_per_vector"], n, dimension)
-    if options.get("cluster") and n < CLUSTERED_ROWS:
-        del fitted["cluster"]
-        fitted["forward"] = "aligned"
+    if n < CLUSTERED_ROWS:
+        fitted.pop("cluster", None)
     return fitted
 
 
 def _budget(budget: int, n: int, dimension: int) -> float:
-    """The budget, or its share of what nonzeros of half the dimensions take, where that is less."""
-    n_latents, k = min(DEFAULT_LATENTS, n // 2), dimension // 2
+    """The budget, or its share of what half the dimensions as nonzeros and all residuals take, if less."""
+    n_latents, k = min(DEFAULT_LATENTS, n // 2), max(dimension // 2, 1)
     least, largest = (
         Packed(bits).row_bytes(n_latents, nonzeros) + POSTING_BYTES * min(nonzeros, max(POSTINGS))
         for nonzeros, bits in ((1, min(VALUE_BITS)), (k, max(VALUE_BITS)))
     )
-    whole = list_overhead(n_latents, n) + least + (largest - least) * budget / MOST_BYTES
+    residual = dimension * max(RESIDUAL_BITS) / 8
+    whole = list_overhead(n_latents, n) + least + (largest + residual - least) * budget / MOST_BYTES
     return min(float(budget), math.ceil(10 * whole) / 10)
 
 
 def fitting_query(options: Mapping[str, Any], stats: IndexStats) -> dict[str, Any]:
-    """Arguments of `CompressedIndex.search` for an index, which differ as those of config.yml do."""
+    """Arguments of `CompressedIndex.search` for an index, in the proportions of config.yml."""
     fitted = dict(options)
-    if "nprobe" in fitted and not stats.clusters:
-        # A search without clusters can leave out latents of the query.
-        fitted = {"query_nnz": fitted.pop("nprobe"), "candidates": DEFAULT_CANDIDATES} | fitted
+    if not stats.clusters:
+        fitted.pop("nprobe", None)
     for name, whole, held in (
         ("nprobe", WHOLE_CLUSTERS, stats.clusters),
         ("query_nnz", WHOLE_LATENTS, stats.n_latents),
         ("candidates", WHOLE_ROWS, stats.vectors),
+        ("refine", WHOLE_ROWS, stats.vectors),
     ):
         if name in fitted:
             fitted[name] = _share(fitted[name], held, whole)
     return fitted
+
+
+def settled(options: Mapping[str, Any], n: int, index: CompressedIndex) -> dict[str, Any]:
+    """Arguments that the index takes in a search for n neighbours.
+
+    A recall that it does not reach is searched for by the settings that come nearest, or those that a search
+    has by itself where none were measured: an error would end the runs that are still to come.
+    """
+    taken = {
+        name: max(value, n) if name in ("candidates", "refine") else value for name, value in options.items()
+    }
+    if not index.documents.refines:  # codes without a residual, which a small budget may choose
+        taken.pop("refine", None)
+    if "target_recall" in taken and (
+        index.frontier is None or taken["target_recall"] > index.frontier.points[-1].recall
+    ):
+        del taken["target_recall"]
+        if index.frontier is not None:
+            point = index.frontier.points[-1].for_neighbours(n)
+            names = ("candidates", "query_nnz", *(("refine",) if point.refine else ()))
+            taken = {name: getattr(point, name) for name in names} | taken
+    return taken
 
 
 def _share(setting: int, held: int, whole: int) -> int:
