@@ -13,12 +13,12 @@ from threadpoolctl import threadpool_limits
 
 from compressae_index import CompressedIndex
 from compressae_index.arrays import FloatArray
-from compressae_index.building.planning import POSTINGS, VALUE_BITS
+from compressae_index.building.planning import FEWEST_LATENTS, POSTINGS, VALUE_BITS, Shared
 from compressae_index.checks import check_threads
 from compressae_index.coding.metric import Metric
 from compressae_index.coding.residual import RESIDUAL_BITS
 from compressae_index.embedded.codecs import Packed
-from compressae_index.embedded.sizes import POSTING_BYTES, list_overhead
+from compressae_index.embedded.sizes import POSTING_BYTES
 from compressae_index.search.index import IndexStats
 from compressae_index.training.config import DEFAULT_LATENTS
 
@@ -169,7 +169,10 @@ def _budget(budget: int, n: int, dimension: int) -> float:
         for nonzeros, bits in ((1, min(VALUE_BITS)), (k, max(VALUE_BITS)))
     )
     residual = dimension * max(RESIDUAL_BITS) / 8
-    whole = list_overhead(n_latents, n) + least + (largest + residual - least) * budget / MOST_BYTES
+    shared = Shared(n, dimension, id_bytes=0.0, counts_dictionary=True).overhead(
+        min(FEWEST_LATENTS, n_latents)
+    )
+    whole = shared + least + (largest + residual - least) * budget / MOST_BYTES
     return min(float(budget), math.ceil(10 * whole) / 10)
 
 
