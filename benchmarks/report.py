@@ -88,6 +88,7 @@ def _frontier(folder: Path) -> list[str]:
     for report in summaries.raw(folder, "frontier.json"):
         parts.append(f"### Recall, time and memory\n\n{_facts(report)}")
         parts.append(frontier_pages.contestants_table(report))
+        parts.append(f"Milliseconds at recall@10 and @100:\n\n{frontier_pages.both_table(report)}")
         for at in (10, 100):
             frontier_pages.picture(report, at, folder / f"frontier-{at}.png")
             parts += [
