@@ -414,7 +414,7 @@ def series(measured: dict[str, Any], top: int) -> list[Series]:
             for name, each in results.items()
         ]
         if points:
-            found.append(Series(family, points, joined=True))
+            found.append(Series(family, points, joined=True, is_ours=family.startswith("ours")))
     return found
 
 

@@ -25,7 +25,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from common import timed
-from frontier_contestants import CONTESTANTS, Built, Contestant, Task
+from dense_contestants import LeftOut
+from frontier_contestants import CONTESTANTS, Built, Contestant, Task, require_time
 from memory import opened_bytes
 from stores import IntArray, OurStore, Store
 from threadpoolctl import threadpool_limits
@@ -37,6 +38,8 @@ TOPS = (10, 100)
 COLD_QUERIES = 50
 # Seconds of one search in a round, and the fewest queries that take longer than that.
 LONGEST, FEWEST = 1.0, 20
+# Memory that building may take, by that of the vectors: a copy of them, and a graph.
+HELD = 2.0
 
 Say = Callable[[str], Any]
 
@@ -135,11 +138,27 @@ def key_of(name: str, task: Task) -> str:
 def _saved(contestant: Contestant, task: Task, queries: FloatArray, place: Path) -> tuple[Any, Built]:
     """How a contestant is opened, and what is known of it without its store."""
     importlib.import_module(contestant.package)  # or it is left out
-    built = contestant.build(task)
+    if contestant.is_ours:
+        built = contestant.build(task)
+    else:
+        _require_memory(task)
+        started = time.process_time()
+        built = contestant.build(task)
+        require_time(time.process_time() - started, task.threads)
     place.mkdir(parents=True, exist_ok=True)
     opener = built.store.save(place)
     built = built._replace(store=None)
     return opener, built._replace(resident_bytes=opened_bytes(opener, place, queries, contestant.package))
+
+
+def _require_memory(task: Task) -> None:
+    """Raises LeftOut where building may not fit the machine's memory."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    free = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    needed = HELD * task.vectors.nbytes
+    if needed > free:
+        msg = f"building may take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} are free"
+        raise LeftOut(msg)
 
 
 def _facts(name: str, built: Built, n: int) -> dict[str, Any]:

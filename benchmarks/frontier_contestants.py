@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -16,6 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, TypeAlias
 
 import faiss
+import fine_codes
 import numpy as np
 from common import timed
 from dense_contestants import LeftOut, factory, require_lvq, turbovec_of
@@ -51,6 +53,13 @@ OURS: dict[int, tuple[tuple[int, int, int], ...]] = {
     ),
 }
 CODES = {"postings": 8, "value_bits": 5}
+# Lists that are read of codes that are not scored again.
+FINE_PROBES = (8, 16, 32, 64, 128, 256, LISTS)
+# With an id of 8 bytes, 128.
+FINE_BYTES = 120
+# A rival that takes longer to build, by the processor time of each thread, is left out.
+MOST_SECONDS = 600
+ADDED = 50_000
 
 Tuned: TypeAlias = Iterator[tuple[str, Store]]
 
@@ -166,6 +175,27 @@ def our_form(**options: Any) -> Contestant:
     return Contestant(partial(ours, options), our_settings, "compressae_index", True)
 
 
+def added(add: Callable[[FloatArray], Any], task: Task) -> float:
+    """Seconds of adding all vectors, some at a time.
+
+    Raises:
+        LeftOut: at this rate, it takes too long.
+    """
+    n, began, started = len(task.vectors), time.perf_counter(), time.process_time()
+    for begin in range(0, n, ADDED):
+        add(task.vectors[begin : begin + ADDED])
+        require_time((time.process_time() - started) * n / min(n, begin + ADDED), task.threads)
+    return time.perf_counter() - began
+
+
+def require_time(processor_seconds: float, threads: int) -> None:
+    """Raises LeftOut if building takes too long, so that other work on the machine does not matter."""
+    if processor_seconds > MOST_SECONDS * threads:
+        minutes, most = processor_seconds / threads / 60, MOST_SECONDS / 60
+        msg = f"it takes {minutes:.0f} minutes of {threads} threads to build, more than {most:.0f}"
+        raise LeftOut(msg)
+
+
 # Faiss.
 
 
@@ -177,9 +207,33 @@ def in_faiss(description: str, task: Task) -> Built:
         index.hnsw.efConstruction = EF_CONSTRUCTION
     _, train_seconds = timed(partial(index.train, task.training))
     model_bytes = len(faiss.serialize_index(index))
-    _, fill_seconds = timed(partial(index.add, task.vectors))
+    fill_seconds = added(index.add, task)
     row_bytes = (len(faiss.serialize_index(index)) - model_bytes) / len(task.vectors)
     return Built(FaissStore(index), train_seconds, fill_seconds, model_bytes, row_bytes)
+
+
+def rounded_in_faiss(rounding: Callable[[FloatArray, int], fine_codes.Rounding], task: Task) -> Built:
+    """An inverted file of codes that `fine_codes` describes."""
+    faiss.omp_set_num_threads(task.threads)
+
+    def trained() -> tuple[Any, fine_codes.Rounding]:
+        found = rounding(task.training, FINE_BYTES)
+        return fine_codes.inverted_file(found, task.training, task.lists), found
+
+    (index, found), train_seconds = timed(trained)
+    model_bytes = len(faiss.serialize_index(index))
+    fill_seconds = added(index.add, task)
+    row_bytes = (len(faiss.serialize_index(index)) - model_bytes) / len(task.vectors)
+    widths = "/".join(map(str, sorted(set(found.bits.tolist()))))
+    details = f"{len(found.bits)} components of {widths} bits; written for this from the paper, not tuned"
+    return Built(FaissStore(index), train_seconds, fill_seconds, model_bytes, row_bytes, details=details)
+
+
+def fine_probes(store: FaissStore, top: int) -> Tuned:  # noqa: ARG001
+    """Settings of an inverted file whose codes are not scored again."""
+    lists = faiss.extract_index_ivf(store.index)
+    for nprobe in dict.fromkeys(min(nprobe, lists.nlist) for nprobe in FINE_PROBES):
+        yield f"nprobe={nprobe}", replace(store, knobs=((lists, "nprobe", nprobe),))
 
 
 def faiss_ef(store: FaissStore, top: int) -> Tuned:
@@ -214,7 +268,7 @@ def hnswlib(task: Task) -> Built:
     """Hnswlib over float32 vectors."""
     index = importlib.import_module("hnswlib").Index("ip", task.dim)
     index.init_index(len(task.vectors), M=M, ef_construction=EF_CONSTRUCTION, random_seed=1)
-    _, seconds = timed(partial(index.add_items, task.vectors, num_threads=task.threads))
+    seconds = added(partial(index.add_items, num_threads=task.threads), task)
     return Built(HnswlibStore(index, task.dim), 0.0, seconds)
 
 
@@ -223,8 +277,9 @@ def usearch(kind: str, task: Task) -> Built:
     module = importlib.import_module("usearch.index")
     options = {"connectivity": M, "expansion_add": EF_CONSTRUCTION}
     index = module.Index(ndim=task.dim, metric="ip", dtype=kind, **options)
-    keys = np.arange(len(task.vectors))
-    _, seconds = timed(partial(index.add, keys, task.vectors, threads=task.threads))
+    seconds = added(
+        lambda rows: index.add(np.arange(len(rows)) + len(index), rows, threads=task.threads), task
+    )
     return Built(UsearchStore(index), 0.0, seconds, details=str(index.hardware_acceleration))
 
 
@@ -240,7 +295,7 @@ def voyager(kind: str, task: Task) -> Built:
         max_elements=len(task.vectors),
         storage_data_type=getattr(module.StorageDataType, kind),
     )
-    _, seconds = timed(partial(index.add_items, task.vectors, num_threads=task.threads))
+    seconds = added(partial(index.add_items, num_threads=task.threads), task)
     return Built(VoyagerStore(index), 0.0, seconds)
 
 
@@ -316,6 +371,7 @@ CONTESTANTS = {
     "ours, k=8 + originals": our_form(k=8, originals="float16", **CODES),
     "ours, k=16 + originals": our_form(k=16, originals="float16", **CODES),
     "hnswlib": Contestant(hnswlib, by_ef, "hnswlib"),
+    "Faiss HNSW": Contestant(partial(in_faiss, f"HNSW{M},Flat"), faiss_ef, "faiss"),
     "Faiss HNSW, SQ8": Contestant(partial(in_faiss, f"HNSW{M},SQ8"), faiss_ef, "faiss"),
     "Faiss IVF-PQ + SQ8": Contestant(
         partial(in_faiss, "IVF{lists},PQ{parts}x4fs,Refine(SQ8)"), faiss_probes, "faiss"
@@ -323,6 +379,8 @@ CONTESTANTS = {
     "Faiss IVF-RaBitQ + SQ8": Contestant(
         partial(in_faiss, "RR{dim},IVF{lists},RaBitQfs,Refine(SQ8)"), faiss_probes, "faiss"
     ),
+    "SAQ-like, by us": Contestant(partial(rounded_in_faiss, fine_codes.saq_like), fine_probes, "faiss"),
+    "ASH-like, by us": Contestant(partial(rounded_in_faiss, fine_codes.ash_like), fine_probes, "faiss"),
     "flat, float32": Contestant(partial(in_faiss, "Flat"), untuned, "faiss"),
     "flat, float16": Contestant(partial(in_faiss, "SQfp16"), untuned, "faiss"),
     "flat, SQ8": Contestant(partial(in_faiss, "SQ8"), untuned, "faiss"),

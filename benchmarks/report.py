@@ -73,14 +73,18 @@ def _facts(report: dict[str, Any]) -> str:
     )
 
 
-def frontier(results: Path, data: str, way: str) -> str:
-    """The part on time and memory at a recall of a data set, for a page from which `way` leads to results."""
+def frontier(results: Path, data: str, way: str, *, whole: bool = False) -> str:
+    """The part on time and memory at a recall of a data set, for a page from which `way` leads to results.
+
+    The whole table has recall@100 beside recall@10, bytes of models, and seconds to build.
+    """
     folder = results / f"frontier-{data}"
     reports = summaries.raw(folder, "frontier.json")
     if not reports:
         return "No run is kept yet."
     plot = f"![time against recall and memory]({way}/{folder.name}/frontier-10.png)"
-    return f"{_facts(reports[0])}\n\n{frontier_pages.times_table(reports[0], 10)}\n\n{plot}"
+    table = frontier_pages.both_table(reports[0]) if whole else frontier_pages.times_table(reports[0], 10)
+    return f"{_facts(reports[0])}\n\n{table}\n\n{plot}"
 
 
 def _frontier(folder: Path) -> list[str]:
@@ -88,6 +92,7 @@ def _frontier(folder: Path) -> list[str]:
     for report in summaries.raw(folder, "frontier.json"):
         parts.append(f"### Recall, time and memory\n\n{_facts(report)}")
         parts.append(frontier_pages.contestants_table(report))
+        parts.append(f"Milliseconds at recall@10 and recall@100:\n\n{frontier_pages.both_table(report)}")
         for at in (10, 100):
             frontier_pages.picture(report, at, folder / f"frontier-{at}.png")
             parts += [

@@ -13,7 +13,17 @@ import numpy as np
 from common import markdown
 
 from compressae_index.measuring.evaluation import Measurement
-from compressae_index.measuring.plots import Series, figure_class, look
+from compressae_index.measuring.plots import (
+    MARK_AREA,
+    Look,
+    Series,
+    Text,
+    darker,
+    draw_line,
+    figure_class,
+    looks,
+    write_texts,
+)
 
 Line: TypeAlias = dict[str, Any]
 
@@ -28,7 +38,12 @@ FAST = (
     *("exact", "Faiss PQ", "Faiss RaBitQ", "Faiss IVF-PQ", "Faiss HNSW", "SVS LVQ"),
 )
 DPI = 90
-PUBLISHED_STYLES = ("x--", "+:", "s-.")
+# Curves of the paper's figure: those that the paper has, and the best of ours.
+CURVES = (
+    *("ours: dense, pursuit", "ours: two_stage, pursuit", "ours: dense, topk", "first components, float32"),
+    *("principal components, float32", "recipe: sparse", "recipe: reconstructed"),
+)
+PUBLISHED_LOOKS = tuple(Look("#000000", marker, ":") for marker in "<>h")
 
 
 def raw(folder: Path, pattern: str) -> list[dict[str, Any]]:
@@ -126,7 +141,11 @@ def series_of(lines: Iterable[Line], families: Sequence[str], joined: bool) -> l
         taken = math.nan if line["ms_single"] is None else line["ms_single"]
         measurement = Measurement(line["name"], line["bytes"], shares, taken)
         by_family.setdefault(line["family"], []).append(measurement)
-    return [Series(name, by_family[name], joined=joined) for name in families if name in by_family]
+    return [
+        Series(name, by_family[name], joined=joined, is_ours=name.startswith("ours"))
+        for name in families
+        if name in by_family
+    ]
 
 
 def draw(path: Path, size: tuple[float, float], panels: Sequence[Callable[[Any], None]]) -> None:
@@ -142,20 +161,24 @@ def paper_panel(
 ) -> None:
     """Recall against compression by the paper's accounting; by stored bytes where none is published."""
     size = "paper_bytes" if published else "bytes"
-    for number, curve in enumerate(dict.fromkeys(point["curve"] for point in points)):
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for curve in CURVES:
         own = [point for point in points if point["curve"] == curve]
-        factors = [4 * dim / point[size] for point in own]
-        recalls = [point["recall"] for point in own]
-        axes.plot(factors, recalls, markersize=4.5, label=curve, **look(number)._asdict())
-    for (curve, by_factor), style in zip(published.items(), PUBLISHED_STYLES, strict=False):
-        axes.plot(list(by_factor), list(by_factor.values()), style, color="black", alpha=0.6, label=curve)
+        curves[curve] = [(4 * dim / point[size], point["recall"]) for point in own]
+    styles = looks([curve.startswith("ours") for curve in curves])
+    curves |= {curve: list(by_factor.items()) for curve, by_factor in published.items()}
+    names = []
+    for (curve, places), style in zip(curves.items(), [*styles, *PUBLISHED_LOOKS], strict=False):
+        if places:
+            draw_line(axes, places, style, MARK_AREA, joined=True)
+            names.append(Text(curve, places, darker(style.color)))
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("compression, 8 bytes a nonzero" if published else "compression, bytes as stored")
     axes.set_ylabel("recall@100")
     axes.grid(alpha=0.3)
-    if published:
-        axes.figure.legend(fontsize="x-small", loc="outside right center", frameon=False)
+    axes.margins(0.08)
+    write_texts(axes, names)
 
 
 def size_table(measured: dict[str, Any]) -> str:

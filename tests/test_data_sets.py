@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -203,6 +205,55 @@ def test_texts_become_shuffled_vectors(tmp_path: Path, monkeypatch: pytest.Monke
     assert 1100 < data.queries[:, 0].mean() < 1400
 
 
+def test_texts_of_several_files_count_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sentence_transformers", SimpleNamespace(SentenceTransformer=Lengths))
+    (tmp_path / "a.txt").write_text("\n".join(map(str, range(1, 1501))))
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress("\n\n".join(map(str, range(1000, 2501))).encode()))
+    make("embed", tmp_path / "a.txt", tmp_path / "b.txt.gz", tmp_path / "set.npy")
+    assert sorted(np.load(tmp_path / "set.npy")[:, 0]) == list(range(1, 2501))
+
+
+def word_files(folder: Path, rows: FloatArray) -> list[Path]:
+    """The same word vectors in each format, and words that must be left out."""
+    folder.mkdir(exist_ok=True)
+    glove, fasttext, wink = (folder / name for name in ("glove.txt", "crawl.vec.gz", "wink.json"))
+    dim = rows.shape[1]
+    lines = [f". . {i} " + " ".join(f"{x:.9g}" for x in row) for i, row in enumerate(rows)]
+    lines = ["zero " + "0 " * dim, lines[0].replace(". .", "again"), *lines]
+    glove.write_text("\n".join(lines[::-1]))
+    fasttext.write_bytes(gzip.compress("\n".join([f"{len(lines)} {dim}", *lines]).encode()))
+    vectors = {str(i): [*map(float, row), 7.5, i] for i, row in enumerate([np.zeros(dim), rows[0], *rows])}
+    wink.write_text(json.dumps({"dimensions": dim, "vectors": vectors}))
+    # The first line tells the dimension, so its word has no spaces.
+    glove.write_text("first " + glove.read_text().split(" ", 3)[3])
+    return [glove, fasttext, wink]
+
+
+def test_word_vectors_become_rows(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).standard_normal((2100, 5)).astype(np.float32)
+    found = []
+    for path in word_files(tmp_path / "words", rows):
+        make("words", path, tmp_path / "set.npy")
+        found.append(np.load(tmp_path / "set.npy"))
+    for one in found:
+        np.testing.assert_array_equal(np.unique(one, axis=0), np.unique(rows, axis=0))
+        np.testing.assert_array_equal(one, found[0])
+    # Queries are drawn from all words, which files have by their frequency.
+    assert not np.array_equal(found[0], np.unique(rows, axis=0))
+
+
+def test_factors_are_the_leading_ones() -> None:
+    clicks = data_sets._clicks(800, 600, np.random.default_rng(0))
+    left, values, right = data_sets._leading(clicks, np.random.default_rng(1))
+    exact = np.linalg.svd(clicks.toarray().astype(np.float64))
+    np.testing.assert_allclose(values[:100], exact.S[:100], rtol=5e-3)
+    for one in (left, right):
+        np.testing.assert_allclose(one.T @ one, np.eye(128), atol=1e-4)
+    # No matrix of this rank is nearer, and this one hardly less near.
+    missed = np.linalg.norm(clicks.toarray() - (left * values) @ right.T)
+    assert missed < 1.005 * np.linalg.norm(exact.S[128:])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -210,8 +261,12 @@ def test_texts_become_shuffled_vectors(tmp_path: Path, monkeypatch: pytest.Monke
         (["convert", "shipped", "nowhere/set.npy"], "there is no folder nowhere"),
         (["convert", "shipped", "set.npy"], "has 1000 queries, and .npy holds 2000; write .hdf5"),
         (["convert", "recommendations", "set.hdf5", "--rows", "500"], "is searched by inner_product"),
-        (["embed", "few.txt", "set.npy"], "few.txt holds 3 different lines; there must be more than"),
+        (["embed", "few.txt", "set.npy"], "few.txt: 3 different lines; there must be more than"),
         (["embed", "many.txt", "set.npy"], "run: pip install sentence-transformers"),
+        (["embed", "few.txt", "none.txt", "set.npy"], "File 'none.txt' does not exist"),
+        (["embed", "many.txt", "bad.gz", "set.npy"], "bad.gz cannot be read as UTF-8 text"),
+        (["words", "few.txt", "set.npy"], "few.txt holds no word vectors"),
+        (["words", "many.txt", "set.npy"], "many.txt holds no word vectors"),
     ],
 )
 def test_nothing_is_written_of_what_cannot_be_made(
@@ -219,12 +274,13 @@ def test_nothing_is_written_of_what_cannot_be_made(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    Path("bad.gz").write_bytes(b"no gzip")
     Path("few.txt").write_text("one\ntwo\nthree\none\n")
     Path("many.txt").write_text("".join(f"{number}\n" for number in range(3000)))
     result = CliRunner().invoke(make_data.main, arguments)
     assert result.exit_code != 0
     assert message in result.output
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["few.txt", "many.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.gz", "few.txt", "many.txt"]
 
 
 @pytest.fixture(scope="module")

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import json
 from itertools import combinations, pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from frontier_pages import MOST, styles
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from summaries import FAST, PLOTTED
+from summaries import CURVES, FAST, PLOTTED
 
 from compressae_index.measuring.evaluation import Measurement
 from compressae_index.measuring.plots import (
     COLOURS,
     Series,
+    Text,
+    is_ours,
     look,
+    looks,
+    mark_front,
     recall_against_bytes,
     recall_against_expected,
     speed_against_recall,
+    write_texts,
 )
 
 # The linear RGB that is left for readers without red or green cones (Viénot, Brettel and Mollon, 1999).
@@ -68,13 +76,81 @@ def series() -> list[Series]:
 def test_bytes_are_seen_in_the_plot_of_speed() -> None:
     axes = Figure().subplots()
     speed_against_recall(axes, series(), 10)
-    legend = axes.get_legend()
-    assert legend is not None
-    assert [text.get_text() for text in legend.get_texts()] == ["small, 56–62 B", "large, 1,536 B"]
+    assert axes.get_legend() is None
+    assert [text.get_text() for text in axes.texts] == ["small, 56–62 B", "large, 1,536 B"]
     small, large = (marks.get_sizes() for marks in axes.collections)  # type: ignore[attr-defined]
     assert small[0] < small[1] < large[0] / 2
     recall_against_bytes(axes := Figure().subplots(), series(), 10)
     assert len({size for marks in axes.collections for size in marks.get_sizes()}) == 1  # type: ignore[attr-defined]
+
+
+def test_names_are_in_a_legend_where_points_have_texts() -> None:
+    axes = Figure().subplots()
+    small, large = series()
+    speed_against_recall(axes, [small._replace(labels=["a", ""]), large], 10)
+    legend = axes.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["small, 56–62 B", "large, 1,536 B"]
+    assert [text.get_text() for text in axes.texts] == ["a"]
+
+
+def test_ours_are_set_off_from_the_rest() -> None:
+    found = looks([True, False, True, *[False] * 9])
+    assert [is_ours(one) for one in found] == [True, False, True, *[False] * 9]
+    assert len({(one.color, one.marker) for one in found}) == len(found)
+    rivals = [one.color for one in found if not is_ours(one)][: len(COLOURS) - 1]
+    assert len(set(rivals)) == len(COLOURS) - 1
+    axes = Figure().subplots()
+    own, other = series()
+    recall_against_bytes(axes, [own._replace(is_ours=True), other], 10)
+    widths = {line.get_color(): line.get_linewidth() for line in axes.lines}
+    assert widths[COLOURS[0]] > widths[COLOURS[1]]
+    drawn: Any = axes.collections
+    filled, hollow = (np.asarray(marks.get_facecolor())[0, :3] for marks in drawn)
+    np.testing.assert_allclose(filled, to_rgb(COLOURS[0]))
+    np.testing.assert_allclose(hollow, 1)
+
+
+@pytest.mark.parametrize(
+    ("right", "up", "expected"),
+    [
+        (True, True, [(4, 2), (3, 5)]),
+        (False, True, [(1, 1), (2, 4), (3, 5)]),
+        (True, False, [(4, 2), (1, 1)]),
+        (False, False, [(1, 1)]),
+    ],
+)
+def test_nothing_beats_the_front(right: bool, up: bool, expected: list[tuple[float, float]]) -> None:
+    axes = Figure().subplots()
+    mark_front(axes, [(2, 4), (1, 1), (3, 5), (4, 2), (3, 3)], right=right, up=up)
+    np.testing.assert_array_equal(axes.lines[0].get_xydata(), expected)
+
+
+def test_texts_cover_no_other_and_stay_inside() -> None:
+    axes = Figure(figsize=(5, 4)).subplots()
+    points = [(0.0, 0.0), (0.5, 0.5), (0.52, 0.52), (0.54, 0.5), (1.0, 1.0)]
+    axes.plot(*zip(*points, strict=True))
+    write_texts(axes, [Text(f"a long name {i}", [point]) for i, point in enumerate(points)])
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
+    inside = axes.get_window_extent()
+    assert all(inside.x0 <= box.x0 and box.x1 <= inside.x1 for box in boxes)
+
+
+def test_a_name_is_written_where_there_is_room() -> None:
+    axes = Figure(figsize=(5, 4)).subplots()
+    crowd = [(0.01 * i, 0.01 * i) for i in range(10)]
+    axes.plot(*zip(*crowd, (1.0, 0.5), strict=True), marker="o")
+    write_texts(axes, [Text("taken", [crowd[5]]), Text("name", [crowd[5], (1.0, 0.5)])])
+    assert [text.xy for text in axes.texts] == [crowd[5], (1.0, 0.5)]  # type: ignore[attr-defined]
+
+
+def test_at_most_ten_families_in_a_picture() -> None:
+    for path in (Path(__file__).parents[1] / "benchmarks" / "results").glob("*/frontier.json"):
+        shown = styles(json.loads(path.read_text()))
+        assert len(shown) <= MOST == 10
+        assert len({(one.color, one.marker) for one in shown.values()}) == len(shown)
+    assert max(len(FAST), len(PLOTTED), len(CURVES) + 3) <= MOST
 
 
 def test_equal_recalls_lie_on_the_line() -> None:

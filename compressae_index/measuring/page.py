@@ -119,7 +119,7 @@ def _frontier(report: IndexReport) -> str:
         f"recall@{k} of these queries against what build expected of each setting. On the line both are "
         "equal; below it, the queries are less like the vectors than these are like each other."
     )
-    series = Series("settings of two_stage", found)
+    series = Series("settings of two_stage", found, is_ours=True)
     figure = _figure("frontier", lambda axes: recall_against_expected(axes, series, expected, k), caption)
     rows = [
         _row(one, (_recall(one, k), _number(point.recall, ".3f"), _ms(one), _per_second(one)))
@@ -167,7 +167,7 @@ def _table_of(caption: str, header: Iterable[str], rows: Iterable[str]) -> str:
 def _figures(report: IndexReport) -> dict[str, str]:
     """The plots, by their name in the template."""
     k = report.k
-    modes = Series(OURS, report.modes, [mode.name for mode in report.modes])
+    modes = Series(OURS, report.modes, [mode.name for mode in report.modes], is_ours=True)
     # Only dense needs a label here: `sparse` and `two_stage` lie on the labelled curves of their settings.
     timed = modes._replace(
         labels=[
@@ -217,6 +217,7 @@ def _settings(report: IndexReport) -> list[Series]:
             list(each.measurements.values()),
             list(map(str, each.measurements)),
             joined=True,
+            is_ours=True,
         )
         for each in report.sweeps
     ]

@@ -1,15 +1,18 @@
 """Plots of measurements: recall against bytes, speed and expectations against recall; and as SVG for HTML.
 
-No two lines differ by colour alone: each has a marker and dashes of its own, and the colours are those of
-Paul Tol's "muted" scheme, which readers with any colour vision can tell apart.
+No two lines differ by colour alone: each has a marker of its own, and the colours are those of Paul Tol's
+"muted" scheme, which readers with any colour vision can tell apart. What is ours has one colour, thick lines
+and filled marks, and everything else thin dashes and hollow ones. A grey band marks the front, which nothing
+beats in both directions.
 """
 
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -23,10 +26,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
-    from matplotlib.text import Annotation
 
 Point: TypeAlias = tuple[float, float]
 Place: TypeAlias = tuple[int, int, str, str]
+Box: TypeAlias = tuple[float, float, float, float]
+"""Left, lower, right and upper end in pixels."""
+Pixels: TypeAlias = npt.NDArray[np.float64]
+"""(n, 2) places on a figure."""
 
 # Paul Tol, "Colour schemes", SRON/EPS/TN/09-002, version 3.2: muted; and black.
 COLOURS = (
@@ -36,9 +42,12 @@ COLOURS = (
 # One more than the colours, so that a repeated colour has another marker.
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h")
 DASHES = ("-", "--", "-.", ":")
+FRONT = "#d9d9d9"
 # Area of a mark in square points, at this many bytes a vector; it grows with the logarithm.
 MARK_AREA, MARK_BYTES = 30.0, 64
 
+# Pixels to a mark of something else, which a text could be taken for.
+NEAR = 8
 # Inches of a plot in HTML: narrow, so that its text is readable when a phone shrinks it.
 SVG_SIZE = (4.8, 3.7)
 # Places for the text of a point, best first: points to the right and up, and its alignment.
@@ -63,6 +72,7 @@ class Series(NamedTuple):
     """A text for each point, which may be empty."""
     joined: bool = False
     """Whether a line joins the points in their order."""
+    is_ours: bool = False
 
 
 class Look(NamedTuple):
@@ -73,9 +83,96 @@ class Look(NamedTuple):
     linestyle: str
 
 
+class Text(NamedTuple):
+    """A text beside one of some points, whichever has the most room."""
+
+    text: str
+    points: Sequence[Point]
+    color: str = "black"
+
+
 def look(number: int) -> Look:
-    """The look of a line by its number."""
+    """The look of a line by its number, where all are of one kind."""
     return Look(COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)], DASHES[number % len(DASHES)])
+
+
+def looks(are_ours: Sequence[bool]) -> list[Look]:
+    """The looks of lines of which some are ours."""
+    others = itertools.cycle(COLOURS[1:])
+    return [
+        Look(COLOURS[0], marker, "-") if is_ours else Look(next(others), marker, "--")
+        for is_ours, marker in zip(are_ours, itertools.cycle(MARKERS), strict=False)
+    ]
+
+
+def is_ours(look: Look) -> bool:
+    """Whether a line is one of ours, by its look."""
+    return look.color == COLOURS[0]
+
+
+def darker(color: str) -> str:
+    """A colour that is readable as text."""
+    return "#" + "".join(f"{int(0.65 * int(color[i : i + 2], 16)):02x}" for i in (1, 3, 5))
+
+
+def draw_line(
+    axes: Axes, points: Sequence[Point], look: Look, areas: float | Sequence[float], *, joined: bool
+) -> None:
+    """Draws a line in the style of all plots, or its points alone; areas of marks are in square points."""
+    own = is_ours(look)
+    xs, ys = zip(*points, strict=True)
+    style: Any = look.linestyle if joined else "none"
+    # Ours above the rest, and all marks above all lines.
+    axes.plot(
+        xs, ys, linestyle=style, color=look.color, linewidth=2 if own else 1.1, zorder=3 if own else 2.5
+    )
+    axes.scatter(
+        xs,
+        ys,
+        s=areas,
+        marker=look.marker,
+        facecolors=look.color if own else "white",
+        edgecolors="white" if own else look.color,
+        linewidths=0.5 if own else 1.2,
+        zorder=5 if own else 4,
+    )
+
+
+def mark_front(axes: Axes, points: Iterable[Point], *, right: bool, up: bool) -> None:
+    """Draws a grey band along the points that no other beats in both directions.
+
+    Args:
+        axes: where it is drawn, behind everything else.
+        points: of everything that is compared.
+        right: whether more is better along the horizontal axis; otherwise less is.
+        up: the same along the vertical one.
+    """
+    kept: list[Point] = []
+    for x, y in sorted(points, key=lambda one: (-one[0] if right else one[0], -one[1] if up else one[1])):
+        if not kept or (y > kept[-1][1] if up else y < kept[-1][1]):
+            kept.append((x, y))
+    if kept:
+        xs, ys = zip(*kept, strict=True)
+        axes.plot(xs, ys, color=FRONT, linewidth=8, alpha=0.7, zorder=1, drawstyle="steps-post")
+
+
+def key(look: Look, name: str, *, joined: bool) -> Line2D:
+    """A line of a legend."""
+    from matplotlib.lines import Line2D
+
+    own = is_ours(look)
+    style: Any = look.linestyle if joined else "none"
+    return Line2D(
+        [],
+        [],
+        color=look.color,
+        marker=look.marker,
+        markersize=5,
+        markerfacecolor=look.color if own else "white",
+        linestyle=style,
+        linewidth=2 if own else 1.1,
+        label=name,
+    )
 
 
 def figure_class() -> type[Figure]:
@@ -107,6 +204,12 @@ def recall_against_bytes(
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_xlabel("bytes per vector")
     axes.set_ylabel(f"recall@{at}")
+    mark_front(
+        axes,
+        [(one.bytes_per_vector, one.recall[at]) for each in series for one in each.measurements],
+        right=False,
+        up=True,
+    )
     _draw(axes, series, lambda one: (one.bytes_per_vector, one.recall[at]))
 
 
@@ -122,7 +225,7 @@ def _byte_ticks(low: float, high: float, budgets: Sequence[float]) -> list[float
 def speed_against_recall(axes: Axes, series: Sequence[Series], at: int) -> None:
     """Plots queries a second, on a logarithmic scale, over recall@at; up and to the right is better.
 
-    Marks grow with the bytes, which are in the legend.
+    Marks grow with the bytes, which are beside the names.
     """
     from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -132,6 +235,8 @@ def speed_against_recall(axes: Axes, series: Sequence[Series], at: int) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(f"recall@{at}")
     axes.set_ylabel("queries per second, one thread")
+    points = [(one.recall[at], one.queries_per_second) for each in series for one in each.measurements]
+    mark_front(axes, points, right=True, up=True)
     _draw(axes, series, lambda one: (one.recall[at], one.queries_per_second), with_bytes=True)
 
 
@@ -152,39 +257,35 @@ def _draw(
     *,
     with_bytes: bool = False,
 ) -> None:
-    from matplotlib.lines import Line2D
-
-    texts: dict[Point, str] = {}
-    legend = []
-    for number, one in enumerate(series):
+    """Draws lines, their names beside them; in a legend if their points have texts of their own."""
+    names, texts, keys = [], [], []
+    for one, style in zip(series, looks([one.is_ours for one in series]), strict=True):
         points = [place(measurement) for measurement in one.measurements]
-        color, marker, dashes = look(number)
-        style: Any = dashes if one.joined else "none"
-        axes.plot(*zip(*points, strict=True), linestyle=style, color=color, linewidth=1.2)
         sizes = [measurement.bytes_per_vector for measurement in one.measurements]
-        areas = [mark_area(size) if with_bytes else MARK_AREA for size in sizes]
-        xs, ys = zip(*points, strict=True)
-        axes.scatter(
-            xs, ys, s=areas, color=color, marker=marker, edgecolors="white", linewidths=0.4, zorder=3
-        )
+        areas = [mark_area(size) for size in sizes] if with_bytes else MARK_AREA
+        draw_line(axes, points, style, areas, joined=one.joined)
         name = f"{one.name}, {_bytes_range(sizes)}" if with_bytes else one.name
-        legend.append(Line2D([], [], color=color, marker=marker, markersize=5, linestyle=style, label=name))
-        texts |= {point: text for point, text in zip(points, one.labels, strict=False) if text}
+        names.append(Text(name, points, darker(style.color)))
+        keys.append(key(style, name, joined=one.joined))
+        texts += [Text(text, [point]) for point, text in zip(points, one.labels, strict=False) if text]
     axes.grid(alpha=0.3)
     axes.set_axisbelow(True)
     axes.margins(0.1)
-    axes.legend(
-        handles=legend,
-        title="larger marks: more bytes a vector" if with_bytes else None,
-        fontsize="small",
-        title_fontsize="small",
-        loc="lower center",
-        bbox_to_anchor=(0.5, 1),
-        ncols=2 if with_bytes else 3,
-        frameon=False,
-    )
-    axes.figure.canvas.figure.draw_without_rendering()  # the layout decides where points are
-    write_texts(axes, texts)
+    title = "larger marks: more bytes a vector" if with_bytes else None
+    if texts:
+        axes.legend(
+            handles=keys,
+            title=title,
+            fontsize="small",
+            title_fontsize="small",
+            loc="lower center",
+            bbox_to_anchor=(0.5, 1),
+            ncols=2 if with_bytes else 3,
+            frameon=False,
+        )
+    elif title:
+        axes.set_title(title, fontsize="small")
+    write_texts(axes, texts or names)
 
 
 def mark_area(size: float) -> float:
@@ -199,61 +300,92 @@ def _bytes_range(sizes: Sequence[float]) -> str:
     return f"{low:,} B" if low == high else f"{low:,}–{high:,} B"
 
 
-def write_texts(
-    axes: Axes, texts: Mapping[Point, str], colours: Mapping[Point, str] | None = None, away: float = 1.0
-) -> None:
-    """Writes texts next to their points, at the places that cover the fewest texts and lines.
+def write_texts(axes: Axes, texts: Iterable[Text], away: float = 1.0) -> None:
+    """Writes texts next to their points, at the places that cover the fewest texts, marks and lines.
 
     Args:
         axes: where the points are drawn.
         texts: those of points.
-        colours: of the texts of points; black by default.
         away: how far from a point its text is, by what suits the default area of a mark.
     """
-    from matplotlib.transforms import Bbox
-
-    written: list[Bbox] = []
-    inside = axes.get_window_extent()
-    marks = [Bbox.from_extents(x - 3, y - 3, x + 3, y + 3) for line in axes.lines for x, y in _pixels(line)]
-    for point, text in texts.items():
-        colour = (colours or {}).get(point, "black")
-        notes = [_note(axes, text, point, place, colour, away) for place in PLACES]
-        boxes = [note.get_window_extent().padded(2) for note in notes]
-        # A text over lines is still readable, one over another text is not.
-        faults = [
-            100 * box.count_overlaps(written)
-            + box.count_overlaps(marks)
-            + int(Bbox.union([box, inside]).bounds != inside.bounds)
-            for box in boxes
+    axes.figure.canvas.figure.draw_without_rendering()  # the layout decides where points are
+    dots = axes.figure.dpi / 72
+    ends = axes.get_window_extent()
+    inside = (ends.x0, ends.y0, ends.x1, ends.y1)
+    lines = [line for line in axes.lines if line.get_color() != FRONT]
+    covered = np.concatenate([np.zeros((0, 2)), *(_pixels(line) for line in lines)])
+    marks = np.concatenate(
+        [np.zeros((0, 2)), *(axes.transData.transform(line.get_xydata()) for line in lines)]
+    )
+    written: list[Box] = []
+    for one in texts:
+        note = axes.annotate(
+            one.text,
+            one.points[0],
+            (0, 0),
+            textcoords="offset points",
+            fontsize="small",
+            color=one.color,
+            zorder=6,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.6},
+        )
+        size = note.get_window_extent()
+        own = axes.transData.transform(one.points)
+        others = marks[(np.abs(marks[:, None] - own).max(axis=2, initial=0) > 1).all(axis=1)]
+        options = [
+            (point, place, _box(axes, point, place, (size.width, size.height), away * dots))
+            for point in one.points
+            for place in PLACES
         ]
-        best = faults.index(min(faults))
-        written.append(boxes[best])
-        for note in notes[:best] + notes[best + 1 :]:
-            note.remove()
+        point, place, box = min(
+            options, key=lambda option: _faults(option[2], written, covered, others, inside)
+        )
+        written.append(box)
+        right, up, horizontal, vertical = place
+        note.xy = point
+        note.set_position((away * right, away * up))
+        note.set(horizontalalignment=horizontal, verticalalignment=vertical)
 
 
-def _pixels(line: Line2D) -> npt.NDArray[np.float64]:
-    """Pixels (n, 2) of a line's points, with ten steps from each to the next if they are joined."""
+def _box(axes: Axes, point: Point, place: Place, size: Point, dots: float) -> Box:
+    """Where a text of so many pixels would be."""
+    right, up, horizontal, vertical = place
+    x, y = axes.transData.transform(point)
+    left = x + dots * right - size[0] * {"left": 0.0, "center": 0.5, "right": 1.0}[horizontal]
+    low = y + dots * up - size[1] * {"bottom": 0.0, "center": 0.5, "top": 1.0}[vertical]
+    return (left - 2, low - 2, left + size[0] + 2, low + size[1] + 2)
+
+
+def _faults(box: Box, written: Sequence[Box], covered: Pixels, others: Pixels, inside: Box) -> float:
+    """How bad a place is: by other texts, what it covers, marks of other texts nearby, and the edge."""
+    left, low, right, high = box
+    over = sum(
+        left < other[2] and other[0] < right and low < other[3] and other[1] < high for other in written
+    )
+    outside = max(0.0, inside[0] - left, right - inside[2], inside[1] - low, high - inside[3])
+    near = (left - NEAR, low - NEAR, right + NEAR, high + NEAR)
+    return 100.0 * over + 10 * outside + _held(covered, box) + 6 * _held(others, near)
+
+
+def _held(pixels: Pixels, box: Box) -> int:
+    left, low, right, high = box
+    x, y = pixels.T
+    return int(((x > left) & (x < right) & (y > low) & (y < high)).sum())
+
+
+def _pixels(line: Line2D) -> Pixels:
+    """Pixels (n, 2) of a line's points, with ten steps from each to the next if they are joined.
+
+    Points count as five, so that texts rather cover lines than marks.
+    """
     points = line.get_transform().transform(line.get_xydata())
+    repeated = np.repeat(points, 5, axis=0)
     if line.get_linestyle() == "None":
-        return points
+        return repeated
     at = np.arange(len(points))
     steps = np.linspace(0, at[-1], 10 * at[-1] + 1)
-    return np.column_stack([np.interp(steps, at, column) for column in points.T])
-
-
-def _note(axes: Axes, text: str, point: Point, place: Place, colour: str, away: float) -> Annotation:
-    right, up, horizontal, vertical = place
-    return axes.annotate(
-        text,
-        point,
-        (away * right, away * up),
-        textcoords="offset points",
-        fontsize="small",
-        color=colour,
-        horizontalalignment=horizontal,
-        verticalalignment=vertical,
-    )
+    between = np.column_stack([np.interp(steps, at, column) for column in points.T])
+    return np.concatenate([repeated, between])
 
 
 def as_svg(draw: Callable[[Axes], None], name: str, description: str) -> str:
