@@ -40,9 +40,13 @@ def saq_like(training: FloatArray, size: int) -> Rounding:
     bit quarters the error of its component, which is reverse water-filling in whole bits.
     """
     directions, variances = principal(training)
-    bits = np.zeros(len(variances), np.int64)
+    bits, given = np.zeros(len(variances), np.int64), []
     for _ in range(min(8 * size, MOST_BITS * len(bits))):
-        bits[np.argmax(np.where(bits < MOST_BITS, variances / 4.0**bits, -1.0))] += 1
+        given.append(np.argmax(np.where(bits < MOST_BITS, variances / 4.0**bits, -1.0)))
+        bits[given[-1]] += 1
+    # Not all bits can be used where components of many bits share no byte.
+    while len(shared_bytes(bits)) > size:
+        bits[given.pop()] -= 1
     return Rounding(directions[bits > 0], bits[bits > 0])
 
 
@@ -112,7 +116,7 @@ def shared_bytes(bits: npt.NDArray[np.int64]) -> list[list[int]]:
     """Components that share a byte, the most bits first, each in the first byte that has room."""
     found: list[list[int]] = []
     room: list[int] = []
-    for one in np.argsort(-bits, kind="stable").tolist():
+    for one in np.argsort(-bits, kind="stable")[: np.count_nonzero(bits)].tolist():
         width = int(bits[one])
         place = next((i for i, left in enumerate(room) if left >= width), len(found))
         if place == len(found):

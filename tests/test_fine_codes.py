@@ -75,6 +75,13 @@ def test_bytes_are_filled() -> None:
     assert len(held) == 4
 
 
+def test_wide_components_take_no_more_bytes() -> None:
+    rows = np.random.default_rng(0).standard_normal((500, 32)).astype(np.float32)
+    found = saq_like(rows, 30)  # 7 or 8 bits a component, which share no byte
+    assert len(shared_bytes(found.bits)) == 30
+    assert len(shared_bytes(np.array([8, 0, 0]))) == 1
+
+
 @pytest.mark.parametrize("make", [saq_like, ash_like])
 def test_all_lists_hold_what_brute_force_finds(
     make: Callable[[FloatArray, int], fine_codes.Rounding], unit: FloatArray, queries: FloatArray
