@@ -272,7 +272,7 @@ void check_widen(Trial& trial) {
 void check_products(Trial& trial) {
   Random& random = trial.random;
   const std::size_t n_blocks = 1 + random.below(3), steps = 1 + random.below(30), length = ProductRows::kStep * steps;
-  const std::size_t n_queries = random.below(9), n_planes = random.one_in(2) ? 1 : 3;
+  const std::size_t n_queries = random.below(random.one_in(2) ? 9 : 80), n_planes = random.one_in(2) ? 1 : 3;
   const std::size_t n_rows = kBlock * (n_blocks - 1) + 1 + random.below(kBlock);
   const auto entries = random.integers<std::uint8_t>(n_blocks * kBlock * length);
   std::vector<float> scales(n_blocks * kBlock);  // powers of two keep products exact
@@ -288,6 +288,23 @@ void check_products(Trial& trial) {
   trial.plain().multiply(rows, n_rows, queries, expected.data(), n_rows);
   trial.tested().multiply(rows, n_rows, queries, actual.data(), n_rows);
   trial.expect(actual == expected, "multiply");
+}
+
+void check_byte_dots(Trial& trial) {
+  Random& random = trial.random;
+  const std::size_t length = kByteStep * (1 + random.below(5)), n_rows = random.below(11);
+  auto bytes = random.integers<std::uint8_t>(n_rows * length);
+  auto query = random.integers<std::int8_t>(length);
+  if (random.one_in(4)) {
+    std::fill(bytes.begin(), bytes.end(), std::uint8_t{255});
+    std::fill(query.begin(), query.end(), std::int8_t{-128});
+  }
+  std::vector<const std::uint8_t*> rows;
+  for (std::size_t r = 0; r < n_rows; ++r) rows.push_back(bytes.data() + r * length);
+  std::vector<std::int32_t> expected(n_rows), actual(n_rows);
+  trial.plain().byte_dots(rows.data(), n_rows, query.data(), length, expected.data());
+  trial.tested().byte_dots(rows.data(), n_rows, query.data(), length, actual.data());
+  trial.expect(actual == expected, "byte_dots");
 }
 
 void check_byte_rows(Trial& trial) {
@@ -344,6 +361,7 @@ int main() {
       check_residual_rows(trial);
       check_widen(trial);
       check_products(trial);
+      check_byte_dots(trial);
       check_byte_rows(trial);
       check_floats(trial);
     }
