@@ -101,9 +101,10 @@ class RoundedRows {
   }
   const float* scales() const { return scales_.data(); }
 
-  // Of each vector and each group of `depth` rows the strongest product: (n, n_groups), numbers as StrongestProduct says.
-  void strongest(const RoundedVectors& vectors, std::size_t depth, std::uint32_t* products) const {
-    kernels().multiply_strongest(from(0, padded()), depth, queries(vectors), products, n_groups(depth));
+  // Of each vector and each group of `depth` rows the strongest product, as StrongestProduct says: (n, n_groups), a line
+  // every `stride`. 0 for padding.
+  void strongest(const RoundedVectors& vectors, std::size_t depth, std::uint32_t* products, std::size_t stride) const {
+    kernels().multiply_strongest(from(0, padded()), depth, queries(vectors), products, stride);
   }
   std::size_t n_groups(std::size_t depth) const {
     constexpr std::size_t kLanes = StrongestProduct::kLanes;

@@ -203,13 +203,15 @@ class Pursuit {
     while (!active_.empty()) {
       const RoundedVectors rounded = dictionary_.bytes().rounded(residuals_.data(), active_.size(), Planes::kRounded);
       const std::size_t n_groups = dictionary_.bytes().n_groups(depth_);
-      strongest_.resize(active_.size() * n_groups);
-      dictionary_.bytes().strongest(rounded, depth_, strongest_.data());
+      // Not a power of two, or they would share their places in caches.
+      const std::size_t stride = n_groups + kLanes;
+      strongest_.resize(active_.size() * stride);
+      dictionary_.bytes().strongest(rounded, depth_, strongest_.data(), stride);
       std::size_t left = 0;
       for (std::size_t row = 0; row < active_.size(); ++row) {
         const std::size_t i = active_[row];
         State& state = states_[i];
-        candidates_.find(strongest_.data() + row * n_groups, n_groups, depth_,
+        candidates_.find(strongest_.data() + row * stride, n_groups, depth_,
                          kCandidates + kCandidatesAnAtom * n_new(state),
                          {&state.support.latents(), &state.support.unusable()});
         if (advance(state, vectors + i * dim)) {
@@ -324,7 +326,7 @@ class Pursuit {
   std::vector<State> states_;
   std::vector<std::size_t> active_;
   std::vector<float> residuals_;  // (active, dim)
-  std::vector<std::uint32_t> strongest_;  // (active, groups)
+  std::vector<std::uint32_t> strongest_;  // (active, groups), padded
   Candidates candidates_;
   std::vector<std::size_t> taken_;  // candidates that may not be chosen
   std::vector<std::int8_t> atom_;

@@ -214,21 +214,42 @@ void multiply_all(const ProductRows& rows, std::size_t n_rows, const ProductQuer
 
 // Calls visit(q, begin, sums) for whole tiles of queries, and kTileRows rows from `begin` on each time. Returns the
 // number of these queries.
-constexpr std::size_t kTileRows = 32;
 template <typename Visit>
 std::size_t for_tiles(const ProductRows& rows, std::size_t n_rows, const ProductQueries& queries, const Visit& visit) {
-  constexpr std::size_t kQueries = 32, kStep = ProductRows::kStep;
+  constexpr std::size_t kStep = ProductRows::kStep;
   const std::size_t tile = tile_steps(rows.steps), length = kStep * rows.steps;
-  const std::size_t n_queries = queries.n / kQueries * kQueries;
+  const std::size_t n_queries = queries.n / kTileQueries * kTileQueries;
   // Of narrow tiles, much is empty.
   if (queries.n_planes != 1 || tile < 8 || n_queries == 0) return 0;
   const TileShapes shapes(tile, 4, 6);
-  alignas(64) std::int32_t sums[kQueries][kTileRows];
-  for (std::size_t begin = 0; begin < n_rows; begin += kTileRows)
-    for (std::size_t first = 0; first < n_queries; first += kQueries) {
-      tile_sums(rows.entries + begin * length, queries.entries + first * length, length, rows.steps, tile, sums);
-      for (std::size_t q = 0; q < kQueries; ++q) visit(first + q, begin, sums[q]);
+  // Some queries stay in the first-level cache while rows pass by, which stay in the second-level one for all queries.
+  const auto some = [length](std::size_t bytes, std::size_t unit) {
+    const std::size_t units = bytes / length / unit;
+    return units == 0 ? unit : units * unit;
+  };
+  const std::size_t some_queries = some(24 << 10, kTileQueries), some_rows = some(512 << 10, kTileRows);
+  // Those of a block are visited while the next one's are computed.
+  alignas(64) std::int32_t sums[2][kTileQueries][kTileRows];
+  std::size_t block = 0, last_begin = 0, last_first = 0;
+  for (std::size_t row = 0; row < n_rows; row += some_rows) {
+    const std::size_t end_row = row + some_rows < n_rows ? row + some_rows : n_rows;
+    for (std::size_t query = 0; query < n_queries; query += some_queries) {
+      const std::size_t end_query = query + some_queries < n_queries ? query + some_queries : n_queries;
+      for (std::size_t begin = row; begin < end_row; begin += kTileRows)
+        for (std::size_t first = query; first < end_query; first += kTileQueries) {
+          const std::int32_t(*last)[kTileRows] = sums[(block + 1) % 2];
+          std::size_t q = block == 0 ? kTileQueries : 0;
+          tile_sums(rows.entries + begin * length, queries.entries + first * length, length, rows.steps, tile,
+                    sums[block % 2], [&](std::size_t done, std::size_t steps) {
+                      for (; q < kTileQueries * done / steps; ++q) visit(last_first + q, last_begin, last[q]);
+                    });
+          last_begin = begin;
+          last_first = first;
+          ++block;
+        }
     }
+  }
+  for (std::size_t q = 0; q < kTileQueries; ++q) visit(last_first + q, last_begin, sums[(block + 1) % 2][q]);
   return n_queries;
 }
 

@@ -37,9 +37,14 @@ inline std::size_t tile_steps(std::size_t steps) {
   return most;
 }
 
-// sums[q][i] = <query q, row i> of 32 vectors of bytes, `length` apart, with 32 rows.
-inline void tile_sums(const std::uint8_t* rows, const std::int8_t* queries, std::size_t length, std::size_t steps,
-                      std::size_t tile, std::int32_t (*sums)[32]) {
+// Queries and rows of a block: two tiles of each.
+constexpr std::size_t kTileQueries = 32, kTileRows = 32;
+
+// sums[q][i] = <query q, row i> of a block; queries are `length` apart. Calls between(done, steps) after each tile's
+// steps: its instructions run while tiles are multiplied.
+template <typename Between>
+void tile_sums(const std::uint8_t* rows, const std::int8_t* queries, std::size_t length, std::size_t steps,
+               std::size_t tile, std::int32_t (*sums)[kTileRows], const Between& between) {
   constexpr std::size_t kStep = ProductRows::kStep, kLine = 16 * kStep;
   _tile_zero(0);
   _tile_zero(1);
@@ -54,6 +59,7 @@ inline void tile_sums(const std::uint8_t* rows, const std::int8_t* queries, std:
     _tile_loadd(5, queries + 16 * length + step * kStep, length);
     _tile_dpbsud(2, 5, 6);
     _tile_dpbsud(3, 5, 7);
+    between(step + tile, steps);
   }
   _tile_stored(0, &sums[0][0], sizeof sums[0]);
   _tile_stored(1, &sums[0][16], sizeof sums[0]);
