@@ -166,17 +166,13 @@ class Dictionary {
   std::size_t dim() const { return dim_; }
   const RoundedRows& bytes() const { return bytes_; }
 
-  // sums[i] = the product of two atoms' bytes, `latent` with others[i]; scratch: (length), rows: (n).
-  void byte_products(std::size_t latent, const std::uint32_t* others, std::size_t n, std::int8_t* scratch,
-                     const std::uint8_t** rows, std::int32_t* sums) const {
-    const std::uint8_t* bytes = rows_.data();
+  // Row `latent` in bytes, kAdded more than its entries, and in signed bytes, whose sum is returned: (length).
+  const std::uint8_t* row(std::size_t latent) const { return rows_.data() + latent * length_; }
+  std::int32_t copy_bytes(std::size_t latent, std::int8_t* bytes) const {
+    const std::uint8_t* own = row(latent);
     const std::size_t length = length_;
-    const std::uint8_t* own = bytes + latent * length;
-    for (std::size_t i = 0; i < length; ++i) scratch[i] = static_cast<std::int8_t>(own[i] ^ ProductRows::kAdded);
-    for (std::size_t i = 0; i < n; ++i) rows[i] = bytes + others[i] * length;
-    kernels().byte_dots(rows, n, scratch, length, sums);
-    const std::int32_t added = ProductRows::kAdded * sums_[latent];
-    for (std::size_t i = 0; i < n; ++i) sums[i] -= added;
+    for (std::size_t i = 0; i < length; ++i) bytes[i] = static_cast<std::int8_t>(own[i] ^ ProductRows::kAdded);
+    return sums_[latent];
   }
 
   std::size_t length() const { return length_; }

@@ -245,26 +245,33 @@ class Pursuit {
   // One round: chooses atoms and solves for their values. Returns whether that was the last.
   bool advance(State& state, const float* x) {
     Support& support = state.support;
+    const bool chose = choose(state);
+    support.solve(dictionary_, x, state.negligible, scratch_);
+    if (!chose || support.size() == k_ || support.unusable().size() >= k_) return true;
+    if (support.size() >= state.next_solve) state.next_solve = after(state.next_solve);
+    return false;
+  }
+
+  // Chooses atoms until it is time to solve, or candidates explain no more. Returns whether it chose any.
+  bool choose(State& state) {
+    Support& support = state.support;
     std::vector<float>& values = candidates_.values();
-    const std::size_t n = candidates_.size(), wanted = std::min(state.next_solve, k_);
+    const std::size_t wanted = std::min(state.next_solve, k_);
     taken_.clear();
-    bool explained = true;
-    while (n > 0 && support.size() < wanted) {
+    bool chose = false;
+    while (candidates_.size() > 0 && support.size() < wanted) {
       const std::size_t best = kernel_.arg_max_abs(values.data(), values.size());
       const float correlation = values[best];
-      if (support.size() == 0 && explained) state.negligible = kNegligible * std::fabs(correlation);
+      if (support.size() == 0) state.negligible = kNegligible * std::fabs(correlation);
       if (!(std::fabs(correlation) > state.negligible)) break;
-      explained = false;
+      chose = true;
       const std::uint32_t latent = candidates_.latents()[best];
       support.choose(latent);
       taken_.push_back(best);
       values[best] = 0.0f;
       if (support.size() < wanted) update(latent, correlation);
     }
-    support.solve(dictionary_, x, state.negligible, scratch_);
-    if (explained || support.size() == k_ || support.unusable().size() >= k_) return true;
-    if (support.size() >= state.next_solve) state.next_solve = after(state.next_solve);
-    return false;
+    return chose;
   }
 
   // Takes a chosen atom times its value from the residual that candidates correlate with.
@@ -272,13 +279,17 @@ class Pursuit {
     const std::size_t n = candidates_.size();
     rows_.resize(std::max(n, rows_.size()));
     sums_.resize(rows_.size());
-    dictionary_.byte_products(latent, candidates_.latents(), n, atom_.data(), rows_.data(), sums_.data());
-    const float* scales = dictionary_.bytes().scales();
     const std::uint32_t* latents = candidates_.latents();
+    const std::uint8_t** rows = rows_.data();
+    for (std::size_t i = 0; i < n; ++i) rows[i] = dictionary_.row(latents[i]);
+    const std::int32_t added = ProductRows::kAdded * dictionary_.copy_bytes(latent, atom_.data());
+    kernel_.byte_dots(rows, n, atom_.data(), dictionary_.length(), sums_.data());
+    const float* scales = dictionary_.bytes().scales();
     const std::int32_t* sums = sums_.data();
     float* values = candidates_.values().data();
     const float factor = value * scales[latent];
-    for (std::size_t i = 0; i < n; ++i) values[i] -= factor * scales[latents[i]] * static_cast<float>(sums[i]);
+    for (std::size_t i = 0; i < n; ++i)
+      values[i] -= factor * scales[latents[i]] * static_cast<float>(sums[i] - added);
     for (const std::size_t candidate : taken_) values[candidate] = 0.0f;
   }
 
@@ -314,7 +325,7 @@ class Pursuit {
 
   // Of the first correlation: about what rounding to bytes leaves of a residual of zero.
   static constexpr float kNegligible = 1e-3f;
-  static constexpr std::size_t kCandidates = 16, kCandidatesAnAtom = 8;
+  static constexpr std::size_t kCandidates = 32, kCandidatesAnAtom = 8;
   // Groups to tell apart at least, where there are as many atoms.
   static constexpr std::size_t kGroups = 1024;
   const Kernels& kernel_ = kernels();
