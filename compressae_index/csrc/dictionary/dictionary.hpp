@@ -101,14 +101,15 @@ class RoundedRows {
   }
   const float* scales() const { return scales_.data(); }
 
-  // Of each vector and each group of `depth` rows the strongest product, as StrongestProduct says: (n, n_groups), a line
-  // every `stride`. 0 for padding.
+  // Of each vector and each group of `depth` rows the strongest product, as StrongestProduct says: (n, n_groups), a
+  // line every `stride`. 0 for padding: n_groups are whole blocks.
   void strongest(const RoundedVectors& vectors, std::size_t depth, std::uint32_t* products, std::size_t stride) const {
     kernels().multiply_strongest(from(0, padded()), depth, queries(vectors), products, stride);
+    const std::size_t n = (padded() / StrongestProduct::kLanes + depth - 1) / depth * StrongestProduct::kLanes;
+    for (std::size_t i = 0; i < vectors.n; ++i) std::fill_n(products + i * stride + n, n_groups(depth) - n, 0);
   }
   std::size_t n_groups(std::size_t depth) const {
-    constexpr std::size_t kLanes = StrongestProduct::kLanes;
-    const std::size_t n = (padded() / kLanes + depth - 1) / depth * kLanes;
+    const std::size_t n = (padded() / StrongestProduct::kLanes + depth - 1) / depth * StrongestProduct::kLanes;
     return (n + kBlock - 1) / kBlock * kBlock;
   }
 
@@ -182,9 +183,9 @@ class Dictionary {
   std::size_t n_latents_;
   std::size_t dim_;
   RoundedRows bytes_;
-  std::size_t length_;                // dim, padded to whole kByteStep
-  HugeVector<std::uint8_t> rows_;     // (n_latents, length), as bytes_ has them, but row by row
-  std::vector<std::int32_t> sums_;    // (n_latents) of the bytes
+  std::size_t length_;              // dim, padded to whole kByteStep
+  HugeVector<std::uint8_t> rows_;   // (n_latents, length), as bytes_ has them, but row by row
+  std::vector<std::int32_t> sums_;  // (n_latents) of the bytes
 };
 
 // Products with rows of unit norm that rounding hardly shows in. It keeps bytes alone, not the rows.

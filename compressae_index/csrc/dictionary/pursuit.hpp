@@ -109,8 +109,8 @@ class Support {
   static constexpr float kSmallestPivot = 1e-3f;
 
   const Kernels& kernel_ = kernels();
-  std::size_t stride_;      // k, padded to whole lanes
-  std::size_t solved_ = 0;  // atoms that the factor holds
+  std::size_t stride_;             // k, padded to whole lanes
+  std::size_t solved_ = 0;         // atoms that the factor holds
   std::vector<float> inverse_;     // (k, stride) inverse of the lower Cholesky factor
   std::vector<float> transposed_;  // the same, transposed
   std::vector<float>
@@ -157,7 +157,8 @@ class Candidates {
   float reached(const float* keys, std::size_t n, std::size_t wanted) const {
     std::uint32_t low = kSmallest, high = __builtin_bit_cast(std::uint32_t, keys[kernel_.arg_max_abs(keys, n)]);
     // Most of the best are not far below the first.
-    for (std::uint32_t middle = high - std::min(high - low, kSixteenth); high - low > 1; middle = low + (high - low) / 2) {
+    for (std::uint32_t middle = high - std::min(high - low, kSixteenth); high - low > 1;
+         middle = low + (high - low) / 2) {
       const std::size_t above = kernel_.count_at_least(keys, n, __builtin_bit_cast(float, middle));
       (above < wanted ? high : low) = middle;
       if (above >= wanted && above <= wanted + wanted / 4) break;
@@ -288,8 +289,7 @@ class Pursuit {
     const std::int32_t* sums = sums_.data();
     float* values = candidates_.values().data();
     const float factor = value * scales[latent];
-    for (std::size_t i = 0; i < n; ++i)
-      values[i] -= factor * scales[latents[i]] * static_cast<float>(sums[i] - added);
+    for (std::size_t i = 0; i < n; ++i) values[i] -= factor * scales[latents[i]] * static_cast<float>(sums[i] - added);
     for (const std::size_t candidate : taken_) values[candidate] = 0.0f;
   }
 
@@ -325,7 +325,7 @@ class Pursuit {
 
   // Of the first correlation: about what rounding to bytes leaves of a residual of zero.
   static constexpr float kNegligible = 1e-3f;
-  static constexpr std::size_t kCandidates = 32, kCandidatesAnAtom = 8;
+  static constexpr std::size_t kCandidates = 32, kCandidatesAnAtom = 16;
   // Groups to tell apart at least, where there are as many atoms.
   static constexpr std::size_t kGroups = 1024;
   const Kernels& kernel_ = kernels();
@@ -336,7 +336,7 @@ class Pursuit {
   Support::Scratch scratch_;
   std::vector<State> states_;
   std::vector<std::size_t> active_;
-  std::vector<float> residuals_;  // (active, dim)
+  std::vector<float> residuals_;          // (active, dim)
   std::vector<std::uint32_t> strongest_;  // (active, groups), padded
   Candidates candidates_;
   std::vector<std::size_t> taken_;  // candidates that may not be chosen

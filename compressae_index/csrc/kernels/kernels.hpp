@@ -78,8 +78,8 @@ struct ProductQueries {
   std::size_t n_planes;  // 1 or 3
 };
 
-// A product and where it is from as one number, larger for larger magnitudes: the bits of the float, rotated so that the
-// sign is the lowest; above it, in place of the lowest bits of the mantissa, how many of its group come after it.
+// A product and where it is from as one number, larger for larger magnitudes: the bits of the float, rotated so that
+// the sign is the lowest; above it, in place of the lowest bits of the mantissa, how many of its group come after it.
 struct StrongestProduct {
   static constexpr std::size_t kLanes = 16;      // rows of a group are so many apart
   static constexpr std::size_t kMostDepth = 16;  // rows of a group
@@ -89,9 +89,7 @@ struct StrongestProduct {
   static std::size_t row(std::uint32_t entry, std::size_t at, std::size_t depth) {
     return (at / kLanes * depth + (kMostDepth - 1 - (entry & kPlaces) / 2)) * kLanes + at % kLanes;
   }
-  static float product(std::uint32_t entry) {
-    return __builtin_bit_cast(float, (entry & ~kPlaces) >> 1 | entry << 31);
-  }
+  static float product(std::uint32_t entry) { return __builtin_bit_cast(float, (entry & ~kPlaces) >> 1 | entry << 31); }
 };
 
 // Some postings of a list, with at most one of a document, and the weight of their values.
@@ -139,8 +137,8 @@ struct Kernels {
   void (*multiply)(const ProductRows& rows, std::size_t n_rows, const ProductQueries& queries, float* products,
                    std::size_t stride);
   // For each query (of one plane) the strongest product of each group of rows: groups of `depth` (at most
-  // kMostDepth) rows, kLanes apart, in each `depth` times kLanes. (n, stride) numbers as StrongestProduct says; products
-  // are below 1.5 in magnitude.
+  // kMostDepth) rows, kLanes apart, in each `depth` times kLanes. (n, stride) numbers as StrongestProduct says;
+  // products are below 1.5 in magnitude.
   void (*multiply_strongest)(const ProductRows& rows, std::size_t depth, const ProductQueries& queries,
                              std::uint32_t* strongest, std::size_t stride);
   // sums[i] = <rows[i], query>, unsigned and signed bytes; length is a multiple of kByteStep.

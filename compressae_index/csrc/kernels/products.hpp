@@ -20,8 +20,8 @@ inline void add_byte_rows(const std::int8_t* const* rows, const float* weights, 
     }
 }
 
-inline void byte_dots(const std::uint8_t* const* rows, std::size_t n_rows, const std::int8_t* query,
-                      std::size_t length, std::int32_t* sums) {
+inline void byte_dots(const std::uint8_t* const* rows, std::size_t n_rows, const std::int8_t* query, std::size_t length,
+                      std::int32_t* sums) {
   for (std::size_t r = 0; r < n_rows; ++r) {
     std::int32_t sum = 0;
 #pragma omp simd reduction(+ : sum)
@@ -139,7 +139,8 @@ void byte_dots(const std::uint8_t* const* rows, std::size_t n_rows, const std::i
 
 #endif
 
-// Takes products with `Rows` rows from first_row on, whose sums with bytes are given, for the strongest of their groups.
+// Takes products with `Rows` rows from first_row on, whose sums with bytes are given, for the strongest of their
+// groups.
 template <std::size_t Rows>
 void take_strongest(const std::int32_t* sums, const float* scales, std::int32_t added, float scale,
                     std::size_t first_row, std::size_t depth, std::uint32_t* strongest) {
@@ -272,8 +273,8 @@ std::size_t strongest_in_tiles(const ProductRows& rows, std::size_t depth, const
                                std::uint32_t* strongest, std::size_t stride) {
   const std::size_t n_rows = rows.n_blocks * kBlock;
   return for_tiles(rows, n_rows, queries, [&](std::size_t q, std::size_t begin, const std::int32_t* sums) {
-    take_strongest<kTileRows>(sums, rows.scales + begin, ProductRows::kAdded * queries.sums[q],
-                              queries.scales[q], begin, depth, strongest + q * stride);
+    take_strongest<kTileRows>(sums, rows.scales + begin, ProductRows::kAdded * queries.sums[q], queries.scales[q],
+                              begin, depth, strongest + q * stride);
   });
 }
 
