@@ -289,7 +289,11 @@ class Pursuit {
     const std::int32_t* sums = sums_.data();
     float* values = candidates_.values().data();
     const float factor = value * scales[latent];
-    for (std::size_t i = 0; i < n; ++i) values[i] -= factor * scales[latents[i]] * static_cast<float>(sums[i] - added);
+    // Gathered apart, so that the rest is done in vectors.
+    scales_.resize(rows_.size());
+    float* factors = scales_.data();
+    for (std::size_t i = 0; i < n; ++i) factors[i] = scales[latents[i]];
+    for (std::size_t i = 0; i < n; ++i) values[i] -= factor * factors[i] * static_cast<float>(sums[i] - added);
     for (const std::size_t candidate : taken_) values[candidate] = 0.0f;
   }
 
@@ -325,7 +329,7 @@ class Pursuit {
 
   // Of the first correlation: about what rounding to bytes leaves of a residual of zero.
   static constexpr float kNegligible = 1e-3f;
-  static constexpr std::size_t kCandidates = 32, kCandidatesAnAtom = 16;
+  static constexpr std::size_t kCandidates = 32, kCandidatesAnAtom = 12;
   // Groups to tell apart at least, where there are as many atoms.
   static constexpr std::size_t kGroups = 1024;
   const Kernels& kernel_ = kernels();
@@ -343,6 +347,7 @@ class Pursuit {
   std::vector<std::int8_t> atom_;
   std::vector<const std::uint8_t*> rows_;
   std::vector<std::int32_t> sums_;
+  std::vector<float> scales_;
   std::vector<Pair> pairs_;
 };
 
