@@ -20,11 +20,7 @@ namespace compressae {
 class Support {
  public:
   explicit Support(std::size_t k)
-      : stride_((k + kLanes - 1) / kLanes * kLanes),
-        inverse_(k * stride_),
-        transposed_(k * stride_),
-        coordinates_(k),
-        solution_(stride_) {}
+      : stride_(lanes(k)), inverse_(k * stride_), transposed_(k * stride_), coordinates_(k), solution_(stride_) {}
 
   // What all supports of a thread may use in turn.
   struct Scratch {
@@ -41,8 +37,6 @@ class Support {
     latents_.clear();
     unusable_.clear();
     solved_ = 0;
-    std::fill(inverse_.begin(), inverse_.end(), 0.0f);
-    std::fill(transposed_.begin(), transposed_.end(), 0.0f);
   }
 
   void choose(std::size_t latent) { latents_.push_back(latent); }
@@ -80,7 +74,7 @@ class Support {
     latents_.resize(size);
     solved_ = size;
     std::fill(solution_.begin(), solution_.end(), 0.0f);
-    kernel_.add_rows(inverse_.data(), stride_, coordinates_.data(), size, stride_, solution_.data());
+    kernel_.add_rows(inverse_.data(), stride_, coordinates_.data(), size, lanes(size), solution_.data());
   }
 
  private:
@@ -89,8 +83,8 @@ class Support {
   bool extend(std::size_t size, const float* gram, float correlation, float negligible, Scratch& scratch) {
     float* row = scratch.row.data();
     for (std::size_t i = 0; i < size; ++i) scratch.next[i] = gram[scratch.kept[i]];
-    std::fill_n(row, stride_, 0.0f);
-    kernel_.add_rows(transposed_.data(), stride_, scratch.next.data(), size, stride_, row);
+    std::fill_n(row, lanes(size), 0.0f);
+    kernel_.add_rows(transposed_.data(), stride_, scratch.next.data(), size, lanes(size), row);
     const float pivot = 1.0f - kernel_.dot(row, row, size);
     if (!(pivot > kSmallestPivot)) return false;
     const float inverse = 1.0f / std::sqrt(pivot);
@@ -99,11 +93,14 @@ class Support {
     for (std::size_t i = 0; i < size; ++i) row[i] *= -inverse;
     float* added = inverse_.data() + size * stride_;
     std::fill_n(added, stride_, 0.0f);
-    kernel_.add_rows(inverse_.data(), stride_, row, size, stride_, added);
+    std::fill_n(transposed_.data() + size * stride_, stride_, 0.0f);
+    kernel_.add_rows(inverse_.data(), stride_, row, size, lanes(size), added);
     added[size] = inverse;
     for (std::size_t i = 0; i <= size; ++i) transposed_[i * stride_ + size] = added[i];
     return true;
   }
+
+  static std::size_t lanes(std::size_t size) { return (size + kLanes - 1) / kLanes * kLanes; }
 
   // Of a unit atom, the share outside of the span of the chosen ones; below this, float32 solves nothing.
   static constexpr float kSmallestPivot = 1e-3f;
@@ -177,9 +174,9 @@ class Candidates {
 
 class Pursuit {
  public:
-  // Vectors to encode in step: each atom is read once for all of them, and their supports stay in the second-level
-  // cache.
-  static std::size_t vectors_in_step(std::size_t k) { return std::clamp<std::size_t>(4096 / k, 32, 256); }
+  // Vectors to encode in step, in whole tiles: each atom is read once for all of them, and their supports stay in the
+  // second-level cache.
+  static std::size_t vectors_in_step(std::size_t k) { return std::clamp<std::size_t>(4096 / k / 32 * 32, 32, 256); }
 
   // Values are solved for, and the residual is formed and its candidates found, whenever the support has grown by
   // solve_every atoms, or by a third where that is more; in between each atom takes its correlation as its value
@@ -329,7 +326,7 @@ class Pursuit {
 
   // Of the first correlation: about what rounding to bytes leaves of a residual of zero.
   static constexpr float kNegligible = 1e-3f;
-  static constexpr std::size_t kCandidates = 32, kCandidatesAnAtom = 12;
+  static constexpr std::size_t kCandidates = 64, kCandidatesAnAtom = 4;
   // Groups to tell apart at least, where there are as many atoms.
   static constexpr std::size_t kGroups = 1024;
   const Kernels& kernel_ = kernels();
