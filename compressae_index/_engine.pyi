@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 def simd() -> str:
     """
-    Instruction set in use: avx512vbmi, avx512, avx2 or plain (COMPRESSAE_SIMD forces one).
+    Instruction set in use: amx, avx512vbmi, avx512, avx2, neon or plain
+    (COMPRESSAE_SIMD forces one).
     """
 
 def first_without_direction(

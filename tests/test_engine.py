@@ -230,7 +230,7 @@ def test_documents_in_no_list_fill_up_by_row(n: int, top: int) -> None:
             np.testing.assert_array_equal(found, zeros[: len(found)])
 
 
-@pytest.mark.parametrize("path", ["avx512vbmi", "avx512", "avx2", "neon", "plain"])
+@pytest.mark.parametrize("path", ["amx", "avx512vbmi", "avx512", "avx2", "neon", "plain"])
 def test_every_instruction_set(path: str) -> None:
     """Runs the searches and pursuit again in a process that is forced to one instruction set."""
     environment = {**os.environ, "COMPRESSAE_SIMD": path}
@@ -249,6 +249,7 @@ def test_every_instruction_set(path: str) -> None:
 
 ENGINE_TESTS = (
     ("test_model.py", "test_pursuit_recovers_planted_codes"),
+    ("test_model.py", "test_pursuit_follows_the_textbook_on_real_data"),
     ("test_model.py", "test_pursuit_values_solve_least_squares"),
     ("test_engine.py", "test_every_search_equals_brute_force"),
     ("test_engine.py", "test_ties_go_to_the_lower_row"),

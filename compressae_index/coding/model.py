@@ -134,7 +134,7 @@ class CompresSAE:
     def release(self) -> None:
         """Gives up what only encoding and decoding need; they make it again.
 
-        That is the dictionary in float32, and products of all its atoms with each other, n_latents^2 bytes.
+        That is the dictionary in float32, and twice in bytes.
         """
         for name in ("_atoms", "_dictionary"):
             vars(self).pop(name, None)

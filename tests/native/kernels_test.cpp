@@ -272,7 +272,7 @@ void check_widen(Trial& trial) {
 void check_products(Trial& trial) {
   Random& random = trial.random;
   const std::size_t n_blocks = 1 + random.below(3), steps = 1 + random.below(30), length = ProductRows::kStep * steps;
-  const std::size_t n_queries = random.below(9), n_planes = random.one_in(2) ? 1 : 3;
+  const std::size_t n_queries = random.below(random.one_in(2) ? 9 : 80), n_planes = random.one_in(2) ? 1 : 3;
   const std::size_t n_rows = kBlock * (n_blocks - 1) + 1 + random.below(kBlock);
   const auto entries = random.integers<std::uint8_t>(n_blocks * kBlock * length);
   std::vector<float> scales(n_blocks * kBlock);  // powers of two keep products exact
@@ -288,6 +288,61 @@ void check_products(Trial& trial) {
   trial.plain().multiply(rows, n_rows, queries, expected.data(), n_rows);
   trial.tested().multiply(rows, n_rows, queries, actual.data(), n_rows);
   trial.expect(actual == expected, "multiply");
+}
+
+// By products of all queries with all rows.
+void check_strongest(Trial& trial) {
+  constexpr std::size_t kLanes = StrongestProduct::kLanes;
+  Random& random = trial.random;
+  const std::size_t n_blocks = 1 + random.below(6), steps = 1 + random.below(70), length = ProductRows::kStep * steps;
+  const std::size_t depth = std::size_t{1} << random.below(5), n_queries = random.below(random.one_in(2) ? 9 : 130);
+  const std::size_t n_rows = n_blocks * kBlock, stride = (n_rows / kLanes + depth - 1) / depth * kLanes;
+  const auto entries = random.integers<std::uint8_t>(n_rows * length);
+  std::vector<float> scales(n_rows);  // with some of padding
+  for (float& scale : scales) scale = random.one_in(9) ? 0.0f : random.one_in(2) ? 0x1p-24f : -0x1p-26f;
+  const auto query_entries = random.integers<std::int8_t>(n_queries * length);
+  const std::vector<float> query_scales(n_queries, 0.5f);
+  std::vector<std::int32_t> sums(n_queries);
+  for (std::size_t i = 0; i < query_entries.size(); ++i) sums[i / length] += query_entries[i];
+  const ProductRows rows{entries.data(), scales.data(), n_blocks, steps};
+  const ProductQueries queries{query_entries.data(), query_scales.data(), sums.data(), n_queries, 1};
+  std::vector<std::uint32_t> expected(n_queries * stride), actual(n_queries * stride, 0xffffffff);
+  trial.plain().multiply_strongest(rows, depth, queries, expected.data(), stride);
+  trial.tested().multiply_strongest(rows, depth, queries, actual.data(), stride);
+  trial.expect(actual == expected, "multiply_strongest");
+
+  std::vector<float> products(n_queries * n_rows);
+  trial.plain().multiply(rows, n_rows, queries, products.data(), n_rows);
+  bool holds = true;
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    const std::size_t q = i / stride, row = StrongestProduct::row(expected[i], i % stride, depth);
+    const std::size_t first = i % stride / kLanes * depth * kLanes + i % kLanes;
+    float most = 0.0f;
+    for (std::size_t r = first; r < std::min(first + depth * kLanes, n_rows); r += kLanes)
+      most = std::max(most, std::fabs(products[q * n_rows + r]));
+    const float found = StrongestProduct::product(expected[i]);
+    // Of the mantissa, some bits are the place.
+    holds = holds && std::fabs(std::fabs(found) - most) <= 0x1p-18f * most &&
+            std::fabs(products[q * n_rows + row] - found) <= 0x1p-18f * most;
+  }
+  trial.expect(holds, "the strongest product");
+}
+
+void check_byte_dots(Trial& trial) {
+  Random& random = trial.random;
+  const std::size_t length = kByteStep * (1 + random.below(5)), n_rows = random.below(11);
+  auto bytes = random.integers<std::uint8_t>(n_rows * length);
+  auto query = random.integers<std::int8_t>(length);
+  if (random.one_in(4)) {
+    std::fill(bytes.begin(), bytes.end(), std::uint8_t{255});
+    std::fill(query.begin(), query.end(), std::int8_t{-128});
+  }
+  std::vector<const std::uint8_t*> rows;
+  for (std::size_t r = 0; r < n_rows; ++r) rows.push_back(bytes.data() + r * length);
+  std::vector<std::int32_t> expected(n_rows), actual(n_rows);
+  trial.plain().byte_dots(rows.data(), n_rows, query.data(), length, expected.data());
+  trial.tested().byte_dots(rows.data(), n_rows, query.data(), length, actual.data());
+  trial.expect(actual == expected, "byte_dots");
 }
 
 void check_byte_rows(Trial& trial) {
@@ -344,6 +399,8 @@ int main() {
       check_residual_rows(trial);
       check_widen(trial);
       check_products(trial);
+      check_strongest(trial);
+      check_byte_dots(trial);
       check_byte_rows(trial);
       check_floats(trial);
     }

@@ -16,7 +16,9 @@ NB_MODULE(_engine, m) {
   ThreadPool::set_poll(&bindings::WithoutGil::poll);
   ThreadPool::instance();  // now, as a fork may come while another thread is at its first search
 
-  m.def("simd", &simd_name, "Instruction set in use: avx512vbmi, avx512, avx2 or plain (COMPRESSAE_SIMD forces one).");
+  m.def("simd", &simd_name,
+        "Instruction set in use: amx, avx512vbmi, avx512, avx2, neon or plain\n"
+        "(COMPRESSAE_SIMD forces one).");
   bindings::bind_inputs(m);
   bindings::bind_dictionary(m);
   bindings::bind_lists(m);

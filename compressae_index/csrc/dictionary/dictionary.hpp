@@ -12,7 +12,6 @@
 #include <vector>
 
 #include "base/huge.hpp"
-#include "base/thread_pool.hpp"
 #include "dictionary/rows.hpp"
 #include "kernels/dispatch.hpp"
 
@@ -96,16 +95,40 @@ class RoundedRows {
     return all;
   }
 
-  // Products with the first n_rows rows, some of which may be padding: (n, n_rows).
+  // The bytes of row r, kAdded more than its entries.
+  void copy_row(std::size_t r, std::uint8_t* row) const {
+    for (std::size_t i = 0; i < dim_; ++i) row[i] = entries_[place(r) + i / kStep * 16 * kStep + i % kStep];
+  }
+  const float* scales() const { return scales_.data(); }
+
+  // Of each vector and each group of `depth` rows the strongest product, as StrongestProduct says: (n, n_groups), a
+  // line every `stride`. 0 for padding: n_groups are whole blocks.
+  void strongest(const RoundedVectors& vectors, std::size_t depth, std::uint32_t* products, std::size_t stride) const {
+    kernels().multiply_strongest(from(0, padded()), depth, queries(vectors), products, stride);
+    const std::size_t n = (padded() / StrongestProduct::kLanes + depth - 1) / depth * StrongestProduct::kLanes;
+    for (std::size_t i = 0; i < vectors.n; ++i) std::fill_n(products + i * stride + n, n_groups(depth) - n, 0);
+  }
+  std::size_t n_groups(std::size_t depth) const {
+    const std::size_t n = (padded() / StrongestProduct::kLanes + depth - 1) / depth * StrongestProduct::kLanes;
+    return (n + kBlock - 1) / kBlock * kBlock;
+  }
+
+  // Products with the first n_rows rows: (n, n_rows).
   void multiply(const RoundedVectors& vectors, std::size_t n_rows, float* products) const {
-    kernels().multiply(
-        {entries_.data(), scales_.data(), n_blocks_, steps_}, n_rows,
-        {vectors.entries.data(), vectors.scales.data(), vectors.sums.data(), vectors.n, vectors.n_planes}, products,
-        n_rows);
+    kernels().multiply(from(0, n_rows), n_rows, queries(vectors), products, n_rows);
   }
 
  private:
   static constexpr std::size_t kStep = ProductRows::kStep;
+
+  // n_rows rows from number `first` on, a multiple of kBlock.
+  ProductRows from(std::size_t first, std::size_t n_rows) const {
+    return {entries_.data() + first * kStep * steps_, scales_.data() + first, (n_rows + kBlock - 1) / kBlock, steps_};
+  }
+
+  static ProductQueries queries(const RoundedVectors& vectors) {
+    return {vectors.entries.data(), vectors.scales.data(), vectors.sums.data(), vectors.n, vectors.n_planes};
+  }
 
   // Of a row's first entry.
   std::size_t place(std::size_t r) const { return (r / 16 * steps_ * 16 + r % 16) * kStep; }
@@ -120,33 +143,49 @@ class RoundedRows {
 // Dimensions that no sum of products of bytes overflows 32 bits by.
 inline constexpr std::size_t kMaxDim = 65536;
 
+// What pursuit reads of a dictionary: its rows in float32, and rounded to bytes in two orders.
 class Dictionary {
  public:
-  // Vectors whose products are taken at a time: their products stay in the second-level cache.
-  static constexpr std::size_t kTile = 24;
-
   // atoms: (n_latents, dim) rows of unit norm, borrowed.
   Dictionary(const float* atoms, std::size_t n_latents, std::size_t dim)
-      : atoms_(atoms), n_latents_(n_latents), dim_(dim), bytes_(atoms, n_latents, dim) {}
+      : atoms_(atoms),
+        n_latents_(n_latents),
+        dim_(dim),
+        bytes_(atoms, n_latents, dim),
+        length_((dim + kByteStep - 1) / kByteStep * kByteStep),
+        rows_(n_latents * length_, std::uint8_t{ProductRows::kAdded}),
+        sums_(n_latents) {
+    for (std::size_t latent = 0; latent < n_latents; ++latent) {
+      std::uint8_t* row = rows_.data() + latent * length_;
+      bytes_.copy_row(latent, row);
+      for (std::size_t i = 0; i < dim; ++i) sums_[latent] += row[i] - ProductRows::kAdded;
+    }
+  }
 
   const float* atom(std::size_t latent) const { return atoms_ + latent * dim_; }
   std::size_t n_latents() const { return n_latents_; }
   std::size_t dim() const { return dim_; }
   const RoundedRows& bytes() const { return bytes_; }
-  // n_latents, padded to whole blocks.
-  std::size_t stride() const { return bytes_.padded(); }
 
-  // Products of at most kTile vectors (n, dim) with all atoms: (n, stride), 0 behind n_latents. Each entry is off by
-  // about 1 / 300 of 2 / sqrt(dim), for vectors of unit norm.
-  void products(const float* vectors, std::size_t n, float* products) const {
-    bytes_.multiply(bytes_.rounded(vectors, n, Planes::kRounded), stride(), products);
+  // Row `latent` in bytes, kAdded more than its entries, and in signed bytes, whose sum is returned: (length).
+  const std::uint8_t* row(std::size_t latent) const { return rows_.data() + latent * length_; }
+  std::int32_t copy_bytes(std::size_t latent, std::int8_t* bytes) const {
+    const std::uint8_t* own = row(latent);
+    const std::size_t length = length_;
+    for (std::size_t i = 0; i < length; ++i) bytes[i] = static_cast<std::int8_t>(own[i] ^ ProductRows::kAdded);
+    return sums_[latent];
   }
+
+  std::size_t length() const { return length_; }
 
  private:
   const float* atoms_;
   std::size_t n_latents_;
   std::size_t dim_;
   RoundedRows bytes_;
+  std::size_t length_;              // dim, padded to whole kByteStep
+  HugeVector<std::uint8_t> rows_;   // (n_latents, length), as bytes_ has them, but row by row
+  std::vector<std::int32_t> sums_;  // (n_latents) of the bytes
 };
 
 // Products with rows of unit norm that rounding hardly shows in. It keeps bytes alone, not the rows.
@@ -191,36 +230,6 @@ class Projection {
   std::size_t n_rows_;
   RoundedRows bytes_;
   std::optional<RoundedRows> rest_;  // the error of rounding to bytes, if there is any
-};
-
-// The products of all atoms with each other, rounded to bytes, the diagonal left out.
-class GramBytes {
- public:
-  GramBytes(const Dictionary& dictionary, std::size_t num_threads)
-      : stride_(dictionary.stride()), bytes_(dictionary.n_latents() * stride_), scales_(dictionary.n_latents()) {
-    constexpr std::size_t kTile = Dictionary::kTile;
-    const std::size_t n = dictionary.n_latents();
-    ThreadPool::instance().parallel_for((n + kTile - 1) / kTile, num_threads, [&](std::size_t task) {
-      const std::size_t first = task * kTile, count = std::min(kTile, n - first);
-      std::vector<float> products(count * stride_);
-      dictionary.products(dictionary.atom(first), count, products.data());
-      for (std::size_t latent = first; latent < first + count; ++latent) {
-        float* row = products.data() + (latent - first) * stride_;
-        row[latent] = 0.0f;
-        scales_[latent] = step_of(row, stride_);
-        round_to(row, stride_, scales_[latent],
-                 [&](std::size_t i, float byte) { bytes_[latent * stride_ + i] = static_cast<std::int8_t>(byte); });
-      }
-    });
-  }
-
-  const std::int8_t* row(std::size_t latent) const { return bytes_.data() + latent * stride_; }
-  float scale(std::size_t latent) const { return scales_[latent]; }
-
- private:
-  std::size_t stride_;
-  std::vector<std::int8_t> bytes_;
-  std::vector<float> scales_;
 };
 
 }  // namespace compressae

@@ -48,22 +48,18 @@ struct CodeArrays {
   std::vector<float> values;           // (n, k)
 };
 
-// Vectors that an encoder takes at a time.
-inline constexpr std::size_t kEncodedRows = Dictionary::kTile;
-
 // Codes of unit vectors (n, dim) by pursuit.
-inline CodeArrays pursue(const Dictionary& dictionary, const GramBytes& gram, const float* vectors, std::size_t n,
-                         std::size_t k, std::size_t solve_every, std::size_t num_threads) {
+inline CodeArrays pursue(const Dictionary& dictionary, const float* vectors, std::size_t n, std::size_t k,
+                         std::size_t solve_every, std::size_t num_threads) {
   CodeArrays codes(n, k);
-  for_each_run(n, kEncodedRows, num_threads, [&](std::size_t begin, std::size_t end) {
-    Pursuit encoder(dictionary, gram, k, solve_every);
-    // Kept by the thread, as it is large.
-    thread_local std::vector<float> products;
-    products.resize(kEncodedRows * dictionary.stride());
-    dictionary.products(vectors + begin * dictionary.dim(), end - begin, products.data());
-    for (std::size_t row = begin; row < end; ++row)
-      encoder.encode(vectors + row * dictionary.dim(), products.data() + (row - begin) * dictionary.stride(),
-                     codes.latents.data() + row * k, codes.values.data() + row * k);
+  // Several times as many for a task, as what it needs is large; of few vectors, every thread gets some.
+  const std::size_t share = (n + std::max<std::size_t>(num_threads, 1) - 1) / std::max<std::size_t>(num_threads, 1);
+  const std::size_t in_step = Pursuit::vectors_in_step(k);
+  for_each_run(n, std::clamp<std::size_t>(share, 1, 8 * in_step), num_threads, [&](std::size_t begin, std::size_t end) {
+    Pursuit pursuit(dictionary, k, solve_every);
+    for (std::size_t row = begin; row < end; row += in_step)
+      pursuit.encode(vectors + row * dictionary.dim(), std::min(in_step, end - row), codes.latents.data() + row * k,
+                     codes.values.data() + row * k);
   });
   return codes;
 }
@@ -89,7 +85,7 @@ inline void top_k_abs(const float* x, std::size_t n_latents, std::size_t k, std:
 inline CodeArrays top_k_codes(const float* activations, std::size_t n, std::size_t n_latents, std::size_t k,
                               std::size_t num_threads) {
   CodeArrays codes(n, k);
-  for_each_run(n, kEncodedRows, num_threads, [&](std::size_t begin, std::size_t end) {
+  for_each_run(n, kProjectedRows, num_threads, [&](std::size_t begin, std::size_t end) {
     std::vector<std::uint16_t> order;
     for (std::size_t row = begin; row < end; ++row)
       top_k_abs(activations + row * n_latents, n_latents, k, order, codes.latents.data() + row * k,

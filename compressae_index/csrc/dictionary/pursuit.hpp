@@ -1,13 +1,14 @@
-// Orthogonal matching pursuit against a dictionary of unit rows (Pati et al., 1993), with the Gram matrix
-// (Rubinstein et al., 2008): the residual is never formed, only its correlations with the dictionary. These choose
-// atoms and are rounded to bytes; the values of the chosen atoms come from products in float32.
+// Orthogonal matching pursuit against a dictionary of unit rows (Pati et al., 1993), of many vectors in step. Each
+// round multiplies all residuals with all atoms and keeps the candidates that correlate most with each; the round's
+// atoms are chosen among these, whose correlations alone are updated. Correlations choose atoms and are products of
+// bytes; the values of the chosen atoms come from products in float32.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
+#include <initializer_list>
 #include <vector>
 
 #include "dictionary/dictionary.hpp"
@@ -15,138 +16,306 @@
 
 namespace compressae {
 
-class Pursuit {
+// The atoms chosen for one vector, and the values of least squares.
+class Support {
  public:
-  // The support's least-squares values are solved for, and the residual's correlations recomputed from them,
-  // whenever the support has grown by solve_every atoms, or by a third where that is more; in between each atom
-  // takes its correlation as its value (matching pursuit).
-  Pursuit(const Dictionary& dictionary, const GramBytes& gram, std::size_t k, std::size_t solve_every)
-      : dictionary_(dictionary),
-        gram_(gram),
-        k_(k),
-        solve_every_(solve_every),
-        stride_((k + kLanes - 1) / kLanes * kLanes),
-        residual_(dictionary.stride()),
-        inverse_(k * stride_),
-        transposed_(k * stride_),
-        coordinates_(k),
-        solution_(stride_),
-        row_(stride_),
-        next_(stride_),
-        products_((k + 1) * k) {}
+  explicit Support(std::size_t k)
+      : stride_(lanes(k)), inverse_(k * stride_), transposed_(k * stride_), coordinates_(k), solution_(stride_) {}
 
-  // x: a vector of unit norm, and its products with the dictionary. Writes exactly k distinct latents, ascending,
-  // and their least-squares values; places that the vector does not need hold value 0.
-  void encode(const float* x, const float* products, std::uint16_t* latents, float* values) {
-    std::memcpy(residual_.data(), products, residual_.size() * sizeof(float));
-    support_.clear();
-    atoms_.clear();
-    rows_.clear();
+  // What all supports of a thread may use in turn.
+  struct Scratch {
+    explicit Scratch(std::size_t k)
+        : row((k + kLanes - 1) / kLanes * kLanes), next(row.size()), products((k + 1) * k), atoms(k) {}
+
+    std::vector<float> row, next, products;
+    std::vector<const float*> atoms;
+    std::vector<std::size_t> kept;
+  };
+
+  // Begins anew.
+  void clear() {
+    latents_.clear();
     unusable_.clear();
     solved_ = 0;
-    std::fill(inverse_.begin(), inverse_.end(), 0.0f);
-    std::fill(transposed_.begin(), transposed_.end(), 0.0f);
-    std::size_t next_solve = solve_every_;
-    for (;;) {
-      const std::size_t latent = kernel_.arg_max_abs(residual_.data(), residual_.size());
-      const float correlation = residual_[latent];
-      if (support_.empty()) negligible_ = kNegligible * std::fabs(correlation);
-      const bool explained = std::fabs(correlation) <= negligible_;
-      if (!explained) choose(latent);
-      if (explained || support_.size() == std::min(next_solve, k_)) {
-        solve(x);
-        if (explained || support_.size() == k_ || unusable_.size() >= k_) break;
-        if (support_.size() >= next_solve) next_solve = after(next_solve);
-        std::memcpy(residual_.data(), products, residual_.size() * sizeof(float));
-        subtract(0, solution_.data());
-      } else {
-        subtract(support_.size() - 1, &correlation);
+  }
+
+  void choose(std::size_t latent) { latents_.push_back(latent); }
+
+  std::size_t size() const { return latents_.size(); }
+  const std::vector<std::size_t>& latents() const { return latents_; }
+  // Atoms that were chosen and given up.
+  const std::vector<std::size_t>& unusable() const { return unusable_; }
+  const float* values() const { return solution_.data(); }
+
+  // Least-squares values for x, from the inverse of the Cholesky factor of the support's Gram matrix, which grows by
+  // the atoms that were chosen since. Those that depend on others, or explain no more than `negligible` beyond them,
+  // are given up.
+  void solve(const Dictionary& dictionary, const float* x, float negligible, Scratch& scratch) {
+    const std::size_t n_new = latents_.size() - solved_, n = latents_.size();
+    for (std::size_t i = 0; i < n; ++i) scratch.atoms[i] = dictionary.atom(latents_[i]);
+    const float* const* added = scratch.atoms.data() + solved_;
+    float* with_atoms = scratch.products.data();
+    float* with_x = with_atoms + n_new * n;
+    kernel_.dots(added, n_new, scratch.atoms.data(), n, dictionary.dim(), with_atoms, n);
+    kernel_.dots(added, n_new, &x, 1, dictionary.dim(), with_x, 1);
+    std::size_t size = solved_;
+    scratch.kept.resize(solved_);
+    for (std::size_t i = 0; i < solved_; ++i) scratch.kept[i] = i;
+    for (std::size_t i = 0; i < n_new; ++i) {
+      const std::size_t at = solved_ + i;
+      if (!extend(size, with_atoms + i * n, with_x[i], negligible, scratch)) {
+        unusable_.push_back(latents_[at]);
+        continue;
       }
-      for (const std::size_t chosen : support_) residual_[chosen] = 0.0f;
-      for (const std::size_t skipped : unusable_) residual_[skipped] = 0.0f;
+      latents_[size] = latents_[at];
+      scratch.kept.push_back(at);
+      ++size;
     }
-    write(latents, values);
+    latents_.resize(size);
+    solved_ = size;
+    std::fill(solution_.begin(), solution_.end(), 0.0f);
+    kernel_.add_rows(inverse_.data(), stride_, coordinates_.data(), size, lanes(size), solution_.data());
   }
 
  private:
+  // Adds a row to the inverse factor; gram: the atom's products with all atoms before compaction, of which
+  // scratch.kept are the support.
+  bool extend(std::size_t size, const float* gram, float correlation, float negligible, Scratch& scratch) {
+    float* row = scratch.row.data();
+    for (std::size_t i = 0; i < size; ++i) scratch.next[i] = gram[scratch.kept[i]];
+    std::fill_n(row, lanes(size), 0.0f);
+    kernel_.add_rows(transposed_.data(), stride_, scratch.next.data(), size, lanes(size), row);
+    const float pivot = 1.0f - kernel_.dot(row, row, size);
+    if (!(pivot > kSmallestPivot)) return false;
+    const float inverse = 1.0f / std::sqrt(pivot);
+    coordinates_[size] = (correlation - kernel_.dot(row, coordinates_.data(), size)) * inverse;
+    if (!(std::fabs(coordinates_[size]) > negligible)) return false;
+    for (std::size_t i = 0; i < size; ++i) row[i] *= -inverse;
+    float* added = inverse_.data() + size * stride_;
+    std::fill_n(added, stride_, 0.0f);
+    std::fill_n(transposed_.data() + size * stride_, stride_, 0.0f);
+    kernel_.add_rows(inverse_.data(), stride_, row, size, lanes(size), added);
+    added[size] = inverse;
+    for (std::size_t i = 0; i <= size; ++i) transposed_[i * stride_ + size] = added[i];
+    return true;
+  }
+
+  static std::size_t lanes(std::size_t size) { return (size + kLanes - 1) / kLanes * kLanes; }
+
+  // Of a unit atom, the share outside of the span of the chosen ones; below this, float32 solves nothing.
+  static constexpr float kSmallestPivot = 1e-3f;
+
+  const Kernels& kernel_ = kernels();
+  std::size_t stride_;             // k, padded to whole lanes
+  std::size_t solved_ = 0;         // atoms that the factor holds
+  std::vector<float> inverse_;     // (k, stride) inverse of the lower Cholesky factor
+  std::vector<float> transposed_;  // the same, transposed
+  std::vector<float>
+      coordinates_;  // of x in the support's atoms made orthogonal: the inverse times their products with x
+  std::vector<float> solution_;
+  std::vector<std::size_t> latents_;
+  std::vector<std::size_t> unusable_;
+};
+
+// Atoms that correlate with a residual: of those that are the strongest of their groups, the best.
+class Candidates {
+ public:
+  // strongest: (n_groups) products of groups of `depth` atoms; they are changed. Finds at
+  // least `wanted`, if as many are not 0, and hardly more, none of which is among those left out.
+  void find(std::uint32_t* strongest, std::size_t n_groups, std::size_t depth, std::size_t wanted,
+            std::initializer_list<const std::vector<std::size_t>*> left_out) {
+    constexpr std::size_t kLanes = StrongestProduct::kLanes;
+    for (const auto* latents : left_out)
+      for (const std::size_t latent : *latents) {
+        const std::size_t at = latent / kLanes / depth * kLanes + latent % kLanes;
+        if (StrongestProduct::row(strongest[at], at, depth) == latent) strongest[at] = 0;
+      }
+    // The bits of positive floats are in the order of the floats.
+    const auto* keys = reinterpret_cast<const float*>(strongest);
+    positions_.resize(n_groups);
+    const std::size_t found = kernel_.find_at_least(keys, n_groups, reached(keys, n_groups, wanted), positions_.data());
+    const std::size_t padded = (found + kBlock - 1) / kBlock * kBlock;
+    latents_.resize(found);
+    values_.resize(padded);
+    for (std::size_t i = 0; i < found; ++i) {
+      const std::uint32_t entry = strongest[positions_[i]];
+      latents_[i] = static_cast<std::uint32_t>(StrongestProduct::row(entry, positions_[i], depth));
+      values_[i] = StrongestProduct::product(entry);
+    }
+    std::fill(values_.begin() + static_cast<std::ptrdiff_t>(found), values_.end(), 0.0f);
+  }
+
+  std::size_t size() const { return latents_.size(); }
+  const std::uint32_t* latents() const { return latents_.data(); }
+  std::vector<float>& values() { return values_; }  // zeros follow, up to a whole block
+
+ private:
+  // What `wanted` entries reach, and hardly more: the interval that holds it is halved.
+  float reached(const float* keys, std::size_t n, std::size_t wanted) const {
+    std::uint32_t low = kSmallest, high = __builtin_bit_cast(std::uint32_t, keys[kernel_.arg_max_abs(keys, n)]);
+    // Most of the best are not far below the first.
+    for (std::uint32_t middle = high - std::min(high - low, kSixteenth); high - low > 1;
+         middle = low + (high - low) / 2) {
+      const std::size_t above = kernel_.count_at_least(keys, n, __builtin_bit_cast(float, middle));
+      (above < wanted ? high : low) = middle;
+      if (above >= wanted && above <= wanted + wanted / 4) break;
+    }
+    return __builtin_bit_cast(float, low);
+  }
+
+  // Products that bytes leave of anything are far above 2^-60, whose key this is; kSixteenth is what a sixteenth of a
+  // product is below it.
+  static constexpr std::uint32_t kSmallest = (127u - 60u) << 24, kSixteenth = 4u << 24;
+
+  const Kernels& kernel_ = kernels();
+  std::vector<std::uint32_t> positions_, latents_;
+  std::vector<float> values_;
+};
+
+class Pursuit {
+ public:
+  // Vectors to encode in step, in whole tiles: each atom is read once for all of them, and their supports stay in the
+  // second-level cache.
+  static std::size_t vectors_in_step(std::size_t k) { return std::clamp<std::size_t>(4096 / k / 32 * 32, 32, 256); }
+
+  // Values are solved for, and the residual is formed and its candidates found, whenever the support has grown by
+  // solve_every atoms, or by a third where that is more; in between each atom takes its correlation as its value
+  // (matching pursuit).
+  Pursuit(const Dictionary& dictionary, std::size_t k, std::size_t solve_every)
+      : dictionary_(dictionary), k_(k), solve_every_(solve_every), scratch_(k), atom_(dictionary.length()) {
+    while (depth_ < StrongestProduct::kMostDepth && 2 * depth_ * kGroups <= dictionary.n_latents()) depth_ *= 2;
+  }
+
+  // vectors: (n, dim) of unit norm. Writes exactly k distinct latents a vector, ascending, and their least-squares
+  // values; places that it does not need hold value 0.
+  void encode(const float* vectors, std::size_t n, std::uint16_t* latents, float* values) {
+    const std::size_t dim = dictionary_.dim();
+    while (states_.size() < n) states_.emplace_back(k_);
+    residuals_.assign(vectors, vectors + n * dim);
+    active_.clear();
+    for (std::size_t i = 0; i < n; ++i) {
+      states_[i].support.clear();
+      states_[i].next_solve = solve_every_;
+      active_.push_back(i);
+    }
+    while (!active_.empty()) {
+      const RoundedVectors rounded = dictionary_.bytes().rounded(residuals_.data(), active_.size(), Planes::kRounded);
+      const std::size_t n_groups = dictionary_.bytes().n_groups(depth_);
+      // Not a power of two, or they would share their places in caches.
+      const std::size_t stride = n_groups + kLanes;
+      strongest_.resize(active_.size() * stride);
+      dictionary_.bytes().strongest(rounded, depth_, strongest_.data(), stride);
+      std::size_t left = 0;
+      for (std::size_t row = 0; row < active_.size(); ++row) {
+        const std::size_t i = active_[row];
+        State& state = states_[i];
+        candidates_.find(strongest_.data() + row * stride, n_groups, depth_,
+                         kCandidates + kCandidatesAnAtom * n_new(state),
+                         {&state.support.latents(), &state.support.unusable()});
+        if (advance(state, vectors + i * dim)) {
+          write(state.support, latents + i * k_, values + i * k_);
+          continue;
+        }
+        write_residual(state.support, vectors + i * dim, residuals_.data() + left * dim);
+        active_[left++] = i;
+      }
+      active_.resize(left);
+    }
+  }
+
+ private:
+  struct State {
+    explicit State(std::size_t k) : support(k) {}
+
+    Support support;
+    std::size_t next_solve = 0;  // the size of the support to solve at
+    float negligible = 0.0f;     // correlations that explain nothing
+  };
+
+  struct Pair {
+    std::uint16_t latent;
+    float value;
+  };
+
+  // Atoms of the next round.
+  std::size_t n_new(const State& state) const { return std::min(state.next_solve, k_) - state.support.size(); }
+
+  // One round: chooses atoms and solves for their values. Returns whether that was the last.
+  bool advance(State& state, const float* x) {
+    Support& support = state.support;
+    const bool chose = choose(state);
+    support.solve(dictionary_, x, state.negligible, scratch_);
+    if (!chose || support.size() == k_ || support.unusable().size() >= k_) return true;
+    if (support.size() >= state.next_solve) state.next_solve = after(state.next_solve);
+    return false;
+  }
+
+  // Chooses atoms until it is time to solve, or candidates explain no more. Returns whether it chose any.
+  bool choose(State& state) {
+    Support& support = state.support;
+    std::vector<float>& values = candidates_.values();
+    const std::size_t wanted = std::min(state.next_solve, k_);
+    taken_.clear();
+    bool chose = false;
+    while (candidates_.size() > 0 && support.size() < wanted) {
+      const std::size_t best = kernel_.arg_max_abs(values.data(), values.size());
+      const float correlation = values[best];
+      if (support.size() == 0) state.negligible = kNegligible * std::fabs(correlation);
+      if (!(std::fabs(correlation) > state.negligible)) break;
+      chose = true;
+      const std::uint32_t latent = candidates_.latents()[best];
+      support.choose(latent);
+      taken_.push_back(best);
+      values[best] = 0.0f;
+      if (support.size() < wanted) update(latent, correlation);
+    }
+    return chose;
+  }
+
+  // Takes a chosen atom times its value from the residual that candidates correlate with.
+  void update(std::size_t latent, float value) {
+    const std::size_t n = candidates_.size();
+    rows_.resize(std::max(n, rows_.size()));
+    sums_.resize(rows_.size());
+    const std::uint32_t* latents = candidates_.latents();
+    const std::uint8_t** rows = rows_.data();
+    for (std::size_t i = 0; i < n; ++i) rows[i] = dictionary_.row(latents[i]);
+    const std::int32_t added = ProductRows::kAdded * dictionary_.copy_bytes(latent, atom_.data());
+    kernel_.byte_dots(rows, n, atom_.data(), dictionary_.length(), sums_.data());
+    const float* scales = dictionary_.bytes().scales();
+    const std::int32_t* sums = sums_.data();
+    float* values = candidates_.values().data();
+    const float factor = value * scales[latent];
+    // Gathered apart, so that the rest is done in vectors.
+    scales_.resize(rows_.size());
+    float* factors = scales_.data();
+    for (std::size_t i = 0; i < n; ++i) factors[i] = scales[latents[i]];
+    for (std::size_t i = 0; i < n; ++i) values[i] -= factor * factors[i] * static_cast<float>(sums[i] - added);
+    for (const std::size_t candidate : taken_) values[candidate] = 0.0f;
+  }
+
   // The size of the support to solve at next. Solving once more for the last few atoms is not worth it.
   std::size_t after(std::size_t solve) const {
     solve += std::max(solve_every_, solve / 3);
     return 8 * solve > 7 * k_ ? k_ : solve;
   }
 
-  void choose(std::size_t latent) {
-    support_.push_back(latent);
-    atoms_.push_back(dictionary_.atom(latent));
-    rows_.push_back(gram_.row(latent));
-  }
-
-  // Takes the chosen atoms from `first` on, times their values, from the residual.
-  void subtract(std::size_t first, const float* values) {
-    weights_.clear();
-    for (std::size_t i = first; i < support_.size(); ++i)
-      weights_.push_back(-values[i - first] * gram_.scale(support_[i]));
-    kernel_.add_byte_rows(rows_.data() + first, weights_.data(), weights_.size(), residual_.size(), residual_.data());
-  }
-
-  // Least-squares values of the support, from the inverse of the Cholesky factor of its Gram matrix, which grows by
-  // the atoms that were chosen since. Those that depend on others, or explain nothing beyond them, are given up.
-  void solve(const float* x) {
-    const std::size_t n_new = support_.size() - solved_;
-    const float* const* added = atoms_.data() + solved_;
-    float* with_atoms = products_.data();
-    float* with_x = with_atoms + n_new * k_;
-    kernel_.dots(added, n_new, atoms_.data(), atoms_.size(), dictionary_.dim(), with_atoms, k_);
-    kernel_.dots(added, n_new, &x, 1, dictionary_.dim(), with_x, 1);
-    std::size_t size = solved_;
-    kept_.resize(solved_);
-    for (std::size_t i = 0; i < solved_; ++i) kept_[i] = i;
-    for (std::size_t i = 0; i < n_new; ++i) {
-      const std::size_t at = solved_ + i;
-      if (!extend(size, with_atoms + i * k_, with_x[i])) {
-        unusable_.push_back(support_[at]);
-        continue;
-      }
-      support_[size] = support_[at];
-      atoms_[size] = atoms_[at];
-      rows_[size] = rows_[at];
-      kept_.push_back(at);
-      ++size;
+  void write_residual(const Support& support, const float* x, float* residual) const {
+    std::copy_n(x, dictionary_.dim(), residual);
+    for (std::size_t i = 0; i < support.size(); ++i) {
+      const float* atom = dictionary_.atom(support.latents()[i]);
+      const float value = support.values()[i];
+      for (std::size_t j = 0; j < dictionary_.dim(); ++j) residual[j] -= value * atom[j];
     }
-    support_.resize(size);
-    atoms_.resize(size);
-    rows_.resize(size);
-    solved_ = size;
-    std::fill(solution_.begin(), solution_.end(), 0.0f);
-    kernel_.add_rows(inverse_.data(), stride_, coordinates_.data(), size, stride_, solution_.data());
   }
 
-  // Adds a row to the inverse factor; gram: the atom's products with all atoms before compaction, of which kept_
-  // are the support.
-  bool extend(std::size_t size, const float* gram, float correlation) {
-    for (std::size_t i = 0; i < size; ++i) next_[i] = gram[kept_[i]];
-    std::fill(row_.begin(), row_.end(), 0.0f);
-    kernel_.add_rows(transposed_.data(), stride_, next_.data(), size, stride_, row_.data());
-    const float pivot = 1.0f - kernel_.dot(row_.data(), row_.data(), size);
-    if (!(pivot > kSmallestPivot)) return false;
-    const float inverse = 1.0f / std::sqrt(pivot);
-    coordinates_[size] = (correlation - kernel_.dot(row_.data(), coordinates_.data(), size)) * inverse;
-    if (!(std::fabs(coordinates_[size]) > negligible_)) return false;
-    for (std::size_t i = 0; i < size; ++i) row_[i] *= -inverse;
-    float* added = inverse_.data() + size * stride_;
-    std::fill_n(added, stride_, 0.0f);
-    kernel_.add_rows(inverse_.data(), stride_, row_.data(), size, stride_, added);
-    added[size] = inverse;
-    for (std::size_t i = 0; i <= size; ++i) transposed_[i * stride_ + size] = added[i];
-    return true;
-  }
-
-  void write(std::uint16_t* latents, float* values) {
+  void write(const Support& support, std::uint16_t* latents, float* values) {
+    const std::vector<std::size_t>& chosen = support.latents();
     pairs_.clear();
-    for (std::size_t i = 0; i < support_.size(); ++i)
-      pairs_.push_back({static_cast<std::uint16_t>(support_[i]), solution_[i]});
+    for (std::size_t i = 0; i < chosen.size(); ++i)
+      pairs_.push_back({static_cast<std::uint16_t>(chosen[i]), support.values()[i]});
     for (std::size_t latent = 0; pairs_.size() < k_; ++latent)
-      if (std::find(support_.begin(), support_.end(), latent) == support_.end())
+      if (std::find(chosen.begin(), chosen.end(), latent) == chosen.end())
         pairs_.push_back({static_cast<std::uint16_t>(latent), 0.0f});
     std::sort(pairs_.begin(), pairs_.end(), [](const Pair& a, const Pair& b) { return a.latent < b.latent; });
     for (std::size_t i = 0; i < k_; ++i) {
@@ -155,39 +324,27 @@ class Pursuit {
     }
   }
 
-  struct Pair {
-    std::uint16_t latent;
-    float value;
-  };
-
-  // Of a unit atom, the share outside of the span of the chosen ones; below this, float32 solves nothing.
-  static constexpr float kSmallestPivot = 1e-3f;
   // Of the first correlation: about what rounding to bytes leaves of a residual of zero.
   static constexpr float kNegligible = 1e-3f;
-
+  static constexpr std::size_t kCandidates = 64, kCandidatesAnAtom = 4;
+  // Groups to tell apart at least, where there are as many atoms.
+  static constexpr std::size_t kGroups = 1024;
   const Kernels& kernel_ = kernels();
   const Dictionary& dictionary_;
-  const GramBytes& gram_;
   std::size_t k_;
   std::size_t solve_every_;
-  std::size_t stride_;      // k, padded to whole lanes
-  std::size_t solved_ = 0;  // atoms of the support that the factor holds
-  float negligible_ = 0.0f;
-  std::vector<float> residual_;    // correlations of the residual, padded with zeros to whole blocks
-  std::vector<float> inverse_;     // (k, stride) inverse of the lower Cholesky factor
-  std::vector<float> transposed_;  // the same, transposed
-  std::vector<float>
-      coordinates_;  // of x in the support's atoms made orthogonal: the inverse times their products with x
-  std::vector<float> solution_;
-  std::vector<float> row_;
-  std::vector<float> next_;
-  std::vector<float> products_;
-  std::vector<float> weights_;
-  std::vector<std::size_t> support_;
-  std::vector<const float*> atoms_;       // of the support
-  std::vector<const std::int8_t*> rows_;  // Gram rows of the support
-  std::vector<std::size_t> unusable_;
-  std::vector<std::size_t> kept_;
+  std::size_t depth_ = 1;  // atoms of a group
+  Support::Scratch scratch_;
+  std::vector<State> states_;
+  std::vector<std::size_t> active_;
+  std::vector<float> residuals_;          // (active, dim)
+  std::vector<std::uint32_t> strongest_;  // (active, groups), padded
+  Candidates candidates_;
+  std::vector<std::size_t> taken_;  // candidates that may not be chosen
+  std::vector<std::int8_t> atom_;
+  std::vector<const std::uint8_t*> rows_;
+  std::vector<std::int32_t> sums_;
+  std::vector<float> scales_;
   std::vector<Pair> pairs_;
 };
 

@@ -21,9 +21,7 @@ class SharedDictionary {
   // As in encoding.hpp.
   CodeArrays pursue(const float* vectors, std::size_t n, std::size_t k, std::size_t solve_every,
                     std::size_t num_threads) {
-    const Dictionary& rounded = dictionary();
-    const GramBytes& gram = made(gram_, [&] { return new GramBytes(rounded, num_threads); });
-    return compressae::pursue(rounded, gram, vectors, n, k, solve_every, num_threads);
+    return compressae::pursue(dictionary(), vectors, n, k, solve_every, num_threads);
   }
 
  private:
@@ -60,7 +58,6 @@ class SharedDictionary {
   std::size_t dim_;
   PerProcess<std::recursive_mutex> mutex_;
   MadeOnce<Dictionary> dictionary_;
-  MadeOnce<GramBytes> gram_;
 };
 
 }  // namespace compressae

@@ -18,7 +18,7 @@ struct Target {
 std::vector<Target> supported_targets();
 
 // The best table this processor runs, or the one that the environment variable COMPRESSAE_SIMD names
-// (avx512vbmi, avx512, avx2, neon, plain). Throws std::invalid_argument where that name is unknown or unsupported.
+// (amx, avx512vbmi, avx512, avx2, neon, plain). Throws std::invalid_argument where that name is unknown or unsupported.
 const Kernels& kernels();
 
 // The name of the table in use.

@@ -52,17 +52,20 @@ template <std::size_t Rows, std::size_t Others>
 void tile_dots(const float* const* rows, const float* const* others, std::size_t count, float* products,
                std::size_t stride) {
   Floats sums[Rows][Others] = {};
-  for (std::size_t at = 0; at < count; at += kFloats) {
+  const auto add = [&](auto loaded) {
     Floats other[Others];
 #pragma GCC unroll 4
-    for (std::size_t j = 0; j < Others; ++j) other[j] = load_first(others[j] + at, count - at);
+    for (std::size_t j = 0; j < Others; ++j) other[j] = loaded(others[j]);
 #pragma GCC unroll 4
     for (std::size_t i = 0; i < Rows; ++i) {
-      const Floats row = load_first(rows[i] + at, count - at);
+      const Floats row = loaded(rows[i]);
 #pragma GCC unroll 4
       for (std::size_t j = 0; j < Others; ++j) sums[i][j] = multiply_add(row, other[j], sums[i][j]);
     }
-  }
+  };
+  std::size_t at = 0;
+  for (; at + kFloats <= count; at += kFloats) add([at](const float* from) { return load<Floats>(from + at); });
+  if (at < count) add([at, count](const float* from) { return load_first(from + at, count - at); });
 #pragma GCC unroll 4
   for (std::size_t i = 0; i < Rows; ++i)
 #pragma GCC unroll 4

@@ -16,6 +16,9 @@ inline constexpr std::size_t kBlock = 64;
 // Scores that harvest takes at a time, and hits that its buffers hold, where it may write 32 more that are none.
 inline constexpr std::size_t kGroup = 128, kHits = 512, kHitSlack = 32;
 
+// Bytes that byte_dots takes at a time.
+inline constexpr std::size_t kByteStep = 64;
+
 // Floats that add_rows takes at a time.
 inline constexpr std::size_t kLanes = 16;
 
@@ -75,6 +78,20 @@ struct ProductQueries {
   std::size_t n_planes;  // 1 or 3
 };
 
+// A product and where it is from as one number, larger for larger magnitudes: the bits of the float, rotated so that
+// the sign is the lowest; above it, in place of the lowest bits of the mantissa, how many of its group come after it.
+struct StrongestProduct {
+  static constexpr std::size_t kLanes = 16;      // rows of a group are so many apart
+  static constexpr std::size_t kMostDepth = 16;  // rows of a group
+  static constexpr std::uint32_t kPlaces = 0x1e;
+
+  // Of entry `at` of strongest products that are of `depth` rows each.
+  static std::size_t row(std::uint32_t entry, std::size_t at, std::size_t depth) {
+    return (at / kLanes * depth + (kMostDepth - 1 - (entry & kPlaces) / 2)) * kLanes + at % kLanes;
+  }
+  static float product(std::uint32_t entry) { return __builtin_bit_cast(float, (entry & ~kPlaces) >> 1 | entry << 31); }
+};
+
 // Some postings of a list, with at most one of a document, and the weight of their values.
 struct Postings {
   const std::uint16_t* ids;
@@ -119,6 +136,14 @@ struct Kernels {
   // products[q * stride + i] = <query q, row i> for the first n_rows rows; no sum of 32 bits may overflow.
   void (*multiply)(const ProductRows& rows, std::size_t n_rows, const ProductQueries& queries, float* products,
                    std::size_t stride);
+  // For each query (of one plane) the strongest product of each group of rows: groups of `depth` (at most
+  // kMostDepth) rows, kLanes apart, in each `depth` times kLanes. (n, stride) numbers as StrongestProduct says;
+  // products are below 1.5 in magnitude.
+  void (*multiply_strongest)(const ProductRows& rows, std::size_t depth, const ProductQueries& queries,
+                             std::uint32_t* strongest, std::size_t stride);
+  // sums[i] = <rows[i], query>, unsigned and signed bytes; length is a multiple of kByteStep.
+  void (*byte_dots)(const std::uint8_t* const* rows, std::size_t n_rows, const std::int8_t* query, std::size_t length,
+                    std::int32_t* sums);
   // y += the sum of weights[r] * rows[r], rows of bytes; count is a multiple of kBlock.
   void (*add_byte_rows)(const std::int8_t* const* rows, const float* weights, std::size_t n_rows, std::size_t count,
                         float* y);
@@ -137,6 +162,7 @@ extern const Kernels kernels_plain;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
 extern const Kernels kernels_avx512vbmi;
+extern const Kernels kernels_amx;
 #elif defined(__aarch64__)
 extern const Kernels kernels_neon;
 #endif

@@ -3,6 +3,7 @@
 
 #include "kernels/byte_products.hpp"
 #include "kernels/kernels.hpp"
+#include "kernels/products_amx.hpp"
 #include "kernels/vectors.hpp"
 
 namespace compressae {
@@ -17,6 +18,16 @@ inline void add_byte_rows(const std::int8_t* const* rows, const float* weights, 
 #pragma omp simd
       for (std::size_t i = 0; i < kBlock; ++i) y[begin + i] += weights[r] * static_cast<float>(rows[r][begin + i]);
     }
+}
+
+inline void byte_dots(const std::uint8_t* const* rows, std::size_t n_rows, const std::int8_t* query, std::size_t length,
+                      std::int32_t* sums) {
+  for (std::size_t r = 0; r < n_rows; ++r) {
+    std::int32_t sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (std::size_t i = 0; i < length; ++i) sum += rows[r][i] * query[i];
+    sums[r] = sum;
+  }
 }
 
 // sums[p][i] = <plane p, row i> for the rows of a block, whose entries begin at `row`.
@@ -43,6 +54,7 @@ void block_sums(const std::uint8_t* row, const std::int8_t* plane, std::size_t s
 
 using plain::add_byte_rows;
 using plain::block_sums;
+using plain::byte_dots;
 
 #else
 
@@ -105,7 +117,61 @@ void block_sums(const std::uint8_t* row, const std::int8_t* plane, std::size_t s
   }
 }
 
+// Four rows at a time: each load of the query serves all, and their sums wait for each other no more.
+void byte_dots(const std::uint8_t* const* rows, std::size_t n_rows, const std::int8_t* query, std::size_t length,
+               std::int32_t* sums) {
+  constexpr std::size_t kRows = 4;
+  for (std::size_t r = 0; r < n_rows; r += kRows) {
+    const std::size_t count = n_rows - r < kRows ? n_rows - r : kRows;
+    const std::uint8_t* row[kRows];
+    for (std::size_t i = 0; i < kRows; ++i) row[i] = rows[r + (i < count ? i : 0)];
+    Int32s lanes[kRows] = {};
+    for (std::size_t at = 0; at < length; at += sizeof(Int32s)) {
+      const auto entries = load<Int32s>(query + at);
+#pragma GCC unroll 4
+      for (std::size_t i = 0; i < kRows; ++i) lanes[i] = add_step(lanes[i], load<Int32s>(row[i] + at), entries);
+    }
+    std::int32_t four[kRows];
+    sums_of_four(lanes, four);
+    for (std::size_t i = 0; i < count; ++i) sums[r + i] = four[i];
+  }
+}
+
 #endif
+
+// Takes products with `Rows` rows from first_row on, whose sums with bytes are given, for the strongest of their
+// groups.
+template <std::size_t Rows>
+void take_strongest(const std::int32_t* sums, const float* scales, std::int32_t added, float scale,
+                    std::size_t first_row, std::size_t depth, std::uint32_t* strongest) {
+  constexpr std::size_t kLanes = StrongestProduct::kLanes;
+  constexpr std::uint32_t kPlaces = StrongestProduct::kPlaces;
+#pragma GCC unroll 4
+  for (std::size_t begin = 0; begin < Rows; begin += kLanes) {
+    const std::size_t row = (first_row + begin) / kLanes, place = row % depth;
+    std::uint32_t* group = strongest + row / depth * kLanes;
+    const auto after = static_cast<std::uint32_t>(2 * (StrongestProduct::kMostDepth - 1 - place));
+    const std::uint32_t least = place == 0 ? 0 : 0xffffffff;  // what was there before does not count
+#pragma omp simd
+    for (std::size_t i = 0; i < kLanes; ++i) {
+      const float product = static_cast<float>(sums[begin + i] - added) * scale * scales[begin + i];
+      const std::uint32_t bits = __builtin_bit_cast(std::uint32_t, product);
+      const std::uint32_t entry = ((bits << 1 | bits >> 31) & ~kPlaces) | after, before = group[i] & least;
+      group[i] = entry > before ? entry : before;
+    }
+  }
+}
+
+template <std::size_t Queries>
+void strongest_in_block(const ProductRows& rows, std::size_t block, std::size_t depth, const ProductQueries& queries,
+                        std::size_t first, std::uint32_t* strongest, std::size_t stride) {
+  const std::size_t length = ProductRows::kStep * rows.steps;
+  alignas(64) std::int32_t sums[Queries][kBlock];
+  block_sums<Queries>(rows.entries + block * kBlock * length, queries.entries + first * length, rows.steps, sums);
+  for (std::size_t q = 0; q < Queries; ++q)
+    take_strongest<kBlock>(sums[q], rows.scales + block * kBlock, ProductRows::kAdded * queries.sums[first + q],
+                           queries.scales[first + q], block * kBlock, depth, strongest + (first + q) * stride);
+}
 
 // Products of `Queries` queries from `first` on with the first n_rows rows of a block.
 template <std::size_t Planes, std::size_t Queries>
@@ -145,12 +211,112 @@ void multiply_all(const ProductRows& rows, std::size_t n_rows, const ProductQuer
   }
 }
 
+#if defined(__AMX_INT8__)
+
+// Calls visit(q, begin, sums) for whole tiles of queries, and kTileRows rows from `begin` on each time. Returns the
+// number of these queries.
+template <typename Visit>
+std::size_t for_tiles(const ProductRows& rows, std::size_t n_rows, const ProductQueries& queries, const Visit& visit) {
+  constexpr std::size_t kStep = ProductRows::kStep;
+  const std::size_t tile = tile_steps(rows.steps), length = kStep * rows.steps;
+  const std::size_t n_queries = queries.n / kTileQueries * kTileQueries;
+  // Of narrow tiles, much is empty.
+  if (queries.n_planes != 1 || tile < 8 || n_queries == 0) return 0;
+  const TileShapes shapes(tile, 4, 6);
+  // Some queries stay in the first-level cache while rows pass by, which stay in the second-level one for all queries.
+  const auto some = [length](std::size_t bytes, std::size_t unit) {
+    const std::size_t units = bytes / length / unit;
+    return units == 0 ? unit : units * unit;
+  };
+  const std::size_t some_queries = some(24 << 10, kTileQueries), some_rows = some(512 << 10, kTileRows);
+  // Those of a block are visited while the next one's are computed.
+  alignas(64) std::int32_t sums[2][kTileQueries][kTileRows];
+  std::size_t block = 0, last_begin = 0, last_first = 0;
+  for (std::size_t row = 0; row < n_rows; row += some_rows) {
+    const std::size_t end_row = row + some_rows < n_rows ? row + some_rows : n_rows;
+    for (std::size_t query = 0; query < n_queries; query += some_queries) {
+      const std::size_t end_query = query + some_queries < n_queries ? query + some_queries : n_queries;
+      for (std::size_t begin = row; begin < end_row; begin += kTileRows)
+        for (std::size_t first = query; first < end_query; first += kTileQueries) {
+          const std::int32_t(*last)[kTileRows] = sums[(block + 1) % 2];
+          std::size_t q = block == 0 ? kTileQueries : 0;
+          tile_sums(rows.entries + begin * length, queries.entries + first * length, length, rows.steps, tile,
+                    sums[block % 2], [&](std::size_t done, std::size_t steps) {
+                      for (; q < kTileQueries * done / steps; ++q) visit(last_first + q, last_begin, last[q]);
+                    });
+          last_begin = begin;
+          last_first = first;
+          ++block;
+        }
+    }
+  }
+  for (std::size_t q = 0; q < kTileQueries; ++q) visit(last_first + q, last_begin, sums[(block + 1) % 2][q]);
+  return n_queries;
+}
+
+std::size_t multiply_tiles(const ProductRows& rows, std::size_t n_rows, const ProductQueries& queries, float* products,
+                           std::size_t stride) {
+  return for_tiles(rows, n_rows, queries, [&](std::size_t q, std::size_t begin, const std::int32_t* sums) {
+    const std::size_t count = n_rows - begin < kTileRows ? n_rows - begin : kTileRows;
+    const std::int32_t added = ProductRows::kAdded * queries.sums[q];
+    float* to = products + q * stride + begin;
+#pragma GCC unroll 2
+    for (std::size_t i = 0; i < kTileRows; i += kFloats) {
+      const Floats whole = _mm512_cvtepi32_ps(raw(load<Int32s>(sums + i) - added));
+      const Floats product = whole * repeated(queries.scales[q]) * load<Floats>(rows.scales + begin + i);
+      if (i < count) _mm512_mask_storeu_ps(to + i, first_lanes(count - i), product);
+    }
+  });
+}
+
+std::size_t strongest_in_tiles(const ProductRows& rows, std::size_t depth, const ProductQueries& queries,
+                               std::uint32_t* strongest, std::size_t stride) {
+  const std::size_t n_rows = rows.n_blocks * kBlock;
+  return for_tiles(rows, n_rows, queries, [&](std::size_t q, std::size_t begin, const std::int32_t* sums) {
+    take_strongest<kTileRows>(sums, rows.scales + begin, ProductRows::kAdded * queries.sums[q], queries.scales[q],
+                              begin, depth, strongest + q * stride);
+  });
+}
+
+#else
+
+inline std::size_t multiply_tiles(const ProductRows&, std::size_t, const ProductQueries&, float*, std::size_t) {
+  return 0;
+}
+inline std::size_t strongest_in_tiles(const ProductRows&, std::size_t, const ProductQueries&, std::uint32_t*,
+                                      std::size_t) {
+  return 0;
+}
+
+#endif
+
+// The queries from number `first` on.
+inline ProductQueries queries_from(const ProductQueries& queries, std::size_t first, std::size_t steps) {
+  const std::size_t planes = first * queries.n_planes;
+  return {queries.entries + planes * ProductRows::kStep * steps, queries.scales + planes, queries.sums + planes,
+          queries.n - first, queries.n_planes};
+}
+
 void multiply(const ProductRows& rows, std::size_t n_rows, const ProductQueries& queries, float* products,
               std::size_t stride) {
+  const std::size_t done = multiply_tiles(rows, n_rows, queries, products, stride);
+  const ProductQueries left = queries_from(queries, done, rows.steps);
   if (queries.n_planes == 1)
-    multiply_all<1>(rows, n_rows, queries, products, stride);
+    multiply_all<1>(rows, n_rows, left, products + done * stride, stride);
   else
-    multiply_all<3>(rows, n_rows, queries, products, stride);
+    multiply_all<3>(rows, n_rows, left, products + done * stride, stride);
+}
+
+void multiply_strongest(const ProductRows& rows, std::size_t depth, const ProductQueries& queries,
+                        std::uint32_t* strongest, std::size_t stride) {
+  constexpr std::size_t kTile = 6;
+  const std::size_t done = strongest_in_tiles(rows, depth, queries, strongest, stride);
+  for (std::size_t block = 0; block < rows.n_blocks; ++block) {
+    std::size_t q = done;
+    for (; q + kTile <= queries.n; q += kTile)
+      strongest_in_block<kTile>(rows, block, depth, queries, q, strongest, stride);
+    for (; q < queries.n; ++q) strongest_in_block<1>(rows, block, depth, queries, q, strongest, stride);
+  }
 }
 
 }  // namespace

@@ -26,6 +26,8 @@ extern const Kernels COMPRESSAE_KERNELS{
     .residual_dots = residual_dots,
     .widen = widen,
     .multiply = multiply,
+    .multiply_strongest = multiply_strongest,
+    .byte_dots = byte_dots,
     .add_byte_rows = add_byte_rows,
     .dot = dot,
     .dots = dots,

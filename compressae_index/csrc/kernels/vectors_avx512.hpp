@@ -30,6 +30,17 @@ inline Int32s add_pair_products(Int32s sums, Int16s x, Int16s y) {
   return sums + reinterpret_cast<Int32s>(_mm512_madd_epi16(raw(x), raw(y)));
 }
 
+// Transposed while it is added: four sums at the price of one and a half.
+inline void sums_of_four(const Int32s* x, std::int32_t* sums) {
+  const auto pairs = [](Raw a, Raw b) {
+    return _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+  };
+  const Raw two = pairs(raw(x[0]), raw(x[1])), others = pairs(raw(x[2]), raw(x[3]));
+  const Raw all = _mm512_add_epi32(_mm512_unpacklo_epi64(two, others), _mm512_unpackhi_epi64(two, others));
+  const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1));
+  store(sums, _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1)));
+}
+
 inline Floats floats_of(const std::int8_t* bytes) {
   return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load<__m128i>(bytes)));
 }

@@ -55,6 +55,10 @@ inline Int32s add_pair_products(Int32s sums, Int16s x, Int16s y) {
   return sums + vpaddq_s32(vmull_s16(vget_low_s16(x), vget_low_s16(y)), vmull_high_s16(x, y));
 }
 
+inline void sums_of_four(const Int32s* x, std::int32_t* sums) {
+  store(sums, vpaddq_s32(vpaddq_s32(x[0], x[1]), vpaddq_s32(x[2], x[3])));
+}
+
 inline Floats floats_of(const std::int8_t* bytes) {
   const int16x8_t wide = vmovl_s8(vld1_s8(bytes));
   return {vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide))), vcvtq_f32_s32(vmovl_high_s16(wide))};
