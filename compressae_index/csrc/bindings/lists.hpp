@@ -19,8 +19,7 @@ class InvertedLists {
   using Range = std::tuple<const InvertedLists*, std::size_t, std::size_t>;
 
   static InvertedLists build(const Input<std::uint16_t, 2>& latents, const Input<float, 2>& values,
-                             std::size_t n_latents, std::size_t num_threads,
-                             const std::optional<Input<bool, 2>>& kept);
+                             std::size_t n_latents, std::size_t num_threads, const std::optional<Input<bool, 2>>& kept);
   // Ranges one after the other.
   static InvertedLists concatenate(const std::vector<Range>& ranges);
   InvertedLists(Arrays arrays, std::size_t n_documents, std::size_t n_latents);
