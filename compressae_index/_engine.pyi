@@ -126,7 +126,13 @@ class InvertedLists:
         ],
         n_latents: int,
         num_threads: int,
-    ) -> InvertedLists: ...
+        kept: Annotated[
+            NDArray[numpy.bool_], dict(shape=(None, None), order="C", device="cpu", writable=False)
+        ]
+        | None = None,
+    ) -> InvertedLists:
+        """Lists of codes, (n, k) each, of the pairs that are kept; None: of all."""
+
     @staticmethod
     def concatenate(ranges: Sequence[tuple[InvertedLists, int, int]]) -> InvertedLists:
         """
@@ -149,10 +155,10 @@ class InvertedLists:
         (scores, rows), (n_queries, top).
         """
 
-    def validate(self, postings: int, num_threads: int) -> None:
+    def validate(self, fewest: int, most: int, num_threads: int) -> None:
         """
-        Raises ValueError where lists are not of ascending documents, `postings` of each in all, or their norms are
-        larger than the largest.
+        Raises ValueError where lists are not of ascending documents, or hold fewer or more postings than so many
+        of each, or norms of documents are larger than the largest.
         """
 
     def list_lengths(self) -> NDArray[numpy.int64]: ...

@@ -135,8 +135,9 @@ class CompressedIndex(Index):
             forward: how codes are stored for `dense` and `two_stage`: "packed" takes the fewest bytes,
                 "aligned" is the fastest.
             value_bits: bits of a packed value, 4 to 8, 6 by default; the aligned codec always has 8.
-            postings: nonzeros of a code that the posting lists keep, the strongest; all by default. Each left
-                out saves 3 bytes, and makes `sparse` and the first stage of `two_stage` approximate.
+            postings: nonzeros of a code that the posting lists keep, on average: those above one threshold
+                for all codes, relative to each one's norm; all by default. Each left out saves 3 bytes, and
+                makes `sparse` and the first stage of `two_stage` approximate.
             residual_bits: bits a dimension of residual codes, 1, 2, 3, 4 or 6; 0, the default, for none. They
                 hold what codes leave out of the vectors, and the last stage of a search scores the best
                 documents by both. They take d * residual_bits / 8 + 2 bytes a vector.

@@ -160,6 +160,13 @@ def test_postings_that_lists_do_not_have(postings: Any, tmp_path: Path) -> None:
     refused(CompressedIndex.load, saved, "postings")
 
 
+@pytest.mark.parametrize("threshold", [-0.1, 1.5, float("nan"), "0.1", True])
+def test_thresholds_that_no_lists_have(threshold: Any, tmp_path: Path) -> None:
+    saved = copy_of("index", tmp_path)
+    change_manifest(saved, lambda manifest: manifest["meta"].update(threshold=threshold))
+    refused(CompressedIndex.load, saved, "threshold")
+
+
 def test_arrays_that_do_not_belong_there(tmp_path: Path) -> None:
     saved = copy_of("index", tmp_path)
     (data,) = saved.glob("data-*")

@@ -211,6 +211,33 @@ def test_documents_without_a_shared_latent_score_zero() -> None:
     np.testing.assert_allclose(scores, [[1.0, 0.0, -1.0]], atol=0.5 / 127)
 
 
+def test_lists_hold_only_what_is_kept() -> None:
+    codes = random_codes(WINDOW + 50, 60, 5, 4)
+    kept = np.random.default_rng(2).random(codes.values.shape) < 0.4
+    kept[7] = False
+    lists = InvertedLists.build(codes.latents, codes.values, codes.n_latents, 2, kept)
+    expected = np.zeros((len(codes), 60))
+    np.put_along_axis(expected, codes.latents.astype(np.int64), np.where(kept, codes.values, 0), axis=1)
+    stored = stored_in_lists(lists, 60)
+    np.testing.assert_allclose(stored, expected, atol=np.abs(codes.values).max() / 127)
+    lengths = np.bincount(codes.latents[kept], minlength=60)
+    np.testing.assert_array_equal(lists.list_lengths(), lengths)
+    # The bound of sums is of what is kept.
+    norm = np.linalg.norm(stored, axis=1).max()
+    assert lists.arrays()["largest_norm"][0] == pytest.approx(norm, rel=1e-5)
+    lists.validate(0, 5, 1)
+    with pytest.raises(ValueError, match="number of postings"):
+        lists.validate(2, 5, 1)
+    with pytest.raises(ValueError, match="number of postings"):
+        lists.validate(0, 1, 1)
+    nothing = InvertedLists.build(codes.latents, codes.values, 60, 2, np.zeros_like(kept))
+    assert nothing.list_lengths().sum() == 0
+    u = np.ones((1, 60), np.float32)
+    assert nothing.search(u, 5, 3, None, 1)[1].tolist() == [[0, 1, 2]]
+    with pytest.raises(ValueError, match="columns of kept is 4, expected 5"):
+        InvertedLists.build(codes.latents, codes.values, 60, 1, kept[:, :4].copy())
+
+
 @pytest.mark.parametrize("n", [20_000, WINDOW + 999])
 @pytest.mark.parametrize("top", [20, 1500])
 def test_documents_in_no_list_fill_up_by_row(n: int, top: int) -> None:

@@ -13,6 +13,7 @@ import pytest
 from compressae_index import CompresSAE, CompressedIndex
 from compressae_index.coding.directory import CodeStore
 from compressae_index.connectors.faiss import FaissIndex
+from compressae_index.embedded.thinning import strongest
 from compressae_index.persistence import FORMAT_VERSION
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -68,6 +69,17 @@ def test_faiss_lists_hold_the_codes_of_their_index(written: Path) -> None:
     index, filed = CompressedIndex.load(written / "strings"), FaissIndex.load(written / "faiss")
     ids = list(index.ids)
     np.testing.assert_array_equal(filed.reconstruct(ids), index.reconstruct(ids))
+
+
+def test_lists_of_the_strongest_stay_so(written: Path, answers: dict[str, Any]) -> None:
+    """Indexes of before there was a threshold hold as many postings of each document, of new ones too."""
+    index = CompressedIndex.load(written / "strings")
+    index.add(answers["embeddings"][:20], [f"more {number}" for number in range(20)])
+    index.compact()
+    backend, codes = index.documents.backend, index.codes(index.ids)
+    assert backend.threshold is None
+    lengths = np.bincount(codes.latents[strongest(codes, 4)], minlength=64)
+    np.testing.assert_array_equal(backend.list_lengths(), lengths)
 
 
 def test_what_is_loaded_can_be_changed(written: Path, answers: dict[str, Any]) -> None:

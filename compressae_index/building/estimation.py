@@ -63,7 +63,7 @@ def estimate(
         k: nonzeros a code.
         n_latents: size of the dictionary.
         value_bits: bits of a packed value.
-        postings: nonzeros of a code that the posting lists keep.
+        postings: nonzeros of a code that the posting lists keep, on average.
         residual_bits: bits a dimension of residual codes.
         bytes_per_vector: a budget, in place of these four.
         target_recall: a recall@10 to reach, in place of these four.

@@ -16,10 +16,11 @@ from compressae_index.coding.chunks import Encoded
 from compressae_index.coding.codes import SparseCodes
 from compressae_index.coding.model import CompresSAE, Encoder
 from compressae_index.coding.residual import RESIDUAL_BITS, check_residual_bits, make_room
-from compressae_index.embedded.backend import EmbeddedBackend, strongest
+from compressae_index.embedded.backend import EmbeddedBackend
 from compressae_index.embedded.codecs import Codec, CodecName, codec_of
 from compressae_index.embedded.codecs.packed import VALUE_BITS as VALUE_BITS_ALONE
 from compressae_index.embedded.sizes import POSTING_BYTES, dictionary_bytes, list_overhead
+from compressae_index.embedded.thinning import above_threshold, thinned, threshold_for
 from compressae_index.errors import InputError
 from compressae_index.progress import track
 from compressae_index.search.frontier import NEIGHBOURS
@@ -517,9 +518,11 @@ class Trial:
         if listed not in self._of_background:
             codes = model.encode_unit(near.background, listed, self.encoder, self.threads)
             self._of_background[listed] = model.fold(codes, num_threads=self.threads)
-        others = strongest(self._of_background[listed], min(postings, listed)).to_csr() @ terms.T
+        background = self._of_background[listed]
+        threshold = threshold_for(background, postings)
+        others = _listed(background, threshold).to_csr() @ terms.T
         folded = model.fold(self._codes(k), num_threads=self.threads)
-        scores = self._scores(strongest(folded, min(postings, k)), terms)[:, :top] * near.norms[:, :top]
+        scores = self._scores(_listed(folded, threshold), terms)[:, :top] * near.norms[:, :top]
         higher = (others * near.background_norms[:, None])[None, :, :] > scores.T[:, None, :]
         share = min(FOUND_CANDIDATES / near.n, 1.0)
         return float((higher.mean(axis=1) <= share).mean())
@@ -536,6 +539,11 @@ class Trial:
             rows = self.near.vectors.reshape(-1, self.model.dim)
             self._of_neighbours = k, self.model.encode_unit(rows, k, self.encoder, self.threads)
         return self._of_neighbours[1]
+
+
+def _listed(codes: SparseCodes, threshold: float) -> SparseCodes:
+    """What posting lists hold of codes."""
+    return thinned(codes, above_threshold(codes, threshold))
 
 
 def _among_best(scores: FloatArray, top: int) -> BoolArray:

@@ -136,7 +136,9 @@ def storage_options(function: F) -> F:
     """Adds the options of what an index stores of a vector, of `build` and `estimate`."""
     options = (
         click.option("--value-bits", type=int, help="Bits of a value, 4 to 8.  [default: 6]"),
-        click.option("--postings", type=int, help="Nonzeros a code in the posting lists.  [default: all]"),
+        click.option(
+            "--postings", type=int, help="Nonzeros a code in the posting lists, on average.  [default: all]"
+        ),
         click.option(
             "--residual-bits",
             type=int,

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compressae_index._engine import Clusters, Forward, InvertedLists, Refiner, search
-from compressae_index.arrays import Bitmap, FloatArray, Hits, RowArray
+from compressae_index.arrays import Bitmap, BoolArray, FloatArray, Hits, RowArray
 from compressae_index.checks import check_threads
 from compressae_index.coding.chunks import Encoded
 from compressae_index.coding.codes import SparseCodes
@@ -20,6 +20,7 @@ from compressae_index.coding.model import CompresSAE
 from compressae_index.embedded.codecs import Arrays, Codec, Packed, WithResiduals, from_arrays
 from compressae_index.embedded.originals import PLACES, Originals, Spool
 from compressae_index.embedded.sizes import CLUSTER, RUN_ROWS, WINDOW, sparse_candidates
+from compressae_index.embedded.thinning import above_threshold, strongest, threshold_for
 from compressae_index.errors import DimensionError, InputError
 from compressae_index.persistence import release_pages
 from compressae_index.processes import cached_property
@@ -62,6 +63,7 @@ class EmbeddedBackend:
         parts: Sequence[Part] = (),
         *,
         postings: int | None = None,
+        threshold: float | None = None,
         clusters: Clusters | None = None,
         originals: Originals | None = None,
     ) -> None:
@@ -73,13 +75,17 @@ class EmbeddedBackend:
             codec: how the forward part stores codes, `Packed` by default. If it is not fitted, it is fitted
                 to the first codes added, and never again.
             parts: runs of documents; all but the last hold whole windows.
-            postings: the number of strongest nonzeros of a code in the posting lists; all by default.
+            postings: nonzeros of a code in the posting lists, on average; all by default.
+            threshold: the least share of a nonzero in the lists (`thinning.shares`). By default it is chosen
+                for the first codes added, and never again; of an index of version 0.1, which has none, each
+                code keeps its `postings` strongest.
             clusters: clusters of the first documents.
             originals: the original vectors of all documents, if they are kept.
         """
         self.n_latents = n_latents
         self.k = k
         self.postings = k if postings is None else postings
+        self.threshold = threshold
         self.codec = Packed() if codec is None else codec
         self.clusters = clusters
         self.originals = originals
@@ -93,7 +99,8 @@ class EmbeddedBackend:
         # The engine's objects cannot be pickled, but their arrays can; mapped arrays are copied.
         parts = [(_held(part.rows), _held(part.inverted.arrays()), len(part)) for part in self._parts]
         clusters = None if self.clusters is None else _held(self.clusters.arrays())
-        return _remade, (self.n_latents, self.k, self.codec, self.postings, parts, clusters, self.originals)
+        settings = {"postings": self.postings, "threshold": self.threshold, "originals": self.originals}
+        return _remade, (self.n_latents, self.k, self.codec, parts, clusters, settings)
 
     @property
     def n_clustered(self) -> int:
@@ -145,7 +152,10 @@ class EmbeddedBackend:
                 originals = originals.extended(spool.segment())
         arrays = codec.stacked(packed)
         packed.clear()  # Frees memory for the posting lists.
-        return self._with(codec, arrays, num_threads, originals)
+        if self._parts or self.threshold is not None or self.postings >= self.k:
+            return self._with(codec, arrays, num_threads, originals)
+        threshold = self._threshold(codec, arrays, num_threads)
+        return self._of(codec, (), self.originals, threshold)._with(codec, arrays, num_threads, originals)
 
     def subset(self, rows: RowArray, num_threads: int, n_clustered: int = 0) -> EmbeddedBackend:
         """A back end of only some documents, in the order of `rows`.
@@ -153,7 +163,9 @@ class EmbeddedBackend:
         The whole windows among the first n_clustered become clusters; similar rows must be adjacent there.
         """
         originals = None if self.originals is None else self.originals.subset(rows)
-        empty = EmbeddedBackend(self.n_latents, self.k, self.codec, postings=self.postings)
+        empty = EmbeddedBackend(
+            self.n_latents, self.k, self.codec, postings=self.postings, threshold=self.threshold
+        )
         if not len(rows):
             return empty.with_originals(originals)
         taken = empty._with(self.codec, self.forward_rows(rows), num_threads, originals)
@@ -185,17 +197,39 @@ class EmbeddedBackend:
         lists = []
         for run in _runs(n):
             codes = codec.unpack(codec.cut(rows, run), self.n_latents, self.k, num_threads)
-            kept = strongest(codes, self.postings)
-            lists.append(InvertedLists.build(kept.latents, kept.values, self.n_latents, num_threads))
+            kept = self._kept(codes)
+            lists.append(InvertedLists.build(codes.latents, codes.values, self.n_latents, num_threads, kept))
         return _concatenated(lists)
 
-    def _of(self, codec: Codec, parts: Sequence[Part], originals: Originals | None) -> EmbeddedBackend:
+    def _kept(self, codes: SparseCodes) -> BoolArray | None:
+        """Which nonzeros are in the posting lists, (n, k); None for all."""
+        if self.postings >= self.k:
+            return None
+        if self.threshold is None:
+            return strongest(codes, self.postings)
+        return above_threshold(codes, self.threshold)
+
+    def _threshold(self, codec: Codec, rows: Arrays, num_threads: int) -> float:
+        """The threshold for `postings` of a packed row: by all of them, or RUN_ROWS among more."""
+        n = codec.engine(rows, self.n_latents, self.k).n_documents
+        if n > RUN_ROWS:
+            rows = codec.gathered([rows], np.linspace(0, n - 1, RUN_ROWS).astype(np.int64))
+        return threshold_for(codec.unpack(rows, self.n_latents, self.k, num_threads), self.postings)
+
+    def _of(
+        self,
+        codec: Codec,
+        parts: Sequence[Part],
+        originals: Originals | None,
+        threshold: float | None = None,
+    ) -> EmbeddedBackend:
         return EmbeddedBackend(
             self.n_latents,
             self.k,
             codec,
             parts,
             postings=self.postings,
+            threshold=self.threshold if threshold is None else threshold,
             clusters=self.clusters,
             originals=originals,
         )
@@ -336,6 +370,7 @@ class EmbeddedBackend:
         k: int,
         manifest: Mapping[str, Any],
         postings: int,
+        threshold: float | None = None,
         originals: Originals | None = None,
     ) -> EmbeddedBackend:
         """Loads the arrays of `to_arrays`. They are not copied, so they may be memory-mapped.
@@ -346,7 +381,8 @@ class EmbeddedBackend:
             n_latents: size of the dictionary.
             k: nonzeros a code.
             manifest: the manifest of the codec.
-            postings: nonzeros of a code in the inverted part.
+            postings: nonzeros of a code in the inverted part, on average.
+            threshold: the least share of one, if they were chosen by it.
             originals: the original vectors.
 
         Raises:
@@ -359,7 +395,7 @@ class EmbeddedBackend:
             msg = f"expected {n} original vectors, got {len(originals)}"
             raise DimensionError(msg)
         if n == 0:
-            return cls(n_latents, k, codec, postings=postings, originals=originals)
+            return cls(n_latents, k, codec, postings=postings, threshold=threshold, originals=originals)
         of_lists, of_clusters = _named(arrays, "inverted_"), _named(arrays, "clusters_")
         forward = codec.engine(rows, n_latents, k)
         if forward.n_documents != n:
@@ -367,14 +403,24 @@ class EmbeddedBackend:
             raise DimensionError(msg)
         part = Part(rows, forward, InvertedLists(of_lists, n, n_latents))
         clusters = Clusters(of_clusters) if of_clusters else None
-        loaded = cls(n_latents, k, codec, [part], postings=postings, clusters=clusters, originals=originals)
+        loaded = cls(
+            n_latents,
+            k,
+            codec,
+            [part],
+            postings=postings,
+            threshold=threshold,
+            clusters=clusters,
+            originals=originals,
+        )
         loaded._check_clusters()
         threads = check_threads(None)
         forward.validate(threads)
         if isinstance(codec, WithResiduals):
             codec.refiner([rows]).validate(threads)
         release_pages(rows)
-        part.inverted.validate(postings, threads)
+        fewest, most = (postings, postings) if threshold is None else (1, k)
+        part.inverted.validate(fewest, most, threads)
         if clusters is not None:
             clusters.validate(part.inverted, threads)
         release_pages(of_lists | of_clusters)
@@ -429,10 +475,9 @@ def _remade(
     n_latents: int,
     k: int,
     codec: Codec,
-    postings: int,
     parts: Sequence[tuple[Arrays, Arrays, int]],
     clusters: Arrays | None,
-    originals: Originals | None,
+    settings: Mapping[str, Any],
 ) -> EmbeddedBackend:
     """Restores a back end from the arrays of its pickle."""
     made = [
@@ -440,9 +485,7 @@ def _remade(
         for rows, inverted, n in parts
     ]
     of_clusters = None if clusters is None else Clusters(clusters)
-    return EmbeddedBackend(
-        n_latents, k, codec, made, postings=postings, clusters=of_clusters, originals=originals
-    )
+    return EmbeddedBackend(n_latents, k, codec, made, clusters=of_clusters, **settings)
 
 
 def _packed(codec: Codec, chunk: Encoded, model: CompresSAE | None, num_threads: int) -> Arrays:
@@ -464,13 +507,3 @@ def _concatenated(lists: Sequence[InvertedLists]) -> InvertedLists:
     if len(lists) == 1:
         return lists[0]
     return InvertedLists.concatenate([(each, 0, -(-each.n_documents // WINDOW)) for each in lists])
-
-
-def strongest(codes: SparseCodes, nonzeros: int) -> SparseCodes:
-    """The `nonzeros` pairs of largest magnitude of each code; ties go to the lower latents."""
-    if nonzeros >= codes.k:
-        return codes
-    order = np.argsort(-np.abs(codes.values), axis=1, kind="stable")[:, :nonzeros]
-    order.sort(axis=1)
-    latents = np.take_along_axis(codes.latents, order, axis=1)
-    return SparseCodes(latents, np.take_along_axis(codes.values, order, axis=1), codes.n_latents)

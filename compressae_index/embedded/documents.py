@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compressae_index.arrays import Bitmap, BoolArray, FloatArray, Hits, IdArray, RowArray
-from compressae_index.checks import check_int
+from compressae_index.checks import check_int, check_number
 from compressae_index.coding.chunks import Encoded
 from compressae_index.coding.codes import SparseCodes
 from compressae_index.coding.metric import Metric, RowScale
@@ -306,13 +306,17 @@ class EmbeddedDocuments(Rows):
 
     def manifest(self) -> dict[str, Any]:
         """The manifest of saved documents."""
+        optional = {
+            "threshold": self.backend.threshold,
+            "originals": None if (originals := self.backend.originals) is None else originals.manifest(),
+        }
         return {
             "n": len(self.all_ids),
             "k": self.k,
             "packing": self.backend.codec.manifest(),
             "postings": self.backend.postings,
             "unit": self.unit,
-        } | ({} if (originals := self.backend.originals) is None else {"originals": originals.manifest()})
+        } | {name: value for name, value in optional.items() if value is not None}
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """The arrays to store."""
@@ -349,6 +353,10 @@ class EmbeddedDocuments(Rows):
         n, n_latents = check_int(meta["n"], "n", 0), model.n_latents
         k = check_int(meta["k"], "k", 1, n_latents, "n_latents")
         postings = check_int(meta["postings"], "postings", 1, k, "k")
+        threshold = meta.get("threshold")
+        if threshold is not None and not 0 <= check_number(threshold, "threshold") <= 1:
+            msg = f"the threshold of posting lists must be between 0 and 1, got {threshold}"
+            raise InputError(msg)
         codec = entry(meta, "packing", dict)
         of_rows = {name: array for name, array in arrays.items() if name in STORED_ROWS}
         others = (*STORED_ROWS, Path(FILE).stem)
@@ -360,7 +368,7 @@ class EmbeddedDocuments(Rows):
         if (dim := codec.get("dim", model.dim)) != model.dim:
             msg = f"residual codes are of {dim!r:.100} dimensions, the model has {model.dim}"
             raise DimensionError(msg)
-        backend = EmbeddedBackend.from_arrays(of_codes, n, n_latents, k, codec, postings, kept)
+        backend = EmbeddedBackend.from_arrays(of_codes, n, n_latents, k, codec, postings, threshold, kept)
         ids, alive = stored_rows(n, of_rows)
         if n and unit is None:
             msg = "norms are stored without their unit"

@@ -58,7 +58,7 @@ class IndexStats(NamedTuple):
     model_bytes: int
     """Resident for searches: a byte an entry of the dictionary; encoding takes more."""
     postings: int
-    """Nonzeros of a code that the posting lists keep."""
+    """Nonzeros of a code that the posting lists keep, on average."""
     bytes_by_mode: dict[str, float]
     """Bytes a vector of the parts that each mode reads; empty if they are not known."""
     removed: int = 0

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -15,16 +16,20 @@
 namespace compressae::bindings {
 
 InvertedLists InvertedLists::build(const Input<std::uint16_t, 2>& latents, const Input<float, 2>& values,
-                                   std::size_t n_latents, std::size_t num_threads) {
+                                   std::size_t n_latents, std::size_t num_threads,
+                                   const std::optional<Input<bool, 2>>& kept) {
   require_latents(n_latents);
   require_equal(values.shape(0), latents.shape(0), "rows of values");
   require_equal(values.shape(1), latents.shape(1), "columns of values");
   require(latents.size() > 0, "codes are empty");
   require_below(latents, n_latents);
   const std::size_t n = latents.shape(0), k = latents.shape(1);
-  return from_built(
-      without_gil([&] { return build_inverted(latents.data(), values.data(), n, k, n_latents, num_threads); }), n,
-      n_latents);
+  if (kept) {
+    require_equal(kept->shape(0), n, "rows of kept");
+    require_equal(kept->shape(1), k, "columns of kept");
+  }
+  const ListedCodes codes{latents.data(), values.data(), kept ? kept->data() : nullptr, n, k};
+  return from_built(without_gil([&] { return build_inverted(codes, n_latents, num_threads); }), n, n_latents);
 }
 
 InvertedLists InvertedLists::concatenate(const std::vector<Range>& ranges) {
@@ -76,8 +81,11 @@ Hits InvertedLists::search(const Input<float, 2>& projections, std::size_t query
   });
 }
 
-void InvertedLists::validate(std::size_t postings, std::size_t num_threads) const {
-  require_equal(lists_.n_postings, lists_.n_documents * postings, "the number of postings");
+void InvertedLists::validate(std::size_t fewest, std::size_t most, std::size_t num_threads) const {
+  const std::size_t n = lists_.n_documents, postings = lists_.n_postings;
+  require(n * fewest <= postings && postings <= n * most,
+          "the number of postings is " + std::to_string(postings) + ", expected " + std::to_string(fewest) + " to " +
+              std::to_string(most) + " of each of " + std::to_string(n) + " documents");
   without_gil([&] { lists_.validate_windows(num_threads); });
 }
 
@@ -178,17 +186,17 @@ void bind_lists(nb::module_& m) {
   nb::class_<InvertedLists>(m, "InvertedLists", "The inverted part: posting lists by window and latent.")
       .def(nb::init<Arrays, std::size_t, std::size_t>(), "arrays"_a, "n_documents"_a, "n_latents"_a)
       .def_static("build", &InvertedLists::build, "latents"_a.noconvert(), "values"_a.noconvert(), "n_latents"_a,
-                  "num_threads"_a)
+                  "num_threads"_a, "kept"_a.noconvert().none() = nb::none(),
+                  "Lists of codes, (n, k) each, of the pairs that are kept; None: of all.")
       .def_static("concatenate", &InvertedLists::concatenate, "ranges"_a,
                   "Windows [first, last) of lists, (lists, first, last) each, one after the other.")
       .def("search", &InvertedLists::search, "projections"_a.noconvert(), "query_nnz"_a, "top"_a,
            "allowed"_a.noconvert().none(), "num_threads"_a,
            "Best documents by the query_nnz largest entries of each projection, summed up in 16 bits:\n"
            "(scores, rows), (n_queries, top).")
-      .def("validate", &InvertedLists::validate, "postings"_a, "num_threads"_a,
-           "Raises ValueError where lists are not of ascending documents, `postings` of each in all, or their norms "
-           "are\n"
-           "larger than the largest.")
+      .def("validate", &InvertedLists::validate, "fewest"_a, "most"_a, "num_threads"_a,
+           "Raises ValueError where lists are not of ascending documents, or hold fewer or more postings than so many\n"
+           "of each, or norms of documents are larger than the largest.")
       .def("list_lengths", &InvertedLists::list_lengths)
       .def("arrays", &InvertedLists::arrays)
       .def_prop_ro("nbytes", &InvertedLists::nbytes)

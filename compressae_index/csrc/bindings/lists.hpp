@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <tuple>
 #include <vector>
 
@@ -18,15 +19,15 @@ class InvertedLists {
   using Range = std::tuple<const InvertedLists*, std::size_t, std::size_t>;
 
   static InvertedLists build(const Input<std::uint16_t, 2>& latents, const Input<float, 2>& values,
-                             std::size_t n_latents, std::size_t num_threads);
+                             std::size_t n_latents, std::size_t num_threads, const std::optional<Input<bool, 2>>& kept);
   // Ranges one after the other.
   static InvertedLists concatenate(const std::vector<Range>& ranges);
   InvertedLists(Arrays arrays, std::size_t n_documents, std::size_t n_latents);
 
   Hits search(const Input<float, 2>& projections, std::size_t query_nnz, std::size_t top, const Bitmap& bitmap,
               std::size_t num_threads) const;
-  // Throws where they are not of ascending documents, `postings` of each in all.
-  void validate(std::size_t postings, std::size_t num_threads) const;
+  // Throws where they are not of ascending documents, or hold fewer or more postings than so many of each.
+  void validate(std::size_t fewest, std::size_t most, std::size_t num_threads) const;
   Output<std::int64_t> list_lengths() const;
 
   Arrays arrays() const { return arrays_; }

@@ -111,12 +111,14 @@ struct InvertedView {
 };
 
 struct InvertedArrays {
-  InvertedArrays(std::size_t n_latents, std::size_t n_windows, std::size_t n_postings)
-      : starts(n_latents + 1),
-        offsets(n_latents * (n_windows + 1)),
-        scales(n_latents * n_windows),
-        ids(n_postings),
-        values(n_postings) {}
+  InvertedArrays(std::size_t n_latents, std::size_t n_windows)
+      : starts(n_latents + 1), offsets(n_latents * (n_windows + 1)), scales(n_latents * n_windows) {}
+
+  // For the postings, once they are counted.
+  void make_room(std::size_t n_postings) {
+    ids = HugeVector<std::uint16_t>(n_postings);
+    values = HugeVector<std::int8_t>(n_postings);
+  }
 
   std::vector<std::uint64_t> starts;
   std::vector<std::uint32_t> offsets;
@@ -126,25 +128,38 @@ struct InvertedArrays {
   float largest_norm = 0.0f;
 };
 
-// Posting lists of codes: latents and values are (n_documents, k), latents below n_latents.
-inline InvertedArrays build_inverted(const std::uint16_t* latents, const float* values, std::size_t n_documents,
-                                     std::size_t k, std::size_t n_latents, std::size_t num_threads) {
-  const std::size_t n_windows = (n_documents + kWindow - 1) / kWindow;
-  InvertedArrays arrays(n_latents, n_windows, n_documents * k);
-  const auto in_window = [&](std::size_t w) {
-    return std::pair{w * kWindow * k, std::min((w + 1) * kWindow, n_documents) * k};
-  };
+// Codes to make posting lists of: pairs (n_documents, k), latents below n_latents.
+struct ListedCodes {
+  const std::uint16_t* latents;
+  const float* values;
+  const bool* kept;  // (n_documents, k): which pairs lists keep; null: all
+  std::size_t n_documents;
+  std::size_t k;
+
+  // Calls visit(document, pair) for the pairs that lists keep of documents first ... last.
+  template <typename Visit>
+  void each(std::size_t first, std::size_t last, const Visit& visit) const {
+    for (std::size_t document = first; document < last; ++document)
+      for (std::size_t i = document * k; i < (document + 1) * k; ++i)
+        if (kept == nullptr || kept[i]) visit(document, i);
+  }
+};
+
+inline InvertedArrays build_inverted(const ListedCodes& codes, std::size_t n_latents, std::size_t num_threads) {
+  const std::size_t n_windows = (codes.n_documents + kWindow - 1) / kWindow;
+  InvertedArrays arrays(n_latents, n_windows);
+  const auto last_of = [&](std::size_t w) { return std::min((w + 1) * kWindow, codes.n_documents); };
   std::vector<float> norms(n_windows);
 
   // Lengths and scales first; offsets[j][w + 1] is the length of list j in window w until they are summed.
   ThreadPool::instance().parallel_for(n_windows, num_threads, [&](std::size_t w) {
-    const auto [first, last] = in_window(w);
     std::vector<float> largest(n_latents);
     std::vector<std::uint32_t> lengths(n_latents);
-    for (std::size_t i = first; i < last; ++i) {
-      ++lengths[latents[i]];
-      largest[latents[i]] = std::max(largest[latents[i]], std::fabs(values[i]));
-    }
+    codes.each(w * kWindow, last_of(w), [&](std::size_t, std::size_t i) {
+      const std::uint16_t latent = codes.latents[i];
+      ++lengths[latent];
+      largest[latent] = std::max(largest[latent], std::fabs(codes.values[i]));
+    });
     for (std::size_t j = 0; j < n_latents; ++j) {
       arrays.offsets[j * (n_windows + 1) + w + 1] = lengths[j];
       arrays.scales[j * n_windows + w] = to_half_up(largest[j] / 127.0f);
@@ -155,27 +170,25 @@ inline InvertedArrays build_inverted(const std::uint16_t* latents, const float* 
     std::partial_sum(offset, offset + n_windows + 1, offset);
     arrays.starts[j + 1] = arrays.starts[j] + offset[n_windows];
   }
+  arrays.make_room(arrays.starts[n_latents]);
   ThreadPool::instance().parallel_for(n_windows, num_threads, [&](std::size_t w) {
-    const auto [first, last] = in_window(w);
     std::vector<std::uint64_t> next(n_latents);
-    std::vector<float> scales(n_latents), inverses(n_latents);
+    std::vector<float> scales(n_latents), inverses(n_latents), squares(kWindow);
     for (std::size_t j = 0; j < n_latents; ++j) {
       next[j] = arrays.starts[j] + arrays.offsets[j * (n_windows + 1) + w];
       scales[j] = from_half(arrays.scales[j * n_windows + w]);
       inverses[j] = scales[j] > 0.0f ? 1.0f / scales[j] : 0.0f;
     }
-    for (std::size_t begin = first; begin < last; begin += k) {
-      float norm = 0.0f;
-      for (std::size_t i = begin; i < begin + k; ++i) {
-        const std::uint16_t latent = latents[i];
-        const std::uint64_t posting = next[latent]++;
-        const float steps = std::clamp(values[i] * inverses[latent], -127.0f, 127.0f);
-        arrays.ids[posting] = static_cast<std::uint16_t>((begin - first) / k);
-        arrays.values[posting] = static_cast<std::int8_t>(std::lrintf(steps));
-        norm += std::pow(static_cast<float>(arrays.values[posting]) * scales[latent], 2.0f);
-      }
-      norms[w] = std::max(norms[w], std::sqrt(norm));
-    }
+    codes.each(w * kWindow, last_of(w), [&](std::size_t document, std::size_t i) {
+      const std::uint16_t latent = codes.latents[i];
+      const std::uint64_t posting = next[latent]++;
+      const float steps = std::clamp(codes.values[i] * inverses[latent], -127.0f, 127.0f);
+      arrays.ids[posting] = static_cast<std::uint16_t>(document - w * kWindow);
+      arrays.values[posting] = static_cast<std::int8_t>(std::lrintf(steps));
+      const float value = static_cast<float>(arrays.values[posting]) * scales[latent];
+      squares[document - w * kWindow] += value * value;
+    });
+    norms[w] = std::sqrt(*std::max_element(squares.begin(), squares.end()));
   });
   arrays.largest_norm = *std::max_element(norms.begin(), norms.end());
   return arrays;
@@ -199,7 +212,8 @@ inline InvertedArrays concatenate(const std::vector<WindowRange>& ranges, std::s
     for (std::size_t j = 0; j < n_latents; ++j)
       n_postings += offsets_of(range, j)[range.last] - offsets_of(range, j)[range.first];
   }
-  InvertedArrays arrays(n_latents, n_windows, n_postings);
+  InvertedArrays arrays(n_latents, n_windows);
+  arrays.make_room(n_postings);
   std::uint64_t posting = 0;
   for (std::size_t j = 0; j < n_latents; ++j) {
     arrays.starts[j] = posting;
