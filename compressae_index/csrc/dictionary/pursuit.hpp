@@ -326,7 +326,7 @@ class Pursuit {
 
   // Of the first correlation: about what rounding to bytes leaves of a residual of zero.
   static constexpr float kNegligible = 1e-3f;
-  static constexpr std::size_t kCandidates = 64, kCandidatesAnAtom = 4;
+  static constexpr std::size_t kCandidates = 96, kCandidatesAnAtom = 4;
   // Groups to tell apart at least, where there are as many atoms.
   static constexpr std::size_t kGroups = 1024;
   const Kernels& kernel_ = kernels();
