@@ -114,15 +114,28 @@ def run(
 
 
 def opened(name: str, task: Task, queries: FloatArray, folder: Path, say: Say) -> Built:
-    """A contestant as it was saved to a folder, after it was built if it is not there yet."""
+    """A contestant as it was saved to a folder, after it was built if it is not there yet.
+
+    Raises:
+        LeftOut: it cannot be built here; that it takes too long is kept in the folder.
+    """
     place = folder / key_of(name, task)
     kept = place / "built.pickle"
     if not kept.exists():
         say(f"  {name}")
+        if not CONTESTANTS[name].is_ours:
+            _require_memory(task)
         kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_bytes(pickle.dumps(_saved(CONTESTANTS[name], task, queries, place / "store")))
+        try:
+            made: Any = _saved(CONTESTANTS[name], task, queries, place / "store")
+        except LeftOut as error:
+            made = error
+        kept.write_bytes(pickle.dumps(made))
         gc.collect()
-    opener, built = pickle.loads(kept.read_bytes())
+    held = pickle.loads(kept.read_bytes())
+    if isinstance(held, LeftOut):
+        raise held
+    opener, built = held
     return Built(*built)._replace(store=opener())
 
 
@@ -141,7 +154,6 @@ def _saved(contestant: Contestant, task: Task, queries: FloatArray, place: Path)
     if contestant.is_ours:
         built = contestant.build(task)
     else:
-        _require_memory(task)
         started = time.process_time()
         built = contestant.build(task)
         require_time(time.process_time() - started, task.threads)

@@ -54,7 +54,7 @@ OURS: dict[int, tuple[tuple[int, int, int], ...]] = {
 }
 CODES = {"postings": 8, "value_bits": 5}
 # Lists that are read of codes that are not scored again.
-FINE_PROBES = (8, 16, 32, 64, 128, 256, LISTS)
+FINE_PROBES = (8, 16, 32, 64, 128, 256)
 # With an id of 8 bytes, 128.
 FINE_BYTES = 120
 # A rival that takes longer to build, by the processor time of each thread, is left out.

@@ -170,11 +170,14 @@ def fronts_table(report: dict[str, Any], at: int) -> str:
 
 
 def styles(report: dict[str, Any]) -> dict[str, Look]:
-    """The families of the picture, at most ten of them, ours first."""
-    families = {one["family"]: one["is_ours"] for one in report["contestants"]}
-    kinds = ([name for name in kind if name in families] for kind in PICTURED)
-    shown = [kind[0] for kind in kinds if kind][:MOST]
-    return dict(zip(shown, looks([families[name] for name in shown]), strict=True))
+    """The families of the picture, at most ten of them, ours first; each looks the same in all pictures."""
+    families = {one["family"] for one in report["contestants"]}
+    shown: dict[str, Look] = {}
+    for kind, style in zip(PICTURED, looks([kind[0].startswith("ours") for kind in PICTURED]), strict=True):
+        name = next((name for name in kind if name in families), None)
+        if name is not None and len(shown) < MOST:
+            shown[name] = style
+    return shown
 
 
 def picture(report: dict[str, Any], at: int, path: Path) -> None:
