@@ -90,9 +90,11 @@ class Dictionary:
         k: int,
         solve_every: int,
         num_threads: int,
+        in_rounds: bool | None = None,
     ) -> tuple[NDArray[numpy.uint16], NDArray[numpy.float32]]:
         """
-        Codes of unit rows (n, dim) by orthogonal matching pursuit: (latents, values), (n, k).
+        Codes of unit rows (n, dim) by orthogonal matching pursuit: (latents, values), (n, k). in_rounds says whether
+        by rounds or by the Gram matrix of all atoms; None: by the number of latents.
         """
 
 def top_k_codes(

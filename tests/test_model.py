@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from compressae_index import CompresSAE, CompressedIndex, DimensionError, FormatError, InputError, SparseCodes
@@ -52,6 +54,26 @@ def random_model(dim: int, n_latents: int, k: int, seed: int) -> CompresSAE:
     return CompresSAE(np.ascontiguousarray(decoder.T), np.zeros(n_latents, dtype=np.float32), decoder, k)
 
 
+@pytest.fixture(params=[False, True], ids=["by the Gram matrix", "in rounds"])
+def either_pursuit(
+    request: pytest.FixtureRequest, model: CompresSAE, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """Both ways to pursue, whatever the size of the dictionary."""
+
+    class Forced:
+        def __init__(self, atoms: FloatArray) -> None:
+            self._dictionary = Dictionary(atoms)
+
+        def pursue(self, rows: FloatArray, k: int, solve_every: int, num_threads: int) -> Any:
+            return self._dictionary.pursue(rows, k, solve_every, num_threads, request.param)
+
+    monkeypatch.setattr("compressae_index.coding.model.Dictionary", Forced)
+    model.release()
+    yield
+    model.release()
+
+
+@pytest.mark.usefixtures("either_pursuit")
 def test_pursuit_follows_the_textbook_on_real_data(model: CompresSAE, queries: FloatArray) -> None:
     assert model.mean is not None
     codes = model.encode(queries, 16)
@@ -69,6 +91,7 @@ def test_pursuit_follows_the_textbook_on_real_data(model: CompresSAE, queries: F
         np.testing.assert_allclose(values, np.linalg.lstsq(dictionary[latents].T, x)[0], atol=1e-5)
 
 
+@pytest.mark.usefixtures("either_pursuit")
 def test_pursuit_recovers_planted_codes() -> None:
     """Pursuit finds exactly the atoms of a vector that few atoms, far apart, explain wholly."""
     model, rng = random_model(256, 500, 6, 3), np.random.default_rng(4)
@@ -80,6 +103,16 @@ def test_pursuit_recovers_planted_codes() -> None:
     np.testing.assert_allclose(codes, planted, atol=1e-4)
 
 
+def test_large_dictionaries_are_pursued_in_rounds() -> None:
+    rng = np.random.default_rng(8)
+    atoms, rows = (normalize_rows(rng.standard_normal((n, 24), dtype=np.float32)) for n in (8192, 20))
+    for n_latents, in_rounds in ((8192, True), (8191, False)):
+        dictionary = Dictionary(atoms[:n_latents])
+        found, expected = (dictionary.pursue(rows, 4, SOLVE_EVERY, 1, each) for each in (None, in_rounds))
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
 def test_solving_every_few_atoms_costs_little(model: CompresSAE, queries: FloatArray) -> None:
     assert model.mean is not None
     unit, dictionary = normalize_rows(queries).astype(np.float64), model.decoder_w.astype(np.float64)
@@ -89,7 +122,8 @@ def test_solving_every_few_atoms_costs_little(model: CompresSAE, queries: FloatA
     assert residuals[1] < 1.02 * residuals[0]
 
 
-@settings(deadline=None, max_examples=40)
+@pytest.mark.usefixtures("either_pursuit")
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(dim=st.integers(1, 40), n_latents=st.integers(1, 60), k=st.integers(1, 60), seed=st.integers(0, 2**31))
 def test_pursuit_values_solve_least_squares(dim: int, n_latents: int, k: int, seed: int) -> None:
     """The residual is orthogonal to any support, also if k exceeds the dimension."""
@@ -103,6 +137,7 @@ def test_pursuit_values_solve_least_squares(dim: int, n_latents: int, k: int, se
     assert np.abs(correlations[used]).max(initial=0) < 2e-3
 
 
+@pytest.mark.usefixtures("either_pursuit")
 def test_pursuit_survives_duplicate_atoms() -> None:
     rng = np.random.default_rng(0)
     atoms = normalize_rows(rng.standard_normal((5, 8)).astype(np.float32))
@@ -114,6 +149,7 @@ def test_pursuit_survives_duplicate_atoms() -> None:
     assert ((codes.values != 0).sum(axis=1) <= 5).all()
 
 
+@pytest.mark.usefixtures("either_pursuit")
 def test_pursuit_stops_when_nothing_is_left() -> None:
     model = random_model(16, 64, 8, 1)
     codes = model.encode(model.decoder_w[[3, 60]])
@@ -122,6 +158,7 @@ def test_pursuit_stops_when_nothing_is_left() -> None:
     np.testing.assert_allclose(np.abs(codes.to_dense()).sum(axis=1), 1, atol=1e-4)
 
 
+@pytest.mark.usefixtures("either_pursuit")
 def test_a_code_does_not_depend_on_its_batch(model: CompresSAE, vectors: FloatArray) -> None:
     together = model.encode(vectors[:100], num_threads=2)
     apart = model.encode(vectors[37:38], num_threads=1)

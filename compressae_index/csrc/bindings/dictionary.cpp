@@ -62,12 +62,14 @@ class DictionaryBinding {
   explicit DictionaryBinding(Input<float, 2> atoms)
       : atoms_((require_atoms(atoms), std::move(atoms))), shared_(atoms_.data(), n_latents(), dim()) {}
 
-  Codes pursue(const Input<float, 2>& vectors, std::size_t k, std::size_t solve_every, std::size_t num_threads) {
+  Codes pursue(const Input<float, 2>& vectors, std::size_t k, std::size_t solve_every, std::size_t num_threads,
+               std::optional<bool> in_rounds) {
     require_nonzeros(k, n_latents());
     require_equal(vectors.shape(1), dim(), "columns of vectors");
     require(solve_every >= 1, "solve_every is 0, expected at least 1");
     const std::size_t n = vectors.shape(0);
-    return to_numpy(without_gil([&] { return shared_.pursue(vectors.data(), n, k, solve_every, num_threads); }), n, k);
+    return to_numpy(
+        without_gil([&] { return shared_.pursue(vectors.data(), n, k, solve_every, num_threads, in_rounds); }), n, k);
   }
 
  private:
@@ -101,7 +103,10 @@ void bind_dictionary(nb::module_& m) {
   nb::class_<DictionaryBinding>(m, "Dictionary", "A dictionary (n_latents, dim) of unit rows, which is borrowed.")
       .def(nb::init<Input<float, 2>>(), "atoms"_a.noconvert())
       .def("pursue", &DictionaryBinding::pursue, "vectors"_a.noconvert(), "k"_a, "solve_every"_a, "num_threads"_a,
-           "Codes of unit rows (n, dim) by orthogonal matching pursuit: (latents, values), (n, k).");
+           "in_rounds"_a.none() = nb::none(),
+           "Codes of unit rows (n, dim) by orthogonal matching pursuit: (latents, values), (n, k). in_rounds says "
+           "whether\n"
+           "by rounds or by the Gram matrix of all atoms; None: by the number of latents.");
   m.def("top_k_codes", &top_k_codes, "activations"_a.noconvert(), "k"_a, "num_threads"_a,
         "The k largest absolute entries of each row, signed, sorted by latent: (latents, values), (n, k).");
 }

@@ -1,7 +1,7 @@
 // Orthogonal matching pursuit against a dictionary of unit rows (Pati et al., 1993), of many vectors in step. Each
 // round multiplies all residuals with all atoms and keeps the candidates that correlate most with each; the round's
 // atoms are chosen among these, whose correlations alone are updated. Correlations choose atoms and are products of
-// bytes; the values of the chosen atoms come from products in float32.
+// bytes; the values of the chosen atoms come from products in float32. For large dictionaries: see gram_pursuit.hpp.
 #pragma once
 
 #include <algorithm>
@@ -12,110 +12,10 @@
 #include <vector>
 
 #include "dictionary/dictionary.hpp"
+#include "dictionary/support.hpp"
 #include "kernels/dispatch.hpp"
 
 namespace compressae {
-
-// The atoms chosen for one vector, and the values of least squares.
-class Support {
- public:
-  explicit Support(std::size_t k)
-      : stride_(lanes(k)), inverse_(k * stride_), transposed_(k * stride_), coordinates_(k), solution_(stride_) {}
-
-  // What all supports of a thread may use in turn.
-  struct Scratch {
-    explicit Scratch(std::size_t k)
-        : row((k + kLanes - 1) / kLanes * kLanes), next(row.size()), products((k + 1) * k), atoms(k) {}
-
-    std::vector<float> row, next, products;
-    std::vector<const float*> atoms;
-    std::vector<std::size_t> kept;
-  };
-
-  // Begins anew.
-  void clear() {
-    latents_.clear();
-    unusable_.clear();
-    solved_ = 0;
-  }
-
-  void choose(std::size_t latent) { latents_.push_back(latent); }
-
-  std::size_t size() const { return latents_.size(); }
-  const std::vector<std::size_t>& latents() const { return latents_; }
-  // Atoms that were chosen and given up.
-  const std::vector<std::size_t>& unusable() const { return unusable_; }
-  const float* values() const { return solution_.data(); }
-
-  // Least-squares values for x, from the inverse of the Cholesky factor of the support's Gram matrix, which grows by
-  // the atoms that were chosen since. Those that depend on others, or explain no more than `negligible` beyond them,
-  // are given up.
-  void solve(const Dictionary& dictionary, const float* x, float negligible, Scratch& scratch) {
-    const std::size_t n_new = latents_.size() - solved_, n = latents_.size();
-    for (std::size_t i = 0; i < n; ++i) scratch.atoms[i] = dictionary.atom(latents_[i]);
-    const float* const* added = scratch.atoms.data() + solved_;
-    float* with_atoms = scratch.products.data();
-    float* with_x = with_atoms + n_new * n;
-    kernel_.dots(added, n_new, scratch.atoms.data(), n, dictionary.dim(), with_atoms, n);
-    kernel_.dots(added, n_new, &x, 1, dictionary.dim(), with_x, 1);
-    std::size_t size = solved_;
-    scratch.kept.resize(solved_);
-    for (std::size_t i = 0; i < solved_; ++i) scratch.kept[i] = i;
-    for (std::size_t i = 0; i < n_new; ++i) {
-      const std::size_t at = solved_ + i;
-      if (!extend(size, with_atoms + i * n, with_x[i], negligible, scratch)) {
-        unusable_.push_back(latents_[at]);
-        continue;
-      }
-      latents_[size] = latents_[at];
-      scratch.kept.push_back(at);
-      ++size;
-    }
-    latents_.resize(size);
-    solved_ = size;
-    std::fill(solution_.begin(), solution_.end(), 0.0f);
-    kernel_.add_rows(inverse_.data(), stride_, coordinates_.data(), size, lanes(size), solution_.data());
-  }
-
- private:
-  // Adds a row to the inverse factor; gram: the atom's products with all atoms before compaction, of which
-  // scratch.kept are the support.
-  bool extend(std::size_t size, const float* gram, float correlation, float negligible, Scratch& scratch) {
-    float* row = scratch.row.data();
-    for (std::size_t i = 0; i < size; ++i) scratch.next[i] = gram[scratch.kept[i]];
-    std::fill_n(row, lanes(size), 0.0f);
-    kernel_.add_rows(transposed_.data(), stride_, scratch.next.data(), size, lanes(size), row);
-    const float pivot = 1.0f - kernel_.dot(row, row, size);
-    if (!(pivot > kSmallestPivot)) return false;
-    const float inverse = 1.0f / std::sqrt(pivot);
-    coordinates_[size] = (correlation - kernel_.dot(row, coordinates_.data(), size)) * inverse;
-    if (!(std::fabs(coordinates_[size]) > negligible)) return false;
-    for (std::size_t i = 0; i < size; ++i) row[i] *= -inverse;
-    float* added = inverse_.data() + size * stride_;
-    std::fill_n(added, stride_, 0.0f);
-    std::fill_n(transposed_.data() + size * stride_, stride_, 0.0f);
-    kernel_.add_rows(inverse_.data(), stride_, row, size, lanes(size), added);
-    added[size] = inverse;
-    for (std::size_t i = 0; i <= size; ++i) transposed_[i * stride_ + size] = added[i];
-    return true;
-  }
-
-  static std::size_t lanes(std::size_t size) { return (size + kLanes - 1) / kLanes * kLanes; }
-
-  // Of a unit atom, the share outside of the span of the chosen ones; below this, float32 solves nothing.
-  static constexpr float kSmallestPivot = 1e-3f;
-
-  const Kernels& kernel_ = kernels();
-  std::size_t stride_;             // k, padded to whole lanes
-  std::size_t solved_ = 0;         // atoms that the factor holds
-  std::vector<float> inverse_;     // (k, stride) inverse of the lower Cholesky factor
-  std::vector<float> transposed_;  // the same, transposed
-  std::vector<float>
-      coordinates_;  // of x in the support's atoms made orthogonal: the inverse times their products with x
-  std::vector<float> solution_;
-  std::vector<std::size_t> latents_;
-  std::vector<std::size_t> unusable_;
-};
 
 // Atoms that correlate with a residual: of those that are the strongest of their groups, the best.
 class Candidates {
@@ -178,11 +78,10 @@ class Pursuit {
   // second-level cache.
   static std::size_t vectors_in_step(std::size_t k) { return std::clamp<std::size_t>(4096 / k / 32 * 32, 32, 256); }
 
-  // Values are solved for, and the residual is formed and its candidates found, whenever the support has grown by
-  // solve_every atoms, or by a third where that is more; in between each atom takes its correlation as its value
-  // (matching pursuit).
+  // Values are solved for, and the residual is formed and its candidates found, as Schedule says; in between each atom
+  // takes its correlation as its value (matching pursuit).
   Pursuit(const Dictionary& dictionary, std::size_t k, std::size_t solve_every)
-      : dictionary_(dictionary), k_(k), solve_every_(solve_every), scratch_(k), atom_(dictionary.length()) {
+      : dictionary_(dictionary), k_(k), schedule_{k, solve_every}, scratch_(k), atom_(dictionary.length()) {
     while (depth_ < StrongestProduct::kMostDepth && 2 * depth_ * kGroups <= dictionary.n_latents()) depth_ *= 2;
   }
 
@@ -195,7 +94,7 @@ class Pursuit {
     active_.clear();
     for (std::size_t i = 0; i < n; ++i) {
       states_[i].support.clear();
-      states_[i].next_solve = solve_every_;
+      states_[i].next_solve = schedule_.solve_every;
       active_.push_back(i);
     }
     while (!active_.empty()) {
@@ -213,7 +112,7 @@ class Pursuit {
                          kCandidates + kCandidatesAnAtom * n_new(state),
                          {&state.support.latents(), &state.support.unusable()});
         if (advance(state, vectors + i * dim)) {
-          write(state.support, latents + i * k_, values + i * k_);
+          state.support.write(k_, latents + i * k_, values + i * k_, scratch_);
           continue;
         }
         write_residual(state.support, vectors + i * dim, residuals_.data() + left * dim);
@@ -232,11 +131,6 @@ class Pursuit {
     float negligible = 0.0f;     // correlations that explain nothing
   };
 
-  struct Pair {
-    std::uint16_t latent;
-    float value;
-  };
-
   // Atoms of the next round.
   std::size_t n_new(const State& state) const { return std::min(state.next_solve, k_) - state.support.size(); }
 
@@ -246,7 +140,7 @@ class Pursuit {
     const bool chose = choose(state);
     support.solve(dictionary_, x, state.negligible, scratch_);
     if (!chose || support.size() == k_ || support.unusable().size() >= k_) return true;
-    if (support.size() >= state.next_solve) state.next_solve = after(state.next_solve);
+    if (support.size() >= state.next_solve) state.next_solve = schedule_.after(state.next_solve);
     return false;
   }
 
@@ -260,7 +154,7 @@ class Pursuit {
     while (candidates_.size() > 0 && support.size() < wanted) {
       const std::size_t best = kernel_.arg_max_abs(values.data(), values.size());
       const float correlation = values[best];
-      if (support.size() == 0) state.negligible = kNegligible * std::fabs(correlation);
+      if (support.size() == 0) state.negligible = Support::kNegligible * std::fabs(correlation);
       if (!(std::fabs(correlation) > state.negligible)) break;
       chose = true;
       const std::uint32_t latent = candidates_.latents()[best];
@@ -294,12 +188,6 @@ class Pursuit {
     for (const std::size_t candidate : taken_) values[candidate] = 0.0f;
   }
 
-  // The size of the support to solve at next. Solving once more for the last few atoms is not worth it.
-  std::size_t after(std::size_t solve) const {
-    solve += std::max(solve_every_, solve / 3);
-    return 8 * solve > 7 * k_ ? k_ : solve;
-  }
-
   void write_residual(const Support& support, const float* x, float* residual) const {
     std::copy_n(x, dictionary_.dim(), residual);
     for (std::size_t i = 0; i < support.size(); ++i) {
@@ -309,30 +197,13 @@ class Pursuit {
     }
   }
 
-  void write(const Support& support, std::uint16_t* latents, float* values) {
-    const std::vector<std::size_t>& chosen = support.latents();
-    pairs_.clear();
-    for (std::size_t i = 0; i < chosen.size(); ++i)
-      pairs_.push_back({static_cast<std::uint16_t>(chosen[i]), support.values()[i]});
-    for (std::size_t latent = 0; pairs_.size() < k_; ++latent)
-      if (std::find(chosen.begin(), chosen.end(), latent) == chosen.end())
-        pairs_.push_back({static_cast<std::uint16_t>(latent), 0.0f});
-    std::sort(pairs_.begin(), pairs_.end(), [](const Pair& a, const Pair& b) { return a.latent < b.latent; });
-    for (std::size_t i = 0; i < k_; ++i) {
-      latents[i] = pairs_[i].latent;
-      values[i] = pairs_[i].value;
-    }
-  }
-
-  // Of the first correlation: about what rounding to bytes leaves of a residual of zero.
-  static constexpr float kNegligible = 1e-3f;
   static constexpr std::size_t kCandidates = 96, kCandidatesAnAtom = 4;
   // Groups to tell apart at least, where there are as many atoms.
   static constexpr std::size_t kGroups = 1024;
   const Kernels& kernel_ = kernels();
   const Dictionary& dictionary_;
   std::size_t k_;
-  std::size_t solve_every_;
+  Schedule schedule_;
   std::size_t depth_ = 1;  // atoms of a group
   Support::Scratch scratch_;
   std::vector<State> states_;
@@ -345,7 +216,6 @@ class Pursuit {
   std::vector<const std::uint8_t*> rows_;
   std::vector<std::int32_t> sums_;
   std::vector<float> scales_;
-  std::vector<Pair> pairs_;
 };
 
 }  // namespace compressae

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <memory>
 #include <mutex>
+#include <optional>
 
 #include "base/per_process.hpp"
 #include "dictionary/dictionary.hpp"
@@ -18,10 +19,14 @@ class SharedDictionary {
   SharedDictionary(const float* atoms, std::size_t n_latents, std::size_t dim)
       : atoms_(atoms), n_latents_(n_latents), dim_(dim) {}
 
-  // As in encoding.hpp.
+  // As in encoding.hpp. in_rounds: whether to take no Gram matrix; by the size of the dictionary if it is not said.
   CodeArrays pursue(const float* vectors, std::size_t n, std::size_t k, std::size_t solve_every,
-                    std::size_t num_threads) {
-    return compressae::pursue(dictionary(), vectors, n, k, solve_every, num_threads);
+                    std::size_t num_threads, std::optional<bool> in_rounds) {
+    const Dictionary& rounded = dictionary();
+    if (in_rounds.value_or(n_latents_ >= kRoundsFrom))
+      return compressae::pursue(rounded, vectors, n, k, solve_every, num_threads);
+    const GramBytes& gram = made(gram_, [&] { return new GramBytes(rounded, num_threads); });
+    return compressae::pursue(rounded, gram, vectors, n, k, solve_every, num_threads);
   }
 
  private:
@@ -58,6 +63,7 @@ class SharedDictionary {
   std::size_t dim_;
   PerProcess<std::recursive_mutex> mutex_;
   MadeOnce<Dictionary> dictionary_;
+  MadeOnce<GramBytes> gram_;
 };
 
 }  // namespace compressae
