@@ -345,19 +345,6 @@ void check_byte_dots(Trial& trial) {
   trial.expect(actual == expected, "byte_dots");
 }
 
-void check_byte_rows(Trial& trial) {
-  Random& random = trial.random;
-  const std::size_t count = kBlock * (1 + random.below(6)), n_rows = random.below(9);
-  const auto bytes = random.integers<std::int8_t>(n_rows * count);
-  const auto weights = random.whole_floats(n_rows);
-  std::vector<const std::int8_t*> rows;
-  for (std::size_t r = 0; r < n_rows; ++r) rows.push_back(bytes.data() + r * count);
-  std::vector<float> expected = random.whole_floats(count), actual = expected;
-  trial.plain().add_byte_rows(rows.data(), weights.data(), n_rows, count, expected.data());
-  trial.tested().add_byte_rows(rows.data(), weights.data(), n_rows, count, actual.data());
-  trial.expect(actual == expected, "add_byte_rows");
-}
-
 void check_floats(Trial& trial) {
   Random& random = trial.random;
   const std::size_t count = random.below(150), n_rows = random.below(9), n_others = random.below(9);
@@ -401,7 +388,6 @@ int main() {
       check_products(trial);
       check_strongest(trial);
       check_byte_dots(trial);
-      check_byte_rows(trial);
       check_floats(trial);
     }
     std::printf("%s: %zu rounds\n", target.name, kRounds);

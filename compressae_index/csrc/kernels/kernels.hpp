@@ -144,9 +144,6 @@ struct Kernels {
   // sums[i] = <rows[i], query>, unsigned and signed bytes; length is a multiple of kByteStep.
   void (*byte_dots)(const std::uint8_t* const* rows, std::size_t n_rows, const std::int8_t* query, std::size_t length,
                     std::int32_t* sums);
-  // y += the sum of weights[r] * rows[r], rows of bytes; count is a multiple of kBlock.
-  void (*add_byte_rows)(const std::int8_t* const* rows, const float* weights, std::size_t n_rows, std::size_t count,
-                        float* y);
   // sum of x[i] * y[i]
   float (*dot)(const float* x, const float* y, std::size_t count);
   // products[i * stride + j] = <rows[i], others[j]>

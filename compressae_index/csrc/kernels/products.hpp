@@ -11,15 +11,6 @@ namespace {
 
 namespace plain {
 
-inline void add_byte_rows(const std::int8_t* const* rows, const float* weights, std::size_t n_rows, std::size_t count,
-                          float* y) {
-  for (std::size_t begin = 0; begin < count; begin += kBlock)
-    for (std::size_t r = 0; r < n_rows; ++r) {
-#pragma omp simd
-      for (std::size_t i = 0; i < kBlock; ++i) y[begin + i] += weights[r] * static_cast<float>(rows[r][begin + i]);
-    }
-}
-
 inline void byte_dots(const std::uint8_t* const* rows, std::size_t n_rows, const std::int8_t* query, std::size_t length,
                       std::int32_t* sums) {
   for (std::size_t r = 0; r < n_rows; ++r) {
@@ -52,35 +43,10 @@ void block_sums(const std::uint8_t* row, const std::int8_t* plane, std::size_t s
 
 #if defined(COMPRESSAE_PLAIN)
 
-using plain::add_byte_rows;
 using plain::block_sums;
 using plain::byte_dots;
 
 #else
-
-// A block of y stays in registers while all rows pass by.
-void add_byte_rows(const std::int8_t* const* rows, const float* weights, std::size_t n_rows, std::size_t count,
-                   float* y) {
-  // Blocks between the one in use and the one to fetch: many rows at once are more streams than the hardware follows.
-  constexpr std::size_t kBlocksAhead = 4;
-  constexpr std::size_t kVectors = kBlock / kFloats;
-  // With shorter vectors a block takes so many instructions that another one for each row costs more than it saves.
-  constexpr bool kFetches = kVectors == 4;
-  for (std::size_t begin = 0; begin < count; begin += kBlock) {
-    Floats sums[kVectors];
-#pragma GCC unroll 8
-    for (std::size_t i = 0; i < kVectors; ++i) sums[i] = load<Floats>(y + begin + kFloats * i);
-    for (std::size_t r = 0; r < n_rows; ++r) {
-      const std::int8_t* row = rows[r] + begin;
-      if (kFetches) __builtin_prefetch(row + kBlocksAhead * kBlock);
-      const Floats weight = repeated(weights[r]);
-#pragma GCC unroll 8
-      for (std::size_t i = 0; i < kVectors; ++i) sums[i] = multiply_add(weight, floats_of(row + kFloats * i), sums[i]);
-    }
-#pragma GCC unroll 8
-    for (std::size_t i = 0; i < kVectors; ++i) store(y + begin + kFloats * i, sums[i]);
-  }
-}
 
 // sums[p][i] = <plane p, row i> for the rows of a block, whose entries begin at `row`. Several vectors
 // of rows, and all planes: each load serves several products.

@@ -28,7 +28,6 @@ extern const Kernels COMPRESSAE_KERNELS{
     .multiply = multiply,
     .multiply_strongest = multiply_strongest,
     .byte_dots = byte_dots,
-    .add_byte_rows = add_byte_rows,
     .dot = dot,
     .dots = dots,
     .add_rows = add_rows,
