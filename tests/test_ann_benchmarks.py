@@ -122,7 +122,7 @@ def test_the_configuration_is_what_the_framework_reads(framework: str, metric: s
     assert {"name", container, "module", "constructor", "run_groups"} <= set(algorithm)
     assert algorithm[container] in (NAME, f"ann-benchmarks-{NAME}")
     assert algorithm["module"] == f"{framework}.algorithms.{NAME}"
-    assert len(definitions(384, framework, metric)) >= 7
+    assert len(definitions(384, framework, metric)) >= 6
 
 
 @pytest.mark.usefixtures("repositories")
