@@ -65,6 +65,20 @@ def test_what_has_no_new_parts_is_saved_as_it_was(written: Path, tmp_path: Path,
     assert now["meta"]["packing"] == then["meta"]["packing"]
 
 
+def test_models_encode_as_they_did(written: Path, answers: dict[str, Any]) -> None:
+    model, codes = CompresSAE.load(written / "model"), CodeStore.load(written / "codes")
+    assert model.fingerprint == codes.fingerprint
+    made = model.fold(model.encode(answers["embeddings"]))
+    np.testing.assert_array_equal(made.latents, codes[0 : len(codes)].latents)
+    np.testing.assert_allclose(made.values, codes[0 : len(codes)].values, rtol=0, atol=1e-6)
+
+
+def test_faiss_lists_hold_the_codes_of_their_index(written: Path) -> None:
+    index, filed = CompressedIndex.load(written / "strings"), FaissIndex.load(written / "faiss")
+    ids = list(index.ids)
+    np.testing.assert_array_equal(filed.reconstruct(ids), index.reconstruct(ids))
+
+
 @pytest.mark.parametrize("mmap", [False, True], ids=["read", "mapped"])
 def test_clusters_are_left_behind(tmp_path: Path, mmap: bool) -> None:
     """Format 1 had clusters: their vectors keep their order, and only they themselves are not saved again."""
@@ -78,20 +92,6 @@ def test_clusters_are_left_behind(tmp_path: Path, mmap: bool) -> None:
     with np.load(tmp_path / "answers.npz") as answers:
         for each in (index, CompressedIndex.load(now, mmap=mmap)):
             assert_answers(each, answers, "clustered")
-
-
-def test_models_encode_as_they_did(written: Path, answers: dict[str, Any]) -> None:
-    model, codes = CompresSAE.load(written / "model"), CodeStore.load(written / "codes")
-    assert model.fingerprint == codes.fingerprint
-    made = model.fold(model.encode(answers["embeddings"]))
-    np.testing.assert_array_equal(made.latents, codes[0 : len(codes)].latents)
-    np.testing.assert_allclose(made.values, codes[0 : len(codes)].values, rtol=0, atol=1e-6)
-
-
-def test_faiss_lists_hold_the_codes_of_their_index(written: Path) -> None:
-    index, filed = CompressedIndex.load(written / "strings"), FaissIndex.load(written / "faiss")
-    ids = list(index.ids)
-    np.testing.assert_array_equal(filed.reconstruct(ids), index.reconstruct(ids))
 
 
 def test_lists_of_the_strongest_stay_so(written: Path, answers: dict[str, Any]) -> None:
