@@ -67,7 +67,7 @@ sanitized_memory = PYTHONPATH=$(SANITIZED)-memory PYTHONMALLOC=malloc \
 
 sanitize: .venv/installed
 	$(call sanitized_build,memory,address$(comma)undefined)
-	$(sanitized_memory) $(BIN)/python -P -m pytest tests/test_engine.py tests/test_clusters.py tests/test_packing.py tests/test_model.py \
+	$(sanitized_memory) $(BIN)/python -P -m pytest tests/test_engine.py tests/test_packing.py tests/test_model.py \
 	  tests/test_residuals.py tests/test_refine.py $(ARGS)
 
 # Its shadow memory has fixed addresses, which a kernel that places libraries at random may have given away: setarch -R.
@@ -77,7 +77,7 @@ sanitize-thread: .venv/installed
 	setarch -R env OMP_NUM_THREADS=1 PYTHONPATH=$(SANITIZED)-thread PYTHONMALLOC=malloc \
 	  LD_PRELOAD="$(call runtime,libtsan.so) $(call runtime,libstdc++.so.6)" \
 	  TSAN_OPTIONS=halt_on_error=1:suppressions=tests/tsan.supp \
-	  $(BIN)/python -P -m pytest -k "thread or probed" tests/test_engine.py tests/test_clusters.py tests/test_changes.py $(ARGS)
+	  $(BIN)/python -P -m pytest -k thread tests/test_engine.py tests/test_changes.py $(ARGS)
 
 # Saved things are changed at random, with checksums that fit, then loaded and used: make fuzz COUNT=20000 SEED=1.
 COUNT ?= 2000

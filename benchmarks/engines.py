@@ -30,7 +30,6 @@ from compressae_index._engine import InvertedLists, search, simd
 from compressae_index.arrays import FloatArray
 from compressae_index.checks import normalize_rows
 from compressae_index.embedded.backend import EmbeddedBackend, Part
-from compressae_index.embedded.clustering import similar_order
 from compressae_index.embedded.codecs import Packed
 from compressae_index.embedded.codecs.base import Arrays
 from compressae_index.embedded.documents import EmbeddedDocuments
@@ -44,8 +43,7 @@ SPARSE, TWO_STAGE, DENSE = "ours: sparse", "ours: two_stage", "ours: dense"
 WIDE_SPARSE = f"{SPARSE}, {QUERY_NNZ} latents"
 LISTS = "ours: posting lists alone"
 CALL = "ours: index.search, two_stage"
-NPROBES = (16, 32, 48, 56, 64, 80, 96)
-# Lines of the plot; ours goes by clusters.
+# Lines of the plot.
 FAMILIES = (
     SPARSE,
     "VSAG SINDI",
@@ -56,8 +54,6 @@ FAMILIES = (
     "scipy CSR @ dense query",
     "sparse_dot_mkl CSR @ dense query",
 )
-# Share of the recall of a search that leaves no cluster out.
-ENOUGH = 0.99
 SELECTED = (100, 1000)
 DOCUMENTS = (20_000, 1_000_000, 4_000_000)
 QUICK = (DOCUMENTS[:1], 20, 2)
@@ -134,7 +130,7 @@ def made(bench: Bench) -> Own:
 
 
 def ours(bench: Bench, own: Own) -> list[Contender]:
-    """The modes of our index, its posting lists alone, `index.search` and searches of some clusters."""
+    """The modes of our index, its posting lists alone, and `index.search`."""
     parts, nnz, top = [(own.lists, own.forward)], bench.query_nnz, bench.top
 
     def sparse(query_nnz: int, u: FloatArray) -> Any:
@@ -155,60 +151,24 @@ def ours(bench: Bench, own: Own) -> list[Contender]:
         contender(WIDE_SPARSE, call=partial(sparse, QUERY_NNZ)),
         *(contender(f"{TWO_STAGE}, {n:,} candidates", call=partial(two_stage, n)) for n in SELECTED),
         *(contender(f"{LISTS}, top {n:,}", call=partial(lists_alone, n), codes=0) for n in SELECTED),
-        *indexed(bench, own),
+        *([] if bench.model is None else [indexed(bench, bench.model, own)]),
         contender(DENSE, call=dense, postings=0),
     ]
 
 
-def indexed(bench: Bench, own: Own) -> Iterator[Contender]:
-    """Searches that need the model: `index.search`, and `sparse` within some clusters; none without one."""
-    if bench.model is None:
-        return
+def indexed(bench: Bench, model: CompresSAE, own: Own) -> Contender:
+    """`index.search`, which projects each query."""
     part = Part(own.arrays, own.forward, own.lists)
     backend = EmbeddedBackend(bench.codes.n_latents, bench.codes.k, own.codec, [part])
-    index = CompressedIndex(bench.model, documents=EmbeddedDocuments(backend))
-    seconds = own.packing_seconds + own.inverting_seconds
-    yield Contender(
+    index = CompressedIndex(model, documents=EmbeddedDocuments(backend))
+    return Contender(
         CALL,
         [vector[None] for vector in bench.vectors],
         lambda query: index.search(query, bench.top, candidates=SELECTED[-1], num_threads=1),
         lambda found: found.ids[0],
-        seconds,
+        own.packing_seconds + own.inverting_seconds,
         (own.forward.nbytes + own.lists.nbytes) / bench.n,
     )
-    yield from clustered(bench, backend, seconds)
-
-
-def clustered(bench: Bench, backend: EmbeddedBackend, seconds: float) -> Iterator[Contender]:
-    """`sparse` over clusters of similar documents, some of which a query scans."""
-    model, top = bench.model, bench.top
-    assert model is not None
-
-    def cluster() -> tuple[IntArray, EmbeddedBackend]:
-        order = similar_order(model, backend, np.arange(bench.n), 1, progress=True)
-        return order, backend.subset(order, 1, len(order))
-
-    (order, ordered), clustering_seconds = timed(cluster)
-    row_bytes = sum(ordered.nbytes.values()) / bench.n + 4  # of ids that no longer count up
-    if ordered.clusters is None:
-        return
-
-    def probed(nprobe: int, u: FloatArray) -> Any:
-        return ordered.sparse(u, bench.query_nnz, top, None, 1, nprobe)
-
-    for nprobe in NPROBES:
-        yield Contender(
-            _probing(nprobe),
-            [projection[None] for projection in bench.projections],
-            partial(probed, nprobe),
-            lambda found: order[found[1][0]],
-            seconds + clustering_seconds,
-            row_bytes,
-        )
-
-
-def _probing(nprobe: int) -> str:
-    return f"{SPARSE}, nprobe {nprobe}"
 
 
 def filtered(bench: Bench, own: Own, rounds: int) -> list[dict[str, float]]:
@@ -405,9 +365,12 @@ def series(measured: dict[str, Any], top: int) -> list[Series]:
     """The lines of a plot for one number of documents: engines that search by a query's strongest latents."""
     found = []
     for family in FAMILIES:
-        names = [name for name in measured["results"] if name == family or name.startswith(f"{family}, ")]
-        if family == SPARSE:
-            names = [name for name in (*map(_probing, NPROBES), SPARSE) if name in measured["results"]]
+        # Ours by more latents is none of it: this recall is by those of `query_nnz` alone.
+        names = [
+            name
+            for name in measured["results"]
+            if name == family or (family != SPARSE and name.startswith(f"{family}, "))
+        ]
         results = {name: measured["results"][name] for name in names}
         points = [
             Measurement(name, each["row_bytes"], {top: each["recall_strongest"]}, each["ms"])
@@ -428,21 +391,11 @@ def growth_table(reports: list[dict[str, Any]]) -> str:
     ]
     names = [name for name in first["results"] if all(name in report["results"] for report in reports)]
     rows = {name: [report["results"][name]["ms"] for report in reports] for name in names}
-    rows[f"{SPARSE}, fewest clusters for {ENOUGH} of its recall"] = [_skipping(report) for report in reports]
     lines = [
         [name, *(f"{each:.3f}" for each in milliseconds), f"{milliseconds[-1] / milliseconds[-2]:.2f}"]
         for name, milliseconds in rows.items()
     ]
     return markdown(header, lines)
-
-
-def _skipping(report: dict[str, Any]) -> float:
-    """Milliseconds with the fewest clusters that reach ENOUGH of the recall of all of them; else with all."""
-    results = report["results"]
-    wanted = ENOUGH * results[SPARSE]["recall_strongest"]
-    probing = (results.get(_probing(nprobe)) for nprobe in NPROBES)
-    found = (each["ms"] for each in probing if each is not None and each["recall_strongest"] >= wanted)
-    return float(next(found, results[SPARSE]["ms"]))
 
 
 class Searched(NamedTuple):

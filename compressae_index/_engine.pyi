@@ -110,8 +110,6 @@ def top_k_codes(
 
 WINDOW: int = 32768
 
-CLUSTER: int = 4096
-
 POSTING_BYTES: int = 3
 
 class InvertedLists:
@@ -169,28 +167,6 @@ class InvertedLists:
     def nbytes(self) -> int: ...
     @property
     def n_documents(self) -> int: ...
-
-class Clusters:
-    """
-    Runs of documents that are alike: where they stand in posting lists, and their means.
-    """
-
-    def __init__(self, arrays: dict[str, Any]) -> None: ...
-    @staticmethod
-    def build(lists: InvertedLists, n_windows: int, num_threads: int) -> Clusters:
-        """Of the first windows of posting lists."""
-
-    def validate(self, lists: InvertedLists, num_threads: int) -> None:
-        """
-        Raises ValueError where clusters do not begin where they do in these lists, or scales are not finite.
-        """
-
-    def arrays(self) -> dict[str, Any]: ...
-    def __len__(self) -> int: ...
-    @property
-    def nbytes(self) -> int: ...
-    @property
-    def n_latents(self) -> int: ...
 
 class BorrowedLists:
     """
@@ -460,8 +436,6 @@ def search(
     allowed: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order="C", device="cpu", writable=False)]
     | None,
     num_threads: int,
-    clusters: Clusters | None = None,
-    nprobe: int = 0,
     refiner: Refiner | None = None,
     queries: Annotated[
         NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)
@@ -472,7 +446,6 @@ def search(
     """
     Best documents of parts, (lists, codes) each: (scores, rows), (n_queries, top). With projections stage_one,
     the best candidates by the posting lists of their query_nnz largest entries are scored by their codes: with
-    the projections stage_two, or with those entries alone. With stage_two alone every document is. With clusters of
-    the first windows, posting lists are read of the nprobe whose means score best, and behind all clusters. With
-    a refiner, it scores the best `refine` by their codes again, by queries (n_queries, dim).
+    the projections stage_two, or with those entries alone. With stage_two alone every document is. With a
+    refiner, it scores the best `refine` by their codes again, by queries (n_queries, dim).
     """

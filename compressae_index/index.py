@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copyreg
 import os
-import warnings
 from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -25,12 +24,10 @@ from compressae_index.coding.directory import CodeStore
 from compressae_index.coding.metric import METRICS, Metric, RowScale
 from compressae_index.coding.model import ENCODERS, CompresSAE, Encoder, check_is_model
 from compressae_index.embedded.backend import EmbeddedBackend
-from compressae_index.embedded.clustering import similar_order
 from compressae_index.embedded.codecs import CodecName, codec_of
 from compressae_index.embedded.codecs.packed import VALUE_BITS
 from compressae_index.embedded.documents import EmbeddedDocuments
 from compressae_index.embedded.originals import FILE, PRECISIONS, Originals, check_moved
-from compressae_index.embedded.sizes import WINDOW
 from compressae_index.errors import FormatError
 from compressae_index.ids import Ids, as_id_array
 from compressae_index.processes import ForkSafeLock
@@ -419,31 +416,6 @@ class CompressedIndex(Index):
         with self._writer.lock:
             self._documents = self.documents.compacted(check_threads(num_threads))
 
-    def cluster(self, *, num_threads: int | None = None, progress: bool = False) -> None:
-        """Brings similar vectors together, so that a search may skip most of them: `search` with nprobe.
-
-        Vectors are moved, so that `ids` has another order; ids that counted from 0 take 4 bytes each then.
-        Removed ones are dropped, as by `compact`. Clusters hold 4,096 vectors and take 3 bytes of each; they
-        are made of whole windows of 32,768. What is left over, and what is added later, is in none, and every
-        search scans it: cluster again after adding much. Of fewer vectors than a window none are made, and a
-        UserWarning says so.
-
-        Args:
-            num_threads: threads to work with; all by default.
-            progress: show a progress bar.
-        """
-        threads = check_threads(num_threads)
-        with self._writer.lock:
-            held = self.documents
-            order = similar_order(self.model, held.backend, held.alive_rows(), threads, progress=progress)
-            self._documents = held.clustered(order, threads)
-        if len(held) < WINDOW:
-            msg = (
-                f"clusters are made of at least {WINDOW:,} vectors, and the index holds {len(held):,}: "
-                "none were made, and searches take no nprobe"
-            )
-            warnings.warn(msg, UserWarning, stacklevel=2)
-
     @property
     def documents(self) -> EmbeddedDocuments:
         """The documents that a search would see now: codes, ids, marks of removal."""
@@ -476,7 +448,6 @@ class CompressedIndex(Index):
             dead_latents=int((lengths == 0).sum()),
             list_skew=float(lengths.max() / max(lengths.mean(), 1e-12)),
             simd=simd(),
-            clusters=0 if documents.backend.clusters is None else len(documents.backend.clusters),
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:

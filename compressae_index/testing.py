@@ -303,8 +303,6 @@ class IndexContract:
             ({"candidates": 0}, "candidates must be at least 1"),
             ({"query_nnz": 0}, "query_nnz must be at least 1"),
             ({"scoring": "fast"}, "scoring must be one of"),
-            ({"nprobe": 8}, "nprobe is 8, but this index has no clusters"),
-            ({"nprobe": 0}, "nprobe must be at least 1"),
             ({"filter": [1.5]}, "ids must be integers or strings"),
         ],
     )

@@ -157,13 +157,11 @@ def _saved_reference(path: Path) -> None:
     index.save(path)
 
 
-def _saved_clusters(path: Path) -> None:
+def _saved_windows(path: Path) -> None:
     few = some_model().fold(some_model().encode(some_vectors()[:ROWS], 2, num_threads=1))
     codes = SparseCodes.concatenate([few] * (WINDOW // ROWS + 1))
     backend = EmbeddedBackend(LATENTS, 2).added([Encoded(codes)], 1)
-    index = CompressedIndex(some_model(), documents=EmbeddedDocuments(backend))
-    index.cluster(num_threads=1)
-    index.save(path)
+    CompressedIndex(some_model(), documents=EmbeddedDocuments(backend)).save(path)
 
 
 def _saved_codes(path: Path) -> None:
@@ -251,8 +249,7 @@ def _use_index(index: CompressedIndex, path: Path, rng: np.random.Generator) -> 
         yield partial(_search, index, refine=20, **single)
         yield partial(_search, index, mode="dense", refine=200, **single)
         yield lambda: _check_finite(index.documents.vectors(index.ids, index.model))
-    nprobe = 1 if index.documents.backend.clusters is not None else None
-    yield partial(_search, index, nprobe=nprobe, candidates=30, **single)
+    yield partial(_search, index, candidates=30, **single)
     yield lambda: _search(index, filter=index.ids[::2], **single)
     some = index.ids[: min(len(index), 40)]
     yield lambda: _check_finite(index.codes(some).values)
@@ -265,7 +262,6 @@ def _use_index(index: CompressedIndex, path: Path, rng: np.random.Generator) -> 
     yield lambda: index.remove(index.ids[5:9])
     if len(index) < WINDOW or rng.random() < 0.1:
         yield partial(index.compact, **single)
-        yield partial(index.cluster, **single)
     yield partial(_search, index, **single)
     yield lambda: index.save(path.with_name("again"))
     yield lambda: _search(CompressedIndex.load(path.with_name("again")), **single)
@@ -399,8 +395,8 @@ KINDS = {
     "index that refers to a file": Kind(
         _saved_reference, lambda path, mmap: CompressedIndex.load(path, mmap=mmap), _use_reference
     ),
-    "clustered index": Kind(
-        _saved_clusters, lambda path, mmap: CompressedIndex.load(path, mmap=mmap), _use_index
+    "index of two windows": Kind(
+        _saved_windows, lambda path, mmap: CompressedIndex.load(path, mmap=mmap), _use_index
     ),
     "model": Kind(lambda path: some_model().save(path), lambda path, _: CompresSAE.load(path), _use_model),
     "codes": Kind(_saved_codes, lambda path, _: CodeStore.load(path), _use_codes),

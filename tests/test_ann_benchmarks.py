@@ -85,19 +85,15 @@ def definitions(
 
 
 def points(n: int, dimension: int, framework: str, metric: str) -> list[str]:
-    """All builds and searches that the module plans for n vectors, but for clusters of too few."""
+    """All builds and searches that the module plans for n vectors."""
     module = importlib.import_module(f"{framework}.algorithms.{NAME}.module")
     found = []
     for (*_, build), settings in definitions(dimension, framework, metric):
         fitted = module.fitting_build(build, n, dimension)
         assert fitted.get("postings", 0) <= fitted.get("k", 0) <= dimension
-        if "cluster" in build and "cluster" not in fitted:
-            continue
-        clusters = n // 32768 * 8 if fitted.get("cluster") else 0
-        stats = SimpleNamespace(clusters=clusters, n_latents=min(4096, n // 2), vectors=n)
+        stats = SimpleNamespace(n_latents=min(4096, n // 2), vectors=n)
         searches = [module.fitting_query(query_arguments, stats) for (query_arguments,) in settings]
         found += [f"{sorted(fitted.items())} {sorted(search.items())}" for search in searches]
-        assert all(search.get("nprobe", 0) < max(clusters, 1) for search in searches)
     return found
 
 
@@ -126,7 +122,7 @@ def test_the_configuration_is_what_the_framework_reads(framework: str, metric: s
     assert {"name", container, "module", "constructor", "run_groups"} <= set(algorithm)
     assert algorithm[container] in (NAME, f"ann-benchmarks-{NAME}")
     assert algorithm["module"] == f"{framework}.algorithms.{NAME}"
-    assert len(definitions(384, framework, metric)) >= 7
+    assert len(definitions(384, framework, metric)) >= 6
 
 
 @pytest.mark.usefixtures("repositories")
@@ -148,8 +144,7 @@ def test_every_setting_on_real_vectors(
             algorithm.set_query_arguments(*json.loads(json.dumps(query_arguments)))
             shares.append(recall(np.array(answers(algorithm, queries, count)), truth, count))
             labels.add(str(algorithm))
-        if "cluster" not in arguments[-1]:
-            assert len(labels) == len(settings)
+        assert len(labels) == len(settings)
         additional = algorithm.get_additional()
         assert additional["disk_bytes_per_vector"] == (768 if "originals" in arguments[-1] else 0)
         row_bytes = additional["bytes_per_vector"] + additional["disk_bytes_per_vector"]
@@ -214,7 +209,7 @@ def test_no_point_repeats_another(n: int, framework: str, metric: str) -> None:
         assert len(set(found)) == len(found), dimension
     if n > 1_000_000:  # what the settings are for
         module = importlib.import_module(f"{framework}.algorithms.{NAME}.module")
-        stats = SimpleNamespace(clusters=1000, n_latents=4096, vectors=n)
+        stats = SimpleNamespace(n_latents=4096, vectors=n)
         for (*_, build), settings in definitions(960, framework, metric):
             assert module.fitting_build(build, n, 960) == build
             for (search,) in settings:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 import threading
-import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -37,7 +36,7 @@ def sequences(draw: st.DrawFn) -> list[Step]:
     """Adds of ids that are out, upserts of any, removals of ids that are in, what moves rows, reloads."""
     steps: list[Step] = []
     held: set[int] = set()
-    kinds = st.sampled_from(["add", "add", "upsert", "upsert", "remove", "compact", "cluster", "load", "map"])
+    kinds = st.sampled_from(["add", "add", "upsert", "upsert", "remove", "compact", "load", "map"])
     for kind in draw(st.lists(kinds, min_size=2, max_size=9)):
         pools = {"add": set(range(POOL)) - held, "upsert": set(range(POOL)), "remove": held}
         pool = sorted(pools.get(kind, ()))
@@ -57,10 +56,8 @@ def changed(index: CompressedIndex, step: Step, ids: list[Any], vectors: FloatAr
         index.upsert(rows, ids)
     elif step.kind == "remove":
         index.remove(ids)
-    elif step.kind in ("compact", "cluster"):
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "clusters are made of at least")
-            index.compact() if step.kind == "compact" else index.cluster()
+    elif step.kind == "compact":
+        index.compact()
         assert index.stats().removed == 0
     else:
         with tempfile.TemporaryDirectory() as folder:

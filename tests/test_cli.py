@@ -35,7 +35,6 @@ from compressae_index.search.results import read_results
 
 COMMANDS = [
     "build",
-    "cluster",
     "demo",
     "encode",
     "estimate",
@@ -452,7 +451,6 @@ def test_search_and_eval_of_a_faiss_index(queries: FloatArray) -> None:
     assert "mode must be one of 'sparse', 'two_stage', got 'dense'" in fail(
         "search", "f", "q.npy", "--mode", "dense"
     )
-    assert "nprobe is 3, but this index has no clusters" in fail("search", "f", "q.npy", "--nprobe", 3)
     measured = run_json("eval", "f", "e.npy", "q.npy", "--report", "f.html")
     assert [one["name"] for one in measured["measurements"]] == ["exact float32", "sparse", "two_stage"]
     assert "posting lists" in Path("f.html").read_text(encoding="utf-8")
@@ -535,7 +533,6 @@ def mistaken(tmp_path_factory: pytest.TempPathFactory, model: CompresSAE, querie
         ("search i q.npy -k 10 --candidates 5", "candidates must be at least k = 10, got 5"),
         ("search i q.npy --mode dense --candidates 20", "--candidates has no use in mode dense"),
         ("search i q.npy --mode dense --query-nnz 20", "--query-nnz has no use in mode dense"),
-        ("search i q.npy --mode dense --nprobe 2", "nprobe has no use in mode 'dense'"),
         ("search i q.npy --mode sparse --candidates 20", "--candidates has no use in mode sparse"),
         ("search i q.npy --refine 20", "refine is 20, but there is no stage that scores again"),
         ("search i q.npy --target-recall 0.9", "this index has none: give candidates"),
@@ -739,9 +736,9 @@ def test_original_vectors(queries: FloatArray, vectors: FloatArray) -> None:
     np.testing.assert_array_equal(expected.ids[:, 0], exact.argmax(axis=1))
     Path("e.npy").rename("elsewhere.npy")
     with_codes = CompressedIndex.load("i").search(queries[:6], 5)
-    for command in (["search", "o", "q.npy"], ["info", "o"], ["cluster", "o"], ["neighbours", "o", "--all"]):
+    for command in (["search", "o", "q.npy"], ["info", "o"], ["neighbours", "o", "--all"]):
         assert "cannot be used" in fail(*command)
-        run(*command, "--originals", "elsewhere.npy", *(["-o", "c"] if command[0] == "cluster" else []))
+        run(*command, "--originals", "elsewhere.npy")
     moved = run_json("search", "o", "q.npy", "-k", 5, "--originals", "elsewhere.npy")
     assert moved["ids"] == expected.ids.tolist()
     without = run_json("search", "o", "q.npy", "-k", 5, "--originals", "none")
@@ -966,7 +963,6 @@ def test_names_of_files_are_no_folders() -> None:
         "encode e.npy --model m -o codes.NPY",
         "build e.npy --model m -o new.parquet",
         "train e.npy -o new.pt --k 2 --n-latents 16",
-        "cluster i -o new.csv",
     ):
         assert "are written as a directory, whose name must not end in" in fail(*command.split())
     assert "codes are written as a scipy" not in run("encode", "e.npy", "--model", "m", "-o", "C.NPZ").output
@@ -991,19 +987,6 @@ def test_what_was_replaced_is_said() -> None:
     arguments = ("build", "e.npy", "--model", "m", "-o", "new")
     assert run(*arguments).stderr == ""
     assert run(*arguments).stderr == "new: what was there before was replaced\n"
-
-
-@needs_place
-def test_clusters_of_few_vectors() -> None:
-    done = run("cluster", "i", "--json")
-    assert json.loads(done.stdout)["clusters"] == 0
-    assert done.stderr.startswith(
-        "Warning: clusters are made of at least 32,768 vectors, and the index holds 300"
-    )
-    assert done.stderr.count("\n") == 1
-    assert "nprobe is 4, but this index has no clusters" in fail("search", "i", "q.npy", "--nprobe", 4)
-    assert "32,768" in run("cluster", "--help").stdout
-    assert "32,768" in run("search", "--help").stdout
 
 
 @needs_place

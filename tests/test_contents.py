@@ -100,9 +100,6 @@ INDEX_DAMAGES: list[tuple[str, str, Change, str]] = [
     ("aligned index", "forward_latents", put((9, 0), 48), "row 9 of the codes"),
     ("aligned index", "forward_latents", put(slice(None), 3), "row 0 of the codes"),
     ("aligned index", "forward_scales", put(9, 0x7E00), "row 9 of the codes"),
-    ("clustered index", "clusters_begins", put((3, 0, 2), 60000), "the begin of cluster 2 of latent 3"),
-    ("clustered index", "clusters_begins", put((3, 0, slice(None)), 0), "the begin of cluster . of latent 3"),
-    ("clustered index", "clusters_scales", put(3, np.nan), "the scale of latent 3"),
     ("Faiss index", "forward_rows", put(3, 255), "row 3 of the codes"),
     ("Faiss index", "ids", put(slice(30, 32), 5), "duplicate id 5"),
     ("Faiss index", "alive", lambda marks: marks[:3], "alive must be uint8"),
@@ -172,7 +169,6 @@ def test_arrays_that_do_not_belong_there(tmp_path: Path) -> None:
     (data,) = saved.glob("data-*")
     for name, message in (
         ("forward_more", "has an array 'forward_more'"),
-        ("clusters_begins", "means' is missing"),
         ("id_text", "ids must be integers .* or strings"),
     ):
         np.save(data / f"{name}.npy", np.zeros((48, 1, 8), np.uint16))

@@ -132,13 +132,11 @@ def test_another_kind_is_refused_before_work(
     monkeypatch.setattr("compressae_index.building.training.ModelSource.model_for", work)
     monkeypatch.setattr("compressae_index.training.run._Run.fit", work)
     monkeypatch.setattr(CompressedIndex, "build", work)
-    monkeypatch.setattr(CompressedIndex, "cluster", work)
     for arguments, message in (
         ("train e.npy -o i", "i holds: index; expected: model, or nothing"),
         ("train e.npy -o new --checkpoint m", "m holds: model; expected: checkpoint"),
         ("train e.npy -o new --checkpoint new", "new cannot hold both the model and the checkpoint"),
         ("build e.npy -o m", "m holds: model; expected: index, or nothing"),
-        ("cluster i -o m", "m holds: model; expected: index, or nothing"),
         ("demo -o .", "index"),
     ):
         if arguments.startswith("demo"):

@@ -9,7 +9,7 @@ import fuzzing
 import pytest
 
 # Mutations of each kind; `make fuzz` tries any number, in processes of their own.
-MUTATIONS = {"clustered index": 10, "checkpoint of rounds": 15, "checkpoint of steps": 15}
+MUTATIONS = {"index of two windows": 10, "checkpoint of rounds": 15, "checkpoint of steps": 15}
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,28 @@ from compressae_index.embedded.thinning import strongest
 from compressae_index.persistence import FORMAT_VERSION
 
 GOLDEN = Path(__file__).parent / "golden"
-INDEXES = ("packed", "aligned", "strings", "inner-product", "clustered", "empty")
+INDEXES = ("packed", "aligned", "strings", "inner-product", "empty")
+
+
+def unpacked(version: int, folder: Path) -> Path:
+    """The folder, with the directories of a format version in it."""
+    with tarfile.open(GOLDEN / f"format-{version}.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    return folder
+
+
+def assert_answers(index: CompressedIndex, answers: Mapping[str, Any], name: str) -> None:
+    for mode in ("sparse", "dense", "two_stage"):
+        scores, ids = index.search(answers["queries"], 5, mode=mode, candidates=20)
+        np.testing.assert_allclose(scores, answers[f"{name}.{mode}.scores"], rtol=0, atol=1e-6)
+        expected = answers[f"{name}.{mode}.ids"]
+        np.testing.assert_array_equal(ids.astype(expected.dtype), expected)
 
 
 @pytest.fixture(scope="module", params=range(1, FORMAT_VERSION + 1), ids="format-{}".format)
 def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directories that the release of a format version wrote."""
-    folder = tmp_path_factory.mktemp("golden")
-    with tarfile.open(GOLDEN / f"format-{request.param}.tar.xz") as archive:
-        archive.extractall(folder, filter="data")
-    return folder
+    return unpacked(request.param, tmp_path_factory.mktemp("golden"))
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +53,7 @@ def answers(written: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("mmap", [False, True], ids=["read", "mapped"])
 @pytest.mark.parametrize("name", INDEXES)
 def test_indexes_answer_as_they_did(written: Path, answers: dict[str, Any], name: str, mmap: bool) -> None:
-    index = CompressedIndex.load(written / name, mmap=mmap)
-    for mode in ("sparse", "dense", "two_stage"):
-        scores, ids = index.search(answers["queries"], 5, mode=mode, candidates=20)
-        np.testing.assert_allclose(scores, answers[f"{name}.{mode}.scores"], rtol=0, atol=1e-6)
-        expected = answers[f"{name}.{mode}.ids"]
-        np.testing.assert_array_equal(ids.astype(expected.dtype), expected)
+    assert_answers(CompressedIndex.load(written / name, mmap=mmap), answers, name)
 
 
 @pytest.mark.parametrize("name", INDEXES)
@@ -75,6 +83,21 @@ def test_faiss_lists_hold_the_codes_of_their_index(written: Path) -> None:
     index, filed = CompressedIndex.load(written / "strings"), FaissIndex.load(written / "faiss")
     ids = list(index.ids)
     np.testing.assert_array_equal(filed.reconstruct(ids), index.reconstruct(ids))
+
+
+@pytest.mark.parametrize("mmap", [False, True], ids=["read", "mapped"])
+def test_clusters_are_left_behind(tmp_path: Path, mmap: bool) -> None:
+    """Format 1 had clusters: their vectors keep their order, and only they themselves are not saved again."""
+    then, now = unpacked(1, tmp_path) / "clustered", tmp_path / "again"
+    index = CompressedIndex.load(then, mmap=mmap)
+    assert (np.diff(index.ids) < 0).any()
+    index.save(now)
+    files = [set(json.loads((path / "manifest.json").read_bytes())["files"]) for path in (then, now)]
+    assert files[0] - files[1] == {f"clusters_{name}.npy" for name in ("begins", "means", "scales")}
+    assert not files[1] - files[0]
+    with np.load(tmp_path / "answers.npz") as answers:
+        for each in (index, CompressedIndex.load(now, mmap=mmap)):
+            assert_answers(each, answers, "clustered")
 
 
 def test_lists_of_the_strongest_stay_so(written: Path, answers: dict[str, Any]) -> None:

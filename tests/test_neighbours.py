@@ -103,7 +103,6 @@ def test_settings_leave_room_for_the_document_itself(model: CompresSAE, vectors:
         ({"candidates": 9}, "candidates must be at least k = 10, got 9"),
         ({"mode": "sparse", "refine": 10}, "there is no stage that scores again"),
         ({"k": 2**31 - 1}, "k must be at most"),
-        ({"nprobe": 4}, "has no clusters"),
         ({"filter": np.ones(3, dtype=bool)}, "a boolean filter must have shape"),
     ):
         with pytest.raises(InputError, match=message):

@@ -612,18 +612,6 @@ def test_k_beyond_the_documents_is_bounded(index: CompressedIndex, vectors: Floa
     assert len(used.search(vectors[:1], 1, candidates=2**70)) == 2
 
 
-def test_nprobe_beyond_the_clusters_means_all(model: CompresSAE, vectors: FloatArray) -> None:
-    from compressae_index.embedded.sizes import WINDOW
-
-    rng = np.random.default_rng(0)
-    many = vectors[rng.integers(0, len(vectors), WINDOW)] + rng.normal(0, 0.02, (WINDOW, 384)).astype("f4")
-    index = CompressedIndex.build(many.astype(np.float32), model=model, k=4, progress=False)
-    index.cluster()
-    everything = index.search(vectors[:10])
-    for nprobe in (8, 9, 2**63, 2**64, 2**300):
-        assert_same(index.search(vectors[:10], nprobe=nprobe), everything)
-
-
 @pytest.mark.parametrize("kind", [FaissIndex, DenseStore])
 def test_searches_go_on_while_another_thread_removes(
     index: CompressedIndex, vectors: FloatArray, kind: Any

@@ -147,7 +147,6 @@ def test_few_places_at_a_time_change_nothing(
         ("0.5", {}, "radius must be a number, got '0.5'"),
         (0.5, {"candidates": 0}, "candidates must be at least 1"),
         (0.5, {"refine": 10}, "there is no stage that scores again"),
-        (0.5, {"mode": "dense", "nprobe": 3}, "nprobe has no use in mode 'dense'"),
         (0.5, {"filter": [10**6]}, "unknown id 1000000"),
     ],
 )

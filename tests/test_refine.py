@@ -38,7 +38,6 @@ from compressae_index.checks import normalize_rows
 from compressae_index.coding.metric import Metric, row_norms
 from compressae_index.connectors.faiss import FaissIndex
 from compressae_index.embedded.originals import Originals
-from compressae_index.embedded.sizes import WINDOW
 from compressae_index.testing import Float64, sampled_model
 
 DIM = 40
@@ -235,7 +234,7 @@ def test_changes_keep_vectors_with_their_documents(
     true = dict(enumerate(kept.stored(rows[:120], metric, index.unit, added=False)))
     place = tmp_path / "i"
     copies: list[Any] = [copy.copy, copy.deepcopy, lambda index: pickle.loads(pickle.dumps(index))]
-    steps = ["add", "upsert", "remove", "save", "add", "compact", "cluster", "copy", "remove all", "upsert"]
+    steps = ["add", "upsert", "remove", "save", "add", "compact", "copy", "remove all", "upsert"]
     for step, kind in enumerate([*steps, *rng.choice(steps, 25)]):
         n, ids = int(rng.integers(1, 40)), index.ids
         some, new = rng.permutation(ids)[:n], rows[rng.permutation(4000)[:n]]
@@ -255,28 +254,11 @@ def test_changes_keep_vectors_with_their_documents(
         elif kind == "copy":
             index = copies[step % 3](index)
         else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                getattr(index, kind)(num_threads=1)
+            index.compact(num_threads=1)
         if kind in ("add", "upsert"):
             stored = kept.stored(new, metric, index.unit, added=True)
             true |= dict(zip(names.tolist(), stored, strict=True))
         assert_exact(index, true, asked)
-
-
-@pytest.mark.parametrize("place", ["own", "file"])
-def test_clusters_take_their_vectors_along(place: str, rows: FloatArray, build: Any, tmp_path: Path) -> None:
-    many = rows[np.arange(WINDOW + 50) % len(rows)]
-    index = build(many, k=2, postings=1, originals=Kept(place, "float32").given(many, tmp_path))
-    index.remove(np.arange(20))
-    index.cluster()
-    assert (np.diff(index.ids) < 0).any()
-    index.save(tmp_path / "i")
-    for each in (index, CompressedIndex.load(tmp_path / "i")):
-        found = each.search(many[100:120], 100, nprobe=2, refine=200)
-        true = np.einsum("qd,qcd->qc", normalize_rows(many[100:120]), normalize_rows(many)[found.ids])
-        np.testing.assert_allclose(found.scores, true, atol=1e-6)
-        assert found.scores[:, 0].mean() > 0.9
 
 
 @each_kept

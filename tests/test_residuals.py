@@ -26,7 +26,6 @@ from compressae_index.checks import normalize_rows
 from compressae_index.coding.residual import RESIDUAL_BITS
 from compressae_index.connectors.faiss import FaissIndex
 from compressae_index.embedded.codecs import Aligned, WithResiduals
-from compressae_index.embedded.sizes import WINDOW
 from compressae_index.testing import Float64, sampled_model
 
 BITS = RESIDUAL_BITS[1:]
@@ -399,7 +398,7 @@ def test_changes_keep_residuals_with_their_documents(
         before, new = reconstructions(index), dict[Any, FloatArray]()
         ids, count = index.ids, int(rng.integers(1, 25))
         some, rows = rng.permutation(ids)[: min(count, len(ids) - 1)], rng.permutation(len(vectors))
-        kind = ("add", "remove", "upsert", "compact", "cluster", "save", "copy")[step % 7]
+        kind = ("add", "remove", "upsert", "compact", "save", "copy")[step % 6]
         if kind == "add":
             new = dict(
                 zip(range(1000 * (step + 1), 1000 * (step + 1) + count), vectors[rows[:count]], strict=True)
@@ -412,39 +411,15 @@ def test_changes_keep_residuals_with_their_documents(
             index.upsert(vectors[rows[: len(some)]], some, num_threads=1)
         elif kind == "compact":
             index.compact(num_threads=1)
-        elif kind == "cluster":
-            with pytest.warns(UserWarning, match="none were made"):
-                index.cluster(num_threads=1)
         elif kind == "save":
             index.save(tmp_path / "i")
-            index = reload[step // 7 % 2]()
+            index = reload[step // 6 % 2]()
         else:
-            index = copies[step // 7 % 3](index)
+            index = copies[step // 6 % 3](index)
         gone = set(some.tolist()) if kind == "remove" else set()
         assert set(index.ids.tolist()) == (before.keys() - gone) | new.keys(), kind
         assert_kept(index, before, new)
         assert_scored(index, queries[:2], mode="dense")
-
-
-def test_clusters_take_their_residuals_along(vectors: FloatArray) -> None:
-    rows = np.ascontiguousarray(vectors[:, :16])
-    rows = (rows[np.arange(WINDOW + 50) % len(rows)] * np.float32(1.5)).astype(np.float32)
-    index = build(rows, sampled_model(rows[:4000], None), k=2, postings=1, residual_bits=2)
-    before = reconstructions(index)
-    index.remove(np.arange(20))
-    index.cluster()
-    assert index.stats().clusters
-    assert (np.diff(index.ids) < 0).any()
-    assert_kept(index, before, {})
-    found = index.search(rows[100:110], 5, nprobe=2, refine=50)
-    np.testing.assert_allclose(
-        found.scores[:, 0],
-        [
-            normalize_rows(rows[[i]])[0] @ before[id_]
-            for i, id_ in zip(range(100, 110), found.ids[:, 0].tolist(), strict=True)
-        ],
-        atol=0.01,
-    )
 
 
 def test_adding_in_pieces_is_building_at_once(

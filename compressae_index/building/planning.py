@@ -379,7 +379,8 @@ class Trial:
             k = self._most_nonzeros(budget, form, postings)
             if k >= postings or (k and postings == min(POSTINGS)):
                 plan = self.plan(k, form[0], min(postings, k), form[1])
-                best = plan if plan.recall > best.recall else best
+                gain = plan.recall - best.recall
+                best = plan if gain > (TIE if plan.k > best.k else 0) else best
         advance(1)
         return best
 

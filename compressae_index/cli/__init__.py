@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from compressae_index.cli.data import build, cluster, encode, estimate, info, train
+from compressae_index.cli.data import build, encode, estimate, info, train
 from compressae_index.cli.milvus import milvus
 from compressae_index.cli.model import report_model
 from compressae_index.cli.search import demo, evaluate, search, stored_neighbours
@@ -87,7 +87,7 @@ def main() -> None:
 
 
 for command in (
-    *(train, encode, build, cluster, estimate, search, stored_neighbours, evaluate),
+    *(train, encode, build, estimate, search, stored_neighbours, evaluate),
     *(report_model, info, milvus, demo),
 ):
     main.add_command(command)

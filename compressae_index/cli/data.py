@@ -14,7 +14,7 @@ from click.core import ParameterSource
 
 from compressae_index.arrays import IdArray
 from compressae_index.checks import as_path
-from compressae_index.cli.indexes import load_index, moved
+from compressae_index.cli.indexes import load_index
 from compressae_index.cli.options import (
     PATH,
     Storage,
@@ -387,41 +387,6 @@ def given_ids(embeddings: Path | None, ids: Path | None, id_column: str | None) 
     if source is None:
         raise click.UsageError("--id-column needs EMBEDDINGS or --ids as Parquet files.")
     return read_ids(source, id_column)
-
-
-@click.command()
-@click.argument("index", type=PATH)
-@click.option("--output", "-o", type=PATH, help="Directory to write to.  [default: INDEX, which is replaced]")
-@originals_option
-@threads_option
-@json_option
-def cluster(
-    index: Path, output: Path | None, originals: str | None, threads: int | None, as_json: bool
-) -> None:
-    """Group similar vectors, for faster searches.
-
-    Reorders the vectors of INDEX into clusters of 4,096; they keep their ids. `search --nprobe` then scans
-    the clusters closest to a query and skips the others. Needs at least 32,768 vectors, and pays off from a
-    few hundred thousand.
-
-    \b
-    Example:
-      compressae-index cluster items.index
-      compressae-index search items.index queries.npy --nprobe 32
-    """  # noqa: D301
-    target = index if output is None else output
-    check_folder(target, "indexes")
-    check_target(target, "index")
-    replaced = output is not None and holds_something(target)
-    loaded = CompressedIndex.load(index, originals=moved(originals))
-    started = time.perf_counter()
-    loaded.cluster(num_threads=threads, progress=True)
-    _save(loaded, target)
-    print_result(
-        {"index": str(target), "seconds": time.perf_counter() - started, **loaded.stats()._asdict()}, as_json
-    )
-    if replaced:
-        say_replaced(target)
 
 
 @click.command()

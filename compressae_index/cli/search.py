@@ -56,11 +56,6 @@ output_option = click.option(
 @mode_option
 @gathered(search_options, Searching, "searching")
 @click.option(
-    "--nprobe",
-    type=int,
-    help="Clusters to scan, if `cluster` made some (of 32,768 vectors or more).  [default: all]",
-)
-@click.option(
     "--refine",
     type=int,
     help="Documents that residual codes or original vectors score again, or 0 for none, if INDEX has any.  "
@@ -83,7 +78,6 @@ def search(
     k: int,
     mode: Mode,
     searching: Searching,
-    nprobe: int | None,
     refine: int | None,
     target_recall: float | None,
     output: Path | None,
@@ -96,7 +90,7 @@ def search(
 
     QUERIES is a .npy, .fvecs, .bvecs, .hdf5 or .parquet file, or a folder of such files. Prints one line per
     query: its number, a tab, then id:score pairs. Ids with blanks, quotes or unprintable characters are
-    printed as JSON strings. INDEX may be one of the Faiss connector, which has no dense mode and no clusters.
+    printed as JSON strings. INDEX may be one of the Faiss connector, which has no dense mode.
 
     With --output, the file holds the arrays scores and ids, one row per query; ids are -1 where nothing was
     found. If the ids of the index are strings, the file holds numbers i instead, and the string is
@@ -117,7 +111,6 @@ def search(
         k,
         mode=mode,
         target_recall=target_recall,
-        nprobe=nprobe,
         refine=refine,
         num_threads=threads,
         **searching._asdict(),

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from compressae_index._engine import Clusters, Forward, InvertedLists, Refiner, search
+from compressae_index._engine import Forward, InvertedLists, Refiner, search
 from compressae_index.arrays import Bitmap, BoolArray, FloatArray, Hits, RowArray
 from compressae_index.checks import check_threads
 from compressae_index.coding.chunks import Encoded
@@ -19,7 +19,7 @@ from compressae_index.coding.codes import SparseCodes
 from compressae_index.coding.model import CompresSAE
 from compressae_index.embedded.codecs import Arrays, Codec, Packed, WithResiduals, from_arrays
 from compressae_index.embedded.originals import PLACES, Originals, Spool
-from compressae_index.embedded.sizes import CLUSTER, RUN_ROWS, WINDOW, sparse_candidates
+from compressae_index.embedded.sizes import RUN_ROWS, WINDOW, sparse_candidates
 from compressae_index.embedded.thinning import above_threshold, strongest, threshold_for
 from compressae_index.errors import DimensionError, InputError
 from compressae_index.persistence import release_pages
@@ -31,7 +31,8 @@ Refinement: TypeAlias = tuple[FloatArray, int]
 
 # The names of the engine's arrays in files.
 _INVERTED = {f"inverted_{name}" for name in ("starts", "offsets", "scales", "ids", "values", "largest_norm")}
-_CLUSTERS = {f"clusters_{name}" for name in ("begins", "means", "scales")}
+# Arrays that earlier versions stored, and that are ignored: where clusters begin, and their means.
+_FORMER = {f"clusters_{name}" for name in ("begins", "means", "scales")}
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,6 @@ class EmbeddedBackend:
         *,
         postings: int | None = None,
         threshold: float | None = None,
-        clusters: Clusters | None = None,
         originals: Originals | None = None,
     ) -> None:
         """Makes an empty back end, or one of given parts.
@@ -79,7 +79,6 @@ class EmbeddedBackend:
             threshold: the least share of a nonzero in the lists (`thinning.shares`). By default it is chosen
                 for the first codes added, and never again; of an index of version 0.1, which has none, each
                 code keeps its `postings` strongest.
-            clusters: clusters of the first documents.
             originals: the original vectors of all documents, if they are kept.
         """
         self.n_latents = n_latents
@@ -87,7 +86,6 @@ class EmbeddedBackend:
         self.postings = k if postings is None else postings
         self.threshold = threshold
         self.codec = Packed() if codec is None else codec
-        self.clusters = clusters
         self.originals = originals
         self._parts = tuple(parts)
         self._pairs = [(part.inverted, part.forward) for part in self._parts]
@@ -98,14 +96,8 @@ class EmbeddedBackend:
     def __reduce__(self) -> tuple[Any, ...]:
         # The engine's objects cannot be pickled, but their arrays can; mapped arrays are copied.
         parts = [(_held(part.rows), _held(part.inverted.arrays()), len(part)) for part in self._parts]
-        clusters = None if self.clusters is None else _held(self.clusters.arrays())
         settings = {"postings": self.postings, "threshold": self.threshold, "originals": self.originals}
-        return _remade, (self.n_latents, self.k, self.codec, parts, clusters, settings)
-
-    @property
-    def n_clustered(self) -> int:
-        """The number of documents in clusters. They come first."""
-        return 0 if self.clusters is None else CLUSTER * len(self.clusters)
+        return _remade, (self.n_latents, self.k, self.codec, parts, settings)
 
     @property
     def query_nnz(self) -> int:
@@ -157,21 +149,15 @@ class EmbeddedBackend:
         threshold = self._threshold(codec, arrays, num_threads)
         return self._of(codec, (), self.originals, threshold)._with(codec, arrays, num_threads, originals)
 
-    def subset(self, rows: RowArray, num_threads: int, n_clustered: int = 0) -> EmbeddedBackend:
-        """A back end of only some documents, in the order of `rows`.
-
-        The whole windows among the first n_clustered become clusters; similar rows must be adjacent there.
-        """
+    def subset(self, rows: RowArray, num_threads: int) -> EmbeddedBackend:
+        """A back end of only some documents, in the order of `rows`."""
         originals = None if self.originals is None else self.originals.subset(rows)
         empty = EmbeddedBackend(
             self.n_latents, self.k, self.codec, postings=self.postings, threshold=self.threshold
         )
         if not len(rows):
             return empty.with_originals(originals)
-        taken = empty._with(self.codec, self.forward_rows(rows), num_threads, originals)
-        if windows := n_clustered // WINDOW:
-            taken.clusters = Clusters.build(taken._parts[0].inverted, windows, num_threads)
-        return taken
+        return empty._with(self.codec, self.forward_rows(rows), num_threads, originals)
 
     def _with(
         self, codec: Codec, rows: Arrays, num_threads: int, originals: Originals | None
@@ -230,7 +216,6 @@ class EmbeddedBackend:
             parts,
             postings=self.postings,
             threshold=self.threshold if threshold is None else threshold,
-            clusters=self.clusters,
             originals=originals,
         )
 
@@ -255,15 +240,14 @@ class EmbeddedBackend:
         top: int,
         allowed: Bitmap | None,
         num_threads: int,
-        nprobe: int | None = None,
     ) -> Hits:
-        """The best rows by the query_nnz largest entries of each projection, in the nprobe best clusters.
+        """The best rows by the query_nnz largest entries of each projection.
 
         Values in posting lists are rounded, so they find a few more rows than asked for, which are then
         scored exactly by their codes.
         """
         candidates = sparse_candidates(top)
-        return self._search(projections, None, query_nnz, candidates, top, allowed, num_threads, nprobe)
+        return self._search(projections, None, query_nnz, candidates, top, allowed, num_threads)
 
     def dense(
         self,
@@ -274,7 +258,7 @@ class EmbeddedBackend:
         refinement: Refinement | None = None,
     ) -> Hits:
         """The best rows by whole projections, of which the best are refined."""
-        return self._search(None, projections, 1, 1, top, allowed, num_threads, refinement=refinement)
+        return self._search(None, projections, 1, 1, top, allowed, num_threads, refinement)
 
     def two_stage(
         self,
@@ -285,12 +269,11 @@ class EmbeddedBackend:
         top: int,
         allowed: Bitmap | None,
         num_threads: int,
-        nprobe: int | None = None,
         refinement: Refinement | None = None,
     ) -> Hits:
         """Finds candidates in posting lists for stage_one, scores them by stage_two, refines the best."""
         return self._search(
-            stage_one, stage_two, query_nnz, candidates, top, allowed, num_threads, nprobe, refinement
+            stage_one, stage_two, query_nnz, candidates, top, allowed, num_threads, refinement
         )
 
     def _search(
@@ -302,10 +285,8 @@ class EmbeddedBackend:
         top: int,
         allowed: Bitmap | None,
         num_threads: int,
-        nprobe: int | None = None,
         refinement: Refinement | None = None,
     ) -> Hits:
-        probing = (None, 0) if nprobe is None else (self.clusters, nprobe)
         refining = (None, None, 0) if refinement is None else (self.refiner, *refinement)
         if refinement is not None and self.originals is not None:
             self.originals.check()
@@ -318,7 +299,6 @@ class EmbeddedBackend:
             top,
             allowed,
             num_threads,
-            *probing,
             *refining,
         )
 
@@ -338,7 +318,7 @@ class EmbeddedBackend:
     @cached_property
     def nbytes(self) -> dict[str, int]:
         """Bytes of the forward and the inverted part, of residual codes and places of original vectors."""
-        held = Counter({"forward": 0, "inverted": 0 if self.clusters is None else self.clusters.nbytes})
+        held = Counter({"forward": 0, "inverted": 0})
         for part in self._parts:
             held.update(self.codec.nbytes(part.rows) | {"inverted": part.inverted.nbytes})
         return dict(held) | ({} if self.originals is None else {"originals": self.originals.nbytes})
@@ -355,8 +335,6 @@ class EmbeddedBackend:
         arrays = self.codec.to_arrays(parts[0].rows if parts else {})
         for part in parts:
             arrays |= {f"inverted_{name}": array for name, array in part.inverted.arrays().items()}
-        if self.clusters is not None:
-            arrays |= {f"clusters_{name}": array for name, array in self.clusters.arrays().items()}
         if self.originals is not None:
             arrays |= self.originals.to_arrays()
         return arrays
@@ -396,13 +374,14 @@ class EmbeddedBackend:
             raise DimensionError(msg)
         if n == 0:
             return cls(n_latents, k, codec, postings=postings, threshold=threshold, originals=originals)
-        of_lists, of_clusters = _named(arrays, "inverted_"), _named(arrays, "clusters_")
+        of_lists = {
+            name.removeprefix("inverted_"): array for name, array in arrays.items() if name in _INVERTED
+        }
         forward = codec.engine(rows, n_latents, k)
         if forward.n_documents != n:
             msg = f"expected {n} codes, got {forward.n_documents}"
             raise DimensionError(msg)
         part = Part(rows, forward, InvertedLists(of_lists, n, n_latents))
-        clusters = Clusters(of_clusters) if of_clusters else None
         loaded = cls(
             n_latents,
             k,
@@ -410,10 +389,8 @@ class EmbeddedBackend:
             [part],
             postings=postings,
             threshold=threshold,
-            clusters=clusters,
             originals=originals,
         )
-        loaded._check_clusters()
         threads = check_threads(None)
         forward.validate(threads)
         if isinstance(codec, WithResiduals):
@@ -421,20 +398,8 @@ class EmbeddedBackend:
         release_pages(rows)
         fewest, most = (postings, postings) if threshold is None else (1, k)
         part.inverted.validate(fewest, most, threads)
-        if clusters is not None:
-            clusters.validate(part.inverted, threads)
-        release_pages(of_lists | of_clusters)
+        release_pages(of_lists)
         return loaded
-
-    def _check_clusters(self) -> None:
-        """Refuses clusters that cannot belong to these documents."""
-        clusters = self.clusters
-        if clusters is not None and (self.n_clustered > len(self) or clusters.n_latents != self.n_latents):
-            msg = (
-                f"clusters are of {self.n_clustered} documents and {clusters.n_latents} latents, "
-                f"the index has {len(self)} and {self.n_latents}"
-            )
-            raise DimensionError(msg)
 
     def _joined(self, parts: Sequence[Part], codec: Codec) -> Part:
         """Joins parts in order; all but the last must hold whole windows."""
@@ -454,17 +419,12 @@ class EmbeddedBackend:
 def _check_names(arrays: Iterable[str], codec: Codec, n: int) -> None:
     """Refuses missing or foreign arrays of an index of n documents."""
     by_row, learned = codec.stored_names()
-    needed, optional = (by_row | _INVERTED, learned | _CLUSTERS | {PLACES}) if n else (set(), learned)
+    needed, optional = (by_row | _INVERTED, learned | _FORMER | {PLACES}) if n else (set(), learned)
     missing, foreign = needed.difference(arrays), set(arrays) - needed - optional
     if missing or foreign:
         what = f"lacks the array {min(missing)}" if missing else f"has an array {min(foreign)!r:.100}"
         msg = f"an index of {n} documents {what}"
         raise InputError(msg)
-
-
-def _named(arrays: Arrays, prefix: str) -> Arrays:
-    """The arrays whose names begin with a prefix, under names without it."""
-    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 
 def _held(arrays: Mapping[str, Any]) -> Arrays:
@@ -476,7 +436,6 @@ def _remade(
     k: int,
     codec: Codec,
     parts: Sequence[tuple[Arrays, Arrays, int]],
-    clusters: Arrays | None,
     settings: Mapping[str, Any],
 ) -> EmbeddedBackend:
     """Restores a back end from the arrays of its pickle."""
@@ -484,8 +443,7 @@ def _remade(
         Part(rows, codec.engine(rows, n_latents, k), InvertedLists(inverted, n, n_latents))
         for rows, inverted, n in parts
     ]
-    of_clusters = None if clusters is None else Clusters(clusters)
-    return EmbeddedBackend(n_latents, k, codec, made, clusters=of_clusters, **settings)
+    return EmbeddedBackend(n_latents, k, codec, made, **settings)
 
 
 def _packed(codec: Codec, chunk: Encoded, model: CompresSAE | None, num_threads: int) -> Arrays:

@@ -18,7 +18,7 @@ from compressae_index.coding.model import CompresSAE
 from compressae_index.embedded.backend import EmbeddedBackend, Refinement
 from compressae_index.embedded.codecs import WithResiduals
 from compressae_index.embedded.originals import FILE, Originals
-from compressae_index.embedded.sizes import RUN_ROWS, WINDOW
+from compressae_index.embedded.sizes import RUN_ROWS
 from compressae_index.errors import DimensionError, InputError
 from compressae_index.ids import STORED_ROWS, Ids, Rows, check_kind, stored_rows
 from compressae_index.persistence import entry
@@ -74,7 +74,7 @@ class EmbeddedDocuments(Rows):
 
     @property
     def ids(self) -> IdArray:
-        """The ids in the order of adding, or of `clustered`, without removed ones."""
+        """The ids in the order of adding, without removed ones."""
         return self.all_ids.of(self.alive_rows())
 
     @property
@@ -105,18 +105,17 @@ class EmbeddedDocuments(Rows):
         """The best documents of each query.
 
         Raises:
-            InputError: nprobe without clusters, or a filter with the wrong length, unknown ids, or integers
-                that may be meant as a mask.
+            InputError: a filter with the wrong length, unknown ids, or integers that may be meant as a mask.
         """
         return ranked(self.stages(asked.settings.mode).run(asked), asked.k, are_strings=self.are_strings)
 
     def by_terms(self, asked: Asked) -> Found:
         """The best documents by the strongest latents of each query."""
-        nnz, nprobe = self._query_nnz(asked), self._nprobe(asked)
         k, _, allowed = self._room(asked)
         if k == 0:
             return self._nothing(asked)
-        hits = self.backend.sparse(asked.stage_one, nnz, k, allowed, asked.num_threads, nprobe)
+        nnz = self._query_nnz(asked)
+        hits = self.backend.sparse(asked.stage_one, nnz, k, allowed, asked.num_threads)
         return self._found(asked, hits)
 
     def by_codes(self, asked: Asked) -> Found:
@@ -131,14 +130,12 @@ class EmbeddedDocuments(Rows):
 
     def by_terms_then_codes(self, asked: Asked) -> Found:
         """Finds candidates by the strongest latents of each query, and takes the best by their codes."""
-        nnz, nprobe = self._query_nnz(asked), self._nprobe(asked)
+        nnz = self._query_nnz(asked)
         k, candidates, allowed = self._room(asked)
         if k == 0:
             return self._nothing(asked)
         stages, refinement = (asked.stage_one, asked.stage_two), self._refinement(asked)
-        hits = self.backend.two_stage(
-            *stages, nnz, candidates, k, allowed, asked.num_threads, nprobe, refinement
-        )
+        hits = self.backend.two_stage(*stages, nnz, candidates, k, allowed, asked.num_threads, refinement)
         return self._found(asked, hits, refined=refinement is not None)
 
     def _refinement(self, asked: Asked) -> Refinement | None:
@@ -180,20 +177,6 @@ class EmbeddedDocuments(Rows):
     def _query_nnz(self, asked: Asked) -> int:
         query_nnz = asked.settings.query_nnz
         return self.backend.query_nnz if query_nnz is None else min(query_nnz, self.backend.n_latents)
-
-    def _nprobe(self, asked: Asked) -> int | None:
-        """The clusters to scan; None for all."""
-        nprobe, clusters = asked.settings.nprobe, self.backend.clusters
-        if nprobe is None:
-            return None
-        if clusters is None:
-            todo = "call `cluster` first" if len(self.backend) >= WINDOW else "search without nprobe"
-            msg = (
-                f"nprobe is {nprobe}, but this index has no clusters: {todo} (clusters are made of at "
-                f"least {WINDOW:,} vectors, and it holds {len(self.backend):,})"
-            )
-            raise InputError(msg)
-        return min(nprobe, len(clusters))
 
     @property
     def residual_bits(self) -> int:
@@ -293,16 +276,8 @@ class EmbeddedDocuments(Rows):
         if self.alive is None:
             return self
         rows = self.alive_rows()
-        # The remaining rows of clusters form new clusters.
-        return self._of(rows, num_threads, int(np.searchsorted(rows, self.backend.n_clustered)))
-
-    def clustered(self, order: RowArray, num_threads: int) -> EmbeddedDocuments:
-        """The live documents in clusters, reordered so that similar ones are adjacent."""
-        return self._of(self.alive_rows()[order], num_threads, len(order))
-
-    def _of(self, rows: RowArray, num_threads: int, n_clustered: int) -> EmbeddedDocuments:
         ids = self.all_ids.subset(rows) if len(rows) else Ids(0, {})
-        return EmbeddedDocuments(self.backend.subset(rows, num_threads, n_clustered), ids, None, self.unit)
+        return EmbeddedDocuments(self.backend.subset(rows, num_threads), ids, None, self.unit)
 
     def manifest(self) -> dict[str, Any]:
         """The manifest of saved documents."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from compressae_index import _engine
 
-# Documents in a window of the inverted part, and in a cluster.
+# Documents in a window of the inverted part.
 WINDOW = _engine.WINDOW
-CLUSTER = _engine.CLUSTER
 
 # Rows to pack or invert at once, in whole windows. This takes several times the memory of the result.
 RUN_ROWS = 2 * WINDOW

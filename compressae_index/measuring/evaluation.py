@@ -25,7 +25,6 @@ TIMED_QUERIES = 200
 SWEPT: tuple[tuple[Mode, str, tuple[int, ...]], ...] = (
     ("sparse", "query_nnz", (8, 16, 32, 64, 128, 256)),
     ("two_stage", "candidates", (100, 300, 1000, 3000)),
-    ("two_stage", "nprobe", (8, 16, 32, 64, 128, 256)),
     ("two_stage", "refine", (0, 100, 200, 400, 800)),
 )
 
@@ -123,7 +122,7 @@ def sweep(
 ) -> list[Sweep]:
     """Measures recall against time: `sparse` by query_nnz, `two_stage` by candidates.
 
-    If the index has clusters, also `two_stage` by nprobe; if it has a last stage, by refine.
+    If the index has a last stage, also `two_stage` by refine.
 
     Args:
         index: as for `evaluate`.
@@ -191,7 +190,6 @@ def settings_of(index: Index) -> list[tuple[Mode, str, list[int]]]:
     most = {
         "query_nnz": index.model.n_latents,
         "candidates": len(index),
-        "nprobe": index.stats().clusters,
         "refine": len(index) if index.documents.refines else 0,
     }
     return [

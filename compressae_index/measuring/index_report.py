@@ -171,17 +171,12 @@ def _to_find_more(report: IndexReport, of: Mode, mode: Measurement, rival: Measu
 
 def _to_be_faster(report: IndexReport, of: Mode) -> str:
     """Advice on how to answer sooner."""
-    n, clusters = report.stats.vectors, report.stats.clusters
     if of == "dense":
         return "Use two_stage or sparse, which read few codes, where dense is too slow"
-    if clusters:
-        return f"Search with nprobe below {clusters}, the number of clusters"
+    todo, n = "Search with fewer candidates or a lower query_nnz", report.stats.vectors
     if n >= WINDOW:
-        return "Call cluster, and search with nprobe"
-    return (
-        f"Search with fewer candidates or a lower query_nnz; {n:,} vectors are few, and posting lists gain "
-        "on scans with every one more"
-    )
+        return todo
+    return f"{todo}; {n:,} vectors are few, and posting lists gain on scans with every one more"
 
 
 def index_report(

@@ -111,11 +111,8 @@ class SparseBackend(ABC):
         """The best documents of each query, by the stages of its mode.
 
         Raises:
-            InputError: a filter of another kind, or nprobe, which needs clusters.
+            InputError: a filter of another kind.
         """
-        if asked.settings.nprobe is not None:
-            msg = f"nprobe is {asked.settings.nprobe}, but this index has no clusters: search without nprobe"
-            raise InputError(msg)
         return answered(self.stages(asked.mode), asked, QUERY_BLOCK, are_strings=self.are_strings)
 
     def reconstructed(self, ids: IdArray, model: CompresSAE) -> FloatArray:

@@ -69,8 +69,6 @@ class IndexStats(NamedTuple):
     """Length of the longest posting list over the mean length; None if the index does not measure it."""
     simd: str | None = None
     """The engine's instruction set; None if another engine searches."""
-    clusters: int = 0
-    """Clusters of similar vectors, which a search may skip; 0 unless `cluster` made them."""
     residual_bits: int = 0
     """Bits a dimension of residual codes; 0 for none."""
     disk_bytes_per_vector: float = 0.0
@@ -158,7 +156,6 @@ class Index:
         candidates: int | None = None,
         query_nnz: int | None = None,
         scoring: Scoring = "asymmetric",
-        nprobe: int | None = None,
         refine: int | None = None,
         filter: Any = None,  # noqa: A002
         num_threads: int | None = None,
@@ -185,9 +182,6 @@ class Index:
                 keep fewer than k nonzeros, which is as fast.
             scoring: "asymmetric" compares the query itself with the codes; "symmetric" encodes the query
                 first, as the paper does: s_q with s in "sparse", x_hat_q with x_hat in "dense".
-            nprobe: clusters that posting lists are scanned of, those whose mean codes score best; all by
-                default, which is exact. `CompressedIndex.cluster` makes them; an index without clusters takes
-                no nprobe. All are scanned if those hold fewer than k that match.
             refine: documents of each query that the last stage scores again, by residual codes or original
                 vectors: at least k, or 0 to leave the stage out. By default those of the frontier's default
                 point, or 4 k if that is more; without a frontier, 100, or 4 k if that is more. An index
@@ -195,8 +189,8 @@ class Index:
             filter: ids to search among, in which repeats count once; a boolean mask with one entry a vector
                 in the order of `ids`; or an expression of Milvus. An index takes those of its
                 `documents.filters`. It is applied inside stage one, so k results come back if k match.
-            num_threads: threads to share the queries, or the documents if there are fewer queries and no
-                nprobe; all by default.
+            num_threads: threads to share the queries, or the documents if there are fewer queries; all by
+                default.
 
         Returns:
             scores and ids, each (n_queries, k), and `certified`. The higher score comes first; of equal
@@ -204,12 +198,12 @@ class Index:
             (None for string ids) and score -inf.
 
         Raises:
-            InputError: bad queries, another dimension, k, query_nnz or nprobe below 1, candidates or refine
-                below k, nprobe without clusters, refine without a stage for it, a target_recall that no
-                setting reaches, another mode, or a filter that this index does not take.
+            InputError: bad queries, another dimension, k or query_nnz below 1, candidates or refine below k,
+                refine without a stage for it, a target_recall that no setting reaches, another mode, or a
+                filter that this index does not take.
             StorageError: the file of the original vectors was changed.
         """
-        settings = Settings(mode, candidates, query_nnz, scoring, nprobe, refine, filter, num_threads)
+        settings = Settings(mode, candidates, query_nnz, scoring, refine, filter, num_threads)
         documents = self.documents
         settings = self._settled(settings, k, documents, target_recall)
         asked = self.asked(queries, k, settings, documents)
@@ -255,11 +249,6 @@ class Index:
         check_choice(settings.scoring, "scoring", SCORINGS)
         if settings.query_nnz is not None:
             check_int(settings.query_nnz, "query_nnz", 1)
-        if settings.nprobe is not None:
-            check_int(settings.nprobe, "nprobe", 1)
-            if settings.mode == "dense":
-                msg = "nprobe has no use in mode 'dense', which reads no posting lists"
-                raise InputError(msg)
         if isinstance(settings.filter, str) and "expression" not in documents.filters:
             msg = f"filter is an expression, but this index filters by {' or '.join(documents.filters)}"
             raise InputError(msg)
@@ -282,7 +271,6 @@ class Index:
         mode: str = "two_stage",
         candidates: int | None = None,
         query_nnz: int | None = None,
-        nprobe: int | None = None,
         refine: int | None = None,
         filter: Any = None,  # noqa: A002
         num_threads: int | None = None,
@@ -299,7 +287,6 @@ class Index:
             mode: this and the other settings are those of `search`.
             candidates: as for `search`.
             query_nnz: as for `search`.
-            nprobe: as for `search`.
             refine: as for `search`.
             filter: as for `search`; `ids` need not match it.
             num_threads: as for `search`.
@@ -313,7 +300,7 @@ class Index:
             InputError: ids that are neither integers nor strings, or settings that `search` refuses.
             StorageError: the file of the original vectors was changed.
         """
-        settings = Settings(mode, candidates, query_nnz, "asymmetric", nprobe, refine, filter, num_threads)
+        settings = Settings(mode, candidates, query_nnz, "asymmetric", refine, filter, num_threads)
         array, documents = as_id_array(ids), self.documents
         k = self._checked(k, settings, documents)
         if k * len(array) > MAX_PLACES:
@@ -331,7 +318,6 @@ class Index:
         mode: str = "two_stage",
         candidates: int | None = None,
         query_nnz: int | None = None,
-        nprobe: int | None = None,
         refine: int | None = None,
         filter: Any = None,  # noqa: A002
         num_threads: int | None = None,
@@ -347,7 +333,6 @@ class Index:
             mode: this and the other settings are those of `search`.
             candidates: as for `search`.
             query_nnz: as for `search`.
-            nprobe: as for `search`.
             refine: as for `search`.
             filter: the documents that may be neighbours, as for `search`; every document has a row.
             num_threads: as for `search`.
@@ -362,7 +347,7 @@ class Index:
             UnknownIdError: another process removed a document meanwhile.
             StorageError: the file of the original vectors was changed.
         """
-        settings = Settings(mode, candidates, query_nnz, "asymmetric", nprobe, refine, filter, num_threads)
+        settings = Settings(mode, candidates, query_nnz, "asymmetric", refine, filter, num_threads)
         documents = self.documents
         k = self._checked(k, settings, documents)
         ids, search = documents.ids, self._search_of(documents)
@@ -380,7 +365,6 @@ class Index:
         candidates: int | None = None,
         query_nnz: int | None = None,
         scoring: Scoring = "asymmetric",
-        nprobe: int | None = None,
         refine: int | None = None,
         filter: Any = None,  # noqa: A002
         num_threads: int | None = None,
@@ -399,7 +383,6 @@ class Index:
             candidates: as for `search`, but also the most documents of a query, except in "dense".
             query_nnz: as for `search`.
             scoring: as for `search`.
-            nprobe: as for `search`.
             refine: as for `search`, but also the most documents of a query, unless it is 0. By default at
                 least 4 for each document in the range, and all documents in "dense".
             filter: as for `search`.
@@ -413,7 +396,7 @@ class Index:
             InputError: a radius that is no number, or queries or settings that `search` refuses.
             StorageError: the file of the original vectors was changed.
         """
-        settings = Settings(mode, candidates, query_nnz, scoring, nprobe, refine, filter, num_threads)
+        settings = Settings(mode, candidates, query_nnz, scoring, refine, filter, num_threads)
         documents, radius = self.documents, check_radius(radius)
         self._checked(1, settings, documents)
         rows = check_vectors(queries, dim=self.model.dim, name="queries", may_be_empty=True)

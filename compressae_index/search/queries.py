@@ -91,7 +91,6 @@ class Settings(NamedTuple):
     candidates: int | None = None
     query_nnz: int | None = None
     scoring: Scoring = "asymmetric"
-    nprobe: int | None = None
     refine: int | None = None
     filter: Any = None
     num_threads: int | None = None

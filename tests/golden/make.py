@@ -21,7 +21,7 @@ from compressae_index.demo import load_data
 from compressae_index.persistence import FORMAT_VERSION
 from compressae_index.training import TrainConfig, train
 
-ROWS, DIM, CLUSTERED = 300, 24, 32768
+ROWS, DIM = 300, 24
 ARCHIVE = Path(__file__).parent / f"format-{FORMAT_VERSION}.tar.xz"
 
 
@@ -58,7 +58,6 @@ def _saved(folder: Path, embeddings: Any, queries: Any) -> dict[str, Any]:
         "aligned": built(model, np.arange(ROWS) * 7, forward="aligned"),
         "strings": changed,
         "inner-product": built(plain, metric="inner_product", k=4),
-        "clustered": _clustered(model, embeddings),
         "empty": CompressedIndex(model),
     }
     answers: dict[str, Any] = {}
@@ -70,14 +69,6 @@ def _saved(folder: Path, embeddings: Any, queries: Any) -> dict[str, Any]:
             answers[f"{name}.{mode}.ids"] = ids.astype(str) if ids.dtype == object else ids
     FaissIndex.from_index(indexes["strings"], progress=False).save(folder / "faiss")
     return answers
-
-
-def _clustered(model: CompresSAE, embeddings: Any) -> CompressedIndex:
-    """A window of documents of few nonzeros: the smallest index that has clusters."""
-    repeated = np.resize(embeddings[:2048], (CLUSTERED, DIM))
-    index = CompressedIndex.build(repeated, model=model, k=2, postings=1, progress=False)
-    index.cluster()
-    return index
 
 
 if __name__ == "__main__":

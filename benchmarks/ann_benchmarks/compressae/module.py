@@ -33,10 +33,8 @@ METRICS: dict[str, Metric] = {
 }
 # The largest settings of config.yml, to which the others are in proportion.
 MOST_NONZEROS, MOST_BYTES = 64, 512
-# Sizes from which settings are taken as they are: dictionaries, vectors, clusters.
-WHOLE_LATENTS, WHOLE_ROWS, WHOLE_CLUSTERS = 512, 20_000, 320
-# Vectors from which clusters are so many that several shares of them can be told apart.
-CLUSTERED_ROWS = 65_536
+# Sizes from which settings are taken as they are: dictionaries, vectors.
+WHOLE_LATENTS, WHOLE_ROWS = 512, 20_000
 
 
 class Compressae(BaseANN):  # type: ignore[misc]
@@ -48,8 +46,7 @@ class Compressae(BaseANN):  # type: ignore[misc]
     def __init__(self, metric: str, dimension: int, build_options: Mapping[str, Any]) -> None:
         """From the data set's metric and dimension, and arguments of `CompressedIndex.build`.
 
-        They are for many vectors of many dimensions; `fit` makes them smaller where it is given fewer. With
-        `cluster` true, the index is then clustered, unless vectors are too few for that.
+        They are for many vectors of many dimensions; `fit` makes them smaller where it is given fewer.
 
         Raises:
             ValueError: the metric is Euclidean, or of bits or sets.
@@ -70,13 +67,9 @@ class Compressae(BaseANN):  # type: ignore[misc]
         # Vectors without a direction have no angular distance, and are in some data sets.
         rows = np.flatnonzero(vectors.any(axis=1))
         self._build_options = fitting_build(self._build_options, len(rows), self._dimension)
-        options = dict(self._build_options)
-        is_clustered = options.pop("cluster", False)
         self._index = CompressedIndex.build(
-            vectors[rows], rows, metric=self._metric, progress=False, **options
+            vectors[rows], rows, metric=self._metric, progress=False, **self._build_options
         )
-        if is_clustered:
-            self._index.cluster()
         self._stats = self._index.stats()
         # Until `done`: set for each query, it would take longer than the query.
         self._limits = threadpool_limits(1)
@@ -144,7 +137,7 @@ def fitting_build(options: Mapping[str, Any], n: int, dimension: int) -> dict[st
     """Arguments of `CompressedIndex.build` for n vectors, in the proportions of config.yml.
 
     Args:
-        options: the arguments for many vectors of many dimensions, and `cluster`.
+        options: the arguments for many vectors of many dimensions.
         n: vectors.
         dimension: of the vectors.
     """
@@ -156,8 +149,6 @@ def fitting_build(options: Mapping[str, Any], n: int, dimension: int) -> dict[st
         fitted["postings"] = min(options["postings"], fitted["k"])
     if "bytes_per_vector" in fitted:
         fitted["bytes_per_vector"] = _budget(options["bytes_per_vector"], n, dimension)
-    if n < CLUSTERED_ROWS:
-        fitted.pop("cluster", None)
     return fitted
 
 
@@ -179,10 +170,7 @@ def _budget(budget: int, n: int, dimension: int) -> float:
 def fitting_query(options: Mapping[str, Any], stats: IndexStats) -> dict[str, Any]:
     """Arguments of `CompressedIndex.search` for an index, in the proportions of config.yml."""
     fitted = dict(options)
-    if not stats.clusters:
-        fitted.pop("nprobe", None)
     for name, whole, held in (
-        ("nprobe", WHOLE_CLUSTERS, stats.clusters),
         ("query_nnz", WHOLE_LATENTS, stats.n_latents),
         ("candidates", WHOLE_ROWS, stats.vectors),
         ("refine", WHOLE_ROWS, stats.vectors),

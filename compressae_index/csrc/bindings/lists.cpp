@@ -103,37 +103,6 @@ InvertedLists InvertedLists::from_built(InvertedArrays&& built, std::size_t n_do
   return InvertedLists(std::move(arrays), n_documents, n_latents);
 }
 
-Clusters Clusters::build(const InvertedLists& lists, std::size_t n_windows, std::size_t num_threads) {
-  const InvertedView& view = lists.view();
-  require(n_windows >= 1 && n_windows * kWindow <= view.n_documents,
-          std::to_string(n_windows) + " windows of " + std::to_string(view.n_documents) + " documents are not whole");
-  ClusterArrays built = without_gil([&] { return build_clusters(view, n_windows, num_threads); });
-  Arrays arrays;
-  arrays["begins"] = to_numpy(std::move(built.begins), {view.n_latents, n_windows, kClusters});
-  arrays["means"] = to_numpy(std::move(built.means), {view.n_latents, ClusterView::stride_of(n_windows)});
-  arrays["scales"] = to_numpy(std::move(built.scales), {view.n_latents});
-  return Clusters(std::move(arrays));
-}
-
-Clusters::Clusters(Arrays arrays) : arrays_(std::move(arrays)) {
-  const auto begins = take<std::uint16_t, 3>(arrays_, "begins");
-  const auto means = take<std::int8_t, 2>(arrays_, "means");
-  const auto scales = take<float, 1>(arrays_, "scales");
-  view_ = {begins.shape(1), begins.shape(0), begins.data(), means.data(), scales.data()};
-  require(view_.n_windows >= 1, "there are no clusters");
-  require_equal(begins.shape(2), kClusters, "clusters of a window");
-  require_equal(means.shape(0), view_.n_latents, "rows of 'means'");
-  require_equal(means.shape(1), view_.stride(), "columns of 'means'");
-  require_equal(scales.shape(0), view_.n_latents, "length of 'scales'");
-  nbytes_ = begins.nbytes() + means.nbytes() + scales.nbytes();
-}
-
-void Clusters::validate(const InvertedLists& lists, std::size_t num_threads) const {
-  require_equal(lists.view().n_latents, view_.n_latents, "latents of the posting lists");
-  require(view_.n_windows * kWindow <= lists.n_documents(), "clusters are of more documents than there are");
-  without_gil([&] { view_.validate(lists.view(), num_threads); });
-}
-
 namespace {
 
 // Posting lists in the memory of another library, which the caller keeps alive and unchanged.
@@ -181,7 +150,6 @@ class BorrowedLists {
 
 void bind_lists(nb::module_& m) {
   m.attr("WINDOW") = kWindow;
-  m.attr("CLUSTER") = kCluster;
   m.attr("POSTING_BYTES") = kPostingBytes;
   nb::class_<InvertedLists>(m, "InvertedLists", "The inverted part: posting lists by window and latent.")
       .def(nb::init<Arrays, std::size_t, std::size_t>(), "arrays"_a, "n_documents"_a, "n_latents"_a)
@@ -201,18 +169,6 @@ void bind_lists(nb::module_& m) {
       .def("arrays", &InvertedLists::arrays)
       .def_prop_ro("nbytes", &InvertedLists::nbytes)
       .def_prop_ro("n_documents", &InvertedLists::n_documents);
-
-  nb::class_<Clusters>(m, "Clusters",
-                       "Runs of documents that are alike: where they stand in posting lists, and their means.")
-      .def(nb::init<Arrays>(), "arrays"_a)
-      .def_static("build", &Clusters::build, "lists"_a, "n_windows"_a, "num_threads"_a,
-                  "Of the first windows of posting lists.")
-      .def("validate", &Clusters::validate, "lists"_a, "num_threads"_a,
-           "Raises ValueError where clusters do not begin where they do in these lists, or scales are not finite.")
-      .def("arrays", &Clusters::arrays)
-      .def("__len__", &Clusters::size)
-      .def_prop_ro("nbytes", &Clusters::nbytes)
-      .def_prop_ro("n_latents", &Clusters::n_latents);
 
   nb::class_<BorrowedLists>(m, "BorrowedLists",
                             "Posting lists in another library's memory, which must outlive this object unchanged.")

@@ -1,4 +1,4 @@
-// Posting lists and their clusters as Python's objects, over arrays that these keep alive.
+// Posting lists as Python's objects, over arrays that these keep alive.
 #pragma once
 
 #include <cstddef>
@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "bindings/arrays.hpp"
-#include "lists/clusters.hpp"
 #include "lists/inverted.hpp"
 
 namespace compressae::bindings {
@@ -40,27 +39,6 @@ class InvertedLists {
 
   Arrays arrays_;
   InvertedView lists_;
-  std::size_t nbytes_ = 0;
-};
-
-// Clusters of the first windows of posting lists.
-class Clusters {
- public:
-  static Clusters build(const InvertedLists& lists, std::size_t n_windows, std::size_t num_threads);
-  explicit Clusters(Arrays arrays);
-
-  // Throws where they are not of the first windows of these lists.
-  void validate(const InvertedLists& lists, std::size_t num_threads) const;
-
-  Arrays arrays() const { return arrays_; }
-  std::size_t nbytes() const { return nbytes_; }
-  std::size_t size() const { return view_.n_clusters(); }
-  std::size_t n_latents() const { return view_.n_latents; }
-  const ClusterView& view() const { return view_; }
-
- private:
-  Arrays arrays_;
-  ClusterView view_;
   std::size_t nbytes_ = 0;
 };
 

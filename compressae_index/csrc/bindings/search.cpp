@@ -16,14 +16,13 @@ namespace compressae::bindings {
 namespace {
 
 // Searches parts, (lists, codes) each, all but the last of whole windows. With stage_one (n_queries, n_latents) by
-// posting lists first, then the candidates by their codes; with stage_two alone every document by its codes. With
-// clusters, posting lists are read of the nprobe best of them alone. With a refiner, the best `refine` documents by
-// their codes are scored again, by queries (n_queries, dim).
+// posting lists first, then the candidates by their codes; with stage_two alone every document by its codes. With a
+// refiner, the best `refine` documents by their codes are scored again, by queries (n_queries, dim).
 Hits search(const std::vector<std::pair<const InvertedLists*, const ForwardPart*>>& pairs,
             const std::optional<Input<float, 2>>& stage_one, const std::optional<Input<float, 2>>& stage_two,
             std::size_t query_nnz, std::size_t candidates, std::size_t top, const Bitmap& bitmap,
-            std::size_t num_threads, const Clusters* clusters, std::size_t nprobe, const RefinerPart* refiner,
-            const std::optional<Input<float, 2>>& queries, std::size_t refine) {
+            std::size_t num_threads, const RefinerPart* refiner, const std::optional<Input<float, 2>>& queries,
+            std::size_t refine) {
   require(!pairs.empty(), "there are no parts to search");
   require(stage_one || stage_two, "there are no projections");
   require(query_nnz >= 1, "query_nnz is 0, expected at least 1");
@@ -40,13 +39,6 @@ Hits search(const std::vector<std::pair<const InvertedLists*, const ForwardPart*
     n_documents += codes->n_documents();
   }
   Scope scope = scope_of(std::move(parts), n_latents, bits_of(bitmap, n_documents));
-  if (clusters != nullptr) {
-    require(nprobe >= 1, "nprobe is 0, expected at least 1");
-    require_equal(clusters->view().n_latents, n_latents, "latents of the clusters");
-    require(clusters->view().n_windows * kWindow <= n_documents, "clusters are of more documents than there are");
-    scope.clusters = &clusters->view();
-    scope.nprobe = nprobe;
-  }
   const std::size_t n_queries = (stage_one ? stage_one : stage_two)->shape(0);
   for (const auto* projections : {&stage_one, &stage_two})
     if (*projections) {
@@ -73,15 +65,12 @@ Hits search(const std::vector<std::pair<const InvertedLists*, const ForwardPart*
 
 void bind_search(nb::module_& m) {
   m.def("search", &search, "parts"_a, "stage_one"_a.noconvert().none(), "stage_two"_a.noconvert().none(), "query_nnz"_a,
-        "candidates"_a, "top"_a, "allowed"_a.noconvert().none(), "num_threads"_a, "clusters"_a.none() = nb::none(),
-        "nprobe"_a = 0, "refiner"_a.none() = nb::none(), "queries"_a.noconvert().none() = nb::none(), "refine"_a = 0,
+        "candidates"_a, "top"_a, "allowed"_a.noconvert().none(), "num_threads"_a, "refiner"_a.none() = nb::none(),
+        "queries"_a.noconvert().none() = nb::none(), "refine"_a = 0,
         "Best documents of parts, (lists, codes) each: (scores, rows), (n_queries, top). With projections stage_one,\n"
         "the best candidates by the posting lists of their query_nnz largest entries are scored by their codes: with\n"
-        "the projections stage_two, or with those entries alone. With stage_two alone every document is. With clusters "
-        "of\n"
-        "the first windows, posting lists are read of the nprobe whose means score best, and behind all clusters. "
-        "With\n"
-        "a refiner, it scores the best `refine` by their codes again, by queries (n_queries, dim).");
+        "the projections stage_two, or with those entries alone. With stage_two alone every document is. With a\n"
+        "refiner, it scores the best `refine` by their codes again, by queries (n_queries, dim).");
 }
 
 }  // namespace compressae::bindings

@@ -6,7 +6,6 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <utility>
 #include <vector>
 
 #include "base/allowed.hpp"
@@ -53,23 +52,11 @@ class WindowScan {
  public:
   // Scores that the lists add up to in a window.
   void add(const InvertedView& lists, std::size_t w, const std::vector<Term>& terms, float steps) {
-    collect(lists, w, terms, steps,
-            [](const Term&, const ListWindow& list) { return std::pair{std::size_t{0}, list.count}; });
-    kernels().accumulate(postings_.data(), postings_.size(), scores_.data());
-  }
-
-  // The same for a part of each list: between(term, list) gives its begin and end.
-  template <typename Between>
-  void add_between(const InvertedView& lists, std::size_t w, const std::vector<Term>& terms, float steps,
-                   const Between& between) {
-    collect(lists, w, terms, steps, between);
-    // Unlike whole windows, these parts do not follow what was read before, so nothing has prefetched them.
-    for (const Postings& list : postings_) {
-      __builtin_prefetch(list.ids);
-      __builtin_prefetch(list.ids + 32);
-      __builtin_prefetch(list.ids + list.count);
-      __builtin_prefetch(list.values);
-      __builtin_prefetch(list.values + list.count);
+    postings_.clear();
+    for (const Term& term : terms) {
+      const ListWindow list = lists.window(term.latent, w);
+      const float weight = std::clamp(128.0f * steps * term.weight * list.scale, -32767.0f, 32767.0f);
+      postings_.push_back({list.ids, list.values, list.count, static_cast<std::int16_t>(std::lrintf(weight))});
     }
     kernels().accumulate(postings_.data(), postings_.size(), scores_.data());
   }
@@ -79,40 +66,20 @@ class WindowScan {
     return threshold_of(scores_.data(), wanted, floor);
   }
 
-  // Offers documents first ... last of a window, of which `count` exist, and sets their scores to 0. One in no list
-  // scores 0.
-  void take(std::size_t first, std::size_t last, std::size_t count, const Allowed& allowed, std::int64_t first_row,
-            CandidateSelection& selection) {
+  // Offers the `count` documents of a window, and sets all scores to 0. A document in no list scores 0.
+  void take(std::size_t count, const Allowed& allowed, std::int64_t first_row, CandidateSelection& selection) {
     std::uint16_t positions[kHits + kHitSlack];
     std::int16_t hits[kHits + kHitSlack];
-    for (std::size_t at = first; at < std::min(last, count);) {
-      const std::size_t n_hits = kernels().harvest(scores_.data(), at, std::min(last, count), selection.threshold(),
-                                                   allowed.bitmap, positions, hits);
+    for (std::size_t at = 0; at < count;) {
+      const std::size_t n_hits =
+          kernels().harvest(scores_.data(), at, count, selection.threshold(), allowed.bitmap, positions, hits);
       selection.push(hits, positions, n_hits, first_row);
     }
     // A damaged file may have scored documents that are not there.
-    if (count < last)
-      std::fill(scores_.begin() + static_cast<std::ptrdiff_t>(count),
-                scores_.begin() + static_cast<std::ptrdiff_t>(last), std::int16_t{0});
+    std::fill(scores_.begin() + static_cast<std::ptrdiff_t>(count), scores_.begin() + kWindow, std::int16_t{0});
   }
-
-  // Forgets scores of documents that were not taken.
-  void clear() { std::fill_n(scores_.begin(), kWindow, std::int16_t{0}); }
 
  private:
-  template <typename Between>
-  void collect(const InvertedView& lists, std::size_t w, const std::vector<Term>& terms, float steps,
-               const Between& between) {
-    postings_.clear();
-    for (const Term& term : terms) {
-      const ListWindow list = lists.window(term.latent, w);
-      const auto [begin, end] = between(term, list);
-      const float weight = std::clamp(128.0f * steps * term.weight * list.scale, -32767.0f, 32767.0f);
-      postings_.push_back(
-          {list.ids + begin, list.values + begin, end - begin, static_cast<std::int16_t>(std::lrintf(weight))});
-    }
-  }
-
   std::vector<std::int16_t> scores_ = std::vector<std::int16_t>(kScores);
   std::vector<Postings> postings_;
 };

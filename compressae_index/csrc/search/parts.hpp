@@ -10,7 +10,6 @@
 #include "base/allowed.hpp"
 #include "codes/forward.hpp"
 #include "kernels/dispatch.hpp"
-#include "lists/clusters.hpp"
 #include "lists/inverted.hpp"
 #include "search/refine.hpp"
 
@@ -41,11 +40,7 @@ struct Scope {
   std::size_t n_latents;
   Allowed allowed;
   std::size_t n_allowed;
-  const ClusterView* clusters = nullptr;  // of the first windows
-  std::size_t nprobe = 0;                 // clusters whose posting lists a query scans; 0: all
-  Refinement refinement = {};             // of what is scored by whole codes
-
-  bool is_probed() const { return clusters != nullptr && nprobe != 0 && nprobe < clusters->n_clusters(); }
+  Refinement refinement = {};  // of what is scored by whole codes
 
   std::size_t n_documents() const { return parts.empty() ? 0 : parts.back().first_row + parts.back().n_documents; }
 

@@ -107,7 +107,7 @@ inline void search_dense(const Scope& scope, const float* projections, std::size
 // The best by the posting lists alone; scores are off by the rounding to 16-bit steps.
 inline void search_lists(const Scope& scope, const float* projections, std::size_t n_queries, std::size_t query_nnz,
                          std::size_t num_threads, const Results& results) {
-  ListSearch lists(scope, projections, n_queries, query_nnz, results.top, results.top, num_threads);
+  ListSearch lists(scope, projections, n_queries, query_nnz, results.top, num_threads);
   const auto scan = [&](std::size_t q, std::size_t begin, std::size_t end) { lists.scan(q, begin, end); };
   const auto finish = [&](std::size_t q) {
     const float steps = lists.steps(q);
@@ -116,7 +116,7 @@ inline void search_lists(const Scope& scope, const float* projections, std::size
       best.push(static_cast<float>(candidate.score) / steps, candidate.row);
     results.write(q, best);
   };
-  for_each_query(n_queries, lists.n_shares(), num_threads, scan, finish);
+  for_each_query(n_queries, lists.n_windows(), num_threads, scan, finish);
 }
 
 // Offers rows, ascending, by their whole codes.
@@ -140,7 +140,7 @@ inline constexpr std::size_t kListedPerCode = 256;
 inline void search_two_stage(const Scope& scope, const float* stage_one, const float* stage_two, std::size_t n_queries,
                              std::size_t query_nnz, std::size_t candidates, std::size_t num_threads,
                              const Results& results) {
-  ListSearch lists(scope, stage_one, n_queries, query_nnz, candidates, results.top, num_threads);
+  ListSearch lists(scope, stage_one, n_queries, query_nnz, candidates, num_threads);
   const auto project = [&](std::size_t q, PaddedProjection& padded) {
     return stage_two != nullptr ? padded.whole(stage_two + q * scope.n_latents, scope.n_latents)
                                 : padded.only(lists.terms(q), scope.n_latents);
@@ -158,7 +158,7 @@ inline void search_two_stage(const Scope& scope, const float* stage_one, const f
     rescore_rows(scope.parts, project(q, padded), rows, best);
     scope.refinement.write(q, best, results);
   };
-  for_each_query(n_queries, lists.n_shares(), num_threads, scan, finish);
+  for_each_query(n_queries, lists.n_windows(), num_threads, scan, finish);
 }
 
 // Scores the candidate rows of each query, (n_queries, width), by their whole codes; they must be distinct. A negative
