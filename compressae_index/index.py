@@ -14,9 +14,9 @@ from compressae_index import persistence
 from compressae_index._engine import simd
 from compressae_index.arrays import BoolArray, IdArray
 from compressae_index.building.calibration import CALIBRATED_ROWS, calibrate
-from compressae_index.building.latents import weighed
+from compressae_index.building.decision import decide
 from compressae_index.building.neighbourhoods import neighbourhoods
-from compressae_index.building.planning import Intent, Knobs, Plan, Shared, Trial, choose
+from compressae_index.building.planning import Intent, Knobs, Plan, Shared
 from compressae_index.building.training import ModelSource
 from compressae_index.checks import as_path, check_choice, check_int, check_threads
 from compressae_index.coding.chunks import Encoded, encoded_chunks
@@ -174,7 +174,7 @@ class CompressedIndex(Index):
         row_ids, skipped = ids_of_rows(ids, vectors)
         n, dim = len(row_ids), vectors.shape[1]
         shared = Shared(n, dim, row_ids.nbytes / n, counts_dictionary=model is None)
-        knobs, budget, weighs_latents = Intent.of(
+        intent = Intent.of(
             knobs,
             budget,
             shared,
@@ -183,26 +183,19 @@ class CompressedIndex(Index):
             latents_open=source.latents_open,
         )
         near = None
-        if budget is not None or n >= CALIBRATED_ROWS:
+        if intent.budget is not None or n >= CALIBRATED_ROWS:
             near = neighbourhoods(vectors, metric, progress=progress)
-        trial_of = None
-        if budget is not None and near is not None:
-            trial_of = partial(
-                Trial,
-                near=near,
-                shared=shared,
-                encoder=encoder,
-                num_threads=threads,
-                by_originals=kept is not None,
-            )
-            if weighs_latents:
-                source, k = weighed(source, vectors, budget, shared, encoder, trial_of, progress=progress)
-                knobs = knobs.with_nonzeros(k)
-        model = source.model_for(vectors, knobs.k, progress=progress)
-        plan = None
-        if budget is not None and trial_of is not None:
-            plan = choose(trial_of(model), budget, progress=progress)
-            knobs = knobs.of_plan(plan)
+        model, knobs, plan = decide(
+            source,
+            vectors,
+            intent,
+            shared,
+            near,
+            encoder,
+            by_originals=kept is not None,
+            num_threads=threads,
+            progress=progress,
+        )
         backend = EmbeddedBackend(
             model.n_latents, knobs.nonzeros, knobs.codec(model.dim), postings=knobs.postings
         )
@@ -224,7 +217,7 @@ class CompressedIndex(Index):
                 near,
                 row_ids.all(),
                 lengths,
-                target=None if budget is None else budget.target_recall,
+                target=target_recall,
                 num_threads=threads,
                 progress=progress,
             )
