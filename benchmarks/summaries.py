@@ -196,8 +196,9 @@ def size_table(measured: dict[str, Any]) -> str:
 def machine(report: dict[str, Any]) -> str:
     """The machine, date and versions of the numbers."""
     place = report["environment"]
+    processor = place["processor"].replace("(R)", "")
     return (
-        f"{place['date']}, {place['processor']}, {place['simd']}, {place['threads']} threads to build, "
+        f"{place['date']}, {processor}, {place['simd']}, {place['threads']} threads to build, "
         f"load {place['load_average'][0]:.1f}"
     )
 
