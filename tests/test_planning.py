@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from compressae_index import CompresSAE, CompressedIndex, InputError, SparseCodes
+from compressae_index import CompresSAE, CompressedIndex, InputError, SparseCodes, TrainConfig
 from compressae_index._engine import pack_rows
 from compressae_index.arrays import FloatArray
 from compressae_index.building.estimation import estimate
@@ -214,6 +214,16 @@ def test_a_budget_chooses_the_number_of_latents_and_counts_the_dictionary(
     assert ours > theirs
     with pytest.raises(InputError, match=r"a dictionary to train take 2\d\d"):
         CompressedIndex.build(rows, n_latents=1000, bytes_per_vector=96, progress=False)
+
+
+@pytest.mark.usefixtures("few_queries")
+def test_short_rounds_leave_enough_rows_to_start_large_dictionaries_from(vectors: FloatArray) -> None:
+    config = TrainConfig(refine_rounds=2, steps=0, round_rows=8, k=4)
+    index = CompressedIndex.build(
+        vectors[:2000], config=config, bytes_per_vector=300, originals="float16", progress=False
+    )
+    assert index.plan is not None
+    assert index.plan.n_latents == index.model.n_latents
 
 
 @pytest.mark.usefixtures("few_queries")

@@ -54,7 +54,9 @@ def weighed(
         progress: show progress bars.
     """
     brief = source.brief(ROUNDS)
-    rows = unit_sample(vectors, ROUNDS * source.rows_a_round, np.random.default_rng(0))
+    largest = 2 * brief.sizes(vectors, encoder, budget.training_k)[1]
+    # As many as the rounds read, and enough to start the largest dictionary from.
+    rows = unit_sample(vectors, max(ROUNDS * source.rows_a_round, 2 * largest), np.random.default_rng(0))
 
     def briefly_trained(n_latents: int) -> Trial:
         sized = brief.with_latents(n_latents)
@@ -62,7 +64,6 @@ def weighed(
         return trial_of(sized.model_for(rows, k, progress=progress))
 
     size = budget.bytes_per_vector
-    largest = 2 * brief.sizes(vectors, encoder, budget.training_k)[1]
     first = _first(largest // 2, shared, BUDGETS[0] if size is None else size)
     trial = briefly_trained(first)
     if size is None:

@@ -379,6 +379,7 @@ class Trial:
             k = self._most_nonzeros(budget, form, postings)
             if k >= postings or (k and postings == min(POSTINGS)):
                 plan = self.plan(k, form[0], min(postings, k), form[1])
+                # More nonzeros take longer to encode.
                 gain = plan.recall - best.recall
                 best = plan if gain > (TIE if plan.k > best.k else 0) else best
         advance(1)

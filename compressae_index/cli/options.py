@@ -99,7 +99,7 @@ query_dataset_option = click.option(
 n_latents_option = click.option(
     "--n-latents",
     type=int,
-    help="Size of the dictionary.  [default: 4096, less for few rows, up to 16384 for a million]",
+    help="Size of the dictionary.  [default: 4096, less for few rows, 8192 for a million; a budget chooses]",
 )
 originals_option = click.option(
     "--originals",
