@@ -146,8 +146,8 @@ class CompressedIndex(Index):
             bytes_per_vector: a budget for all that `two_stage` keeps resident, ids and all, at n vectors. k,
                 value_bits, postings and residual_bits are chosen to fit it, by measuring how many of the true
                 neighbours of some rows they keep; `plan` then says what was chosen and what to expect. So is
-                n_latents, unless it or a model is given, by brief trainings, which take about as long again
-                as training does. The bytes of a dictionary that is trained count.
+                n_latents, unless it or a model is given, by brief trainings, which lengthen the build. The
+                bytes of a dictionary that is trained count.
             target_recall: the same, for the smallest budget whose expected recall@10 is at least this.
             on_bad_rows: "error", or "skip" to leave out rows that are zero, missing, or hold NaN or infinite
                 values. Ids are still one for each row that is given, and by default the numbers of these;

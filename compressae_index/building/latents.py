@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 
@@ -10,8 +10,8 @@ from compressae_index.building.planning import (
     BUDGETS,
     FEWEST_LATENTS,
     PLANNING_STEPS,
-    TIE,
     Budget,
+    Plan,
     Shared,
     Trial,
 )
@@ -25,6 +25,9 @@ from compressae_index.sources.sample import unit_sample
 # Rounds of training before sizes are compared. Of twice as many latents, each learns from half as many rows:
 # much shorter trainings favour small dictionaries.
 ROUNDS = 16
+# Sizes are left for better ones: less is chance among the neighbours of a trial, and briefly trained small
+# dictionaries look better than they will be beside large ones.
+GAIN = 0.01
 # The first size takes at most this share of a budget; of the smallest, where a recall is to be reached.
 FIRST_SHARE = 0.25
 
@@ -42,7 +45,7 @@ def weighed(
     """The same source, for as many latents as find the most neighbours within the budget, and its nonzeros.
 
     Starts near the size that the number of vectors suggests, and halves or doubles it for as long as a brief
-    training of the next size gives a better plan. Sizes are powers of two.
+    training of the next size is clearly better with as many bytes in the same form. Sizes are powers of two.
 
     Args:
         source: settings of training, which leave the size open.
@@ -63,23 +66,29 @@ def weighed(
         k, _ = sized.sizes(vectors, encoder, budget.training_k)
         return trial_of(sized.model_for(rows, k, progress=progress))
 
-    size = budget.bytes_per_vector
-    first = _first(largest // 2, shared, BUDGETS[0] if size is None else size)
+    first = _first(largest // 2, shared, budget.bytes_per_vector or BUDGETS[0])
     trial = briefly_trained(first)
-    if size is None:
-        plan, _ = trial.nearest_to(budget.target_recall or 0.0, progress)
-        size = BUDGETS[-1] if plan is None else plan.bytes_per_vector
+    plan = _planned(trial, budget, progress)
 
     def worth(trial: Trial) -> float:
-        label = f"planning for {trial.model.n_latents:,} latents"
-        with track(PLANNING_STEPS, label, enabled=progress, unit="steps") as advance:
-            plan = trial.best_within(size, advance)
-        return 0.0 if plan is None else trial.worth(plan)
+        alike = None if plan is None else trial.alike(plan)
+        return 0.0 if alike is None else trial.worth(alike)
 
     most = min(largest, len(rows) // 2)
     best = _climbed(first, worth(trial), lambda n_latents: worth(briefly_trained(n_latents)), most)
     source = source.with_latents(best)
     return source, source.sizes(vectors, encoder, budget.training_k)[0]
+
+
+def _planned(trial: Trial, budget: Budget, progress: bool) -> Plan | None:
+    """The plan within a budget, or near a recall."""
+    size = budget.bytes_per_vector
+    if size is None:
+        plan, _ = trial.nearest_to(budget.target_recall or 0.0, progress)
+        size = BUDGETS[-1] if plan is None else plan.bytes_per_vector
+    label = f"planning for {trial.model.n_latents:,} latents"
+    with track(PLANNING_STEPS, label, enabled=progress, unit="steps") as advance:
+        return trial.best_within(size, advance)
 
 
 def _first(n_latents: int, shared: Shared, size: float) -> int:
@@ -91,17 +100,12 @@ def _first(n_latents: int, shared: Shared, size: float) -> int:
 def _climbed(first: int, worth: float, worth_of: Callable[[int], float], most: int) -> int:
     """The best of sizes in one direction from the first, as far as each is better than the one before."""
     best = first
-    for n_latents in _halved(first):
-        if (smaller := worth_of(n_latents)) < worth - TIE:
+    for factor in (0.5, 2.0):
+        while FEWEST_LATENTS <= (following := int(factor * best)) <= most:
+            other = worth_of(following)
+            if other <= worth + GAIN:
+                break
+            best, worth = following, other
+        if best != first:
             break
-        best, worth = n_latents, max(worth, smaller)
-    if best == first:
-        while 2 * best <= most and (larger := worth_of(2 * best)) > worth + TIE:
-            best, worth = 2 * best, larger
     return best
-
-
-def _halved(n_latents: int) -> Iterator[int]:
-    while n_latents // 2 >= FEWEST_LATENTS:
-        n_latents //= 2
-        yield n_latents

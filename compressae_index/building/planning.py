@@ -459,6 +459,12 @@ class Trial:
         recall = dense * self._found(k, postings)
         return Plan(k, value_bits, postings, size, recall, dense, residual_bits, self.model.n_latents)
 
+    def alike(self, plan: Plan) -> Plan | None:
+        """The plan of as many bytes in the same form, with another trial's model; None if no code fits."""
+        form = plan.value_bits, plan.residual_bits
+        k = self._most_nonzeros(plan.bytes_per_vector, form, plan.postings)
+        return self.plan(k, form[0], min(plan.postings, k), form[1]) if k else None
+
     def worth(self, plan: Plan) -> float:
         """What to compare plans by: the recall to expect, of 50 neighbours."""
         found = plan.recall / max(plan.dense_recall, np.finfo(float).tiny)
