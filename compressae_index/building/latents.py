@@ -14,10 +14,10 @@ from compressae_index.building.planning import (
     Plan,
     Shared,
     Trial,
+    smallest_code,
 )
 from compressae_index.building.training import ModelSource
 from compressae_index.coding.model import CompresSAE, Encoder
-from compressae_index.embedded.sizes import dictionary_bytes
 from compressae_index.progress import track
 from compressae_index.sources import Vectors
 from compressae_index.sources.sample import unit_sample
@@ -93,8 +93,16 @@ def _planned(trial: Trial, budget: Budget, progress: bool) -> Plan | None:
 
 def _first(n_latents: int, shared: Shared, size: float) -> int:
     """The largest power of two, up to n_latents, that leaves most of a budget to the codes."""
-    fitting = int(FIRST_SHARE * size * shared.n // dictionary_bytes(1, shared.dim))
-    return max(1 << max(min(n_latents, fitting), 1).bit_length() - 1, FEWEST_LATENTS)
+
+    def leaves_most(n_latents: int) -> bool:
+        overhead, left = shared.overhead(n_latents), size - shared.id_bytes
+        fits = overhead + smallest_code(n_latents) <= size
+        return fits and overhead - shared.id_bytes <= FIRST_SHARE * left
+
+    power = 1 << n_latents.bit_length() - 1
+    while power > FEWEST_LATENTS and not leaves_most(power):
+        power //= 2
+    return power
 
 
 def _climbed(first: int, worth: float, worth_of: Callable[[int], float], most: int) -> int:

@@ -135,7 +135,7 @@ class Budget:
         Raises:
             InputError: with the smallest budget that would do.
         """
-        code = codec_of("packed", value_bits=min(VALUE_BITS)).row_bytes(n_latents, 1) + POSTING_BYTES
+        code = smallest_code(n_latents)
         if self.bytes_per_vector is not None and self.bytes_per_vector < overhead + code:
             least = math.ceil(10 * (overhead + code)) / 10
             msg = (
@@ -144,6 +144,11 @@ class Budget:
                 f"the least is {least:g}"
             )
             raise InputError(msg)
+
+
+def smallest_code(n_latents: int) -> int:
+    """Bytes of the smallest code and its posting."""
+    return codec_of("packed", value_bits=min(VALUE_BITS)).row_bytes(n_latents, 1) + POSTING_BYTES
 
 
 class Knobs(NamedTuple):
