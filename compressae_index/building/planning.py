@@ -55,7 +55,7 @@ MOST_TRAINED_NONZEROS = 24
 # More nonzeros are not encoded to measure posting lists, which hold the strongest.
 LISTED_NONZEROS = 32
 # Fewer nonzeros, which encode faster, are chosen for a loss of recall that is too small to measure.
-TIE = 0.003
+TIE = 0.005
 # Budgets to search for a target recall.
 BUDGETS = (32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160, 192, 224, 256, 320, 384, 512, 640, 768, 1024)
 # Candidates and latents of the query by which plans find neighbours.
@@ -385,7 +385,7 @@ class Trial:
             if k >= postings or (k and postings == min(POSTINGS)):
                 plan = self.plan(k, form[0], min(postings, k), form[1])
                 # More nonzeros take longer to encode.
-                gain = plan.recall - best.recall
+                gain = self.worth(plan) - self.worth(best)
                 best = plan if gain > (TIE if plan.k > best.k else 0) else best
         advance(1)
         return best
