@@ -27,8 +27,9 @@ from compressae_index.embedded.backend import EmbeddedBackend
 from compressae_index.embedded.codecs import CodecName, codec_of
 from compressae_index.embedded.codecs.packed import VALUE_BITS
 from compressae_index.embedded.documents import EmbeddedDocuments
+from compressae_index.embedded.merging import merged
 from compressae_index.embedded.originals import FILE, PRECISIONS, Originals, check_moved
-from compressae_index.errors import FormatError
+from compressae_index.errors import FormatError, InputError
 from compressae_index.ids import Ids, as_id_array
 from compressae_index.processes import ForkSafeLock
 from compressae_index.progress import track
@@ -281,6 +282,54 @@ class CompressedIndex(Index):
         index._append(chunks, row_ids, RowScale("cosine"), threads, progress, label="indexing")
         return index
 
+    def empty_like(self) -> CompressedIndex:
+        """An index without vectors that stores what is added to it just as this one would.
+
+        It has the model, the levels of packed values, the threshold of posting lists and the unit of norms of
+        this index. So vectors may be shared out among several such indexes, also in other processes, and
+        `merge` gives the index that holds them all.
+        """
+        return CompressedIndex(
+            self.model, encoder=self.encoder, metric=self.metric, documents=self.documents.emptied()
+        )
+
+    @classmethod
+    def merge(
+        cls, shards: Iterable[CompressedIndex | str | os.PathLike[str]], *, mmap: bool = True
+    ) -> CompressedIndex:
+        """One index of the vectors of several, in their order.
+
+        It answers as one index would that was given all vectors: each shard must be `empty_like` the same
+        index, with vectors added. Codes, lists and original vectors stay where they are until `save` or a
+        change joins them, so that merging paths takes little memory. Where a shard ends within a window of
+        32,768 vectors, the rounding of its posting lists may differ until then, and with it the last of the
+        candidates. Marks of removal stay, too. The result has no `frontier`, which is measured among all
+        vectors.
+
+        Args:
+            shards: indexes, or paths of saved ones, at least one.
+            mmap: as for `load`, of paths.
+
+        Raises:
+            FormatError, StorageError: as for `load`.
+            InputError: no shards, an id that several hold, or a shard of another model, encoder, metric or
+                form of codes.
+        """
+        given = list(shards)
+        names = [
+            f"shard {number}" if isinstance(each, CompressedIndex) else str(each)
+            for number, each in enumerate(given)
+        ]
+        if not given:
+            msg = "there are no shards to merge"
+            raise InputError(msg)
+        indexes = [each if isinstance(each, CompressedIndex) else cls.load(each, mmap=mmap) for each in given]
+        first = indexes[0]
+        for index, name in zip(indexes[1:], names[1:], strict=True):
+            _check_alike(index, name, first, names[0])
+        documents = merged([index.documents for index in indexes], names)
+        return cls(first.model, encoder=first.encoder, metric=first.metric, documents=documents)
+
     def __copy__(self) -> CompressedIndex:
         copied = type(self).__new__(type(self))
         vars(copied).update(vars(self) | {"_writer": ForkSafeLock()})
@@ -514,6 +563,22 @@ def _originals(originals: Any, vectors: Vectors, metric: Metric) -> Originals | 
     if isinstance(originals, str) and originals in PRECISIONS:
         return Originals.own(vectors.shape[1], originals, by_direction=by_direction)
     return Originals.referring(originals, vectors, by_direction=by_direction)
+
+
+def _check_alike(index: CompressedIndex, name: str, first: CompressedIndex, first_name: str) -> None:
+    """Checks that an index scores as the first one does.
+
+    Raises:
+        InputError: it is of another model, encoder or metric.
+    """
+    for what, of_index, of_first in (
+        ("fingerprint of the model", index.model.fingerprint, first.model.fingerprint),
+        ("encoder", index.encoder, first.encoder),
+        ("metric", index.metric, first.metric),
+    ):
+        if of_index != of_first:
+            msg = f"{name} differs from {first_name} in the {what}: {of_index}, not {of_first}"
+            raise InputError(msg)
 
 
 def _empty(backend: EmbeddedBackend, metric: Metric) -> EmbeddedDocuments:
