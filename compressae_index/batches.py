@@ -271,10 +271,10 @@ class BatchEncoder:
             what = "is missing" if length < 0 else flaw(raw, rows, row)
         msg = f"row {row} of the batch{_values_at(others, row)}: {self.column!r} {what}"
         if self.on_bad_rows == "error":
-            msg += f" ({bad.size} bad rows of {len(rows)}); on_bad_rows='skip' leaves such rows out"
+            msg += f" (bad rows: {bad.size} of {len(rows)}); on_bad_rows='skip' leaves such rows out"
             raise (DimensionError if uneven else InputError)(msg)
         self.skipped += bad.size
-        warnings.warn(f"{bad.size} bad rows of {len(rows)} are left out: {msg}", stacklevel=3)
+        warnings.warn(f"left out {bad.size} of {len(rows)} rows: {msg}", stacklevel=3)
         return rows, bad
 
     def _encoded(self, rows: FloatArray) -> dict[str, npt.NDArray[Any]]:
@@ -422,7 +422,9 @@ def _values_at(columns: Mapping[str, Any], row: int) -> str:
         value = value.as_py() if hasattr(value, "as_py") else value
         value = value.item() if isinstance(value, np.generic) else value
         if isinstance(value, (str, bytes, int, float)):
-            shown.append(f"{name}={value!r:.{_SHOWN}}")
+            text = repr(value)
+            # Paths differ at their ends.
+            shown.append(f"{name}={text if len(text) <= _SHOWN else text[:30] + '...' + text[33 - _SHOWN :]}")
     return f" ({', '.join(shown[:_NAMED])})" if shown else ""
 
 

@@ -237,7 +237,9 @@ def column_vectors(values: Any, dim: int, name: str) -> tuple[Array, npt.NDArray
     Raises:
         InputError: the column does not hold vectors.
     """
-    if _library(values) == "pyarrow" and is_arrow_list(values.type):
+    if _library(values) == "pyarrow" and not is_arrow_list(values.type):
+        values = values.to_pylist()  # of nulls alone, or no vectors
+    if _library(values) == "pyarrow":
         chunks = getattr(values, "chunks", [values])
         parts = [(arrow_rows(each, dim, name, nan_rows=True), arrow_lengths(each)) for each in chunks]
         if not parts:
