@@ -143,7 +143,7 @@ class BatchEncoder:
 
             code     binary of fixed size; (n, bytes) uint8 in a dict
 
-        Codes of an index for inner products hold the norms of their rows.
+        Codes of an index for inner products hold the norms of their rows, which must be in its range.
 
         Args:
             index: an index that holds vectors, from which its codec has learned. It is not kept.
@@ -432,7 +432,9 @@ def _taken(column: Any, rows: npt.NDArray[np.int64]) -> Any:
     """Some rows of a column of a dict."""
     if isinstance(column, (list, tuple)):
         return [column[row] for row in rows.tolist()]
-    return column.take(rows) if _is_arrow(column) else column[rows]
+    if _is_arrow(column):
+        return column.take(rows)
+    return column.iloc[rows] if hasattr(column, "iloc") else column[rows]
 
 
 def _arrow_batch(

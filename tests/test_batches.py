@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import multiprocessing
 import os
 import pickle
+import re
+import shutil
 import subprocess
 import sys
 import warnings
@@ -114,7 +117,13 @@ def test_settings(model: CompresSAE, rows: FloatArray) -> None:
     codes = model.fold(model.encode(rows))
     np.testing.assert_array_equal(encoded["latents"], codes.latents)
     np.testing.assert_array_equal(encoded["values"], codes.values.astype(np.float16))
-    np.testing.assert_array_equal(small.codes(encoded).latents, codes.latents)
+    table = small(pa.table({"v": list(rows)}))
+    assert str(table.schema.field("latents").type) == "list<item: int32>"
+    assert str(table.schema.field("values").type) == "list<item: halffloat>"
+    for batch in (encoded, table):
+        again = small.codes(batch)
+        np.testing.assert_array_equal(again.latents, codes.latents)
+        np.testing.assert_array_equal(again.values, codes.values.astype(np.float16).astype(np.float32))
 
 
 def test_wrong_arguments_are_refused(model: CompresSAE, rows: FloatArray, tmp_path: Path) -> None:
@@ -202,8 +211,9 @@ def test_narrow_numbers_are_what_they_say(model: CompresSAE, rows: FloatArray, d
 
 def test_empty_batches(model: CompresSAE, built: CompressedIndex) -> None:
     for encoder in (BatchEncoder(model, k=3), BatchEncoder.of_index(built)):
-        for column in ([], np.empty((0, model.dim)), np.array([], dtype=object)):
-            encoded = encoder({"id": [], "embedding": column})
+        empty: tuple[Any, ...] = ([], np.empty((0, model.dim)), np.array([], dtype=object))
+        for none in empty:
+            encoded = encoder({"id": [], "embedding": none})
             assert {len(values) for values in encoded.values()} == {0}
             assert len(encoder.codes(encoded)) == 0
         for kind in (pa.list_(pa.float32()), pa.list_(pa.float32(), model.dim), pa.null()):
@@ -335,10 +345,15 @@ def test_a_path_is_pickled_and_its_model_is_loaded_once(
     pickled = pickle.dumps(encoder)
     assert len(pickled) < 1000
     assert len(pickle.dumps(BatchEncoder(model))) > model.n_latents * model.dim
-    loads: list[object] = []
+    loads: list[Path] = []
     whole = CompresSAE.load
+
+    def load(path: Path) -> CompresSAE:
+        loads.append(path)
+        return whole(path)
+
     monkeypatch.setattr("compressae_index.batches._loaded", {})
-    monkeypatch.setattr(CompresSAE, "load", lambda path: (loads.append(path), whole(path))[1])
+    monkeypatch.setattr(CompresSAE, "load", load)
     again = [pickle.loads(pickled) for _ in range(3)]
     wanted = encoder({"embedding": rows})
     for each in again:
@@ -572,61 +587,71 @@ def test_datasets_of_hugging_face(
     assert len(index) == N
 
 
-# In a process of its own: Ray leaves threads, handlers and environment variables behind.
-RAY = """
-import sys
+PAGE = (Path(__file__).parents[1] / "docs" / "scale-out.md").read_text(encoding="utf-8")
+
+# After the page's own: batches of dicts, by an encoder that was made in the driver.
+MORE = {
+    "ray": """
+ray.data.read_parquet("vectors.parquet").map_batches(
+    BatchEncoder("texts-codes.model", on_bad_rows="skip").__call__, batch_format="numpy", batch_size=25
+).write_parquet("dicts")
+ray.shutdown()
+""",
+}
+BEFORE = {
+    "ray": """
 import ray
-import numpy as np, pyarrow as pa
-from compressae_index import BatchEncoder
-saved, vectors, folder = sys.argv[1:]
 ray.init(num_cpus=2, include_dashboard=False, configure_logging=False, object_store_memory=100 * 2**20)
 ray.data.DataContext.get_current().enable_progress_bars = False
-rows = np.load(vectors)
-table = pa.table({"id": np.arange(len(rows)), "embedding": [None, *rows[1:]]})
-blocks = [table.slice(i, 15) for i in range(0, len(rows), 15)]
-for style, folder in (("pyarrow", folder + "/arrow"), ("numpy", folder + "/numpy")):
-    ray.data.from_arrow(blocks).map_batches(
-        BatchEncoder,
-        fn_constructor_args=[saved],
-        fn_constructor_kwargs={"on_bad_rows": "skip"},
-        compute=ray.data.ActorPoolStrategy(size=2),
-        batch_format=style,
-        batch_size=10,
-    ).write_parquet(folder)
-ray.shutdown()
-"""
+""",
+}
 
 
-def test_ray_data(
-    saved: Path, model: CompresSAE, rows: FloatArray, folded: SparseCodes, tmp_path: Path
+@pytest.mark.parametrize("engine", ["ray", "daft", "pyspark"])
+def test_engines_run_the_code_of_the_page(
+    model: CompresSAE, rows: FloatArray, folded: SparseCodes, tmp_path: Path, engine: str
 ) -> None:
-    pytest.importorskip("ray.data")
-    np.save(tmp_path / "rows.npy", rows)
+    """In a process of their own: they leave threads, handlers and environment variables behind."""
+    if importlib.util.find_spec(engine) is None:
+        pytest.skip(f"{engine} is not installed")
+    if engine == "pyspark" and shutil.which("java") is None:
+        pytest.skip("Spark needs Java")
+    model.save(tmp_path / "texts-codes.model")
+    first = 1 if engine == "ray" else 0
+    embeddings = [None, *rows[1:]] if first else list(rows)
+    table = pa.table({"id": np.arange(N), "embedding": pa.array(embeddings, pa.list_(pa.float32()))})
+    pq.write_table(table, tmp_path / "vectors.parquet", row_group_size=20)
+    blocks = re.findall(r"^```python\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
+    (block,) = (block for block in blocks if re.match(rf"(from|import) {engine}\b", block))
+    script = tmp_path / "script.py"
+    script.write_text(BEFORE.get(engine, "") + block + MORE.get(engine, ""))
     done = subprocess.run(
-        [
-            sys.executable,
-            "-P",
-            "-W",
-            "ignore",
-            "-c",
-            RAY,
-            str(saved),
-            str(tmp_path / "rows.npy"),
-            str(tmp_path),
-        ],
+        [sys.executable, "-P", "-W", "ignore", str(script)],
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=120,
         cwd=tmp_path,  # which workers put first in sys.path
-        env=os.environ | {"HOME": str(tmp_path)},  # where Ray leaves a token
+        # Ray leaves a token in the home folder.
+        env=os.environ | {"HOME": str(tmp_path), "PYSPARK_PYTHON": sys.executable, "PYTHONSAFEPATH": "1"},
     )
     assert done.returncode == 0, done.stderr
-    for style in ("arrow", "numpy"):
-        table = pa.concat_tables([pq.read_table(file) for file in sorted((tmp_path / style).iterdir())])
-        table = table.sort_by("id")
-        assert table.column("id").to_pylist() == list(range(1, N))
-        assert_codes(table.column("latents").to_pylist(), table.column("values").to_pylist(), folded[1:])
-        index = CompressedIndex.from_codes(tmp_path / style, model, progress=False)
-        assert len(index) == N - 1
-    assert table.schema.names == ["id", "latents", "values", "scale"]
+    assert ("left out 1 of" in done.stdout + done.stderr) == bool(first)
+    for name in sorted(
+        {f"codes-{engine.removeprefix('py')}", "dicts"} & {path.name for path in tmp_path.iterdir()}
+    ):
+        table = pq.read_table(tmp_path / name).sort_by("id")
+        assert table.schema.names == ["id", "latents", "values", "scale"]
+        assert table.column("id").to_pylist() == list(range(first, N))
+        assert_codes(table.column("latents").to_pylist(), table.column("values").to_pylist(), folded[first:])
+        index = CompressedIndex.from_codes(
+            tmp_path / name, model, read_ids(tmp_path / name, "id"), progress=False
+        )
+        assert len(index) == N - first
+    assert (tmp_path / "dicts").exists() == (engine in MORE)
+    if engine == "ray":
+        fingerprints = {
+            pq.read_schema(file).metadata[b"compressae_index.fingerprint"]
+            for file in (tmp_path / "codes-ray").iterdir()
+        }
+        assert fingerprints == {model.fingerprint.encode()}
