@@ -136,7 +136,7 @@ class EmbeddedBackend:
                 codec = codec.fitted(codes)
                 for run in _runs(len(codes)):
                     chunk = Encoded(codes[run], None if rows is None else rows[run])
-                    packed.append(_packed(codec, chunk, model, num_threads))
+                    packed.append(pack_chunk(codec, chunk, model, num_threads))
                 if originals is not None:
                     assert rows is not None, "codes alone have no original vectors"
                     spool.add(rows)
@@ -472,7 +472,8 @@ def _remade(
     return EmbeddedBackend(n_latents, k, codec, made, **settings)
 
 
-def _packed(codec: Codec, chunk: Encoded, model: CompresSAE | None, num_threads: int) -> Arrays:
+def pack_chunk(codec: Codec, chunk: Encoded, model: CompresSAE | None, num_threads: int) -> Arrays:
+    """The codec's arrays of codes and, if it keeps any, of their residuals; with a model, norms are kept."""
     if model is None:
         return codec.pack(chunk.codes, num_threads)
     targets = chunk.rows
