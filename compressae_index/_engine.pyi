@@ -420,6 +420,8 @@ class Originals(Refiner):
         places: each document's row in them. With by_direction, products are divided by the norms of vectors.
         """
 
+LISTED_PER_CODE: int = 256
+
 def search(
     parts: Sequence[tuple[InvertedLists, Forward]],
     stage_one: Annotated[

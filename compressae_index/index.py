@@ -28,7 +28,7 @@ from compressae_index.embedded.backend import EmbeddedBackend
 from compressae_index.embedded.codecs import CodecName, codec_of
 from compressae_index.embedded.codecs.packed import VALUE_BITS
 from compressae_index.embedded.documents import EmbeddedDocuments
-from compressae_index.embedded.merging import merged
+from compressae_index.embedded.merging import is_folder_of_shards, merged, shard_paths
 from compressae_index.embedded.originals import FILE, PRECISIONS, Originals, check_moved
 from compressae_index.errors import FormatError, InputError
 from compressae_index.ids import Ids, as_id_array
@@ -533,7 +533,7 @@ class CompressedIndex(Index):
     def load(
         cls, path: str | os.PathLike[str], *, mmap: bool = False, originals: Any = None
     ) -> CompressedIndex:
-        """Reads what `save` wrote, and checks all of it.
+        """Reads what `save` wrote, and checks all of it; of a folder of shards, gives the index of all.
 
         Args:
             path: the directory.
@@ -551,6 +551,10 @@ class CompressedIndex(Index):
                 given, but the index refers to none.
             StorageError: there is no permission to read it.
         """
+        if is_folder_of_shards(as_path(path)):
+            return cls.merge(
+                cls.load(each, mmap=mmap, originals=originals) for each in shard_paths(as_path(path))
+            )
         stored = persistence.read(path, "index", mmap=mmap, always_mapped=(as_path(FILE).stem,))
         check_moved(stored.meta, originals)
         where = as_path(path)

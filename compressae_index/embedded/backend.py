@@ -323,6 +323,40 @@ class EmbeddedBackend:
             *refining,
         )
 
+    @property
+    def largest_norm(self) -> float:
+        """The largest norm of the postings of a document, which sets the steps of 16-bit scores."""
+        return max((float(part.inverted.arrays()["largest_norm"][0]) for part in self._parts), default=0.0)
+
+    def with_largest_norm(self, largest_norm: float) -> EmbeddedBackend:
+        """The same documents in one part, with scores by lists in the steps of a larger collection."""
+        parts = []
+        for part in self.joined()._parts:
+            arrays = _held(part.inverted.arrays()) | {"largest_norm": np.array([largest_norm], np.float32)}
+            lists = InvertedLists(arrays, len(part), self.n_latents)
+            parts.append(Part(part.rows, part.forward, lists))
+        return self._of(self.codec, parts, self.originals)
+
+    def listed(
+        self, projections: FloatArray, query_nnz: int, top: int, allowed: Bitmap | None, num_threads: int
+    ) -> Hits:
+        """Stage one alone, of documents in one part: the best rows and their scores, in 16-bit steps."""
+        return self._parts[0].inverted.search(projections, query_nnz, top, allowed, num_threads)
+
+    def scored(self, projections: FloatArray, rows: RowArray, num_threads: int) -> Hits:
+        """Stage two alone, of one part: rows (n_queries, c) by their codes, best first; -1: none."""
+        return self._parts[0].forward.rescore(projections, rows, rows.shape[1], num_threads)
+
+    def refined(
+        self, queries: FloatArray, scores: FloatArray, rows: RowArray, num_threads: int
+    ) -> FloatArray:
+        """Stage three alone: scores of rows (n_queries, c), -1: none, with `scores` by their codes."""
+        assert self.refiner is not None
+        if self.originals is not None:
+            self.originals.check()
+        found = self.refiner.rescore(queries, scores, np.maximum(rows, 0), num_threads)
+        return np.where(rows < 0, np.float32(-np.inf), found)
+
     def residuals(self, rows: RowArray) -> FloatArray | None:
         """The residuals that the codes of rows leave out, (len(rows), d); None without residual codes."""
         if not isinstance(self.codec, WithResiduals):

@@ -142,16 +142,7 @@ class EmbeddedDocuments(Rows):
         return (asked.vectors, min(asked.refine, len(self.all_ids))) if asked.refine else None
 
     def _in_metric(self, asked: Asked, sums: FloatArray, *, refined: bool) -> FloatArray:
-        """Scores of the engine's sums; those by original vectors hold the share of the model's mean."""
-        if not (refined and self.backend.originals is not None):
-            return asked.in_metric(sums)
-        if asked.factors is None:
-            return sums  # cosines, each the engine's own
-        # Vectors of a damaged file may be of any length, and only places without a document score -inf.
-        largest = np.finfo(np.float32).max
-        with np.errstate(over="ignore"):
-            scores = np.clip(asked.times_factors(sums), -largest, largest)
-        return np.where(np.isneginf(sums), sums, scores)
+        return in_metric(asked, sums, by_originals=refined and self.backend.originals is not None)
 
     def _room(self, asked: Asked) -> tuple[int, int, Bitmap | None]:
         """The k and candidates, limited to the number of allowed rows, and the bitmap of allowed rows."""
@@ -354,6 +345,19 @@ class EmbeddedDocuments(Rows):
             msg = "norms are stored without their unit"
             raise InputError(msg)
         return cls(backend, ids, alive, unit)
+
+
+def in_metric(asked: Asked, sums: FloatArray, *, by_originals: bool) -> FloatArray:
+    """Scores of the engine's sums; those by original vectors hold the share of the model's mean."""
+    if not by_originals:
+        return asked.in_metric(sums)
+    if asked.factors is None:
+        return sums  # cosines, each the engine's own
+    # Vectors of a damaged file may be of any length, and only places without a document score -inf.
+    largest = np.finfo(np.float32).max
+    with np.errstate(over="ignore"):
+        scores = np.clip(asked.times_factors(sums), -largest, largest)
+    return np.where(np.isneginf(sums), sums, scores)
 
 
 def _runs(chunks: Iterable[Encoded]) -> Iterator[Encoded]:

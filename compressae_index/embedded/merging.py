@@ -3,13 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from compressae_index.arrays import BoolArray
 from compressae_index.embedded.documents import EmbeddedDocuments
-from compressae_index.errors import InputError
+from compressae_index.errors import FormatError, InputError
 from compressae_index.ids import Ids, check_unique
+from compressae_index.persistence import entry, kind_of, read_manifest, reading
+
+# Kind of a folder of shards: saved indexes that were made alike, in the order of its manifest.
+SHARDS = "shards"
+
+
+def is_folder_of_shards(path: Path) -> bool:
+    """Whether a path holds shards; False where nothing that this package wrote is there."""
+    try:
+        return kind_of(path) == SHARDS
+    except (FormatError, OSError):
+        return False
+
+
+def shard_paths(folder: Path) -> list[Path]:
+    """The saved indexes of a folder of shards.
+
+    Raises:
+        FormatError: the folder is none, or its manifest is damaged.
+    """
+    manifest = read_manifest(folder, SHARDS)
+    with reading(str(folder)):
+        names = [entry(each, "name", str) for each in entry(manifest, "pieces", list)]
+        for name in names:
+            if not name or Path(name).name != name or name == "..":
+                msg = f"{name!r:.100} is no name of a shard"
+                raise InputError(msg)
+    return [folder / name for name in names]
 
 
 def merged(shards: Sequence[EmbeddedDocuments], names: Sequence[str]) -> EmbeddedDocuments:

@@ -10,6 +10,9 @@ WINDOW = _engine.WINDOW
 # Rows to pack or invert at once, in whole windows. This takes several times the memory of the result.
 RUN_ROWS = 2 * WINDOW
 
+# `two_stage` scores all allowed documents by their codes where they are no more than one in so many.
+LISTED_PER_CODE = _engine.LISTED_PER_CODE
+
 # Bytes of a posting: a 16-bit document and an 8-bit value.
 POSTING_BYTES = _engine.POSTING_BYTES
 

@@ -50,18 +50,26 @@ class SearchResult(_Neighbours):
         certified: (n_queries,) whether the k best documents by the query's query_nnz strongest latents are
             provably among the candidates: "sparse" is then exact, and "two_stage" re-scored all of them. None
             where the index does not tell.
+        lost: shards that did not answer, of an index that may answer without them.
     """
 
     certified: BoolArray | None
+    lost: tuple[str, ...]
 
-    def __new__(cls, scores: FloatArray, ids: IdArray, certified: BoolArray | None = None) -> SearchResult:
-        """A pair that carries the certificate as an attribute."""
+    def __new__(
+        cls,
+        scores: FloatArray,
+        ids: IdArray,
+        certified: BoolArray | None = None,
+        lost: tuple[str, ...] = (),
+    ) -> SearchResult:
+        """A pair that carries the certificate and the lost shards as attributes."""
         result = super().__new__(cls, scores, ids)
-        result.certified = certified
+        result.certified, result.lost = certified, lost
         return result
 
     def __getnewargs__(self) -> tuple[Any, ...]:
-        return *self, self.certified
+        return *self, self.certified, self.lost
 
 
 class Explanation(NamedTuple):

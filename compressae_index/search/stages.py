@@ -192,13 +192,20 @@ def best_of(found: Found, n: int) -> Found:
 
 
 def strongest_terms(projections: FloatArray, query_nnz: int) -> SparseCodes:
-    """The query_nnz largest entries of each projection (n_queries, n_latents) by magnitude."""
-    n_latents = projections.shape[1]
+    """The query_nnz largest entries of each projection (n_queries, n_latents) by magnitude.
+
+    Of equal ones, those of the first latents are taken, as the engine does.
+    """
+    n_queries, n_latents = projections.shape
     query_nnz = min(query_nnz, n_latents)
-    chosen = np.argpartition(-np.abs(projections), query_nnz - 1, axis=1)[:, :query_nnz]
-    chosen.sort(axis=1)
-    values = np.take_along_axis(projections, chosen, axis=1)
-    return SparseCodes(chosen.astype(np.uint16), values, n_latents)
+    magnitudes = np.abs(projections)
+    least = np.partition(magnitudes, n_latents - query_nnz, axis=1)[:, n_latents - query_nnz, None]
+    larger, equal = magnitudes > least, magnitudes == least
+    ties = query_nnz - larger.sum(axis=1, keepdims=True)
+    chosen = np.nonzero(larger | (equal & (np.cumsum(equal, axis=1) <= ties)))[1]
+    latents = chosen.reshape(n_queries, query_nnz)
+    values = np.take_along_axis(projections, latents, axis=1)
+    return SparseCodes(latents.astype(np.uint16), values, n_latents)
 
 
 def terms_of(asked: Asked) -> SparseCodes:

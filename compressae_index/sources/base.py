@@ -90,6 +90,25 @@ class Concatenated:
         return last[1]
 
 
+class Run:
+    """Rows first .. end of a source."""
+
+    def __init__(self, vectors: Vectors, first: int, end: int) -> None:
+        self._vectors, self._first = vectors, first
+        self.shape: tuple[int, ...] = (end - first, vectors.shape[1])
+
+    def __getitem__(self, rows: slice) -> npt.NDArray[Any]:
+        """Rows (m, d)."""
+        start, stop = bounds(rows, self.shape[0])
+        taken: npt.NDArray[Any] = self._vectors[self._first + start : self._first + stop]
+        return taken
+
+    def place(self, row: int) -> str:
+        """File and row number of a row, for messages."""
+        place = getattr(self._vectors, "place", None)
+        return place(self._first + row) if place else f"row {self._first + row} of the source"
+
+
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Names the file in errors raised while reading it.

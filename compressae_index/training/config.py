@@ -137,7 +137,7 @@ class TrainConfig:
         check_int(dim, "dim", 1, MAX_DIM)
         rows, n_latents = min(n, self.max_rows), self.n_latents
         if n_latents is None:
-            n_latents = max(min(_latents_for(n), rows // 2), LATENTS_PER_NONZERO)
+            n_latents = max(min(latents_for(n), rows // 2), LATENTS_PER_NONZERO)
         elif self.initialization == "data" and n_latents > rows:
             msg = f"n_latents = {n_latents} needs at least as many vectors to start from, got {rows}"
             raise InputError(msg if rows == n else f"{msg} by max_rows")
@@ -154,7 +154,7 @@ class TrainConfig:
         return self.k, n_latents
 
 
-def _latents_for(n: int) -> int:
+def latents_for(n: int) -> int:
     """Latents for n rows. A larger dictionary tells more rows apart, and takes fewer bytes of each."""
     wanted = 1 << round(math.log2(LATENTS_PER_ROOT * math.sqrt(n)))
     return min(max(wanted, DEFAULT_LATENTS), MAX_LATENTS)

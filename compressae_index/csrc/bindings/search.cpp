@@ -15,9 +15,9 @@
 namespace compressae::bindings {
 namespace {
 
-// Searches parts, (lists, codes) each. With stage_one (n_queries, n_latents) by
-// posting lists first, then the candidates by their codes; with stage_two alone every document by its codes. With a
-// refiner, the best `refine` documents by their codes are scored again, by queries (n_queries, dim).
+// Searches parts, (lists, codes) each. With stage_one (n_queries, n_latents) by posting lists first, then the
+// candidates by their codes; with stage_two alone every document by its codes. With a refiner, the best `refine`
+// documents by their codes are scored again, by queries (n_queries, dim).
 Hits search(const std::vector<std::pair<const InvertedLists*, const ForwardPart*>>& pairs,
             const std::optional<Input<float, 2>>& stage_one, const std::optional<Input<float, 2>>& stage_two,
             std::size_t query_nnz, std::size_t candidates, std::size_t top, const Bitmap& bitmap,
@@ -63,6 +63,7 @@ Hits search(const std::vector<std::pair<const InvertedLists*, const ForwardPart*
 }  // namespace
 
 void bind_search(nb::module_& m) {
+  m.attr("LISTED_PER_CODE") = kListedPerCode;
   m.def("search", &search, "parts"_a, "stage_one"_a.noconvert().none(), "stage_two"_a.noconvert().none(), "query_nnz"_a,
         "candidates"_a, "top"_a, "allowed"_a.noconvert().none(), "num_threads"_a, "refiner"_a.none() = nb::none(),
         "queries"_a.noconvert().none() = nb::none(), "refine"_a = 0,

@@ -1,0 +1,295 @@
+"""Jobs on Ray: a task a piece; Ray schedules them, moves data, and runs those of killed workers again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from compressae_index.arrays import IdArray
+from compressae_index.batches import VALUE_TYPES, ValueType
+from compressae_index.checks import as_path, check_choice, check_int
+from compressae_index.coding.model import ENCODERS, CompresSAE, Encoder, check_is_model
+from compressae_index.connectors.ray.library import raised, started
+from compressae_index.connectors.ray.pieces import Finished, Job, Piece, Work, output_of, publish
+from compressae_index.connectors.ray.work import Codes, MilvusFiles, Shards
+from compressae_index.embedded.sizes import WINDOW
+from compressae_index.errors import DimensionError, InputError
+from compressae_index.index import CompressedIndex
+from compressae_index.progress import track
+from compressae_index.sources import BAD_ROWS, BadRows, open_vectors, read_ids
+from compressae_index.sources.paths import PathLike, names_files
+from compressae_index.sources.sample import spread_sample
+
+if TYPE_CHECKING:
+    from compressae_index.connectors.milvus.manifest import Dense
+
+# Rows a piece, in whole windows of posting lists, so that merged shards have the lists of one index.
+PIECE_ROWS = 8 * WINDOW
+# Rows to train on, and to learn from how to store codes.
+SAMPLE_ROWS = 1 << 18
+# Runs of a piece whose worker was killed, for lack of memory or otherwise, before the job gives up.
+RETRIES = 10
+
+
+class Published(NamedTuple):
+    """What a job wrote."""
+
+    path: Path
+    pieces: list[Path]
+    """Shards, files, or folders of files, in the order of their rows."""
+    rows: int
+    skipped: int
+    """Bad rows that were left out."""
+    kept: int
+    """Pieces that an earlier run had finished."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """Rows to work on, and how they are shared out.
+
+    Attributes:
+        source: paths of files, as `open_vectors` takes them, that every worker can open.
+        dataset: the data set of an HDF5 file, or the column of a Parquet file.
+        id_column: the column of Parquet files with the ids; by default an id is the number of its row.
+        on_bad_rows: "error", or "skip" to leave out and count rows that are zero, missing or not finite.
+        piece_rows: rows a piece, which is what a killed worker costs.
+    """
+
+    source: PathLike | Sequence[PathLike]
+    dataset: str = "train"
+    id_column: str | None = None
+    on_bad_rows: BadRows = "error"
+    piece_rows: int = PIECE_ROWS
+
+    def __post_init__(self) -> None:
+        if not names_files(self.source):
+            msg = f"workers open vectors by paths of files, got {type(self.source).__name__}"
+            raise InputError(msg)
+        check_choice(self.on_bad_rows, "on_bad_rows", BAD_ROWS)
+        check_int(self.piece_rows, "piece_rows", 1)
+
+    @property
+    def paths(self) -> Any:
+        """The source with absolute paths: workers have other working directories."""
+        source: Any = self.source
+        return (
+            [_absolute(each) for each in source] if isinstance(source, (list, tuple)) else _absolute(source)
+        )
+
+    def shape(self) -> tuple[int, int]:
+        """Rows and dimensions."""
+        n, dim = open_vectors(self.paths, dataset=self.dataset).shape
+        return n, dim
+
+    def pieces(self, n: int) -> Iterator[Piece]:
+        """Runs of n rows, with their ids.
+
+        Raises:
+            InputError: ids that repeat or are missing.
+        """
+        ids: IdArray | None = None
+        if self.id_column is not None:
+            ids = read_ids(self.paths, self.id_column)
+            if len(ids) != n:
+                msg = f"column {self.id_column!r} holds {len(ids)} ids for {n} vectors"
+                raise DimensionError(msg)
+        for number, first in enumerate(range(0, n, self.piece_rows)):
+            end = min(first + self.piece_rows, n)
+            yield Piece(number, first, end, None if ids is None else ids[first:end])
+
+
+def _absolute(path: PathLike) -> Path:
+    return as_path(path).absolute()
+
+
+def build_shards(
+    rows: Input,
+    output: PathLike,
+    *,
+    like: CompressedIndex | None = None,
+    sample_rows: int = SAMPLE_ROWS,
+    progress: bool = True,
+    **build: Any,
+) -> Published:
+    """Builds an index in shards, each by a task of Ray with a processor of its own.
+
+    All shards are `empty_like` one index, which is built of a sample of the rows, on all processors of a
+    node. `CompressedIndex.load(output)` gives the index of all rows, and `ShardedIndex` one with an actor a
+    shard. Run it again after it was stopped: pieces that are finished stay if their rows have not changed.
+    The result is the same, bit for bit, whatever the workers.
+
+    Args:
+        rows: the vectors, by paths that every worker can open.
+        output: a folder that every worker can write to: new, or begun by this function.
+        like: an index whose model and form to take, in place of a sample.
+        sample_rows: rows of the sample.
+        progress: show a progress bar.
+        build: how to build, as for `CompressedIndex.build`. By default n_latents is chosen for all rows.
+
+    Raises:
+        InputError: an argument is of another type or out of range, bad rows, ids that repeat.
+        FormatError: something else is at the output, or another job is writing there.
+        StorageError: the disk is full or refuses.
+        BackendError: Ray lost a worker more than RETRIES times for one piece, or cannot be reached.
+        MissingExtraError: ray is not installed.
+    """
+    empty = _prototype(rows, like, sample_rows, build)
+    return run(rows, Shards(empty), output, progress=progress)
+
+
+def export_milvus(
+    rows: Input,
+    output: PathLike,
+    *,
+    like: CompressedIndex | None = None,
+    sample_rows: int = SAMPLE_ROWS,
+    dense: Dense | None = None,
+    original_field: Dense | None = None,
+    primary: str = "id",
+    progress: bool = True,
+    **build: Any,
+) -> Published:
+    """Writes codes as Parquet files of Milvus's bulk import, as `connectors.milvus.export_parquet` does.
+
+    Args:
+        rows: as for `build_shards`.
+        output: as for `build_shards`.
+        like: as for `build_shards`.
+        sample_rows: as for `build_shards`.
+        dense: as for `export_parquet`.
+        original_field: `originals` of `export_parquet`; the build needs originals, too.
+        primary: as for `export_parquet`.
+        progress: show a progress bar.
+        build: as for `build_shards`.
+
+    Raises:
+        As for `build_shards` and `export_parquet`.
+    """
+    shards = Shards(_prototype(rows, like, sample_rows, build))
+    return run(rows, MilvusFiles(shards, dense, original_field, primary), output, progress=progress)
+
+
+def encode(
+    rows: Input,
+    output: PathLike,
+    model: CompresSAE,
+    *,
+    k: int | None = None,
+    encoder: Encoder = "pursuit",
+    values: ValueType = "float32",
+    progress: bool = True,
+) -> Published:
+    """Writes ids and codes as Parquet files, in the columns of `BatchEncoder`.
+
+    Args:
+        rows: as for `build_shards`.
+        output: as for `build_shards`.
+        model: what encodes.
+        k: nonzeros a code; the model's own by default.
+        encoder: "pursuit", or "topk".
+        values: type of values.
+        progress: show a progress bar.
+
+    Raises:
+        As for `build_shards`.
+    """
+    check_is_model(model)
+    model.nonzeros(k, check_choice(encoder, "encoder", ENCODERS))
+    check_choice(values, "values", VALUE_TYPES)
+    return run(rows, Codes(model, k, encoder, values), output, progress=progress)
+
+
+def run(rows: Input, work: Work, output: PathLike, *, progress: bool) -> Published:
+    """Does some work on all pieces of rows, and publishes what it wrote."""
+    ray, path = started(), as_path(output, "output").absolute()
+    n, _ = rows.shape()
+    job = Job(rows.paths, rows.dataset, rows.on_bad_rows, work, path)
+    with output_of(job):
+        with track(n, "working on Ray", enabled=progress) as advance:
+            done = _finished(ray, job, list(rows.pieces(n)), advance)
+        publish(job, done)
+    return Published(
+        path,
+        [path / each.name for each in done],
+        sum(each.rows for each in done),
+        sum(each.skipped for each in done),
+        sum(not each.is_new for each in done),
+    )
+
+
+def _finished(
+    ray: Any, job: Job, pieces: Sequence[Piece], advance: Callable[[int], object]
+) -> list[Finished]:
+    """Finishes all pieces, some more at a time than there are processors, so that none waits."""
+    shared = ray.put(job)
+    task = ray.remote(num_cpus=1, max_retries=RETRIES)(_finish)
+    most = 2 * max(int(ray.cluster_resources().get("CPU", 1)), 1)
+    waiting, running, done = list(reversed(pieces)), dict[Any, Piece](), dict[int, Finished]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < most:
+                piece = waiting.pop()
+                running[task.remote(shared, piece)] = piece
+            ready, _ = ray.wait(list(running), num_returns=1)
+            for each in ready:
+                piece = running.pop(each)
+                done[piece.number] = ray.get(each)
+                advance(piece.end - piece.first)
+    except Exception as error:
+        for each in running:
+            ray.cancel(each, force=True)
+        raise raised(error) from None
+    return [done[piece.number] for piece in pieces]
+
+
+def _finish(job: Job, piece: Piece) -> Finished:
+    return job.finish(piece)
+
+
+def _prototype(
+    rows: Input, like: CompressedIndex | None, sample_rows: int, build: dict[str, Any]
+) -> CompressedIndex:
+    """The index without documents that all shards are like."""
+    if like is not None:
+        if build:
+            msg = f"{min(build)} cannot be given with `like`, which decides it"
+            raise InputError(msg)
+        dim = rows.shape()[1]
+        if dim != like.model.dim:
+            msg = f"embeddings have dimension {dim}, expected {like.model.dim}"
+            raise DimensionError(msg)
+        return like.empty_like()
+    ray = started()
+    check_int(sample_rows, "sample_rows", 1)
+    most = max((node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"]), default=1)
+    task = ray.remote(num_cpus=most, max_retries=RETRIES)(_built)
+    try:
+        index: CompressedIndex = ray.get(task.remote(rows, sample_rows, build))
+    except Exception as error:
+        raise raised(error) from None
+    return index
+
+
+def _built(rows: Input, sample_rows: int, build: dict[str, Any]) -> CompressedIndex:
+    """An index of a sample, emptied; its dictionary is as large as all rows want it."""
+    vectors = open_vectors(rows.paths, dataset=rows.dataset)
+    n = vectors.shape[0]
+    sample = spread_sample(vectors, sample_rows, np.random.default_rng(0), skip=rows.on_bad_rows == "skip")
+    settings = dict(build)
+    if n > len(sample) and not settings.keys() & {
+        "model",
+        "n_latents",
+        "config",
+        "bytes_per_vector",
+        "target_recall",
+    }:
+        from compressae_index.training.config import latents_for
+
+        settings["n_latents"] = min(latents_for(n), len(sample) // 2)
+    index = CompressedIndex.build(sample, progress=False, **settings)
+    return index.empty_like()

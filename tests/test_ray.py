@@ -1,0 +1,342 @@
+"""Jobs and searches on Ray: kills, the same bytes whatever the workers, and the answers of one index."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from oracles import assert_same, assert_same_codes
+
+from compressae_index import BatchEncoder, CompresSAE, CompressedIndex
+from compressae_index.arrays import FloatArray
+from compressae_index.errors import BackendError, FormatError, InputError, UnknownIdError
+
+ray: Any = pytest.importorskip("ray")
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
+
+from compressae_index.connectors.ray import (  # noqa: E402
+    Input,
+    ShardedIndex,
+    build_shards,
+    encode,
+    export_milvus,
+)
+from compressae_index.training import TrainConfig  # noqa: E402
+
+ROWS = 2600
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Ray with two processors, started in a folder without the sources, which would hide the package."""
+    folder, before = tmp_path_factory.mktemp("ray"), Path.cwd()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("HOME", str(folder))
+        patched.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        os.chdir(folder)
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
+        yield folder
+        ray.shutdown()
+        os.chdir(before)
+
+
+@pytest.fixture(scope="module")
+def rows(vectors: FloatArray) -> FloatArray:
+    """Rows of different norms."""
+    return vectors[:ROWS] * np.linspace(0.5, 2, ROWS, dtype=np.float32)[:, None]
+
+
+@pytest.fixture(scope="module")
+def source(cluster: Path, rows: FloatArray) -> Path:
+    """Parquet files of ids and vectors."""
+    folder = cluster / "source"
+    folder.mkdir()
+    for number, part in enumerate(np.array_split(np.arange(ROWS), 3)):
+        table = pa.table({"id": [f"item {i}" for i in part], "embedding": list(rows[part])})
+        pq.write_table(table, folder / f"part-{number}.parquet", row_group_size=300)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def like(uncentred_model: CompresSAE, rows: FloatArray) -> CompressedIndex:
+    return CompressedIndex.build(
+        rows[:1000],
+        model=uncentred_model,
+        k=12,
+        postings=6,
+        metric="inner_product",
+        originals="float16",
+        progress=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def shards(cluster: Path, source: Path, like: CompressedIndex) -> Path:
+    rows = Input(source, "embedding", id_column="id", piece_rows=1300)
+    published = build_shards(rows, cluster / "shards", like=like, progress=False)
+    assert (published.rows, published.skipped, published.kept, len(published.pieces)) == (ROWS, 0, 0, 2)
+    return published.path
+
+
+@pytest.fixture(scope="module")
+def sharded(shards: Path) -> ShardedIndex:
+    return ShardedIndex.load(shards, cpus=0.1)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files of pieces, whose folders of data have random names."""
+    found = {}
+    for file in sorted(folder.rglob("*")):
+        parts = ["data" if part.startswith("data-") else part for part in file.relative_to(folder).parts]
+        if file.is_file() and parts[-1] != "manifest.json" and parts[0] != "pieces":
+            found["/".join(parts)] = file.read_bytes()
+    return found
+
+
+def test_shards_are_the_index_of_all_rows(
+    shards: Path, like: CompressedIndex, rows: FloatArray, queries: FloatArray
+) -> None:
+    whole = like.empty_like()
+    whole.add(rows, [f"item {i}" for i in range(ROWS)])
+    loaded = CompressedIndex.load(shards, mmap=True)
+    assert loaded.ids.tolist() == whole.ids.tolist()
+    assert_same_codes(loaded.codes(loaded.ids), whole.codes(whole.ids))
+    for mode in ("dense", "two_stage"):
+        expected = whole.search(queries, 10, mode=mode, candidates=2000)
+        assert_same(loaded.search(queries, 10, mode=mode, candidates=2000), expected)
+
+
+def test_finished_pieces_stay_and_changed_rows_are_done_again(
+    cluster: Path, rows: FloatArray, like: CompressedIndex
+) -> None:
+    np.save(cluster / "changing.npy", rows[:1200])
+    given, output = Input(cluster / "changing.npy", piece_rows=500), cluster / "changing"
+    first = build_shards(given, output, like=like, progress=False)
+    before = contents(output)
+    damaged = next(first.pieces[1].rglob("inverted_values.npy"))
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    again = build_shards(given, output, like=like, progress=False)
+    assert (again.kept, again.pieces) == (2, first.pieces)
+    assert contents(output) == before
+    changed = rows[:1200].copy()
+    changed[1100] = rows[2000]
+    np.save(cluster / "changing.npy", changed)
+    last = build_shards(given, output, like=like, progress=False)
+    assert last.kept == 2
+    assert last.pieces[:2] == first.pieces[:2]
+    assert not first.pieces[2].exists()
+    assert {path.name for path in output.glob("shard-*")} == {path.name for path in last.pieces}
+    found = CompressedIndex.load(output).search(rows[2000], 1, mode="dense")
+    assert found.ids[0, 0] == 1100
+
+
+def test_bad_rows_are_named_or_left_out(cluster: Path, rows: FloatArray, like: CompressedIndex) -> None:
+    bad = rows[:900].copy()
+    bad[[7, 650]] = 0
+    np.save(cluster / "bad.npy", bad)
+    with pytest.raises(InputError, match=r"is zero.*row (7|650) of .*bad.npy"):
+        build_shards(Input(cluster / "bad.npy", piece_rows=400), cluster / "bad", like=like, progress=False)
+    assert not (cluster / "bad" / "manifest.json").exists()
+    given = Input(cluster / "bad.npy", on_bad_rows="skip", piece_rows=400)
+    published = build_shards(given, cluster / "bad", like=like, progress=False)
+    assert (published.rows, published.skipped) == (898, 2)
+    assert CompressedIndex.load(cluster / "bad").ids.tolist() == np.delete(np.arange(900), [7, 650]).tolist()
+
+
+def test_what_cannot_work_is_refused_first(cluster: Path, source: Path, like: CompressedIndex) -> None:
+    (cluster / "foreign").mkdir()
+    (cluster / "foreign" / "a.txt").write_text("a")
+    with pytest.raises(FormatError):
+        build_shards(Input(source, "embedding"), cluster / "foreign", like=like, progress=False)
+    assert [entry.name for entry in (cluster / "foreign").iterdir()] == ["a.txt"]
+    with pytest.raises(InputError, match="paths of files, got ndarray"):
+        Input(np.zeros((3, 3)))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="k cannot be given with `like`"):
+        build_shards(Input(source, "embedding"), cluster / "x", like=like, k=3, progress=False)
+    with pytest.raises(FormatError, match="no column 'no'"):
+        build_shards(Input(source, "embedding", id_column="no"), cluster / "x", like=like, progress=False)
+
+
+def test_a_sample_decides_the_form(cluster: Path, source: Path) -> None:
+    given = Input(source, "embedding", piece_rows=1300)
+    brief = TrainConfig(k=8, n_latents=256, refine_rounds=8, steps=0)
+    published = build_shards(
+        given, cluster / "sampled", sample_rows=1500, config=brief, encoder="pursuit", progress=False
+    )
+    index = CompressedIndex.load(published.path)
+    assert (len(index), index.k, index.model.n_latents) == (ROWS, 8, 256)
+
+
+def test_codes_are_those_of_the_encoder(
+    cluster: Path, source: Path, model: CompresSAE, rows: FloatArray
+) -> None:
+    given = Input(source, "embedding", id_column="id", piece_rows=1000)
+    published = encode(given, cluster / "codes", model, k=10, values="float16", progress=False)
+    encoder = BatchEncoder(model, k=10, values="float16")
+    expected = encoder(pa.table({"embedding": list(rows)}))
+    tables = [pq.read_table(path) for path in published.pieces]
+    assert [table.num_rows for table in tables] == [1000, 1000, 600]
+    table = pa.concat_tables(tables)
+    assert table["id"].to_pylist() == [f"item {i}" for i in range(ROWS)]
+    for name in ("latents", "values", "scale"):
+        assert table[name].to_pylist() == expected[name].to_pylist()
+    assert table.schema.metadata[b"compressae_index.fingerprint"].decode() == model.fingerprint
+    index = CompressedIndex.from_codes(published.pieces, model, ids=table["id"])
+    assert len(index) == ROWS
+
+
+def test_files_for_milvus_are_those_of_the_index(
+    cluster: Path, source: Path, like: CompressedIndex, shards: Path, tmp_path: Path
+) -> None:
+    from compressae_index.connectors.milvus import export_parquet
+
+    given = Input(source, "embedding", id_column="id", piece_rows=1300)
+    published = export_milvus(given, cluster / "bulk", like=like, original_field="float16", progress=False)
+    tables = [pq.read_table(file) for path in published.pieces for file in sorted(path.glob("*.parquet"))]
+    expected = export_parquet(CompressedIndex.load(shards), tmp_path / "bulk", originals="float16")
+    assert pa.concat_tables(tables).equals(pa.concat_tables([pq.read_table(file) for file in expected.files]))
+
+
+@pytest.mark.parametrize("scoring", ["asymmetric", "symmetric"])
+def test_actors_answer_as_the_merged_index(
+    sharded: ShardedIndex, shards: Path, queries: FloatArray, scoring: Any
+) -> None:
+    merged = CompressedIndex.load(shards)
+    masks = np.random.default_rng(0).random((3, ROWS)) < np.array([[0.5], [0.1], [0.003]])
+    filters: list[Any] = [None, *masks, merged.ids[5:2000:100], []]
+    for wanted in filters:
+        for mode in ("sparse", "dense", "two_stage"):
+            for settings in ({}, {"candidates": 60, "query_nnz": 9, "refine": 20}):
+                if mode == "sparse":
+                    settings = {name: value for name, value in settings.items() if name != "refine"}
+                both = {"mode": mode, "scoring": scoring, "filter": wanted, **settings}
+                expected = merged.search(queries, 12, **both)
+                found = sharded.search(queries, 12, **both)
+                np.testing.assert_array_equal(found.ids, expected.ids, err_msg=str(both))
+                np.testing.assert_array_equal(found.scores, expected.scores, err_msg=str(both))
+                assert found.lost == ()
+
+
+def test_actors_know_their_documents(sharded: ShardedIndex, shards: Path, queries: FloatArray) -> None:
+    merged = CompressedIndex.load(shards)
+    some = ["item 2599", "item 3", "item 700", "item 3"]
+    assert sharded.ids.tolist() == merged.ids.tolist()
+    assert_same_codes(sharded.codes(some), merged.codes(some))
+    np.testing.assert_array_equal(sharded.reconstruct(some), merged.reconstruct(some))
+    assert_same(sharded.neighbours(some, 5), merged.neighbours(some, 5))
+    ours, theirs = sharded.explain(queries[0], "item 9"), merged.explain(queries[0], "item 9")
+    assert ours.score == theirs.score
+    np.testing.assert_array_equal(ours.contributions, theirs.contributions)
+    assert sharded.stats().vectors == len(merged)
+    with pytest.raises(UnknownIdError, match="'item x'"):
+        sharded.codes(["item x"])
+    with pytest.raises(UnknownIdError):
+        sharded.search(queries, 3, filter=["item x"])
+    for change in (
+        lambda: sharded.remove(["item 3"]),
+        lambda: sharded.add(queries, [str(i) for i in range(50)]),
+    ):
+        with pytest.raises(InputError, match="is not changed"):
+            change()
+
+
+def test_a_lost_actor_comes_back_or_is_reported(shards: Path, queries: FloatArray) -> None:
+    from compressae_index.embedded.merging import shard_paths
+
+    merged = CompressedIndex.load(shards)
+    index, partial = (ShardedIndex.load(shards, cpus=0.1, partial=partial) for partial in (False, True))
+    documents: Any = index.documents
+    expected = merged.search(queries, 5)
+    ray.kill(documents.actors[1], no_restart=False)
+    assert_same(index.search(queries, 5), expected)
+    ray.kill(documents.actors[1], no_restart=True)
+    with pytest.raises(BackendError, match=r"actor of .*shard-000001-.* was lost"):
+        index.search(queries, 5)
+    others: Any = partial.documents
+    ray.kill(others.actors[1], no_restart=True)
+    found = partial.search(queries, 5)
+    paths = shard_paths(shards)
+    assert found.lost == (str(paths[1]),)
+    rest = CompressedIndex.merge([path for path in paths if path != paths[1]])
+    assert_same(partial.search(queries, 5, mode="dense"), rest.search(queries, 5, mode="dense"))
+
+
+DRIVER = """
+import sys
+import ray
+from compressae_index import CompressedIndex
+from compressae_index.connectors.ray import Input, build_shards
+quietly = {"include_dashboard": False, "log_to_driver": False, "object_store_memory": 100 << 20}
+ray.init(num_cpus=int(sys.argv[4]), **quietly)
+like = CompressedIndex.load(sys.argv[3])
+build_shards(Input(sys.argv[1], piece_rows=100), sys.argv[2], like=like, progress=False)
+"""
+
+
+def test_killed_workers_and_drivers_cost_their_pieces_only(
+    cluster: Path, rows: FloatArray, like: CompressedIndex, tmp_path: Path
+) -> None:
+    ray.shutdown()  # the driver makes its own
+    np.save(tmp_path / "rows.npy", rows[:1300])
+    like.save(tmp_path / "like")
+
+    def driver(output: str, cpus: int) -> subprocess.Popen[str]:
+        command = [sys.executable, "-P", "-c", DRIVER, tmp_path / "rows.npy", tmp_path / output]
+        return subprocess.Popen(
+            [str(part) for part in [*command, tmp_path / "like", cpus]],
+            cwd=cluster,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+
+    try:
+        quiet = driver("quiet", 1)
+        _, errors = quiet.communicate(timeout=300)
+        assert quiet.returncode == 0, errors
+        stopped = driver("disturbed", 2)
+        _wait_for(lambda: len(list((tmp_path / "disturbed").glob("shard-*"))) > 3)
+        os.killpg(stopped.pid, signal.SIGKILL)
+        stopped.wait()
+        again = driver("disturbed", 2)
+        killed = _kill_workers(again, 2)
+        _, errors = again.communicate(timeout=300)
+        assert again.returncode == 0, errors
+        assert killed
+        assert contents(tmp_path / "disturbed") == contents(tmp_path / "quiet")
+        assert not list((tmp_path / "disturbed").glob(".writing-*"))
+    finally:
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
+
+
+def _wait_for(happened: Any) -> None:
+    deadline = time.monotonic() + 120
+    while not happened():
+        assert time.monotonic() < deadline, "it did not happen in two minutes"
+        time.sleep(0.02)
+
+
+def _kill_workers(driver: subprocess.Popen[str], wanted: int) -> int:
+    """Kills processes of Ray that work on pieces, while the driver runs."""
+    killed, deadline = 0, time.monotonic() + 120
+    while killed < wanted and driver.poll() is None and time.monotonic() < deadline:
+        for process in Path("/proc").iterdir():
+            try:
+                busy = b"ray::_finish" in (process / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if busy and killed < wanted:
+                os.kill(int(process.name), signal.SIGKILL)
+                killed += 1
+        time.sleep(0.05)
+    return killed
