@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Literal
 
 from compressae_index.errors import FormatError, StorageError
+from compressae_index.remote import Place
 
 if sys.platform != "win32":
     import fcntl
@@ -34,7 +35,7 @@ _NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @contextmanager
-def accessing(path: Path, doing: Literal["read", "written"]) -> Iterator[None]:
+def accessing(path: Place, doing: Literal["read", "written"]) -> Iterator[None]:
     """Turns OSErrors inside into a StorageError in words; errors of this package pass.
 
     Raises:
@@ -48,7 +49,7 @@ def accessing(path: Path, doing: Literal["read", "written"]) -> Iterator[None]:
         raise in_words(error, path, doing) from error
 
 
-def in_words(error: OSError, path: Path, doing: str) -> StorageError:
+def in_words(error: OSError, path: Place, doing: str) -> StorageError:
     """An OSError in words: what failed on which file, why, and what to do."""
     number = error.errno
     if number is None:
