@@ -144,6 +144,11 @@ class RemotePath(os.PathLike[str]):
         return self._pure.name
 
     @property
+    def stem(self) -> str:
+        """The name without its last suffix."""
+        return self._pure.stem
+
+    @property
     def suffix(self) -> str:
         """The last suffix of the name."""
         return self._pure.suffix

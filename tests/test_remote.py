@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-import io
-import logging
-import multiprocessing
 import os
-import pickle
-import socket
-import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from test_source_files import WRITERS, write_hdf5, write_parquet
+from test_source_files import WRITERS
 
-from compressae_index import CompresSAE, CompressedIndex, FormatError, InputError, StorageError
 from compressae_index.arrays import FloatArray
-from compressae_index.checks import as_path, as_place
-from compressae_index.errors import CompressaeError, MissingExtraError
-from compressae_index.remote import RemotePath, shown
-from compressae_index.sources import open_vectors, read_ids
+from compressae_index.sources import open_vectors
 
 pytest.importorskip("s3fs")
 boto3 = pytest.importorskip("boto3")
