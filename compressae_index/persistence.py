@@ -393,7 +393,10 @@ def _read(path: Place, kind: str, mmap: bool, always_mapped: Collection[str]) ->
     files: dict[str, Path] = {}
     with accessing(path, "read"), reading(str(path)), ExitStack() as opened:
         data = path / _data_name(manifest)
-        folder, copy = _at_hand(data, manifest["files"])
+        copy = TemporaryFolder() if isinstance(data, RemotePath) else None
+        if copy is not None:
+            opened.push(lambda kind, *_: copy.remove() if kind else None)
+        folder = _at_hand(data, manifest["files"], copy)
         # Open all files before reading any, so that a writer can remove them meanwhile.
         handles = {name: opened.enter_context(open_file(folder / _bare(name))) for name in manifest["files"]}
         for name, handle in handles.items():
@@ -418,17 +421,17 @@ def _data_name(manifest: Mapping[str, Any]) -> str:
     return name
 
 
-def _at_hand(data: Place, names: Iterable[str]) -> tuple[Path, TemporaryFolder | None]:
-    """A local folder with the files of a data folder, and what keeps it if it is a copy."""
+def _at_hand(data: Place, names: Iterable[str], copy: TemporaryFolder | None) -> Path:
+    """A local folder with the files of a data folder, which is `copy` for one in a store."""
     if isinstance(data, RemotePath):
-        copy = TemporaryFolder()
+        assert copy is not None
         for name in names:
             download(data / _bare(name), copy.path / name)
-        return copy.path, copy
+        return copy.path
     if data.is_symlink():
         msg = f"{data} is a link, and links are not followed: put a copy of the folder in its place"
         raise FormatError(msg)
-    return data, None
+    return data
 
 
 def _bare(name: str) -> str:

@@ -322,8 +322,10 @@ class RemotePath(os.PathLike[str]):
         try:
             from fsspec.core import url_to_fs
         except ImportError:
-            package, extra = _EXTRAS.get(self._scheme, ("fsspec", "remote"))
-            raise MissingExtraError(package, extra, f"reading {self}") from None
+            if self._scheme in _EXTRAS:
+                raise MissingExtraError(*_EXTRAS[self._scheme], f"access to {self}") from None
+            msg = f"access to {self} needs fsspec, which is not installed; run: pip install fsspec"
+            raise InstallationError(msg) from None
         # Cached listings would hide what others write.
         fs, key = url_to_fs(address, use_listings_cache=False, **options)
         return fs, key
@@ -345,8 +347,8 @@ class RemotePath(os.PathLike[str]):
         name = type(error).__name__
         if isinstance(error, ImportError):
             if self._scheme in _EXTRAS:
-                return MissingExtraError(*_EXTRAS[self._scheme], f"reading {self}")
-            return InstallationError(f"reading {self} needs a package that is not installed: {error}")
+                return MissingExtraError(*_EXTRAS[self._scheme], f"access to {self}")
+            return InstallationError(f"access to {self} needs a package that is not installed: {error}")
         if isinstance(error, ValueError) and "rotocol not known" in str(error):
             return InputError(f"{self}: fsspec knows no store of that kind")
         if isinstance(error, FileNotFoundError):

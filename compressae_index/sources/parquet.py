@@ -33,9 +33,10 @@ def parquet_file(path: Place) -> Any:
         import pyarrow.parquet as pq
     except ImportError as error:
         raise MissingExtraError("pyarrow", "files", f"reading {path.name}") from error
+    # Buffering ahead, the default, would read the column of all row groups for its first rows.
     if isinstance(path, RemotePath):
-        return pq.ParquetFile(path.raw(), buffer_size=_REQUEST_BYTES)
-    return pq.ParquetFile(path, buffer_size=_BUFFER_BYTES)
+        return pq.ParquetFile(path.raw(), buffer_size=_REQUEST_BYTES, pre_buffer=False)
+    return pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False)
 
 
 class ParquetVectors(Concatenated):
