@@ -31,7 +31,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
@@ -41,7 +41,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from compressae_index.checks import as_place
+from compressae_index.checks import as_place, check_int
 from compressae_index.errors import CompressaeError, FormatError, InputError, NewerFormatError
 from compressae_index.npy import read_header
 from compressae_index.remote import Place, RemotePath
@@ -265,9 +265,12 @@ def check_target(path: str | os.PathLike[str], kind: str) -> None:
     path = as_place(path)
     check_writable(path)
     with accessing(path, "read"):
-        foreign = path.exists() and not path.is_dir()
+        if isinstance(path, RemotePath) and _replaced_by(path, kind) is not None:
+            return
+        is_folder = path.is_dir()
+        foreign = not is_folder and path.exists()
         # Without a manifest: empty, or holds a first write that was killed or is under way.
-        if path.is_dir() and not was_written(path):
+        if is_folder and not was_written(path):
             foreign = not all(_DATA.fullmatch(entry.name) for entry in path.iterdir())
         if foreign:
             raise _foreign(path)
@@ -421,12 +424,12 @@ def _data_name(manifest: Mapping[str, Any]) -> str:
     return name
 
 
-def _at_hand(data: Place, names: Iterable[str], copy: TemporaryFolder | None) -> Path:
+def _at_hand(data: Place, files: Mapping[str, Any], copy: TemporaryFolder | None) -> Path:
     """A local folder with the files of a data folder, which is `copy` for one in a store."""
     if isinstance(data, RemotePath):
         assert copy is not None
-        for name in names:
-            download(data / _bare(name), copy.path / name)
+        for name, described in files.items():
+            download(data / _bare(name), copy.path / name, check_int(described["bytes"], "bytes", 0))
         return copy.path
     if data.is_symlink():
         msg = f"{data} is a link, and links are not followed: put a copy of the folder in its place"
@@ -563,13 +566,13 @@ def read_manifest(path: Place, kind: str | None) -> dict[str, Any]:
         StorageError: there is no permission to read it.
     """
     with accessing(path, "read"):
-        if not path.is_dir():
-            msg = f"{path} is not a directory" if path.exists() else f"{path} does not exist"
-            raise FormatError(msg)
         try:
             manifest = _parsed(path)
-        except (FileNotFoundError, IsADirectoryError):
-            msg = f"{path} holds no {_MANIFEST}, so it is not a compressae-index directory"
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            if path.is_dir():
+                msg = f"{path} holds no {_MANIFEST}, so it is not a compressae-index directory"
+            else:
+                msg = f"{path} is not a directory" if path.exists() else f"{path} does not exist"
             raise FormatError(msg) from None
         except (ValueError, RecursionError) as error:
             msg = f"{path / _MANIFEST} is truncated or not JSON: {error}"

@@ -179,7 +179,7 @@ class RemotePath(os.PathLike[str]):
 
     def exists(self) -> bool:
         """Whether there is an object, or any below."""
-        return self._kind is not None or self._info() is not None
+        return self._kind_now() is not None
 
     def is_dir(self) -> bool:
         """Whether there are objects below, and none of this name."""
@@ -190,7 +190,9 @@ class RemotePath(os.PathLike[str]):
         return self._kind_now() == "file"
 
     def _kind_now(self) -> str | None:
-        return self._kind or (self._info() or {}).get("type")
+        # Remembered, as callers ask again at once; whoever reads it later will see if it is gone.
+        self._kind = self._kind or (self._info() or {}).get("type")
+        return self._kind
 
     def _info(self) -> dict[str, Any] | None:
         try:

@@ -286,26 +286,28 @@ def _end_of(folder: Path, lock: FolderLock, process: int) -> None:
         lock.release()
 
 
-def download(source: RemotePath, file: Path) -> None:
-    """Copies an object to a new local file.
+def download(source: RemotePath, file: Path, size: int) -> None:
+    """Copies an object to a new local file, or what there is of it if it is shorter than `size`.
 
     Raises:
         FormatError: there is no such object.
         StorageError: the disk is full or refuses.
         OSError: the store fails.
     """
-    try:
-        size = source.size()
-    except FileNotFoundError:
-        msg = f"{source} is missing"
-        raise FormatError(msg) from None
+    block = memoryview(bytearray(min(_COPIED_BYTES, size)))
     with new_file(file) as target:
         for begin in range(0, size, _COPIED_BYTES):
-            block = memoryview(bytearray(min(_COPIED_BYTES, size - begin)))
-            read = source.read_at(begin, block)
+            wanted = min(_COPIED_BYTES, size - begin)
+            try:
+                read = source.read_at(begin, block[:wanted])
+            except FileNotFoundError:
+                msg = f"{source} is missing"
+                raise FormatError(msg) from None
             with accessing(file, "written"):
                 target.write(block[:read])
                 target.flush()
+            if read < wanted:
+                break
 
 
 def sweep(parent: Path, is_ours: Callable[[str], object], is_kept: Callable[[str], bool]) -> None:

@@ -230,8 +230,7 @@ def test_a_slice_of_many_requests(s3: Store, rows: FloatArray, monkeypatch: pyte
 
 
 @each_kind
-@pytest.mark.parametrize("store", ["s3", "memory"])
-@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize(("store", "sharded"), [("s3", False), ("s3", True), ("memory", True)])
 def test_an_object_that_changes_is_refused(
     s3: Store, tmp_path: Path, rows: FloatArray, suffix: str, store: str, sharded: bool
 ) -> None:
@@ -393,7 +392,7 @@ def test_a_save_that_is_interrupted(
     last = len(writes) - 1  # the manifest
     assert last > 5
     assert set(writes) == {"PUT"}
-    for at in (0, last // 2, last):
+    for at in (last // 2, last):
         writes.clear()
 
         def refuses(method: str, name: str, at: int = at) -> bool:
@@ -509,20 +508,13 @@ def test_missing_buckets_and_objects(s3: Store, index: CompressedIndex, act: str
         failure(FormatError, run, rf"^{root}/.*( does not exist|there is no such file)")
 
 
-@pytest.mark.parametrize(
-    ("act", "given"),
-    [
-        *((act, "address") for act in ("open", "folder", "ids", "load", "save", "model")),
-        *((act, given) for act in ("open", "save") for given in ("settings", "environment")),
-    ],
-)
+@pytest.mark.parametrize("given", ["address", "settings", "environment"])
 def test_wrong_credentials_are_not_shown(
     s3: Store,
     index: CompressedIndex,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     capsys: pytest.CaptureFixture[str],
-    act: str,
     given: str,
 ) -> None:
     root = "s3://bucket/wrong"
@@ -537,11 +529,13 @@ def test_wrong_credentials_are_not_shown(
     caplog.set_level("INFO")
     with s3.checked():
         s3.counter.authorizations.clear()
-        run = acts(root, index)[act]
-        error = failure(StorageError, run, r"^s3://(\*\*\*@)?bucket.* the store refuses it to these creden")
-    assert KEY in s3.counter.authorizations[0]  # which were used
-    assert_silent(error)
-    assert_silent(pickle.loads(pickle.dumps(error)))
+        for act in acts(root, index).values():
+            error = failure(StorageError, act, r"^s3://(\*\*\*@)?bucket.* the store refuses it to these cre")
+            assert_silent(error)
+            assert_silent(pickle.loads(pickle.dumps(error)))
+    used = [each for each in s3.counter.authorizations if each]
+    assert len(used) >= 6
+    assert all(KEY in each for each in used)
     s3fs.S3FileSystem.clear_instance_cache()
     printed = "".join(capsys.readouterr()) + caplog.text
     assert not [part for part in PARTS if part in printed]
