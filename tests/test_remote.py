@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import io
 import multiprocessing
@@ -219,6 +220,30 @@ def test_slices_do_not_fetch_the_whole(s3: Store, tmp_path: Path, vectors: Float
     np.testing.assert_array_equal(opened[1205:1215], vectors[1205:1215])
     assert 10 * 384 * 4 < s3.counter.bytes - before < len(content) / 8
     np.testing.assert_array_equal(opened[0 : len(vectors)], vectors)
+
+
+def test_no_collection_waits_for_hdf5(
+    s3: Store, tmp_path: Path, vectors: FloatArray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """h5py waits with a lock held, which a collection in the thread that fetches would wait for."""
+    address = s3.put("locked/a.hdf5", content_of(tmp_path, ".hdf5", vectors))
+    collects, read_at = [], RemotePath.read_at
+
+    def watched(self: RemotePath, begin: int, into: memoryview) -> int:
+        collects.append(gc.isenabled())
+        return read_at(self, begin, into)
+
+    monkeypatch.setattr(RemotePath, "read_at", watched)
+    assert gc.isenabled()
+    opened = open_vectors(address)
+    at_opening = len(collects)
+    np.testing.assert_array_equal(opened[910:920], vectors[910:920])
+    assert 0 < at_opening < len(collects)
+    assert not any(collects)
+    s3.put("locked/a.hdf5", b"")
+    with pytest.raises(FormatError):
+        opened[10:20]
+    assert gc.isenabled()
 
 
 def test_a_slice_of_many_requests(s3: Store, rows: FloatArray, monkeypatch: pytest.MonkeyPatch) -> None:
