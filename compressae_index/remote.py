@@ -95,8 +95,8 @@ class RemotePath(os.PathLike[str]):
         Raises:
             InputError: the address is not one of a store; no request is made.
         """
-        self._scheme, _, rest = address.partition("://")
-        self._rest = rest.rstrip("/")
+        scheme, _, rest = address.partition("://")
+        self._scheme, self._rest = scheme.lower(), rest.rstrip("/")
         self._kind = kind
         host = self._rest.partition("/")[0]
         if "::" in self._scheme or "::" in self._rest:
@@ -269,10 +269,6 @@ class RemotePath(os.PathLike[str]):
     def raw(self) -> RemoteFile:
         """The same without a buffer, for readers that have one."""
         return RemoteFile(self, self.size())
-
-    def download(self, file: Path) -> None:
-        """Copies the object to a local file."""
-        self._call(lambda fs, key: fs.get_file(key, str(file)))
 
     def check_writable(self) -> None:
         """Checks that objects can be written here, as far as possible without writing.

@@ -279,6 +279,17 @@ def test_an_object_that_changes_is_refused(
         opened[0:5]
 
 
+def test_what_others_write_is_seen(s3: Store, rows: FloatArray) -> None:
+    """No listing is kept: this process writes nothing here by fsspec, which would notice."""
+    s3.put("others/1.npy", npy(rows))
+    opened = open_vectors("s3://bucket/others")
+    s3.put("others/2.npy", npy(rows))
+    assert open_vectors("s3://bucket/others").shape == (120, 8)
+    s3.put("others/1.npy", npy(rows * 2))
+    with pytest.raises(FormatError, match=r"^s3://bucket/others/1\.npy changed since it was opened"):
+        opened[0:5]
+
+
 def test_ids(s3: Store, tmp_path: Path, rows: FloatArray) -> None:
     write_parquet(tmp_path / "a.parquet", rows, id=[f"n{row}" for row in range(60)])
     text = s3.put("ids/ids.txt", "\ufeff3\n1\n4\n".encode())
