@@ -18,6 +18,7 @@ except ImportError as error:
     )
     raise
 
+from compressae_index.batches import BatchEncoder
 from compressae_index.coding.codes import SparseCodes
 from compressae_index.coding.model import CompresSAE
 from compressae_index.errors import (
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BackendError",
+    "BatchEncoder",
     "CompresSAE",
     "CompressaeError",
     "CompressedIndex",

@@ -138,17 +138,20 @@ def complaint(
     """
     infinite = bad[~np.isfinite(array[bad]).all(axis=1)]
     alike = infinite if infinite.size else bad
-    row, count = int(alike[0]), f"({alike.size} such rows)"
-    if infinite.size:
-        what = "NaN" if np.isnan(array[row]).any() else "values infinite in float32"
-        return row, f"{name} row {first_row + row} holds {what} {count}"
+    row = int(alike[0])
+    return row, f"{name} row {first_row + row} {flaw(raw, array, row)} ({alike.size} such rows)"
+
+
+def flaw(raw: npt.NDArray[Any], array: FloatArray, row: int) -> str:
+    """What is wrong with a bad row, to follow its name; arguments are those of `complaint`."""
+    if not np.isfinite(array[row]).all():
+        return f"holds {'NaN' if np.isnan(array[row]).any() else 'values infinite in float32'}"
     largest = np.abs(np.atleast_2d(raw)[row]).max()
     if largest == 0:
-        return row, f"{name} row {first_row + row} is zero, so it has no direction {count}"
+        return "is zero, so it has no direction"
     return (
-        row,
-        f"{name} row {first_row + row} is too short: its largest entry is {float(largest):.3g}, whose square "
-        f"float32 does not hold; multiply the rows by a power of two {count}",
+        f"is too short: its largest entry is {float(largest):.3g}, whose square float32 does not hold; "
+        "multiply the rows by a power of two"
     )
 
 

@@ -223,6 +223,49 @@ def arrow_rows(
     return values if good.all() else _spread(values, good)
 
 
+def column_vectors(values: Any, dim: int, name: str) -> tuple[Array, npt.NDArray[np.int64]]:
+    """A column of vectors as rows, of which any may be missing or of another length.
+
+    Args:
+        values: a column of lists of Arrow, an array (n, dim), an array or a list of rows.
+        dim: numbers in a row.
+        name: what to call the column in messages.
+
+    Returns:
+        (n, dim) rows, NaN where a vector is missing or of another length, and (n,) lengths, -1 if missing.
+
+    Raises:
+        InputError: the column does not hold vectors.
+    """
+    if _library(values) == "pyarrow" and not is_arrow_list(values.type):
+        values = values.to_pylist()  # of nulls alone, or no vectors
+    if _library(values) == "pyarrow":
+        chunks = getattr(values, "chunks", [values])
+        parts = [(arrow_rows(each, dim, name, nan_rows=True), arrow_lengths(each)) for each in chunks]
+        if not parts:
+            return np.empty((0, dim), dtype=np.float32), np.empty(0, dtype=np.int64)
+        return np.concatenate([rows for rows, _ in parts]), np.concatenate([lengths for _, lengths in parts])
+    try:
+        array = as_array(values, name)
+    except InputError:  # uneven, unless the rows below say otherwise
+        array = np.empty(0, dtype=object)
+    if array.dtype != object and array.ndim == 2:
+        good = np.full(len(array), array.shape[1] == dim)
+        rows = array if good.all() else _spread(np.empty((0, dim), array.dtype), good)
+        return rows, np.full(len(array), array.shape[1], dtype=np.int64)
+    return _spread_rows([None if is_missing(row) else as_array(row, name) for row in values], dim, name)
+
+
+def _spread_rows(rows: list[Array | None], dim: int, name: str) -> tuple[Array, npt.NDArray[np.int64]]:
+    for number, row in enumerate(rows):
+        if row is not None and row.ndim != 1:
+            msg = f"{name} must hold vectors, but its row {number} has shape {row.shape}"
+            raise InputError(msg)
+    lengths = np.array([-1 if row is None else len(row) for row in rows], dtype=np.int64)
+    fit = [row for row in rows if row is not None and len(row) == dim]
+    return _spread(np.array(fit) if fit else np.empty((0, dim), np.float32), lengths == dim), lengths
+
+
 def _uneven(lengths: npt.NDArray[np.int64], dim: int, name: str, first_row: int) -> str:
     row = int(np.flatnonzero(lengths != dim)[0])
     what = "is missing" if lengths[row] < 0 else f"holds {lengths[row]} numbers, the first {dim}"

@@ -151,18 +151,21 @@ class Ids:
         place = np.minimum(np.searchsorted(in_order, array), self._n - 1)
         return np.where(in_order[place] == array, order[place], -1)
 
-    def extended(self, more: Ids) -> Ids:
-        """These ids followed by new ones of the same kind."""
-        if self.are_strings and more.are_strings:
-            ends = self._arrays["id_ends"]
-            return Ids(
-                len(self) + len(more),
-                {
-                    "id_text": np.concatenate([self._arrays["id_text"], more._arrays["id_text"]]),
-                    "id_ends": np.concatenate([ends, more._arrays["id_ends"][1:] + ends[-1]]),
-                },
-            )
-        return self._of_integers(np.concatenate([self.all(), more.all()]))
+    def extended(self, *more: Ids) -> Ids:
+        """These ids followed by others of the same kind."""
+        everything = (self, *more)
+        if not all(each.are_strings for each in everything):
+            return self._of_integers(np.concatenate([each.all() for each in everything]))
+        ends = [each._arrays["id_ends"] for each in everything]
+        before = np.cumsum([0, *(each[-1] for each in ends)])
+        moved = [each[1:] + first for each, first in zip(ends, before, strict=False)]
+        return Ids(
+            sum(map(len, everything)),
+            {
+                "id_text": np.concatenate([each._arrays["id_text"] for each in everything]),
+                "id_ends": np.concatenate([ends[0][:1], *moved]),
+            },
+        )
 
     def subset(self, rows: RowArray) -> Ids:
         """The ids of some rows, in their order."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copyreg
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -22,13 +22,15 @@ from compressae_index.checks import as_path, as_place, check_choice, check_int, 
 from compressae_index.coding.chunks import Encoded, encoded_chunks
 from compressae_index.coding.directory import CodeStore
 from compressae_index.coding.metric import METRICS, Metric, RowScale
-from compressae_index.coding.model import ENCODERS, CompresSAE, Encoder, check_is_model
+from compressae_index.coding.model import ENCODERS, CompresSAE, Encoder, check_is_model, check_model
+from compressae_index.coding.parquet import ParquetCodes, is_parquet
 from compressae_index.embedded.backend import EmbeddedBackend
 from compressae_index.embedded.codecs import CodecName, codec_of
 from compressae_index.embedded.codecs.packed import VALUE_BITS
 from compressae_index.embedded.documents import EmbeddedDocuments
+from compressae_index.embedded.merging import merged
 from compressae_index.embedded.originals import FILE, PRECISIONS, Originals, check_moved
-from compressae_index.errors import FormatError
+from compressae_index.errors import FormatError, InputError
 from compressae_index.ids import Ids, as_id_array
 from compressae_index.processes import ForkSafeLock
 from compressae_index.progress import track
@@ -42,6 +44,7 @@ from compressae_index.sources import (
     ids_of_rows,
     open_vectors,
 )
+from compressae_index.sources.paths import PathLike
 
 if TYPE_CHECKING:
     from compressae_index.training import TrainConfig
@@ -227,24 +230,27 @@ class CompressedIndex(Index):
     @classmethod
     def from_codes(
         cls,
-        codes: CodeStore | str | os.PathLike[str],
+        codes: CodeStore | PathLike | Sequence[PathLike],
         model: CompresSAE,
         ids: Any = None,
         *,
+        metric: Metric = "cosine",
         forward: CodecName = "packed",
         value_bits: int = VALUE_BITS,
         postings: int | None = None,
         num_threads: int | None = None,
         progress: bool = True,
     ) -> CompressedIndex:
-        """An index of codes that `encoding.encode_to_directory` wrote; nothing is encoded again.
-
-        Its metric is cosine, as such codes hold no norms.
+        """An index of codes that were made before; nothing is encoded again.
 
         Args:
-            codes: what that function gave, or its directory. k and the encoder are those of the codes.
-            model: the model that encoded.
-            ids: one id a row, as for `build`.
+            codes: what `coding.directory.encode_to_directory` gave, or its directory; or Parquet files with
+                the columns of `BatchEncoder`: a file, folder, pattern, or list. k and the encoder are those
+                of the codes.
+            model: the model that encoded. Where files have lost its fingerprint, the norms of reconstructions
+                tell it from others.
+            ids: one id a row, as for `build`; `sources.read_ids` reads them from a column of the same files.
+            metric: "inner_product" needs Parquet files, whose column `scale` has the norms.
             forward: as for `build`.
             value_bits: as for `build`.
             postings: as for `build`.
@@ -252,17 +258,26 @@ class CompressedIndex(Index):
             progress: show a progress bar.
 
         Raises:
-            FormatError: the directory is unfinished or damaged, or another model encoded.
+            FormatError: the directory is unfinished, a file is damaged, or another model encoded.
             InputError: an argument is of another type or out of range; duplicate ids, or another number of
-                them.
+                them; a norm out of range.
+            MissingExtraError: pyarrow is needed and not installed.
         """
+        scale = RowScale(metric)
         threads, codec = check_threads(num_threads), codec_of(forward, value_bits=value_bits)
         if postings is not None:
             check_int(postings, "postings", 1)
         check_is_model(model)
         if ids is not None:
             ids = as_id_array(ids)
-        store = codes if isinstance(codes, CodeStore) else CodeStore.load(codes)
+        store = _code_store(codes, model)
+        factors = None
+        if metric != "cosine":
+            check_model(model, metric)
+            if isinstance(store, CodeStore):
+                msg = f"codes in {store.path} hold no norms, which metric={metric!r} needs: encode to Parquet"
+                raise InputError(msg)
+            factors = scale.of_norms(store.norms())
         if store.fingerprint != model.fingerprint:
             msg = (
                 f"{store.path} was encoded by a model of fingerprint {store.fingerprint}, "
@@ -276,10 +291,59 @@ class CompressedIndex(Index):
             check_int(postings, "postings", 1, store.k, "k")
         row_ids = Ids.from_user(ids, len(store))
         backend = EmbeddedBackend(model.n_latents, store.k, codec, postings=postings)
-        index = cls(model, encoder=store.encoder, documents=_empty(backend, "cosine"))
-        chunks = (Encoded(store[first : first + CHUNK_ROWS]) for first in range(0, len(store), CHUNK_ROWS))
-        index._append(chunks, row_ids, RowScale("cosine"), threads, progress, label="indexing")
+        index = cls(model, encoder=store.encoder, metric=metric, documents=_empty(backend, metric))
+        runs = (slice(first, first + CHUNK_ROWS) for first in range(0, len(store), CHUNK_ROWS))
+        chunks = (Encoded(store[run] if factors is None else store[run].scaled(factors[run])) for run in runs)
+        index._append(chunks, row_ids, scale, threads, progress, label="indexing")
         return index
+
+    def empty_like(self) -> CompressedIndex:
+        """An index without vectors that stores what is added to it just as this one would.
+
+        It has the model, the levels of packed values, the threshold of posting lists and the unit of norms of
+        this index. So vectors may be shared out among several such indexes, also in other processes, and
+        `merge` gives the index that holds them all.
+        """
+        return CompressedIndex(
+            self.model, encoder=self.encoder, metric=self.metric, documents=self.documents.emptied()
+        )
+
+    @classmethod
+    def merge(
+        cls, shards: Iterable[CompressedIndex | str | os.PathLike[str]], *, mmap: bool = True
+    ) -> CompressedIndex:
+        """One index of the vectors of several, in their order.
+
+        It answers as one index would that was given all vectors: each shard must be `empty_like` the same
+        index, with vectors added. Codes, lists and original vectors stay where they are until `save` or a
+        change joins them, so that merging paths takes little memory. Where a shard ends within a window of
+        32,768 vectors, the rounding of its posting lists may differ until then, and with it the last of the
+        candidates. Marks of removal stay, too. The result has no `frontier`, which is measured among all
+        vectors.
+
+        Args:
+            shards: indexes, or paths of saved ones, at least one.
+            mmap: as for `load`, of paths.
+
+        Raises:
+            FormatError, StorageError: as for `load`.
+            InputError: no shards, an id that several hold, or a shard of another model, encoder, metric or
+                form of codes.
+        """
+        given = list(shards)
+        names = [
+            f"shard {number}" if isinstance(each, CompressedIndex) else str(as_place(each))
+            for number, each in enumerate(given)
+        ]
+        if not given:
+            msg = "there are no shards to merge"
+            raise InputError(msg)
+        indexes = [each if isinstance(each, CompressedIndex) else cls.load(each, mmap=mmap) for each in given]
+        first = indexes[0]
+        for index, name in zip(indexes[1:], names[1:], strict=True):
+            _check_alike(index, name, first, names[0])
+        documents = merged([index.documents for index in indexes], names)
+        return cls(first.model, encoder=first.encoder, metric=first.metric, documents=documents)
 
     def __copy__(self) -> CompressedIndex:
         copied = type(self).__new__(type(self))
@@ -519,6 +583,30 @@ def _originals(originals: Any, vectors: Vectors, metric: Metric) -> Originals | 
     if isinstance(originals, str) and originals in PRECISIONS:
         return Originals.own(vectors.shape[1], originals, by_direction=by_direction)
     return Originals.referring(originals, vectors, by_direction=by_direction)
+
+
+def _check_alike(index: CompressedIndex, name: str, first: CompressedIndex, first_name: str) -> None:
+    """Checks that an index scores as the first one does.
+
+    Raises:
+        InputError: it is of another model, encoder or metric.
+    """
+    for what, of_index, of_first in (
+        ("fingerprint of the model", index.model.fingerprint, first.model.fingerprint),
+        ("encoder", index.encoder, first.encoder),
+        ("metric", index.metric, first.metric),
+    ):
+        if of_index != of_first:
+            msg = f"{name} differs from {first_name} in the {what}: {of_index}, not {of_first}"
+            raise InputError(msg)
+
+
+def _code_store(
+    codes: CodeStore | PathLike | Sequence[PathLike], model: CompresSAE
+) -> CodeStore | ParquetCodes:
+    if isinstance(codes, CodeStore):
+        return codes
+    return ParquetCodes(codes, model) if is_parquet(codes) else CodeStore.load(cast("PathLike", codes))
 
 
 def _empty(backend: EmbeddedBackend, metric: Metric) -> EmbeddedDocuments:

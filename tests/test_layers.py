@@ -17,6 +17,7 @@ FLOORS = (
     ("cli", "testing"),
     ("demo",),
     ("connectors", "measuring"),
+    ("batches",),
     ("index",),
     ("building",),
     ("embedded",),

@@ -28,7 +28,7 @@ PAGES = [
     *(
         f"docs/{name}.md"
         for name in (
-            *("training", "search", "budgets", "data", "how-it-works", "milvus", "faiss"),
+            *("training", "search", "budgets", "data", "scale-out", "how-it-works", "milvus", "faiss"),
             *("command-line", "errors", "benchmarks"),
         )
     ),
@@ -122,6 +122,10 @@ MADE = {
     "docs/training.md": {"texts.model", "training.checkpoint"},
     "docs/budgets.md": {"texts.npy", "exact.index"},
     "docs/data.md": {"texts.codes"},
+    "docs/scale-out.md": {
+        *("texts-codes.model", "vectors.parquet", "codes.parquet", "codes-datasets.parquet"),
+        "datasets-cache",
+    },
     "docs/faiss.md": {"texts.faiss-index", "texts.faiss"},
 }
 
@@ -145,11 +149,17 @@ def session(demo_data: DemoData, tmp_path_factory: pytest.TempPathFactory) -> It
         yield folder
 
 
+# Blocks that start with these are run by tests/test_batches.py, in processes of their own.
+ENGINES = re.compile(r"(from|import) (ray|pyspark|daft)\b")
+
+
 def run_page(page: str, folder: Path) -> None:
     """Runs the Python of a page, block after block, with nothing of other pages but their files."""
     before = set(folder.iterdir())
     names: dict[str, object] = {}
     for block in blocks(TEXTS[page], "python"):
+        if ENGINES.match(block):
+            continue
         exec(compile(block, page, "exec"), names)
     assert {path.name for path in set(folder.iterdir()) - before} == MADE.get(page, set())
 

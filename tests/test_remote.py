@@ -21,11 +21,14 @@ from urllib.parse import quote
 from urllib.request import Request, urlopen
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from test_source_files import WRITERS, Rows, write_parquet
 
 from compressae_index import (
+    BatchEncoder,
     CompresSAE,
     CompressedIndex,
     FormatError,
@@ -497,6 +500,33 @@ def test_what_killed_processes_left_is_removed(scratch: Path, index: CompressedI
     (scratch / "mine").mkdir()
     index.save("memory://bucket/left/items.index")
     assert os.listdir(scratch) == ["mine"]
+
+
+def test_shards_and_codes_in_a_store(
+    index: CompressedIndex, model: CompresSAE, vectors: FloatArray, queries: FloatArray, tmp_path: Path
+) -> None:
+    root = "memory://key:pa55@bucket/sharded"
+    for number in range(2):
+        shard = index.empty_like()
+        shard.add(vectors[number * 150 : number * 150 + 150], index.ids[number * 150 : number * 150 + 150])
+        shard.save(f"{root}/{number}.index")
+    merged = CompressedIndex.merge(f"{root}/{number}.index" for number in range(2))
+    assert_same(merged, index, queries)
+    with pytest.raises(InputError, match=r"memory://\*\*\*@bucket/sharded/0\.index") as caught:
+        CompressedIndex.merge([f"{root}/0.index", f"{root}/0.index"])
+    assert_silent(caught.value, ("pa55",))
+
+    model.save(f"{root}/items.model")
+    encoder = pickle.loads(pickle.dumps(BatchEncoder(f"{root}/items.model")))
+    assert "pa55" not in repr(encoder)
+    pq.write_table(encoder(pa.table({"embedding": [*vectors[:300]]})), tmp_path / "codes.parquet")
+    content = (tmp_path / "codes.parquet").read_bytes()
+    fsspec.filesystem("memory").pipe_file("key:pa55@bucket/sharded/codes/1.parquet", content)
+    for source in (f"{root}/codes", f"{root}/codes/*.parquet", f"{root}/codes/1.parquet"):
+        of_codes = CompressedIndex.from_codes(source, model, index.ids, progress=False)
+        assert "pa55" not in repr(of_codes)
+        plain = CompressedIndex.build(vectors[:300], index.ids, model=model, k=16, progress=False)
+        assert_same(of_codes, plain, queries)
 
 
 # What goes wrong, and what must not be seen then.

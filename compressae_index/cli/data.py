@@ -208,7 +208,7 @@ def _encode_to_matrix(
 @click.argument("embeddings", type=PLACE, required=False)
 @click.option("--output", "-o", type=PLACE, required=True, help="Directory to write the index to.")
 @click.option("--model", type=PLACE, help="Directory that `train` wrote; without it, a model is trained.")
-@click.option("--codes", type=PATH, help="Directory that `encode` wrote, in place of EMBEDDINGS.")
+@click.option("--codes", type=PLACE, help="Directory that `encode` wrote, in place of EMBEDDINGS.")
 @click.option("--ids", type=PLACE, help="One id a row: .npy, or a text file with one id a line.")
 @id_column_option
 @gathered(training_options, Training, "training")
@@ -230,7 +230,7 @@ def build(
     embeddings: Place | None,
     output: Place,
     model: Place | None,
-    codes: Path | None,
+    codes: Place | None,
     ids: Place | None,
     id_column: str | None,
     training: Training,
@@ -316,7 +316,7 @@ def _build_config(training: Training, encoder: Encoder) -> TrainConfig:
 
 
 def _index_of_codes(
-    codes: Path, model: CompresSAE | None, ids: IdArray | None, storage: Storage, threads: int | None
+    codes: Place, model: CompresSAE | None, ids: IdArray | None, storage: Storage, threads: int | None
 ) -> CompressedIndex:
     if model is None:
         raise click.UsageError("--codes needs the --model that encoded.")

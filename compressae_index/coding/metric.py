@@ -51,9 +51,14 @@ class RowScale:
         Raises:
             InputError: a norm is out of range, with the number of its row, counted from `first_row`.
         """
-        if self.metric == "cosine":
-            return None
-        norms = row_norms(rows)
+        return None if self.metric == "cosine" else self.of_norms(row_norms(rows), first_row)
+
+    def of_norms(self, norms: npt.NDArray[np.float64], first_row: int = 0) -> FloatArray:
+        """Factors of the codes of rows of these norms (n,), for inner products: (n,) float32.
+
+        Raises:
+            InputError: as `of_rows`.
+        """
         if self.unit is None:
             self.unit = 2.0 ** round(math.log2(float(np.median(norms))))
         # Leave half of float32's range to sums over codes.

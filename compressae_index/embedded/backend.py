@@ -74,7 +74,7 @@ class EmbeddedBackend:
             k: nonzeros a code.
             codec: how the forward part stores codes, `Packed` by default. If it is not fitted, it is fitted
                 to the first codes added, and never again.
-            parts: runs of documents; all but the last hold whole windows.
+            parts: runs of documents.
             postings: nonzeros of a code in the posting lists, on average; all by default.
             threshold: the least share of a nonzero in the lists (`thinning.shares`). By default it is chosen
                 for the first codes added, and never again; of an index of version 0.1, which has none, each
@@ -120,8 +120,8 @@ class EmbeddedBackend:
     ) -> EmbeddedBackend:
         """A back end with documents appended, run by run, so that only one run is unpacked in memory.
 
-        All parts but the last hold whole windows, so adding makes the same windows as building at once. Parts
-        of similar size are joined, which keeps their number logarithmic.
+        Only the last part ends within a window, unless parts were merged, so adding makes the same windows as
+        building at once. Parts of similar size are joined, which keeps their number logarithmic.
 
         Args:
             runs: rows and codes in their order, at least one row.
@@ -136,7 +136,7 @@ class EmbeddedBackend:
                 codec = codec.fitted(codes)
                 for run in _runs(len(codes)):
                     chunk = Encoded(codes[run], None if rows is None else rows[run])
-                    packed.append(_packed(codec, chunk, model, num_threads))
+                    packed.append(pack_chunk(codec, chunk, model, num_threads))
                 if originals is not None:
                     assert rows is not None, "codes alone have no original vectors"
                     spool.add(rows)
@@ -159,6 +159,27 @@ class EmbeddedBackend:
             return empty.with_originals(originals)
         return empty._with(self.codec, self.forward_rows(rows), num_threads, originals)
 
+    @property
+    def form(self) -> dict[str, Any]:
+        """What all documents of a back end share, and those of others must to be merged with them."""
+        learned = {name: array.tolist() for name, array in self.codec.learned().items()}
+        return {
+            "k": self.k,
+            "codec": self.codec.manifest(),
+            "postings": self.postings,
+            "originals": None if self.originals is None else self.originals.form,
+            "threshold of posting lists": self.threshold,
+            "learned levels of values": learned,
+        }
+
+    def merged(self, others: Sequence[EmbeddedBackend]) -> EmbeddedBackend:
+        """These documents and those of others of the same `form`, whose parts are shared, not copied."""
+        parts = [part for each in (self, *others) for part in each._parts]
+        kept = self.originals
+        if kept is not None:
+            kept = kept.joined([each.originals for each in others if each.originals is not None])
+        return self._of(self.codec, parts, kept)
+
     def _with(
         self, codec: Codec, rows: Arrays, num_threads: int, originals: Originals | None
     ) -> EmbeddedBackend:
@@ -176,7 +197,7 @@ class EmbeddedBackend:
         while first and len(parts[first - 1]) < 2 * n:
             first -= 1
             n += len(parts[first])
-        return self._of(codec, [*parts[:first], self._joined(parts[first:], codec)], originals)
+        return self._of(codec, [*parts[:first], self._joined(parts[first:], codec, num_threads)], originals)
 
     def _inverted(self, codec: Codec, rows: Arrays, n: int, num_threads: int) -> InvertedLists:
         """Posting lists of n packed rows, made of the rounded values so that both hold the same codes."""
@@ -327,7 +348,8 @@ class EmbeddedBackend:
         """The same documents in one part, which is faster to search than several."""
         if len(self._parts) <= 1:
             return self
-        return self._of(self.codec, [self._joined(self._parts, self.codec)], self.originals)
+        part = self._joined(self._parts, self.codec, check_threads(None))
+        return self._of(self.codec, [part], self.originals)
 
     def to_arrays(self) -> Arrays:
         """The arrays to store, of all parts joined."""
@@ -401,13 +423,17 @@ class EmbeddedBackend:
         release_pages(of_lists)
         return loaded
 
-    def _joined(self, parts: Sequence[Part], codec: Codec) -> Part:
-        """Joins parts in order; all but the last must hold whole windows."""
+    def _joined(self, parts: Sequence[Part], codec: Codec, num_threads: int) -> Part:
+        """Joins parts in order. Where others than the last end within a window, lists are made anew."""
         if len(parts) == 1:
             return parts[0]
         rows = codec.stacked([part.rows for part in parts])
-        lists = _concatenated([part.inverted for part in parts])
-        return Part(rows, codec.engine(rows, self.n_latents, self.k), lists)
+        forward = codec.engine(rows, self.n_latents, self.k)
+        if any(len(part) % WINDOW for part in parts[:-1]):
+            lists = self._inverted(codec, rows, forward.n_documents, num_threads)
+        else:
+            lists = _concatenated([part.inverted for part in parts])
+        return Part(rows, forward, lists)
 
     def _head(self, part: Part, n: int) -> Part:
         """The first n rows of a part; n must be whole windows."""
@@ -446,7 +472,8 @@ def _remade(
     return EmbeddedBackend(n_latents, k, codec, made, **settings)
 
 
-def _packed(codec: Codec, chunk: Encoded, model: CompresSAE | None, num_threads: int) -> Arrays:
+def pack_chunk(codec: Codec, chunk: Encoded, model: CompresSAE | None, num_threads: int) -> Arrays:
+    """The codec's arrays of codes and, if it keeps any, of their residuals; with a model, norms are kept."""
     if model is None:
         return codec.pack(chunk.codes, num_threads)
     targets = chunk.rows

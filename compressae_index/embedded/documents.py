@@ -279,6 +279,11 @@ class EmbeddedDocuments(Rows):
         ids = self.all_ids.subset(rows) if len(rows) else Ids(0, {})
         return EmbeddedDocuments(self.backend.subset(rows, num_threads), ids, None, self.unit)
 
+    def emptied(self) -> EmbeddedDocuments:
+        """No documents, to be stored as these are: with their codec, threshold and unit of norms."""
+        none = np.empty(0, np.int64)
+        return EmbeddedDocuments(self.backend.subset(none, num_threads=1), Ids(0, {}), None, self.unit)
+
     def manifest(self) -> dict[str, Any]:
         """The manifest of saved documents."""
         optional = {

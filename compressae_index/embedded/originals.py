@@ -258,6 +258,23 @@ class Originals:
         in_order = np.array_equal(places, np.arange(placed))
         return replace(self, segments=tuple(segments), places=None if in_order else places)
 
+    @property
+    def form(self) -> dict[str, Any]:
+        """What the vectors of an index share, and those of others must to be joined to them."""
+        return {"dtype": self.dtype.name}
+
+    def joined(self, others: Sequence[Originals]) -> Originals:
+        """The vectors of these documents and of others, of the same form and unit; they stay in place."""
+        places, before = list[RowArray](), 0
+        for each in (self, *others):
+            at = np.arange(len(each)) if each.places is None else each.places
+            places.append(at + before)
+            before += sum(len(segment.rows) for segment in each.segments)
+        everywhere = np.concatenate(places)
+        segments = tuple(segment for each in (self, *others) for segment in each.segments)
+        in_order = np.array_equal(everywhere, np.arange(before))
+        return replace(self, segments=segments, places=None if in_order else everywhere)
+
     def in_unit(self, unit: float) -> Originals:
         """The same for codes in another unit of norms."""
         return replace(self, unit=unit)

@@ -45,12 +45,12 @@ def files_of(source: PathLike | Sequence[PathLike]) -> Place | list[Place]:
     with reading(path):
         if path.is_dir():
             return _chosen(path.iterdir(), str(path))
-        return path if not _has_magic(path) or path.exists() else _matched(path)
+        return path if not has_magic(path) or path.exists() else _matched(path)
 
 
 def _matched(path: Place) -> list[Place]:
     with reading(path):
-        if not _has_magic(path) or path.exists():
+        if not has_magic(path) or path.exists():
             return [path]
         found = _glob(path)
         if not found:
@@ -59,7 +59,8 @@ def _matched(path: Place) -> list[Place]:
         return _chosen(found, str(path))
 
 
-def _has_magic(path: Place) -> bool:
+def has_magic(path: Place) -> bool:
+    """Whether a path may be a pattern."""
     return path.has_magic if isinstance(path, RemotePath) else glob.has_magic(str(path))
 
 

@@ -15,7 +15,7 @@
 namespace compressae::bindings {
 namespace {
 
-// Searches parts, (lists, codes) each, all but the last of whole windows. With stage_one (n_queries, n_latents) by
+// Searches parts, (lists, codes) each. With stage_one (n_queries, n_latents) by
 // posting lists first, then the candidates by their codes; with stage_two alone every document by its codes. With a
 // refiner, the best `refine` documents by their codes are scored again, by queries (n_queries, dim).
 Hits search(const std::vector<std::pair<const InvertedLists*, const ForwardPart*>>& pairs,
@@ -34,7 +34,6 @@ Hits search(const std::vector<std::pair<const InvertedLists*, const ForwardPart*
     require_equal(lists->n_documents(), codes->n_documents(), "documents of the posting lists");
     require_equal(lists->view().n_latents, n_latents, "latents of the posting lists");
     require_equal(codes->n_latents(), n_latents, "latents of the codes");
-    require(n_documents % kWindow == 0, "only the last part may end within a window");
     parts.push_back({&lists->view(), &codes->codes(), codes->n_documents(), n_documents});
     n_documents += codes->n_documents();
   }

@@ -98,7 +98,7 @@ class ListSearch {
 
   void scan_window(std::size_t q, const Window& window, std::size_t first_wanted, WindowScan& scan,
                    CandidateSelection& selection) const {
-    Allowed allowed = window.part->of(scope_.allowed);
+    Allowed allowed = window.part->allowed;
     if (!allowed.all()) allowed.bitmap += window.first() / 8;
     scan.add(*window.part->inverted, window.number, terms_[q], steps(q));
     // Nearly every document of the first window would enter, and most would leave again.

@@ -15,14 +15,13 @@
 
 namespace compressae {
 
-// A run of documents in both forms, of which a search may need only one. All parts but the last hold whole windows.
+// A run of documents in both forms, of which a search may need only one.
 struct Part {
   const InvertedView* inverted;
   const Forward* forward;
   std::size_t n_documents;
   std::size_t first_row;
-
-  Allowed of(const Allowed& allowed) const { return {allowed.all() ? nullptr : allowed.bitmap + first_row / 8}; }
+  Allowed allowed = {};  // of its own documents
 };
 
 // A window of a part.
@@ -40,7 +39,8 @@ struct Scope {
   std::size_t n_latents;
   Allowed allowed;
   std::size_t n_allowed;
-  Refinement refinement = {};  // of what is scored by whole codes
+  std::vector<std::vector<std::uint8_t>> bitmaps = {};  // of parts that do not begin at a byte of `allowed`
+  Refinement refinement = {};                           // of what is scored by whole codes
 
   std::size_t n_documents() const { return parts.empty() ? 0 : parts.back().first_row + parts.back().n_documents; }
 
@@ -52,11 +52,32 @@ struct Scope {
   }
 };
 
+// Bits first ... first + count of a bitmap, from a whole byte on.
+inline std::vector<std::uint8_t> bits_from(const std::uint8_t* bitmap, std::size_t first, std::size_t count) {
+  std::vector<std::uint8_t> bits((count + 7) / 8);
+  const std::size_t shift = first % 8, last = (first + count - 1) / 8;
+  for (std::size_t i = 0; i < bits.size(); ++i) {
+    const std::size_t at = first / 8 + i;
+    const unsigned both = bitmap[at] | (at < last ? static_cast<unsigned>(bitmap[at + 1]) << 8 : 0u);
+    bits[i] = static_cast<std::uint8_t>(both >> shift);
+  }
+  return bits;
+}
+
 // bitmap: of the documents that a search is among, as Allowed has it; null allows all.
 inline Scope scope_of(std::vector<Part>&& parts, std::size_t n_latents, const std::uint8_t* bitmap) {
   Scope scope{std::move(parts), n_latents, {bitmap}, 0};
   const std::size_t n = scope.n_documents();
   scope.n_allowed = bitmap != nullptr ? kernels().count_bits(bitmap, (n + 7) / 8) : n;
+  if (bitmap == nullptr) return scope;
+  for (Part& part : scope.parts) {
+    if (part.first_row % 8 == 0) {
+      part.allowed = {bitmap + part.first_row / 8};
+    } else {
+      scope.bitmaps.push_back(bits_from(bitmap, part.first_row, part.n_documents));
+      part.allowed = {scope.bitmaps.back().data()};
+    }
+  }
   return scope;
 }
 

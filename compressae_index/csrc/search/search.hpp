@@ -80,7 +80,7 @@ void search_all(const Scope& scope, const Project& project, std::size_t n_querie
     TopK best(scope.refinement.kept(results.top));
     for (std::size_t i = begin; i < end; ++i) {
       const Part& part = *windows[i].part;
-      part.forward->scan(u, windows[i].first(), windows[i].last(), part.of(scope.allowed),
+      part.forward->scan(u, windows[i].first(), windows[i].last(), part.allowed,
                          static_cast<std::int64_t>(part.first_row), best);
     }
     const std::lock_guard lock(mutex);
