@@ -7,7 +7,6 @@ import math
 import os
 import warnings
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias
 
 import numpy as np
@@ -16,7 +15,7 @@ import numpy.typing as npt
 from compressae_index.arrays import FloatArray
 from compressae_index.checks import (
     as_floats,
-    as_path,
+    as_place,
     bad_rows,
     check_choice,
     check_text,
@@ -42,6 +41,7 @@ from compressae_index.embedded.codecs import Arrays, Codec, WithResiduals
 from compressae_index.errors import DimensionError, FormatError, InputError
 from compressae_index.index import CompressedIndex
 from compressae_index.persistence import reading
+from compressae_index.remote import Place
 from compressae_index.sources import BAD_ROWS, BadRows
 
 LatentType: TypeAlias = Literal["uint16", "uint32", "int32"]
@@ -59,7 +59,7 @@ _STALE = b"huggingface"
 _NAMED, _SHOWN = 5, 100
 
 # Models that this process has loaded, by path and fingerprint: engines unpickle an encoder again and again.
-_loaded: dict[tuple[Path, str], CompresSAE] = {}
+_loaded: dict[tuple[Place, str], CompresSAE] = {}
 
 
 class BatchEncoder:
@@ -112,7 +112,7 @@ class BatchEncoder:
             InputError: an argument is of another type or out of range.
             FormatError: there is no model at the path.
         """
-        self._path = None if isinstance(model, CompresSAE) else as_path(model, "model").absolute()
+        self._path = None if isinstance(model, CompresSAE) else as_place(model, "model").absolute()
         loaded = model if isinstance(model, CompresSAE) else CompresSAE.load(model)
         self._given = loaded if self._path is None else None
         self._fingerprint = loaded.fingerprint

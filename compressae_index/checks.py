@@ -17,6 +17,7 @@ from compressae_index.arrays import FloatArray
 from compressae_index.conversion import as_array, is_float
 from compressae_index.errors import DimensionError, InputError
 from compressae_index.processes import usable_threads
+from compressae_index.remote import Place, RemotePath, is_address, shown
 
 T = TypeVar("T", bound=str)
 
@@ -238,7 +239,7 @@ def as_path(value: Any, name: str = "path") -> Path:
     """A path from a string or an `os.PathLike`; a leading ~ is the home directory.
 
     Raises:
-        InputError: neither of these, empty, or with a NUL.
+        InputError: neither of these, empty, with a NUL, or the address of something on another machine.
     """
     try:
         text = os.fspath(value)
@@ -249,11 +250,32 @@ def as_path(value: Any, name: str = "path") -> Path:
     if not text or "\0" in text:
         msg = f"{name} must be a path, got {text!r}"
         raise InputError(msg)
+    if is_address(value):
+        if not text.startswith("file://"):
+            msg = f"{name} must be a path on this machine, got {shown(text)}"
+            raise InputError(msg)
+        return Path(text.removeprefix("file://"))
     try:
         return Path(text).expanduser()
     except RuntimeError as error:  # ~ of a user that does not exist
         msg = f"{name} {text!r} cannot be expanded: {error}"
         raise InputError(msg) from error
+
+
+def as_place(value: Any, name: str = "path") -> Place:
+    """Like `as_path`, and an address such as s3://bucket/name as the path of what it names.
+
+    Raises:
+        InputError: as for `as_path`, or an address that names nothing.
+    """
+    if isinstance(value, RemotePath):
+        return value
+    if not is_address(value) or os.fspath(value).startswith("file://"):
+        return as_path(value, name)
+    if not isinstance(value, str):
+        msg = f"{name} {shown(os.fspath(value))} has lost a slash in pathlib: pass addresses as strings"
+        raise InputError(msg)
+    return RemotePath(value)
 
 
 def check_threads(num_threads: int | None) -> int:

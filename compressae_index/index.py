@@ -18,7 +18,7 @@ from compressae_index.building.decision import decide
 from compressae_index.building.neighbourhoods import neighbourhoods
 from compressae_index.building.planning import Intent, Knobs, Plan, Shared
 from compressae_index.building.training import ModelSource
-from compressae_index.checks import as_path, check_choice, check_int, check_threads
+from compressae_index.checks import as_path, as_place, check_choice, check_int, check_threads
 from compressae_index.coding.chunks import Encoded, encoded_chunks
 from compressae_index.coding.directory import CodeStore
 from compressae_index.coding.metric import METRICS, Metric, RowScale
@@ -332,7 +332,7 @@ class CompressedIndex(Index):
         """
         given = list(shards)
         names = [
-            f"shard {number}" if isinstance(each, CompressedIndex) else str(each)
+            f"shard {number}" if isinstance(each, CompressedIndex) else str(as_place(each))
             for number, each in enumerate(given)
         ]
         if not given:
@@ -510,6 +510,9 @@ class CompressedIndex(Index):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a directory, in one step: a crash leaves what was there before, or all of this index.
 
+        The path may be an address in a store, such as s3://bucket/items.index: the files are then made in the
+        temporary folder (TMPDIR), and uploaded.
+
         Raises:
             FormatError: something other than an index is at `path`.
             StorageError: the disk is full or refuses; what was there before is untouched.
@@ -536,7 +539,9 @@ class CompressedIndex(Index):
         """Reads what `save` wrote, and checks all of it; of a folder of shards, gives the index of all.
 
         Args:
-            path: the directory.
+            path: the directory, or its address in a store, such as s3://bucket/items.index. Its files are
+                then copied to the temporary folder (TMPDIR), and removed from there once they are read; what
+                is mapped takes room there as long as the index lives.
             mmap: map the codes instead of reading them, so that only what searches touch takes memory.
                 Original vectors are always mapped.
             originals: the path or array of the original vectors that the index refers to, if they are no
@@ -551,13 +556,11 @@ class CompressedIndex(Index):
                 given, but the index refers to none.
             StorageError: there is no permission to read it.
         """
-        if is_folder_of_shards(as_path(path)):
-            return cls.merge(
-                cls.load(each, mmap=mmap, originals=originals) for each in shard_paths(as_path(path))
-            )
-        stored = persistence.read(path, "index", mmap=mmap, always_mapped=(as_path(FILE).stem,))
+        where = as_place(path)
+        if is_folder_of_shards(where):
+            return cls.merge(cls.load(each, mmap=mmap, originals=originals) for each in shard_paths(where))
+        stored = persistence.read(where, "index", mmap=mmap, always_mapped=(as_path(FILE).stem,))
         check_moved(stored.meta, originals)
-        where = as_path(path)
         with persistence.reading(str(where)):
             model = CompresSAE.from_stored(persistence.entry(stored.meta, "model", dict), stored.tensors)
             # Older indexes have no metric, which was cosine.

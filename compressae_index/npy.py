@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import os
 from io import BufferedReader
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from compressae_index.errors import FormatError
+from compressae_index.remote import Place
 
 _READERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
@@ -28,7 +28,7 @@ class NpyHeader(NamedTuple):
     """Bytes before the first entry."""
 
 
-def read_header(handle: BufferedReader, file: Path) -> NpyHeader:
+def read_header(handle: BufferedReader, file: Place) -> NpyHeader:
     """The header of a file, checked against its size, so that a false shape allocates no memory.
 
     Args:
@@ -39,7 +39,9 @@ def read_header(handle: BufferedReader, file: Path) -> NpyHeader:
         FormatError: not a .npy file, one of Python objects, or shorter or longer than its header says.
     """
     shape, fortran_order, dtype = _parsed(handle, file)
-    offset, size = handle.tell(), os.fstat(handle.fileno()).st_size
+    offset = handle.tell()
+    size = handle.seek(0, os.SEEK_END)
+    handle.seek(offset)
     is_plain = dtype.itemsize > 0 and not dtype.hasobject
     if not is_plain or min(shape, default=1) < 0 or any(isinstance(length, bool) for length in shape):
         msg = f"{file} is damaged: its header says shape {shape} and dtype {dtype}"
@@ -51,7 +53,7 @@ def read_header(handle: BufferedReader, file: Path) -> NpyHeader:
     return NpyHeader(shape, dtype, fortran_order, offset)
 
 
-def _parsed(handle: BufferedReader, file: Path) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+def _parsed(handle: BufferedReader, file: Place) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     try:
         version = np.lib.format.read_magic(handle)
         if version not in _READERS:

@@ -12,6 +12,12 @@ A writer writes new data next to the old, replaces the manifest atomically, then
 syncs each step before the next: a crash or a power cut at any point leaves the old directory or the new one.
 Writers need not know of each other: each writes to its own folder and holds the folder's lock. The last to
 replace the manifest wins, and removes folders that the manifest does not name and nobody holds.
+
+A directory in a store, such as s3://bucket/name, has the same files. A writer makes them in a temporary
+folder, uploads the data under a new name, then the manifest, one object that the store replaces as a whole,
+then removes the data that the old manifest named. A crash leaves the old directory or the new one, too. As
+stores have no locks, nobody can tell data that a crash has left from data that are being written: they stay.
+A reader copies the data to a temporary folder, and reads them there.
 """
 
 from __future__ import annotations
@@ -22,6 +28,7 @@ import json
 import mmap as mmap_module
 import os
 import re
+import secrets
 import shutil
 import stat
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -34,12 +41,15 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from compressae_index.checks import as_path
+from compressae_index.checks import as_place, check_int
 from compressae_index.errors import CompressaeError, FormatError, InputError, NewerFormatError
 from compressae_index.npy import read_header
+from compressae_index.remote import Place, RemotePath
 from compressae_index.storage import (
+    TemporaryFolder,
     accessing,
     check_writable,
+    download,
     make_folders,
     new_file,
     open_file,
@@ -74,16 +84,18 @@ class Stored(NamedTuple):
     """Other files by name."""
     checksum: str
     """The manifest's checksum, which changes with the contents."""
+    copy: TemporaryFolder | None = None
+    """What holds copies of `files` from a store; they go with it."""
 
 
 class Mapped(NamedTuple):
     """Path and checksum of mapped arrays, for another process to map them too."""
 
-    path: Path
+    path: Place
     checksum: str
 
     @classmethod
-    def of(cls, path: Path, stored: Stored) -> Mapped:
+    def of(cls, path: Place, stored: Stored) -> Mapped:
         """Of a directory that was read, by its absolute path: working directories may differ."""
         return cls(path.absolute(), stored.checksum)
 
@@ -113,7 +125,7 @@ def write(
     """Writes a directory of the given kind, replacing an older one of this kind.
 
     Args:
-        path: the directory.
+        path: the directory, or its address in a store.
         kind: the kind of its contents.
         meta: the caller's own entry of the manifest.
         arrays: arrays by name.
@@ -124,11 +136,25 @@ def write(
         FormatError: another kind is at `path`, or something that this package did not write.
         StorageError: the disk is full or refuses; what was there before is untouched.
     """
-    path = as_path(path)
-    check_target(path, kind)
+    place = as_place(path)
+    check_target(place, kind)
+    if isinstance(place, RemotePath):
+        _write_remotely(place, kind, meta, arrays or {}, tensors, files or {})
+    else:
+        _write_here(place, kind, meta, arrays or {}, tensors, files or {})
+
+
+def _write_here(
+    path: Path,
+    kind: str,
+    meta: Mapping[str, Any],
+    arrays: Mapping[str, npt.NDArray[Any]],
+    tensors: Mapping[str, npt.NDArray[Any]],
+    files: Mapping[str, Callable[[Path], object]],
+) -> None:
     with accessing(path, "written"):
         with _new_data(path) as folder:
-            _write_files(folder, arrays or {}, tensors, files or {})
+            _write_files(folder, arrays, tensors, files)
             described = {file.name: describe(file) for file in sorted(folder.iterdir())}
             sync_folder(folder)
             sync_folder(path)  # the folder's name must be on disk before a manifest names it
@@ -139,6 +165,46 @@ def write(
             shutil.rmtree(path / previous, ignore_errors=True)
         with suppress(OSError):  # the save itself is complete
             _sweep(path)
+
+
+def _write_remotely(
+    path: RemotePath,
+    kind: str,
+    meta: Mapping[str, Any],
+    arrays: Mapping[str, npt.NDArray[Any]],
+    tensors: Mapping[str, npt.NDArray[Any]],
+    files: Mapping[str, Callable[[Path], object]],
+) -> None:
+    made = TemporaryFolder()
+    try:
+        with accessing(made.path, "written"):
+            _write_files(made.path, arrays, tensors, files)
+            described = {file.name: describe(file) for file in sorted(made.path.iterdir())}
+        with accessing(path, "written"):
+            data = _upload(path, made.path)
+            content = {"meta": dict(meta), "data": data.name, "files": described}
+            previous = _replaced_by(path, kind)
+            # If this fails, the store may have the manifest, or get it later: the data must stay.
+            (path / _MANIFEST).write_bytes(_manifest_of(kind, content))
+    finally:
+        made.remove()
+    if previous is not None:
+        with suppress(OSError):  # the save itself is complete
+            (path / previous).remove()
+
+
+def _upload(path: RemotePath, folder: Path) -> RemotePath:
+    """Copies files to a new data folder in a store; if that fails, what was written is removed."""
+    while (data := path / f"{_PREFIX}{secrets.token_hex(4)}").exists():
+        pass
+    try:
+        for file in sorted(folder.iterdir()):
+            (data / file.name).upload(file)
+    except BaseException:
+        with suppress(OSError):
+            data.remove()
+        raise
+    return data
 
 
 @contextmanager
@@ -174,15 +240,19 @@ def write_manifest(path: Path, kind: str, content: Mapping[str, Any], *, aside: 
     Raises:
         FormatError: another kind, or something foreign, appeared at `path` since `check_target`.
     """
-    manifest = {"format": FORMAT, "format_version": FORMAT_VERSION, "kind": kind, **content}
-    manifest["checksum"] = _manifest_checksum(manifest)
     with new_file(aside) as handle:
-        handle.write(json.dumps(manifest, indent=1).encode())
+        handle.write(_manifest_of(kind, content))
         sync(handle)
     previous = _replaced_by(path, kind, with_data="data" in content)
     os.replace(aside, path / _MANIFEST)
     sync_folder(path)
     return previous
+
+
+def _manifest_of(kind: str, content: Mapping[str, Any]) -> bytes:
+    manifest = {"format": FORMAT, "format_version": FORMAT_VERSION, "kind": kind, **content}
+    manifest["checksum"] = _manifest_checksum(manifest)
+    return json.dumps(manifest, indent=1).encode()
 
 
 def check_target(path: str | os.PathLike[str], kind: str) -> None:
@@ -192,21 +262,26 @@ def check_target(path: str | os.PathLike[str], kind: str) -> None:
         FormatError: another kind is at `path`, or something that this package did not write.
         StorageError: no permission to write there.
     """
-    path = as_path(path)
+    path = as_place(path)
     check_writable(path)
     with accessing(path, "read"):
-        foreign = path.exists() and not path.is_dir()
+        if isinstance(path, RemotePath) and _replaced_by(path, kind) is not None:
+            return
+        is_folder = path.is_dir()
+        foreign = not is_folder and path.exists()
         # Without a manifest: empty, or holds a first write that was killed or is under way.
-        if path.is_dir() and not was_written(path):
+        if is_folder and not was_written(path):
             foreign = not all(_DATA.fullmatch(entry.name) for entry in path.iterdir())
         if foreign:
             raise _foreign(path)
         _replaced_by(path, kind)
 
 
-def was_written(path: Path) -> bool:
+def was_written(path: Place) -> bool:
     """Whether a path holds a manifest of any kind; a first write that was killed leaves none."""
     with accessing(path, "read"):
+        if isinstance(path, RemotePath):
+            return (path / _MANIFEST).exists()
         try:
             (path / _MANIFEST).lstat()
         except (FileNotFoundError, NotADirectoryError):
@@ -214,7 +289,7 @@ def was_written(path: Path) -> bool:
         return True
 
 
-def _replaced_by(path: Path, kind: str, *, with_data: bool = True) -> str | None:
+def _replaced_by(path: Place, kind: str, *, with_data: bool = True) -> str | None:
     """The data folder that the manifest at a path names, or None without a manifest.
 
     Raises:
@@ -239,7 +314,7 @@ def _replaced_by(path: Path, kind: str, *, with_data: bool = True) -> str | None
     return data if with_data else None
 
 
-def _foreign(path: Path) -> FormatError:
+def _foreign(path: Place) -> FormatError:
     return FormatError(f"{path} exists and was not written by compressae-index; it is left as it is")
 
 
@@ -265,7 +340,7 @@ def kind_of(path: str | os.PathLike[str]) -> str:
         NewerFormatError: a newer version of this package wrote it.
         StorageError: it cannot be read.
     """
-    return str(read_manifest(as_path(path), None)["kind"])
+    return str(read_manifest(as_place(path), None)["kind"])
 
 
 def read(
@@ -274,7 +349,7 @@ def read(
     """Reads a directory of the given kind and checks all of it.
 
     Args:
-        path: the directory.
+        path: the directory, or its address in a store.
         kind: the kind it must have.
         mmap: map the arrays instead of reading them into memory. Checksums are still verified, by reading
             the files once; the pages stay in the system's cache.
@@ -285,11 +360,11 @@ def read(
         NewerFormatError: a newer version of this package wrote it.
         StorageError: there is no permission to read it.
     """
-    where = as_path(path)
+    where = as_place(path)
     return unless_replaced(where, lambda: _read(where, kind, mmap, always_mapped))
 
 
-def unless_replaced(path: Path, attempt: Callable[[], T]) -> T:
+def unless_replaced(path: Place, attempt: Callable[[], T]) -> T:
     """Reads a directory by `attempt`, again if that failed and a writer replaced the directory meanwhile."""
     while True:
         before = _manifest_bytes(path)
@@ -300,25 +375,35 @@ def unless_replaced(path: Path, attempt: Callable[[], T]) -> T:
                 raise
 
 
-def _manifest_bytes(path: Path) -> bytes | None:
+def _manifest_bytes(path: Place) -> bytes | None:
     try:
-        with open_file(path / _MANIFEST) as handle:
-            return handle.read()
+        return _content(path / _MANIFEST)
     except (FormatError, OSError):
         return None
 
 
-def _read(path: Path, kind: str, mmap: bool, always_mapped: Collection[str]) -> Stored:
+def _content(file: Place) -> bytes:
+    if isinstance(file, RemotePath):
+        return file.read_bytes()
+    with open_file(file) as handle:
+        return handle.read()
+
+
+def _read(path: Place, kind: str, mmap: bool, always_mapped: Collection[str]) -> Stored:
     manifest = read_manifest(path, kind)
     arrays: dict[str, npt.NDArray[Any]] = {}
     tensors: dict[str, npt.NDArray[Any]] = {}
     files: dict[str, Path] = {}
     with accessing(path, "read"), reading(str(path)), ExitStack() as opened:
-        folder = _data_folder(path, manifest)
+        data = path / _data_name(manifest)
+        copy = TemporaryFolder() if isinstance(data, RemotePath) else None
+        if copy is not None:
+            opened.push(lambda kind, *_: copy.remove() if kind else None)
+        folder = _at_hand(data, manifest["files"], copy)
         # Open all files before reading any, so that a writer can remove them meanwhile.
         handles = {name: opened.enter_context(open_file(folder / _bare(name))) for name in manifest["files"]}
         for name, handle in handles.items():
-            file = folder / name
+            file = data / name
             _verify(handle, file, manifest["files"][name])
             if name == _TENSOR_FILE:
                 from safetensors.numpy import load
@@ -327,20 +412,29 @@ def _read(path: Path, kind: str, mmap: bool, always_mapped: Collection[str]) -> 
             elif file.suffix == ".npy":
                 arrays[file.stem] = _read_array(handle, file, mmap or file.stem in always_mapped)
             else:
-                files[name] = file
-        return Stored(entry(manifest, "meta", dict), arrays, tensors, files, manifest["checksum"])
+                files[name] = folder / name
+        return Stored(entry(manifest, "meta", dict), arrays, tensors, files, manifest["checksum"], copy)
 
 
-def _data_folder(path: Path, manifest: Mapping[str, Any]) -> Path:
+def _data_name(manifest: Mapping[str, Any]) -> str:
     name: str = manifest["data"]
     if not _is_data(name):
         msg = f"its manifest names {name!r} as the folder of its data"
         raise ValueError(msg)
-    folder = path / name
-    if folder.is_symlink():
-        msg = f"{folder} is a link, and links are not followed: put a copy of the folder in its place"
+    return name
+
+
+def _at_hand(data: Place, files: Mapping[str, Any], copy: TemporaryFolder | None) -> Path:
+    """A local folder with the files of a data folder, which is `copy` for one in a store."""
+    if isinstance(data, RemotePath):
+        assert copy is not None
+        for name, described in files.items():
+            download(data / _bare(name), copy.path / name, check_int(described["bytes"], "bytes", 0))
+        return copy.path
+    if data.is_symlink():
+        msg = f"{data} is a link, and links are not followed: put a copy of the folder in its place"
         raise FormatError(msg)
-    return folder
+    return data
 
 
 def _bare(name: str) -> str:
@@ -350,7 +444,7 @@ def _bare(name: str) -> str:
     return name
 
 
-def _read_array(handle: BufferedReader, file: Path, mmap: bool) -> npt.NDArray[Any]:
+def _read_array(handle: BufferedReader, file: Place, mmap: bool) -> npt.NDArray[Any]:
     """Reads an array whose size fits the file; np.load would also take archives."""
     header = read_header(handle, file)
     empty = 0 in header.shape
@@ -446,7 +540,7 @@ def verify(file: Path, expected: Mapping[str, Any]) -> None:
         _verify(handle, file, expected)
 
 
-def _verify(handle: BufferedReader, file: Path, expected: Mapping[str, Any]) -> None:
+def _verify(handle: BufferedReader, file: Place, expected: Mapping[str, Any]) -> None:
     """Like `verify`, for an open file; seeks back to its start."""
     size = os.fstat(handle.fileno()).st_size
     if size != expected["bytes"]:
@@ -463,7 +557,7 @@ def _manifest_checksum(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def read_manifest(path: Path, kind: str | None) -> dict[str, Any]:
+def read_manifest(path: Place, kind: str | None) -> dict[str, Any]:
     """The manifest of a directory of the given kind, or of any for None, with its checksum verified.
 
     Raises:
@@ -472,13 +566,13 @@ def read_manifest(path: Path, kind: str | None) -> dict[str, Any]:
         StorageError: there is no permission to read it.
     """
     with accessing(path, "read"):
-        if not path.is_dir():
-            msg = f"{path} is not a directory" if path.exists() else f"{path} does not exist"
-            raise FormatError(msg)
         try:
             manifest = _parsed(path)
-        except (FileNotFoundError, IsADirectoryError):
-            msg = f"{path} holds no {_MANIFEST}, so it is not a compressae-index directory"
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            if path.is_dir():
+                msg = f"{path} holds no {_MANIFEST}, so it is not a compressae-index directory"
+            else:
+                msg = f"{path} is not a directory" if path.exists() else f"{path} does not exist"
             raise FormatError(msg) from None
         except (ValueError, RecursionError) as error:
             msg = f"{path / _MANIFEST} is truncated or not JSON: {error}"
@@ -502,7 +596,7 @@ def read_manifest(path: Path, kind: str | None) -> dict[str, Any]:
     return manifest
 
 
-def _parsed(path: Path) -> Any:
+def _parsed(path: Place) -> Any:
     """The parsed JSON of a manifest, unchecked.
 
     Raises:
@@ -511,7 +605,6 @@ def _parsed(path: Path) -> Any:
         ValueError, RecursionError: it is not JSON.
     """
     file = path / _MANIFEST
-    if stat.S_ISDIR(file.lstat().st_mode):
+    if isinstance(file, Path) and stat.S_ISDIR(file.lstat().st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
-    with open_file(file) as handle:
-        return json.loads(handle.read())
+    return json.loads(_content(file))

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 import shutil
 import stat
 import sys
+import tempfile
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader, BufferedWriter
@@ -20,6 +23,7 @@ from types import TracebackType
 from typing import Literal
 
 from compressae_index.errors import FormatError, StorageError
+from compressae_index.remote import Place, RemotePath
 
 if sys.platform != "win32":
     import fcntl
@@ -29,12 +33,17 @@ _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0)
 _BINARY = getattr(os, "O_BINARY", 0)
 
+_TEMPORARY_PREFIX = "compressae-copy-"
+_TEMPORARY = re.compile(rf"{_TEMPORARY_PREFIX}[0-9a-f]{{8}}")
+# Bytes in memory while an object is copied to a file.
+_COPIED_BYTES = 64 << 20
+
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @contextmanager
-def accessing(path: Path, doing: Literal["read", "written"]) -> Iterator[None]:
+def accessing(path: Place, doing: Literal["read", "written"]) -> Iterator[None]:
     """Turns OSErrors inside into a StorageError in words; errors of this package pass.
 
     Raises:
@@ -48,7 +57,7 @@ def accessing(path: Path, doing: Literal["read", "written"]) -> Iterator[None]:
         raise in_words(error, path, doing) from error
 
 
-def in_words(error: OSError, path: Path, doing: str) -> StorageError:
+def in_words(error: OSError, path: Place, doing: str) -> StorageError:
     """An OSError in words: what failed on which file, why, and what to do."""
     number = error.errno
     if number is None:
@@ -65,14 +74,18 @@ def in_words(error: OSError, path: Path, doing: str) -> StorageError:
     return StorageError(number, words, name)
 
 
-def check_writable(path: Path) -> None:
+def check_writable(path: Place) -> None:
     """Checks that a file or folder can be written, as far as possible without writing.
 
     Raises:
         FormatError: the path lies below a file, or is or lies below a link to nowhere.
-        StorageError: no permission to write to the folder, or to make it.
+        StorageError: no permission to write to the folder, or to make it; no such bucket.
+        InputError: a store in which nothing can be replaced as a whole.
     """
     with accessing(path, "written"):
+        if isinstance(path, RemotePath):
+            path.check_writable()
+            return
         for each in (path, *path.parents):
             if each.is_symlink() and not each.exists():
                 target = os.readlink(each)
@@ -241,6 +254,60 @@ def _locked_folder(parent: Path, prefix: str) -> tuple[Path, FolderLock]:
             if lock.folder_is_there():
                 return folder, lock
             lock.release()
+
+
+class TemporaryFolder:
+    """A folder for this user alone that goes with this object, or with a later one if the process is killed.
+
+    On POSIX, maps of files in it outlive it.
+    """
+
+    def __init__(self) -> None:
+        """Makes it in the temporary folder (TMPDIR).
+
+        Raises:
+            StorageError: the disk is full or refuses.
+        """
+        parent = Path(tempfile.gettempdir())
+        with accessing(parent, "written"):
+            sweep(parent, _TEMPORARY.fullmatch, lambda _: False)
+            self.path, lock = _locked_folder(parent, _TEMPORARY_PREFIX)
+            self.path.chmod(0o700)
+        self._end = weakref.finalize(self, _end_of, self.path, lock, os.getpid())
+
+    def remove(self) -> None:
+        """Removes it now."""
+        self._end()
+
+
+def _end_of(folder: Path, lock: FolderLock, process: int) -> None:
+    if os.getpid() == process:  # a forked child has no say
+        shutil.rmtree(folder, ignore_errors=True)
+        lock.release()
+
+
+def download(source: RemotePath, file: Path, size: int) -> None:
+    """Copies an object to a new local file, or what there is of it if it is shorter than `size`.
+
+    Raises:
+        FormatError: there is no such object.
+        StorageError: the disk is full or refuses.
+        OSError: the store fails.
+    """
+    block = memoryview(bytearray(min(_COPIED_BYTES, size)))
+    with new_file(file) as target:
+        for begin in range(0, size, _COPIED_BYTES):
+            wanted = min(_COPIED_BYTES, size - begin)
+            try:
+                read = source.read_at(begin, block[:wanted])
+            except FileNotFoundError:
+                msg = f"{source} is missing"
+                raise FormatError(msg) from None
+            with accessing(file, "written"):
+                target.write(block[:read])
+                target.flush()
+            if read < wanted:
+                break
 
 
 def sweep(parent: Path, is_ours: Callable[[str], object], is_kept: Callable[[str], bool]) -> None:

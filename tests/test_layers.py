@@ -27,7 +27,7 @@ FLOORS = (
     # The ground: what its modules import of each other is their own affair.
     (
         *("_engine", "arrays", "checks", "conversion", "errors", "ids", "npy", "persistence", "processes"),
-        *("progress", "storage", "terminal"),
+        *("progress", "remote", "storage", "terminal"),
     ),
 )
 GROUND = FLOORS[-1]

@@ -241,12 +241,10 @@ def test_actors_know_their_documents(sharded: ShardedIndex, shards: Path, querie
         sharded.codes(["item x"])
     with pytest.raises(UnknownIdError):
         sharded.search(queries, 3, filter=["item x"])
-    for change in (
-        lambda: sharded.remove(["item 3"]),
-        lambda: sharded.add(queries, [str(i) for i in range(50)]),
-    ):
-        with pytest.raises(InputError, match="is not changed"):
-            change()
+    with pytest.raises(InputError, match="is not changed"):
+        sharded.remove(["item 3"])
+    with pytest.raises(InputError, match="is not changed"):
+        sharded.add(queries, [str(i) for i in range(50)])
 
 
 def test_a_lost_actor_comes_back_or_is_reported(shards: Path, queries: FloatArray) -> None:

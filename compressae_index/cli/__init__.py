@@ -77,7 +77,7 @@ def main() -> None:
     """Search dense embeddings from sparse dictionary codes.
 
     EMBEDDINGS is a .npy, .fvecs, .bvecs, .hdf5 (ann-benchmarks layout) or .parquet (list column) file, or a
-    folder of such files. They are read in pieces.
+    folder of such files. They are read in pieces. Paths may be addresses, such as s3://bucket/items.index.
 
     \b
     Example:

@@ -17,6 +17,7 @@ from compressae_index.checks import as_path
 from compressae_index.cli.indexes import load_index
 from compressae_index.cli.options import (
     PATH,
+    PLACE,
     Storage,
     Training,
     bad_rows_option,
@@ -49,6 +50,7 @@ from compressae_index.index import CompressedIndex
 from compressae_index.measuring.evaluation import aligned, settings_text
 from compressae_index.persistence import check_target, kind_of
 from compressae_index.progress import track
+from compressae_index.remote import Place
 from compressae_index.search.frontier import Point
 from compressae_index.search.index import Index
 from compressae_index.sources import BadRows, Vectors, open_vectors, read_ids
@@ -60,8 +62,8 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("embeddings", type=PATH)
-@click.option("--output", "-o", type=PATH, required=True, help="Directory to write the model to.")
+@click.argument("embeddings", type=PLACE)
+@click.option("--output", "-o", type=PLACE, required=True, help="Directory to write the model to.")
 @click.option("--checkpoint", type=PATH, help="Directory to save the training state to, and to resume from.")
 @click.option(
     "--center/--no-center",
@@ -73,8 +75,8 @@ if TYPE_CHECKING:
 @bad_rows_option
 @json_option
 def train(
-    embeddings: Path,
-    output: Path,
+    embeddings: Place,
+    output: Place,
     checkpoint: Path | None,
     center: bool,
     training: Training,
@@ -96,7 +98,7 @@ def train(
     check_folder(output, "models")
     check_target(output, "model")
     replaced = holds_something(output)
-    if checkpoint is not None and checkpoint.resolve() == output.resolve():
+    if checkpoint is not None and isinstance(output, Path) and checkpoint.resolve() == output.resolve():
         msg = f"{output} cannot hold both the model and the checkpoint: use two directories"
         raise InputError(msg)
     vectors = open_vectors(embeddings, dataset=dataset, on_bad_rows=on_bad_rows)
@@ -128,8 +130,8 @@ def train_config(preset: Preset, steps: int | None, seed: int) -> TrainConfig:
 
 
 @click.command()
-@click.argument("embeddings", type=PATH)
-@click.option("--model", type=PATH, required=True, help="Directory that `train` wrote.")
+@click.argument("embeddings", type=PLACE)
+@click.option("--model", type=PLACE, required=True, help="Directory that `train` wrote.")
 @click.option(
     "--output",
     "-o",
@@ -143,8 +145,8 @@ def train_config(preset: Preset, steps: int | None, seed: int) -> TrainConfig:
 @threads_option
 @json_option
 def encode(
-    embeddings: Path,
-    model: Path,
+    embeddings: Place,
+    model: Place,
     output: Path,
     k: int | None,
     encoder: Encoder,
@@ -203,11 +205,11 @@ def _encode_to_matrix(
 
 
 @click.command()
-@click.argument("embeddings", type=PATH, required=False)
-@click.option("--output", "-o", type=PATH, required=True, help="Directory to write the index to.")
-@click.option("--model", type=PATH, help="Directory that `train` wrote; without it, a model is trained.")
-@click.option("--codes", type=PATH, help="Directory that `encode` wrote, in place of EMBEDDINGS.")
-@click.option("--ids", type=PATH, help="One id a row: .npy, or a text file with one id a line.")
+@click.argument("embeddings", type=PLACE, required=False)
+@click.option("--output", "-o", type=PLACE, required=True, help="Directory to write the index to.")
+@click.option("--model", type=PLACE, help="Directory that `train` wrote; without it, a model is trained.")
+@click.option("--codes", type=PLACE, help="Directory that `encode` wrote, in place of EMBEDDINGS.")
+@click.option("--ids", type=PLACE, help="One id a row: .npy, or a text file with one id a line.")
 @id_column_option
 @gathered(training_options, Training, "training")
 @gathered(storage_options, Storage, "storage")
@@ -225,11 +227,11 @@ def _encode_to_matrix(
 @click.pass_context
 def build(
     context: click.Context,
-    embeddings: Path | None,
-    output: Path,
-    model: Path | None,
-    codes: Path | None,
-    ids: Path | None,
+    embeddings: Place | None,
+    output: Place,
+    model: Place | None,
+    codes: Place | None,
+    ids: Place | None,
     id_column: str | None,
     training: Training,
     storage: Storage,
@@ -314,7 +316,7 @@ def _build_config(training: Training, encoder: Encoder) -> TrainConfig:
 
 
 def _index_of_codes(
-    codes: Path, model: CompresSAE | None, ids: IdArray | None, storage: Storage, threads: int | None
+    codes: Place, model: CompresSAE | None, ids: IdArray | None, storage: Storage, threads: int | None
 ) -> CompressedIndex:
     if model is None:
         raise click.UsageError("--codes needs the --model that encoded.")
@@ -324,7 +326,7 @@ def _index_of_codes(
     )
 
 
-def _save(made: CompressedIndex | CompresSAE, output: Path) -> None:
+def _save(made: CompressedIndex | CompresSAE, output: Place) -> None:
     """Saves an index or a model; if that fails, to a temporary folder, as it took long to make.
 
     Raises:
@@ -379,7 +381,7 @@ def refuse(context: click.Context, given: str, names: tuple[str, ...]) -> None:
             raise click.UsageError(msg)
 
 
-def given_ids(embeddings: Path | None, ids: Path | None, id_column: str | None) -> IdArray | None:
+def given_ids(embeddings: Place | None, ids: Place | None, id_column: str | None) -> IdArray | None:
     """The ids of EMBEDDINGS by `--ids` and `--id-column`; None for row numbers."""
     if id_column is None:
         return None if ids is None else read_ids(ids)
@@ -390,7 +392,7 @@ def given_ids(embeddings: Path | None, ids: Path | None, id_column: str | None) 
 
 
 @click.command()
-@click.argument("embeddings", type=PATH)
+@click.argument("embeddings", type=PLACE)
 @click.option("--k", type=int, help="Nonzeros a code.  [default: 32, less for few rows or dimensions]")
 @n_latents_option
 @gathered(storage_options, Storage, "storage")
@@ -399,7 +401,7 @@ def given_ids(embeddings: Path | None, ids: Path | None, id_column: str | None) 
 @threads_option
 @json_option
 def estimate(
-    embeddings: Path,
+    embeddings: Place,
     k: int | None,
     n_latents: int | None,
     storage: Storage,
@@ -432,10 +434,10 @@ def estimate(
 
 
 @click.command()
-@click.argument("path", type=PATH)
+@click.argument("path", type=PLACE)
 @originals_option
 @json_option
-def info(path: Path, originals: str | None, as_json: bool) -> None:
+def info(path: Place, originals: str | None, as_json: bool) -> None:
     """Describe the index, model or codes at PATH.
 
     PATH may also be an index of the Faiss connector, or a file of its posting lists. Bytes per vector are
@@ -454,11 +456,11 @@ def info(path: Path, originals: str | None, as_json: bool) -> None:
         click.echo("\n" + aligned(["two_stage with", "recall@10"], rows))
 
 
-def _described(path: Path, originals: str | None) -> dict[str, Any]:
+def _described(path: Place, originals: str | None) -> dict[str, Any]:
     """Facts about what is at a path; the first key is its kind."""
     with accessing(path, "read"):
         is_faiss = path.is_file() and _is_faiss(path)
-    if is_faiss:
+    if is_faiss and isinstance(path, Path):
         from compressae_index.connectors.faiss import lists
 
         return {"faiss_lists": str(path), **lists.stats(lists.read_lists(path, mmap=True))._asdict()}
@@ -474,7 +476,7 @@ def _described(path: Path, originals: str | None) -> dict[str, Any]:
     return facts if index.frontier is None else facts | {"frontier": index.frontier.manifest()["points"]}
 
 
-def _is_faiss(file: Path) -> bool:
+def _is_faiss(file: Place) -> bool:
     """Whether a file begins like those of `faiss.write_index`; Faiss itself checks the rest."""
     with file.open("rb") as handle:
         return handle.read(2) in (b"Ix", b"Iw")

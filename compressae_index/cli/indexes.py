@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from compressae_index.checks import as_path
 from compressae_index.index import CompressedIndex
 from compressae_index.persistence import kind_of
+from compressae_index.remote import Place
 from compressae_index.search.index import Index
 
 
-def load_index(path: Path, originals: str | None = None) -> Index:
+def load_index(path: Place, originals: str | None = None) -> Index:
     """Maps the index at a path: a `CompressedIndex` or a `FaissIndex`, by the kind in its manifest.
 
     Args:

@@ -14,6 +14,7 @@ import click
 from compressae_index.cli.data import TRAINING, refuse, train_config
 from compressae_index.cli.options import (
     PATH,
+    PLACE,
     encoder_option,
     json_option,
     print_result,
@@ -25,6 +26,7 @@ from compressae_index.cli.options import (
 from compressae_index.cli.search import neighbours, print_neighbours
 from compressae_index.coding.metric import METRICS
 from compressae_index.index import CompressedIndex
+from compressae_index.remote import Place
 from compressae_index.search.queries import Scoring
 from compressae_index.sources import open_vectors
 from compressae_index.terminal import quoted
@@ -121,7 +123,7 @@ def milvus() -> None:
 @click.option("--target", help="Name of the compressed one.  [default: COLLECTION_compressed]")
 @click.option("--vector-field", help="The dense field.  [default: the only one]")
 @click.option("--filter", "expression", default="", help="Only rows that satisfy a Milvus expression.")
-@click.option("--model", type=PATH, help="Directory that `train` wrote.  [default: train on the vectors]")
+@click.option("--model", type=PLACE, help="Directory that `train` wrote.  [default: train on the vectors]")
 @training_options
 @encoder_option
 @click.option(
@@ -150,7 +152,7 @@ def import_(
     connection: Connection,
     collection: str,
     expression: str,
-    model: Path | None,
+    model: Place | None,
     preset: Preset,
     steps: int | None,
     seed: int,
@@ -211,7 +213,7 @@ def sync(connection: Connection, collection: str, compare: bool, threads: int | 
 
 
 @milvus.command()
-@click.argument("queries", type=PATH)
+@click.argument("queries", type=PLACE)
 @connection_options
 @click.option("--collection", required=True, help="The compressed collection.")
 @click.option("-k", "k", type=int, default=10, show_default=True, help="Neighbours of each query.")
@@ -230,7 +232,7 @@ def sync(connection: Connection, collection: str, compare: bool, threads: int | 
 @query_dataset_option
 @json_option
 def search(
-    queries: Path,
+    queries: Place,
     connection: Connection,
     collection: str,
     k: int,
@@ -309,7 +311,7 @@ def info(connection: Connection, collection: str, as_json: bool) -> None:
 
 
 @milvus.command("export-parquet")
-@click.argument("index", type=PATH)
+@click.argument("index", type=PLACE)
 @click.option("--output", "-o", type=PATH, required=True, help="Directory to write, new or empty.")
 @dense_option
 @click.option(
@@ -320,7 +322,7 @@ def info(connection: Connection, collection: str, as_json: bool) -> None:
 @click.option("--primary", default="id", show_default=True, help="Name of the primary key.")
 @json_option
 def export_parquet(
-    index: Path, output: Path, dense: Any, originals: Any, primary: str, as_json: bool
+    index: Place, output: Path, dense: Any, originals: Any, primary: str, as_json: bool
 ) -> None:
     """Write the codes of INDEX for Milvus's bulk import.
 

@@ -9,6 +9,7 @@ import click
 
 from compressae_index.cli.options import (
     PATH,
+    PLACE,
     bad_rows_option,
     check_file,
     dataset_option,
@@ -19,12 +20,13 @@ from compressae_index.cli.options import (
 from compressae_index.coding.model import CompresSAE
 from compressae_index.measuring.model_report import model_report
 from compressae_index.measuring.plots import figure_class
+from compressae_index.remote import Place
 from compressae_index.sources import BadRows, open_vectors
 
 
 @click.command("report")
-@click.argument("model", type=PATH)
-@click.argument("embeddings", type=PATH)
+@click.argument("model", type=PLACE)
+@click.argument("embeddings", type=PLACE)
 @click.option("--plot", type=PATH, help="Write a picture to this .png file (needs matplotlib).")
 @click.option("--max-rows", type=int, default=20_000, show_default=True, help="Vectors to look at.")
 @bad_rows_option
@@ -32,8 +34,8 @@ from compressae_index.sources import BadRows, open_vectors
 @threads_option
 @json_option
 def report_model(
-    model: Path,
-    embeddings: Path,
+    model: Place,
+    embeddings: Place,
     plot: Path | None,
     max_rows: int,
     on_bad_rows: BadRows,

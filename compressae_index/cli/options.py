@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import click
 
-from compressae_index.checks import as_path
+from compressae_index.checks import as_path, as_place
 from compressae_index.coding.metric import METRICS
 from compressae_index.coding.model import ENCODERS
 from compressae_index.errors import FormatError
+from compressae_index.remote import Place, is_address
 from compressae_index.search.queries import MODES, SCORINGS, Scoring
 from compressae_index.sources import BAD_ROWS
 from compressae_index.storage import accessing, check_writable, own_folder, sweep, sync_folder
@@ -43,12 +44,21 @@ F = TypeVar("F", bound=Callable[..., Any])
 class _Path(click.Path):
     """A path; a leading ~ is the home directory, as in the library."""
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Expands the path."""
-        return as_path(super().convert(value, param, ctx))
+        return as_path(value if is_address(value) else super().convert(value, param, ctx))
+
+
+class _Place(_Path):
+    """A path, or the address of something in a store, such as s3://bucket/name."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Makes a `Place`."""
+        return as_place(value) if is_address(value) else super().convert(value, param, ctx)
 
 
 PATH = _Path(path_type=Path)
+PLACE = _Place(path_type=Path)
 
 # Folders in which files are written until they are complete.
 _ASIDE_PREFIX = ".compressae-"
@@ -270,12 +280,13 @@ def _readable(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
 
 
-def holds_something(path: Path) -> bool:
+def holds_something(path: Place) -> bool:
     """Whether a path is a directory that is not empty."""
-    return path.is_dir() and any(path.iterdir())
+    with accessing(path, "read"):
+        return path.is_dir() and any(path.iterdir())
 
 
-def say_replaced(path: Path) -> None:
+def say_replaced(path: Place) -> None:
     """Says on standard error that the output replaced what was at its path."""
     click.echo(f"{printable(str(path))}: what was there before was replaced", err=True)
 
@@ -299,13 +310,17 @@ def check_file(path: Path, suffix: str, what: str) -> None:
     check_writable(path.parent)
 
 
-def check_folder(path: Path, what: str) -> None:
+def check_folder(path: Place, what: str) -> None:
     """Checks, before any work, that the name of a new folder is not that of a file.
 
     Raises:
         FormatError: the folder does not exist yet, and its name ends in a suffix of files.
     """
-    if path.suffix.lower() in FILE_SUFFIXES and not path.exists():
+    if path.suffix.lower() not in FILE_SUFFIXES:
+        return
+    with accessing(path, "read"):
+        is_new = not path.exists()
+    if is_new:
         msg = f"{path}: {what} are written as a directory, whose name must not end in {path.suffix}"
         raise FormatError(msg)
 

@@ -16,6 +16,7 @@ from compressae_index.cli.data import given_ids
 from compressae_index.cli.indexes import load_index
 from compressae_index.cli.options import (
     PATH,
+    PLACE,
     Searching,
     bad_rows_option,
     check_file,
@@ -38,6 +39,7 @@ from compressae_index.measuring.evaluation import as_table, frontier_table
 from compressae_index.measuring.index_report import KS, IndexReport, index_report
 from compressae_index.measuring.page import as_page
 from compressae_index.measuring.plots import figure_class
+from compressae_index.remote import Place
 from compressae_index.search.index import Index
 from compressae_index.search.queries import Mode, SearchResult, check_candidates
 from compressae_index.search.results import write_results
@@ -50,8 +52,8 @@ output_option = click.option(
 
 
 @click.command()
-@click.argument("index", type=PATH)
-@click.argument("queries", type=PATH)
+@click.argument("index", type=PLACE)
+@click.argument("queries", type=PLACE)
 @click.option("-k", "k", type=int, default=10, show_default=True, help="Neighbours of each query.")
 @mode_option
 @gathered(search_options, Searching, "searching")
@@ -73,8 +75,8 @@ output_option = click.option(
 @threads_option
 @json_option
 def search(
-    index: Path,
-    queries: Path,
+    index: Place,
+    queries: Place,
     k: int,
     mode: Mode,
     searching: Searching,
@@ -148,8 +150,8 @@ def _write(found: SearchResult, output: Path, as_json: bool) -> None:
 
 
 @click.command("neighbours")
-@click.argument("index", type=PATH)
-@click.option("--ids", type=PATH, help="Ids of documents: .npy, or a text file with one id a line.")
+@click.argument("index", type=PLACE)
+@click.option("--ids", type=PLACE, help="Ids of documents: .npy, or a text file with one id a line.")
 @click.option("--all", "every", is_flag=True, help="All documents, in the order of the index.")
 @click.option("-k", "k", type=int, default=10, show_default=True, help="Neighbours of each document.")
 @mode_option
@@ -158,8 +160,8 @@ def _write(found: SearchResult, output: Path, as_json: bool) -> None:
 @threads_option
 @json_option
 def stored_neighbours(
-    index: Path,
-    ids: Path | None,
+    index: Place,
+    ids: Place | None,
     every: bool,
     k: int,
     mode: Mode,
@@ -222,12 +224,12 @@ def _finite(score: float) -> float | None:
 
 
 @click.command("eval")
-@click.argument("index", type=PATH)
-@click.argument("embeddings", type=PATH)
-@click.argument("queries", type=PATH, required=False)
+@click.argument("index", type=PLACE)
+@click.argument("embeddings", type=PLACE)
+@click.argument("queries", type=PLACE, required=False)
 @click.option(
     "--ids",
-    type=PATH,
+    type=PLACE,
     help="Ids of EMBEDDINGS, one a row: .npy, or a text file with one id a line.  [default: 0 to n-1]",
 )
 @id_column_option
@@ -256,10 +258,10 @@ def _finite(score: float) -> float | None:
 @originals_option
 @json_option
 def evaluate(
-    index: Path,
-    embeddings: Path,
-    queries: Path | None,
-    ids: Path | None,
+    index: Place,
+    embeddings: Place,
+    queries: Place | None,
+    ids: Place | None,
     id_column: str | None,
     searching: Searching,
     metric: Metric | None,
@@ -315,7 +317,7 @@ def evaluate(
     _print_report(result, as_json)
 
 
-def _queries_of(embeddings: Path, queries: Path | None, dataset: str) -> tuple[Path, Vectors]:
+def _queries_of(embeddings: Place, queries: Place | None, dataset: str) -> tuple[Place, Vectors]:
     """The file of the queries, and the queries.
 
     Raises:

@@ -13,7 +13,14 @@ import numpy.typing as npt
 from compressae_index import _engine, persistence
 from compressae_index._engine import Dictionary, Projection, code_norms, top_k_codes
 from compressae_index.arrays import FloatArray
-from compressae_index.checks import check_choice, check_int, check_threads, check_vectors, normalize_rows
+from compressae_index.checks import (
+    as_place,
+    check_choice,
+    check_int,
+    check_threads,
+    check_vectors,
+    normalize_rows,
+)
 from compressae_index.coding.codes import MAX_LATENTS, SparseCodes
 from compressae_index.coding.metric import Metric
 from compressae_index.conversion import as_array
@@ -341,6 +348,8 @@ class CompresSAE:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a directory: model.safetensors and manifest.json. An older model there is replaced.
 
+        The path may be an address in a store, such as s3://bucket/items.model.
+
         Raises:
             FormatError: something else is at `path`.
             StorageError: the disk is full or refuses; what was there before is untouched.
@@ -355,8 +364,9 @@ class CompresSAE:
             FormatError: the directory is missing, foreign, truncated or tampered with.
             StorageError: no permission to read it.
         """
-        stored = persistence.read(path, "model")
-        with persistence.reading(str(path)):
+        where = as_place(path)
+        stored = persistence.read(where, "model")
+        with persistence.reading(str(where)):
             return cls.from_stored(stored.meta, stored.tensors)
 
     def tensors(self) -> dict[str, npt.NDArray[Any]]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from compressae_index.checks import as_path, check_choice
+from compressae_index.checks import as_place, check_choice
 from compressae_index.coding.codes import SparseCodes
 from compressae_index.coding.columns import (
     ENCODER,
@@ -23,10 +21,11 @@ from compressae_index.coding.columns import (
 )
 from compressae_index.coding.model import ENCODERS, CompresSAE, Encoder
 from compressae_index.errors import FormatError, InputError
+from compressae_index.remote import Place
 from compressae_index.sources.base import bounds, reading
 from compressae_index.sources.files import SourceFile
 from compressae_index.sources.parquet import open_parquet, parquet_file
-from compressae_index.sources.paths import PathLike, files_of, names_files
+from compressae_index.sources.paths import PathLike, files_of, has_magic, names_files
 from compressae_index.sources.shards import open_shards
 
 
@@ -50,7 +49,7 @@ class ParquetCodes:
             MissingExtraError: pyarrow is not installed.
         """
         files = files_of(source)
-        self._files = [files] if isinstance(files, Path) else files
+        self._files = files if isinstance(files, list) else [files]
         self._model = model
         self.path = self._files[0] if len(self._files) == 1 else self._files[0].parent
         self.n_latents, self.fingerprint = model.n_latents, model.fingerprint
@@ -66,7 +65,7 @@ class ParquetCodes:
             msg = f"{self.path} holds no codes"
             raise InputError(msg)
 
-    def _check(self, path: Path) -> None:
+    def _check(self, path: Place) -> None:
         with reading(path):
             schema = parquet_file(path).schema_arrow
             missing = [name for name in (LATENTS, VALUES) if name not in schema.names]
@@ -135,7 +134,9 @@ def is_parquet(source: Any) -> bool:
         return False
     if isinstance(source, (list, tuple)):
         return True
-    path = as_path(source)
-    if path.is_dir():
-        return not (path / "manifest.json").exists() and any(path.glob("*.parquet"))
-    return path.suffix.lower() == ".parquet" or glob.has_magic(str(path))
+    path = as_place(source)
+    with reading(path):
+        if path.is_dir():
+            names = {entry.name for entry in path.iterdir()}
+            return "manifest.json" not in names and any(name.endswith(".parquet") for name in names)
+    return path.suffix.lower() == ".parquet" or has_magic(path)

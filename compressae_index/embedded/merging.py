@@ -12,12 +12,13 @@ from compressae_index.embedded.documents import EmbeddedDocuments
 from compressae_index.errors import FormatError, InputError
 from compressae_index.ids import Ids, check_unique
 from compressae_index.persistence import entry, kind_of, read_manifest, reading
+from compressae_index.remote import Place
 
 # Kind of a folder of shards: saved indexes that were made alike, in the order of its manifest.
 SHARDS = "shards"
 
 
-def is_folder_of_shards(path: Path) -> bool:
+def is_folder_of_shards(path: Place) -> bool:
     """Whether a path holds shards; False where nothing that this package wrote is there."""
     try:
         return kind_of(path) == SHARDS
@@ -25,7 +26,7 @@ def is_folder_of_shards(path: Path) -> bool:
         return False
 
 
-def shard_paths(folder: Path) -> list[Path]:
+def shard_paths(folder: Place) -> list[Place]:
     """The saved indexes of a folder of shards.
 
     Raises:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -17,8 +16,9 @@ import numpy.typing as npt
 from compressae_index.checks import check_choice, check_float_dtype, contents_of
 from compressae_index.conversion import as_array, must_be_read_at_once
 from compressae_index.errors import DimensionError, FormatError, InputError
+from compressae_index.remote import Place
 from compressae_index.sources.arrays import wrapped
-from compressae_index.sources.base import CHUNK_ROWS, TypedVectors, Vectors
+from compressae_index.sources.base import CHUNK_ROWS, TypedVectors, Vectors, reading
 from compressae_index.sources.files import SourceFile
 from compressae_index.sources.flat import open_bvecs, open_fvecs, open_npy
 from compressae_index.sources.hdf5 import open_hdf5
@@ -88,6 +88,8 @@ def open_vectors(
             looks like more embeddings, such as a.npy.gz or a folder of such files, is an error;
             a pattern such as "shards/*.npy", or "shards/**/*.npy" for folders within folders;
             a list or tuple of paths of such files, in this order;
+            the address of any of these in a store that fsspec knows, such as s3://bucket/shards/*.npy, read
+            by ranges, with the credentials that the store's own client finds;
             an iterator of batches (m, d). It is read to its end here, into a float32 file in the temporary
             folder (TMPDIR). The file has no name, so the system removes it once the result is no longer
             used, however the process ends.
@@ -105,7 +107,7 @@ def open_vectors(
         InputError: not two-dimensional, empty, or of another dtype; a bad batch of an iterator; no good row
             with "skip".
         MissingExtraError: reading the format needs an extra.
-        StorageError: the system refuses to read.
+        StorageError: the system or the store refuses to read.
     """
     skip = check_choice(on_bad_rows, "on_bad_rows", BAD_ROWS) == "skip"
     if isinstance(source, GoodRows):
@@ -117,7 +119,7 @@ def open_vectors(
 def _opened(source: Any, dataset: str, skip: bool, may_be_empty: bool) -> Vectors:
     if names_files(source):
         files = files_of(source)
-        if isinstance(files, Path):
+        if not isinstance(files, list):
             return _open_file(files, dataset, skip, may_be_empty=may_be_empty)
         vectors = open_shards(files, lambda path: _open_file(path, dataset, skip, may_be_empty=True))
         _check_shape(vectors, f"{files[0].parent}: embeddings", may_be_empty)
@@ -145,7 +147,7 @@ def _check_shape(vectors: Vectors, name: str, may_be_empty: bool) -> None:
         raise (InputError if len(vectors.shape) == 2 else DimensionError)(msg)
 
 
-def _open_file(path: Path, dataset: str, skip: bool, *, may_be_empty: bool) -> SourceFile:
+def _open_file(path: Place, dataset: str, skip: bool, *, may_be_empty: bool) -> SourceFile:
     suffix = path.suffix.lower()
     reader: Any = _READERS.get(suffix)
     if reader is None:
@@ -153,15 +155,16 @@ def _open_file(path: Path, dataset: str, skip: bool, *, may_be_empty: bool) -> S
         if suffix in _ADVICE:
             msg += f"; to convert it: {_ADVICE[suffix]}"
         raise FormatError(msg)
-    if not path.is_file():
-        msg = f"{path} does not exist" if not path.exists() else f"{path} is not a file"
-        raise FormatError(msg)
+    with reading(path):
+        if not path.is_file():
+            msg = f"{path} does not exist" if not path.exists() else f"{path} is not a file"
+            raise FormatError(msg)
     if skip and reader is open_parquet:
         reader = partial(open_parquet, nan_rows=True)
     return SourceFile(path, lambda path: _checked(reader(path, dataset), path, may_be_empty))
 
 
-def _checked(vectors: TypedVectors, path: Path, may_be_empty: bool) -> TypedVectors:
+def _checked(vectors: TypedVectors, path: Place, may_be_empty: bool) -> TypedVectors:
     _check_shape(vectors, f"{path}: embeddings", may_be_empty)
     if vectors.shape[0]:
         check_float_dtype(vectors.dtype, f"{path}: embeddings")

@@ -7,13 +7,13 @@ import errno
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from compressae_index.errors import CompressaeError, FormatError, InputError
+from compressae_index.remote import Place
 from compressae_index.storage import in_words
 
 # Errors of the system that say nothing about the file's contents.
@@ -54,7 +54,7 @@ class Concatenated:
         lengths: Sequence[int],
         dim: int,
         open_piece: Callable[[int], Vectors],
-        names: Sequence[Path] = (),
+        names: Sequence[Place] = (),
     ) -> None:
         """From the number of rows of each piece, a function that opens piece i, and the pieces' files."""
         self._starts = [0, *itertools.accumulate(lengths)]
@@ -110,7 +110,7 @@ class Run:
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
+def reading(path: Place) -> Iterator[None]:
     """Names the file in errors raised while reading it.
 
     Raises:

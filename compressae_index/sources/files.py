@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from compressae_index.errors import FormatError
+from compressae_index.remote import Place, RemotePath
 from compressae_index.sources.base import TypedVectors, floating, reading
 
 
 class Mark(NamedTuple):
     """Tells a file from one that replaces it."""
 
-    inode: int
-    size: int
-    changed_ns: int
+    identity: tuple[object, ...]
+    """The file's number, size and time, or an object's version."""
     dtype: np.dtype[Any]
     """dtype of the rows; times alone are too coarse for a file rewritten at once."""
 
@@ -26,7 +25,7 @@ class Mark(NamedTuple):
 class SourceFile:
     """Rows of a file; each read checks that the file has not changed."""
 
-    def __init__(self, path: Path, open_file: Callable[[Path], TypedVectors]) -> None:
+    def __init__(self, path: Place, open_file: Callable[[Place], TypedVectors]) -> None:
         """Opens the file.
 
         Raises:
@@ -35,11 +34,11 @@ class SourceFile:
         """
         self._path = path
         with reading(path):
-            status = path.stat()
+            identity = _identity(path)
             self._rows = open_file(path)
         self.shape: tuple[int, ...] = tuple(self._rows.shape)
         self.dtype: np.dtype[Any] = self._rows.dtype
-        self.mark = _mark(status, self.dtype)
+        self.mark = Mark(identity, self.dtype)
 
     def __getitem__(self, rows: slice) -> npt.NDArray[Any]:
         """Rows (m, d) of the file's dtype, or float32 for uint8.
@@ -50,7 +49,7 @@ class SourceFile:
         """
         with reading(self._path):
             content = floating(np.asarray(self._rows[rows]))
-            now = _mark(self._path.stat(), self.dtype)
+            now = Mark(_identity(self._path), self.dtype)
         self.check_same(now)
         return content
 
@@ -69,5 +68,8 @@ class SourceFile:
         return f"row {row} of {self._path}"
 
 
-def _mark(status: Any, dtype: np.dtype[Any]) -> Mark:
-    return Mark(status.st_ino, status.st_size, status.st_mtime_ns, dtype)
+def _identity(path: Place) -> tuple[object, ...]:
+    if isinstance(path, RemotePath):
+        return path.identity()
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from compressae_index.errors import FormatError
+from compressae_index.npy import read_header
+from compressae_index.remote import Place, RemotePath
 from compressae_index.sources.base import bounds, floating, reading
+
+ReadAt: TypeAlias = Callable[[int, memoryview], int]
+"""Reads bytes from a place in a file on; returns how many."""
 
 # Bytes a read: some systems read no more than 2 GiB.
 _READ_BYTES = 1 << 30
@@ -27,7 +32,7 @@ class FlatFile:
 
     def __init__(
         self,
-        path: Path,
+        path: Place,
         shape: tuple[int, ...],
         dtype: npt.DTypeLike,
         *,
@@ -61,20 +66,23 @@ class FlatFile:
         """
         start, stop = bounds(rows, self.shape[0])
         with reading(self._path), self._opened() as file:
-            head = bytearray(len(self._head))
-            if read_at(file, 0, memoryview(head)) < len(head) or head != self._head:
-                msg = f"{self._path} changed since it was opened: its header is another one"
-                raise FormatError(msg)
+            # An object has a version, which tells more than its header.
+            if self._head and not isinstance(self._path, RemotePath):
+                self._check_head(file)
             read = self._columns if self._by_column else self._rows
             return floating(read(file, start, stop))
 
-    def _rows(self, file: int, start: int, stop: int) -> npt.NDArray[Any]:
+    def _check_head(self, read: ReadAt) -> None:
+        head = bytearray(len(self._head))
+        if read(0, memoryview(head)) < len(head) or head != self._head:
+            msg = f"{self._path} changed since it was opened: its header is another one"
+            raise FormatError(msg)
+
+    def _rows(self, read_at: ReadAt, start: int, stop: int) -> npt.NDArray[Any]:
         dim = self.shape[1]
         row_bytes = self._prefix + dim * self.dtype.itemsize
         content = np.empty((stop - start, row_bytes), dtype=np.uint8)
-        read = (
-            read_at(file, len(self._head) + start * row_bytes, content.data.cast("B")) if content.size else 0
-        )
+        read = read_at(len(self._head) + start * row_bytes, content.data.cast("B")) if content.size else 0
         if read != content.nbytes:
             msg = f"{self._path} ends within row {start + read // row_bytes} of {self.shape[0]}"
             raise FormatError(msg)
@@ -87,22 +95,25 @@ class FlatFile:
                 raise FormatError(msg)
         return content[:, self._prefix :].view(self.dtype)
 
-    def _columns(self, file: int, start: int, stop: int) -> npt.NDArray[Any]:
+    def _columns(self, read_at: ReadAt, start: int, stop: int) -> npt.NDArray[Any]:
         n, dim = self.shape
         size = self.dtype.itemsize
         content = np.empty((dim, (stop - start) * size), dtype=np.uint8)
         for number, column in enumerate(content if content.size else ()):
             begin = len(self._head) + (number * n + start) * size
-            if read_at(file, begin, column.data) != column.nbytes:
+            if read_at(begin, column.data) != column.nbytes:
                 msg = f"{self._path} ends within column {number} of {dim}"
                 raise FormatError(msg)
         return content.view(self.dtype).T
 
     @contextmanager
-    def _opened(self) -> Iterator[int]:
-        """Opens the file for one read; yields its descriptor."""
+    def _opened(self) -> Iterator[ReadAt]:
+        """Opens the file for one read."""
+        if isinstance(self._path, RemotePath):
+            yield self._path.read_at
+            return
         with self._path.open("rb") as file:
-            yield file.fileno()
+            yield partial(read_at, file.fileno())
 
 
 def read_at(descriptor: int, begin: int, into: memoryview) -> int:
@@ -117,8 +128,15 @@ def read_at(descriptor: int, begin: int, into: memoryview) -> int:
     return read
 
 
-def open_npy(path: Path, _dataset: str = "") -> FlatFile:
+def open_npy(path: Place, _dataset: str = "") -> FlatFile:
     """A .npy file of two dimensions."""
+    if isinstance(path, RemotePath):
+        with path.open("rb") as file:
+            stored = read_header(file, path)
+            file.seek(0)
+            start = file.read(stored.offset)
+        by_column = len(stored.shape) == 2 and stored.fortran_order
+        return FlatFile(path, stored.shape, stored.dtype, head=start, by_column=by_column)
     header = np.lib.format.open_memmap(path, mode="r")  # no page of the map is touched
     by_column = header.ndim == 2 and not header.flags.c_contiguous
     with path.open("rb") as file:
@@ -126,19 +144,20 @@ def open_npy(path: Path, _dataset: str = "") -> FlatFile:
     return FlatFile(path, header.shape, header.dtype, head=head, by_column=by_column)
 
 
-def open_fvecs(path: Path, _dataset: str) -> FlatFile:
+def open_fvecs(path: Place, _dataset: str) -> FlatFile:
     """Each row is an int32 d, the same in every row, followed by d float32, little-endian."""
     return _open_vecs(path, "<f4")
 
 
-def open_bvecs(path: Path, _dataset: str) -> FlatFile:
+def open_bvecs(path: Place, _dataset: str) -> FlatFile:
     """Each row is a little-endian int32 d, the same in every row, followed by d uint8."""
     return _open_vecs(path, "u1")
 
 
-def _open_vecs(path: Path, dtype: str) -> FlatFile:
-    size = path.stat().st_size
-    dim = int(np.fromfile(path, dtype="<i4", count=1)[0]) if size >= 4 else 0
+def _open_vecs(path: Place, dtype: str) -> FlatFile:
+    with path.open("rb") as file:
+        first, size = file.read(4), file.seek(0, os.SEEK_END)
+    dim = int.from_bytes(first, "little", signed=True) if size >= 4 else 0
     row_bytes = 4 + dim * np.dtype(dtype).itemsize
     if dim < 1 or size % row_bytes:
         msg = (

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 
 from compressae_index.arrays import IdArray
 from compressae_index.errors import FormatError, InputError
 from compressae_index.ids import as_id_array, check_unique
+from compressae_index.remote import Place, RemotePath
 from compressae_index.sources.base import reading
 from compressae_index.sources.parquet import parquet_file
 from compressae_index.sources.paths import PathLike, files_of
@@ -39,11 +42,12 @@ def read_ids(source: PathLike | Sequence[PathLike], column: str | None = None) -
         StorageError: the system refuses.
     """
     files = files_of(source)
-    paths = [files] if isinstance(files, Path) else files
+    paths = files if isinstance(files, list) else [files]
     for path in paths:
-        if not path.is_file():
-            msg = f"{path} cannot be read: there is no such file"
-            raise FormatError(msg)
+        with reading(path):
+            if not path.is_file():
+                msg = f"{path} cannot be read: there is no such file"
+                raise FormatError(msg)
     if column is not None:
         return _of_columns(paths, column)
     if len(paths) > 1 or paths[0].suffix.lower() == ".parquet":
@@ -52,15 +56,25 @@ def read_ids(source: PathLike | Sequence[PathLike], column: str | None = None) -
     path = paths[0]
     with reading(path), _naming(str(path)):
         if path.suffix.lower() == ".npy":
-            ids, place, first = as_id_array(np.load(path, allow_pickle=False)), "row", 0
+            ids, place, first = as_id_array(_array(path)), "row", 0
         else:
             ids, place, first = as_id_array(_lines(path)), "line", 1
         check_unique(ids, place, first)
     return ids
 
 
-def _lines(path: Path) -> list[int] | list[str]:
-    with path.open(encoding="utf-8-sig") as file:
+def _opened(path: Place) -> BinaryIO:
+    return io.BytesIO(path.read_bytes()) if isinstance(path, RemotePath) else path.open("rb")
+
+
+def _array(path: Place) -> npt.NDArray[Any]:
+    with _opened(path) as file:
+        array: npt.NDArray[Any] = np.load(file, allow_pickle=False)
+        return array
+
+
+def _lines(path: Place) -> list[int] | list[str]:
+    with _opened(path) as content, io.TextIOWrapper(content, encoding="utf-8-sig") as file:
         lines = [line.strip() for line in file]
     if "" in lines:
         msg = f"{path}: line {lines.index('') + 1} is blank ({lines.count('')} such lines)"
@@ -70,7 +84,7 @@ def _lines(path: Path) -> list[int] | list[str]:
     return numbers if fit else lines
 
 
-def _of_columns(paths: Sequence[Path], column: str) -> IdArray:
+def _of_columns(paths: Sequence[Place], column: str) -> IdArray:
     others = [path for path in paths if path.suffix.lower() != ".parquet"]
     if others:
         msg = f"columns of ids are read from Parquet files, got {others[0]}"
@@ -85,7 +99,7 @@ def _of_columns(paths: Sequence[Path], column: str) -> IdArray:
     return ids
 
 
-def _of_column(path: Path, column: str) -> IdArray:
+def _of_column(path: Place, column: str) -> IdArray:
     with reading(path), _naming(f"{path}: column {column!r}"):
         file = parquet_file(path)
         if column not in file.schema_arrow.names:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,18 +9,21 @@ import numpy.typing as npt
 
 from compressae_index.conversion import arrow_lengths, arrow_rows, is_arrow_list, width_of
 from compressae_index.errors import FormatError, InputError, MissingExtraError
+from compressae_index.remote import Place, RemotePath
 from compressae_index.sources.base import Concatenated, TypedVectors, floating
 
 # Bytes to read from a column at a time; without a limit, one row would cost its whole row group.
 _BUFFER_BYTES = 1 << 20
+# The same from a store, where each read waits for an answer.
+_REQUEST_BYTES = 4 << 20
 
 
-def open_parquet(path: Path, column: str, *, nan_rows: bool = False) -> TypedVectors:
+def open_parquet(path: Place, column: str, *, nan_rows: bool = False) -> TypedVectors:
     """A list column of a Parquet file; with nan_rows, null and uneven rows are rows of NaN."""
     return ParquetVectors(parquet_file(path), path, column, nan_rows=nan_rows)
 
 
-def parquet_file(path: Path) -> Any:
+def parquet_file(path: Place) -> Any:
     """A Parquet file, open.
 
     Raises:
@@ -31,13 +33,16 @@ def parquet_file(path: Path) -> Any:
         import pyarrow.parquet as pq
     except ImportError as error:
         raise MissingExtraError("pyarrow", "files", f"reading {path.name}") from error
-    return pq.ParquetFile(path, buffer_size=_BUFFER_BYTES)
+    # Buffering ahead, the default, would read the column of all row groups for its first rows.
+    if isinstance(path, RemotePath):
+        return pq.ParquetFile(path.raw(), buffer_size=_REQUEST_BYTES, pre_buffer=False)
+    return pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False)
 
 
 class ParquetVectors(Concatenated):
     """A list column of a Parquet file, read one row group at a time."""
 
-    def __init__(self, file: Any, path: Path, column: str, *, nan_rows: bool) -> None:
+    def __init__(self, file: Any, path: Place, column: str, *, nan_rows: bool) -> None:
         self._file, self._path, self._nan_rows = file, path, nan_rows
         self._column = _list_column(file, path, column)
         lengths = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
@@ -66,7 +71,7 @@ class ParquetVectors(Concatenated):
             raise FormatError(str(error)) from error
 
 
-def _list_column(file: Any, path: Path, column: str) -> str:
+def _list_column(file: Any, path: Place, column: str) -> str:
     lists = [field.name for field in file.schema_arrow if is_arrow_list(field.type)]
     if column in lists:
         return column

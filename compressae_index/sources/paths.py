@@ -5,12 +5,13 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from compressae_index.checks import as_path
+from compressae_index.checks import as_place
 from compressae_index.errors import FormatError
+from compressae_index.remote import Place, RemotePath
 from compressae_index.sources.base import reading
 
 PathLike: TypeAlias = str | os.PathLike[str]
@@ -29,7 +30,7 @@ def names_files(source: Any) -> bool:
     return isinstance(source, (str, os.PathLike))
 
 
-def files_of(source: PathLike | Sequence[PathLike]) -> Path | list[Path]:
+def files_of(source: PathLike | Sequence[PathLike]) -> Place | list[Place]:
     """The file that a source names, or a list of files for a folder, a pattern or a list.
 
     Files of folders and patterns are in natural order, those of a list in its own.
@@ -39,34 +40,45 @@ def files_of(source: PathLike | Sequence[PathLike]) -> Path | list[Path]:
         StorageError: the system refuses to list a folder.
     """
     if isinstance(source, (list, tuple)):
-        return [file for path in source for file in _matched(as_path(path))]
-    path = as_path(source)
+        return [file for path in source for file in _matched(as_place(path))]
+    path = as_place(source)
     with reading(path):
         if path.is_dir():
             return _chosen(path.iterdir(), str(path))
-        return path if path.exists() or not glob.has_magic(str(path)) else _matched(path)
+        return path if not has_magic(path) or path.exists() else _matched(path)
 
 
-def _matched(path: Path) -> list[Path]:
+def _matched(path: Place) -> list[Place]:
     with reading(path):
-        if path.exists() or not glob.has_magic(str(path)):
+        if not has_magic(path) or path.exists():
             return [path]
-        # Folders that match a pattern are searched only for "**".
-        found = [Path(match) for match in glob.glob(str(path), recursive=True)]
+        found = _glob(path)
         if not found:
             msg = f"{path} does not exist, and as a pattern it matches no file"
             raise FormatError(msg)
         return _chosen(found, str(path))
 
 
-def _chosen(paths: Iterable[Path], where: str) -> list[Path]:
+def has_magic(path: Place) -> bool:
+    """Whether a path may be a pattern."""
+    return path.has_magic if isinstance(path, RemotePath) else glob.has_magic(str(path))
+
+
+def _glob(path: Place) -> list[Place]:
+    """What matches a pattern; folders that do are searched only for "**"."""
+    if isinstance(path, RemotePath):
+        return [*path.glob()]
+    return [Path(match) for match in glob.glob(str(path), recursive=True)]
+
+
+def _chosen(paths: Iterable[Place], where: str) -> list[Place]:
     """Files of embeddings among paths; anything else that looks like embeddings is an error.
 
     Skips files that writers such as Spark leave, such as _SUCCESS or .part-0.parquet.crc.
     """
     paths = [path for path in paths if not _is_hidden(path)]
     files = [path for path in paths if path.suffix.lower() in KINDS and not path.is_dir()]
-    for path in sorted(set(paths) - set(files)):
+    for path in sorted(set(paths) - set(files), key=os.fspath):
         if path.is_dir():
             _check_folder(path, set(files), where)
         elif _looks_like_vectors(path):
@@ -81,24 +93,34 @@ def _chosen(paths: Iterable[Path], where: str) -> list[Path]:
     return sorted(files, key=natural_order)
 
 
-def _check_folder(folder: Path, taken: set[Path], where: str) -> None:
+def _check_folder(folder: Place, taken: set[Place], where: str) -> None:
+    for path in _files_below(folder):
+        if path not in taken and not _is_hidden(path) and _looks_like_vectors(path):
+            msg = (
+                f"{where} holds a folder with {path}, which would be passed over: move it elsewhere, or "
+                "give a pattern such as '**/*.npy' that names the files of all folders"
+            )
+            raise FormatError(msg)
+
+
+def _files_below(folder: Place) -> Iterator[Place]:
+    """The files in a folder and all folders in it that are not hidden."""
+    if isinstance(folder, RemotePath):
+        above = len(folder.parts)
+        for path in folder.files():
+            if not any(name.startswith((".", "_")) for name in path.parts[above:-1]):
+                yield path
+        return
     for place, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith((".", "_"))]
-        for name in names:
-            path = Path(place, name)
-            if path not in taken and not _is_hidden(path) and _looks_like_vectors(path):
-                msg = (
-                    f"{where} holds a folder with {path}, which would be passed over: move it elsewhere, or "
-                    "give a pattern such as '**/*.npy' that names the files of all folders"
-                )
-                raise FormatError(msg)
+        yield from (Path(place, name) for name in names)
 
 
-def _is_hidden(path: Path) -> bool:
+def _is_hidden(path: Place) -> bool:
     return path.name.startswith((".", "_"))
 
 
-def _looks_like_vectors(path: Path) -> bool:
+def _looks_like_vectors(path: Place) -> bool:
     """Whether a file looks like embeddings, perhaps compressed or unfinished, such as a.npy.gz."""
     last = path.suffix.lower()
     if last in KINDS or last in _OTHER_KINDS:
@@ -106,7 +128,7 @@ def _looks_like_vectors(path: Path) -> bool:
     return last not in _NOTES and any(suffix.lower() in KINDS for suffix in path.suffixes[:-1])
 
 
-def natural_order(path: Path) -> list[tuple[list[str | int], str]]:
+def natural_order(path: Place) -> list[tuple[list[str | int], str]]:
     """A sort key for paths that orders numbers within names by value."""
     # Every second piece is a number, so strings and numbers are never compared.
     pieces = [(re.split(r"([0-9]+)", part), part) for part in path.parts]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from compressae_index.errors import FormatError
+from compressae_index.remote import Place
 from compressae_index.sources.base import Concatenated, Vectors
 from compressae_index.sources.files import SourceFile
 
 
-def open_shards(paths: Sequence[Path], open_file: Callable[[Path], SourceFile]) -> Vectors:
+def open_shards(paths: Sequence[Place], open_file: Callable[[Place], SourceFile]) -> Vectors:
     """Files of one kind and dimension as one source.
 
     Opens each file once here for its shape, and again when its rows are read; one is open at a time.

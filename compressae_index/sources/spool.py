@@ -6,6 +6,7 @@ import tempfile
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,7 +17,7 @@ from compressae_index.checks import as_floats, check_vectors
 from compressae_index.conversion import as_array
 from compressae_index.errors import InputError
 from compressae_index.sources.base import Vectors
-from compressae_index.sources.flat import FlatFile
+from compressae_index.sources.flat import FlatFile, ReadAt, read_at
 
 
 def spooled(batches: Iterator[npt.ArrayLike], *, nan_rows: bool = False) -> Vectors:
@@ -73,5 +74,5 @@ class SpooledFile(FlatFile):
         weakref.finalize(self, file.close)
 
     @contextmanager
-    def _opened(self) -> Iterator[int]:
-        yield self._file.fileno()
+    def _opened(self) -> Iterator[ReadAt]:
+        yield partial(read_at, self._file.fileno())

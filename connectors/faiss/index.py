@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compressae_index import persistence
-from compressae_index.checks import as_path
+from compressae_index.checks import as_path, as_place
 from compressae_index.coding.metric import Metric
 from compressae_index.coding.model import CompresSAE, Encoder, check_is_model
 from compressae_index.connectors.faiss import lists
@@ -23,6 +23,7 @@ from compressae_index.errors import FormatError, InputError
 from compressae_index.ids import Ids
 from compressae_index.index import CompressedIndex
 from compressae_index.progress import track
+from compressae_index.remote import Place
 from compressae_index.search.frontier import Frontier
 from compressae_index.search.index import Index, IndexStats
 from compressae_index.sources import CHUNK_ROWS
@@ -266,12 +267,12 @@ class FaissIndex(Index):
                 given, but the index refers to none.
             StorageError: no permission to read it.
         """
-        where = as_path(path)
+        where = as_place(path)
         # Faiss opens its file by name, and a writer may have replaced it by then.
         return persistence.unless_replaced(where, lambda: cls._load(where, mmap, originals))
 
     @classmethod
-    def _load(cls, path: Path, mmap: bool, originals: Any) -> FaissIndex:
+    def _load(cls, path: Place, mmap: bool, originals: Any) -> FaissIndex:
         stored = persistence.read(path, _KIND, mmap=mmap, always_mapped=(as_path(FILE).stem,))
         check_moved(stored.meta, originals)
         with persistence.reading(str(path)):

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from pymilvus import MilvusClient
@@ -94,7 +93,7 @@ def from_milvus(
     target: str | None = None,
     vector_field: str | None = None,
     filter: str = "",  # noqa: A002
-    model: CompresSAE | str | Path | None = None,
+    model: CompresSAE | str | os.PathLike[str] | None = None,
     k: int | None = None,
     n_latents: int | None = None,
     encoder: Encoder = "pursuit",

@@ -13,7 +13,7 @@ from compressae_index.arrays import IdArray
 from compressae_index.batches import VALUE_TYPES, ValueType
 from compressae_index.checks import as_path, check_choice, check_int
 from compressae_index.coding.model import ENCODERS, CompresSAE, Encoder, check_is_model
-from compressae_index.connectors.ray.library import raised, started
+from compressae_index.connectors.ray.library import absolute, raised, started
 from compressae_index.connectors.ray.pieces import Finished, Job, Piece, Work, output_of, publish
 from compressae_index.connectors.ray.work import Codes, MilvusFiles, Shards
 from compressae_index.embedded.sizes import WINDOW
@@ -77,9 +77,7 @@ class Input:
     def paths(self) -> Any:
         """The source with absolute paths: workers have other working directories."""
         source: Any = self.source
-        return (
-            [_absolute(each) for each in source] if isinstance(source, (list, tuple)) else _absolute(source)
-        )
+        return [absolute(each) for each in source] if isinstance(source, (list, tuple)) else absolute(source)
 
     def shape(self) -> tuple[int, int]:
         """Rows and dimensions."""
@@ -101,10 +99,6 @@ class Input:
         for number, first in enumerate(range(0, n, self.piece_rows)):
             end = min(first + self.piece_rows, n)
             yield Piece(number, first, end, None if ids is None else ids[first:end])
-
-
-def _absolute(path: PathLike) -> Path:
-    return as_path(path).absolute()
 
 
 def build_shards(

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
+from compressae_index.checks import as_place
 from compressae_index.errors import BackendError, CompressaeError, MissingExtraError
+from compressae_index.remote import Place
+from compressae_index.sources.paths import PathLike
 
 
 def started() -> Any:
@@ -40,3 +44,9 @@ def raised(error: Exception) -> Exception:
         msg = f"Ray could not run the work, or lost its workers too often: {type(error).__name__}: {reason}"
         return BackendError(msg)
     return error
+
+
+def absolute(path: PathLike) -> Place:
+    """A path as workers know it, whose working directories differ."""
+    place = as_place(path)
+    return place.absolute() if isinstance(place, Path) else place

@@ -8,10 +8,9 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from compressae_index.arrays import BoolArray, FloatArray, Hits, IdArray, RowArray
-from compressae_index.checks import as_path
 from compressae_index.coding.codes import SparseCodes
 from compressae_index.coding.model import CompresSAE
-from compressae_index.connectors.ray.library import raised, started
+from compressae_index.connectors.ray.library import absolute, raised, started
 from compressae_index.connectors.ray.shard import About, Head, Shard
 from compressae_index.embedded.documents import in_metric
 from compressae_index.embedded.merging import is_folder_of_shards, shard_paths
@@ -71,9 +70,9 @@ class ShardedIndex(Index):
 
 def _paths(shards: Any) -> list[Any]:
     if isinstance(shards, (list, tuple)):
-        paths = [as_path(each).absolute() for each in shards]
+        paths = [absolute(each) for each in shards]
     else:
-        folder = as_path(shards).absolute()
+        folder = absolute(shards)
         paths = shard_paths(folder) if is_folder_of_shards(folder) else [folder]
     if not paths:
         msg = "there are no shards to search"
