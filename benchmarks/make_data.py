@@ -3,6 +3,7 @@
     python benchmarks/make_data.py embed texts.txt more.txt.gz texts.hdf5
     python benchmarks/make_data.py words glove.6B.100d.txt words.npy
     python benchmarks/make_data.py convert interactions interactions.npy --rows 1000000
+    python benchmarks/make_data.py pairs million.npy ten-million --rows 10000000
 
 A file .hdf5 has the ann-benchmarks layout, with the 100 exact nearest neighbours of each query by cosine; in
 a file .npy, the last 2,000 rows are the queries.
@@ -178,6 +179,37 @@ def _of_wink(path: Path) -> FloatArray:
     held = json.loads(path.read_bytes())
     dim = held["dimensions"]
     return np.array([row[:dim] for row in held["vectors"].values()], np.float32)
+
+
+# Rows of a file of `pairs`.
+FILE_ROWS = 1_000_000
+
+
+@main.command()
+@click.argument("vectors", type=file_type)
+@click.argument("output", type=click.Path(path_type=Path))
+@click.option("--rows", type=int, default=10_000_000, show_default=True)
+def pairs(vectors: Path, output: Path, rows: int) -> None:
+    """From VECTORS (.npy), a folder OUTPUT of float16 files with more rows than there are.
+
+    Behind the vectors themselves come weighted means of two of them, which is what WordLlama makes of a text
+    that is two texts. The last 2,000 are left out, to be queries.
+    """
+    held = np.load(vectors, mmap_mode="r")[:-QUERIES]
+    output.mkdir()
+    rng, n = np.random.default_rng(SEED), len(held)
+    with click.progressbar(range(0, rows, FILE_ROWS), label="writing") as firsts:
+        for number, first in enumerate(firsts):
+            of_file = np.arange(first, min(first + FILE_ROWS, rows))
+            others, weights = rng.integers(0, n, len(of_file)), rng.uniform(0.2, 0.8, (len(of_file), 1))
+            weights[of_file < n] = 1
+            file = np.lib.format.open_memmap(
+                output / f"part-{number}.npy", "w+", np.float16, (len(of_file), held.shape[1])
+            )
+            for begin in range(0, len(of_file), 65536):
+                some = slice(begin, begin + 65536)
+                one, two = normalize_rows(held[of_file[some] % n]), normalize_rows(held[others[some]])
+                file[some] = weights[some] * one + (1 - weights[some]) * two
 
 
 if __name__ == "__main__":

@@ -10,9 +10,10 @@ from typing import Any
 
 import click
 
-from compressae_index.cli.data import build, encode, estimate, info, train
+from compressae_index.cli.data import build, encode, estimate, info, merge, train
 from compressae_index.cli.milvus import milvus
 from compressae_index.cli.model import report_model
+from compressae_index.cli.ray import ray
 from compressae_index.cli.search import demo, evaluate, search, stored_neighbours
 from compressae_index.errors import CompressaeError
 from compressae_index.terminal import printable, redacted
@@ -87,7 +88,7 @@ def main() -> None:
 
 
 for command in (
-    *(train, encode, build, estimate, search, stored_neighbours, evaluate),
-    *(report_model, info, milvus, demo),
+    *(train, encode, build, merge, estimate, search, stored_neighbours, evaluate),
+    *(report_model, info, milvus, ray, demo),
 ):
     main.add_command(command)

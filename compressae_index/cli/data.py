@@ -294,6 +294,27 @@ def build(
         say_replaced(output)
 
 
+@click.command()
+@click.argument("shards", type=PLACE, nargs=-1, required=True)
+@click.option("--output", "-o", type=PLACE, required=True, help="Directory to write the index to.")
+@json_option
+def merge(shards: tuple[Place, ...], output: Place, as_json: bool) -> None:
+    """Make one index of SHARDS: indexes that were made alike, or a folder of them.
+
+    \b
+    Example:
+      compressae-index merge items.shards -o items.index
+    """  # noqa: D301
+    check_folder(output, "indexes")
+    check_target(output, "index")
+    replaced = holds_something(output)
+    index = CompressedIndex.merge(shards)
+    _save(index, output)
+    print_result({"index": str(output), **index.stats()._asdict()}, as_json)
+    if replaced:
+        say_replaced(output)
+
+
 def _expected(index: CompressedIndex) -> dict[str, Any]:
     """The recall@10 that a budget's plan expects, if there was a budget."""
     if index.plan is None:
