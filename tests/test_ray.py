@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -45,8 +48,16 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         os.chdir(folder)
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
         yield folder
-        ray.shutdown()
+        stop()
         os.chdir(before)
+
+
+def stop() -> None:
+    """Ends Ray, which leaves files open for the garbage collection to complain of."""
+    ray.shutdown()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +187,17 @@ def test_a_sample_decides_the_form(cluster: Path, source: Path) -> None:
     assert (len(index), index.k, index.model.n_latents) == (ROWS, 8, 256)
 
 
+def test_the_code_of_the_page_runs(cluster: Path, rows: FloatArray, queries: FloatArray) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "scale-out.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
+    (block,) = (block for block in blocks if block.startswith("from compressae_index.connectors.ray"))
+    table = pa.table({"id": np.arange(1000), "embedding": list(rows[:1000])})
+    pq.write_table(table, cluster / "vectors.parquet")
+    names: dict[str, Any] = {"brief": TrainConfig(k=16, n_latents=256, refine_rounds=8, steps=0)}
+    exec(block.replace("sample_rows=4096", "sample_rows=1000, config=brief"), names)
+    assert_same(names["actors"].search(queries, 5), names["index"].search(queries, 5))
+
+
 def test_codes_are_those_of_the_encoder(
     cluster: Path, source: Path, model: CompresSAE, rows: FloatArray
 ) -> None:
@@ -283,7 +305,7 @@ build_shards(Input(sys.argv[1], piece_rows=100), sys.argv[2], like=like, progres
 def test_killed_workers_and_drivers_cost_their_pieces_only(
     cluster: Path, rows: FloatArray, like: CompressedIndex, tmp_path: Path
 ) -> None:
-    ray.shutdown()  # the driver makes its own
+    stop()  # the driver makes its own
     np.save(tmp_path / "rows.npy", rows[:1300])
     like.save(tmp_path / "like")
 

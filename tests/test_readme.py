@@ -124,7 +124,7 @@ MADE = {
     "docs/data.md": {"texts.codes"},
     "docs/scale-out.md": {
         *("texts-codes.model", "vectors.parquet", "codes.parquet", "codes-datasets.parquet"),
-        "datasets-cache",
+        *("datasets-cache", "texts.shard-0", "texts.shard-1"),
     },
     "docs/faiss.md": {"texts.faiss-index", "texts.faiss"},
 }
@@ -149,8 +149,8 @@ def session(demo_data: DemoData, tmp_path_factory: pytest.TempPathFactory) -> It
         yield folder
 
 
-# Blocks that start with these are run by tests/test_batches.py, in processes of their own.
-ENGINES = re.compile(r"(from|import) (ray|pyspark|daft)\b")
+# Blocks that start with these are run by tests/test_batches.py and tests/test_ray.py, beside their engines.
+ENGINES = re.compile(r"(from|import) (ray|pyspark|daft|compressae_index\.connectors\.ray)\b")
 
 
 def run_page(page: str, folder: Path) -> None:
