@@ -230,7 +230,7 @@ def _built(source: Path, output: Path, of_workers: int, drivers: int) -> str:
 def _digest(output: Path) -> str:
     """Of all files of shards, but for the names of their data folders."""
     digest = hashlib.sha256()
-    for shard in sorted(output.glob("shard-*")):
+    for shard in sorted(output.glob("pieces/shard-*")):
         for file in sorted(shard.rglob("*")):
             if file.is_file() and file.name != "manifest.json":
                 digest.update(f"{shard.name}/{file.name}".encode() + file.read_bytes())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import re
 import signal
@@ -16,10 +17,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from oracles import assert_same, assert_same_codes
 
 from compressae_index import BatchEncoder, CompresSAE, CompressedIndex
 from compressae_index.arrays import FloatArray
+from compressae_index.cli import main
 from compressae_index.errors import BackendError, FormatError, InputError, UnknownIdError
 
 ray: Any = pytest.importorskip("ray")
@@ -108,7 +111,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     found = {}
     for file in sorted(folder.rglob("*")):
         parts = ["data" if part.startswith("data-") else part for part in file.relative_to(folder).parts]
-        if file.is_file() and parts[-1] != "manifest.json" and parts[0] != "pieces":
+        if file.is_file() and parts[-1] != "manifest.json" and parts[0] != "records":
             found["/".join(parts)] = file.read_bytes()
     return found
 
@@ -145,7 +148,7 @@ def test_finished_pieces_stay_and_changed_rows_are_done_again(
     assert last.kept == 2
     assert last.pieces[:2] == first.pieces[:2]
     assert not first.pieces[2].exists()
-    assert {path.name for path in output.glob("shard-*")} == {path.name for path in last.pieces}
+    assert {path.name for path in output.glob("pieces/shard-*")} == {path.name for path in last.pieces}
     found = CompressedIndex.load(output).search(rows[2000], 1, mode="dense")
     assert found.ids[0, 0] == 1100
 
@@ -226,6 +229,27 @@ def test_files_for_milvus_are_those_of_the_index(
     tables = [pq.read_table(file) for path in published.pieces for file in sorted(path.glob("*.parquet"))]
     expected = export_parquet(CompressedIndex.load(shards), tmp_path / "bulk", originals="float16")
     assert pa.concat_tables(tables).equals(pa.concat_tables([pq.read_table(file) for file in expected.files]))
+
+
+def test_the_command_line(cluster: Path, source: Path, like: CompressedIndex, model: CompresSAE) -> None:
+    def run(*words: str) -> Any:
+        result = CliRunner().invoke(main, [*words, "--dataset", "embedding", "--json"])
+        assert result.exit_code == 0, result.output
+        return json.loads(result.output[result.output.index("{") :])
+
+    like.save(cluster / "like")
+    model.save(cluster / "model")
+    given, pieces, kept = str(source), ("--piece-rows", "1300"), ("--like", str(cluster / "like"))
+    for before in (0, 2):
+        done = run("ray", "build", given, "-o", str(cluster / "a"), "--id-column", "id", *kept, *pieces)
+        assert (done["rows"], done["pieces"], done["kept"]) == (ROWS, 2, before)
+    done = run("ray", "encode", given, "-o", str(cluster / "b"), "--model", str(cluster / "model"), *pieces)
+    assert pq.read_table(cluster / "b" / "pieces").num_rows == done["rows"] == ROWS
+    done = run("ray", "milvus", given, "-o", str(cluster / "c"), *kept, *pieces)
+    assert done["rows"] == ROWS
+    merged = CliRunner().invoke(main, ["merge", str(cluster / "a"), "-o", str(cluster / "one")])
+    assert merged.exit_code == 0, merged.output
+    assert len(CompressedIndex.load(cluster / "one")) == ROWS
 
 
 @pytest.mark.parametrize("scoring", ["asymmetric", "symmetric"])
@@ -325,7 +349,7 @@ def test_killed_workers_and_drivers_cost_their_pieces_only(
         _, errors = quiet.communicate(timeout=300)
         assert quiet.returncode == 0, errors
         stopped = driver("disturbed", 2)
-        _wait_for(lambda: len(list((tmp_path / "disturbed").glob("shard-*"))) > 3)
+        _wait_for(lambda: len(list((tmp_path / "disturbed").glob("pieces/shard-*"))) > 3)
         os.killpg(stopped.pid, signal.SIGKILL)
         stopped.wait()
         again = driver("disturbed", 2)

@@ -16,6 +16,8 @@ from compressae_index.remote import Place
 
 # Kind of a folder of shards: saved indexes that were made alike, in the order of its manifest.
 SHARDS = "shards"
+# Where they lie in it.
+PIECES = "pieces"
 
 
 def is_folder_of_shards(path: Place) -> bool:
@@ -39,7 +41,7 @@ def shard_paths(folder: Place) -> list[Place]:
             if not name or Path(name).name != name or name == "..":
                 msg = f"{name!r:.100} is no name of a shard"
                 raise InputError(msg)
-    return [folder / name for name in names]
+    return [folder / PIECES / name for name in names]
 
 
 def merged(shards: Sequence[EmbeddedDocuments], names: Sequence[str]) -> EmbeddedDocuments:

@@ -16,6 +16,7 @@ from compressae_index.coding.model import ENCODERS, CompresSAE, Encoder, check_i
 from compressae_index.connectors.ray.library import absolute, raised, started
 from compressae_index.connectors.ray.pieces import Finished, Job, Piece, Work, output_of, publish
 from compressae_index.connectors.ray.work import Codes, MilvusFiles, Shards
+from compressae_index.embedded.merging import PIECES
 from compressae_index.embedded.sizes import WINDOW
 from compressae_index.errors import DimensionError, InputError
 from compressae_index.index import CompressedIndex
@@ -209,7 +210,7 @@ def run(rows: Input, work: Work, output: PathLike, *, progress: bool) -> Publish
         publish(job, done)
     return Published(
         path,
-        [path / each.name for each in done],
+        [path / PIECES / each.name for each in done],
         sum(each.rows for each in done),
         sum(each.skipped for each in done),
         sum(not each.is_new for each in done),

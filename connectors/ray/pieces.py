@@ -1,9 +1,10 @@
 """A job in pieces: runs of rows, each written to a file or folder of its own, and published together.
 
     output/
-      manifest.json                   the pieces and what they share, once all are finished; replaced at once
-      <stem>-000012-<digest><suffix>  what a piece wrote, complete from the moment that it has this name
-      pieces/<name>.json              rows, skipped rows, sizes and checksums of a finished piece
+      manifest.json          the pieces and what they share, once all are finished; replaced at once
+      pieces/<name>          what a piece wrote, complete from the moment that it has this name, which is
+                             <stem>-000012-<digest><suffix>
+      records/<name>.json    rows, skipped rows, sizes and checksums of a finished piece
 
 The digest is of the rows, their ids and all settings. So a finished piece stays when a job is run again, rows
 that changed give a new piece beside the old one, and the manifest names pieces of one run alone. What no
@@ -28,6 +29,7 @@ import numpy as np
 
 from compressae_index import persistence
 from compressae_index.arrays import IdArray
+from compressae_index.embedded.merging import PIECES
 from compressae_index.errors import FormatError
 from compressae_index.ids import pack_strings
 from compressae_index.sources import CHUNK_ROWS, BadRows, GoodRows, Vectors, checked_rows, open_vectors
@@ -42,7 +44,7 @@ from compressae_index.storage import (
     sync_folder,
 )
 
-_RECORDS = "pieces"
+_RECORDS = "records"
 _ASIDE = ".writing-"
 _DIGITS = 16
 
@@ -138,11 +140,11 @@ class Job:
 
     def _put(self, aside: Path, name: str) -> None:
         """Gives a piece its name; one that a killed worker left without a record goes."""
-        target = self.output / name
+        target = self.output / PIECES / name
         if target.exists():
             _remove(target)
         os.replace(aside, target)
-        sync_folder(self.output)
+        sync_folder(target.parent)
 
     def _record(self, finished: Finished) -> None:
         content = {
@@ -169,7 +171,7 @@ class Job:
 
     def _files(self, name: str) -> list[Path]:
         """The files of a piece, in order."""
-        path = self.output / name
+        path = self.output / PIECES / name
         return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
 
     def _is_intact(self, name: str) -> bool:
@@ -216,6 +218,7 @@ def output_of(job: Job) -> Iterator[None]:
         if path.exists() and not _is_fresh(path):
             persistence.read_manifest(path, kind)
         make_folders(path / _RECORDS)
+        make_folders(path / PIECES)
         try:
             lock = FolderLock(path.resolve())
         except BlockingIOError:
@@ -251,7 +254,7 @@ def publish(job: Job, pieces: list[Finished]) -> None:
         ours = re.compile(
             rf"{re.escape(job.work.stem)}-\d{{6}}-[0-9a-f]{{{_DIGITS}}}{re.escape(job.work.suffix)}"
         )
-        for entry in list(job.output.iterdir()):
+        for entry in list((job.output / PIECES).iterdir()):
             if ours.fullmatch(entry.name) and entry.name not in kept:
                 with suppress(OSError):
                     _remove(entry)
