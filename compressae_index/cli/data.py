@@ -299,7 +299,9 @@ def build(
 @click.option("--output", "-o", type=PLACE, required=True, help="Directory to write the index to.")
 @json_option
 def merge(shards: tuple[Place, ...], output: Place, as_json: bool) -> None:
-    """Make one index of SHARDS: indexes that were made alike, or a folder of them.
+    """Make one index of SHARDS.
+
+    They are indexes that were made alike, as `ray build` makes them, or a folder of such shards.
 
     \b
     Example:

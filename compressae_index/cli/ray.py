@@ -102,9 +102,9 @@ def form_options(function: Callable[..., None]) -> Callable[..., None]:
 
 @click.group()
 def ray() -> None:
-    """Encode and build in pieces on Ray, on this machine or the cluster that RAY_ADDRESS names.
+    """Encode and build in pieces on Ray.
 
-    Every machine must be able to read EMBEDDINGS and to write to the output. A stopped command goes on where
+    That is on this machine, or on the cluster that RAY_ADDRESS names. Every machine must be able to read EMBEDDINGS and to write to the output. A stopped command goes on where
     it was when it is run again. It needs: pip install 'compressae-index[ray]'.
     """
 
@@ -148,7 +148,9 @@ def encode_on_ray(
     encoder: Encoder,
     as_json: bool,
 ) -> None:
-    """Encode EMBEDDINGS into Parquet files of ids, latents, values and scales.
+    """Encode EMBEDDINGS into Parquet files.
+
+    Their columns are id, latents, values and scale.
 
     \b
     Example:
@@ -178,7 +180,7 @@ def milvus_on_ray(
     form: dict[str, Any],
     as_json: bool,
 ) -> None:
-    """Write the codes of EMBEDDINGS as Parquet files of Milvus's bulk import.
+    """Write codes of EMBEDDINGS for Milvus's bulk import.
 
     \b
     Example:
