@@ -104,9 +104,15 @@ def form_options(function: Callable[..., None]) -> Callable[..., None]:
 def ray() -> None:
     """Encode and build in pieces on Ray.
 
-    That is on this machine, or on the cluster that RAY_ADDRESS names. Every machine must be able to read EMBEDDINGS and to write to the output. A stopped command goes on where
-    it was when it is run again. It needs: pip install 'compressae-index[ray]'.
-    """
+    That is on this machine, or on the cluster that RAY_ADDRESS names. Every machine must be able to read
+    EMBEDDINGS and to write to the output. A stopped command goes on where it was when it is run again. It
+    needs: pip install 'compressae-index[ray]'.
+
+    \b
+    Example:
+      compressae-index ray build shards/ -o items.shards --originals float16
+      compressae-index search items.shards queries.npy -k 10
+    """  # noqa: D301
 
 
 @ray.command("build")
