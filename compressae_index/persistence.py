@@ -269,9 +269,11 @@ def check_target(path: str | os.PathLike[str], kind: str) -> None:
             return
         is_folder = path.is_dir()
         foreign = not is_folder and path.exists()
-        # Without a manifest: empty, or holds a first write that was killed or is under way.
+        # Without a manifest: empty, or holds a first write that was killed or is under way. Listed before, as
+        # that write may end meanwhile.
+        names = [entry.name for entry in path.iterdir()] if is_folder else []
         if is_folder and not was_written(path):
-            foreign = not all(_DATA.fullmatch(entry.name) for entry in path.iterdir())
+            foreign = not all(_DATA.fullmatch(name) for name in names)
         if foreign:
             raise _foreign(path)
         _replaced_by(path, kind)

@@ -16,7 +16,7 @@ import pytest
 from folders import assert_nothing_stray, content_of
 from oracles import assert_same
 
-from compressae_index import CompresSAE, CompressedIndex, FormatError, NewerFormatError
+from compressae_index import CompresSAE, CompressedIndex, FormatError, NewerFormatError, persistence
 from compressae_index.arrays import FloatArray
 from compressae_index.persistence import _manifest_checksum, describe
 from compressae_index.search.queries import MODES
@@ -378,3 +378,20 @@ def test_a_process_killed_while_saving(
     for target in (saved, tmp_path / "new"):
         other.save(target)
         assert_same_index(CompressedIndex.load(target), other, queries)
+
+
+def test_a_first_save_that_ends_meanwhile_is_not_foreign(
+    model: CompresSAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    was_written = persistence.was_written
+
+    def look(path: Path) -> bool:
+        found = was_written(path)
+        monkeypatch.setattr(persistence, "was_written", was_written)
+        model.save(path)  # another writer, right after the look
+        return found
+
+    (tmp_path / "model").mkdir()
+    monkeypatch.setattr(persistence, "was_written", look)
+    model.save(tmp_path / "model")
+    assert CompresSAE.load(tmp_path / "model").fingerprint == model.fingerprint
