@@ -95,8 +95,8 @@ def main() -> None:
 @click.option("--k", type=int, default=16, show_default=True)
 def encode_command(folder: Path, rows: int, latents: int, k: int) -> None:
     """Rows a second: all threads of one process, and a worker a processor."""
-    first = sorted(folder.glob("*.npy"))[: -(-rows // len(open_vectors(sorted(folder.glob("*.npy"))[0])[:]))]
-    source: Any = [str(file) for file in first]
+    files = [str(file) for file in sorted(folder.glob("*.npy"))]
+    source: Any = files[: -(-rows // open_vectors(files[0]).shape[0])]
     n = open_vectors(source).shape[0]
     model = train(open_vectors(source), TrainConfig(k=k, n_latents=latents, steps=0)).model
     with tempfile.TemporaryDirectory() as place:

@@ -28,7 +28,7 @@ from compressae_index.embedded.backend import EmbeddedBackend
 from compressae_index.embedded.codecs import CodecName, codec_of
 from compressae_index.embedded.codecs.packed import VALUE_BITS
 from compressae_index.embedded.documents import EmbeddedDocuments
-from compressae_index.embedded.merging import is_folder_of_shards, merged, shard_paths
+from compressae_index.embedded.merging import check_alike, is_folder_of_shards, merged, shard_paths
 from compressae_index.embedded.originals import FILE, PRECISIONS, Originals, check_moved
 from compressae_index.errors import FormatError, InputError
 from compressae_index.ids import Ids, as_id_array
@@ -297,6 +297,17 @@ class CompressedIndex(Index):
         index._append(chunks, row_ids, scale, threads, progress, label="indexing")
         return index
 
+    @property
+    def form(self) -> dict[str, Any]:
+        """Model, encoder, metric, and how vectors are stored: the same for all indexes that can be merged."""
+        return {
+            "fingerprint of the model": self.model.fingerprint,
+            "encoder": self.encoder,
+            "metric": self.metric,
+            "unit of norms": self.documents.unit,
+            **self.documents.backend.form,
+        }
+
     def empty_like(self) -> CompressedIndex:
         """An index without vectors that stores what is added to it just as this one would.
 
@@ -339,10 +350,8 @@ class CompressedIndex(Index):
             msg = "there are no shards to merge"
             raise InputError(msg)
         indexes = [each if isinstance(each, CompressedIndex) else cls.load(each, mmap=mmap) for each in given]
-        first = indexes[0]
-        for index, name in zip(indexes[1:], names[1:], strict=True):
-            _check_alike(index, name, first, names[0])
-        documents = merged([index.documents for index in indexes], names)
+        check_alike([index.form for index in indexes], names)
+        first, documents = indexes[0], merged([index.documents for index in indexes], names)
         return cls(first.model, encoder=first.encoder, metric=first.metric, documents=documents)
 
     def __copy__(self) -> CompressedIndex:
@@ -585,22 +594,6 @@ def _originals(originals: Any, vectors: Vectors, metric: Metric) -> Originals | 
     if isinstance(originals, str) and originals in PRECISIONS:
         return Originals.own(vectors.shape[1], originals, by_direction=by_direction)
     return Originals.referring(originals, vectors, by_direction=by_direction)
-
-
-def _check_alike(index: CompressedIndex, name: str, first: CompressedIndex, first_name: str) -> None:
-    """Checks that an index scores as the first one does.
-
-    Raises:
-        InputError: it is of another model, encoder or metric.
-    """
-    for what, of_index, of_first in (
-        ("fingerprint of the model", index.model.fingerprint, first.model.fingerprint),
-        ("encoder", index.encoder, first.encoder),
-        ("metric", index.metric, first.metric),
-    ):
-        if of_index != of_first:
-            msg = f"{name} differs from {first_name} in the {what}: {of_index}, not {of_first}"
-            raise InputError(msg)
 
 
 def _code_store(

@@ -120,7 +120,11 @@ def test_removed_vectors_stay_removed_and_their_ids_may_come_again(
     merged = CompressedIndex.merge([empty, a, b])
     assert len(merged) == 500
     assert sorted(merged.ids) == list(range(500))
-    lone = CompressedIndex.merge([empty])
+    gone = whole.empty_like()
+    gone.add(vectors[:5], [f"x{i}" for i in range(5)])
+    gone.remove(gone.ids)
+    assert sorted(CompressedIndex.merge([gone, a, b]).ids) == list(range(500))
+    lone = CompressedIndex.merge([gone, empty])
     assert len(lone) == 0
     lone.add(vectors[:10])
     assert lone.search(queries, 3).ids.shape == (50, 3)

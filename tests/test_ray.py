@@ -164,13 +164,27 @@ def test_bad_rows_are_named_or_left_out(cluster: Path, rows: FloatArray, like: C
     published = build_shards(given, cluster / "bad", like=like, progress=False)
     assert (published.rows, published.skipped) == (898, 2)
     assert CompressedIndex.load(cluster / "bad").ids.tolist() == np.delete(np.arange(900), [7, 650]).tolist()
+    bad[400:800] = np.nan  # a whole piece
+    np.save(cluster / "bad.npy", bad)
+    published = build_shards(given, cluster / "bad", like=like, progress=False)
+    assert (published.rows, published.skipped, len(published.pieces)) == (499, 401, 2)
+    assert CompressedIndex.load(cluster / "bad").ids.tolist() == np.delete(np.arange(400), 7).tolist() + list(
+        range(800, 900)
+    )
+    np.save(cluster / "none.npy", np.zeros_like(bad))
+    with pytest.raises(InputError, match="all 900 rows"):
+        build_shards(
+            Input(cluster / "none.npy", on_bad_rows="skip"), cluster / "none", like=like, progress=False
+        )
 
 
 def test_what_cannot_work_is_refused_first(cluster: Path, source: Path, like: CompressedIndex) -> None:
     (cluster / "foreign").mkdir()
     (cluster / "foreign" / "a.txt").write_text("a")
-    with pytest.raises(FormatError):
-        build_shards(Input(source, "embedding"), cluster / "foreign", like=like, progress=False)
+    with pytest.raises(FormatError):  # before any training
+        build_shards(Input(source, "embedding"), cluster / "foreign", sample_rows=0, progress=False)
+    with pytest.raises(InputError, match="original_field needs original vectors"):
+        export_milvus(Input(source, "embedding"), cluster / "x", original_field="float16", progress=False)
     assert [entry.name for entry in (cluster / "foreign").iterdir()] == ["a.txt"]
     with pytest.raises(InputError, match="paths of files, got ndarray"):
         Input(np.zeros((3, 3)))  # type: ignore[arg-type]

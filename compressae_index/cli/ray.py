@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from compressae_index.batches import VALUE_TYPES, ValueType
+from compressae_index.cli.data import refuse
 from compressae_index.cli.options import (
     PATH,
     PLACE,
@@ -83,12 +84,11 @@ def form_options(function: Callable[..., None]) -> Callable[..., None]:
         **options: Any,
     ) -> None:
         given = {"k": k, "n_latents": n_latents, "originals": originals, **storage._asdict()}
-        given = {name: value for name, value in given.items() if value is not None}
-        if like is None:
-            given |= {"metric": metric, "encoder": encoder}
-        else:
-            given["like"] = CompressedIndex.load(like, mmap=True)
-        function(form=given, **options)
+        given |= {"metric": metric, "encoder": encoder}
+        if like is not None:
+            refuse(click.get_current_context(), "--like", tuple(given))
+            given = {"like": CompressedIndex.load(like, mmap=True)}
+        function(form={name: value for name, value in given.items() if value is not None}, **options)
 
     decorated = gathered(storage_options, Storage, "storage")(opened)
     kept = click.option(

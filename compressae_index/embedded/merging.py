@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -44,20 +45,35 @@ def shard_paths(folder: Place) -> list[Place]:
     return [folder / PIECES / name for name in names]
 
 
+def check_alike(forms: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
+    """Checks that shards have one `CompressedIndex.form`.
+
+    Raises:
+        InputError: with the first that differs, and in what.
+    """
+    for form, name in zip(forms[1:], names[1:], strict=True):
+        for what, value in forms[0].items():
+            if form[what] != value:
+                msg = (
+                    f"{name} differs from {names[0]} in the {what} ({form[what]!s:.60}, not {value!s:.60}): "
+                    "make shards alike by adding to copies of one index that `empty_like` gives"
+                )
+                raise InputError(msg)
+
+
 def merged(shards: Sequence[EmbeddedDocuments], names: Sequence[str]) -> EmbeddedDocuments:
     """The documents of all shards, in their order; nothing of them is copied but ids and marks of removal.
 
     Args:
-        shards: documents of one model and metric, at least one shard.
+        shards: documents of one form, at least one shard. Those of which all were removed are left out.
         names: what to call the shards in messages.
 
     Raises:
-        InputError: shards of other forms or kinds of ids, or ids that several shards hold.
+        InputError: shards of other kinds of ids, or ids that several shards hold.
     """
-    _check_forms(shards, names)
-    filled = [shard for shard in shards if len(shard.backend)]
+    filled = [shard for shard in shards if len(shard)]
     if not filled:
-        return shards[0]
+        return shards[0].emptied()
     _check_ids(shards, names)
     first, *others = filled
     return EmbeddedDocuments(
@@ -68,19 +84,6 @@ def merged(shards: Sequence[EmbeddedDocuments], names: Sequence[str]) -> Embedde
     )
 
 
-def _check_forms(shards: Sequence[EmbeddedDocuments], names: Sequence[str]) -> None:
-    expected = shards[0].backend.form | {"unit of norms": shards[0].unit}
-    for shard, name in zip(shards[1:], names[1:], strict=True):
-        form = shard.backend.form | {"unit of norms": shard.unit}
-        for what, value in expected.items():
-            if form[what] != value:
-                msg = (
-                    f"{name} differs from {names[0]} in the {what} ({form[what]!s:.60}, not {value!s:.60}): "
-                    "make shards alike by adding to copies of one index that `empty_like` gives"
-                )
-                raise InputError(msg)
-
-
 def _check_ids(shards: Sequence[EmbeddedDocuments], names: Sequence[str]) -> None:
     held = [(shard.live_ids, name) for shard, name in zip(shards, names, strict=True) if len(shard)]
     for ids, name in held[1:]:
@@ -89,7 +92,7 @@ def _check_ids(shards: Sequence[EmbeddedDocuments], names: Sequence[str]) -> Non
             msg = f"the ids of {name} are {kinds[0]}, those of {held[0][1]} are {kinds[1]}"
             raise InputError(msg)
     try:
-        check_unique(np.concatenate([ids.all() for ids, _ in held]) if held else np.empty(0, np.int64))
+        check_unique(np.concatenate([ids.all() for ids, _ in held]))
     except InputError as error:
         msg = _which_overlap(held) or str(error)
         raise InputError(msg) from None

@@ -53,11 +53,11 @@ def check_no_rows(vectors: Vectors, dim: int) -> None:
 class GoodRows:
     """The rows of a source that have a direction; the others are skipped."""
 
-    def __init__(self, vectors: Vectors) -> None:
+    def __init__(self, vectors: Vectors, *, may_be_empty: bool = False) -> None:
         """Reads all rows once, to find the bad ones.
 
         Raises:
-            InputError: all rows are bad.
+            InputError: all rows are bad, and that is not allowed.
         """
         self._vectors = vectors
         n = vectors.shape[0]
@@ -67,7 +67,7 @@ class GoodRows:
         ]
         self.skipped: RowArray = np.concatenate([np.empty(0, dtype=np.int64), *found])
         """Rows of the source that are skipped, ascending."""
-        if self.skipped.size == n:
+        if self.skipped.size == n and not may_be_empty:
             msg = f"all {n} rows of the embeddings are zero or hold NaN or infinite values: none is left"
             raise InputError(msg)
         self.n_rows = n

@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from compressae_index.arrays import FloatArray
 from compressae_index.checks import normalize_rows
+from compressae_index.errors import InputError
 from compressae_index.sources.base import Run, Vectors
 from compressae_index.sources.rows import GoodRows, checked_rows
 
@@ -39,8 +40,12 @@ def spread_sample(
         InputError: a sampled row is zero or not finite, or with `skip` all are.
     """
     runs = [Run(vectors, *run) for run in _runs(vectors.shape[0], max_rows, rng)]
-    taken: list[Vectors] = [GoodRows(run) for run in runs] if skip else list(runs)
-    return np.concatenate([checked_rows(rows, 0, rows.shape[0]) for rows in taken])[:max_rows]
+    taken: list[Vectors] = [GoodRows(run, may_be_empty=True) for run in runs] if skip else list(runs)
+    parts = [checked_rows(rows, 0, rows.shape[0]) for rows in taken if rows.shape[0]]
+    if not parts:
+        msg = "all sampled rows of the embeddings are zero or hold NaN or infinite values"
+        raise InputError(msg)
+    return np.concatenate(parts)[:max_rows]
 
 
 def _runs(n: int, max_rows: int, rng: np.random.Generator) -> list[tuple[int, int]]:

@@ -100,6 +100,20 @@ def export_parquet(
     return Exported(files, len(export.ids), sum(file.stat().st_size for file in files))
 
 
+def check_fields(primary: str, dense: Dense | None, originals: Dense | None) -> None:
+    """Checks the fields of files.
+
+    Raises:
+        InputError: a name that a primary key cannot have, or an unknown type.
+    """
+    if check_primary(primary, "these files") in OWN_FIELDS:
+        msg = f"the primary key cannot be called {primary!r}, which is the name of another field"
+        raise InputError(msg)
+    for name, kind in (("dense", dense), ("originals", originals)):
+        if kind is not None:
+            check_choice(kind, name, DENSE)
+
+
 def _check_output(path: Path) -> None:
     """Checks that a directory can be written, and is new or empty.
 
@@ -129,12 +143,7 @@ class _Export:
         Raises:
             InputError: an empty index, or an option out of range.
         """
-        if check_primary(self.primary, "these files") in OWN_FIELDS:
-            msg = f"the primary key cannot be called {self.primary!r}, which is the name of another field"
-            raise InputError(msg)
-        for name, kind in (("dense", self.dense), ("originals", self.originals)):
-            if kind is not None:
-                check_choice(kind, name, DENSE)
+        check_fields(self.primary, self.dense, self.originals)
         if self.originals and self.index.documents.backend.originals is None:
             msg = "this index keeps no original vectors to export: build it with originals=..."
             raise InputError(msg)

@@ -20,7 +20,7 @@ from compressae_index.embedded.merging import PIECES
 from compressae_index.embedded.sizes import WINDOW
 from compressae_index.errors import DimensionError, InputError
 from compressae_index.index import CompressedIndex
-from compressae_index.progress import track
+from compressae_index.progress import say, track
 from compressae_index.sources import BAD_ROWS, BadRows, open_vectors, read_ids
 from compressae_index.sources.paths import PathLike, names_files
 from compressae_index.sources.sample import spread_sample
@@ -133,8 +133,11 @@ def build_shards(
         BackendError: Ray lost a worker more than RETRIES times for one piece, or cannot be reached.
         MissingExtraError: ray is not installed.
     """
-    empty = _prototype(rows, like, sample_rows, build)
-    return run(rows, Shards(empty), output, progress=progress)
+
+    def work() -> Work:
+        return Shards(_prototype(rows, like, sample_rows, build, progress=progress))
+
+    return run(rows, output, Shards.kind, work, progress=progress)
 
 
 def export_milvus(
@@ -165,8 +168,19 @@ def export_milvus(
     Raises:
         As for `build_shards` and `export_parquet`.
     """
-    shards = Shards(_prototype(rows, like, sample_rows, build))
-    return run(rows, MilvusFiles(shards, dense, original_field, primary), output, progress=progress)
+    from compressae_index.connectors.milvus.export import check_fields
+
+    check_fields(primary, dense, original_field)
+    keeps = build.get("originals") if like is None else like.documents.backend.originals
+    if original_field is not None and keeps is None:
+        msg = "original_field needs original vectors: give originals='float16', or a `like` that keeps them"
+        raise InputError(msg)
+
+    def work() -> Work:
+        shards = Shards(_prototype(rows, like, sample_rows, build, progress=progress))
+        return MilvusFiles(shards, dense, original_field, primary)
+
+    return run(rows, output, MilvusFiles.kind, work, progress=progress)
 
 
 def encode(
@@ -196,24 +210,34 @@ def encode(
     check_is_model(model)
     model.nonzeros(k, check_choice(encoder, "encoder", ENCODERS))
     check_choice(values, "values", VALUE_TYPES)
-    return run(rows, Codes(model, k, encoder, values), output, progress=progress)
+    return run(rows, output, Codes.kind, lambda: Codes(model, k, encoder, values), progress=progress)
 
 
-def run(rows: Input, work: Work, output: PathLike, *, progress: bool) -> Published:
-    """Does some work on all pieces of rows, and publishes what it wrote."""
-    ray, path = started(), as_path(output, "output").absolute()
+def run(rows: Input, output: PathLike, kind: str, work: Callable[[], Work], *, progress: bool) -> Published:
+    """Does some work on all pieces of rows, and publishes what it wrote.
+
+    The rows, their ids and the output are checked before `work` says what to do, which may take long.
+    """
+    path = as_path(output, "output").absolute()
     n, _ = rows.shape()
-    job = Job(rows.paths, rows.dataset, rows.on_bad_rows, work, path)
-    with output_of(job):
+    pieces = list(rows.pieces(n))
+    ray = started()
+    with output_of(path, kind):
+        job = Job(rows.paths, rows.dataset, rows.on_bad_rows, work(), path)
         with track(n, "working on Ray", enabled=progress) as advance:
-            done = _finished(ray, job, list(rows.pieces(n)), advance)
-        publish(job, done)
+            done = _finished(ray, job, pieces, advance)
+        skipped = sum(each.skipped for each in done)
+        written = [each for each in done if each.name is not None]
+        if not written:
+            msg = f"all {n} rows of the embeddings are zero or hold NaN or infinite values: none is left"
+            raise InputError(msg)
+        publish(job, written)
     return Published(
         path,
-        [path / PIECES / each.name for each in done],
-        sum(each.rows for each in done),
-        sum(each.skipped for each in done),
-        sum(not each.is_new for each in done),
+        [path / PIECES / str(each.name) for each in written],
+        sum(each.rows for each in written),
+        skipped,
+        sum(not each.is_new for each in written),
     )
 
 
@@ -235,10 +259,12 @@ def _finished(
                 piece = running.pop(each)
                 done[piece.number] = ray.get(each)
                 advance(piece.end - piece.first)
-    except Exception as error:
+    except BaseException as error:  # also where a user interrupts
         for each in running:
             ray.cancel(each, force=True)
-        raise raised(error) from None
+        if isinstance(error, Exception):
+            raise raised(error) from None
+        raise
     return [done[piece.number] for piece in pieces]
 
 
@@ -247,7 +273,12 @@ def _finish(job: Job, piece: Piece) -> Finished:
 
 
 def _prototype(
-    rows: Input, like: CompressedIndex | None, sample_rows: int, build: dict[str, Any]
+    rows: Input,
+    like: CompressedIndex | None,
+    sample_rows: int,
+    build: dict[str, Any],
+    *,
+    progress: bool,
 ) -> CompressedIndex:
     """The index without documents that all shards are like."""
     if like is not None:
@@ -261,6 +292,8 @@ def _prototype(
         return like.empty_like()
     ray = started()
     check_int(sample_rows, "sample_rows", 1)
+    if progress:
+        say(f"building an index of a sample of at most {sample_rows:,} rows, which all shards are like")
     most = max((node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"]), default=1)
     task = ray.remote(num_cpus=most, max_retries=RETRIES)(_built)
     try:

@@ -79,9 +79,10 @@ class Piece(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """A piece that was written."""
+    """A piece that was written, or has nothing to write."""
 
-    name: str
+    name: str | None
+    """None where all rows are bad."""
     rows: int
     skipped: int
     """Bad rows that were left out."""
@@ -114,6 +115,8 @@ class Job:
             InputError: bad rows, with their file.
         """
         vectors, ids, skipped = self._rows(piece)
+        if not len(ids):
+            return Finished(None, 0, skipped, is_new=False)
         work = self.work
         name = f"{work.stem}-{piece.number:06d}-{_digest(work.settings(), vectors, ids)}{work.suffix}"
         finished = Finished(name, len(ids), skipped, is_new=False)
@@ -126,7 +129,7 @@ class Job:
                 self._put(aside, name)
             finally:
                 _remove(aside)
-            self._record(finished)
+            self._record(name, finished)
         return finished._replace(is_new=True)
 
     def _rows(self, piece: Piece) -> tuple[Vectors, IdArray, int]:
@@ -135,7 +138,7 @@ class Job:
         ids = np.arange(piece.first, piece.end) if piece.ids is None else piece.ids
         if self.on_bad_rows == "error":
             return run, ids, 0
-        good = GoodRows(run)
+        good = GoodRows(run, may_be_empty=True)
         return Run(good, 0, good.shape[0]), ids[good.kept], len(good.skipped)
 
     def _put(self, aside: Path, name: str) -> None:
@@ -146,16 +149,15 @@ class Job:
         os.replace(aside, target)
         sync_folder(target.parent)
 
-    def _record(self, finished: Finished) -> None:
+    def _record(self, name: str, finished: Finished) -> None:
         content = {
             "rows": finished.rows,
             "skipped": finished.skipped,
             "files": {
-                str(file.relative_to(self.output)): persistence.describe(file)
-                for file in self._files(finished.name)
+                str(file.relative_to(self.output)): persistence.describe(file) for file in self._files(name)
             },
         }
-        file = self._record_of(finished.name)
+        file = self._record_of(name)
         aside = file.with_name(f"{_ASIDE}{secrets.token_hex(4)}-{file.name}")
         try:
             with new_file(aside) as handle:
@@ -205,14 +207,13 @@ def _remove(path: Path) -> None:
 
 
 @contextmanager
-def output_of(job: Job) -> Iterator[None]:
-    """Makes the folder of a job, and keeps other drivers out of it.
+def output_of(path: Path, kind: str) -> Iterator[None]:
+    """Makes the folder of a job that publishes this kind, and keeps other drivers out of it.
 
     Raises:
         FormatError: something else is there, or another driver works on it.
         StorageError: there is no permission to write it.
     """
-    path, kind = job.output, job.work.kind
     check_writable(path)
     with accessing(path, "written"):
         if path.exists() and not _is_fresh(path):

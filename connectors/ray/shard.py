@@ -12,7 +12,6 @@ from compressae_index.coding.codes import SparseCodes
 from compressae_index.coding.model import CompresSAE
 from compressae_index.embedded.backend import EmbeddedBackend
 from compressae_index.index import CompressedIndex
-from compressae_index.search.frontier import Frontier
 from compressae_index.search.queries import Asked, Settings
 from compressae_index.search.stages import strongest_terms
 
@@ -20,9 +19,8 @@ from compressae_index.search.stages import strongest_terms
 class About(NamedTuple):
     """What all that search a shard need to know of it."""
 
-    fingerprint: str
-    n_latents: int
     form: dict[str, Any]
+    """`CompressedIndex.form`."""
     rows: int
     """Rows, removed ones included."""
     alive: int
@@ -33,16 +31,6 @@ class About(NamedTuple):
     residual_bits: int
     query_nnz: int
     nbytes: dict[str, int]
-
-
-class Head(NamedTuple):
-    """What the index of all shards shares with each: its model, and settings."""
-
-    model: CompresSAE
-    encoder: Any
-    metric: Any
-    unit: float | None
-    frontier: Frontier | None
 
 
 class Shard:
@@ -57,9 +45,7 @@ class Shard:
         """The form and size of the shard."""
         index, documents, backend = self._index, self._documents, self._documents.backend
         return About(
-            index.model.fingerprint,
-            index.model.n_latents,
-            backend.form | {"encoder": index.encoder, "metric": index.metric, "unit": documents.unit},
+            index.form,
             len(backend),
             len(documents),
             documents.are_strings,
@@ -70,10 +56,9 @@ class Shard:
             documents.nbytes,
         )
 
-    def head(self) -> Head:
-        """The model and the settings of the index."""
-        index = self._index
-        return Head(index.model, index.encoder, index.metric, self._documents.unit, index.frontier)
+    def model(self) -> CompresSAE:
+        """The model of all shards."""
+        return self._index.model
 
     def find(
         self,

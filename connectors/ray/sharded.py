@@ -11,9 +11,9 @@ from compressae_index.arrays import BoolArray, FloatArray, Hits, IdArray, RowArr
 from compressae_index.coding.codes import SparseCodes
 from compressae_index.coding.model import CompresSAE
 from compressae_index.connectors.ray.library import absolute, raised, started
-from compressae_index.connectors.ray.shard import About, Head, Shard
+from compressae_index.connectors.ray.shard import About, Shard
 from compressae_index.embedded.documents import in_metric
-from compressae_index.embedded.merging import is_folder_of_shards, shard_paths
+from compressae_index.embedded.merging import check_alike, is_folder_of_shards, shard_paths
 from compressae_index.embedded.sizes import LISTED_PER_CODE, sparse_candidates
 from compressae_index.errors import BackendError, InputError, UnknownIdError
 from compressae_index.ids import Ids, Rows
@@ -31,15 +31,10 @@ RESTARTS = 3
 class ShardedIndex(Index):
     """An index over shards, each mapped and searched by an actor of Ray, on one machine or many.
 
-    It answers as `CompressedIndex.load` of the same folder would: stages run on all shards at a time, and
-    between them the best of all are chosen by the one tie rule. It is not changed: change the shards, and
-    load it again. An actor that is lost is made again by Ray.
+    It answers as `CompressedIndex.merge` of the shards would, but does not compare their ids. Stages run on
+    all shards at a time, and between them the best of all are chosen by the one tie rule. It is not changed:
+    change the shards, and load it again. An actor that is lost is made again by Ray.
     """
-
-    def __init__(self, documents: ShardedDocuments, head: Head) -> None:
-        """Of documents in actors; `load` makes both."""
-        super().__init__(head.model, documents, encoder=head.encoder, metric=head.metric)
-        self.frontier = head.frontier
 
     @classmethod
     def load(cls, shards: PathLike | Sequence[PathLike], *, cpus: float = 1, partial: bool = False) -> Self:
@@ -62,10 +57,12 @@ class ShardedIndex(Index):
         kind = ray.remote(num_cpus=cpus, max_restarts=RESTARTS, max_task_retries=RESTARTS)(Shard)
         actors = [kind.remote(path) for path in paths]
         try:
-            documents = ShardedDocuments(ray, actors, [str(path) for path in paths], partial=partial)
-            return cls(documents, ray.get(actors[0].head.remote()))
+            model = ray.get(actors[0].model.remote())
+            documents = ShardedDocuments(ray, actors, [str(path) for path in paths], model, partial=partial)
         except Exception as error:
             raise raised(error) from None
+        form = documents.about[0].form
+        return cls(model, documents, encoder=form["encoder"], metric=form["metric"])
 
 
 def _paths(shards: Any) -> list[Any]:
@@ -121,7 +118,9 @@ class ShardedDocuments:
     modes: tuple[str, ...] = MODES
     filters: tuple[Filter, ...] = ("ids", "mask")
 
-    def __init__(self, ray: Any, actors: Sequence[Any], names: Sequence[str], *, partial: bool) -> None:
+    def __init__(
+        self, ray: Any, actors: Sequence[Any], names: Sequence[str], model: CompresSAE, *, partial: bool
+    ) -> None:
         """Asks all shards for their form.
 
         Raises:
@@ -129,11 +128,8 @@ class ShardedDocuments:
         """
         self.ray, self.actors, self.names, self.partial = ray, list(actors), list(names), partial
         self.about: list[About] = ray.get([actor.about.remote() for actor in actors])
+        check_alike([about.form for about in self.about], names)
         first = self.about[0]
-        for about, name in zip(self.about, names, strict=True):
-            if about.fingerprint != first.fingerprint or about.form != first.form:
-                msg = f"{name} was made otherwise than {names[0]}: make shards alike, by `empty_like`"
-                raise InputError(msg)
         filled = {about.are_strings for about in self.about if about.alive}
         if len(filled) > 1:
             msg = "some shards have ids that are strings, others integers"
@@ -142,9 +138,9 @@ class ShardedDocuments:
         self.begins = np.cumsum([0, *(about.rows for about in self.about)])
         self.n_rows = int(self.begins[-1])
         self.largest_norm = max(about.largest_norm for about in self.about)
-        self.n_latents = first.n_latents
+        self.n_latents = model.n_latents
         self.k: int = first.form["k"]
-        self.unit: float | None = first.form["unit"]
+        self.unit: float | None = first.form["unit of norms"]
         self.residual_bits = first.residual_bits
         self.refines = first.by_originals or first.residual_bits > 0
 

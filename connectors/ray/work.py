@@ -33,14 +33,7 @@ class Shards:
 
     def settings(self) -> dict[str, Any]:
         """Model, metric, encoder, and how documents are stored."""
-        index = self.empty
-        return {
-            "fingerprint": index.model.fingerprint,
-            "encoder": index.encoder,
-            "metric": index.metric,
-            "unit": index.documents.unit,
-            **index.documents.backend.form,
-        }
+        return self.empty.form
 
     def filled(self, vectors: Vectors, ids: IdArray) -> CompressedIndex:
         """An index of rows."""
