@@ -204,15 +204,21 @@ def test_a_sample_decides_the_form(cluster: Path, source: Path) -> None:
     assert (len(index), index.k, index.model.n_latents) == (ROWS, 8, 256)
 
 
-def test_the_code_of_the_page_runs(cluster: Path, rows: FloatArray, queries: FloatArray) -> None:
-    page = (Path(__file__).parents[1] / "docs" / "scale-out.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```python\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
+@pytest.mark.parametrize("page", ["README.md", "docs/scale-out.md"])
+def test_the_code_of_a_page_runs(cluster: Path, rows: FloatArray, queries: FloatArray, page: str) -> None:
+    text = (Path(__file__).parents[1] / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
     (block,) = (block for block in blocks if block.startswith("from compressae_index.connectors.ray"))
     table = pa.table({"id": np.arange(1000), "embedding": list(rows[:1000])})
     pq.write_table(table, cluster / "vectors.parquet")
-    names: dict[str, Any] = {"brief": TrainConfig(k=16, n_latents=256, refine_rounds=8, steps=0)}
-    exec(block.replace("sample_rows=4096", "sample_rows=1000, config=brief"), names)
-    assert_same(names["actors"].search(queries, 5), names["index"].search(queries, 5))
+    (cluster / "vectors").mkdir(exist_ok=True)
+    np.save(cluster / "vectors" / "0.npy", rows[:1000])
+    brief = TrainConfig(k=16, n_latents=256, refine_rounds=8, steps=0)
+    names: dict[str, Any] = {"brief": brief, "CompressedIndex": CompressedIndex}
+    exec(block.replace('originals="float16"', 'originals="float16", config=brief'), names)
+    found = names["index"].search(queries, 5)
+    assert_same(names.get("actors", names["index"]).search(queries, 5), found)
+    assert len(names["index"]) == 1000
 
 
 def test_codes_are_those_of_the_encoder(
