@@ -158,14 +158,24 @@ def build_command(folder: Path, queries: Path, output: Path, latents: int | None
     click.echo(f"loaded and checked in {seconds:.1f} s: {merged}")
     _, seconds = timed(partial(merged.save, output / "one"))
     click.echo(f"saved as one index in {seconds:.1f} s, peak of this process {_peak_mb()} MB")
-    one = CompressedIndex.load(output / "one", mmap=True)
     truth = true_neighbours(folder, asked, 10)
-    for name, index in (("one index", one), ("shards, one process", merged)):
+    both = [
+        (name, place, mmap)
+        for mmap in (True, False)
+        for name, place in (("one index", "one"), ("shards", "shards"))
+    ]
+    for name, place, mmap in both:
+        index = CompressedIndex.load(output / place, mmap=mmap)
         for candidates, latents_asked, refine in ((1000, 128, 50), (3000, 256, 50), (10_000, 512, 100)):
             search = partial(
                 index.search, candidates=candidates, query_nnz=latents_asked, refine=refine, num_threads=1
             )
-            _report(f"{name}, {candidates} / {latents_asked} / {refine}", search, asked, truth)
+            _report(
+                f"{name}, {'mapped' if mmap else 'in memory'}, {candidates} / {latents_asked} / {refine}",
+                search,
+                asked,
+                truth,
+            )
     actors = ShardedIndex.load(output / "shards", cpus=0.1)
     search = partial(actors.search, candidates=3000, query_nnz=256, refine=50)
     _report("an actor a shard, 3000 / 256 / 50", search, asked, truth)
