@@ -206,10 +206,15 @@ class RemotePath(os.PathLike[str]):
         return int(self._call(lambda fs, key: fs.info(key))["size"])
 
     def identity(self) -> tuple[object, ...]:
-        """Tells an object from one that replaces it: its size, and all that the store says of its version."""
+        """Tells an object from one that replaces it: its size, and all that the store says of its version.
+
+        Of a folder, the same of all objects below.
+        """
         info: dict[str, Any] = self._call(lambda fs, key: fs.info(key))
-        known = {name.lower(): str(value) for name, value in info.items() if value is not None}
-        return info["size"], *sorted((name, known[name]) for name in _VERSIONS & known.keys())
+        if info["type"] != "directory":
+            return _version(info)
+        below = self._call(lambda fs, key: fs.find(key, detail=True))
+        return tuple(part for _, each in sorted(below.items()) for part in _version(each))
 
     def iterdir(self) -> Iterator[RemotePath]:
         """What is in a folder."""
@@ -312,7 +317,7 @@ class RemotePath(os.PathLike[str]):
         except CompressaeError:
             raise
         except Exception as error:
-            failure = self._in_words(error)
+            failure = self.in_words(error)
         raise failure  # outside of the block, so that the store's error is not its context
 
     def _reached(self) -> tuple[Any, str]:
@@ -340,7 +345,7 @@ class RemotePath(os.PathLike[str]):
         user, _, secret = credentials.partition(":")
         return address, {"key": unquote(user), "secret": unquote(secret)}
 
-    def _in_words(self, error: Exception) -> Exception:
+    def in_words(self, error: Exception) -> Exception:
         """An error of a store as one of ours, or an OSError, without what may be secret."""
         name = type(error).__name__
         if isinstance(error, ImportError):
@@ -382,6 +387,11 @@ def _secret_values(options: Any, named: bool = False) -> Iterator[str]:
             yield from _secret_values(value, named or _SECRET_NAME.search(str(name)) is not None)
     elif named and isinstance(options, str):
         yield options
+
+
+def _version(info: dict[str, Any]) -> tuple[object, ...]:
+    known = {name.lower(): str(value) for name, value in info.items() if value is not None}
+    return info["size"], *sorted((name, known[name]) for name in _VERSIONS & known.keys())
 
 
 def _ranges(fs: Any, key: str, window: range) -> list[bytes]:

@@ -570,7 +570,7 @@ def mistaken(tmp_path_factory: pytest.TempPathFactory, model: CompresSAE, querie
         ("build --codes i -o new --model m --id-column id", "--id-column needs EMBEDDINGS or --ids"),
         (
             "build e.npy -o new --model m --id-column id",
-            "columns of ids are read from Parquet files, got e.npy",
+            "columns of ids are read from Parquet files and Lance datasets, got e.npy",
         ),
         ("build e.npy -o new --model m --residual-bits 5", "residual_bits must be one of 0, 1, 2, 3, 4, 6"),
         (

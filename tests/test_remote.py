@@ -293,6 +293,30 @@ def test_what_others_write_is_seen(s3: Store, rows: FloatArray) -> None:
         opened[0:5]
 
 
+@pytest.mark.usefixtures("s3")
+def test_a_dataset_in_a_store(rows: FloatArray, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
+    lance = pytest.importorskip("lance")
+
+    def write(name: str, rows: Rows, first: int, mode: str = "create") -> None:
+        table = pa.table({"e": list(rows), "id": range(first, first + len(rows))})
+        lance.write_dataset(table, f"s3://bucket/lance/{name}", mode=mode)
+
+    for number, part in enumerate(np.split(rows, 2)):
+        write(f"{number}.lance", part, 30 * number)
+    for source in ("s3://bucket/lance", "s3://bucket/lance/*.lance"):
+        opened = open_vectors(source)
+        np.testing.assert_array_equal(opened[25:45], rows[25:45])
+        np.testing.assert_array_equal(read_ids(source, "id"), np.arange(60))
+    one = open_vectors("s3://bucket/lance/1.lance")
+    write("1.lance", rows, 0, "overwrite")
+    with pytest.raises(FormatError, match=r"s3://bucket/lance/1\.lance changed"):
+        one[0:5]
+    with pytest.raises(InputError, match=r"takes credentials from the environment") as caught:
+        open_vectors(f"s3://{KEY}:{quote(SECRET, safe='')}@bucket/lance/0.lance")
+    assert KEY not in str(caught.value)
+
+
 def test_ids(s3: Store, tmp_path: Path, rows: FloatArray) -> None:
     write_parquet(tmp_path / "a.parquet", rows, id=[f"n{row}" for row in range(60)])
     text = s3.put("ids/ids.txt", "\ufeff3\n1\n4\n".encode())

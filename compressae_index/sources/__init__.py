@@ -23,8 +23,9 @@ from compressae_index.sources.files import SourceFile
 from compressae_index.sources.flat import open_bvecs, open_fvecs, open_npy
 from compressae_index.sources.hdf5 import open_hdf5
 from compressae_index.sources.ids import read_ids
+from compressae_index.sources.lance import open_lance
 from compressae_index.sources.parquet import open_parquet
-from compressae_index.sources.paths import PathLike, files_of, names_files
+from compressae_index.sources.paths import PathLike, files_of, is_dataset, names_files
 from compressae_index.sources.rows import GoodRows, check_no_rows, checked_rows, ids_of_rows
 from compressae_index.sources.shards import open_shards
 from compressae_index.sources.spool import spooled
@@ -56,6 +57,7 @@ _READERS = {
     ".hdf5": open_hdf5,
     ".h5": open_hdf5,
     ".parquet": open_parquet,
+    ".lance": open_lance,
 }
 # How to convert a file that cannot be read.
 _ADVICE = {
@@ -81,8 +83,8 @@ def open_vectors(
             an array (n, d) of numpy, torch or any library with `__array__` or DLPack; a memory map; nested
             lists of numbers; a table of numbers or a column of vectors of pandas, polars or Arrow, by
             position, not by its index;
-            a file: .npy, .fvecs, .bvecs, .hdf5 or .h5 in the ann-benchmarks layout, .parquet with a list
-            column;
+            a file: .npy, .fvecs, .bvecs, .hdf5 or .h5 in the ann-benchmarks layout, .parquet or a .lance
+            dataset with a list column;
             a folder of such files, all of one kind and dimension, taken in natural order of their names
             (shard-2 before shard-10). Hidden files and files of other kinds are skipped; anything that
             looks like more embeddings, such as a.npy.gz or a folder of such files, is an error;
@@ -94,8 +96,8 @@ def open_vectors(
             folder (TMPDIR). The file has no name, so the system removes it once the result is no longer
             used, however the process ends.
             Rows have a floating dtype (bfloat16 too) or are uint8; they are converted to float32.
-        dataset: the data set of an HDF5 file, or the column of a Parquet file (the only list column, if none
-            has that name).
+        dataset: the data set of an HDF5 file, or the column of a Parquet file or Lance dataset (the only list
+            column, if none has that name).
         on_bad_rows: a row is bad if it is zero or holds NaN or infinite values. With "error", reading it
             raises. "skip" reads all rows once and returns the good ones as a `GoodRows`; null rows of tables
             and rows of another length than the first are then bad too.
@@ -156,11 +158,11 @@ def _open_file(path: Place, dataset: str, skip: bool, *, may_be_empty: bool) -> 
             msg += f"; to convert it: {_ADVICE[suffix]}"
         raise FormatError(msg)
     with reading(path):
-        if not path.is_file():
+        if not path.is_file() and not is_dataset(path):
             msg = f"{path} does not exist" if not path.exists() else f"{path} is not a file"
             raise FormatError(msg)
-    if skip and reader is open_parquet:
-        reader = partial(open_parquet, nan_rows=True)
+    if skip and reader in (open_parquet, open_lance):
+        reader = partial(reader, nan_rows=True)
     return SourceFile(path, lambda path: _checked(reader(path, dataset), path, may_be_empty))
 
 

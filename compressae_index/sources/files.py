@@ -11,13 +11,14 @@ import numpy.typing as npt
 from compressae_index.errors import FormatError
 from compressae_index.remote import Place, RemotePath
 from compressae_index.sources.base import TypedVectors, floating, reading
+from compressae_index.sources.lance import SUFFIX, VERSIONS
 
 
 class Mark(NamedTuple):
     """Tells a file from one that replaces it."""
 
     identity: tuple[object, ...]
-    """The file's number, size and time, or an object's version."""
+    """The file's number, size and time, or an object's version; of a dataset, its newest version."""
     dtype: np.dtype[Any]
     """dtype of the rows; times alone are too coarse for a file rewritten at once."""
 
@@ -69,6 +70,8 @@ class SourceFile:
 
 
 def _identity(path: Place) -> tuple[object, ...]:
+    if path.suffix.lower() == SUFFIX:
+        path = path / VERSIONS  # which gets a file with every change of the dataset
     if isinstance(path, RemotePath):
         return path.identity()
     status = path.stat()

@@ -1,10 +1,10 @@
-"""Ids from files: a line or an entry per row, or a column of the embeddings' own Parquet files."""
+"""Ids from files: a line or an entry per row, or a column of the embeddings' own tables."""
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
@@ -16,8 +16,9 @@ from compressae_index.errors import FormatError, InputError
 from compressae_index.ids import as_id_array, check_unique
 from compressae_index.remote import Place, RemotePath
 from compressae_index.sources.base import reading
+from compressae_index.sources.lance import lance_dataset
 from compressae_index.sources.parquet import parquet_file
-from compressae_index.sources.paths import PathLike, files_of
+from compressae_index.sources.paths import PathLike, files_of, is_dataset
 
 # Only numbers as they would be printed: "007" is a string, or it would come back as 7.
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")
@@ -29,8 +30,8 @@ def read_ids(source: PathLike | Sequence[PathLike], column: str | None = None) -
     Args:
         source: a .npy file of integers or strings, or a UTF-8 text file of one id a line. A byte order mark
             and blanks around an id are ignored. Ids are integers if every line is one, as it would be
-            printed. With a column: Parquet files, as `open_vectors` takes them.
-        column: the column of Parquet files.
+            printed. With a column: Parquet files or Lance datasets, as `open_vectors` takes them.
+        column: their column of ids.
 
     Returns:
         (n,) int64, or str objects.
@@ -45,12 +46,12 @@ def read_ids(source: PathLike | Sequence[PathLike], column: str | None = None) -
     paths = files if isinstance(files, list) else [files]
     for path in paths:
         with reading(path):
-            if not path.is_file():
+            if not path.is_file() and not is_dataset(path):
                 msg = f"{path} cannot be read: there is no such file"
                 raise FormatError(msg)
     if column is not None:
         return _of_columns(paths, column)
-    if len(paths) > 1 or paths[0].suffix.lower() == ".parquet":
+    if len(paths) > 1 or paths[0].suffix.lower() in _TABLES:
         msg = f"which column of {paths[0]} holds the ids must be said: column=..., or --id-column"
         raise InputError(msg)
     path = paths[0]
@@ -85,9 +86,9 @@ def _lines(path: Place) -> list[int] | list[str]:
 
 
 def _of_columns(paths: Sequence[Place], column: str) -> IdArray:
-    others = [path for path in paths if path.suffix.lower() != ".parquet"]
+    others = [path for path in paths if path.suffix.lower() not in _TABLES]
     if others:
-        msg = f"columns of ids are read from Parquet files, got {others[0]}"
+        msg = f"columns of ids are read from Parquet files and Lance datasets, got {others[0]}"
         raise InputError(msg)
     parts = [_of_column(path, column) for path in paths]
     if len({part.dtype for part in parts if len(part)}) > 1:
@@ -101,16 +102,30 @@ def _of_columns(paths: Sequence[Place], column: str) -> IdArray:
 
 def _of_column(path: Place, column: str) -> IdArray:
     with reading(path), _naming(f"{path}: column {column!r}"):
-        file = parquet_file(path)
-        if column not in file.schema_arrow.names:
-            msg = f"{path} holds no column {column!r}, only: {', '.join(file.schema_arrow.names)}"
+        schema, read = _TABLES[path.suffix.lower()](path)
+        if column not in schema.names:
+            msg = f"{path} holds no column {column!r}, only: {', '.join(schema.names)}"
             raise FormatError(msg)
-        values = file.read(columns=[column]).column(0)
+        values = read(columns=[column]).column(0)
         if values.null_count:
             row = int(np.flatnonzero(np.asarray(values.is_null()))[0])
             msg = f"{path}: row {row} of column {column!r} is null ({values.null_count} such rows)"
             raise FormatError(msg)
         return as_id_array(values)
+
+
+def _parquet_table(path: Place) -> tuple[Any, Callable[..., Any]]:
+    file = parquet_file(path)
+    return file.schema_arrow, file.read
+
+
+def _lance_table(path: Place) -> tuple[Any, Callable[..., Any]]:
+    dataset = lance_dataset(path)
+    return dataset.schema, dataset.to_table
+
+
+# By suffix, what gives the schema of a table, and a function that reads its columns.
+_TABLES = {".parquet": _parquet_table, ".lance": _lance_table}
 
 
 @contextmanager

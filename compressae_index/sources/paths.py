@@ -13,10 +13,11 @@ from compressae_index.checks import as_place
 from compressae_index.errors import FormatError
 from compressae_index.remote import Place, RemotePath
 from compressae_index.sources.base import reading
+from compressae_index.sources.lance import SUFFIX
 
 PathLike: TypeAlias = str | os.PathLike[str]
 
-KINDS = (".npy", ".fvecs", ".bvecs", ".hdf5", ".h5", ".parquet")
+KINDS = (".npy", ".fvecs", ".bvecs", ".hdf5", ".h5", ".parquet", SUFFIX)
 # Other suffixes of embeddings, which are not skipped as sidecar files are.
 _OTHER_KINDS = frozenset((".npz", ".fbin", ".u8bin", ".i8bin"))
 # Suffixes of sidecar files, such as "shard-1.npy.sha256".
@@ -43,7 +44,7 @@ def files_of(source: PathLike | Sequence[PathLike]) -> Place | list[Place]:
         return [file for path in source for file in _matched(as_place(path))]
     path = as_place(source)
     with reading(path):
-        if path.is_dir():
+        if path.is_dir() and not is_dataset(path):
             return _chosen(path.iterdir(), str(path))
         return path if not has_magic(path) or path.exists() else _matched(path)
 
@@ -57,6 +58,11 @@ def _matched(path: Place) -> list[Place]:
             msg = f"{path} does not exist, and as a pattern it matches no file"
             raise FormatError(msg)
         return _chosen(found, str(path))
+
+
+def is_dataset(path: Place) -> bool:
+    """Whether a path is a Lance dataset: a folder that is read as one file is."""
+    return path.suffix.lower() == SUFFIX and path.is_dir()
 
 
 def has_magic(path: Place) -> bool:
@@ -76,8 +82,12 @@ def _chosen(paths: Iterable[Place], where: str) -> list[Place]:
 
     Skips files that writers such as Spark leave, such as _SUCCESS or .part-0.parquet.crc.
     """
-    paths = [path for path in paths if not _is_hidden(path)]
-    files = [path for path in paths if path.suffix.lower() in KINDS and not path.is_dir()]
+    paths = [path for path in paths if not _is_hidden(path) and not _is_in_dataset(path)]
+    files = [
+        path
+        for path in paths
+        if path.suffix.lower() in KINDS and path.is_dir() == (path.suffix.lower() == SUFFIX)
+    ]
     for path in sorted(set(paths) - set(files), key=os.fspath):
         if path.is_dir():
             _check_folder(path, set(files), where)
@@ -94,8 +104,10 @@ def _chosen(paths: Iterable[Place], where: str) -> list[Place]:
 
 
 def _check_folder(folder: Place, taken: set[Place], where: str) -> None:
+    datasets = tuple(f"{os.fspath(path)}/" for path in taken if path.suffix.lower() == SUFFIX)
     for path in _files_below(folder):
-        if path not in taken and not _is_hidden(path) and _looks_like_vectors(path):
+        is_taken = path in taken or os.fspath(path).startswith(datasets)
+        if not is_taken and not _is_hidden(path) and _looks_like_vectors(path):
             msg = (
                 f"{where} holds a folder with {path}, which would be passed over: move it elsewhere, or "
                 "give a pattern such as '**/*.npy' that names the files of all folders"
@@ -118,6 +130,11 @@ def _files_below(folder: Place) -> Iterator[Place]:
 
 def _is_hidden(path: Place) -> bool:
     return path.name.startswith((".", "_"))
+
+
+def _is_in_dataset(path: Place) -> bool:
+    """Whether a pattern found a piece of a Lance dataset, whose name ends as the dataset's."""
+    return any(part.lower().endswith(SUFFIX) for part in path.parts[:-1])
 
 
 def _looks_like_vectors(path: Place) -> bool:
