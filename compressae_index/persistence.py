@@ -183,9 +183,8 @@ def _write_remotely(
         with accessing(path, "written"):
             data = _upload(path, made.path)
             content = {"meta": dict(meta), "data": data.name, "files": described}
-            previous = _replaced_by(path, kind)
             # If this fails, the store may have the manifest, or get it later: the data must stay.
-            (path / _MANIFEST).write_bytes(_manifest_of(kind, content))
+            previous = put_manifest(path, kind, content)
     finally:
         made.remove()
     if previous is not None:
@@ -246,6 +245,13 @@ def write_manifest(path: Path, kind: str, content: Mapping[str, Any], *, aside: 
     previous = _replaced_by(path, kind, with_data="data" in content)
     os.replace(aside, path / _MANIFEST)
     sync_folder(path)
+    return previous
+
+
+def put_manifest(path: RemotePath, kind: str, content: Mapping[str, Any]) -> str | None:
+    """Replaces the manifest of a directory in a store; returns and raises what `write_manifest` does."""
+    previous = _replaced_by(path, kind, with_data="data" in content)
+    (path / _MANIFEST).write_bytes(_manifest_of(kind, content))
     return previous
 
 

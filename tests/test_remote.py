@@ -41,6 +41,9 @@ from compressae_index.arrays import FloatArray
 from compressae_index.checks import as_path, as_place
 from compressae_index.cli import main
 from compressae_index.coding.directory import encode_to_directory
+from compressae_index.connectors.ray.output import Finished, output_at
+from compressae_index.connectors.ray.pieces import Job, Piece
+from compressae_index.connectors.ray.work import Shards
 from compressae_index.errors import CompressaeError
 from compressae_index.persistence import kind_of, was_written
 from compressae_index.remote import RemotePath, shown
@@ -551,6 +554,62 @@ def test_shards_and_codes_in_a_store(
         assert "pa55" not in repr(of_codes)
         plain = CompressedIndex.build(vectors[:300], index.ids, model=model, k=16, progress=False)
         assert_same(of_codes, plain, queries)
+
+
+def job_of(rows: FloatArray, index: CompressedIndex, output: str) -> tuple[Job, list[Piece]]:
+    target = output_at(as_place(output))
+    pieces = [Piece(number, first, first + 20, None) for number, first in enumerate(range(0, len(rows), 20))]
+    return Job(rows, "train", "error", Shards(index.empty_like()), target), pieces
+
+
+def finished_on(job: Job, pieces: list[Piece]) -> list[Finished]:
+    """What a driver of Ray does, in this process."""
+    with job.output.opened(job.work.kind):
+        done = [job.finish(piece) for piece in pieces]
+        job.publish(done)
+    return done
+
+
+def test_a_job_in_a_store(
+    s3: Store, vectors: FloatArray, index: CompressedIndex, queries: FloatArray
+) -> None:
+    rows = vectors[:60].copy()
+    output = "s3://bucket/job/items.shards"
+    job, pieces = job_of(rows, index, output)
+    # A worker that is killed while it uploads leaves objects without a record.
+    left = s3.put("job/items.shards/pieces/shard-000000-0123456789abcdef/left", b"").removeprefix(
+        "s3://bucket/"
+    )
+    with s3.refusing(lambda method, path: method == "PUT" and "records" in path):
+        failure(StorageError, lambda: finished_on(job, pieces), r"cannot be written: .*refuses")
+    assert not any("manifest.json" in name for name in s3.names("job/items.shards/") if "pieces" not in name)
+    assert [each.is_new for each in finished_on(job, pieces)] == [True] * 3
+    assert left not in s3.names("")
+    whole = index.empty_like()
+    whole.add(rows, np.arange(60))
+    assert_same(CompressedIndex.load(output), whole, queries)
+    # Run again, only pieces of rows that changed, or that others overwrote, are written.
+    rows[25] += 0.1
+    shard = next(name for name in s3.names("job/items.shards/pieces/") if name.startswith("shard-000002"))
+    s3.put(f"job/items.shards/pieces/{shard}", b"other")
+    done = finished_on(*job_of(rows, index, output))
+    assert [each.is_new for each in done] == [False, True, True]
+    held = {name.partition("/")[0] for name in s3.names("job/items.shards/pieces/")}
+    assert held == {each.name for each in done}
+    assert s3.names("job/items.shards/records/") == {f"{each.name}.json" for each in done}
+    whole.upsert(rows[25:26], [25])
+    found = CompressedIndex.load(output, mmap=True).search(rows, 3)
+    assert [each[0] for each in found.ids.tolist()] == list(range(60))
+
+
+def test_what_is_no_output_of_a_job(s3: Store, vectors: FloatArray, index: CompressedIndex) -> None:
+    index.save("s3://bucket/other/items.index")
+    s3.put("other/foreign/file.txt", b"")
+    for name, match in (("items.index", "holds: index; expected: shards"), ("foreign", "holds no manifest")):
+        job, pieces = job_of(vectors[:20], index, f"s3://bucket/other/{name}")
+        before = s3.names("other/")
+        failure(FormatError, partial(finished_on, job, pieces), match)
+        assert s3.names("other/") == before
 
 
 # What goes wrong, and what must not be seen then.

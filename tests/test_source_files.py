@@ -349,5 +349,7 @@ def test_ids_of_a_column(tmp_path: Path, vectors: FloatArray, model: CompresSAE)
     with pytest.raises(InputError, match=r"column 'id' of .*: duplicate id 275 .* in rows 5 and 60"):
         read_ids(tmp_path, "id")
     np.save(tmp_path / "a.npy", [1])
-    with pytest.raises(InputError, match=r"columns of ids are read from Parquet files and Lance datasets, got .*a\.npy"):
+    with pytest.raises(
+        InputError, match=r"columns of ids are read from Parquet files and Lance datasets, got .*a\.npy"
+    ):
         read_ids(tmp_path / "a.npy", "id")

@@ -77,8 +77,8 @@ def _line(message: str) -> str:
 def main() -> None:
     """Search dense embeddings from sparse dictionary codes.
 
-    EMBEDDINGS is a .npy, .fvecs, .bvecs, .hdf5 (ann-benchmarks layout) or .parquet (list column) file, a Lance
-    dataset, or a folder of such files. They are read in pieces. Paths may be addresses, such as
+    EMBEDDINGS is a .npy, .fvecs, .bvecs, .hdf5 (ann-benchmarks layout) or .parquet (list column) file, a
+    Lance dataset, or a folder of such files. They are read in pieces. Paths may be addresses, such as
     s3://bucket/items.index.
 
     \b

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import wraps
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,7 +12,6 @@ import click
 from compressae_index.batches import VALUE_TYPES, ValueType
 from compressae_index.cli.data import refuse
 from compressae_index.cli.options import (
-    PATH,
     PLACE,
     Storage,
     bad_rows_option,
@@ -43,7 +41,10 @@ piece_option = click.option(
     "--piece-rows", type=int, help="Rows a piece, which is what a killed worker costs.  [default: 262144]"
 )
 output_option = click.option(
-    "--output", "-o", type=PATH, required=True, help="Folder that all machines see: new, or of a stopped run."
+    *("--output", "-o"),
+    type=PLACE,
+    required=True,
+    help="Folder that all machines see, or its address: new, or of a stopped run.",
 )
 like_option = click.option(
     "--like", type=PLACE, help="Index whose model and form to take, in place of a sample of EMBEDDINGS."
@@ -120,7 +121,7 @@ def ray() -> None:
 @output_option
 @form_options
 @json_option
-def build_on_ray(rows: Input, output: Path, form: dict[str, Any], as_json: bool) -> None:
+def build_on_ray(rows: Input, output: Place, form: dict[str, Any], as_json: bool) -> None:
     """Build an index of EMBEDDINGS in shards.
 
     The output is searched like an index: `compressae-index search` reads it as one. `merge` makes one index
@@ -148,7 +149,7 @@ def build_on_ray(rows: Input, output: Path, form: dict[str, Any], as_json: bool)
 def encode_on_ray(
     rows: Input,
     model: Place,
-    output: Path,
+    output: Place,
     k: int | None,
     values: ValueType,
     encoder: Encoder,
@@ -179,7 +180,7 @@ def encode_on_ray(
 @json_option
 def milvus_on_ray(
     rows: Input,
-    output: Path,
+    output: Place,
     dense: Any,
     original_field: Any,
     primary: str,

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from compressae_index.arrays import IdArray
 from compressae_index.batches import VALUE_TYPES, ValueType
-from compressae_index.checks import as_path, check_choice, check_int
+from compressae_index.checks import as_place, check_choice, check_int
 from compressae_index.coding.model import ENCODERS, CompresSAE, Encoder, check_is_model
 from compressae_index.connectors.ray.library import absolute, raised, started
-from compressae_index.connectors.ray.pieces import Finished, Job, Piece, Work, output_of, publish
+from compressae_index.connectors.ray.output import Finished, output_at
+from compressae_index.connectors.ray.pieces import Job, Piece, Work
 from compressae_index.connectors.ray.work import Codes, MilvusFiles, Shards
 from compressae_index.embedded.merging import PIECES
 from compressae_index.embedded.sizes import WINDOW
 from compressae_index.errors import DimensionError, InputError
 from compressae_index.index import CompressedIndex
 from compressae_index.progress import say, track
+from compressae_index.remote import Place
 from compressae_index.sources import BAD_ROWS, BadRows, open_vectors, read_ids
 from compressae_index.sources.paths import PathLike, names_files
 from compressae_index.sources.sample import spread_sample
@@ -39,8 +40,8 @@ RETRIES = 10
 class Published(NamedTuple):
     """What a job wrote."""
 
-    path: Path
-    pieces: list[Path]
+    path: Place
+    pieces: list[Place]
     """Shards, files, or folders of files, in the order of their rows."""
     rows: int
     skipped: int
@@ -120,7 +121,8 @@ def build_shards(
 
     Args:
         rows: the vectors, by paths that every worker can open.
-        output: a folder that every worker can write to: new, or begun by this function.
+        output: a folder that every worker can write to, or its address in a store: new, or begun by this
+            function. Only one driver at a time may work on an output in a store, which has no locks.
         like: an index whose model and form to take, in place of a sample.
         sample_rows: rows of the sample.
         progress: show a progress bar.
@@ -218,12 +220,12 @@ def run(rows: Input, output: PathLike, kind: str, work: Callable[[], Work], *, p
 
     The rows, their ids and the output are checked before `work` says what to do, which may take long.
     """
-    path = as_path(output, "output").absolute()
+    target = output_at(as_place(output, "output").absolute())
     n, _ = rows.shape()
     pieces = list(rows.pieces(n))
     ray = started()
-    with output_of(path, kind):
-        job = Job(rows.paths, rows.dataset, rows.on_bad_rows, work(), path)
+    with target.opened(kind):
+        job = Job(rows.paths, rows.dataset, rows.on_bad_rows, work(), target)
         with track(n, "working on Ray", enabled=progress) as advance:
             done = _finished(ray, job, pieces, advance)
         skipped = sum(each.skipped for each in done)
@@ -231,10 +233,10 @@ def run(rows: Input, output: PathLike, kind: str, work: Callable[[], Work], *, p
         if not written:
             msg = f"all {n} rows of the embeddings are zero or hold NaN or infinite values: none is left"
             raise InputError(msg)
-        publish(job, written)
+        job.publish(written)
     return Published(
-        path,
-        [path / PIECES / str(each.name) for each in written],
+        target.path,
+        [target.path / PIECES / str(each.name) for each in written],
         sum(each.rows for each in written),
         skipped,
         sum(not each.is_new for each in written),
