@@ -351,6 +351,17 @@ def kind_of(path: str | os.PathLike[str]) -> str:
     return str(read_manifest(as_place(path), None)["kind"])
 
 
+def data_files(path: Path, kind: str) -> list[str]:
+    """The data of a directory of the given kind, relative to it, as its manifest names them.
+
+    Raises:
+        FormatError, NewerFormatError, StorageError: as for `read`, of the manifest; files are not looked at.
+    """
+    manifest = read_manifest(path, kind)
+    with reading(str(path)):
+        return [f"{_data_name(manifest)}/{_bare(name)}" for name in entry(manifest, "files", dict)]
+
+
 def read(
     path: str | os.PathLike[str], kind: str, *, mmap: bool = False, always_mapped: Collection[str] = ()
 ) -> Stored:
