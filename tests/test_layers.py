@@ -92,7 +92,9 @@ def test_torch_is_imported_where_it_is_needed() -> None:
         and "torch" in {part.split(".")[0] for part in _imported(node)}
     }
     # A GPU index takes tensors where they lie, and others give and take nothing else.
-    others = [f"{PACKAGE}.connectors.{name}" for name in ("faiss.gpu", "sentence_transformers")]
+    others = [
+        f"{PACKAGE}.connectors.{name}" for name in ("checkpoints", "faiss.gpu", "sentence_transformers")
+    ]
     expected = (f"{PACKAGE}.training", f"{PACKAGE}.coding.torch_", *others)
     assert {name for name in with_torch if name.startswith(expected)} == with_torch > set()
 
