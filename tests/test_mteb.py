@@ -1,0 +1,136 @@
+"""Tasks of mteb in memory: by the embedder, by its sparse codes, and by an index of its embeddings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("mteb")
+pytest.importorskip("sentence_transformers")
+
+import datasets
+import mteb
+from mteb.abstasks.retrieval import AbsTaskRetrieval
+from mteb.abstasks.task_metadata import TaskMetadata
+from mteb.models import SentenceTransformerEncoderWrapper
+from sentence_transformers import SentenceTransformer, SparseEncoder
+from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from compressae_index import CompresSAE, InputError, TrainConfig, train
+from compressae_index.arrays import FloatArray
+from compressae_index.connectors.mteb import IndexBackend, IndexedEncoder
+from compressae_index.connectors.sentence_transformers import SparseCoder
+from compressae_index.demo import DemoData
+
+N, QUERIES = 300, 40
+
+
+@pytest.fixture(scope="module")
+def embedder(demo_data: DemoData) -> SentenceTransformer:
+    """Means of random vectors of words."""
+    words = sorted({word for text in demo_data.texts[:N] for word in text.split()})
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["[UNK]", *words])}, "[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    weights = np.random.default_rng(0).normal(size=(len(words) + 1, 64)).astype(np.float32)
+    modules = [StaticEmbedding(tokenizer, embedding_weights=weights), Normalize()]
+    return SentenceTransformer(modules=modules, device="cpu")
+
+
+class Task(AbsTaskRetrieval):
+    """Finds texts by their first half of words."""
+
+    metadata = TaskMetadata(
+        name="Halves",
+        description="Texts by their first half.",
+        dataset={"path": "none", "revision": "1"},
+        type="Retrieval",
+        category="t2t",
+        eval_splits=["test"],
+        eval_langs=["eng-Latn"],
+        main_score="ndcg_at_10",
+    )
+    texts: tuple[str, ...] = ()
+
+    def load_data(self, num_proc: int | None = None, **kwargs: Any) -> None:  # noqa: ARG002
+        rows = [{"id": f"d{i}", "text": text, "title": ""} for i, text in enumerate(self.texts)]
+        halves = [" ".join(text.split()[: len(text.split()) // 2 + 1]) for text in self.texts[:QUERIES]]
+        self.dataset = {
+            "default": {
+                "test": {
+                    "corpus": datasets.Dataset.from_list(rows),
+                    "queries": datasets.Dataset.from_list(
+                        [{"id": f"q{i}", "text": text} for i, text in enumerate(halves)]
+                    ),
+                    "relevant_docs": {f"q{i}": {f"d{i}": 1} for i in range(QUERIES)},
+                    "top_ranked": None,
+                }
+            }
+        }
+        self.data_loaded = True
+
+
+@pytest.fixture(scope="module")
+def task(demo_data: DemoData) -> Task:
+    Task.texts = tuple(demo_data.texts[:N])
+    return Task()
+
+
+@pytest.fixture(scope="module")
+def coded(embedder: SentenceTransformer, task: Task) -> CompresSAE:
+    return train(embedder.encode(list(task.texts)), TrainConfig(k=16, n_latents=128, refine_rounds=10)).model
+
+
+def main_score(model: Any, task: Task) -> float:
+    result = mteb.evaluate(model, task, cache=None, show_progress_bar=False, co2_tracker=False)
+    return float(result.task_results[0].get_score())
+
+
+@pytest.mark.filterwarnings("ignore:The fill_missing parameter is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The `get_sentence_embedding_dimension` method:FutureWarning")
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta:UserWarning")
+def test_a_task_is_answered_by_all(embedder: SentenceTransformer, coded: CompresSAE, task: Task) -> None:
+    base = main_score(embedder, task)
+    sparse = SparseEncoder(modules=[*embedder, SparseCoder(coded)], device="cpu")
+    encoder = SentenceTransformerEncoderWrapper(embedder)
+    settings = {"model": coded, "k": 16}
+    whole = settings | {"originals": "float32"}
+    exact = IndexedEncoder(encoder, build=whole, search={"mode": "dense", "refine": N})
+    assert main_score(exact, task) == pytest.approx(base, abs=1e-3)
+    codes = IndexedEncoder(encoder, build=settings, search={"mode": "dense"})
+    assert 0.5 < base - 0.2 < main_score(codes, task) <= 1
+    assert 0.5 < base - 0.3 < main_score(sparse, task) <= 1
+    names = {model.mteb_model_meta.model_name_with_experiment for model in (encoder, exact, codes)}
+    assert len(names) == 3
+
+
+@pytest.fixture
+def rows() -> FloatArray:
+    return np.random.default_rng(0).normal(size=(60, 16)).astype(np.float32)
+
+
+def test_the_backend_answers_as_the_index(rows: FloatArray) -> None:
+    backend = IndexBackend({"k": 4, "n_latents": 16}, {"mode": "dense"})
+    names = [f"d{i}" for i in range(60)]
+    backend.add_documents(rows, names)
+    assert backend.index is not None
+    expected = backend.index.search(rows[:5], 7, mode="dense")
+    scores, places = backend.search(rows[:5], 7)
+    assert places == expected.ids.tolist()
+    assert scores == expected.scores.tolist()
+    assert [len(each) for each in backend.search(rows[:5], 1000)[1]] == [60] * 5
+    every = backend.index.search(rows[:2], 60, mode="dense")
+    ranked = {"a": ["d7", "d3", "d40"], "b": ["d1"]}
+    scores, local = backend.search(rows[:2], 2, None, ranked, {0: "a", 1: "b"})
+    wanted = [place for place in every.ids[0].tolist() if place in (7, 3, 40)][:2]
+    assert [[7, 3, 40][at] for at in local[0]] == wanted
+    assert local[1] == [0]
+    np.testing.assert_allclose(scores[1], every.scores[1][every.ids[1] == 1])
+    backend.clear()
+    with pytest.raises(InputError, match="before it added documents"):
+        backend.search(rows[:5], 7)
+    backend.add_documents(rows[:30], names[:30])
+    backend.add_documents(rows[30:], names[30:])
+    assert len(backend.index.ids) == 60
