@@ -18,6 +18,7 @@ import yaml
 
 pytest.importorskip("huggingface_hub")
 
+from folders import block_of
 from hub_server import TOKEN, HubServer, hub_server
 from huggingface_hub import HfApi, cached_assets_path
 
@@ -31,6 +32,7 @@ from compressae_index import (
 from compressae_index.arrays import FloatArray
 from compressae_index.connectors import hub
 from compressae_index.connectors.hub import from_pretrained, model_card, push_to_hub
+from compressae_index.demo import DemoData
 from compressae_index.measuring.model_report import model_report
 
 REPO = "someone/texts"
@@ -256,3 +258,22 @@ print(from_pretrained(CompresSAE, "{REPO}").fingerprint)
             )
             assert done.returncode == 0, done.stderr
             assert done.stdout.strip() == model.fingerprint
+
+
+def test_the_code_of_the_page_runs(
+    server: HubServer,
+    built: CompressedIndex,
+    demo_data: DemoData,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    few = demo_data._replace(embeddings=demo_data.embeddings[:600])
+    monkeypatch.setattr("compressae_index.demo.load_data", lambda: few)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.chdir(tmp_path)
+    built.save("texts.index")
+    names: dict[str, Any] = {}
+    exec(block_of("docs/ecosystem.md", "compressae_index.connectors.hub"), names)
+    assert len(names["index"]) == len(built)
+    assert names["model"].fingerprint == built.model.fingerprint
+    assert names["report"].as_text() in server.files("someone/texts-index")["README.md"].decode()

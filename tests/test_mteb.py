@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,12 @@ pytest.importorskip("sentence_transformers")
 
 import datasets
 import mteb
+from folders import block_of
 from mteb.abstasks.retrieval import AbsTaskRetrieval
 from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.models import SentenceTransformerEncoderWrapper
 from sentence_transformers import SentenceTransformer, SparseEncoder
-from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
-from tokenizers import Tokenizer, models, pre_tokenizers
+from word_embedder import word_embedder
 
 from compressae_index import CompresSAE, InputError, TrainConfig, train
 from compressae_index.arrays import FloatArray
@@ -27,19 +28,19 @@ from compressae_index.demo import DemoData
 
 N, QUERIES = 300, 40
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The fill_missing parameter is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:The `get_sentence_embedding_dimension` method:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta:UserWarning"),
+]
+
 
 @pytest.fixture(scope="module")
 def embedder(demo_data: DemoData) -> SentenceTransformer:
-    """Means of random vectors of words."""
-    words = sorted({word for text in demo_data.texts[:N] for word in text.split()})
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["[UNK]", *words])}, "[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    weights = np.random.default_rng(0).normal(size=(len(words) + 1, 64)).astype(np.float32)
-    modules = [StaticEmbedding(tokenizer, embedding_weights=weights), Normalize()]
-    return SentenceTransformer(modules=modules, device="cpu")
+    return word_embedder(demo_data.texts[:N], 64)
 
 
-class Task(AbsTaskRetrieval):
+class Task(AbsTaskRetrieval):  # type: ignore[misc]
     """Finds texts by their first half of words."""
 
     metadata = TaskMetadata(
@@ -88,9 +89,6 @@ def main_score(model: Any, task: Task) -> float:
     return float(result.task_results[0].get_score())
 
 
-@pytest.mark.filterwarnings("ignore:The fill_missing parameter is deprecated:DeprecationWarning")
-@pytest.mark.filterwarnings("ignore:The `get_sentence_embedding_dimension` method:FutureWarning")
-@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta:UserWarning")
 def test_a_task_is_answered_by_all(embedder: SentenceTransformer, coded: CompresSAE, task: Task) -> None:
     base = main_score(embedder, task)
     sparse = SparseEncoder(modules=[*embedder, SparseCoder(coded)], device="cpu")
@@ -104,6 +102,22 @@ def test_a_task_is_answered_by_all(embedder: SentenceTransformer, coded: Compres
     assert 0.5 < base - 0.3 < main_score(sparse, task) <= 1
     names = {model.mteb_model_meta.model_name_with_experiment for model in (encoder, exact, codes)}
     assert len(names) == 3
+
+
+def test_the_code_of_the_page_runs(
+    embedder: SentenceTransformer,
+    task: Task,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(mteb, "get_tasks", lambda tasks: [task for _ in tasks])
+    monkeypatch.setattr(mteb, "get_model", lambda _: SentenceTransformerEncoderWrapper(embedder))
+    monkeypatch.setenv("MTEB_CACHE", str(tmp_path))
+    monkeypatch.setattr("compressae_index.building.planning.RANKED", 20)
+    exec(block_of("docs/ecosystem.md", "mteb"), {})
+    base, codes = map(float, capsys.readouterr().out.split()[-2:])
+    assert 0.5 < codes < base + 0.1
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ PAGES = [
         f"docs/{name}.md"
         for name in (
             *("training", "search", "budgets", "data", "scale-out", "how-it-works", "milvus", "faiss"),
-            *("command-line", "errors", "benchmarks"),
+            *("ecosystem", "command-line", "errors", "benchmarks"),
         )
     ),
 ]
@@ -127,6 +127,7 @@ MADE = {
         *("datasets-cache", "texts.shard-0", "texts.shard-1"),
     },
     "docs/faiss.md": {"texts.faiss-index", "texts.faiss"},
+    "docs/ecosystem.md": {"uncentred.pt"},
 }
 
 
@@ -149,8 +150,11 @@ def session(demo_data: DemoData, tmp_path_factory: pytest.TempPathFactory) -> It
         yield folder
 
 
-# Blocks that start with these are run by tests/test_batches.py and tests/test_ray.py, beside their engines.
-ENGINES = re.compile(r"(from|import) (ray|pyspark|daft|compressae_index\.connectors\.ray)\b")
+# Blocks with these are run by the tests of their connectors, beside engines, servers and embedders.
+ENGINES = re.compile(
+    r"^(from|import) (ray|pyspark|daft|compressae_index\.connectors\.(ray|hub)|sentence_transformers|mteb)\b",
+    re.MULTILINE,
+)
 
 
 def run_page(page: str, folder: Path) -> None:
@@ -158,7 +162,7 @@ def run_page(page: str, folder: Path) -> None:
     before = set(folder.iterdir())
     names: dict[str, object] = {}
     for block in blocks(TEXTS[page], "python"):
-        if ENGINES.match(block):
+        if ENGINES.search(block):
             continue
         exec(compile(block, page, "exec"), names)
     assert {path.name for path in set(folder.iterdir()) - before} == MADE.get(page, set())

@@ -12,9 +12,9 @@ import torch
 
 pytest.importorskip("sentence_transformers")
 
+from folders import block_of
 from sentence_transformers import SentenceTransformer, SparseEncoder
-from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
-from tokenizers import Tokenizer, models, pre_tokenizers
+from word_embedder import word_embedder
 
 from compressae_index import CompresSAE, FormatError, InputError, TrainConfig, train
 from compressae_index.arrays import FloatArray
@@ -32,13 +32,7 @@ def texts(demo_data: DemoData) -> list[str]:
 
 @pytest.fixture(scope="module")
 def dense(texts: list[str]) -> SentenceTransformer:
-    """Means of random vectors of words: a text embedder that no model hub is needed for."""
-    words = sorted({word for text in texts for word in text.split()})
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["[UNK]", *words])}, "[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    weights = np.random.default_rng(0).normal(size=(len(words) + 1, DIM)).astype(np.float32)
-    modules = [StaticEmbedding(tokenizer, embedding_weights=weights), Normalize()]
-    return SentenceTransformer(modules=modules, device="cpu")
+    return word_embedder(texts, DIM)
 
 
 @pytest.fixture(scope="module")
@@ -141,3 +135,16 @@ def test_what_is_loaded_is_checked(coded: CompresSAE, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(FormatError, match=r"lacks config.json or model.safetensors"):
         SparseCoder.load(str(tmp_path))
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta:UserWarning")
+def test_the_code_of_the_page_runs(
+    dense: SentenceTransformer, coded: CompresSAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    dense.save("all-MiniLM-L6-v2")
+    coded.save("texts.model")
+    names: dict[str, Any] = {}
+    exec(block_of("docs/ecosystem.md", "sentence_transformers"), names)
+    assert names["scores"].shape == (1, 2)
+    assert torch.equal(names["sparse"].encode_query(["puppy"]).to_dense(), names["queries"].to_dense())

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import scipy.sparse as sp
 
 pytest.importorskip("sklearn")
+pandas = pytest.importorskip("pandas")
 
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
@@ -33,7 +33,7 @@ CHECKED = [
 ]
 
 
-@parametrize_with_checks(CHECKED)
+@parametrize_with_checks(CHECKED)  # type: ignore[untyped-decorator]
 def test_scikit_learns_checks_pass(estimator: CompresSAETransformer, check: Callable[[Any], None]) -> None:
     """All of them. With the steps of "topk", training may refuse the 20 rows of some: it diverges."""
     check(estimator)
@@ -49,7 +49,7 @@ def test_codes_are_those_of_the_model(model: CompresSAE, vectors: FloatArray, en
     coder = CompresSAETransformer(model=model, k=8, encoder=encoder)
     codes = coder.fit_transform(vectors[:100])
     assert isinstance(codes, sp.csr_array)
-    assert (codes.dtype, codes.indices.dtype, codes.indptr.dtype) == (np.float32, np.int32, np.int32)
+    assert [each.dtype.name for each in (codes, codes.indices, codes.indptr)] == ["float32", "int32", "int32"]
     expected = model.encode(vectors[:100], 8, encoder=encoder)
     np.testing.assert_array_equal(codes.toarray(), expected.to_dense())
     assert codes.nnz == np.count_nonzero(expected.values)
@@ -109,7 +109,7 @@ def test_names_and_set_output(fitted: CompresSAETransformer, vectors: FloatArray
     names = fitted.get_feature_names_out()
     assert len(names) == fitted.model_.n_latents
     assert names[12] == "compressaetransformer12"
-    framed = clone(fitted).fit(pd.DataFrame(vectors[:20]).add_prefix("x"))
+    framed = clone(fitted).fit(pandas.DataFrame(vectors[:20]).add_prefix("x"))
     assert framed.feature_names_in_[0] == "x0"
     assert framed.n_features_in_ == vectors.shape[1]
     with pytest.raises(ValueError, match="outputs a scipy sparse matrix"):
@@ -128,7 +128,7 @@ def test_what_fit_refuses(fitted: CompresSAETransformer, model: CompresSAE, vect
         ({"model": model.fingerprint}, "CompresSAE.load reads one"),
     ):
         with pytest.raises(InputError, match=message):
-            CompresSAETransformer(**settings).fit(rows)  # type: ignore[arg-type]
+            CompresSAETransformer(**settings).fit(rows)
     with pytest.raises(InputError, match=f"dimension 7, expected {model.dim}"):
         CompresSAETransformer(model=model).fit(np.ones((3, 7)))
     with pytest.raises(ValueError, match="X has 7 features, but CompresSAETransformer is expecting"):
