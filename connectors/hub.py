@@ -37,6 +37,7 @@ try:
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 except ImportError as error:
     raise MissingExtraError("huggingface_hub", "hub", "the Hugging Face Hub") from error
 
@@ -81,6 +82,7 @@ def push_to_hub(
         StorageError: there is no room for the files in the temporary folder (TMPDIR).
     """
     kind = _kind_of(type(thing))
+    _check_name(repo_id)
     _check_pushable(thing)
     card = model_card(thing, repo_id, report=report, licence=licence)
     made = TemporaryFolder()
@@ -130,6 +132,7 @@ def from_pretrained(
     wanted = _kind_of(kind)
     if Path(check_text(repo_id, "repo_id")).is_dir():
         return kind.load(repo_id, **options)
+    _check_name(repo_id)
 
     def fetch(api: HfApi) -> Path:
         # Its place in the Hub's cache says which commit the revision is now. The others must be of the same.
@@ -210,6 +213,14 @@ def _kind_of(kind: Any) -> str:
     return _KINDS[kind]
 
 
+def _check_name(repo_id: str) -> None:
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        msg = f"{repo_id!r:.100} is no name of a repository: {error}"
+        raise InputError(msg) from error
+
+
 def _check_pushable(thing: CompresSAE | CompressedIndex) -> None:
     kept = thing.documents.backend.originals if isinstance(thing, CompressedIndex) else None
     if kept is not None and kept.manifest()["references"]:
@@ -251,8 +262,6 @@ def _on_the_hub(act: Callable[[HfApi], R], repo_id: str, token: str | None) -> R
 def _failure(error: Exception, repo_id: str, token: str | None) -> CompressaeError:
     """An error of the Hub in words, without the token."""
     text = redacted(" ".join(str(error).split()), [token or "", get_token() or ""], whole=True)
-    if isinstance(error, HFValidationError):
-        return InputError(f"{repo_id!r:.100} is no name of a repository: {text:.300}")
     if isinstance(error, RevisionNotFoundError):
         return BackendError(f"{repo_id} has no such revision: {text:.300}")
     if isinstance(error, RepositoryNotFoundError):

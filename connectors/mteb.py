@@ -101,7 +101,7 @@ class IndexBackend:
         self.index, self._places = None, {}
 
 
-class IndexedEncoder(SearchEncoderWrapper):
+class IndexedEncoder(SearchEncoderWrapper):  # type: ignore[misc]
     """An encoder of mteb whose retrieval tasks are answered by a `CompressedIndex`.
 
     mteb keeps its results apart from those of the encoder alone, by the settings.

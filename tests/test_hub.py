@@ -189,6 +189,8 @@ def test_what_cannot_be_pushed(
         push_to_hub(vectors, REPO)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="'a b' is no name of a repository"):
         push_to_hub(model, "a b", token=TOKEN)
+    with pytest.raises(InputError, match="3 is no name of a repository"):
+        push_to_hub(model, 3, token=TOKEN)  # type: ignore[arg-type]
     assert len(server.repositories[REPO]) == commits
 
 

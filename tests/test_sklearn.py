@@ -11,7 +11,6 @@ import pytest
 import scipy.sparse as sp
 
 pytest.importorskip("sklearn")
-pandas = pytest.importorskip("pandas")
 
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
@@ -109,6 +108,7 @@ def test_names_and_set_output(fitted: CompresSAETransformer, vectors: FloatArray
     names = fitted.get_feature_names_out()
     assert len(names) == fitted.model_.n_latents
     assert names[12] == "compressaetransformer12"
+    pandas = pytest.importorskip("pandas")
     framed = clone(fitted).fit(pandas.DataFrame(vectors[:20]).add_prefix("x"))
     assert framed.feature_names_in_[0] == "x0"
     assert framed.n_features_in_ == vectors.shape[1]
