@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from compressae_index.checks import check_vectors
+from compressae_index.checks import as_floats, check_vectors
+from compressae_index.coding.model import CompresSAE
+from compressae_index.conversion import as_array
 from compressae_index.errors import InputError, MissingExtraError
 from compressae_index.index import CompressedIndex
 
@@ -47,12 +49,13 @@ class IndexBackend:
         Raises:
             InputError: bad rows, or what `CompressedIndex.build` refuses.
         """
-        rows = check_vectors(embeddings, name="embeddings of mteb")
+        name = "embeddings of mteb"
+        rows = as_floats(as_array(embeddings, name), name=name)
         places = np.arange(len(self._places), len(self._places) + len(rows))
         if self.index is None:
             self.index = CompressedIndex.build(rows, places, **self.build)
         else:
-            self.index.add(rows, places)
+            self.index.add(rows, places, on_bad_rows=self.build.get("on_bad_rows", "error"))
         self._places |= {str(name): int(place) for name, place in zip(idxs, places, strict=True)}
 
     def search(
@@ -123,7 +126,10 @@ class IndexedEncoder(SearchEncoderWrapper):  # type: ignore[misc]
         """
         super().__init__(encoder, index_backend=IndexBackend(build, search))
         settings = {"compressae_index": "index", **(build or {}), **(search or {})}
-        named = {name: str(value) for name, value in settings.items()}
+        named = {
+            name: value.fingerprint if isinstance(value, CompresSAE) else str(value)
+            for name, value in settings.items()
+        }
         meta = encoder.mteb_model_meta
         kwargs = {**(meta.experiment_kwargs or {}), **named}
         self.mteb_model_meta = meta.model_copy(update={"experiment_kwargs": kwargs})

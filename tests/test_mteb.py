@@ -100,8 +100,10 @@ def test_a_task_is_answered_by_all(embedder: SentenceTransformer, coded: Compres
     codes = IndexedEncoder(encoder, build=settings, search={"mode": "dense"})
     assert 0.5 < base - 0.2 < main_score(codes, task) <= 1
     assert 0.5 < base - 0.3 < main_score(sparse, task) <= 1
-    names = {model.mteb_model_meta.model_name_with_experiment for model in (encoder, exact, codes)}
-    assert len(names) == 3
+    turned = CompresSAE.of_dictionary(coded.decoder_w[::-1].copy(), 16, coded.mean)
+    other = IndexedEncoder(encoder, build=settings | {"model": turned}, search={"mode": "dense"})
+    metas = [model.mteb_model_meta.experiment_name for model in (encoder, exact, codes, other)]
+    assert len(set(metas)) == 4
 
 
 def test_the_code_of_the_page_runs(
@@ -148,3 +150,14 @@ def test_the_backend_answers_as_the_index(rows: FloatArray) -> None:
     backend.add_documents(rows[:30], names[:30])
     backend.add_documents(rows[30:], names[30:])
     assert len(backend.index.ids) == 60
+
+
+def test_rows_of_zeros(rows: FloatArray) -> None:
+    rows[3] = 0
+    names = [f"d{i}" for i in range(60)]
+    with pytest.raises(InputError, match="row 3 is zero"):
+        IndexBackend({"k": 4}).add_documents(rows, names)
+    backend = IndexBackend({"k": 4, "n_latents": 16, "on_bad_rows": "skip"}, {"mode": "dense"})
+    backend.add_documents(rows, names)
+    (found,) = backend.search(rows[:1], 60)[1]
+    assert sorted(found) == [i for i in range(60) if i != 3]
