@@ -39,6 +39,7 @@ COMMANDS = [
     "encode",
     "estimate",
     "eval",
+    "export",
     "info",
     "merge",
     "milvus",

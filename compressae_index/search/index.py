@@ -37,6 +37,7 @@ from compressae_index.search.queries import (
     explained,
 )
 from compressae_index.search.ranges import RangeResult, check_radius, within
+from compressae_index.search.rescoring import check_found, rescored
 from compressae_index.search.stages import joined
 from compressae_index.sources import Vectors, VectorSource, check_no_rows, ids_of_rows, open_vectors
 
@@ -262,6 +263,46 @@ class Index:
             factors = RowScale(self.metric, documents.unit or 1.0).of_queries(rows)
         coder = Coder(self.model, self.encoder, documents.k)
         return Asked(rows, factors, k, candidates, refine, threads, settings, coder)
+
+    def rescore(
+        self,
+        queries: Any,
+        ids: Any,
+        k: int = 10,
+        *,
+        scoring: Scoring = "asymmetric",
+        refine: int | None = None,
+        num_threads: int | None = None,
+    ) -> SearchResult:
+        """The k best of the documents that something else found for each query, such as another store.
+
+        They get the scores of "two_stage": by their codes, and the best `refine` by residual codes or
+        original vectors if the index has them.
+
+        Args:
+            queries: (n_queries, d), or (d,) for one.
+            ids: (n_queries, c), or a sequence of ids for each query; repeats count once, and -1 or None is no
+                id. Those that the index does not hold (any more) are left out.
+            k: documents of each query.
+            scoring: as for `search`.
+            refine: as for `search`; by default 100, or 4 k if that is more.
+            num_threads: as for `search`.
+
+        Returns:
+            scores and ids, each (n_queries, k), as `search` gives them, without a certificate.
+
+        Raises:
+            InputError: not one row of ids a query, ids of the other kind, or queries or settings that
+                `search` refuses.
+            StorageError: the file of the original vectors was changed.
+        """
+        settings = Settings("two_stage", None, None, scoring, refine, None, num_threads)
+        documents = self.documents
+        asked = self.asked(queries, k, settings, documents)
+        found = check_found(ids, len(asked), are_strings=documents.are_strings)
+        if asked.k * len(asked) > MAX_PLACES:
+            check_k(asked.k, len(documents), len(asked))
+        return rescored(asked, found, documents, self.model, self.metric)
 
     def neighbours(
         self,

@@ -9,8 +9,8 @@ import scipy.sparse as sp
 
 from compressae_index.coding.codes import SparseCodes
 from compressae_index.coding.model import CompresSAE
+from compressae_index.coding.pairs import split
 from compressae_index.connectors.milvus.hooks.encoder import SplitEncoder, as_texts
-from compressae_index.connectors.milvus.wire import split
 
 
 class CompresSAEEmbeddingFunction:
