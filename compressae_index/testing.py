@@ -159,6 +159,35 @@ class IndexContract:
         assert why.contributions.sum() + why.mean + why.residual == pytest.approx(why.score, abs=1e-6)
         assert abs(why.residual) > 1e-3
 
+    def test_rescore_gives_the_best_of_what_was_found(
+        self, whole: Index, reference: CompressedIndex, held_out: FloatArray
+    ) -> None:
+        found = reference.search(held_out, 40, mode="sparse").ids
+        # Repeats, empty places and unknown ids.
+        given = [[*row[:3], -1, *row, 10**12] for row in found[:-1].tolist()] + [[]]
+        result = whole.rescore(held_out, given, 10, refine=0)
+        exact = term_scores(reference, held_out)
+        for row, ids in enumerate(found[:-1]):
+            best = -np.sort(-exact[row, ids])[:10]
+            np.testing.assert_allclose(result.scores[row], best, atol=2e-6)
+            np.testing.assert_allclose(exact[row, result.ids[row]], best, atol=2e-6)
+        assert result.ids[-1].tolist() == [-1] * 10
+        assert np.isneginf(result.scores[-1]).all()
+        with pytest.raises(DimensionError, match="a row for each of 20 queries, got 19 rows"):
+            whole.rescore(held_out, given[:-1])
+        with pytest.raises(InputError, match="the ids of this index are integers, those to score hold '7'"):
+            whole.rescore(held_out[:1], [["7"]])
+
+    def test_rescore_ends_with_the_last_stage(
+        self, whole: Index, reference: CompressedIndex, held_out: FloatArray
+    ) -> None:
+        found = reference.search(held_out, 40, mode="sparse").ids
+        result = whole.rescore(held_out, found, 10)
+        unit = normalize_rows(held_out).astype(np.float64)
+        for row, ids in enumerate(found):
+            exact = np.sort(whole.reconstruct(ids) @ unit[row])[::-1][:10]
+            np.testing.assert_allclose(result.scores[row], exact, atol=2e-5)
+
     @pytest.mark.parametrize("candidates", [30, 1000])
     def test_sparse_gives_the_best_sums_where_it_is_certified(
         self, whole: Index, reference: CompressedIndex, held_out: FloatArray, candidates: int

@@ -29,7 +29,7 @@ PAGES = [
         f"docs/{name}.md"
         for name in (
             *("training", "search", "budgets", "data", "scale-out", "how-it-works", "milvus", "faiss"),
-            *("ecosystem", "command-line", "errors", "benchmarks"),
+            *("exports", "ecosystem", "command-line", "errors", "benchmarks"),
         )
     ),
 ]
@@ -127,6 +127,7 @@ MADE = {
         *("datasets-cache", "texts.shard-0", "texts.shard-1"),
     },
     "docs/faiss.md": {"texts.faiss-index", "texts.faiss"},
+    "docs/exports.md": {"texts.vsag", "texts.seismic"},
     "docs/ecosystem.md": {"uncentred.pt"},
 }
 
@@ -152,7 +153,7 @@ def session(demo_data: DemoData, tmp_path_factory: pytest.TempPathFactory) -> It
 
 # Blocks with these are run by the tests of their connectors, beside engines, servers and embedders.
 ENGINES = re.compile(
-    r"^(from|import) (ray|pyspark|daft|compressae_index\.connectors\.(ray|hub)|sentence_transformers|mteb)\b",
+    r"^(from|import) (ray|pyspark|daft|psycopg|sentence_transformers|mteb|compressae_index\.connectors\.(ray|hub))\b",
     re.MULTILINE,
 )
 

@@ -8,6 +8,13 @@ No client is needed for that: rows are plain Python, in the form that the client
 
 from __future__ import annotations
 
-from compressae_index.connectors.stores.export import STORES, StoreName, creation, documents, export, queries
+from compressae_index.connectors.stores.exporting import (
+    STORES,
+    StoreName,
+    creation,
+    documents,
+    export,
+    queries,
+)
 
 __all__ = ["STORES", "StoreName", "creation", "documents", "export", "queries"]

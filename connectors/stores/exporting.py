@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compressae_index.arrays import IdArray
-from compressae_index.checks import as_path, check_choice
+from compressae_index.checks import as_path, check_choice, check_int
 from compressae_index.connectors.stores.lucene import Elasticsearch, OpenSearch
 from compressae_index.connectors.stores.pgvector import Pgvector
 from compressae_index.connectors.stores.qdrant import Qdrant
@@ -23,7 +23,7 @@ from compressae_index.connectors.stores.vsag import Vsag
 from compressae_index.errors import InputError
 from compressae_index.progress import track
 from compressae_index.search.index import Index
-from compressae_index.search.queries import Settings
+from compressae_index.search.queries import MAX_K, Settings
 from compressae_index.search.stages import terms_of
 from compressae_index.storage import folder_aside
 
@@ -182,5 +182,6 @@ def _terms(
     index: Index, rows: Any, store: StoreName, limit: int, query_nnz: int | None
 ) -> npt.NDArray[np.void]:
     """Pairs of queries."""
+    limit = check_int(limit, "limit", 1, MAX_K)
     asked = index.asked(rows, limit, Settings("sparse", query_nnz=query_nnz))
     return _store(store).terms(terms_of(asked))
