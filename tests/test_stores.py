@@ -97,11 +97,11 @@ def in_qdrant(index: CompressedIndex, asked: FloatArray) -> list[list[Any]]:
     ]
 
 
+queries_for = queries  # a fixture has the same name
+
+
 def of(index: CompressedIndex, asked: FloatArray, store: StoreName) -> list[Any]:
     return queries_for(index, asked, store, limit=LIMIT)
-
-
-queries_for = queries  # the fixture has the same name
 
 
 def test_vsag(built: CompressedIndex, queries: FloatArray, tmp_path: Path) -> None:
@@ -144,26 +144,32 @@ def database() -> Iterator[str]:
     config = shutil.which("pg_config")
     if config is None:
         pytest.skip("needs PostgreSQL: there is no pg_config")
-    call = {"check": True, "capture_output": True, "text": True}
     bin_folder, shared = (
-        Path(subprocess.run([config, f"--{part}dir"], **call).stdout.strip())  # type: ignore[call-overload]
+        Path(
+            subprocess.run(
+                [config, f"--{part}dir"], check=True, capture_output=True, text=True
+            ).stdout.strip()
+        )
         for part in ("bin", "share")
     )
     if not ((bin_folder / "initdb").exists() and (shared / "extension" / "vector.control").exists()):
         pytest.skip("needs a server of PostgreSQL with the extension pgvector")
     # A short path for its socket, which the user of the server can enter.
     with tempfile.TemporaryDirectory(prefix="compressae-pg-") as folder:
-        if os.geteuid() == 0:
-            shutil.chown(folder, "postgres")
-            call["user"] = "postgres"
-        subprocess.run([bin_folder / "initdb", "-D", folder, "-A", "trust", "-U", "tests", "-N"], **call)
-        server = [bin_folder / "pg_ctl", "-D", folder, "-w"]
-        log = ["-l", f"{folder}/log", "-o", f"-c listen_addresses= -c fsync=off -k {folder}"]
-        # A pipe would stay open as long as the server runs.
-        call |= {"capture_output": False, "stdout": subprocess.DEVNULL}
-        subprocess.run([*server, *log, "start"], **call)  # type: ignore[call-overload]
+        user = "postgres" if os.geteuid() == 0 else None
+        if user:
+            shutil.chown(folder, user)
+
+        def call(program: str, *arguments: str) -> None:
+            words: list[str | Path] = [bin_folder / program, "-D", folder, *arguments]
+            # A pipe would stay open as long as the server runs.
+            subprocess.run(words, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, user=user)
+
+        call("initdb", "-A", "trust", "-U", "tests", "-N")
+        options = f"-c listen_addresses= -c fsync=off -k {folder}"
+        call("pg_ctl", "-w", "-l", f"{folder}/log", "-o", options, "start")
         yield f"host={folder} user=tests dbname=postgres"
-        subprocess.run([*server, "-m", "immediate", "stop"], **call)  # type: ignore[call-overload]
+        call("pg_ctl", "-w", "-m", "immediate", "stop")
 
 
 def in_postgres(database: str, folder: Path) -> list[list[Any]]:
@@ -287,7 +293,8 @@ def test_bodies_of_lucene(
     """No server of these installs here."""
     pytest.importorskip(module)
     helpers = importlib.import_module(f"{module}.helpers")
-    (address, handler), stored, queries = recorder, {}, queries[:5]
+    stored: dict[str, dict[str, float]] = {}
+    (address, handler), queries = recorder, queries[:5]
     handler.answers = staticmethod(as_lucene(stored))
     connection = getattr(importlib.import_module(module), client)(address)
     assert helpers.bulk(connection, documents(built, store)) == (4000, [])
@@ -314,7 +321,8 @@ def test_vespa(
 ) -> None:
     """No server of Vespa installs here: pyvespa sends rows and queries, and writes the same schema."""
     application = pytest.importorskip("vespa.application")
-    (address, handler), stored = recorder, {}
+    stored: dict[str, dict[str, float]] = {}
+    address, handler = recorder
 
     def answer(path: str, lines: list[Any]) -> Any:
         if not path.startswith("/search/"):
@@ -405,24 +413,31 @@ def pairs_of(store: StoreName, row: Any) -> dict[int, float]:
 
 def test_codes_come_a_batch_at_a_time(built: CompressedIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("compressae_index.connectors.stores.exporting._BATCH_ROWS", 300)
-    read, codes = [], CompressedIndex.codes
-    monkeypatch.setattr(
-        CompressedIndex, "codes", lambda self, ids: (read.append(len(ids)), codes(self, ids))[1]
-    )
+    read: list[int] = []
+    codes = CompressedIndex.codes
+
+    def counted(self: CompressedIndex, ids: Any) -> SparseCodes:
+        read.append(len(ids))
+        return codes(self, ids)
+
+    monkeypatch.setattr(CompressedIndex, "codes", counted)
     assert len(list(islice(documents(built, "qdrant"), 301))) == 301
     assert read == [300, 300]
 
 
-def test_values_of_zero_and_codes_of_zeros(model: CompresSAE, vectors: FloatArray, tmp_path: Path) -> None:
+def test_values_of_zero_and_codes_of_zeros(vectors: FloatArray, tmp_path: Path) -> None:
     codes = SparseCodes.from_rows([{3: 0.5, 7: -0.25}, {1: 1e-40, 2: 1.0}, {}], 16, k=4)
     assert list(listed(signed(codes))) == [([3, 7], [0.5, -0.25]), ([2], [1.0]), ([], [])]
     assert list(listed(split(codes))) == [([3, 23], [0.5, 0.25]), ([2], [1.0]), ([], [])]
     # What is left of a vector that is the mean is nothing.
     index = CompressedIndex.build(
-        vectors[:3], model=sampled_model(vectors, normalize_rows(vectors[:1])[0]), k=16, progress=False
+        vectors[[0, 2, 3]],
+        model=sampled_model(vectors[1:], normalize_rows(vectors[:1])[0]),
+        k=16,
+        progress=False,
     )
     assert [len(pairs_of("qdrant", row)) for row in documents(index, "qdrant")] == [0, 16, 16]
-    assert [row[0] for row in in_qdrant(index, vectors[1:3])] == [1, 2]
+    assert [row[0] for row in in_qdrant(index, vectors[2:4])] == [1, 2]
     pyvsag = pytest.importorskip("pyvsag")
     export(index, "vsag", tmp_path / "out")
     arrays = {path.stem: np.load(path) for path in (tmp_path / "out").glob("*.npy")}
@@ -447,8 +462,8 @@ def test_strings_as_ids(model: CompresSAE, vectors: FloatArray, tmp_path: Path) 
 
 def test_arguments(built: CompressedIndex, vectors: FloatArray, queries: FloatArray, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="got 'lucene'"):
-        documents(built, "lucene")  # type: ignore[arg-type]
-    for name in ("Texts", "drop table", "", 3, "x" * 49):
+        documents(built, "lucene")  # type: ignore[arg-type]  # type: ignore[arg-type]
+    for name in ("Texts", "drop table", "", "x" * 49):
         with pytest.raises(InputError, match="name must be up to 48 lower-case letters"):
             creation(built, "pgvector", name=name)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="limit must be at least 1, got 0"):

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compressae_index.arrays import IdArray
-from compressae_index.checks import as_path, check_choice, check_int
+from compressae_index.checks import as_path, check_choice, check_int, check_text
 from compressae_index.connectors.stores.lucene import Elasticsearch, OpenSearch
 from compressae_index.connectors.stores.pgvector import Pgvector
 from compressae_index.connectors.stores.qdrant import Qdrant
@@ -159,7 +159,7 @@ def _store(name: StoreName) -> Store:
 
 
 def _shape(index: Index, store: StoreName, name: str, n: int) -> Shape:
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if not _NAME.fullmatch(check_text(name, "name")):
         msg = f"name must be up to 48 lower-case letters, digits and _, a letter first, got {name!r:.100}"
         raise InputError(msg)
     size = index.model.n_latents * (2 if _store(store).splits else 1)

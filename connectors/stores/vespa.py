@@ -28,7 +28,9 @@ class Vespa(Store):
             query({CODE}) {_TENSOR}
         }}
         first-phase {{
-            expression: sum(query({CODE}) * attribute({CODE}))
+            expression {{
+                sum(query({CODE}) * attribute({CODE}))
+            }}
         }}
     }}
 }}
