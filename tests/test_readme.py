@@ -153,7 +153,8 @@ def session(demo_data: DemoData, tmp_path_factory: pytest.TempPathFactory) -> It
 
 # Blocks with these are run by the tests of their connectors, beside engines, servers and embedders.
 ENGINES = re.compile(
-    r"^(from|import) (ray|pyspark|daft|psycopg|sentence_transformers|mteb|compressae_index\.connectors\.(ray|hub))\b",
+    r"^(from|import) (ray|pyspark|daft|psycopg|sentence_transformers|mteb"
+    r"|compressae_index\.connectors\.(ray|hub))\b",
     re.MULTILINE,
 )
 

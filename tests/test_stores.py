@@ -462,10 +462,10 @@ def test_strings_as_ids(model: CompresSAE, vectors: FloatArray, tmp_path: Path) 
 
 def test_arguments(built: CompressedIndex, vectors: FloatArray, queries: FloatArray, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="got 'lucene'"):
-        documents(built, "lucene")  # type: ignore[arg-type]  # type: ignore[arg-type]
+        documents(built, "lucene")  # type: ignore[arg-type]
     for name in ("Texts", "drop table", "", "x" * 49):
         with pytest.raises(InputError, match="name must be up to 48 lower-case letters"):
-            creation(built, "pgvector", name=name)  # type: ignore[arg-type]
+            creation(built, "pgvector", name=name)
     with pytest.raises(InputError, match="limit must be at least 1, got 0"):
         queries_for(built, queries, "qdrant", limit=0)
     with pytest.raises(InputError, match="query_nnz"):
