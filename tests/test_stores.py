@@ -451,9 +451,9 @@ def test_strings_as_ids(model: CompresSAE, vectors: FloatArray, tmp_path: Path) 
     found = in_qdrant(index, vectors[:5])
     assert [row[0] for row in found] == ids[:5]
     assert index.rescore(vectors[:5], found, 1).ids.ravel().tolist() == ids[:5]
-    for store, key in (("opensearch", "_id"), ("seismic", "id"), ("vespa", "id")):
+    keys: dict[StoreName, str] = {"opensearch": "_id", "seismic": "id", "vespa": "id"}
+    for store, key in keys.items():
         assert [row[key] for row in documents(index, store)] == ids
-    assert "id string" not in creation(index, "vespa")["documents.sd"]
     assert "field id type string {" in creation(index, "vespa")["documents.sd"]
     assert "id text PRIMARY KEY" in creation(index, "pgvector")["table.sql"]
     export(index, "vsag", tmp_path / "out")
