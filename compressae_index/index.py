@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copyreg
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from compressae_index import persistence
 from compressae_index._engine import simd
@@ -48,6 +49,10 @@ from compressae_index.sources.paths import PathLike
 
 if TYPE_CHECKING:
     from compressae_index.training import TrainConfig
+
+
+# Arrays that are mapped however an index is loaded.
+ALWAYS_MAPPED = (as_path(FILE).stem,)
 
 
 class CompressedIndex(Index):
@@ -526,6 +531,10 @@ class CompressedIndex(Index):
             FormatError: something other than an index is at `path`.
             StorageError: the disk is full or refuses; what was there before is untouched.
         """
+        persistence.write(path, "index", **self.contents()._asdict())
+
+    def contents(self) -> persistence.Contents:
+        """What `save` writes, for a directory that holds more than an index."""
         documents = self.documents
         meta: dict[str, Any] = {
             "encoder": self.encoder,
@@ -537,9 +546,7 @@ class CompressedIndex(Index):
             meta["frontier"] = self.frontier.manifest()
         kept = documents.backend.originals
         files = {} if kept is None else {FILE: kept.write}
-        persistence.write(
-            path, "index", meta, arrays=documents.to_arrays(), tensors=self.model.tensors(), files=files
-        )
+        return persistence.Contents(meta, documents.to_arrays(), self.model.tensors(), files)
 
     @classmethod
     def load(
@@ -568,21 +575,43 @@ class CompressedIndex(Index):
         where = as_place(path)
         if is_folder_of_shards(where):
             return cls.merge(cls.load(each, mmap=mmap, originals=originals) for each in shard_paths(where))
-        stored = persistence.read(where, "index", mmap=mmap, always_mapped=(as_path(FILE).stem,))
+        stored = persistence.read(where, "index", mmap=mmap, always_mapped=ALWAYS_MAPPED)
         check_moved(stored.meta, originals)
         with persistence.reading(str(where)):
-            model = CompresSAE.from_stored(persistence.entry(stored.meta, "model", dict), stored.tensors)
-            # Older indexes have no metric, which was cosine.
-            metric = check_choice(stored.meta.get("metric", "cosine"), "metric", METRICS)
-            unit = RowScale(metric, stored.meta.get("unit")).unit
-            documents = EmbeddedDocuments.from_stored(
-                stored.meta, stored.arrays, model, metric, unit, originals
-            )
-            index = cls(model, encoder=stored.meta["encoder"], metric=metric, documents=documents)
-            if "frontier" in stored.meta and originals is not False:  # which was measured with them
-                index.frontier = Frontier.from_stored(persistence.entry(stored.meta, "frontier", dict))
+            index = cls.from_contents(stored.meta, stored.arrays, stored.tensors, originals=originals)
         if mmap and originals is None:  # else the files are not all that it was loaded from
-            index._mapped = documents.backend, persistence.Mapped.of(where, stored)
+            index._mapped = index.documents.backend, persistence.Mapped.of(where, stored)
+        return index
+
+    @classmethod
+    def from_contents(
+        cls,
+        meta: Mapping[str, Any],
+        arrays: Mapping[str, npt.NDArray[Any]],
+        tensors: Mapping[str, npt.NDArray[Any]],
+        *,
+        originals: Any = None,
+    ) -> CompressedIndex:
+        """Loads `contents` as `persistence.read` gives them, with the arrays of ALWAYS_MAPPED mapped.
+
+        Args:
+            meta: the manifest's entry.
+            arrays: the arrays by name.
+            tensors: the model's parameters by name.
+            originals: as for `load`, checked by `check_moved`.
+
+        Raises:
+            FormatError: the file of the original vectors is gone, changed or short.
+            InputError, ValueError, KeyError, TypeError: the contents are damaged; `persistence.reading` words them.
+        """
+        model = CompresSAE.from_stored(persistence.entry(meta, "model", dict), tensors)
+        # Older indexes have no metric, which was cosine.
+        metric = check_choice(meta.get("metric", "cosine"), "metric", METRICS)
+        unit = RowScale(metric, meta.get("unit")).unit
+        documents = EmbeddedDocuments.from_stored(meta, arrays, model, metric, unit, originals)
+        index = cls(model, encoder=meta["encoder"], metric=metric, documents=documents)
+        if "frontier" in meta and originals is not False:  # which was measured with them
+            index.frontier = Frontier.from_stored(persistence.entry(meta, "frontier", dict))
         return index
 
 

@@ -88,6 +88,19 @@ class Stored(NamedTuple):
     """What holds copies of `files` from a store; they go with it."""
 
 
+class Contents(NamedTuple):
+    """What `write` takes beside the path and the kind."""
+
+    meta: dict[str, Any]
+    """The writer's own entry of the manifest."""
+    arrays: Mapping[str, npt.NDArray[Any]]
+    """Arrays by name."""
+    tensors: Mapping[str, npt.NDArray[Any]]
+    """The model's parameters by name."""
+    files: Mapping[str, Callable[[Path], object]]
+    """Other files by name, each with a function that writes it to a path."""
+
+
 class Mapped(NamedTuple):
     """Path and checksum of mapped arrays, for another process to map them too."""
 

@@ -1,0 +1,572 @@
+"""`TextStore`: an index with the texts and metadata of its vectors."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+import numpy as np
+
+from compressae_index import persistence
+from compressae_index.arrays import FloatArray, IdArray
+from compressae_index.checks import as_place, check_int, check_number, check_vectors, normalize_rows
+from compressae_index.coding.metric import Metric
+from compressae_index.coding.model import CompresSAE
+from compressae_index.connectors.texts.filters import Condition, has_id
+from compressae_index.connectors.texts.records import Record, Records, Row, as_json, check_id, check_text
+from compressae_index.embedded.originals import check_moved
+from compressae_index.errors import DimensionError, FormatError, InputError, MissingExtraError, UnknownIdError
+from compressae_index.index import ALWAYS_MAPPED, CompressedIndex
+from compressae_index.processes import ForkSafeLock
+from compressae_index.remote import Place
+from compressae_index.search.index import Index
+
+T = TypeVar("T")
+
+Filter: TypeAlias = Condition | Callable[[Record], bool]
+"""Which documents to search among: a condition on metadata, or a function that is called with every record."""
+
+BUILD_AT = 10_000
+"""Vectors from which a store compresses them, unless it is told otherwise."""
+
+_KIND = "texts"
+_FILE = "texts.sqlite"
+
+
+class Hit(NamedTuple):
+    """A document that a search found."""
+
+    record: Record
+    score: float
+
+
+class TextStore:
+    """Vectors in an index, with texts and metadata in SQLite beside it.
+
+    A store without an index keeps vectors as they are, in a temporary file (TMPDIR), and compares all of them,
+    until there are `build_at`: the change that reaches this number trains a model and builds the index,
+    which takes as long as `CompressedIndex.build`. A given index is searched and changed as it is.
+
+    Threads may share a store. A change is seen as a whole, or not at all if it raises: in a
+    `CompressedIndex` vectors and texts change together. Other indexes change first; where Milvus fails in
+    the middle, write the same documents again.
+    """
+
+    def __init__(
+        self,
+        index: Index | None = None,
+        *,
+        build_at: int | None = BUILD_AT,
+        build: Mapping[str, Any] | None = None,
+        search: Mapping[str, Any] | None = None,
+    ) -> None:
+        """An empty store.
+
+        Args:
+            index: an index without documents, which the store takes over; `of` takes one with documents. An
+                index is never trained on few rows: pass `trained.empty_like()` to store as another one does.
+            build_at: vectors from which on to build an index; None to keep them as they are until `build` is
+                called.
+            build: arguments of `CompressedIndex.build` for that, such as {"target_recall": 0.95}.
+            search: arguments of `Index.search` for all searches of the index, such as {"target_recall": 0.9}.
+
+        Raises:
+            InputError: the index holds documents, or build_at is less than 2.
+        """
+        if index is not None and len(index):
+            msg = f"the index holds {len(index)} documents without texts: pass these, too, to TextStore.of"
+            raise InputError(msg)
+        self._set_up(index, Records(), is_exact=index is None, build_at=build_at, build=build, search=search)
+
+    def _set_up(
+        self,
+        index: Index | None,
+        records: Records,
+        *,
+        is_exact: bool,
+        build_at: int | None,
+        build: Mapping[str, Any] | None,
+        search: Mapping[str, Any] | None,
+    ) -> None:
+        self._build_at = None if build_at is None else check_int(build_at, "build_at", 2)
+        self._build, self._search = dict(build or {}), dict(search or {})
+        self._index, self._records, self._is_exact = index, records, is_exact
+        self._version = 0
+        self._writer = ForkSafeLock()  # of changes, held while they encode
+        self._access = ForkSafeLock()  # of the records, and of the index and version as a pair with them
+
+    @classmethod
+    def of(
+        cls,
+        index: Index,
+        texts: Sequence[str | None],
+        metadatas: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        search: Mapping[str, Any] | None = None,
+    ) -> TextStore:
+        """A store of an index that holds vectors already.
+
+        Args:
+            index: the index, which the store takes over. Its ids are those of the documents; integers as text.
+            texts: a text or None for each of `index.ids`, in their order.
+            metadatas: metadata in the same order; none by default.
+            search: as for `TextStore`.
+
+        Raises:
+            InputError: another number of texts or metadata than of vectors, or metadata that are not JSON.
+        """
+        ids = index.ids
+        keys = range(len(ids)) if ids.dtype == object else ids.tolist()
+        records = [
+            Record(str(id_), text, dict(metadata))
+            for id_, (text, metadata) in zip(ids.tolist(), _pairs(texts, metadatas, len(ids)), strict=True)
+        ]
+        rows = [_row(record, key, True) for key, record in zip(keys, records, strict=True)]
+        store = cls.__new__(cls)
+        store._set_up(index, Records(), is_exact=False, build_at=None, build=None, search=search)
+        store._records.change(rows)
+        return store
+
+    @property
+    def index(self) -> Index | None:
+        """The index as of now, to look at; a change of the store may put another in its place. None at first."""
+        return self._index
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the store compares all vectors, as there are too few of them for an index."""
+        return self._is_exact
+
+    def __len__(self) -> int:
+        """Documents, with or without a vector."""
+        with self._access.lock:
+            return len(self._records)
+
+    def check_room(self, n: int) -> None:
+        """Checks early that n more vectors can be stored, for callers that embed texts first.
+
+        Raises:
+            MissingExtraError: an index must then be built, and torch is not installed.
+        """
+        held = 0 if self._index is None else len(self._index) if self._is_exact else 0
+        if self._is_exact and self._build_at is not None and held + n >= self._build_at:
+            _check_trainable(self._build)
+
+    def write(self, records: Sequence[Record], vectors: Sequence[Any] | FloatArray) -> None:
+        """Adds documents, and replaces those of ids that are held.
+
+        Args:
+            records: documents with ids that differ.
+            vectors: a vector of each, or None for one that no search by vectors finds.
+
+        Raises:
+            InputError: ids repeat, are no strings or of a kind that the index does not take, metadata are not
+                JSON, bad vectors, or vectors of another dimension. Nothing was changed.
+            MissingExtraError: an index must be built, and torch is not installed. Nothing was changed.
+            StorageError: the disk is full or refuses. Nothing was changed.
+        """
+        if len(records) != len(vectors):
+            msg = f"{len(vectors)} vectors for {len(records)} documents"
+            raise DimensionError(msg)
+        ids = [check_id(record.id) for record in records]
+        if len(set(ids)) < len(ids):
+            twice = next(id_ for place, id_ in enumerate(ids) if id_ in ids[:place])
+            msg = f"duplicate id {twice!r:.100} among the documents to write"
+            raise InputError(msg)
+        with_vector = [vector is not None for vector in vectors]
+        rows = check_vectors(
+            [vector for vector in vectors if vector is not None], may_be_empty=True, integers=True
+        )
+        with self._writer.lock:
+            with self._access.lock:
+                held, fresh = self._records.held(ids), self._records.next_key()
+            keys = []
+            for id_ in ids:
+                keys.append(held[id_][0] if id_ in held else fresh)
+                fresh += id_ not in held
+            stored = [_row(*each) for each in zip(records, keys, with_vector, strict=True)]
+            gone = [row for row in stored if not row.searchable and held.get(row.id, (0, False))[1]]
+            self._change(stored, [row for row in stored if row.searchable], rows, gone)
+
+    def delete(self, ids: Sequence[str]) -> int:
+        """Removes those of the ids that are held, and returns their number.
+
+        Raises:
+            StorageError: the disk is full or refuses. Nothing was changed.
+        """
+        return self.delete_where(has_id(ids))
+
+    def delete_where(self, filter: Filter | None) -> int:  # noqa: A002
+        """Removes the documents that a filter allows, all for None; returns their number. Errors as `delete`."""
+        with self._writer.lock:
+            with self._access.lock:
+                ids = [record.id for _, record in self._matching(filter)]
+                held = self._records.held(ids)
+            gone = [
+                Row(key, id_, None, "{}", None, searchable) for id_, (key, searchable) in held.items()
+            ]
+            if gone:
+                none = np.empty((0, 0), np.float32)
+                self._change([], [], none, [row for row in gone if row.searchable], [row.key for row in gone])
+            return len(gone)
+
+    def build(self, **options: Any) -> None:
+        """Builds the index now, of a store that compares all vectors.
+
+        Args:
+            options: arguments of `CompressedIndex.build`; by default those of the store.
+
+        Raises:
+            InputError: there is no vector, or an index already.
+            MissingExtraError: torch is not installed.
+        """
+        with self._writer.lock:
+            if not self._is_exact or self._index is None or not len(self._index):
+                msg = "there is nothing to build: " + ("no vectors" if self._is_exact else "it has an index")
+                raise InputError(msg)
+            index = self._built(self._index, self._build | options)
+            with self._access.lock:
+                self._index, self._is_exact = index, False
+                self._version += 1
+
+    def get(self, ids: Sequence[str]) -> list[Record]:
+        """The records of ids in their order, without those that are not held."""
+        with self._access.lock:
+            found = self._records.of(np.array([*map(str, ids)], dtype=object))
+        return [found[id_] for id_ in ids if id_ in found]
+
+    def records(self, filter: Filter | None = None) -> list[Record]:  # noqa: A002
+        """All records that a filter allows, in the order in which they came."""
+        with self._access.lock:
+            return [record for _, record in self._matching(filter)]
+
+    def search(
+        self,
+        query: Any,
+        k: int,
+        *,
+        filter: Filter | None = None,  # noqa: A002
+        **settings: Any,
+    ) -> list[Hit]:
+        """The k nearest documents of a query, best first; fewer only if fewer match.
+
+        Args:
+            query: a vector, (d,).
+            k: how many; 0 gives none.
+            filter: which documents to search among.
+            settings: as for `Index.search`, in place of those of the store. While all vectors are compared,
+                they are checked by nothing, as there is nothing to set.
+
+        Raises:
+            InputError: a bad query, or settings that the index refuses.
+        """
+        check_int(k, "k", 0)
+        return self._consistent(lambda: self._found(query, k, filter, settings)[0])
+
+    def diverse(
+        self,
+        query: Any,
+        k: int,
+        *,
+        fetch_k: int,
+        weight: float,
+        filter: Filter | None = None,  # noqa: A002
+        **settings: Any,
+    ) -> list[Hit]:
+        """k of the fetch_k nearest documents, by maximal marginal relevance.
+
+        Each next one has the largest weight * (cosine with the query) - (1 - weight) * (largest cosine with
+        those taken before). Vectors are the original ones where the index keeps them, else reconstructions.
+
+        Args:
+            query: a vector, (d,).
+            k: how many.
+            fetch_k: the nearest documents to choose from, at least k.
+            weight: 1 for the nearest alone, 0 for the most different ones.
+            filter: as for `search`.
+            settings: as for `search`.
+
+        Raises:
+            InputError: as for `search`, or a weight outside of [0, 1].
+        """
+        check_int(k, "k", 0)
+        check_int(fetch_k, "fetch_k", 0)
+        if not 0 <= check_number(weight, "weight") <= 1:
+            msg = f"the weight of relevance must be between 0 and 1, got {weight}"
+            raise InputError(msg)
+
+        def chosen() -> list[Hit]:
+            hits, names = self._found(query, max(fetch_k, k), filter, settings)
+            if not hits or self._index is None:
+                return []
+            vectors = self._index.documents.vectors(names, self._index.model)
+            return [hits[place] for place in _marginal(check_vectors(query), vectors, k, weight)]
+
+        return self._consistent(chosen)
+
+    def _found(
+        self, query: Any, k: int, wanted: Filter | None, settings: Mapping[str, Any]
+    ) -> tuple[list[Hit], IdArray]:
+        """Hits, and their ids in the index."""
+        index, is_exact = self._index, self._is_exact
+        nothing: tuple[list[Hit], IdArray] = [], np.empty(0, np.int64)
+        if index is None or k == 0:
+            return nothing
+        allowed = None
+        if wanted is not None:
+            allowed = self._allowed(wanted, index)
+            if not len(allowed):
+                return nothing
+        chosen = self._search | dict(settings)
+        if is_exact:
+            chosen = {"mode": "dense", "refine": max(k, len(index))}
+        result = index.search(query, k, filter=allowed, **chosen)
+        if len(result.ids) != 1:
+            msg = f"a search takes one query, got {len(result.ids)}"
+            raise DimensionError(msg)
+        there = np.isfinite(result.scores[0])
+        names, scores = result.ids[0][there], result.scores[0][there].tolist()
+        with self._access.lock:
+            records = self._records.of(names)
+        held = np.array([name in records for name in names.tolist()], dtype=bool)
+        pairs = zip(names.tolist(), scores, strict=True)
+        return [Hit(records[name], score) for name, score in pairs if name in records], names[held]
+
+    def _allowed(self, wanted: Filter, index: Index) -> IdArray:
+        """The ids in the index of documents that a filter allows."""
+        are_strings = index.documents.are_strings
+        with self._access.lock:
+            if not isinstance(wanted, Condition):
+                wanted = has_id([record.id for _, record in self._matching(wanted)])
+            return self._records.searchable(wanted, are_strings=are_strings)
+
+    def _matching(self, wanted: Filter | None) -> list[tuple[int, Record]]:
+        if wanted is None or isinstance(wanted, Condition):
+            return self._records.by_key(wanted)
+        return [(key, record) for key, record in self._records.by_key() if wanted(record)]
+
+    def _consistent(self, read: Callable[[], T]) -> T:
+        """What a function reads of one state of index and records: again without changes if there was one."""
+        version = self._version
+        try:
+            result = read()
+        except UnknownIdError:
+            if version == self._version:
+                raise
+        else:
+            if version == self._version:
+                return result
+        with self._writer.lock:
+            return read()
+
+    def _change(
+        self,
+        stored: Sequence[Row],
+        put: Sequence[Row],
+        vectors: FloatArray,
+        gone: Sequence[Row],
+        drop: Sequence[int] = (),
+    ) -> None:
+        """Changes index and records, or neither.
+
+        Args:
+            stored: records to write.
+            put: those of them that the index gets.
+            vectors: their vectors, (len(put), d).
+            gone: records that the index loses.
+            drop: keys of records to remove.
+        """
+        before, is_exact = self._index, self._is_exact
+        index = before
+        if put or gone:
+            index = self._start(vectors) if before is None else _copy_of(before)
+            names = [row.id if index.documents.are_strings else row.key for row in put]
+            if gone:
+                index.remove([row.id if index.documents.are_strings else row.key for row in gone])
+            if put:
+                index.upsert(vectors, names)
+            if is_exact and self._build_at is not None and len(index) >= self._build_at:
+                index, is_exact = self._built(index, self._build), False
+        with self._access.lock:
+            self._records.change(stored, drop)
+            self._index, self._is_exact = index, is_exact
+            self._version += 1
+
+    def _start(self, vectors: FloatArray) -> CompressedIndex:
+        """An empty index that keeps vectors as they are; every search of it compares all of them.
+
+        A dictionary of the axes needs no training, and what it leaves out the last stage reads from the disk.
+        """
+        axes = np.eye(vectors.shape[1], dtype=np.float32)
+        metric: Metric = self._build.get("metric", "cosine")
+        return CompressedIndex.build(
+            vectors[:1],
+            model=CompresSAE.of_dictionary(axes, 1),
+            k=1,
+            metric=metric,
+            originals="float32",
+            progress=False,
+        ).empty_like()
+
+    def _built(self, index: Index, options: Mapping[str, Any]) -> CompressedIndex:
+        """The index of the vectors that `_start` kept."""
+        _check_trainable(options)
+        ids = index.ids
+        vectors = index.documents.vectors(ids, index.model) * np.float32(index.documents.unit or 1.0)
+        return CompressedIndex.build(vectors, ids, **{"progress": False, **options})
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes index and texts to one directory, in one step: a crash leaves what was there, or all of this.
+
+        Of an index that is not a `CompressedIndex`, and is kept elsewhere, such as in Milvus, it holds the texts
+        alone.
+
+        Args:
+            path: the directory, or its address in a store, such as s3://bucket/items.
+
+        Raises:
+            FormatError: something other than a store of texts is at `path`.
+            StorageError: the disk is full or refuses; what was there before is untouched.
+        """
+        with self._writer.lock:
+            index = self._index
+            has_index = isinstance(index, CompressedIndex)
+            contents = (
+                index.contents() if isinstance(index, CompressedIndex) else persistence.Contents({}, {}, {}, {})
+            )
+            meta = {
+                "is_exact": self._is_exact,
+                "index": contents.meta if has_index or index is None else "elsewhere",
+            }
+            files = {**contents.files, _FILE: self._write_records}
+            persistence.write(
+                path, _KIND, meta, arrays=contents.arrays, tensors=contents.tensors, files=files
+            )
+
+    def _write_records(self, file: Any) -> None:
+        with self._access.lock:
+            self._records.write(file)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        index: Index | None = None,
+        *,
+        mmap: bool = False,
+        originals: Any = None,
+        build_at: int | None = BUILD_AT,
+        build: Mapping[str, Any] | None = None,
+        search: Mapping[str, Any] | None = None,
+    ) -> TextStore:
+        """Reads what `save` wrote, and checks all of it.
+
+        Texts are read from the directory when they are needed, and copied to the temporary folder (TMPDIR) before
+        the first change.
+
+        Args:
+            path: the directory, or its address in a store.
+            index: the index, if the directory holds texts alone.
+            mmap: as for `CompressedIndex.load`.
+            originals: as for `CompressedIndex.load`.
+            build_at: as for `TextStore`.
+            build: as for `TextStore`.
+            search: as for `TextStore`.
+
+        Raises:
+            FormatError: the directory is missing, foreign or damaged, or the index holds other documents.
+            InputError: an index is missing, or given in vain.
+            StorageError: there is no permission to read it.
+        """
+        where = as_place(path)
+        # SQLite opens its file by name, and a writer may have replaced it by then.
+        held, records, is_exact = persistence.unless_replaced(where, lambda: _read(where, mmap, originals))
+        if (held == "elsewhere") != (index is not None):
+            msg = f"{where} holds " + ("texts alone: pass their index" if index is None else "an index of its own")
+            raise InputError(msg)
+        whole = index if index is not None else held if isinstance(held, Index) else None
+        _check_same(where, whole, records)
+        store = cls.__new__(cls)
+        store._set_up(whole, records, is_exact=is_exact, build_at=build_at, build=build, search=search)
+        return store
+
+
+def _read(
+    where: Place, mmap: bool, originals: Any
+) -> tuple[CompressedIndex | str | None, Records, bool]:
+    """The index of a directory, or that it is elsewhere, or that there is none yet; records; if it is exact."""
+    stored = persistence.read(where, _KIND, mmap=mmap, always_mapped=ALWAYS_MAPPED)
+    meta = stored.meta.get("index")
+    check_moved(meta if isinstance(meta, dict) else {}, originals)
+    with persistence.reading(str(where)):
+        records = Records.saved(stored.files[_FILE], stored.copy)
+        is_exact = persistence.entry(stored.meta, "is_exact", bool)
+        if meta == "elsewhere" or meta == {}:
+            return meta or None, records, is_exact
+        meta = persistence.entry(stored.meta, "index", dict)
+        index = CompressedIndex.from_contents(meta, stored.arrays, stored.tensors, originals=originals)
+        return index, records, is_exact
+
+
+def _check_same(where: Place, index: Index | None, records: Records) -> None:
+    """Checks that an index and records are of the same documents."""
+    if index is None:
+        same = len(records.searchable(are_strings=False)) == 0
+    else:
+        ids, searchable = index.ids, records.searchable(are_strings=index.documents.are_strings)
+        same = len(ids) == len(searchable) and set(ids.tolist()) == set(searchable.tolist())
+    if not same:
+        msg = f"the texts in {where} are not those of the index: one of them was changed without the other"
+        raise FormatError(msg)
+
+
+def _copy_of(index: Index) -> Index:
+    """An index to change: a copy of one in this process, as a change that fails must leave the other."""
+    return copy.copy(index) if isinstance(index, CompressedIndex) else index
+
+
+def _check_trainable(options: Mapping[str, Any]) -> None:
+    if options.get("model") is None and importlib.util.find_spec("torch") is None:
+        raise MissingExtraError("torch", "train", "an index of as many vectors, unless build_at is None,")
+
+
+def _row(record: Record, key: int, searchable: bool) -> Row:
+    return Row(
+        key,
+        check_id(record.id),
+        check_text(record.text, record.id),
+        as_json(record.metadata, record.id),
+        check_text(record.payload, record.id),
+        searchable,
+    )
+
+
+def _pairs(
+    texts: Sequence[str | None], metadatas: Sequence[Mapping[str, Any]] | None, n: int
+) -> Iterator[tuple[str | None, Mapping[str, Any]]]:
+    for name, given in (("texts", texts), ("metadatas", metadatas)):
+        if given is not None and (isinstance(given, str) or len(given) != n):
+            msg = f"{len(given)} {name} for {n} documents"
+            raise DimensionError(msg)
+    nothing: Mapping[str, Any] = {}
+    return zip(texts, [nothing] * n if metadatas is None else metadatas, strict=True)
+
+
+def _marginal(query: FloatArray, vectors: FloatArray, k: int, weight: float) -> list[int]:
+    """Places of k of the vectors by maximal marginal relevance; of equal ones, the first."""
+    unit = normalize_rows(vectors)
+    relevance = unit @ normalize_rows(query)[0]
+    chosen: list[int] = []
+    nearest = np.full(len(unit), -np.inf, dtype=np.float32)
+    left = np.ones(len(unit), dtype=bool)
+    while len(chosen) < min(k, len(unit)):
+        overlap = nearest if chosen else np.zeros_like(nearest)
+        gain = np.where(left, weight * relevance - (1 - weight) * overlap, -np.inf)
+        best = int(np.argmax(gain))
+        chosen.append(best)
+        left[best] = False
+        nearest = np.maximum(nearest, unit @ unit[best])
+    return chosen
