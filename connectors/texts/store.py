@@ -155,12 +155,15 @@ class TextStore:
         if self._is_exact and self._build_at is not None and held + n >= self._build_at:
             _check_trainable(self._build)
 
-    def write(self, records: Sequence[Record], vectors: Sequence[Any] | FloatArray) -> None:
-        """Adds documents, and replaces those of ids that are held.
+    def write(
+        self, records: Sequence[Record], vectors: Sequence[Any] | FloatArray, *, replace: bool = True
+    ) -> int:
+        """Adds documents, and returns how many were written.
 
         Args:
             records: documents with ids that differ.
             vectors: a vector of each, or None for one that no search by vectors finds.
+            replace: whether documents of ids that are held are replaced, or else stay as they are.
 
         Raises:
             InputError: ids repeat, are no strings or of a kind that the index does not take, metadata are not
@@ -183,13 +186,17 @@ class TextStore:
         with self._writer.lock:
             with self._access.lock:
                 held, fresh = self._records.held(ids), self._records.next_key()
-            keys = []
-            for id_ in ids:
-                keys.append(held[id_][0] if id_ in held else fresh)
-                fresh += id_ not in held
-            stored = [_row(*each) for each in zip(records, keys, with_vector, strict=True)]
+            taken = np.array([replace or id_ not in held for id_ in ids], dtype=bool)
+            stored = []
+            for record, is_taken, searchable in zip(records, taken, with_vector, strict=True):
+                if is_taken:
+                    key = held[record.id][0] if record.id in held else fresh
+                    fresh += record.id not in held
+                    stored.append(_row(record, key, searchable))
             gone = [row for row in stored if not row.searchable and held.get(row.id, (0, False))[1]]
+            rows = rows[taken[np.array(with_vector, dtype=bool)]]
             self._change(stored, [row for row in stored if row.searchable], rows, gone)
+        return len(stored)
 
     def delete(self, ids: Sequence[str]) -> int:
         """Removes those of the ids that are held, and returns their number.
