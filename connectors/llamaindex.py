@@ -119,7 +119,8 @@ class CompresSAEVectorStore(BasePydanticVectorStore):  # type: ignore[misc]
             msg = "a query needs an embedding"
             raise InputError(msg)
         vector, k = query.query_embedding, query.similarity_top_k
-        wanted = _condition(query.filters, query.node_ids, query.doc_ids)
+        # Retrievers of an index pass empty lists where all nodes are meant.
+        wanted = _condition(query.filters, query.node_ids or None, query.doc_ids or None)
         if query.mode == VectorStoreQueryMode.MMR:
             given = kwargs.pop("mmr_threshold", None)
             weight = query.mmr_threshold if given is None else given

@@ -41,11 +41,7 @@ def compare(path: Sequence[str], operator: Operator, value: Any) -> Condition:
     elif operator in ("==", "!="):
         found = _among(where, [value])
     else:
-        kind, value = _kind_of(value)
-        if kind == "null":
-            msg = f"{operator} compares texts or numbers, got None"
-            raise InputError(msg)
-        found = _of_kind(where, kind, f"json_extract(metadata, ?) {operator} ?", (where, value))
+        return _in_order(where, operator, value)
     return negated(found) if operator in ("!=", "not in") else found
 
 
@@ -74,7 +70,7 @@ def holds_text(path: Sequence[str], value: str, *, any_case: bool = False) -> Co
 def is_empty(path: Sequence[str]) -> Condition:
     """An entry that is missing, None, an empty text or an empty list."""
     where = _path_of(path)
-    no_list = Condition("ifnull(json_extract(metadata, ?) = '[]', 0)", (where,))
+    no_list = Condition("(ifnull(json_type(metadata, ?), '') = 'array' AND json_array_length(metadata, ?) = 0)", (where,) * 2)
     return either([compare(path, "in", [None, ""]), no_list])
 
 
@@ -148,17 +144,38 @@ def _as_values(value: Any, operator: str) -> list[Any]:
     return list(value)
 
 
+def _in_order(where: str, operator: str, value: Any) -> Condition:
+    kind, value = _kind_of(value)
+    if kind == "null":
+        msg = f"{operator} compares texts or numbers, got None"
+        raise InputError(msg)
+    entry = "json_extract(metadata, ?)"
+    if kind == "text":
+        return _of_kind(where, kind, f"{entry} {operator} ?", (where, value))
+    if operator in ("<", "<="):
+        return Condition(f"ifnull({entry} {operator} ?, 0)", (where, value))
+    # To SQLite every text is above all numbers.
+    least = Condition(f"ifnull({entry} BETWEEN ? AND 9e999, 0)", (where, value))
+    return least if operator == ">=" else every([least, negated(_among(where, [value]))])
+
+
 def _among(where: str, values: list[Any]) -> Condition:
+    """Entries that are one of the values. To SQLite no text is equal to a number."""
     kinds: dict[str, list[Any]] = {}
     for kind, value in map(_kind_of, values):
         kinds.setdefault(kind, []).append(value)
     parts = []
+    if kinds.pop("null", None):
+        parts.append(Condition("json_extract(metadata, ?) IS NULL", (where,)))
     for kind, alike in kinds.items():
-        if kind == "null":
-            parts.append(Condition("json_extract(metadata, ?) IS NULL", (where,)))
+        if len(alike) == 1:
+            sql, value = "json_extract(metadata, ?) = ?", alike[0]
         else:
-            sql = "json_extract(metadata, ?) IN (SELECT value FROM json_each(?))"
-            parts.append(_of_kind(where, kind, sql, (where, _json(alike))))
+            sql, value = "json_extract(metadata, ?) IN (SELECT value FROM json_each(?))", _json(alike)
+        if kind == "text" and any(each[:1] in ("[", "{") for each in alike):  # so begin lists, as texts
+            parts.append(_of_kind(where, kind, sql, (where, value)))
+        else:
+            parts.append(Condition(f"ifnull({sql}, 0)", (where, value)))
     return either(parts)
 
 

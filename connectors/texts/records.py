@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,11 +17,17 @@ from compressae_index.connectors.texts.filters import Condition
 from compressae_index.errors import FormatError, InputError, StorageError
 from compressae_index.storage import TemporaryFolder
 
-_TABLE = """CREATE TABLE documents (
-    key INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, text TEXT, metadata TEXT NOT NULL, payload TEXT,
-    searchable INTEGER NOT NULL)"""
+# In two tables, as filters read all metadata.
+_TABLES = (
+    "CREATE TABLE documents (key INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, metadata TEXT NOT NULL, "
+    "searchable INTEGER NOT NULL)",
+    "CREATE TABLE contents (key INTEGER PRIMARY KEY, text TEXT, payload TEXT)",
+)
 _RECORD = "id, text, metadata, payload"
+_BOTH = "documents JOIN contents USING (key)"
 _FORMAT = 1
+# Names that a statement takes one by one, which is faster.
+_FEW = 100
 
 
 class Record(NamedTuple):
@@ -64,7 +70,8 @@ class Records:
         self._file = self._folder.path / "texts.sqlite"
         self._connect(frozen=False)
         with _in_words():
-            self._open.execute(_TABLE)
+            for table in _TABLES:
+                self._open.execute(table)
             self._open.execute(f"PRAGMA user_version = {_FORMAT}")
 
     @classmethod
@@ -79,7 +86,7 @@ class Records:
         try:
             records._connect(frozen=True)
             (version,) = records._open.execute("PRAGMA user_version").fetchone()
-            records._open.execute("SELECT key, id, text, metadata, payload, searchable FROM documents LIMIT 1")
+            records._open.execute(f"SELECT searchable, {_RECORD} FROM {_BOTH} LIMIT 1")
         except sqlite3.Error as error:
             msg = f"{file} is no database of texts: {error}"
             raise FormatError(msg) from error
@@ -108,22 +115,21 @@ class Records:
 
     def of(self, wanted: IdArray) -> dict[Any, Record]:
         """Records by key, or by id for strings; without those that are not held."""
-        column = _column(wanted.dtype == object)
-        sql = f"SELECT {column}, {_RECORD} FROM documents WHERE {column} IN (SELECT value FROM json_each(?))"
+        column, names = _column(wanted.dtype == object), wanted.tolist()
+        places, parameters = ",".join("?" * len(names)), names
+        if len(names) > _FEW:
+            places, parameters = "SELECT value FROM json_each(?)", [json.dumps(names, ensure_ascii=False)]
         with self._reading() as database:
-            rows = database.execute(sql, (json.dumps(wanted.tolist(), ensure_ascii=False),)).fetchall()
-        return {name: _record(*row) for name, *row in rows}
-
-    def records(self, condition: Condition | None = None) -> Iterator[Record]:
-        """The records that meet a condition, in the order of their keys."""
-        for _, record in self.by_key(condition):
-            yield record
+            rows = database.execute(
+                f"SELECT {column}, {_RECORD} FROM {_BOTH} WHERE {column} IN ({places})", parameters
+            )
+            return {name: _record(*row) for name, *row in rows}
 
     def by_key(self, condition: Condition | None = None) -> list[tuple[int, Record]]:
         """Keys and records that meet a condition, in the order of their keys."""
         sql, parameters = _where(condition)
         with self._reading() as database:
-            rows = database.execute(f"SELECT key, {_RECORD} FROM documents {sql} ORDER BY key", parameters)
+            rows = database.execute(f"SELECT key, {_RECORD} FROM {_BOTH} {sql} ORDER BY key", parameters)
             return [(key, _record(*row)) for key, *row in rows]
 
     def searchable(self, condition: Condition | None = None, *, are_strings: bool) -> IdArray:
@@ -135,14 +141,7 @@ class Records:
             names = [name for (name,) in rows]
         return np.array(names, dtype=object if are_strings else np.int64)
 
-    def count(self, condition: Condition) -> int:
-        """The number of records that meet a condition."""
-        sql, parameters = _where(condition)
-        with self._reading() as database:
-            (count,) = database.execute(f"SELECT count(*) FROM documents {sql}", parameters).fetchone()
-        return int(count)
-
-    def change(self, put: Iterable[Row], drop: Iterable[int] = ()) -> None:
+    def change(self, put: Sequence[Row], drop: Sequence[int] = ()) -> None:
         """Removes the records of some keys and writes others, replacing those of the same id: all or nothing.
 
         Raises:
@@ -152,8 +151,16 @@ class Records:
         with _in_words():
             self._open.execute("BEGIN IMMEDIATE")
             try:
-                self._open.executemany("DELETE FROM documents WHERE key = ?", ((key,) for key in drop))
-                self._open.executemany("INSERT OR REPLACE INTO documents VALUES (?, ?, ?, ?, ?, ?)", put)
+                for table in ("documents", "contents"):
+                    self._open.executemany(f"DELETE FROM {table} WHERE key = ?", ((key,) for key in drop))
+                self._open.executemany(
+                    "INSERT OR REPLACE INTO documents VALUES (?, ?, ?, ?)",
+                    ((row.key, row.id, row.metadata, row.searchable) for row in put),
+                )
+                self._open.executemany(
+                    "INSERT OR REPLACE INTO contents VALUES (?, ?, ?)",
+                    ((row.key, row.text, row.payload) for row in put),
+                )
                 self._open.execute("COMMIT")
             except BaseException:
                 self._open.execute("ROLLBACK")

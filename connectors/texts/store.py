@@ -23,6 +23,7 @@ from compressae_index.index import ALWAYS_MAPPED, CompressedIndex
 from compressae_index.processes import ForkSafeLock
 from compressae_index.remote import Place
 from compressae_index.search.index import Index
+from compressae_index.search.queries import SearchResult
 
 T = TypeVar("T")
 
@@ -31,6 +32,9 @@ Filter: TypeAlias = Condition | Callable[[Record], bool]
 
 BUILD_AT = 10_000
 """Vectors from which a store compresses them, unless it is told otherwise."""
+
+# Ids that filters of before have found and that are kept, 8 bytes each.
+KEPT_IDS = 4_000_000
 
 _KIND = "texts"
 _FILE = "texts.sqlite"
@@ -95,6 +99,7 @@ class TextStore:
         self._build, self._search = dict(build or {}), dict(search or {})
         self._index, self._records, self._is_exact = index, records, is_exact
         self._version = 0
+        self._filtered: dict[Condition, IdArray] = {}  # ids by filter, of this version
         self._writer = ForkSafeLock()  # of changes, held while they encode
         self._access = ForkSafeLock()  # of the records, and of the index and version as a pair with them
 
@@ -236,8 +241,7 @@ class TextStore:
                 raise InputError(msg)
             index = self._built(self._index, self._build | options)
             with self._access.lock:
-                self._index, self._is_exact = index, False
-                self._version += 1
+                self._put(index, is_exact=False)
 
     def get(self, ids: Sequence[str]) -> list[Record]:
         """The records of ids in their order, without those that are not held."""
@@ -330,25 +334,27 @@ class TextStore:
         chosen = self._search | dict(settings)
         if is_exact:
             chosen = {"mode": "dense", "refine": max(k, len(index))}
-        result = index.search(query, k, filter=allowed, **chosen)
-        if len(result.ids) != 1:
-            msg = f"a search takes one query, got {len(result.ids)}"
-            raise DimensionError(msg)
-        there = np.isfinite(result.scores[0])
-        names, scores = result.ids[0][there], result.scores[0][there].tolist()
+        names, scores = _nearest(index, query, k, allowed, chosen)
         with self._access.lock:
             records = self._records.of(names)
         held = np.array([name in records for name in names.tolist()], dtype=bool)
-        pairs = zip(names.tolist(), scores, strict=True)
+        pairs = zip(names.tolist(), scores.tolist(), strict=True)
         return [Hit(records[name], score) for name, score in pairs if name in records], names[held]
 
     def _allowed(self, wanted: Filter, index: Index) -> IdArray:
-        """The ids in the index of documents that a filter allows."""
+        """The ids in the index of documents that a filter allows; those of conditions are kept for the next search."""
         are_strings = index.documents.are_strings
         with self._access.lock:
             if not isinstance(wanted, Condition):
-                wanted = has_id([record.id for _, record in self._matching(wanted)])
-            return self._records.searchable(wanted, are_strings=are_strings)
+                ids = has_id([record.id for _, record in self._matching(wanted)])
+                return self._records.searchable(ids, are_strings=are_strings)
+            found = self._filtered.pop(wanted, None)
+            if found is None:
+                found = self._records.searchable(wanted, are_strings=are_strings)
+            self._filtered[wanted] = found  # the last that is forgotten
+            while len(self._filtered) > 1 and sum(map(len, self._filtered.values())) > KEPT_IDS:
+                del self._filtered[next(iter(self._filtered))]
+            return found
 
     def _matching(self, wanted: Filter | None) -> list[tuple[int, Record]]:
         if wanted is None or isinstance(wanted, Condition):
@@ -399,8 +405,13 @@ class TextStore:
                 index, is_exact = self._built(index, self._build), False
         with self._access.lock:
             self._records.change(stored, drop)
-            self._index, self._is_exact = index, is_exact
-            self._version += 1
+            self._put(index, is_exact)
+
+    def _put(self, index: Index | None, is_exact: bool) -> None:
+        """Makes a change seen, with the records locked."""
+        self._index, self._is_exact = index, is_exact
+        self._version += 1
+        self._filtered.clear()
 
     def _start(self, vectors: FloatArray) -> CompressedIndex:
         """An empty index that keeps vectors as they are; every search of it compares all of them.
@@ -528,6 +539,38 @@ def _check_same(where: Place, index: Index | None, records: Records) -> None:
     if not same:
         msg = f"the texts in {where} are not those of the index: one of them was changed without the other"
         raise FormatError(msg)
+
+
+def _nearest(
+    index: Index, query: Any, k: int, allowed: IdArray | None, settings: Mapping[str, Any]
+) -> tuple[IdArray, FloatArray]:
+    """Ids and scores of the k nearest documents, or of all that are allowed if these are fewer."""
+    names, scores = _of_one(index.search(query, k, filter=allowed, **settings))
+    if len(names) == k or settings.get("mode", "two_stage") != "two_stage":
+        return names, scores
+    count = min(k, len(index) if allowed is None else len(allowed))
+    if len(names) < count:  # Milvus finds only what shares a latent with the query, of which it takes a few
+        every_latent = {**settings, "query_nnz": index.model.n_latents}
+        names, scores = _of_one(index.search(query, k, filter=allowed, **every_latent))
+    if len(names) < count:
+        missing = np.setdiff1d(index.ids if allowed is None else allowed, names)
+        row = check_vectors(query)
+        row = normalize_rows(row) if index.metric == "cosine" else row
+        vectors = index.documents.vectors(missing, index.model)
+        others = vectors @ row[0] * np.float32(index.documents.unit or 1.0)
+        best = np.argsort(-others, kind="stable")[: count - len(names)]
+        names = np.concatenate([names, missing[best]])
+        scores = np.concatenate([scores, others[best]])
+    return names, scores
+
+
+def _of_one(result: SearchResult) -> tuple[IdArray, FloatArray]:
+    """Ids and scores of the neighbours of a single query."""
+    if len(result.ids) != 1:
+        msg = f"a search takes one query, got {len(result.ids)}"
+        raise DimensionError(msg)
+    there = np.isfinite(result.scores[0])
+    return result.ids[0][there], result.scores[0][there]
 
 
 def _copy_of(index: Index) -> Index:
