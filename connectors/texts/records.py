@@ -15,7 +15,7 @@ import numpy as np
 from compressae_index.arrays import IdArray
 from compressae_index.connectors.texts.filters import Condition
 from compressae_index.errors import FormatError, InputError, StorageError
-from compressae_index.storage import TemporaryFolder
+from compressae_index.storage import TemporaryFolder, new_file
 
 # In two tables, as filters read all metadata.
 _TABLES = (
@@ -168,6 +168,7 @@ class Records:
 
     def write(self, file: Path) -> None:
         """Writes a new database file of the records."""
+        new_file(file).close()  # SQLite fills an empty one, whose mode follows the umask
         with self._reading() as database:
             database.execute("VACUUM INTO ?", (str(file),))
 
