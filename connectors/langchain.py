@@ -128,6 +128,9 @@ class CompresSAEVectorStore(VectorStore):  # type: ignore[misc]
                 Nothing was added.
             MissingExtraError: an index must be built, and torch is not installed. Nothing was embedded.
         """
+        if isinstance(texts, str):
+            msg = "texts must be a list of strings, got one string"
+            raise InputError(msg)
         texts = list(texts)
         for name, given in (("metadatas", metadatas), ("ids", ids)):
             if given is not None and len(given) != len(texts):

@@ -50,7 +50,6 @@ from compressae_index.connectors.milvus.collection import Collection
 from compressae_index.connectors.milvus.errors import secrets_of, translated
 from compressae_index.connectors.milvus.expressions import portions
 from compressae_index.connectors.milvus.hooks.encoder import SplitEncoder
-from compressae_index.connectors.milvus.hooks.langchain import CompresSAESparseEmbedding
 from compressae_index.connectors.milvus.hooks.pymilvus_model import CompresSAEEmbeddingFunction
 from compressae_index.terminal import redacted, shown
 
@@ -522,7 +521,6 @@ def test_what_is_no_model_and_no_texts(model: CompresSAE, client: MilvusClient, 
     wrong: Any
     for wrong in (None, str(tmp_path), 3):
         makers: tuple[Callable[[Any], Any], ...] = (
-            lambda model: CompresSAESparseEmbedding(None, model),
             lambda model: CompresSAEEmbeddingFunction(None, model),
             lambda model: MilvusIndex.create(client, "no_model", model),
         )
@@ -530,13 +528,13 @@ def test_what_is_no_model_and_no_texts(model: CompresSAE, client: MilvusClient, 
             with pytest.raises(InputError, match="model must be a CompresSAE, got"):
                 make(wrong)
     assert "no_model" not in client.list_collections()
-    hooks = CompresSAESparseEmbedding(None, model), CompresSAEEmbeddingFunction(None, model)
+    hook = CompresSAEEmbeddingFunction(None, model)
     for wrong in ("abc", "", b"abc", None, 5):
-        for call in (hooks[0].embed_documents, hooks[1].encode_documents, hooks[1].encode_queries, hooks[1]):
+        for call in (hook.encode_documents, hook.encode_queries, hook):
             with pytest.raises(InputError, match="texts must be a list of strings, got"):
                 call(wrong)
     wrong = np.array([])
-    assert hooks[0].embed_documents(wrong) == []
+    assert hook.encode_documents(wrong).shape == (0, hook.dim)
 
 
 def test_what_is_no_embedding(model: CompresSAE, vectors: FloatArray) -> None:

@@ -28,8 +28,8 @@ PAGES = [
     *(
         f"docs/{name}.md"
         for name in (
-            *("training", "search", "budgets", "data", "scale-out", "how-it-works", "milvus", "faiss"),
-            *("exports", "ecosystem", "command-line", "errors", "benchmarks"),
+            *("training", "search", "budgets", "data", "scale-out", "how-it-works", "frameworks"),
+            *("milvus", "faiss", "exports", "ecosystem", "command-line", "errors", "benchmarks"),
         )
     ),
 ]
@@ -126,6 +126,7 @@ MADE = {
         *("texts-codes.model", "vectors.parquet", "codes.parquet", "codes-datasets.parquet"),
         *("datasets-cache", "texts.shard-0", "texts.shard-1"),
     },
+    "docs/frameworks.md": {"notes.store", "documents.store", "notes.db", "notes.texts"},
     "docs/faiss.md": {"texts.faiss-index", "texts.faiss"},
     "docs/exports.md": {"texts.vsag", "texts.seismic"},
     "docs/ecosystem.md": {"uncentred.pt"},
