@@ -602,7 +602,8 @@ class CompressedIndex(Index):
 
         Raises:
             FormatError: the file of the original vectors is gone, changed or short.
-            InputError, ValueError, KeyError, TypeError: the contents are damaged; `persistence.reading` words them.
+            InputError, ValueError, KeyError, TypeError: the contents are damaged, which `persistence.reading`
+                puts into words.
         """
         model = CompresSAE.from_stored(persistence.entry(meta, "model", dict), tensors)
         # Older indexes have no metric, which was cosine.

@@ -32,7 +32,7 @@ class CompresSAEDocumentStore:
     """Documents that are found by the codes of their embeddings, with all stages of the index.
 
     Filters are Haystack's; top_k documents are found if as many match. Documents come back without their
-    embeddings, of which the index keeps codes. Those without an embedding are kept, and found by filters alone.
+    embeddings, of which the index keeps codes. Those without one are kept, and found by filters alone.
 
     Attributes:
         store: the documents and the index (`TextStore`).
@@ -50,8 +50,8 @@ class CompresSAEDocumentStore:
         """The store that `save` wrote to `path`, or an empty one if there is none.
 
         Args:
-            path: a directory, or an address such as s3://bucket/store. Pipelines that are written as YAML name
-                it, and nothing else says what the store holds.
+            path: a directory, or an address such as s3://bucket/store. Pipelines that are written as YAML
+                name it, and nothing else says what the store holds.
             index: as for `TextStore.load` if there is a store at `path`, else as for `TextStore`.
             build_at: as for `TextStore`.
             build: as for `TextStore`.
@@ -116,7 +116,8 @@ class CompresSAEDocumentStore:
 
         Raises:
             DuplicateDocumentError: an id is held, or stands twice. Nothing was written.
-            InputError: no list of documents, metadata that are not JSON, or bad embeddings. Nothing was written.
+            InputError: no list of documents, metadata that are not JSON, or bad embeddings. Nothing was
+                written.
         """
         if not isinstance(documents, list) or not all(isinstance(each, Document) for each in documents):
             msg = f"documents must be a list of Document, got {documents!r:.100}"
@@ -252,7 +253,7 @@ def _document(record: Record, score: float | None = None) -> Document:
 
 
 def _as_filter(filters: dict[str, Any] | None) -> Filter | None:
-    """A condition for SQLite, or Haystack's own comparison of every document where it has rules of its own."""
+    """A condition for SQLite, or Haystack's comparison of every document where it has rules of its own."""
     if not filters:
         return None
     condition = _condition(filters)
@@ -301,7 +302,7 @@ def _comparison(filters: Mapping[str, Any]) -> Condition | None:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether Haystack compares a value by equality alone: texts may be dates, which are equal in several forms."""
+    """Whether Haystack compares a value by equality alone: dates, as texts, are equal in several forms."""
     if isinstance(value, str):
         return re.match(r"\d{4}-\d{2}-\d{2}", value) is None
     return value is None or isinstance(value, (int, float))

@@ -136,8 +136,8 @@ class CompresSAEVectorStore(VectorStore):  # type: ignore[misc]
             if given is not None and len(given) != len(texts):
                 msg = f"{len(given)} {name} for {len(texts)} texts"
                 raise InputError(msg)
-        self.store.check_room(len(texts))
         names = [id_ or str(uuid.uuid4()) for id_ in (ids or [None] * len(texts))]
+        self.store.check_room(names)
         records = [
             Record(id_, text, metadata or {})
             for id_, text, metadata in zip(names, texts, metadatas or [{}] * len(texts), strict=True)
@@ -207,7 +207,7 @@ class CompresSAEVectorStore(VectorStore):  # type: ignore[misc]
         filter: Wanted | None = None,  # noqa: A002
         **kwargs: Any,
     ) -> list[Document]:
-        """k of the fetch_k documents nearest to a text, near to it and unlike each other.
+        """K of the fetch_k documents nearest to a text, near to it and unlike each other.
 
         Args:
             query: the text.

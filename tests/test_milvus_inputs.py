@@ -489,7 +489,7 @@ class Giving:
 
 def test_rows_of_any_kind(model: CompresSAE, vectors: FloatArray) -> None:
     rows = vectors[:3]
-    expected = SplitEncoder(model).documents(rows, 3).to_dense()
+    codes = SplitEncoder(model).documents(rows, 3).to_dense()
     given: list[Any] = [
         rows.tolist(),
         tuple(map(tuple, rows.tolist())),
@@ -503,18 +503,17 @@ def test_rows_of_any_kind(model: CompresSAE, vectors: FloatArray) -> None:
         np.asfortranarray(rows),
     ]
     for each in given:
-        found = CompresSAESparseEmbedding(Giving(each), model)._encoder.documents(
-            Giving(each).embed_documents(None), 3
-        )
-        np.testing.assert_allclose(found.to_dense(), expected, atol=1e-5)
+        found = SplitEncoder(model).documents(Giving(each).encode_documents(None), 3)
+        np.testing.assert_allclose(found.to_dense(), codes, atol=1e-5)
     whole = np.round(rows * 100).astype(np.int64)
     np.testing.assert_array_equal(
         CompresSAEEmbeddingFunction(Giving(whole.tolist()), model)(["a"] * 3).toarray(),
         CompresSAEEmbeddingFunction(Giving(whole.astype(np.float32)), model)(["a"] * 3).toarray(),
     )
     for one in (rows[0], rows[:1], rows[0].tolist(), [rows[0]], torch.tensor(rows[0])):
-        query = CompresSAESparseEmbedding(Giving(one), model).embed_query("a")
-        assert query == CompresSAESparseEmbedding(Giving(rows[0]), model).embed_query("a")
+        query = CompresSAEEmbeddingFunction(Giving(one), model).encode_queries(["a"])
+        expected = CompresSAEEmbeddingFunction(Giving(rows[:1]), model).encode_queries(["a"]).toarray()
+        np.testing.assert_array_equal(query.toarray(), expected)
 
 
 def test_what_is_no_model_and_no_texts(model: CompresSAE, client: MilvusClient, tmp_path: Path) -> None:
@@ -558,7 +557,7 @@ def test_what_is_no_embedding(model: CompresSAE, vectors: FloatArray) -> None:
     for embedded, kind, message in cases:
         embedder = Giving(embedded)
         with pytest.raises(kind, match=message):
-            CompresSAESparseEmbedding(embedder, model).embed_documents(["a", "b"])
+            CompresSAEEmbeddingFunction(embedder, model).encode_documents(["a", "b"])
         with pytest.raises(kind, match=message):
             CompresSAEEmbeddingFunction(embedder, model).encode_queries(["a", "b"])
     # Refused, or widened.
@@ -579,7 +578,6 @@ def test_no_texts(model: CompresSAE) -> None:
     function = CompresSAEEmbeddingFunction(Giving(never), model)
     for rows in (function([]), function.encode_queries([]), function.encode_documents([])):
         assert rows.shape == (0, 1024)
-    assert CompresSAESparseEmbedding(Giving(never), model).embed_documents([]) == []
 
 
 # The command line.

@@ -108,8 +108,11 @@ def test_inner_products_of_few_vectors(vectors: FloatArray, queries: FloatArray)
 def test_without_torch_nothing_begins(vectors: FloatArray, monkeypatch: pytest.MonkeyPatch) -> None:
     store = filled(vectors[:10], build_at=12)
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    store.check_room(1)
-    for attempt in (lambda: store.check_room(2), lambda: store.write([record(10), record(11)], vectors[10:12])):
+    store.check_room(["id 3", "id 10"])
+    for attempt in (
+        lambda: store.check_room(["id 10", "id 11"]),
+        lambda: store.write([record(10), record(11)], vectors[10:12]),
+    ):
         with pytest.raises(MissingExtraError, match=r"unless build_at is None, needs torch"):
             attempt()
     assert len(store) == 10
@@ -239,7 +242,25 @@ def test_a_forked_process_goes_on_by_itself(vectors: FloatArray) -> None:
 
 # Filters, against Python.
 
-VALUES: list[Any] = [None, True, False, 0, 1, 2.5, -3, "", "1", "abc", "b", "É", "[1]", [1], [], ["abc", 2], {"x": 1}]
+VALUES: list[Any] = [
+    None,
+    True,
+    False,
+    0,
+    1,
+    2.5,
+    -3,
+    "",
+    "1",
+    "abc",
+    "b",
+    "É",
+    "[1]",
+    [1],
+    [],
+    ["abc", 2],
+    {"x": 1},
+]
 METADATA = [{"a": value} for value in VALUES] + [{}, {"a.b": 1}, {"a": {"b": "abc", "c": 3}}, {"é ü": "x"}]
 MISSING = object()
 
@@ -385,9 +406,7 @@ def test_what_was_saved_comes_back(model: CompresSAE, vectors: FloatArray, tmp_p
     assert TextStore.load(tmp_path / "a", mmap=True).records() == store.records()
 
 
-def test_texts_of_an_index_elsewhere(
-    refined: CompressedIndex, demo_data: DemoData, tmp_path: Path
-) -> None:
+def test_texts_of_an_index_elsewhere(refined: CompressedIndex, demo_data: DemoData, tmp_path: Path) -> None:
     index = FaissIndex.from_index(refined, progress=False)
     store = TextStore.of(index, demo_data.texts[:5000])
     for query in demo_data.queries[:5]:

@@ -63,14 +63,18 @@ def holds_text(path: Sequence[str], value: str, *, any_case: bool = False) -> Co
         msg = f"a text is searched for in texts, got {value!r:.100}"
         raise InputError(msg)
     if any_case:
-        return _of_kind(where, kind, "instr(lowered(json_extract(metadata, ?)), ?) > 0", (where, text.lower()))
+        return _of_kind(
+            where, kind, "instr(lowered(json_extract(metadata, ?)), ?) > 0", (where, text.lower())
+        )
     return _of_kind(where, kind, "instr(json_extract(metadata, ?), ?) > 0", (where, text))
 
 
 def is_empty(path: Sequence[str]) -> Condition:
     """An entry that is missing, None, an empty text or an empty list."""
     where = _path_of(path)
-    no_list = Condition("(ifnull(json_type(metadata, ?), '') = 'array' AND json_array_length(metadata, ?) = 0)", (where,) * 2)
+    no_list = Condition(
+        "(ifnull(json_type(metadata, ?), '') = 'array' AND json_array_length(metadata, ?) = 0)", (where,) * 2
+    )
     return either([compare(path, "in", [None, ""]), no_list])
 
 
@@ -134,7 +138,9 @@ def _types(kind: str) -> str:
 
 def _of_kind(where: str, kind: str, sql: str, parameters: tuple[Any, ...]) -> Condition:
     """A comparison of entries of one kind, which is 0 for all others."""
-    return Condition(f"(ifnull(json_type(metadata, ?), '') IN {_types(kind)} AND {sql})", (where, *parameters))
+    return Condition(
+        f"(ifnull(json_type(metadata, ?), '') IN {_types(kind)} AND {sql})", (where, *parameters)
+    )
 
 
 def _as_values(value: Any, operator: str) -> list[Any]:

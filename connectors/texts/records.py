@@ -40,6 +40,15 @@ class Record(NamedTuple):
     """What a framework keeps of a document beside text and metadata."""
 
 
+class Place(NamedTuple):
+    """Where a record is."""
+
+    key: int
+    id: str
+    searchable: bool
+    """Whether the index has a vector of it."""
+
+
 class Row(NamedTuple):
     """A record as it is stored."""
 
@@ -49,14 +58,18 @@ class Row(NamedTuple):
     metadata: str
     payload: str | None
     searchable: bool
-    """Whether the index has a vector of it."""
+
+    @property
+    def place(self) -> Place:
+        """Where it is."""
+        return Place(self.key, self.id, self.searchable)
 
 
 class Records:
     """Records in a database, by an integer key and a string id.
 
     It does not lock: callers see to it that one thread at a time uses it. The database is a temporary file,
-    or a saved one that is copied before the first change. A forked process goes on by a connection of its own,
+    or a saved one that is copied before the first change. A forked process goes on by its own connection,
     and copies the file before it changes anything, too.
     """
 
@@ -106,12 +119,12 @@ class Records:
             (largest,) = database.execute("SELECT max(key) FROM documents").fetchone()
         return 0 if largest is None else max(int(largest) + 1, 0)
 
-    def held(self, ids: Sequence[str]) -> dict[str, tuple[int, bool]]:
-        """Keys of those of the ids that are held, and whether each is searchable."""
-        sql = "SELECT id, key, searchable FROM documents WHERE id IN (SELECT value FROM json_each(?))"
+    def places(self, condition: Condition | None) -> dict[str, Place]:
+        """Where the records that meet a condition are, by id."""
+        sql, parameters = _where(condition)
         with self._reading() as database:
-            rows = database.execute(sql, (json.dumps(list(ids), ensure_ascii=False),)).fetchall()
-        return {id_: (key, bool(searchable)) for id_, key, searchable in rows}
+            rows = database.execute(f"SELECT id, key, searchable FROM documents {sql}", parameters)
+            return {id_: Place(key, id_, bool(searchable)) for id_, key, searchable in rows}
 
     def of(self, wanted: IdArray) -> dict[Any, Record]:
         """Records by key, or by id for strings; without those that are not held."""
@@ -125,12 +138,12 @@ class Records:
             )
             return {name: _record(*row) for name, *row in rows}
 
-    def by_key(self, condition: Condition | None = None) -> list[tuple[int, Record]]:
-        """Keys and records that meet a condition, in the order of their keys."""
+    def matching(self, condition: Condition | None = None) -> list[Record]:
+        """The records that meet a condition, in the order of their keys."""
         sql, parameters = _where(condition)
         with self._reading() as database:
-            rows = database.execute(f"SELECT key, {_RECORD} FROM {_BOTH} {sql} ORDER BY key", parameters)
-            return [(key, _record(*row)) for key, *row in rows]
+            rows = database.execute(f"SELECT {_RECORD} FROM {_BOTH} {sql} ORDER BY key", parameters)
+            return [_record(*row) for row in rows]
 
     def searchable(self, condition: Condition | None = None, *, are_strings: bool) -> IdArray:
         """Keys, or ids for strings, of records with a vector that meet a condition, in the order of keys."""
@@ -173,7 +186,7 @@ class Records:
             database.execute("VACUUM INTO ?", (str(file),))
 
     def __reduce__(self) -> Any:
-        msg = "a store of texts holds a connection, so it cannot be copied or pickled: save it, and load it there"
+        msg = "a store of texts holds a connection, so it cannot be copied or pickled: save and load it"
         raise InputError(msg)
 
     def _connect(self, *, frozen: bool) -> None:

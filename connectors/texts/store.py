@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
@@ -16,28 +18,40 @@ from compressae_index.checks import as_place, check_int, check_number, check_vec
 from compressae_index.coding.metric import Metric
 from compressae_index.coding.model import CompresSAE
 from compressae_index.connectors.texts.filters import Condition, has_id
-from compressae_index.connectors.texts.records import Record, Records, Row, as_json, check_id, check_text
+from compressae_index.connectors.texts.records import (
+    Place,
+    Record,
+    Records,
+    Row,
+    as_json,
+    check_id,
+    check_text,
+)
 from compressae_index.embedded.originals import check_moved
 from compressae_index.errors import DimensionError, FormatError, InputError, MissingExtraError, UnknownIdError
 from compressae_index.index import ALWAYS_MAPPED, CompressedIndex
 from compressae_index.processes import ForkSafeLock
-from compressae_index.remote import Place
+from compressae_index.remote import Place as Where
 from compressae_index.search.index import Index
 from compressae_index.search.queries import SearchResult
 
 T = TypeVar("T")
 
 Filter: TypeAlias = Condition | Callable[[Record], bool]
-"""Which documents to search among: a condition on metadata, or a function that is called with every record."""
+"""Which documents to search among: a condition on metadata, or a function that is called with each record."""
 
 BUILD_AT = 10_000
-"""Vectors from which a store compresses them, unless it is told otherwise."""
+"""Vectors from which on a store compresses them, unless it is told otherwise."""
 
-# Ids that filters of before have found and that are kept, 8 bytes each.
-KEPT_IDS = 4_000_000
+# Ids that filters have found and that are kept for the next search, 8 bytes each.
+_KEPT_IDS = 4_000_000
+# Removed vectors take memory, which is reclaimed where they are these many more than those that are left.
+_REMOVED = 1000
 
 _KIND = "texts"
 _FILE = "texts.sqlite"
+# In place of the index, where the directory does not hold it.
+_ELSEWHERE = "elsewhere"
 
 
 class Hit(NamedTuple):
@@ -47,11 +61,20 @@ class Hit(NamedTuple):
     score: float
 
 
+class State(NamedTuple):
+    """What a search sees beside the records."""
+
+    index: Index | None
+    """None before there is a vector."""
+    is_exact: bool
+    """Whether the index keeps vectors as they are, and all are compared."""
+
+
 class TextStore:
     """Vectors in an index, with texts and metadata in SQLite beside it.
 
-    A store without an index keeps vectors as they are, in a temporary file (TMPDIR), and compares all of them,
-    until there are `build_at`: the change that reaches this number trains a model and builds the index,
+    A store without an index keeps vectors as they are, in a temporary file (TMPDIR), and compares all of
+    them, until there are `build_at`: the change that reaches this number trains a model and builds the index,
     which takes as long as `CompressedIndex.build`. A given index is searched and changed as it is.
 
     Threads may share a store. A change is seen as a whole, or not at all if it raises: in a
@@ -83,25 +106,22 @@ class TextStore:
         if index is not None and len(index):
             msg = f"the index holds {len(index)} documents without texts: pass these, too, to TextStore.of"
             raise InputError(msg)
-        self._set_up(index, Records(), is_exact=index is None, build_at=build_at, build=build, search=search)
+        self._set_up(State(index, index is None), Records(), build_at, build, search)
 
     def _set_up(
         self,
-        index: Index | None,
+        state: State,
         records: Records,
-        *,
-        is_exact: bool,
         build_at: int | None,
         build: Mapping[str, Any] | None,
         search: Mapping[str, Any] | None,
     ) -> None:
         self._build_at = None if build_at is None else check_int(build_at, "build_at", 2)
         self._build, self._search = dict(build or {}), dict(search or {})
-        self._index, self._records, self._is_exact = index, records, is_exact
-        self._version = 0
-        self._filtered: dict[Condition, IdArray] = {}  # ids by filter, of this version
+        self._state, self._records = state, records
+        self._filtered: dict[Condition, IdArray] = {}  # ids by filter, of this state
         self._writer = ForkSafeLock()  # of changes, held while they encode
-        self._access = ForkSafeLock()  # of the records, and of the index and version as a pair with them
+        self._access = ForkSafeLock()  # of the records, and of the state that belongs to them
 
     @classmethod
     def of(
@@ -115,7 +135,7 @@ class TextStore:
         """A store of an index that holds vectors already.
 
         Args:
-            index: the index, which the store takes over. Its ids are those of the documents; integers as text.
+            index: the index, which the store takes over. Its ids are those of documents, integers as text.
             texts: a text or None for each of `index.ids`, in their order.
             metadatas: metadata in the same order; none by default.
             search: as for `TextStore`.
@@ -125,40 +145,45 @@ class TextStore:
         """
         ids = index.ids
         keys = range(len(ids)) if ids.dtype == object else ids.tolist()
-        records = [
-            Record(str(id_), text, dict(metadata))
-            for id_, (text, metadata) in zip(ids.tolist(), _pairs(texts, metadatas, len(ids)), strict=True)
+        rows = [
+            _row(Record(str(id_), text, dict(metadata)), key, searchable=True)
+            for key, id_, (text, metadata) in zip(
+                keys, ids.tolist(), _pairs(texts, metadatas, len(ids)), strict=True
+            )
         ]
-        rows = [_row(record, key, True) for key, record in zip(keys, records, strict=True)]
         store = cls.__new__(cls)
-        store._set_up(index, Records(), is_exact=False, build_at=None, build=None, search=search)
+        store._set_up(State(index, is_exact=False), Records(), None, None, search)
         store._records.change(rows)
         return store
 
     @property
     def index(self) -> Index | None:
-        """The index as of now, to look at; a change of the store may put another in its place. None at first."""
-        return self._index
+        """The index as of now, to look at: a change may put another in its place. None before the first."""
+        return self._state.index
 
     @property
     def is_exact(self) -> bool:
         """Whether the store compares all vectors, as there are too few of them for an index."""
-        return self._is_exact
+        return self._state.is_exact
 
     def __len__(self) -> int:
         """Documents, with or without a vector."""
         with self._access.lock:
             return len(self._records)
 
-    def check_room(self, n: int) -> None:
-        """Checks early that n more vectors can be stored, for callers that embed texts first.
+    def check_room(self, ids: Sequence[str]) -> None:
+        """Checks early that vectors of these ids can be stored, for callers that embed texts first.
 
         Raises:
             MissingExtraError: an index must then be built, and torch is not installed.
         """
-        held = 0 if self._index is None else len(self._index) if self._is_exact else 0
-        if self._is_exact and self._build_at is not None and held + n >= self._build_at:
-            _check_trainable(self._build)
+        with self._access.lock:
+            index, is_exact = self._state
+            held = self._records.places(has_id(ids))
+        if is_exact and self._build_at is not None:
+            new = len(ids) - sum(place.searchable for place in held.values())
+            if new + (0 if index is None else len(index)) >= self._build_at:
+                _check_trainable(self._build)
 
     def write(
         self, records: Sequence[Record], vectors: Sequence[Any] | FloatArray, *, replace: bool = True
@@ -184,23 +209,21 @@ class TextStore:
             twice = next(id_ for place, id_ in enumerate(ids) if id_ in ids[:place])
             msg = f"duplicate id {twice!r:.100} among the documents to write"
             raise InputError(msg)
-        with_vector = [vector is not None for vector in vectors]
-        rows = check_vectors(
-            [vector for vector in vectors if vector is not None], may_be_empty=True, integers=True
-        )
+        with_vector = np.array([vector is not None for vector in vectors], dtype=bool)
+        given = [vector for vector in vectors if vector is not None]
+        rows = check_vectors(given, may_be_empty=True, integers=True)
         with self._writer.lock:
             with self._access.lock:
-                held, fresh = self._records.held(ids), self._records.next_key()
+                held, fresh = self._records.places(has_id(ids)), itertools.count(self._records.next_key())
             taken = np.array([replace or id_ not in held for id_ in ids], dtype=bool)
-            stored = []
-            for record, is_taken, searchable in zip(records, taken, with_vector, strict=True):
-                if is_taken:
-                    key = held[record.id][0] if record.id in held else fresh
-                    fresh += record.id not in held
-                    stored.append(_row(record, key, searchable))
-            gone = [row for row in stored if not row.searchable and held.get(row.id, (0, False))[1]]
-            rows = rows[taken[np.array(with_vector, dtype=bool)]]
-            self._change(stored, [row for row in stored if row.searchable], rows, gone)
+            stored = [
+                _row(record, held[record.id].key if record.id in held else next(fresh), searchable=searchable)
+                for record, searchable in zip(
+                    itertools.compress(records, taken), with_vector[taken].tolist(), strict=True
+                )
+            ]
+            gone = [held[row.id] for row in stored if not row.searchable and row.id in held]
+            self._change(stored, rows[taken[with_vector]], gone)
         return len(stored)
 
     def delete(self, ids: Sequence[str]) -> int:
@@ -212,36 +235,37 @@ class TextStore:
         return self.delete_where(has_id(ids))
 
     def delete_where(self, filter: Filter | None) -> int:  # noqa: A002
-        """Removes the documents that a filter allows, all for None; returns their number. Errors as `delete`."""
+        """Removes the documents that a filter allows, all for None, and returns their number.
+
+        Raises:
+            StorageError: as for `delete`.
+        """
         with self._writer.lock:
+            condition = self._as_condition(filter)
             with self._access.lock:
-                ids = [record.id for _, record in self._matching(filter)]
-                held = self._records.held(ids)
-            gone = [
-                Row(key, id_, None, "{}", None, searchable) for id_, (key, searchable) in held.items()
-            ]
+                gone = [*self._records.places(condition).values()]
             if gone:
-                none = np.empty((0, 0), np.float32)
-                self._change([], [], none, [row for row in gone if row.searchable], [row.key for row in gone])
+                self._change([], np.empty((0, 0), np.float32), gone, [place.key for place in gone])
             return len(gone)
 
     def build(self, **options: Any) -> None:
         """Builds the index now, of a store that compares all vectors.
 
         Args:
-            options: arguments of `CompressedIndex.build`; by default those of the store.
+            options: arguments of `CompressedIndex.build`, in place of those of the store.
 
         Raises:
             InputError: there is no vector, or an index already.
             MissingExtraError: torch is not installed.
         """
         with self._writer.lock:
-            if not self._is_exact or self._index is None or not len(self._index):
-                msg = "there is nothing to build: " + ("no vectors" if self._is_exact else "it has an index")
+            index, is_exact = self._state
+            if not is_exact or index is None or not len(index):
+                msg = "there is nothing to build: " + ("no vectors" if is_exact else "it has an index")
                 raise InputError(msg)
-            index = self._built(self._index, self._build | options)
+            built = _built(index, self._build | options)
             with self._access.lock:
-                self._put(index, is_exact=False)
+                self._put(State(built, is_exact=False))
 
     def get(self, ids: Sequence[str]) -> list[Record]:
         """The records of ids in their order, without those that are not held."""
@@ -251,8 +275,12 @@ class TextStore:
 
     def records(self, filter: Filter | None = None) -> list[Record]:  # noqa: A002
         """All records that a filter allows, in the order in which they came."""
+        condition = filter if isinstance(filter, Condition) else None
         with self._access.lock:
-            return [record for _, record in self._matching(filter)]
+            found = self._records.matching(condition)
+        if filter is None or isinstance(filter, Condition):
+            return found
+        return [record for record in found if filter(record)]  # without the lock: it may ask the store
 
     def search(
         self,
@@ -268,14 +296,14 @@ class TextStore:
             query: a vector, (d,).
             k: how many; 0 gives none.
             filter: which documents to search among.
-            settings: as for `Index.search`, in place of those of the store. While all vectors are compared,
-                they are checked by nothing, as there is nothing to set.
+            settings: as for `Index.search`, in place of those of the store; without effect while all vectors
+                are compared.
 
         Raises:
             InputError: a bad query, or settings that the index refuses.
         """
         check_int(k, "k", 0)
-        return self._consistent(lambda: self._found(query, k, filter, settings)[0])
+        return self._consistent(lambda state: self._found(state, query, k, filter, settings)[0])
 
     def diverse(
         self,
@@ -287,7 +315,7 @@ class TextStore:
         filter: Filter | None = None,  # noqa: A002
         **settings: Any,
     ) -> list[Hit]:
-        """k of the fetch_k nearest documents, by maximal marginal relevance.
+        """Some of the fetch_k nearest documents, by maximal marginal relevance.
 
         Each next one has the largest weight * (cosine with the query) - (1 - weight) * (largest cosine with
         those taken before). Vectors are the original ones where the index keeps them, else reconstructions.
@@ -295,7 +323,7 @@ class TextStore:
         Args:
             query: a vector, (d,).
             k: how many.
-            fetch_k: the nearest documents to choose from, at least k.
+            fetch_k: the nearest documents to choose from; k if that is more.
             weight: 1 for the nearest alone, 0 for the most different ones.
             filter: as for `search`.
             settings: as for `search`.
@@ -309,28 +337,26 @@ class TextStore:
             msg = f"the weight of relevance must be between 0 and 1, got {weight}"
             raise InputError(msg)
 
-        def chosen() -> list[Hit]:
-            hits, names = self._found(query, max(fetch_k, k), filter, settings)
-            if not hits or self._index is None:
+        def chosen(state: State) -> list[Hit]:
+            hits, names = self._found(state, query, max(fetch_k, k), filter, settings)
+            if not hits or state.index is None:
                 return []
-            vectors = self._index.documents.vectors(names, self._index.model)
+            vectors = state.index.documents.vectors(names, state.index.model)
             return [hits[place] for place in _marginal(check_vectors(query), vectors, k, weight)]
 
         return self._consistent(chosen)
 
     def _found(
-        self, query: Any, k: int, wanted: Filter | None, settings: Mapping[str, Any]
+        self, state: State, query: Any, k: int, wanted: Filter | None, settings: Mapping[str, Any]
     ) -> tuple[list[Hit], IdArray]:
         """Hits, and their ids in the index."""
-        index, is_exact = self._index, self._is_exact
+        index, is_exact = state
         nothing: tuple[list[Hit], IdArray] = [], np.empty(0, np.int64)
         if index is None or k == 0:
             return nothing
-        allowed = None
-        if wanted is not None:
-            allowed = self._allowed(wanted, index)
-            if not len(allowed):
-                return nothing
+        allowed = None if wanted is None else self._allowed(wanted, index)
+        if allowed is not None and not len(allowed):
+            return nothing
         chosen = self._search | dict(settings)
         if is_exact:
             chosen = {"mode": "dense", "refine": max(k, len(index))}
@@ -338,109 +364,88 @@ class TextStore:
         with self._access.lock:
             records = self._records.of(names)
         held = np.array([name in records for name in names.tolist()], dtype=bool)
-        pairs = zip(names.tolist(), scores.tolist(), strict=True)
-        return [Hit(records[name], score) for name, score in pairs if name in records], names[held]
+        names, scores = names[held], scores[held]
+        return [
+            Hit(records[name], score) for name, score in zip(names.tolist(), scores.tolist(), strict=True)
+        ], names
 
     def _allowed(self, wanted: Filter, index: Index) -> IdArray:
-        """The ids in the index of documents that a filter allows; those of conditions are kept for the next search."""
+        """The ids in the index of documents that a filter allows; those of conditions are kept."""
         are_strings = index.documents.are_strings
+        if not isinstance(wanted, Condition):
+            condition = self._as_condition(wanted)
+            with self._access.lock:
+                return self._records.searchable(condition, are_strings=are_strings)
         with self._access.lock:
-            if not isinstance(wanted, Condition):
-                ids = has_id([record.id for _, record in self._matching(wanted)])
-                return self._records.searchable(ids, are_strings=are_strings)
             found = self._filtered.pop(wanted, None)
             if found is None:
                 found = self._records.searchable(wanted, are_strings=are_strings)
-            self._filtered[wanted] = found  # the last that is forgotten
-            while len(self._filtered) > 1 and sum(map(len, self._filtered.values())) > KEPT_IDS:
+            self._filtered[wanted] = found  # as the last to be forgotten
+            while len(self._filtered) > 1 and sum(map(len, self._filtered.values())) > _KEPT_IDS:
                 del self._filtered[next(iter(self._filtered))]
             return found
 
-    def _matching(self, wanted: Filter | None) -> list[tuple[int, Record]]:
+    def _as_condition(self, wanted: Filter | None) -> Condition | None:
+        """A filter as a condition; a function is called with every record."""
         if wanted is None or isinstance(wanted, Condition):
-            return self._records.by_key(wanted)
-        return [(key, record) for key, record in self._records.by_key() if wanted(record)]
+            return wanted
+        return has_id([record.id for record in self.records(wanted)])
 
-    def _consistent(self, read: Callable[[], T]) -> T:
-        """What a function reads of one state of index and records: again without changes if there was one."""
-        version = self._version
+    def _consistent(self, read: Callable[[State], T]) -> T:
+        """What a function reads of a state and its records; once more without changes if there was one."""
+        state = self._state
         try:
-            result = read()
+            result = read(state)
         except UnknownIdError:
-            if version == self._version:
+            if state is self._state:
                 raise
         else:
-            if version == self._version:
+            if state is self._state:
                 return result
         with self._writer.lock:
-            return read()
+            return read(self._state)
 
     def _change(
-        self,
-        stored: Sequence[Row],
-        put: Sequence[Row],
-        vectors: FloatArray,
-        gone: Sequence[Row],
-        drop: Sequence[int] = (),
+        self, stored: Sequence[Row], vectors: FloatArray, gone: Sequence[Place], drop: Sequence[int] = ()
     ) -> None:
         """Changes index and records, or neither.
 
         Args:
             stored: records to write.
-            put: those of them that the index gets.
-            vectors: their vectors, (len(put), d).
-            gone: records that the index loses.
+            vectors: the vectors of those of them that are searchable.
+            gone: places of records whose vectors the index loses.
             drop: keys of records to remove.
         """
-        before, is_exact = self._index, self._is_exact
-        index = before
-        if put or gone:
-            index = self._start(vectors) if before is None else _copy_of(before)
-            names = [row.id if index.documents.are_strings else row.key for row in put]
-            if gone:
-                index.remove([row.id if index.documents.are_strings else row.key for row in gone])
+        put, lost = [row for row in stored if row.searchable], [place for place in gone if place.searchable]
+        index, is_exact = self._state
+        if put or lost:
+            if index is None:
+                index = _exact(vectors, self._build.get("metric", "cosine"))
+            elif isinstance(index, CompressedIndex):
+                index = copy.copy(index)  # a change that fails must leave the other as it is
+            are_strings = index.documents.are_strings
+            if lost:
+                index.remove([place.id if are_strings else place.key for place in lost])
             if put:
-                index.upsert(vectors, names)
+                index.upsert(vectors, [row.id if are_strings else row.key for row in put])
             if is_exact and self._build_at is not None and len(index) >= self._build_at:
-                index, is_exact = self._built(index, self._build), False
+                index, is_exact = _built(index, self._build), False
+            elif isinstance(index, CompressedIndex):
+                _reclaim(index)
         with self._access.lock:
             self._records.change(stored, drop)
-            self._put(index, is_exact)
+            self._put(State(index, is_exact))
 
-    def _put(self, index: Index | None, is_exact: bool) -> None:
+    def _put(self, state: State) -> None:
         """Makes a change seen, with the records locked."""
-        self._index, self._is_exact = index, is_exact
-        self._version += 1
+        self._state = state
         self._filtered.clear()
 
-    def _start(self, vectors: FloatArray) -> CompressedIndex:
-        """An empty index that keeps vectors as they are; every search of it compares all of them.
-
-        A dictionary of the axes needs no training, and what it leaves out the last stage reads from the disk.
-        """
-        axes = np.eye(vectors.shape[1], dtype=np.float32)
-        metric: Metric = self._build.get("metric", "cosine")
-        return CompressedIndex.build(
-            vectors[:1],
-            model=CompresSAE.of_dictionary(axes, 1),
-            k=1,
-            metric=metric,
-            originals="float32",
-            progress=False,
-        ).empty_like()
-
-    def _built(self, index: Index, options: Mapping[str, Any]) -> CompressedIndex:
-        """The index of the vectors that `_start` kept."""
-        _check_trainable(options)
-        ids = index.ids
-        vectors = index.documents.vectors(ids, index.model) * np.float32(index.documents.unit or 1.0)
-        return CompressedIndex.build(vectors, ids, **{"progress": False, **options})
-
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes index and texts to one directory, in one step: a crash leaves what was there, or all of this.
+        """Writes index and texts to one directory in one step: a crash leaves what was there, or all of this.
 
-        Of an index that is not a `CompressedIndex`, and is kept elsewhere, such as in Milvus, it holds the texts
-        alone.
+        Of an index that is not a `CompressedIndex`, and is kept elsewhere, such as in Milvus, the directory
+        holds the texts alone.
 
         Args:
             path: the directory, or its address in a store, such as s3://bucket/items.
@@ -450,21 +455,15 @@ class TextStore:
             StorageError: the disk is full or refuses; what was there before is untouched.
         """
         with self._writer.lock:
-            index = self._index
-            has_index = isinstance(index, CompressedIndex)
-            contents = (
-                index.contents() if isinstance(index, CompressedIndex) else persistence.Contents({}, {}, {}, {})
-            )
-            meta = {
-                "is_exact": self._is_exact,
-                "index": contents.meta if has_index or index is None else "elsewhere",
-            }
+            index, is_exact = self._state
+            contents, held = persistence.Contents({}, {}, {}, {}), isinstance(index, CompressedIndex)
+            if isinstance(index, CompressedIndex):
+                contents = index.contents()
+            meta = {"is_exact": is_exact, "index": contents.meta if held or index is None else _ELSEWHERE}
             files = {**contents.files, _FILE: self._write_records}
-            persistence.write(
-                path, _KIND, meta, arrays=contents.arrays, tensors=contents.tensors, files=files
-            )
+            persistence.write(path, _KIND, **contents._replace(meta=meta, files=files)._asdict())
 
-    def _write_records(self, file: Any) -> None:
+    def _write_records(self, file: Path) -> None:
         with self._access.lock:
             self._records.write(file)
 
@@ -482,8 +481,8 @@ class TextStore:
     ) -> TextStore:
         """Reads what `save` wrote, and checks all of it.
 
-        Texts are read from the directory when they are needed, and copied to the temporary folder (TMPDIR) before
-        the first change.
+        Texts are read from the directory when they are needed, and copied to the temporary folder (TMPDIR)
+        before the first change.
 
         Args:
             path: the directory, or its address in a store.
@@ -501,35 +500,32 @@ class TextStore:
         """
         where = as_place(path)
         # SQLite opens its file by name, and a writer may have replaced it by then.
-        held, records, is_exact = persistence.unless_replaced(where, lambda: _read(where, mmap, originals))
-        if (held == "elsewhere") != (index is not None):
-            msg = f"{where} holds " + ("texts alone: pass their index" if index is None else "an index of its own")
-            raise InputError(msg)
-        whole = index if index is not None else held if isinstance(held, Index) else None
-        _check_same(where, whole, records)
+        state, records = persistence.unless_replaced(where, lambda: _read(where, index, mmap, originals))
+        _check_same(where, state.index, records)
         store = cls.__new__(cls)
-        store._set_up(whole, records, is_exact=is_exact, build_at=build_at, build=build, search=search)
+        store._set_up(state, records, build_at, build, search)
         return store
 
 
-def _read(
-    where: Place, mmap: bool, originals: Any
-) -> tuple[CompressedIndex | str | None, Records, bool]:
-    """The index of a directory, or that it is elsewhere, or that there is none yet; records; if it is exact."""
+def _read(where: Where, index: Index | None, mmap: bool, originals: Any) -> tuple[State, Records]:
+    """The contents of a directory, with the index that belongs to it if that is elsewhere."""
     stored = persistence.read(where, _KIND, mmap=mmap, always_mapped=ALWAYS_MAPPED)
     meta = stored.meta.get("index")
     check_moved(meta if isinstance(meta, dict) else {}, originals)
+    if (meta == _ELSEWHERE) != (index is not None):
+        msg = "texts alone: pass their index" if index is None else "an index of its own"
+        msg = f"{where} holds {msg}"
+        raise InputError(msg)
     with persistence.reading(str(where)):
         records = Records.saved(stored.files[_FILE], stored.copy)
         is_exact = persistence.entry(stored.meta, "is_exact", bool)
-        if meta == "elsewhere" or meta == {}:
-            return meta or None, records, is_exact
-        meta = persistence.entry(stored.meta, "index", dict)
-        index = CompressedIndex.from_contents(meta, stored.arrays, stored.tensors, originals=originals)
-        return index, records, is_exact
+        if index is None and meta:
+            meta = persistence.entry(stored.meta, "index", dict)
+            index = CompressedIndex.from_contents(meta, stored.arrays, stored.tensors, originals=originals)
+    return State(index, is_exact), records
 
 
-def _check_same(where: Place, index: Index | None, records: Records) -> None:
+def _check_same(where: Where, index: Index | None, records: Records) -> None:
     """Checks that an index and records are of the same documents."""
     if index is None:
         same = len(records.searchable(are_strings=False)) == 0
@@ -539,6 +535,36 @@ def _check_same(where: Place, index: Index | None, records: Records) -> None:
     if not same:
         msg = f"the texts in {where} are not those of the index: one of them was changed without the other"
         raise FormatError(msg)
+
+
+def _exact(vectors: FloatArray, metric: Metric) -> CompressedIndex:
+    """An empty index for vectors as these, which it keeps as they are.
+
+    A dictionary of the axes needs no training, and what it leaves out the last stage reads from the disk.
+    """
+    axes = CompresSAE.of_dictionary(np.eye(vectors.shape[1], dtype=np.float32), 1)
+    return CompressedIndex.build(
+        vectors[:1], model=axes, k=1, metric=metric, originals="float32", progress=False
+    ).empty_like()
+
+
+def _built(index: Index, options: Mapping[str, Any]) -> CompressedIndex:
+    """The index of the vectors that one of `_exact` keeps."""
+    _check_trainable(options)
+    ids = index.ids
+    vectors = index.documents.vectors(ids, index.model) * np.float32(index.documents.unit or 1.0)
+    return CompressedIndex.build(vectors, ids, **{"progress": False, **options})
+
+
+def _check_trainable(options: Mapping[str, Any]) -> None:
+    if options.get("model") is None and importlib.util.find_spec("torch") is None:
+        raise MissingExtraError("torch", "train", "an index of as many vectors, unless build_at is None,")
+
+
+def _reclaim(index: CompressedIndex) -> None:
+    """Gives up the memory of removed vectors where it is most of all."""
+    if len(index.documents.all_ids) > 2 * len(index) + _REMOVED:
+        index.compact()
 
 
 def _nearest(
@@ -573,17 +599,7 @@ def _of_one(result: SearchResult) -> tuple[IdArray, FloatArray]:
     return result.ids[0][there], result.scores[0][there]
 
 
-def _copy_of(index: Index) -> Index:
-    """An index to change: a copy of one in this process, as a change that fails must leave the other."""
-    return copy.copy(index) if isinstance(index, CompressedIndex) else index
-
-
-def _check_trainable(options: Mapping[str, Any]) -> None:
-    if options.get("model") is None and importlib.util.find_spec("torch") is None:
-        raise MissingExtraError("torch", "train", "an index of as many vectors, unless build_at is None,")
-
-
-def _row(record: Record, key: int, searchable: bool) -> Row:
+def _row(record: Record, key: int, *, searchable: bool) -> Row:
     return Row(
         key,
         check_id(record.id),
