@@ -119,8 +119,9 @@ class CompresSAEDocumentStore:
             InputError: no list of documents, metadata that are not JSON, or bad embeddings. Nothing was
                 written.
         """
-        if not isinstance(documents, list) or not all(isinstance(each, Document) for each in documents):
-            msg = f"documents must be a list of Document, got {documents!r:.100}"
+        given: Any = documents
+        if not isinstance(given, list) or not all(isinstance(each, Document) for each in given):
+            msg = f"documents must be a list of Document, got {given!r:.100}"
             raise InputError(msg)
         ids = [each.id for each in documents]
         if policy in (DuplicatePolicy.NONE, DuplicatePolicy.FAIL):
@@ -174,7 +175,7 @@ class CompresSAEDocumentStore:
         return [_document(hit.record, hit.score) for hit in hits]
 
 
-@component  # type: ignore[untyped-decorator]
+@component
 class CompresSAEEmbeddingRetriever:
     """Retrieves the documents of a `CompresSAEDocumentStore` that are nearest to an embedding."""
 
@@ -197,8 +198,9 @@ class CompresSAEEmbeddingRetriever:
         Raises:
             InputError: another kind of store, or top_k below 1.
         """
-        if not isinstance(document_store, CompresSAEDocumentStore):
-            msg = f"document_store must be a CompresSAEDocumentStore, got {type(document_store).__name__}"
+        given: Any = document_store
+        if not isinstance(given, CompresSAEDocumentStore):
+            msg = f"document_store must be a CompresSAEDocumentStore, got {type(given).__name__}"
             raise InputError(msg)
         self.document_store = document_store
         self.filters, self.top_k = filters, check_int(top_k, "top_k", 1)

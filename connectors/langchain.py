@@ -263,7 +263,7 @@ def _with_scores(hits: Iterable[Hit]) -> list[tuple[Document, float]]:
     return [(_document(hit.record), hit.score) for hit in hits]
 
 
-def _as_filter(wanted: Wanted | None) -> Filter | None:
+def _as_filter(wanted: Any) -> Filter | None:
     if wanted is None:
         return None
     if isinstance(wanted, Mapping):

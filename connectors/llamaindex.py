@@ -40,8 +40,8 @@ _CONTENT = ("_node_content", "_node_type")
 class CompresSAEVectorStore(BasePydanticVectorStore):  # type: ignore[misc]
     """Nodes that are found by the codes of their embeddings, with all stages of the index.
 
-    It keeps the nodes themselves, and filters by all operators of `MetadataFilters`, also nested ones; k nodes
-    are found if k match. Modes are DEFAULT and MMR. Further arguments of a query (`vector_store_kwargs`) are
+    It keeps the nodes themselves, and filters by all operators of `MetadataFilters`, also nested ones; k are
+    found if k match. Modes are DEFAULT and MMR. Further arguments of a query (`vector_store_kwargs`) are
     settings of `Index.search`, and for MMR `mmr_threshold` and `mmr_prefetch_k`, which is 4 k if it is not
     given.
     """

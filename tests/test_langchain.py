@@ -55,7 +55,8 @@ class Known(Embeddings):  # type: ignore[misc]
         return [self.embed_query(text) for text in texts]
 
     def embed_query(self, text: str) -> list[float]:
-        return self._rows[text].tolist()
+        row: list[float] = self._rows[text].tolist()
+        return row
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,7 @@ def test_answers_are_those_of_the_index(
     assert [int(each.id) for each, _ in with_scores] == found[0]
     by_vector = store.similarity_search_by_vector(demo_data.queries[0].tolist(), 10)
     assert by_vector == [each for each, _ in with_scores]
-    settings = {"candidates": 50, "refine": 0}
+    settings: dict[str, Any] = {"candidates": 50, "refine": 0}
     fewer = numbers(store.similarity_search(demo_data.query_texts[0], 10, **settings))
     assert fewer == refined.search(demo_data.queries[0], 10, **settings).ids[0].tolist()
 

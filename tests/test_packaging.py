@@ -33,6 +33,29 @@ def test_connectors_are_installed(path: Path) -> None:
     assert module.__file__ == str(INSTALLED / "connectors" / path)
 
 
+@pytest.mark.parametrize(
+    ("package", "module", "extra"),
+    [
+        ("pymilvus", "milvus", "milvus"),
+        ("langchain_core", "langchain", "langchain"),
+        ("llama_index", "llamaindex", "llamaindex"),
+        ("haystack", "haystack", "haystack"),
+    ],
+)
+def test_a_missing_package_is_named(package: str, module: str, extra: str) -> None:
+    code = f"""
+import sys
+sys.modules["{package}"] = None
+from compressae_index import MissingExtraError
+try:
+    import compressae_index.connectors.{module}
+except MissingExtraError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith(f"run: pip install 'compressae-index[{extra}]'")
+
+
 def test_what_is_shipped_and_what_is_not() -> None:
     wordnet = [f"data/wordnet/{name}" for name in ("LICENSE", "embeddings.npy", "texts.txt.gz")]
     for name in ("py.typed", "data/evaluation.html", *wordnet):

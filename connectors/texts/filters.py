@@ -111,11 +111,12 @@ def _joined(conditions: Sequence[Condition], word: str, none: Condition) -> Cond
 
 def _path_of(path: Sequence[str]) -> str:
     """SQLite's path of an entry; it has no way to write a quote in a key."""
-    for key in path:
+    keys: Sequence[Any] = path
+    for key in keys:
         if not isinstance(key, str) or '"' in key or "\\" in key or not key.isprintable():
             msg = f"metadata cannot be filtered by the key {key!r:.100}: use a function as filter"
             raise InputError(msg)
-    return "$" + "".join(f'."{key}"' for key in path)
+    return "$" + "".join(f'."{key}"' for key in keys)
 
 
 def _kind_of(value: Any) -> tuple[str, Any]:

@@ -59,11 +59,6 @@ class Row(NamedTuple):
     payload: str | None
     searchable: bool
 
-    @property
-    def place(self) -> Place:
-        """Where it is."""
-        return Place(self.key, self.id, self.searchable)
-
 
 class Records:
     """Records in a database, by an integer key and a string id.

@@ -7,6 +7,7 @@ import importlib.util
 import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
@@ -61,7 +62,8 @@ class Hit(NamedTuple):
     score: float
 
 
-class State(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class State:
     """What a search sees beside the records."""
 
     index: Index | None
@@ -178,7 +180,7 @@ class TextStore:
             MissingExtraError: an index must then be built, and torch is not installed.
         """
         with self._access.lock:
-            index, is_exact = self._state
+            index, is_exact = self._state.index, self._state.is_exact
             held = self._records.places(has_id(ids))
         if is_exact and self._build_at is not None:
             new = len(ids) - sum(place.searchable for place in held.values())
@@ -259,7 +261,7 @@ class TextStore:
             MissingExtraError: torch is not installed.
         """
         with self._writer.lock:
-            index, is_exact = self._state
+            index, is_exact = self._state.index, self._state.is_exact
             if not is_exact or index is None or not len(index):
                 msg = "there is nothing to build: " + ("no vectors" if is_exact else "it has an index")
                 raise InputError(msg)
@@ -350,7 +352,7 @@ class TextStore:
         self, state: State, query: Any, k: int, wanted: Filter | None, settings: Mapping[str, Any]
     ) -> tuple[list[Hit], IdArray]:
         """Hits, and their ids in the index."""
-        index, is_exact = state
+        index, is_exact = state.index, state.is_exact
         nothing: tuple[list[Hit], IdArray] = [], np.empty(0, np.int64)
         if index is None or k == 0:
             return nothing
@@ -417,7 +419,7 @@ class TextStore:
             drop: keys of records to remove.
         """
         put, lost = [row for row in stored if row.searchable], [place for place in gone if place.searchable]
-        index, is_exact = self._state
+        index, is_exact = self._state.index, self._state.is_exact
         if put or lost:
             if index is None:
                 index = _exact(vectors, self._build.get("metric", "cosine"))
@@ -455,7 +457,7 @@ class TextStore:
             StorageError: the disk is full or refuses; what was there before is untouched.
         """
         with self._writer.lock:
-            index, is_exact = self._state
+            index, is_exact = self._state.index, self._state.is_exact
             contents, held = persistence.Contents({}, {}, {}, {}), isinstance(index, CompressedIndex)
             if isinstance(index, CompressedIndex):
                 contents = index.contents()
