@@ -145,22 +145,15 @@ def test_documents_are_replaced_and_removed(vectors: FloatArray) -> None:
     assert found(store, vectors[1]) == [("id 1", 1.0)]
 
 
+WRONG: Any = 7
 REFUSED: list[tuple[Callable[[Record], Record], Any, str]] = [
     (lambda each: each, [np.nan] * 384, "holds NaN"),
     (lambda each: each, [0.0] * 384, "is zero"),
     (lambda each: each._replace(id="id 1"), None, "duplicate id 'id 1'"),
-    (
-        lambda each: Record(7, *each[1:]),
-        None,  # type: ignore[arg-type]
-        "ids must be strings",
-    ),
+    (lambda each: each._replace(id=WRONG), None, "ids must be strings"),
     (lambda each: each._replace(id="\ud800"), None, "lone surrogate"),
     (lambda each: each._replace(text="\ud800"), None, "the text of 'id 2' holds a lone surrogate"),
-    (
-        lambda each: Record(each.id, 3, {}),
-        None,  # type: ignore[arg-type]
-        "must be a string, got int",
-    ),
+    (lambda each: each._replace(text=WRONG), None, "must be a string, got int"),
     (lambda each: each._replace(metadata={"a": {1, 2}}), None, "cannot be stored as JSON"),
     (lambda each: each._replace(metadata={"a": float("nan")}), None, "cannot be stored as JSON"),
 ]
