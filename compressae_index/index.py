@@ -6,6 +6,7 @@ import copyreg
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -37,6 +38,7 @@ from compressae_index.processes import ForkSafeLock
 from compressae_index.progress import track
 from compressae_index.search.frontier import Frontier
 from compressae_index.search.index import Index, IndexStats, counted
+from compressae_index.search.labels import Labels, labels_file, stored_labels
 from compressae_index.sources import (
     CHUNK_ROWS,
     BadRows,
@@ -316,13 +318,15 @@ class CompressedIndex(Index):
     def empty_like(self) -> CompressedIndex:
         """An index without vectors that stores what is added to it just as this one would.
 
-        It has the model, the levels of packed values, the threshold of posting lists and the unit of norms of
-        this index. So vectors may be shared out among several such indexes, also in other processes, and
+        It has the model, its labels, the levels of packed values, the threshold of posting lists and the unit
+        of norms of this index. So vectors may be shared out among several such indexes, also in other processes, and
         `merge` gives the index that holds them all.
         """
-        return CompressedIndex(
+        empty = CompressedIndex(
             self.model, encoder=self.encoder, metric=self.metric, documents=self.documents.emptied()
         )
+        empty.labels = self.labels
+        return empty
 
     @classmethod
     def merge(
@@ -334,8 +338,8 @@ class CompressedIndex(Index):
         index, with vectors added. Codes, lists and original vectors stay where they are until `save` or a
         change joins them, so that merging paths takes little memory. Where a shard ends within a window of
         32,768 vectors, the rounding of its posting lists may differ until then, and with it the last of the
-        candidates. Marks of removal stay, too. The result has no `frontier`, which is measured among all
-        vectors.
+        candidates. Marks of removal stay, too. The result has the first `labels` among those of the shards,
+        and no `frontier`, which is measured among all vectors.
 
         Args:
             shards: indexes, or paths of saved ones, at least one.
@@ -357,7 +361,9 @@ class CompressedIndex(Index):
         indexes = [each if isinstance(each, CompressedIndex) else cls.load(each, mmap=mmap) for each in given]
         check_alike([index.form for index in indexes], names)
         first, documents = indexes[0], merged([index.documents for index in indexes], names)
-        return cls(first.model, encoder=first.encoder, metric=first.metric, documents=documents)
+        index = cls(first.model, encoder=first.encoder, metric=first.metric, documents=documents)
+        index.labels = next((each.labels for each in indexes if each.labels is not None), None)
+        return index
 
     def __copy__(self) -> CompressedIndex:
         copied = type(self).__new__(type(self))
@@ -371,12 +377,12 @@ class CompressedIndex(Index):
         """Pickles arrays, or the path of mapped ones, where the same files must then be found."""
         documents = self.documents
         if self._mapped is not None and self._mapped[0] is documents.backend:
-            return type(self)._mapped_again, (self._mapped[1], documents.alive, self.plan)
+            return type(self)._mapped_again, (self._mapped[1], documents.alive, self.plan, self.labels)
         return copyreg.__newobj__, (type(self),), vars(self) | {"_mapped": None}  # type: ignore[attr-defined]
 
     @classmethod
     def _mapped_again(
-        cls, mapped: persistence.Mapped, alive: BoolArray | None, plan: Plan | None
+        cls, mapped: persistence.Mapped, alive: BoolArray | None, plan: Plan | None, labels: Labels | None
     ) -> CompressedIndex:
         """Maps the files of a pickled index again.
 
@@ -385,7 +391,7 @@ class CompressedIndex(Index):
         """
         index = cls.load(mapped.path, mmap=True)
         mapped.check(index._mapped and index._mapped[1])
-        index.plan = plan
+        index.plan, index.labels = plan, labels
         held = index.documents
         index._documents = EmbeddedDocuments(held.backend, held.all_ids, alive, held.unit)
         return index
@@ -545,7 +551,7 @@ class CompressedIndex(Index):
         if self.frontier is not None:
             meta["frontier"] = self.frontier.manifest()
         kept = documents.backend.originals
-        files = {} if kept is None else {FILE: kept.write}
+        files = labels_file(self.labels) | ({} if kept is None else {FILE: kept.write})
         return persistence.Contents(meta, documents.to_arrays(), self.model.tensors(), files)
 
     @classmethod
@@ -578,7 +584,9 @@ class CompressedIndex(Index):
         stored = persistence.read(where, "index", mmap=mmap, always_mapped=ALWAYS_MAPPED)
         check_moved(stored.meta, originals)
         with persistence.reading(str(where)):
-            index = cls.from_contents(stored.meta, stored.arrays, stored.tensors, originals=originals)
+            index = cls.from_contents(
+                stored.meta, stored.arrays, stored.tensors, stored.files, originals=originals
+            )
         if mmap and originals is None:  # else the files are not all that it was loaded from
             index._mapped = index.documents.backend, persistence.Mapped.of(where, stored)
         return index
@@ -589,6 +597,7 @@ class CompressedIndex(Index):
         meta: Mapping[str, Any],
         arrays: Mapping[str, npt.NDArray[Any]],
         tensors: Mapping[str, npt.NDArray[Any]],
+        files: Mapping[str, Path],
         *,
         originals: Any = None,
     ) -> CompressedIndex:
@@ -598,6 +607,7 @@ class CompressedIndex(Index):
             meta: the manifest's entry.
             arrays: the arrays by name.
             tensors: the model's parameters by name.
+            files: other files by name, of which others than an index's are ignored.
             originals: as for `load`, checked by `check_moved`.
 
         Raises:
@@ -613,6 +623,7 @@ class CompressedIndex(Index):
         index = cls(model, encoder=meta["encoder"], metric=metric, documents=documents)
         if "frontier" in meta and originals is not False:  # which was measured with them
             index.frontier = Frontier.from_stored(persistence.entry(meta, "frontier", dict))
+        index.labels = stored_labels(files, model.n_latents)
         return index
 
 

@@ -523,7 +523,9 @@ def _read(where: Where, index: Index | None, mmap: bool, originals: Any) -> tupl
         is_exact = persistence.entry(stored.meta, "is_exact", bool)
         if index is None and meta:
             meta = persistence.entry(stored.meta, "index", dict)
-            index = CompressedIndex.from_contents(meta, stored.arrays, stored.tensors, originals=originals)
+            index = CompressedIndex.from_contents(
+                meta, stored.arrays, stored.tensors, stored.files, originals=originals
+            )
     return State(index, is_exact), records
 
 
