@@ -319,8 +319,8 @@ class CompressedIndex(Index):
         """An index without vectors that stores what is added to it just as this one would.
 
         It has the model, its labels, the levels of packed values, the threshold of posting lists and the unit
-        of norms of this index. So vectors may be shared out among several such indexes, also in other processes, and
-        `merge` gives the index that holds them all.
+        of norms of this index. So vectors may be shared out among several such indexes, also in other
+        processes, and `merge` gives the index that holds them all.
         """
         empty = CompressedIndex(
             self.model, encoder=self.encoder, metric=self.metric, documents=self.documents.emptied()

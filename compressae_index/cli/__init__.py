@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from compressae_index.cli.data import build, encode, estimate, info, merge, train
+from compressae_index.cli.explain import explain, label
 from compressae_index.cli.export import export
 from compressae_index.cli.milvus import milvus
 from compressae_index.cli.model import report_model
@@ -90,7 +91,7 @@ def main() -> None:
 
 
 for command in (
-    *(train, encode, build, merge, estimate, search, stored_neighbours, evaluate),
+    *(train, encode, build, merge, estimate, search, stored_neighbours, explain, label, evaluate),
     *(report_model, info, export, milvus, ray, demo),
 ):
     main.add_command(command)

@@ -25,7 +25,16 @@ from compressae_index.ids import Ids, as_id_array
 from compressae_index.processes import ForkSafeLock
 from compressae_index.progress import track
 from compressae_index.search.frontier import Frontier
-from compressae_index.search.labels import STRONGEST, Labels, Namer, Texts, check_labels, labelled, names_of
+from compressae_index.search.labels import (
+    STRONGEST,
+    Labels,
+    Namer,
+    Texts,
+    check_labels,
+    labelled,
+    names_of,
+    replaced,
+)
 from compressae_index.search.neighbours import Search, graph_of, neighbours_of
 from compressae_index.search.protocol import Documents
 from compressae_index.search.queries import (
@@ -670,9 +679,7 @@ class Index:
         if not of_unit:  # a long vector holds a latent no more than a short one of its direction
             blocks = ((first, self.model.fold(codes)) for first, codes in blocks)
         made = labelled(strongest(blocks, STRONGEST), given, wanted, name, progress=progress)
-        kept = {} if wanted is None or self.labels is None else self.labels
-        others = {key: label for key, label in kept.items() if int(key[:-1]) not in set(wanted or [])}
-        self.labels = others | made
+        self.labels = made if wanted is None else replaced(self.labels or {}, wanted, made)
         return made
 
     def holding(self, latent: int, *, sign: Sign | None = None, at_least: float = 0.0) -> BoolArray:
@@ -726,7 +733,8 @@ class Index:
             raise InputError(msg)
         direction = amounts @ self.model.decoder_w[which].astype(np.float64)
         norms = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
-        return (rows + norms * direction).astype(np.float32)
+        steered: FloatArray = (rows + norms * direction).astype(np.float32)
+        return steered
 
     def _checked_latents(self, latents: Iterable[Any]) -> list[int]:
         last = self.model.n_latents - 1

@@ -10,11 +10,11 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from compressae_index.arrays import IdArray, RowArray
+from compressae_index.arrays import FloatArray, IdArray, RowArray
 from compressae_index.conversion import as_list, is_missing
 from compressae_index.errors import DimensionError, InputError
 from compressae_index.progress import track
-from compressae_index.search.sides import Strongest, side
+from compressae_index.search.sides import SIGNS, Strongest, side
 from compressae_index.search.terms import typical, vocabulary
 
 Labels: TypeAlias = dict[str, str]
@@ -72,6 +72,12 @@ def stored_labels(files: Mapping[str, Path], n_latents: int) -> Labels | None:
     if FILE not in files:
         return None
     return check_labels(json.loads(files[FILE].read_text(encoding="utf-8")), n_latents)
+
+
+def replaced(labels: Labels, latents: Sequence[int], new: Labels) -> Labels:
+    """Names in which those of some latents are others."""
+    renamed = {side(latent, sign) for latent in latents for sign in SIGNS}
+    return {key: name for key, name in labels.items() if key not in renamed} | new
 
 
 def names_of(labels: Labels | None, latents: Iterable[int], values: Iterable[float]) -> tuple[str, ...]:
@@ -150,7 +156,7 @@ def labelled(
     return {each: text for each, text in zip(sides, names, strict=True) if text}
 
 
-def _features(found: Strongest) -> tuple[Strongest, Any]:
+def _features(found: Strongest) -> tuple[Strongest, FloatArray]:
     """The documents of sides that are features, and their strengths relative to their latent's strongest."""
     if not len(found.sides):
         return found, found.strengths
@@ -160,10 +166,10 @@ def _features(found: Strongest) -> tuple[Strongest, Any]:
     of_side = np.zeros(2 * len(largest), dtype=np.float32)
     np.maximum.at(of_side, found.sides, weights)
     kept = of_side[found.sides] >= LEAST_SHARE
-    return Strongest(*(each[kept] for each in found)), weights[kept]
+    return found.of(kept), weights[kept]
 
 
-def _by_terms(found: Strongest, weights: Any, texts: Texts, asked: RowArray) -> list[str]:
+def _by_terms(found: Strongest, weights: FloatArray, texts: Texts, asked: RowArray) -> list[str]:
     import scipy.sparse as sp
 
     places, text_of = np.unique(found.places, return_inverse=True)
@@ -180,7 +186,7 @@ def _by_texts(found: Strongest, texts: Texts, asked: RowArray, name: Namer, prog
         for number in asked.tolist():
             mine = found.places[found.sides == number]
             given = [text for text in (texts[place] for place in mine.tolist()) if text is not None]
-            label = name(given)
+            label: Any = name(given)
             if not isinstance(label, str):
                 msg = (
                     f"name must return a string for {side(number // 2, '+-'[number % 2])}, got {label!r:.100}"

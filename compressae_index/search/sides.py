@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from compressae_index.arrays import BoolArray, FloatArray, IdArray, RowArray
 from compressae_index.coding.codes import SparseCodes
@@ -28,6 +27,10 @@ class Strongest(NamedTuple):
     """(m,) magnitudes of values."""
     places: RowArray
     """(m,) the document's number in `Documents.ids`."""
+
+    def of(self, which: RowArray | BoolArray) -> Strongest:
+        """Some of them, by number or mask."""
+        return Strongest(self.sides[which], self.strengths[which], self.places[which])
 
 
 def side(latent: int, sign: str | float) -> str:
@@ -69,19 +72,17 @@ def strongest(blocks: Iterator[tuple[int, SparseCodes]], n: int) -> Strongest:
         rows, pairs = np.nonzero(codes.values)
         values = codes.values[rows, pairs]
         sides = codes.latents[rows, pairs].astype(np.int64) * 2 + (values < 0)
-        found = (sides, np.abs(values), rows + first)
-        best = _best(Strongest(*map(np.concatenate, zip(best, found, strict=True))), n)
+        every = Strongest(
+            np.concatenate([best.sides, sides]),
+            np.concatenate([best.strengths, np.abs(values)]),
+            np.concatenate([best.places, rows + first]),
+        )
+        every = every.of(np.lexsort((-every.strengths, every.sides)))  # stable: documents are in their order
+        best = every.of(places_in_runs(every.sides) < n)
     return best
 
 
-def _best(every: Strongest, n: int) -> Strongest:
-    order = np.lexsort((-every.strengths, every.sides))  # stable: documents are in their order
-    every = Strongest(*(each[order] for each in every))
-    kept = places_in_runs(every.sides) < n
-    return Strongest(*(each[kept] for each in every))
-
-
-def places_in_runs(values: npt.NDArray[np.int64]) -> RowArray:
+def places_in_runs(values: RowArray) -> RowArray:
     """The place of each value in its run of equal ones, from 0 on, (n,)."""
     begins = np.flatnonzero(np.diff(values, prepend=-1))
     lengths = np.diff(begins, append=len(values))

@@ -8,8 +8,9 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from compressae_index.arrays import BoolArray, FloatArray, RowArray
+from compressae_index.arrays import BoolArray, RowArray
 from compressae_index.search.sides import places_in_runs
 
 if TYPE_CHECKING:
@@ -22,9 +23,9 @@ _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 COMMON_SHARE, COMMON_TEXTS = 0.02, 2
 # Terms that stand in a single text of a group are none of the group.
 FEWEST_TEXTS = 2
-# Terms of the vocabulary that pass for typical of a group by chance, at most, where its texts have equal weights;
-# weak texts weigh less. On the shipped data, 85 % of the sides + get names by this, and 0.7 % of the sides -,
-# which are noise there; with 100 it is 93 % and 1.6 %.
+# Terms of the vocabulary that pass for typical of a group by chance, at most, where its texts have equal
+# weights; weak texts weigh less. On the shipped data, 85 % of the sides + get names by this, and 0.7 % of the
+# sides -, which are noise there; with 100 it is 93 % and 1.6 %.
 BY_CHANCE = 10
 # Terms of a name.
 TERMS = 3
@@ -38,7 +39,7 @@ class Vocabulary(NamedTuple):
     terms: list[str]
     held: sp.csr_array[Any, tuple[int, int]]
     """(n_texts, n_terms) float32, 1 where a text holds a term."""
-    texts_of: FloatArray
+    texts_of: npt.NDArray[np.float64]
     """(n_terms,) texts that hold each term."""
     eligible: BoolArray
     """(n_terms,) the terms that may be part of a name."""
@@ -106,7 +107,7 @@ def typical(words: Vocabulary, groups: sp.csr_array[Any, tuple[int, int]]) -> li
 
 
 def _chosen(
-    terms: list[str], groups: RowArray, numbers: RowArray, scores: FloatArray, n_groups: int
+    terms: list[str], groups: RowArray, numbers: RowArray, scores: npt.NDArray[np.float64], n_groups: int
 ) -> list[list[str]]:
     """The best terms of each group, without other forms of the same words."""
     names = np.array([terms[number] for number in numbers], dtype=object)

@@ -102,8 +102,8 @@ class FaissIndex(Index):
         """Makes a Faiss index of another index's codes, without encoding again.
 
         Codes and residual codes are copied bit for bit. Original vectors stay in the files where they are.
-        Settings of a search and their recall (`frontier`) are those that were measured of the other index, and
-        `labels` are its own.
+        Settings of a search and their recall (`frontier`) are those that were measured of the other index,
+        and so are `labels`.
 
         Args:
             index: the index to copy; it may be mapped.
@@ -252,8 +252,8 @@ class FaissIndex(Index):
         meta = {"encoder": self.encoder, "metric": self.metric, "model": self.model.manifest(), **held}
         if self.frontier is not None:
             meta["frontier"] = self.frontier.manifest()
-        files = {**files, **labels_file(self.labels)}
-        persistence.write(path, _KIND, meta, arrays=arrays, tensors=self.model.tensors(), files=files)
+        every: dict[str, Callable[[Path], object]] = {**files, **labels_file(self.labels)}
+        persistence.write(path, _KIND, meta, arrays=arrays, tensors=self.model.tensors(), files=every)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, mmap: bool = False, originals: Any = None) -> FaissIndex:
