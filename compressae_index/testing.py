@@ -218,6 +218,29 @@ class IndexContract:
         assert why.contributions.sum() + why.mean == pytest.approx(by_code, abs=1e-6)
         assert len(whole) == whole.stats().vectors == 4000
 
+    def test_who_holds_a_latent(self, small: Index, held_out: FloatArray) -> None:
+        small.remove([1003])
+        ids = small.ids
+        dense = small.codes(ids).to_dense()
+        latent = int(np.abs(np.sign(dense)).sum(axis=0).argmax())
+        values = dense[:, latent]
+        np.testing.assert_array_equal(small.holding(latent), values != 0)
+        np.testing.assert_array_equal(small.holding(latent, sign="+"), values > 0)
+        np.testing.assert_array_equal(small.holding(latent, sign="-", at_least=0.1), values <= -0.1)
+        wanted = ids[small.holding(latent)]
+        found = small.search(held_out[:3], 300, filter=wanted, query_nnz=512)
+        assert set(found.ids[found.scores > -np.inf].tolist()) <= set(wanted.tolist())
+
+    def test_names_of_latents(self, small: Index, held_out: FloatArray) -> None:
+        assert small.explain(held_out[0], 1000).names == ()
+        made = small.label_latents(["one" if number % 2 else "two" for number in range(len(small))])
+        assert set(made.values()) <= {"one", "two"}
+        code = small.codes([1000])
+        small.labels = {f"{code.latents[0, 0]}{'+' if code.values[0, 0] > 0 else '-'}": "three"}
+        why = small.explain(held_out[0], 1000)
+        assert [why.names[i] for i in np.flatnonzero(why.latents == code.latents[0, 0])] == ["three"]
+        assert why.names.count("") == len(why.names) - 1
+
     def test_a_filter_of_ids(self, whole: Index, reference: CompressedIndex, held_out: FloatArray) -> None:
         allowed = np.arange(0, 4000, 13)
         result = whole.search(held_out, 5, filter=allowed, query_nnz=reference.model.n_latents, refine=0)

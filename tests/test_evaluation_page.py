@@ -167,6 +167,24 @@ def test_settings_that_build_measured_and_bytes_on_disk(
         assert f"{point.recall:.3f}" in page.text
 
 
+def test_names_of_latents(small: IndexReport) -> None:
+    lengths = small.model.list_lengths
+    most, second, *_, least = sorted(range(len(lengths)), key=lambda latent: -lengths[latent])
+    labels = {f"{most}+": "kidney <b>", f"{second}-": "violin", f"{least}+": "glacier"}
+    text = as_page(small._replace(labels=labels), {"embeddings": "e.npy"})
+    page = Page(text)
+    row = re.search(rf'<tr><th scope="row">{most}</th>(.*)</tr>', text)
+    assert row is not None
+    assert (
+        row[1]
+        == f'<td><data value="{lengths[most]}">{lengths[most]}</data></td><td>kidney &lt;b&gt;</td><td></td>'
+    )
+    assert "violin" in page.text
+    assert "glacier" not in page.text
+    assert "What latents stand for" in page.text
+    assert "What latents stand for" not in as_page(small, {"embeddings": "e.npy"})
+
+
 def report_of(modes: list[Measurement], rivals: list[Measurement], base: IndexReport) -> IndexReport:
     exact = Measurement("exact float32", 1536.0, {10: 1.0, 100: 1.0}, 9.0)
     return base._replace(exact=exact, modes=modes, rivals={"Faiss PQ": rivals} if rivals else {}, sweeps=[])

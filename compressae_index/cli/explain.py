@@ -30,7 +30,7 @@ from compressae_index.persistence import check_target
 from compressae_index.remote import Place
 from compressae_index.search.index import Index
 from compressae_index.search.queries import Explanation
-from compressae_index.search.sides import Sign, side
+from compressae_index.search.sides import SIGNS, Sign, side
 from compressae_index.sources import open_vectors, read_texts
 from compressae_index.terminal import printable
 
@@ -38,29 +38,29 @@ from compressae_index.terminal import printable
 SHOWN = 3
 
 
-class _Side(click.ParamType[Any]):
+def _side(value: str) -> tuple[int, Sign | None]:
     """A latent, perhaps with a sign: 12, 12+ or 12-."""
-
-    name = "latent"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        found = re.fullmatch(r"([0-9]+)([+-]?)", value)
-        if found is None:
-            self.fail(f"{value!r} is no latent such as 12, 12+ or 12-.", param, ctx)
-        return int(found[1]), found[2] or None
+    for sign in SIGNS:
+        if value.endswith(sign):
+            return _latent(value, value[:-1]), sign
+    return _latent(value, value), None
 
 
-class _Weight(click.ParamType[Any]):
+def _weight(value: str) -> tuple[int, float]:
     """A latent and its weight: 12=0.5."""
+    latent, _, weight = value.partition("=")
+    try:
+        return _latent(value, latent), float(weight)
+    except ValueError:
+        msg = f"{value!r} is no latent with a weight, such as 12=0.5."
+        raise click.BadParameter(msg) from None
 
-    name = "latent=weight"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        latent, _, weight = value.partition("=")
-        try:
-            return int(latent), float(weight)
-        except ValueError:
-            self.fail(f"{value!r} is no latent with a weight, such as 12=0.5.", param, ctx)
+def _latent(value: str, digits: str) -> int:
+    if not re.fullmatch(r"[0-9]+", digits):
+        msg = f"{value!r} is no latent such as 12."
+        raise click.BadParameter(msg)
+    return int(digits)
 
 
 class Latents(NamedTuple):
@@ -86,16 +86,22 @@ def latent_options(function: F) -> F:
     options = (
         click.option(
             "--holding",
-            type=_Side(),
+            type=_side,
+            metavar="LATENT",
             multiple=True,
             help="Only documents whose code holds this latent: 12, or 12+ or 12- for a sign. Repeatable.",
         ),
         click.option(
-            "--lacking", type=_Side(), multiple=True, help="Only documents whose code does not. Repeatable."
+            "--lacking",
+            type=_side,
+            metavar="LATENT",
+            multiple=True,
+            help="Only documents whose code does not. Repeatable.",
         ),
         click.option(
             "--steer",
-            type=_Weight(),
+            type=_weight,
+            metavar="LATENT=WEIGHT",
             multiple=True,
             help="Move queries along a latent, as 12=0.5, relative to their norm. Repeatable.",
         ),
