@@ -130,7 +130,7 @@ def share_line(share: dict[str, Any]) -> str:
 @click.command()
 @click.argument("index", type=PLACE)
 @click.argument("queries", type=PLACE)
-@click.argument("id_", metavar="ID")
+@click.argument("document")
 @click.option("--query", "number", type=int, default=0, show_default=True, help="Number of the query.")
 @query_dataset_option
 @originals_option
@@ -138,7 +138,7 @@ def share_line(share: dict[str, Any]) -> str:
 def explain(
     index: Place,
     queries: Place,
-    id_: str,
+    document: str,
     number: int,
     query_dataset: str,
     originals: str | None,
@@ -146,8 +146,8 @@ def explain(
 ) -> None:
     """Explain the score of one document of INDEX.
 
-    Shows what each latent in the code of document ID adds to its score for a query of QUERIES, largest first,
-    with the latent's name if `label` gave it one. The parts add up to the score in dense and two_stage.
+    DOCUMENT is an id. Shows what each latent in its code adds to its score for a query of QUERIES, largest
+    first, with the latent's name if `label` gave it one. The parts add up to the score in dense and two_stage.
 
     \b
     Example:
@@ -156,8 +156,8 @@ def explain(
     loaded = load_index(index, originals)
     vectors = open_vectors(queries, dataset=query_dataset)
     number = check_int(number, "query", 0, vectors.shape[0] - 1, "the last of QUERIES")
-    wanted = id_ if loaded.documents.are_strings or not id_.isdecimal() else int(id_)
-    why = loaded.explain(vectors[number : number + 1], wanted)
+    is_number = document.isdecimal() and not loaded.documents.are_strings
+    why = loaded.explain(vectors[number : number + 1], int(document) if is_number else document)
     if as_json:
         print_json({"score": why.score, "mean": why.mean, "residual": why.residual, "latents": shares(why)})
         return
