@@ -562,17 +562,14 @@ def mistaken(tmp_path_factory: pytest.TempPathFactory, model: CompresSAE, querie
         ("search i q.npy --from e.npy", "--columns and --from need each other"),
         ("search i q.npy --id-column id", "--id-column needs --columns and --from"),
         ("search i q.npy --columns id --from e.npy", "Results have a column 'id' of their own"),
-        (
-            "search i q.npy --columns a --from e.npy -o r.npz",
-            "--columns are printed, or written to a .parquet",
-        ),
+        ("search i q.npy --columns a --from e.npy -o r.npz", "--columns are printed, or written to a"),
         ("search i q.npy --columns a --from e.npy", "columns are read from Parquet files, got e.npy"),
         ("explain i q.npy 300", "unknown id 300"),
         ("explain i q.npy seventeen", "unknown id 'seventeen'"),
         ("explain i q.npy 17 --query 6", "query must be at most the last of QUERIES = 5, got 6"),
         ("label i nowhere.txt", "nowhere.txt cannot be read: there is no such file"),
         ("label i foreign/notes.txt", "texts for 300 documents"),
-        ("label i foreign/notes.txt -o e.npy", "e.npy: indexes are written as a directory"),
+        ("label i foreign/notes.txt -o e.npy", "e.npy exists and was not written by"),
         ("label m foreign/notes.txt", "m holds: model; expected: index"),
         ("search i q.npy -o nowhere/r.npz", "nowhere is not a directory"),
         ("search i foreign/notes.txt", "unknown kind of file"),
@@ -1040,7 +1037,7 @@ def test_faiss_says_nothing_of_its_own(capfd: pytest.CaptureFixture[str]) -> Non
 
 
 @needs_place
-def test_names_of_latents(queries: FloatArray, demo_data: DemoData) -> None:
+def test_names_of_latents(demo_data: DemoData) -> None:
     texts, index = demo_data.texts[:300], CompressedIndex.load("i")
     Path("t.txt").write_text("".join(f"{text}\n" for text in texts))
     pq.write_table(

@@ -28,8 +28,8 @@ PAGES = [
     *(
         f"docs/{name}.md"
         for name in (
-            *("training", "search", "budgets", "data", "scale-out", "how-it-works", "frameworks"),
-            *("milvus", "faiss", "exports", "ecosystem", "command-line", "errors", "benchmarks"),
+            *("training", "search", "explain", "budgets", "data", "scale-out", "how-it-works"),
+            *("frameworks", "milvus", "faiss", "exports", "ecosystem", "command-line", "errors", "benchmarks"),
         )
     ),
 ]
@@ -120,6 +120,7 @@ def make_items(demo_data: DemoData) -> None:
 MADE = {
     "README.md": {"texts.index"},
     "docs/training.md": {"texts.model", "training.checkpoint"},
+    "docs/explain.md": {"labelled.index"},
     "docs/budgets.md": {"texts.npy", "exact.index"},
     "docs/data.md": {"texts.codes"},
     "docs/scale-out.md": {
@@ -181,6 +182,7 @@ def test_the_sessions_on_the_command_line_run(place: Path, demo_data: DemoData) 
     np.save("queries.npy", demo_data.queries[:20])
     make_items(demo_data)
     Path("ids.txt").write_text("".join(f"item-{i}\n" for i in range(300)))
+    Path("texts.txt").write_text("".join(f"{text}\n" for text in demo_data.texts[:300]))
     Path("shards").mkdir()
     for i in range(3):
         np.save(f"shards/{i}.npy", demo_data.embeddings[i * 100 : i * 100 + 100])

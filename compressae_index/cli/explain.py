@@ -146,8 +146,8 @@ def explain(
 ) -> None:
     """Explain the score of one document of INDEX.
 
-    DOCUMENT is an id. Shows what each latent in its code adds to its score for a query of QUERIES, largest
-    first, with the latent's name if `label` gave it one. The parts add up to the score in dense and two_stage.
+    DOCUMENT is an id. Shows what each latent in its code adds to its score for one of QUERIES, largest first,
+    with the latent's name if `label` gave it one. The parts add up to the score in dense and two_stage.
 
     \b
     Example:
