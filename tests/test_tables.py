@@ -103,6 +103,21 @@ def test_columns_of_what_was_found(parts: list[Path], monkeypatch: pytest.Monkey
     assert groups == [0]  # the first of the second file
 
 
+def test_columns_and_texts_of_lance(parts: list[Path], tmp_path: Path) -> None:
+    lance = pytest.importorskip("lance")
+    whole = pa.concat_tables([pq.read_table(path) for path in parts])
+    for name, some in (("a.lance", whole[:7]), ("b.lance", whole[7:])):
+        lance.write_dataset(some, tmp_path / name, max_rows_per_file=3)
+    paths = [tmp_path / "a.lance", tmp_path / "b.lance"]
+    wanted = np.array([50, 0, 110, 50, 7])
+    for id_column in ("key", None):
+        read, expected = (
+            read_metadata(each, wanted, ["tags", "price"], id_column) for each in (paths, parts)
+        )
+        assert read.to_pylist() == expected.to_pylist()
+    assert read_texts(paths, "title") == read_texts(parts, "title")
+
+
 def test_mistakes_about_columns(parts: list[Path], tmp_path: Path) -> None:
     ids = np.array([1])
     with pytest.raises(FormatError, match="holds no column 'color', only: key, name, title"):
@@ -112,7 +127,9 @@ def test_mistakes_about_columns(parts: list[Path], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="duplicate id 0 "):
         read_metadata([parts[0], *parts], np.array([50]), ["title"], "key")
     np.save(tmp_path / "a.npy", np.ones(3))
-    with pytest.raises(InputError, match="columns are read from Parquet files"):
+    with pytest.raises(
+        InputError, match="columns are read from Parquet files and Lance datasets, got .*a.npy"
+    ):
         read_metadata(tmp_path / "a.npy", ids, ["title"])
     with pytest.raises(FormatError, match="gone"):
         read_metadata(tmp_path / "b.parquet", ids, ["title"])

@@ -16,7 +16,6 @@ from compressae_index.cli.options import (
     PLACE,
     F,
     check_folder,
-    id_column_option,
     json_option,
     originals_option,
     print_json,
@@ -174,13 +173,13 @@ def explain(
 @click.command()
 @click.argument("index", type=PLACE)
 @click.argument("texts", type=PLACE)
-@click.option("--text-column", help="Column of texts, or of lists of tags, in Parquet TEXTS.")
+@click.option("--text-column", help="Column of texts, or of lists of tags, in TEXTS.")
 @click.option(
     "--ids",
     type=PLACE,
     help="Ids of TEXTS, one a text: .npy, or a text file with one id a line.  [default: the order of INDEX]",
 )
-@id_column_option
+@click.option("--id-column", help="Column that holds the ids, in TEXTS or --ids.")
 @click.option(
     "--output", "-o", type=PLACE, help="Index to write.  [default: INDEX, which is written anew in its place]"
 )
@@ -198,7 +197,7 @@ def label(
 ) -> None:
     """Name the latents of INDEX by texts of its documents.
 
-    TEXTS is a text file of one document a line, or Parquet files, in the order of the ids of INDEX unless
+    TEXTS is a text file of one document a line, or .parquet or .lance, in the order of the ids of INDEX unless
     --ids or --id-column say otherwise. A name is up to three terms that the documents which hold a latent
     most strongly have in common. Names are saved in the index, for `explain`, `search --explain` and `eval`.
 

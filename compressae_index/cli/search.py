@@ -98,7 +98,9 @@ def metadata_options(function: F) -> F:
     """Adds the options of a search that show other columns of what was found."""
     options = (
         click.option("--columns", help="Columns of --from to show of each document, as title,price."),
-        click.option("--from", "source", type=PLACE, help="Parquet files that hold the documents."),
+        click.option(
+            "--from", "source", type=PLACE, help="Parquet files or a Lance dataset of the documents."
+        ),
         click.option("--id-column", help="Column of --from that holds the ids.  [default: row numbers]"),
     )
     for option in reversed(options):
