@@ -563,7 +563,10 @@ def mistaken(tmp_path_factory: pytest.TempPathFactory, model: CompresSAE, querie
         ("search i q.npy --id-column id", "--id-column needs --columns and --from"),
         ("search i q.npy --columns id --from e.npy", "Results have a column 'id' of their own"),
         ("search i q.npy --columns a --from e.npy -o r.npz", "--columns are printed, or written to a"),
-        ("search i q.npy --columns a --from e.npy", "columns are read from Parquet files, got e.npy"),
+        (
+            "search i q.npy --columns a --from e.npy",
+            "columns are read from Parquet files and Lance",
+        ),
         ("explain i q.npy 300", "unknown id 300"),
         ("explain i q.npy seventeen", "unknown id 'seventeen'"),
         ("explain i q.npy 17 --query 6", "query must be at most the last of QUERIES = 5, got 6"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import pickle
@@ -13,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import polars as pl
 import pyarrow as pa
 import pytest
 
@@ -24,6 +23,9 @@ from compressae_index.checks import normalize_rows
 from compressae_index.connectors.faiss import FaissIndex
 from compressae_index.demo import DemoData
 from compressae_index.persistence import _manifest_checksum, describe
+
+pd: Any = importlib.import_module("pandas")
+pl: Any = importlib.import_module("polars")
 
 # Subjects of the corpus below, by the side that its documents hold most.
 SUBJECTS = {
@@ -104,7 +106,8 @@ def oracle(index: CompressedIndex, texts: list[str]) -> dict[str, str]:
         words = re.findall(r"[^\W_]+(?:['’-][^\W_]+)*", texts[row].lower())
         pairs = {f"{a} {b}" for a, b in pairwise(words) if min(len(a), len(b)) > 1}
         held[row] = {word for word in words if len(word) > 1} | pairs
-    n, texts_of = len(held), defaultdict(int)
+    n = len(held)
+    texts_of: dict[str, int] = defaultdict(int)
     for terms in held.values():
         for term in terms:
             texts_of[term] += 1

@@ -294,6 +294,15 @@ def test_actors_answer_as_the_merged_index(
                 assert found.lost == ()
 
 
+def test_actors_say_who_holds_a_latent(sharded: ShardedIndex, shards: Path) -> None:
+    merged = CompressedIndex.load(shards)
+    latent = int(merged.codes(merged.ids[:1]).latents[0, 0])
+    np.testing.assert_array_equal(sharded.holding(latent), merged.holding(latent))
+    texts = [f"text {number % 7}" for number in range(len(merged))]
+    assert sharded.label_latents(texts) == merged.label_latents(texts)
+    sharded.labels = None
+
+
 def test_actors_know_their_documents(sharded: ShardedIndex, shards: Path, queries: FloatArray) -> None:
     merged = CompressedIndex.load(shards)
     some = ["item 2599", "item 3", "item 700", "item 3"]

@@ -197,7 +197,7 @@ def label(
 ) -> None:
     """Name the latents of INDEX by texts of its documents.
 
-    TEXTS is a text file of one document a line, or .parquet or .lance, in the order of the ids of INDEX unless
+    TEXTS is a text file of one document a line, .parquet or .lance, in the order of the ids of INDEX unless
     --ids or --id-column say otherwise. A name is up to three terms that the documents which hold a latent
     most strongly have in common. Names are saved in the index, for `explain`, `search --explain` and `eval`.
 

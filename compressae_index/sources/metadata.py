@@ -55,7 +55,7 @@ def _taken(paths: Sequence[Place], begins: RowArray, rows: RowArray, columns: li
 
     wanted = np.unique(rows[rows >= 0])
     of_file = np.split(wanted, np.searchsorted(wanted, begins[1:-1]))
-    parts = []
+    parts: list[pa.Table] = []
     for path, mine, begin in zip(paths, of_file, begins.tolist(), strict=False):
         if len(mine) or not parts:  # one at least says of which types nulls are
             with reading(path):

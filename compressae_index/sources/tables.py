@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -79,7 +79,7 @@ class _LanceTable:
         return self._dataset.take(rows.tolist(), columns=columns)
 
 
-_KINDS = {".parquet": _ParquetTable, ".lance": _LanceTable}
+_KINDS: dict[str, Callable[[Place], Table]] = {".parquet": _ParquetTable, ".lance": _LanceTable}
 
 
 def is_table(path: Place) -> bool:
