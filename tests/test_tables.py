@@ -129,6 +129,10 @@ def test_mistakes_about_columns(parts: list[Path], tmp_path: Path) -> None:
         read_metadata(parts, ids, ["color"])
     with pytest.raises(FormatError, match="holds no column 'id'"):
         read_metadata(parts, ids, ["title"], "id")
+    with pytest.raises(InputError, match="are strings, those to look up are integers"):
+        read_metadata(parts, ids, ["title"], "name")
+    with pytest.raises(InputError, match="are integers, those to look up are strings"):
+        read_metadata(parts, np.array(["1"], object), ["title"])
     with pytest.raises(InputError, match="duplicate id 0 "):
         read_metadata([parts[0], *parts], np.array([50]), ["title"], "key")
     np.save(tmp_path / "a.npy", np.ones(3))

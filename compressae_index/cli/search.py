@@ -225,7 +225,7 @@ def _show_hits(
     for number, (query, rank) in enumerate(np.argwhere(found.scores > -np.inf).tolist()):
         id_ = found.ids[query, rank : rank + 1].tolist()[0]
         why = [] if index is None else shares(index.explain(queries[query], id_))[:SHOWN]
-        fields = {name: values[number] for name, values in columns.items()}
+        fields = {name: _finite(values[number]) for name, values in columns.items()}
         hit = {"query": query, "rank": rank, "id": id_, "score": float(found.scores[query, rank])}
         hits.append(hit | fields | ({} if index is None else {"latents": why}))
         if not as_json:
@@ -333,9 +333,9 @@ def print_neighbours(scores: FloatArray, ids: IdArray, queries: Iterable[object]
         click.echo(f"{first}\t" + " ".join(found))
 
 
-def _finite(score: float) -> float | None:
-    """The score, or None for -inf, which JSON lacks."""
-    return score if np.isfinite(score) else None
+def _finite(value: Any) -> Any:
+    """The value, or None for a number that is infinite or none, which JSON lacks."""
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 @click.command("eval")

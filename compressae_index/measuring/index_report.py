@@ -145,7 +145,6 @@ class IndexReport(NamedTuple):
             "frontier": [one.as_dict() for one in self.frontier],
             "model": self.model._asdict(),
             "environment": self.environment,
-            "labels": self.labels,
         }
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from compressae_index.arrays import IdArray, RowArray
+from compressae_index.errors import InputError
 from compressae_index.ids import Ids
 from compressae_index.remote import Place
 from compressae_index.sources.base import reading
@@ -35,7 +36,8 @@ def read_metadata(
 
     Raises:
         FormatError: a file is missing or damaged, or lacks a column.
-        InputError: ids in the files repeat, or a file is of another kind.
+        InputError: ids in the files repeat, or are strings where those asked for are integers, or the other
+            way round; or a file is of another kind.
         MissingExtraError: the package that reads them is not installed.
     """
     files = files_of(source)
@@ -46,6 +48,10 @@ def read_metadata(
             lengths.append(len(open_table(path, names)))
     begins = np.cumsum([0, *lengths])
     held = Ids.from_user(None if id_column is None else read_ids(paths, id_column), int(begins[-1]))
+    if len(ids) and held.are_strings != (ids.dtype == object):
+        kinds = ("strings", "integers") if held.are_strings else ("integers", "strings")
+        msg = f"the ids of {paths[0]} are {kinds[0]}, those to look up are {kinds[1]}"
+        raise InputError(msg)
     return _taken(paths, begins, held.find(ids), names)
 
 
