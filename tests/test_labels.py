@@ -21,6 +21,7 @@ from compressae_index import CompresSAE, CompressedIndex, DimensionError, Format
 from compressae_index.arrays import FloatArray
 from compressae_index.checks import normalize_rows
 from compressae_index.connectors.faiss import FaissIndex
+from compressae_index.connectors.texts import TextStore
 from compressae_index.demo import DemoData
 from compressae_index.persistence import _manifest_checksum, describe
 
@@ -269,6 +270,18 @@ def test_labels_are_kept_with_an_index(
     assert held.explain(queries[0], 7).names == index.explain(queries[0], 7).names
     held.labels = {"1+": "a"}
     assert pickle.loads(pickle.dumps(held)).labels == {"1+": "a"}
+
+
+def test_labels_are_kept_in_a_store_of_texts(
+    model: CompresSAE, vectors: FloatArray, demo_data: DemoData, tmp_path: Path
+) -> None:
+    ids = [str(number) for number in range(300)]
+    index = CompressedIndex.build(vectors[:300], ids, model=model, progress=False)
+    assert index.label_latents(demo_data.texts[:300])
+    TextStore.of(index, demo_data.texts[:300]).save(tmp_path / "s")
+    loaded = TextStore.load(tmp_path / "s").index
+    assert loaded is not None
+    assert loaded.labels == index.labels
 
 
 @pytest.mark.parametrize("content", ["[]", '{"512+": "a"}', '{"1+": 5}', "{", "\udcff"])

@@ -29,7 +29,8 @@ PAGES = [
         f"docs/{name}.md"
         for name in (
             *("training", "search", "explain", "budgets", "data", "scale-out", "how-it-works"),
-            *("frameworks", "milvus", "faiss", "exports", "ecosystem", "command-line", "errors", "benchmarks"),
+            *("frameworks", "milvus", "faiss", "exports", "ecosystem"),
+            *("command-line", "errors", "benchmarks"),
         )
     ),
 ]
