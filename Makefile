@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 comma = ,
 
-.PHONY: demo test lint types check stub native neon sanitize sanitize-thread fuzz clean
+.PHONY: demo test docs lint types check stub native neon sanitize sanitize-thread fuzz clean
 
 # Installed again whenever a source is newer. -P keeps the sources from hiding the installed package.
 SOURCES := pyproject.toml constraints.txt README.md $(shell find compressae_index connectors -name '*.py' -o -name '*.?pp' -o -name 'CMakeLists.txt' -o -name '*.pyi' -o -name '*.html')
@@ -24,6 +24,10 @@ demo: .venv/installed
 
 test: .venv/installed
 	$(BIN)/python -P -m pytest
+
+# A warning is an error: a link that leads nowhere, a page that cannot be read.
+docs: .venv/installed
+	$(BIN)/python -P -m sphinx --builder html --quiet --fail-on-warning --keep-going --conf-dir docs . build/docs
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -204,7 +204,7 @@ def test_a_sample_decides_the_form(cluster: Path, source: Path) -> None:
     assert (len(index), index.k, index.model.n_latents) == (ROWS, 8, 256)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/scale-out.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/scale-out.md", "docs/tutorials/a-billion.md"])
 def test_the_code_of_a_page_runs(cluster: Path, rows: FloatArray, queries: FloatArray, page: str) -> None:
     text = (Path(__file__).parents[1] / page).read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
