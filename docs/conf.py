@@ -1,4 +1,4 @@
-"""The site: `make docs`. Sources are the Markdown pages as they are on a forge, so paths begin at the checkout."""
+"""The site, `make docs`. Its sources are the Markdown pages that a forge shows: paths begin at the checkout."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ author = "The compressae-index developers"
 copyright = author  # noqa: A001
 version = release = version_of("compressae-index")
 
-# The pages below each page, in order. They are listed here as a forge would show a directive in a page as code.
+# The pages below each page, in order. Here, as a forge would show directives in pages as code.
 # Pages of docs/ that no line names come below "docs/how-to".
 NAVIGATION = {
     "docs/index": [

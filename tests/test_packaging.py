@@ -57,7 +57,7 @@ except MissingExtraError as error:
 
 
 def test_what_is_shipped_and_what_is_not() -> None:
-    wordnet = [f"data/wordnet/{name}" for name in ("LICENSE", "embeddings.npy", "texts.txt.gz")]
+    wordnet = [f"data/wordnet/{name}" for name in ("LICENSE", "embeddings.npz", "texts.txt.xz")]
     for name in ("py.typed", "data/evaluation.html", *wordnet):
         assert (INSTALLED / name).is_file()
     assert not (INSTALLED / "csrc").exists()

@@ -12,8 +12,6 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-import compressae_index
-
 pytest.importorskip("sphinx")
 
 ROOT = Path(__file__).parents[1]
