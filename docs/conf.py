@@ -1,4 +1,4 @@
-"""The site, `make docs`. Its sources are the Markdown pages that a forge shows: paths begin at the checkout."""
+"""The site, by `make docs`: of the Markdown pages that a forge shows, so that paths begin at the checkout."""
 
 from __future__ import annotations
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from compressae_index import CompressedIndex, CompresSAE
+from compressae_index import CompresSAE, CompressedIndex
 from compressae_index.checks import normalize_rows
 from compressae_index.demo import load_data
 from compressae_index.measuring.exact import exact_neighbours
 
 
 def main() -> None:
-    """Builds an index by rows as the dictionary, saves, loads and searches it, and compares with exact search."""
+    """Builds an index over rows as dictionary, saves and loads it, and compares it with exact search."""
     data = load_data()
     rows, queries = data.embeddings[:2000], data.queries[:100]
     dictionary = normalize_rows(data.embeddings[2000:3024])

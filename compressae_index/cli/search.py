@@ -459,18 +459,35 @@ def _print_report(result: IndexReport, as_json: bool) -> None:
 
 @click.command()
 @click.option("--output", "-o", type=PATH, help="Directory to keep the index in.  [default: a temporary one]")
+@click.option("--serve", "is_served", is_flag=True, help="Serve a page to search the texts, to this machine.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8000,
+    show_default=True,
+    help="Port of --serve; 0 for a free one.",
+)
 @json_option
-def demo(output: Path | None, as_json: bool) -> None:
+def demo(output: Path | None, is_served: bool, port: int, as_json: bool) -> None:
     """Run the main job on shipped data.
 
     Trains, builds, saves, loads, searches and measures 19,000 embeddings of short texts, in a minute or two.
 
+    With --serve, a page at http://127.0.0.1:8000 searches them by each mode, and explains what was found,
+    until Ctrl-C. An index that is in --output already is taken as it is.
+
     \b
     Example:
       compressae-index demo
+      compressae-index demo --serve
     """  # noqa: D301
     from compressae_index.demo import run
 
+    if is_served:
+        from compressae_index.demo.server import serve
+
+        serve(output, port, click.echo)
+        return
     result = run(output, (lambda _: None) if as_json else click.echo)
     if as_json:
         click.echo(
