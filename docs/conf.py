@@ -1,4 +1,4 @@
-"""The site, by `make docs`: of the Markdown pages that a forge shows, so that paths begin at the checkout."""
+"""The site, by `make docs`. Paths begin at the checkout: its sources are the pages that a forge shows."""
 
 from __future__ import annotations
 
@@ -65,6 +65,7 @@ html_show_sourcelink = html_show_sphinx = False
 html_copy_source = False
 html_theme_options = {
     "navbar_end": ["theme-switcher"],
+    "navbar_persistent": ["search-button"],
     "show_prev_next": True,
     "footer_start": ["copyright"],
     "footer_end": [],
