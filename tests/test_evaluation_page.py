@@ -124,6 +124,7 @@ def test_the_page_is_valid_and_needs_nothing_else(made: tuple[dict[str, Any], st
     page = Page(made[1])
     assert page.tags[:3] == ["html", "head", "meta"]
     assert "script" not in page.tags
+    assert '<th scope="col"></th>' not in made[1]
     assert page.tags.count("svg") == 4
     assert {"title", "main", "h1", "table", "figure"} <= set(page.tags)
     ids = [value for name, value in page.attributes if name == "id"]

@@ -75,7 +75,9 @@ def test_the_data_are_the_same_everywhere() -> None:
     """Figures of the docs are of these rows."""
     data = load_data()
     rows = np.concatenate([data.embeddings, data.queries])
-    assert (rows.shape, rows.dtype, len(data.texts)) == ((20_000, 384), np.float32, 19_000)
+    assert rows.shape == (20_000, 384)
+    assert rows.dtype == np.float32
+    assert len(data.texts) == 19_000
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-3)
     digest = "396579cb46b378dfc399854e486221e83a172e2be947359fec789fa98a9738f3"
     assert hashlib.sha256(rows.astype("<f2").tobytes()).hexdigest() == digest

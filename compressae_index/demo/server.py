@@ -53,8 +53,11 @@ class Collection:
 
     def vector(self, number: int) -> FloatArray:
         """The vector of a text, (d,)."""
-        rows, first = self.data.queries, len(self.data.texts)
-        return rows[number - first] if self.is_held_out(number) else self.data.embeddings[number]
+        rows, first = self.data.embeddings, 0
+        if self.is_held_out(number):
+            rows, first = self.data.queries, len(self.data.texts)
+        vector: FloatArray = rows[number - first]
+        return vector
 
     def answers(self, number: int) -> list[Answer]:
         """The documents nearest to a text, without itself, by exact search and by each mode."""

@@ -129,7 +129,7 @@ def _frontier(report: IndexReport) -> str:
         _row(one, (_recall(one, k), _number(point.recall, ".3f"), _ms(one), _per_second(one)))
         for point, one in report.frontier
     ]
-    header = ["", f"recall@{k}", "expected", "ms/query", "queries/s"]
+    header = ["settings", f"recall@{k}", "expected", "ms/query", "queries/s"]
     table = _table_of("two_stage by settings that build measured", header, rows)
     return f'<h2>Settings that build measured</h2>\n<div class="figures">\n{figure}\n</div>\n{table}\n'
 
@@ -153,7 +153,7 @@ def _latents(report: IndexReport) -> str:
 def _table(caption: str, measurements: Iterable[Measurement], highlighted: Iterable[Measurement] = ()) -> str:
     measurements, highlighted = list(measurements), list(highlighted)
     ks = list(measurements[0].recall)
-    header = ["", *(f"recall@{k}" for k in ks), "bytes/vector", "ms/query", "queries/s"]
+    header = ["search", *(f"recall@{k}" for k in ks), "bytes/vector", "ms/query", "queries/s"]
     rows = [
         _row(
             one,
