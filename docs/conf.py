@@ -28,8 +28,8 @@ NAVIGATION = {
     ],
     "docs/how-to": [
         *("docs/search", "docs/budgets", "docs/data", "docs/training", "docs/milvus", "docs/faiss"),
-        *("docs/scale-out", "docs/exports", "docs/ecosystem", "docs/command-line", "docs/errors"),
-        "docs/how-it-works",
+        *("docs/scale-out", "docs/frameworks", "docs/exports", "docs/ecosystem"),
+        *("docs/command-line", "docs/errors", "docs/how-it-works"),
     ],
     "docs/reference/index": [
         f"docs/reference/{name}"
