@@ -27,7 +27,15 @@ NAVIGATION = {
         *("docs/tutorials/milvus-beside", "docs/tutorials/a-billion"),
     ],
     "docs/how-to": [
-        *("docs/search", "docs/budgets", "docs/data", "docs/training", "docs/milvus", "docs/faiss"),
+        *(
+            "docs/search",
+            "docs/explain",
+            "docs/budgets",
+            "docs/data",
+            "docs/training",
+            "docs/milvus",
+            "docs/faiss",
+        ),
         *("docs/scale-out", "docs/frameworks", "docs/exports", "docs/ecosystem"),
         *("docs/command-line", "docs/errors", "docs/how-it-works"),
     ],

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import numpy as np
@@ -168,13 +168,8 @@ def test_the_parts_of_a_match_add_up(collection: Collection) -> None:
 def test_names_of_latents_are_shown(collection: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
     why = collection.index.explain(collection.vector(N), 5)
 
-    class Named:
-        names = tuple(f"topic {latent}" for latent in why.latents)
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(why, name)
-
-    monkeypatch.setattr(collection.index, "explain", lambda *_: Named(), raising=False)
+    named = why._replace(names=tuple(f"topic {latent}" for latent in why.latents))
+    monkeypatch.setattr(collection.index, "explain", lambda *_: named)
     assert collection.shares(N, 5)[0][0] == f"topic {why.latents[0]} (latent {why.latents[0]})"
 
 
@@ -218,6 +213,7 @@ def test_an_index_is_kept_and_taken_again(
     monkeypatch.setattr("compressae_index.demo.server.load_data", lambda: collection.data)
     collection.index.save(tmp_path / "index")
     taken = collected(tmp_path, print)
+    assert taken.index.labels
     assert taken.answers(N)[1].rows == collection.answers(N)[1].rows
     collection.index.empty_like().save(tmp_path / "index")
     with pytest.raises(InputError, match="holds 0 vectors of 384 dimensions, not the shipped texts"):

@@ -83,7 +83,7 @@ class Collection:
     def shares(self, number: int, row: int) -> list[tuple[str, float]]:
         """The largest parts of a document's score by name, and what is left of it."""
         why = self.index.explain(self.vector(number), row)
-        names = getattr(why, "names", ()) or [""] * len(why.latents)
+        names = why.names or ("",) * len(why.latents)
         parts = [
             (f"{name} (latent {latent})" if name else f"latent {latent}", float(share))
             for name, latent, share in zip(names, why.latents, why.contributions, strict=True)
@@ -272,11 +272,14 @@ def collected(output: Path | None, say: Say) -> Collection:
         if (len(index), index.model.dim) != data.embeddings.shape:
             msg = f"{path} holds {len(index)} vectors of {index.model.dim} dimensions, not the shipped texts"
             raise InputError(msg)
+        if index.labels is None:
+            index.label_latents(data.texts)
     else:
         if path is not None:
             check_target(path, "index")
         say(f"building an index of {len(data.texts):,} texts, which takes a minute or less")
         index = CompressedIndex.build(data.embeddings, progress=False)
+        index.label_latents(data.texts)
         if path is not None:
             index.save(path)
     return Collection(index, data)
