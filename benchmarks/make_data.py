@@ -214,8 +214,8 @@ def pairs(vectors: Path, output: Path, rows: int) -> None:
                 file[some] = weights[some] * one + (1 - weights[some]) * two
 
 
-# The width of a step of `ship`, in root mean variances of the components: 2.5 MB for 20,000 rows.
-STEP = 0.6
+# The width of a step of `ship`, in root mean variances of the components: 2.8 MB for 20,000 rows.
+STEP = 0.5
 
 
 @main.command()

@@ -51,7 +51,7 @@ def load_data() -> DemoData:
     """Loads the shipped data set: 19,000 vectors of 384 dimensions and 1,000 held-out ones.
 
     The vectors have unit norm up to float16. They are stored as principal components in steps, which leaves a
-    cosine of 0.987 with what the model gave.
+    cosine of 0.991 with what the model gave.
     """
     folder = files("compressae_index") / "data" / "wordnet"
     with as_file(folder / "embeddings.npz") as path, np.load(path) as stored:
