@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 comma = ,
 
-.PHONY: demo test docs lint types check stub native neon sanitize sanitize-thread fuzz clean
+.PHONY: demo test docs screenshots lint types check stub native neon sanitize sanitize-thread fuzz clean
 
 # Installed again whenever a source is newer. -P keeps the sources from hiding the installed package.
 SOURCES := pyproject.toml constraints.txt README.md $(shell find compressae_index connectors -name '*.py' -o -name '*.?pp' -o -name 'CMakeLists.txt' -o -name '*.pyi' -o -name '*.html')
@@ -28,6 +28,10 @@ test: .venv/installed
 # A warning is an error: a link that leads nowhere, a page that cannot be read.
 docs: .venv/installed
 	$(BIN)/python -P -m sphinx --builder html --quiet --fail-on-warning --keep-going --conf-dir docs . build/docs
+
+# The pictures of pages in the docs; needs Chromium.
+screenshots: .venv/installed
+	$(BIN)/python -P docs/screenshots.py
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -384,3 +384,17 @@ def test_a_browser_shows_it_well(
     assert said == []
     assert asked == [address]
     page.close()
+
+
+@pytest.mark.browser
+@pytest.mark.usefixtures("made")
+def test_it_prints_in_dark_ink_without_boxes_that_scroll(place: Path, browser: Browser) -> None:
+    width = 680  # of A4 between margins, in CSS pixels
+    page = browser.new_page(viewport={"width": width, "height": 1000}, color_scheme="dark")
+    page.goto((place / "eval.html").as_uri())
+    page.emulate_media(media="print")
+    right = "all => Math.max(...all.map(one => one.getBoundingClientRect().right))"
+    assert page.eval_on_selector_all("table, figure, svg", right) <= width
+    colours = "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
+    assert page.evaluate(colours) == ["rgb(0, 0, 0)", "rgb(255, 255, 255)"]
+    page.close()
