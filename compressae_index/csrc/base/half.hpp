@@ -1,4 +1,4 @@
-// Half precision (IEEE binary16) as plain integers.
+// Half precision (IEEE binary16) as plain integers, and norms in as many bits.
 #pragma once
 
 #include <cstdint>
@@ -31,6 +31,12 @@ static inline std::uint16_t to_half(float value) {
   const std::uint32_t bits = __builtin_bit_cast(std::uint32_t, value * 0x1p-112f);
   const std::uint32_t half = (bits + 0xfff + (bits >> 13 & 1)) >> 13;
   return static_cast<std::uint16_t>(half < 0x7bff ? half : 0x7bff);
+}
+
+// Half the square of a norm, which is 5 bits of the exponent and 11 of the mantissa of a float, from 2^-16 to 2^16.
+static inline float half_square(std::uint16_t norm) {
+  const float length = __builtin_bit_cast(float, (static_cast<std::uint32_t>(norm) << 12) + 0x37800000u);
+  return 0.5f * length * length;
 }
 
 }  // namespace compressae

@@ -101,6 +101,9 @@ struct Postings {
 };
 
 struct Kernels {
+  // scores[i] becomes (half_square(norms[i]) - base) * factor, at most `most` in magnitude, without its fraction.
+  void (*starts)(const std::uint16_t* norms, std::size_t count, float base, float factor, float most,
+                 std::int16_t* scores);
   // scores[ids[i]] += values[i] * weight / 128, rounded, for the postings of each list.
   void (*accumulate)(const Postings* lists, std::size_t n_lists, std::int16_t* scores);
   // largest[i] becomes the largest of scores[i], scores[i + n_groups], ...; both counts are multiples of kGroup, and

@@ -9,10 +9,12 @@
 #include "kernels/products.hpp"
 #include "kernels/residual_dots.hpp"
 #include "kernels/select.hpp"
+#include "kernels/starts.hpp"
 
 namespace compressae {
 
 extern const Kernels COMPRESSAE_KERNELS{
+    .starts = starts,
     .accumulate = accumulate,
     .group_maxima = group_maxima,
     .count_above = count_above,

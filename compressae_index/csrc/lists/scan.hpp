@@ -6,9 +6,11 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "base/allowed.hpp"
+#include "base/lengths.hpp"
 #include "kernels/dispatch.hpp"
 #include "lists/inverted.hpp"
 #include "lists/selection.hpp"
@@ -19,13 +21,52 @@ namespace compressae {
 // 16-bit steps of a score, so that no sum over the terms' lists can overflow. By Cauchy and Schwarz such a sum is at
 // most the product of the norms of the terms' weights and of a document's postings, and it is at most the sum of what
 // each list could add.
-inline float steps_of(const std::vector<Term>& terms, float largest_norm) {
+inline double bound_of(const std::vector<Term>& terms, float largest_norm) {
   double squares = 0.0;
   for (const Term& term : terms) squares += static_cast<double>(term.weight) * term.weight;
-  const double bound = std::sqrt(squares) * largest_norm;
+  return std::sqrt(squares) * largest_norm;
+}
+
+// The same for sums that begin at up to `height`.
+inline float steps_of(const std::vector<Term>& terms, float largest_norm, double height = 0.0) {
+  const double bound = bound_of(terms, largest_norm) + height;
   // Each term's product is rounded by half a step, and a weight by half of 1 / 128 of one.
   const double largest = 32000.0 - static_cast<double>(std::min<std::size_t>(terms.size(), 16384));
   return bound > 0.0 ? static_cast<float>(largest / bound) : 1.0f;
+}
+
+// Half the squares of the norms of all documents of a search, from the smallest to the largest.
+struct Heights {
+  float smallest = std::numeric_limits<float>::infinity(), largest = 0.0f;
+
+  void include(const Lengths& lengths) {
+    smallest = std::min(smallest, lengths.smallest());
+    largest = std::max(largest, lengths.largest());
+  }
+  // If they do not, they change no order.
+  bool differ() const { return smallest < largest; }
+};
+
+// Where the scores of documents begin: (half the square of the norm - base) * factor, in steps, up to `most`.
+struct Start {
+  float base = 0.0f, factor = 0.0f, most = 0.0f;
+};
+
+// The steps of a query, and where its scores begin.
+struct Scale {
+  float steps;
+  Start start;
+};
+
+// by_length: the factor of half the squares of norms. Few documents are so much longer than others that their
+// distance from a query is large whatever their direction; they take no digits from the others.
+inline Scale scale_of(const std::vector<Term>& terms, float largest_norm, const Heights& heights, float by_length) {
+  constexpr double kHighest = 8.0;
+  const double bound = bound_of(terms, largest_norm);
+  const double range = std::abs(static_cast<double>(by_length)) * (heights.largest - heights.smallest);
+  const double height = bound > 0.0 ? std::min(range, kHighest * bound) : range;
+  const float steps = steps_of(terms, largest_norm, height);
+  return {steps, {heights.smallest, by_length * steps, static_cast<float>(height * steps)}};
 }
 
 // The most that threshold_of can be asked for.
@@ -50,6 +91,11 @@ inline std::int16_t threshold_of(const std::int16_t* scores, std::size_t wanted,
 // Where the 16-bit scores of a window are added up and taken from. One serves after the other, in one thread.
 class WindowScan {
  public:
+  // Begins a window: its documents are first ... last of those that have the norms.
+  void start(const Lengths& lengths, std::size_t first, std::size_t last, const Start& start) {
+    kernels().starts(lengths.norms() + first, last - first, start.base, start.factor, start.most, scores_.data());
+  }
+
   // Scores that the lists add up to in a window.
   void add(const InvertedView& lists, std::size_t w, const std::vector<Term>& terms, float steps) {
     postings_.clear();
