@@ -18,8 +18,8 @@ from compressae_index.arrays import BoolArray, IdArray
 from compressae_index.building.calibration import CALIBRATED_ROWS, calibrate
 from compressae_index.building.decision import decide
 from compressae_index.building.neighbourhoods import neighbourhoods
-from compressae_index.building.points import points_of
 from compressae_index.building.planning import Intent, Knobs, Plan, Shared
+from compressae_index.building.points import points_of
 from compressae_index.building.training import ModelSource
 from compressae_index.checks import as_path, as_place, check_choice, check_int, check_threads
 from compressae_index.coding.chunks import Encoded, encoded_chunks
@@ -64,10 +64,10 @@ ALWAYS_MAPPED = (as_path(FILE).stem,)
 class CompressedIndex(Index):
     """Vectors stored as k signed (latent, value) pairs each, and searched from these codes.
 
-    Similarity is cosine, for which neither vectors nor queries need unit norm, the inner product or the Euclidean
-    distance; see `build`, which makes an index. `load` reads one. Searches may run in several threads, also while one of
-    them adds, removes or upserts: each sees the index as it was when it began. An index may be copied,
-    pickled and sent to other processes; a mapped one is sent as the path of its files.
+    Similarity is cosine, for which neither vectors nor queries need unit norm, the inner product or the
+    Euclidean distance; see `build`, which makes an index. `load` reads one. Searches may run in several
+    threads, also while one of them adds, removes or upserts: each sees the index as it was when it began. An
+    index may be copied, pickled and sent to other processes; a mapped one is sent as the path of its files.
     """
 
     _documents: EmbeddedDocuments
@@ -141,11 +141,11 @@ class CompressedIndex(Index):
                 median of the first rows. Long rows may be near by latents that a query's query_nnz strongest
                 leave out: the more norms differ, the more query_nnz "two_stage" needs; "dense" does not.
                 Training sees directions only. A model that leaves out a mean does not fit. "l2": the squared
-                Euclidean distance, ascending. Codes are of the rows less their mean, which the model keeps as its
-                `center`, and the norms of these take 2 bytes a vector; codes alone give distances within 0.05 % of
-                the squared norm besides what they leave out. If all rows are of unit norm, within 0.001, they are
-                stored as for cosine, without norms, and other rows cannot be added. Rows and queries may be
-                zero.
+                Euclidean distance, ascending. Codes are of the rows less their mean, which the model keeps as
+                its `center`, and the norms of these take 2 bytes a vector; codes alone give distances within
+                0.05 % of the squared norm besides what they leave out. If all rows are of unit norm, within
+                0.001, they are stored as for cosine, without norms, and other rows cannot be added. Rows and
+                queries may be zero.
             config: training settings; k and n_latents may be named there or here. By default those of
                 `TrainConfig`, but the encoder, which "pursuit" has no use for, is trained for "topk" alone;
                 else it stays the dictionary's transpose.

@@ -197,7 +197,8 @@ class TestToy(IndexContract):
     @classmethod
     def opened(cls) -> Open:
         def copied(index: CompressedIndex) -> Index:
-            toy = Toy(index.model.n_latents, index.k, are_strings=index.ids.dtype == object)
+            documents = index.documents
+            toy = Toy(documents.n_latents, documents.k, are_strings=documents.are_strings)
             toy.put(index.codes(index.ids), index.ids)
             return Index(index.model, toy, metric=index.metric)
 

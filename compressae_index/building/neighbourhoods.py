@@ -43,9 +43,12 @@ class Neighbourhoods:
     lengths: FloatArray | None = None
     """(q,) the norms of the queries, where the metric is that of distances; None for others."""
 
-    def in_metric(self, cosines: FloatArray, norms: FloatArray) -> FloatArray:
-        """Scores in the order of the metric, (q, c), of cosines with the queries and of norms (q or 1, c)."""
-        return _in_metric(cosines, norms, self.lengths)
+    def in_metric(self, cosines: FloatArray, norms: FloatArray, share: float = 1.0) -> FloatArray:
+        """Scores in the order of the metric, (q, c), of cosines with the queries and of norms (q or 1, c).
+
+        For distances, `share` of the squares of norms count.
+        """
+        return _in_metric(cosines, norms, self.lengths, share)
 
     @property
     def points(self) -> FloatArray:
@@ -154,7 +157,9 @@ class _Nearest:
         )
 
 
-def _in_metric(cosines: FloatArray, norms: FloatArray, lengths: FloatArray | None) -> FloatArray:
-    """Scores (q, c) of cosines and norms; of distances with the lengths (q,) of queries, in units of these."""
+def _in_metric(
+    cosines: FloatArray, norms: FloatArray, lengths: FloatArray | None, share: float = 1.0
+) -> FloatArray:
+    """Scores (q, c) of cosines and norms; with the lengths (q,) of queries, those of distances."""
     scores = cosines * norms
-    return scores if lengths is None else scores - np.square(norms) / (2 * lengths[:, None])
+    return scores if lengths is None else scores - share * np.square(norms) / (2 * lengths[:, None])

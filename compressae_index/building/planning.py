@@ -24,7 +24,7 @@ from compressae_index.embedded.thinning import above_threshold, thinned, thresho
 from compressae_index.errors import InputError
 from compressae_index.progress import track
 from compressae_index.search.frontier import NEIGHBOURS
-from compressae_index.search.queries import REFINE, REFINE_PER_K
+from compressae_index.search.queries import LISTED_SHARE, REFINE, REFINE_PER_K
 from compressae_index.search.stages import strongest_terms
 
 # The default budget: so many bytes, or so many for each dimension, an eighth of float32, if that is more.
@@ -541,8 +541,8 @@ class Trial:
         others = _listed(background, threshold).to_csr() @ terms.T
         folded = model.fold(self._codes(k), num_threads=self.threads)
         found = self._scores(_listed(folded, threshold), terms)[:, :top]
-        scores = near.in_metric(found, near.norms[:, :top])
-        background_scores = near.in_metric(others.T, near.background_norms[None, :]).T
+        scores = near.in_metric(found, near.norms[:, :top], LISTED_SHARE)
+        background_scores = near.in_metric(others.T, near.background_norms[None, :], LISTED_SHARE).T
         higher = background_scores[None, :, :] > scores.T[:, None, :]
         share = min(FOUND_CANDIDATES / near.n, 1.0)
         return float((higher.mean(axis=1) <= share).mean())

@@ -40,8 +40,8 @@ def encoded_chunks(
 ) -> Iterator[Encoded]:
     """Rows begin .. end and their codes, at most CHUNK_ROWS at a time, times the rows' factors by `scale`.
 
-    If the model has a center, they are those of rows less it. Codes are folded, or leave room for a residual code of residual_bits a dimension. Calls `note` with the
-    bytes of the rows before they are encoded.
+    If the model has a center, they are those of rows less it. Codes are folded, or leave room for a residual
+    code of residual_bits a dimension. Calls `note` with the bytes of the rows before they are encoded.
 
     Raises:
         InputError: bad rows, by their number in `vectors`.

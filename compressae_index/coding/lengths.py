@@ -1,7 +1,7 @@
 """Norms of vectors beside their codes, for Euclidean distances.
 
-|q - x|^2 = |q|^2 - 2 (q.x - |x|^2 / 2), and a code gives q.x alone. So a norm counts as one more pair of a code: its
-latent comes after those of the dictionary, its value is half the square of the norm.
+|q - x|^2 = |q|^2 - 2 (q.x - |x|^2 / 2), and a code gives q.x alone. So a norm counts as one more pair of a
+code: its latent comes after those of the dictionary, its value is half the square of the norm.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from compressae_index.arrays import FloatArray
 from compressae_index.coding.codes import MAX_LATENTS, SparseCodes
 from compressae_index.errors import InputError
 
-# Norms as 16 bits: 5 of the exponent and 11 of the mantissa of a float32, from 2^-16, which is 0 too, to 2^16.
+# Norms as 16 bits: 5 of the exponent and 11 of the mantissa of a float32, from 2^-16, which is 0 too, to
+# 2^16.
 Norms = npt.NDArray[np.uint16]
 _LEAST, _SHIFT = (127 - 16) << 23, 12
 
@@ -34,6 +35,12 @@ def half_squares(bits: Norms) -> FloatArray:
     """Half the squares of kept norms, (n,) float32, as the engine has them."""
     norms = from_bits(bits)
     return np.float32(0.5) * norms * norms
+
+
+def inverses(bits: Norms) -> FloatArray:
+    """Factors that make directions of vectors of kept norms, (n,) float32; 0 for those of no norm."""
+    inverse = np.float32(1) / from_bits(bits)
+    return np.where(bits > 0, inverse, np.float32(0)).astype(np.float32)
 
 
 def check_room_for_norms(n_latents: int) -> None:

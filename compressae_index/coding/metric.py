@@ -1,4 +1,4 @@
-"""The metric of scores: cosine, or inner products and Euclidean distances, for which an index keeps norms of rows."""
+"""The metric of scores: cosine, or one for which an index keeps the norms of its rows."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ _NEXT_TO_NOTHING = 2.0**-20
 class RowScale:
     """Factors that codes of unit norm are multiplied by: 1, or the norm of the row.
 
-    Norms are in a unit that the first rows fix: a power of two, so that it rounds nothing. Euclidean distances
-    from unit rows have the order of cosines, so that no norms need be kept.
+    Norms are in a unit that the first rows fix: a power of two, so that it rounds nothing. Euclidean
+    distances from unit rows have the order of cosines, so that no norms need be kept.
     """
 
     def __init__(self, metric: Metric, unit: float | None = None, *, unit_rows: bool = False) -> None:
@@ -93,7 +93,7 @@ class RowScale:
         return (norms / self.unit).astype(np.float32)
 
     def of_queries(self, queries: FloatArray) -> FloatArray | None:
-        """Factors that turn sums over stored codes into inner products: (n_queries, 1) float32, or None for 1.
+        """Factors from sums over stored codes to inner products: (n_queries, 1) float32, or None for 1.
 
         Raises:
             InputError: scores would exceed float32.
@@ -130,9 +130,9 @@ class RowScale:
 
 
 class Distances(NamedTuple):
-    """Squared distances below 0, as larger scores are better: factors * (q.s + weights * |x|^2 / 2) + offsets.
+    """Squared distances, below 0 as larger scores are better.
 
-    q is of unit norm, s a code, and norms are in the unit of the index.
+    A score is factors * (q.s + weights * |x|^2 / 2) + offsets. q is of unit norm, s a code, and norms are in the unit of the index.
     """
 
     factors: FloatArray
@@ -148,12 +148,13 @@ class Distances(NamedTuple):
         weights = None if self.weights is None else self.weights[rows]
         return Distances(self.factors[rows], self.offsets[rows], weights, self.unit)
 
-    def of_sums(self, sums: FloatArray) -> FloatArray:
-        """Of sums over codes and norms, (n_queries, c) both; -inf stays."""
-        return np.minimum(sums * self.factors + self.offsets, np.float32(0))
+    def of_sums(self, sums: FloatArray, *, final: bool = True) -> FloatArray:
+        """Of sums over codes and norms, (n_queries, c) both; -inf stays. Final ones are not above 0."""
+        scores: FloatArray = sums * self.factors + self.offsets
+        return np.minimum(scores, np.float32(0)) if final else scores
 
     def of_vectors(self, scores: FloatArray) -> FloatArray:
-        """Of the engine's scores of original vectors: of squared distances in the unit of norms, or of cosines."""
+        """Of the engine's scores of original vectors: squared distances in the unit of norms, or cosines."""
         if self.weights is None:
             return self.of_sums(scores)
         largest = np.finfo(np.float32).max
@@ -172,8 +173,8 @@ def check_unit_norms(norms: npt.NDArray[np.float64], first_row: int = 0) -> None
     bad = np.flatnonzero(~are_unit(norms))
     if bad.size:
         msg = (
-            f"embeddings row {first_row + bad[0]} has norm {norms[bad[0]]:.6g} ({bad.size} such rows), but this "
-            "index was made for unit rows, of which it keeps no norms: build it anew of all rows"
+            f"embeddings row {first_row + bad[0]} has norm {norms[bad[0]]:.6g} ({bad.size} such rows), but "
+            "this index was made for unit rows, of which it keeps no norms: build it anew of all rows"
         )
         raise InputError(msg)
 

@@ -239,7 +239,7 @@ class CompresSAE:
         return self.encode_unit(normalize_rows(self.seen_from_center(rows)), k, encoder, threads, device)
 
     def seen_from_center(self, rows: FloatArray) -> FloatArray:
-        """Rows (n, dim) less the model's point, and next to nothing where they are there; as they are without."""
+        """Rows (n, dim) less the model's center, if it has one; next to nothing where they are there."""
         return rows if self.center is None else less(rows, self.center)
 
     def encode_unit(
@@ -345,7 +345,7 @@ class CompresSAE:
         return None if self.mean is None else (normalize_rows(rows) @ self.mean)[:, None]
 
     def seen(self, queries: FloatArray, num_threads: int) -> tuple[FloatArray, FloatArray | None]:
-        """`project` and `mean_scores` of checked queries (n, dim), from the model's center, normalised once."""
+        """`project` and `mean_scores` of checked queries (n, dim) from the center, normalised once."""
         return self._projection.project(queries, self.mean, num_threads)
 
     def rounded(self) -> CompresSAE:
@@ -546,8 +546,8 @@ def check_model(model: CompresSAE, metric: Metric) -> None:
     Euclidean distances from unit rows, of which no norms are kept, may have one.
 
     Raises:
-        InputError: the model has a mean, and the metric is inner_product; or it has a center, and the metric is
-            not l2.
+        InputError: the model has a mean, and the metric is inner_product; or it has a center, and the metric
+            is not l2.
     """
     if metric != "l2" and model.center is not None:
         msg = f'this model encodes vectors less a center, for metric="l2": metric="{metric}" needs another'

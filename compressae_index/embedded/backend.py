@@ -16,7 +16,7 @@ from compressae_index.arrays import Bitmap, BoolArray, FloatArray, Hits, RowArra
 from compressae_index.checks import check_threads
 from compressae_index.coding.chunks import Encoded
 from compressae_index.coding.codes import SparseCodes
-from compressae_index.coding.lengths import half_squares
+from compressae_index.coding.lengths import half_squares, inverses
 from compressae_index.coding.metric import RowScale
 from compressae_index.coding.model import CompresSAE
 from compressae_index.embedded.codecs import Arrays, Codec, Packed, WithResiduals, from_arrays
@@ -217,7 +217,12 @@ class EmbeddedBackend:
         """Posting lists of n packed rows, made of the rounded values so that both hold the same codes."""
         lists = []
         for run in _runs(n):
-            codes = codec.unpack(codec.cut(rows, run), self.n_latents, self.k, num_threads)
+            part = codec.cut(rows, run)
+            codes = codec.unpack(part, self.n_latents, self.k, num_threads)
+            if NORMS in part:
+                # Norms are told apart by more bits than the values of a list, which are relative to its
+                # largest.
+                codes = codes.scaled(inverses(part[NORMS]))
             kept = self._kept(codes)
             lists.append(InvertedLists.build(codes.latents, codes.values, self.n_latents, num_threads, kept))
         return _concatenated(lists)
@@ -265,7 +270,7 @@ class EmbeddedBackend:
         return self.codec.unpack(self.forward_rows(rows), self.n_latents, self.k)
 
     def halves(self, rows: RowArray) -> FloatArray | None:
-        """Half the squares of the norms kept beside the codes of rows, (len(rows),); None where none are kept."""
+        """Half the squares of the norms beside the codes of rows, (len(rows),); None where none are kept."""
         if not self.keeps_norms:
             return None
         return half_squares(self.forward_rows(rows)[NORMS]) if len(rows) else np.empty(0, np.float32)

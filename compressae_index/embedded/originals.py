@@ -188,7 +188,7 @@ class Originals:
         return self.score == "cosine"
 
     def seen_by_distances(self, queries: FloatArray) -> FloatArray:
-        """Queries (n, d) from the center as the engine compares them with vectors: from 0, in the unit of norms."""
+        """Queries (n, d), given from the center, as the engine compares them with vectors: from 0."""
         if self.center is not None:
             queries = queries + self.center
         return queries if self.unit == 1 else queries / np.float32(self.unit)
@@ -204,8 +204,8 @@ class Originals:
         if self.dtype == np.float16 and self.score == "distance":
             if (largest := float(np.abs(rows).max(initial=0))) > np.finfo(np.float16).max:
                 msg = (
-                    f"vectors are {largest:.3g} times as far from 0 as from each other, more than float16 holds: keep "
-                    "originals='float32'"
+                    f"vectors are {largest:.3g} times as far from 0 as from each other, more than float16 "
+                    "holds: keep originals='float32'"
                 )
                 raise InputError(msg)
         return rows

@@ -118,8 +118,8 @@ class Index:
             documents: the codes.
             encoder: how vectors that are added become codes.
             metric: what scores are; with "inner_product", codes are times the norm of their vector. With "l2"
-                too, and they have one pair more, of half its square: the documents are over the model's latents
-                and another one. Documents over the model's latents alone are of unit rows.
+                too, and they have one pair more, of half its square: the documents are over the model's
+                latents and another one. Documents over the model's latents alone are of unit rows.
 
         Raises:
             DimensionError: the codes are over another number of latents.
@@ -613,8 +613,8 @@ class Index:
     def codes(self, ids: Any) -> SparseCodes:
         """The stored codes of ids: folded, times the kept norm, and rounded to the stored precision.
 
-        With metric "l2" they have one pair more, over one latent more: half the square of the norm. Codes of unit
-        rows have none.
+        With metric "l2" they have one pair more, over one latent more: half the square of the norm. Codes of
+        unit rows have none.
 
         Raises:
             UnknownIdError: an id is not in the index.
@@ -653,8 +653,9 @@ class Index:
     def explain(self, query: Any, id: int | str) -> Explanation:  # noqa: A002
         """How the parts of a document's code add up to its score in "dense" and "two_stage".
 
-        If the index has residual codes or original vectors, what they add is the `residual`. With metric "l2", what
-        the norms of query and document make is the `bias`; the rest is below 0 where it brings them nearer.
+        If the index has residual codes or original vectors, what they add is the `residual`. With metric
+        "l2", what the norms of query and document make is the `bias`; the rest is below 0 where it brings them
+        nearer.
 
         Raises:
             UnknownIdError: the id is not in the index.
@@ -859,8 +860,8 @@ def check_latents(model: CompresSAE, metric: Metric, n_latents: int) -> None:
         raise DimensionError(msg)
     if more and model.mean is not None:
         msg = (
-            'this model leaves out the mean of unit rows, so metric="l2" needs unit rows with it: train one with '
-            'metric="l2" for others'
+            'this model leaves out the mean of unit rows, so with metric="l2" it needs unit rows: let '
+            "`build` train one for others"
         )
         raise InputError(msg)
     if not more and model.center is not None:

@@ -231,7 +231,7 @@ def terms_of(asked: Asked) -> SparseCodes:
     if asked.weights is None:
         return strongest_terms(asked.stage_one, query_nnz)
     terms = strongest_terms(np.ascontiguousarray(asked.stage_one[:, :-1]), query_nnz)
-    return with_lengths(terms, asked.weights[:, 0])
+    return with_lengths(terms, asked.stage_one[:, -1])
 
 
 def code_scores(projections: FloatArray, codes: SparseCodes) -> FloatArray:

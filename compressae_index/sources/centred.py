@@ -11,7 +11,8 @@ from compressae_index.checks import as_floats
 from compressae_index.conversion import as_array
 from compressae_index.sources.base import Vectors, bounds
 
-# The first entry of a row that is nothing but zeros, so that it has a direction.
+# The first entry of a row whose others are zero, and all of whose entries are less, so that it has a
+# direction.
 _NEXT_TO_NOTHING = np.float32(2.0**-50)
 
 
@@ -41,8 +42,9 @@ def less(rows: FloatArray, center: FloatArray | None) -> FloatArray:
     if center is not None:
         with np.errstate(over="ignore", invalid="ignore"):
             rows = rows - center
-    nothing = ~rows.any(axis=1)
+    nothing = np.abs(rows).max(axis=1, initial=0) < _NEXT_TO_NOTHING
     if nothing.any():
         rows = rows.copy()
+        rows[nothing] = 0
         rows[nothing, 0] = _NEXT_TO_NOTHING
     return rows

@@ -33,10 +33,11 @@ static inline std::uint16_t to_half(float value) {
   return static_cast<std::uint16_t>(half < 0x7bff ? half : 0x7bff);
 }
 
-// Half the square of a norm, which is 5 bits of the exponent and 11 of the mantissa of a float, from 2^-16 to 2^16.
-static inline float half_square(std::uint16_t norm) {
-  const float length = __builtin_bit_cast(float, (static_cast<std::uint32_t>(norm) << 12) + 0x37800000u);
-  return 0.5f * length * length;
+// A norm of 16 bits, 5 of the exponent and 11 of the mantissa of a float: from 2^-16, which stands for 0, too, to 2^16.
+static inline float length_of(std::uint16_t norm) {
+  return __builtin_bit_cast(float, (static_cast<std::uint32_t>(norm) << 12) + 0x37800000u);
 }
+
+static inline float half_square(std::uint16_t norm) { return 0.5f * length_of(norm) * length_of(norm); }
 
 }  // namespace compressae

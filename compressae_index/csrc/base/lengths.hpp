@@ -5,31 +5,53 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <vector>
 
 #include "base/half.hpp"
 
 namespace compressae {
 
-// The norms of some documents (half_square in half.hpp), borrowed; none where no distances are wanted.
+// The norms of some documents (length_of in half.hpp), borrowed; none where no distances are wanted.
 class Lengths {
  public:
   Lengths() = default;
   Lengths(const std::uint16_t* norms, std::size_t n) : norms_(norms) {
-    std::uint16_t least = std::numeric_limits<std::uint16_t>::max(), most = 0;
-    for (std::size_t i = 0; i < n; ++i) least = std::min(least, norms[i]), most = std::max(most, norms[i]);
-    smallest_ = half_square(std::min(least, most)), largest_ = half_square(most);
+    std::vector<std::size_t> counts(std::size_t{1} << 16);
+    for (std::size_t i = 0; i < n; ++i) ++counts[norms[i]];
+    range_.include(counts, n);
   }
+
+  // The smallest and the largest norm, and one that nine of ten do not exceed.
+  struct Range {
+    float smallest = std::numeric_limits<float>::infinity(), largest = 0.0f, common = 0.0f;
+
+    void include(const Range& other) {
+      smallest = std::min(smallest, other.smallest);
+      largest = std::max(largest, other.largest);
+      common = std::max(common, other.common);
+    }
+    void include(const std::vector<std::size_t>& counts, std::size_t n) {
+      for (std::size_t norm = 0, below = 0; norm < counts.size(); ++norm) {
+        if (counts[norm] == 0) continue;
+        const float length = length_of(static_cast<std::uint16_t>(norm));
+        smallest = std::min(smallest, length);
+        largest = length;
+        if (10 * below <= 9 * n) common = length;
+        below += counts[norm];
+      }
+    }
+    // If they do not, distances have the order of directions.
+    bool differ() const { return smallest < largest; }
+  };
 
   bool are_kept() const { return norms_ != nullptr; }
   const std::uint16_t* norms() const { return norms_; }
   float half_square_of(std::size_t document) const { return half_square(norms_[document]); }
-  // Of all documents.
-  float smallest() const { return smallest_; }
-  float largest() const { return largest_; }
+  const Range& range() const { return range_; }
 
  private:
   const std::uint16_t* norms_ = nullptr;
-  float smallest_ = 0.0f, largest_ = 0.0f;
+  Range range_;
 };
 
 }  // namespace compressae

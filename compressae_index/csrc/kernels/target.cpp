@@ -6,15 +6,15 @@
 #include "kernels/floats.hpp"
 #include "kernels/harvest.hpp"
 #include "kernels/kernels.hpp"
+#include "kernels/lengthen.hpp"
 #include "kernels/products.hpp"
 #include "kernels/residual_dots.hpp"
 #include "kernels/select.hpp"
-#include "kernels/starts.hpp"
 
 namespace compressae {
 
 extern const Kernels COMPRESSAE_KERNELS{
-    .starts = starts,
+    .lengthen = lengthen,
     .accumulate = accumulate,
     .group_maxima = group_maxima,
     .count_above = count_above,

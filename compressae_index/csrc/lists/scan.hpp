@@ -6,7 +6,6 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <limits>
 #include <vector>
 
 #include "base/allowed.hpp"
@@ -27,46 +26,45 @@ inline double bound_of(const std::vector<Term>& terms, float largest_norm) {
   return std::sqrt(squares) * largest_norm;
 }
 
-// The same for sums that begin at up to `height`.
-inline float steps_of(const std::vector<Term>& terms, float largest_norm, double height = 0.0) {
-  const double bound = bound_of(terms, largest_norm) + height;
+inline float steps_of(const std::vector<Term>& terms, float largest_norm) {
+  const double bound = bound_of(terms, largest_norm);
   // Each term's product is rounded by half a step, and a weight by half of 1 / 128 of one.
   const double largest = 32000.0 - static_cast<double>(std::min<std::size_t>(terms.size(), 16384));
   return bound > 0.0 ? static_cast<float>(largest / bound) : 1.0f;
 }
 
-// Half the squares of the norms of all documents of a search, from the smallest to the largest.
-struct Heights {
-  float smallest = std::numeric_limits<float>::infinity(), largest = 0.0f;
-
-  void include(const Lengths& lengths) {
-    smallest = std::min(smallest, lengths.smallest());
-    largest = std::max(largest, lengths.largest());
-  }
-  // If they do not, they change no order.
-  bool differ() const { return smallest < largest; }
-};
-
-// Where the scores of documents begin: (half the square of the norm - base) * factor, in steps, up to `most`.
-struct Start {
-  float base = 0.0f, factor = 0.0f, most = 0.0f;
-};
-
-// The steps of a query, and where its scores begin.
+// What 16-bit scores of a query stand for.
 struct Scale {
-  float steps;
-  Start start;
+  float steps;                // of sums over lists
+  bool by_distance = false;   // whether these are lengthened
+  Lengthening lengthening{};  // then it gives other steps
+  float final_steps = 1.0f, middle = 0.0f;
+
+  float score_of(std::int16_t score) const {
+    return by_distance ? static_cast<float>(score) / final_steps + middle : static_cast<float>(score) / steps;
+  }
 };
 
-// by_length: the factor of half the squares of norms. Few documents are so much longer than others that their
-// distance from a query is large whatever their direction; they take no digits from the others.
-inline Scale scale_of(const std::vector<Term>& terms, float largest_norm, const Heights& heights, float by_length) {
-  constexpr double kHighest = 8.0;
-  const double bound = bound_of(terms, largest_norm);
-  const double range = std::abs(static_cast<double>(by_length)) * (heights.largest - heights.smallest);
-  const double height = bound > 0.0 ? std::min(range, kHighest * bound) : range;
-  const float steps = steps_of(terms, largest_norm, height);
-  return {steps, {heights.smallest, by_length * steps, static_cast<float>(height * steps)}};
+// Where lists hold directions, and norms are kept beside codes: a document of norm x scores (sum + weight * x / 2) * x.
+// Steps are such that the best scores there can be do not overflow, and that many documents are told apart: those of
+// no negative sum and a common norm, and far below. Others count as the lowest.
+inline Scale scale_by_distance(const std::vector<Term>& terms, float largest_norm, const Lengths::Range& norms,
+                               float weight) {
+  constexpr double kDepth = 8.0;
+  const float steps = steps_of(terms, largest_norm);
+  const double bound = bound_of(terms, largest_norm), half = 0.5 * static_cast<double>(weight);
+  const auto highest_of = [&](double x) { return (bound + half * x) * x; };
+  const double peak = half < 0.0 ? -bound / (2.0 * half) : static_cast<double>(norms.largest);
+  const double high = highest_of(std::clamp<double>(peak, norms.smallest, norms.largest));
+  const double common = half * norms.common * norms.common;
+  const double range = std::max(kDepth * (high - common), 1e-30);
+  const double middle = high - range / 2.0, final_steps = 2.0 * static_cast<double>(Lengthening::kMost) / range;
+  return {steps,
+          true,
+          {static_cast<float>(final_steps / steps), static_cast<float>(final_steps * half),
+           static_cast<float>(-middle * final_steps)},
+          static_cast<float>(final_steps),
+          static_cast<float>(middle)};
 }
 
 // The most that threshold_of can be asked for.
@@ -91,11 +89,6 @@ inline std::int16_t threshold_of(const std::int16_t* scores, std::size_t wanted,
 // Where the 16-bit scores of a window are added up and taken from. One serves after the other, in one thread.
 class WindowScan {
  public:
-  // Begins a window: its documents are first ... last of those that have the norms.
-  void start(const Lengths& lengths, std::size_t first, std::size_t last, const Start& start) {
-    kernels().starts(lengths.norms() + first, last - first, start.base, start.factor, start.most, scores_.data());
-  }
-
   // Scores that the lists add up to in a window.
   void add(const InvertedView& lists, std::size_t w, const std::vector<Term>& terms, float steps) {
     postings_.clear();
@@ -105,6 +98,11 @@ class WindowScan {
       postings_.push_back({list.ids, list.values, list.count, static_cast<std::int16_t>(std::lrintf(weight))});
     }
     kernels().accumulate(postings_.data(), postings_.size(), scores_.data());
+  }
+
+  // Turns the scores of documents first ... last, of those that have the norms, into scores by distance.
+  void lengthen(const Lengths& lengths, std::size_t first, std::size_t last, const Lengthening& by) {
+    kernels().lengthen(lengths.norms() + first, last - first, by, scores_.data());
   }
 
   // A threshold that at least `wanted` of the scores of a whole window exceed.

@@ -33,18 +33,18 @@ class ListSearch {
         scales_(n_queries),
         found_(n_queries) {
     float largest_norm = 0.0f;
-    Heights heights;
+    Lengths::Range norms;
     for (const Part& part : scope.parts) {
       largest_norm = std::max(largest_norm, part.inverted->largest_norm);
-      if (scope.n_entries > n_latents_) heights.include(part.forward->lengths());
+      if (scope.n_entries > n_latents_) norms.include(part.forward->lengths().range());
     }
     ThreadPool::instance().parallel_for(n_queries, num_threads, [&](std::size_t q) {
       const float* projection = projections + q * scope.n_entries;
       terms_[q] = largest_terms(projection, n_latents_, query_nnz);
-      scales_[q] = heights.differ() ? scale_of(terms_[q], largest_norm, heights, projection[n_latents_])
-                                    : Scale{steps_of(terms_[q], largest_norm), {}};
+      scales_[q] = norms.differ() ? scale_by_distance(terms_[q], largest_norm, norms, projection[n_latents_])
+                                  : Scale{steps_of(terms_[q], largest_norm)};
     });
-    starts_ = heights.differ();
+    by_distance_ = norms.differ();
   }
 
   std::size_t n_windows() const { return windows_.size(); }
@@ -95,9 +95,9 @@ class ListSearch {
   std::vector<Attempt> attempts(std::size_t begin, std::size_t end) const {
     // Documents that score 0, as all do that are in no list of the query, or less are wanted only where there are few
     // others. Where few lists are scanned, most documents are such: to take them up would take longer than the rest.
-    // Where scores begin at heights, 0 means nothing.
+    // Among scores by distance, 0 means nothing.
     std::vector<Attempt> all{{0, 0}, {0, kNoFloor}};
-    if (starts_) all.erase(all.begin());
+    if (by_distance_) all.erase(all.begin());
     const std::int16_t floor = all.front().floor;
     // That the first window holds hardly more than its share of the candidates is tried before: then few documents are
     // taken up that others push out later.
@@ -113,8 +113,10 @@ class ListSearch {
                    CandidateSelection& selection) const {
     Allowed allowed = window.part->allowed;
     if (!allowed.all()) allowed.bitmap += window.first() / 8;
-    if (starts_) scan.start(window.part->forward->lengths(), window.first(), window.last(), scales_[q].start);
-    scan.add(*window.part->inverted, window.number, terms_[q], scales_[q].steps);
+    const Scale& scale = scales_[q];
+    scan.add(*window.part->inverted, window.number, terms_[q], scale.steps);
+    if (scale.by_distance)
+      scan.lengthen(window.part->forward->lengths(), window.first(), window.last(), scale.lengthening);
     // Nearly every document of the first window would enter, and most would leave again.
     if (first_wanted != 0) selection.raise(scan.threshold(first_wanted, selection.threshold()));
     const auto first_row = static_cast<std::int64_t>(window.part->first_row + window.first());
@@ -124,7 +126,7 @@ class ListSearch {
   const Scope& scope_;
   std::vector<Window> windows_;
   std::size_t n_latents_;
-  bool starts_ = false;
+  bool by_distance_ = false;
   std::size_t candidates_;
   std::vector<std::vector<Term>> terms_;
   std::vector<Scale> scales_;

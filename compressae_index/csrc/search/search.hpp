@@ -115,7 +115,7 @@ inline void search_lists(const Scope& scope, const float* projections, std::size
     const Scale& scale = lists.scale(q);
     TopK best(results.top);
     for (const Candidate& candidate : lists.candidates(q))
-      best.push(static_cast<float>(candidate.score) / scale.steps, candidate.row);
+      best.push(scale.score_of(candidate.score), candidate.row);
     results.write(q, best);
   };
   for_each_query(n_queries, lists.n_windows(), num_threads, scan, finish);

@@ -42,8 +42,8 @@ def codec_of(
 ) -> Codec:
     """Makes the codec of a name, not fitted. Settings that it does not have are ignored.
 
-    With norms, those of vectors are kept beside its codes; with residual_bits, residual codes of vectors of `dim`
-    dimensions.
+    With norms, those of vectors are kept beside its codes; with residual_bits, residual codes of vectors of
+    `dim` dimensions.
 
     Raises:
         InputError: an unknown name, or a setting of the wrong type or out of range.
