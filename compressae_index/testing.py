@@ -455,7 +455,7 @@ class IndexContract:
         (squares, ids), (cosines, same) = (index.search(asked, 5, query_nnz=512) for index in of_metric)
         np.testing.assert_allclose(squares, lengths**2 + 1 - 2 * lengths * cosines, rtol=1e-5)
         assert (ids == same).mean() > 0.98
-        with pytest.raises(InputError, match="row 1 has norm 2 .* made for unit rows"):
+        with pytest.raises(InputError, match=r"row 1 has norm 2 .* made for unit rows"):
             of_metric[0].add(rows[:2] * np.float32([[1], [2]]), ids=[5000, 5001])
         assert len(of_metric[0]) == 300
 

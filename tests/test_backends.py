@@ -121,6 +121,7 @@ def collections_of(uri: str) -> Iterator[Open]:
             index.model,
             k=index.k,
             metric=index.metric,
+            longest=3.0 if index.documents.n_latents > index.model.n_latents else None,
             string_ids=index.ids.dtype == object,
         )
         made.append(backed)

@@ -132,7 +132,8 @@ class RowScale:
 class Distances(NamedTuple):
     """Squared distances, below 0 as larger scores are better.
 
-    A score is factors * (q.s + weights * |x|^2 / 2) + offsets. q is of unit norm, s a code, and norms are in the unit of the index.
+    A score is factors * (q.s + weights * |x|^2 / 2) + offsets. q is of unit norm, s a code, and norms are in
+    the unit of the index.
     """
 
     factors: FloatArray

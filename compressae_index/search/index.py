@@ -254,13 +254,13 @@ class Index:
         asked = self.asked(queries, k, settings, documents)
         if asked.k * len(asked) > MAX_PLACES:  # counting documents may be a question to a server
             check_k(asked.k, len(documents), len(asked))
-        return self._turned(documents.answer(asked))
+        return self.turned(documents.answer(asked))
 
-    def _turned(self, found: SearchResult) -> SearchResult:
+    def turned(self, found: SearchResult) -> SearchResult:
         """Results of documents, of which larger scores are better, with the scores of the metric."""
         if self.metric != "l2":
             return found
-        return SearchResult(turned(found.scores), found.ids, found.certified, found.lost)
+        return SearchResult(upright(found.scores), found.ids, found.certified, found.lost)
 
     def _settled(
         self, settings: Settings, k: int, documents: Documents, target_recall: float | None = None
@@ -407,7 +407,7 @@ class Index:
             self.check_held(array)
         settings, search = self._settled(settings, k + 1, documents), self._search_of(documents)
         found = neighbours_of(array, k, settings, documents, self.model, search, progress=progress)
-        return self._turned(joined(list(found), k, are_strings=documents.are_strings))
+        return self.turned(joined(list(found), k, are_strings=documents.are_strings))
 
     def neighbour_graph(
         self,
@@ -454,7 +454,7 @@ class Index:
         found = neighbours_of(wanted, k, settings, documents, self.model, search, progress=progress)
         graph = graph_of(ids, k, found)
         if self.metric == "l2":
-            graph.data = turned(graph.data)
+            graph.data = upright(graph.data)
         return graph
 
     def range_search(
@@ -504,7 +504,7 @@ class Index:
         if self.metric != "l2":
             return within(rows, radius, settings, documents, search)
         found = within(rows, -radius, settings, documents, search)
-        return found._replace(scores=turned(found.scores))
+        return found._replace(scores=upright(found.scores))
 
     def _checked(self, k: int, settings: Settings, documents: Documents) -> int:
         """A number of neighbours, checked with the other settings before any work; errors as for `search`."""
@@ -842,7 +842,7 @@ class Index:
             raise UnknownIdError(msg)
 
 
-def turned(scores: FloatArray) -> FloatArray:
+def upright(scores: FloatArray) -> FloatArray:
     """Squared distances below 0 as squared distances, and back."""
     return np.float32(0) - scores
 

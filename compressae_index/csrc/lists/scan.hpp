@@ -46,13 +46,15 @@ struct Scale {
 };
 
 // Where lists hold directions, and norms are kept beside codes: a document of norm x scores (sum + weight * x / 2) * x.
-// Steps are such that the best scores there can be do not overflow, and that many documents are told apart: those of
-// no negative sum and a common norm, and far below. Others count as the lowest.
+// A sum is about a cosine, far below the bound of Cauchy and Schwarz where terms are many. Steps are such that documents
+// of all sums up to kMostCosine are told apart, and down to those of no negative sum and a common norm, and twice as far
+// below. Others count as the highest or the lowest.
 inline Scale scale_by_distance(const std::vector<Term>& terms, float largest_norm, const Lengths::Range& norms,
                                float weight) {
-  constexpr double kDepth = 8.0;
+  constexpr double kDepth = 3.0, kMostCosine = 1.5;
   const float steps = steps_of(terms, largest_norm);
-  const double bound = bound_of(terms, largest_norm), half = 0.5 * static_cast<double>(weight);
+  const double bound = std::min(bound_of(terms, largest_norm), kMostCosine);
+  const double half = 0.5 * static_cast<double>(weight);
   const auto highest_of = [&](double x) { return (bound + half * x) * x; };
   const double peak = half < 0.0 ? -bound / (2.0 * half) : static_cast<double>(norms.largest);
   const double high = highest_of(std::clamp<double>(peak, norms.smallest, norms.largest));
