@@ -727,9 +727,9 @@ def term_scores(
 
 
 def distances_by_codes(index: CompressedIndex, queries: FloatArray) -> Float64:
-    """Squared distances by the codes and norms that an index with metric "l2" stores: (n_queries, n).
+    """Squared distances by the codes and norms of an index with metric "l2": (n_queries, n).
 
-    By the dictionary alone, in the order of `index.ids`.
+    By the dictionary alone, in the order of `index.ids`; where searches give 0, they may be negative.
     """
     model, codes = index.model, index.codes(index.ids)
     assert codes.n_latents == model.n_latents + 1
@@ -737,7 +737,7 @@ def distances_by_codes(index: CompressedIndex, queries: FloatArray) -> Float64:
     asked = queries.astype(np.float64) - (0 if model.center is None else model.center.astype(np.float64))
     products = asked @ (stored[:, :-1] @ model.decoder_w.astype(np.float64)).T
     distances: Float64 = np.square(asked).sum(axis=1)[:, None] - 2 * products + 2 * stored[:, -1]
-    return np.maximum(distances, 0)
+    return distances
 
 
 def mean_of(index: CompressedIndex) -> Float64:

@@ -149,10 +149,10 @@ class Distances(NamedTuple):
         weights = None if self.weights is None else self.weights[rows]
         return Distances(self.factors[rows], self.offsets[rows], weights, self.unit)
 
-    def of_sums(self, sums: FloatArray, *, final: bool = True) -> FloatArray:
-        """Of sums over codes and norms, (n_queries, c) both; -inf stays. Final ones are not above 0."""
+    def of_sums(self, sums: FloatArray) -> FloatArray:
+        """Of sums over codes and norms, (n_queries, c) both; -inf stays. Near ones may come out above 0."""
         scores: FloatArray = sums * self.factors + self.offsets
-        return np.minimum(scores, np.float32(0)) if final else scores
+        return scores
 
     def of_vectors(self, scores: FloatArray) -> FloatArray:
         """Of the engine's scores of original vectors: squared distances in the unit of norms, or cosines."""

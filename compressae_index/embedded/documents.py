@@ -148,10 +148,14 @@ class EmbeddedDocuments(Rows):
     def _refinement(self, asked: Asked) -> Refinement | None:
         if not asked.refine:
             return None
-        queries, kept = asked.vectors, self.backend.originals
-        if kept is not None and asked.weights is not None:
-            queries = kept.seen_by_distances(asked.rows)
-        return queries, min(asked.refine, len(self.all_ids))
+        return self.queries_to_refine(asked), min(asked.refine, len(self.all_ids))
+
+    def queries_to_refine(self, asked: Asked) -> FloatArray:
+        """Queries as the last stage of the engine takes them, (n_queries, d)."""
+        kept = self.backend.originals
+        if kept is None or asked.weights is None:
+            return asked.vectors
+        return kept.seen_by_distances(asked.rows)
 
     def _in_metric(self, asked: Asked, sums: FloatArray, *, refined: bool) -> FloatArray:
         return in_metric(asked, sums, by_originals=refined and self.backend.originals is not None)

@@ -201,13 +201,13 @@ class Originals:
         """
         if self.center is not None:
             rows = rows + self.center / np.float32(self.unit)
-        if self.dtype == np.float16 and self.score == "distance":
-            if (largest := float(np.abs(rows).max(initial=0))) > np.finfo(np.float16).max:
-                msg = (
-                    f"vectors are {largest:.3g} times as far from 0 as from each other, more than float16 "
-                    "holds: keep originals='float32'"
-                )
-                raise InputError(msg)
+        largest = float(np.abs(rows).max(initial=0)) if self.score == "distance" else 0.0
+        if self.dtype == np.float16 and largest > np.finfo(np.float16).max:
+            msg = (
+                f"vectors are {largest:.3g} times as far from 0 as from each other, more than float16 "
+                "holds: keep originals='float32'"
+            )
+            raise InputError(msg)
         return rows
 
     @property

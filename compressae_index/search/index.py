@@ -240,7 +240,8 @@ class Index:
             scores and ids, each (n_queries, k), and `certified`. The higher score comes first; of equal
             scores, that of the document that is first in `ids`. If fewer than k documents match: id -1
             (None for string ids) and score -inf. With metric "l2", scores are squared distances, as Faiss
-            gives them: the lower one comes first, and empty places have +inf.
+            gives them: the lower one comes first, and empty places have +inf. Codes may make those of near
+            documents negative, which then are 0.
 
         Raises:
             InputError: bad queries, another dimension, k or query_nnz below 1, candidates or refine below k,
@@ -308,13 +309,13 @@ class Index:
         )
         threads = check_threads(settings.num_threads)
         rows, coder = self._queries(queries), Coder(self.model, self.encoder, self._k_of(documents))
-        factors, distances, scale = None, None, self._scale_of(documents, documents.unit or 1.0)
+        factors, distances, given, scale = None, None, None, self._scale_of(documents, documents.unit or 1.0)
         if self.metric == "l2":
-            rows = less(rows, self.model.center)
+            given, rows = rows, less(rows, self.model.center)
             distances = scale.distances_of(rows)
         else:
             factors = scale.of_queries(rows)
-        return Asked(rows, factors, k, candidates, refine, threads, settings, coder, distances)
+        return Asked(rows, factors, k, candidates, refine, threads, settings, coder, distances, given)
 
     def _queries(self, queries: Any) -> FloatArray:
         """Checked queries (n_queries, d) as they are."""
@@ -654,8 +655,8 @@ class Index:
         """How the parts of a document's code add up to its score in "dense" and "two_stage".
 
         If the index has residual codes or original vectors, what they add is the `residual`. With metric
-        "l2", what the norms of query and document make is the `bias`; the rest is below 0 where it brings them
-        nearer.
+        "l2", what the norms of query and document make is the `bias`; the rest is below 0 where it brings
+        them nearer.
 
         Raises:
             UnknownIdError: the id is not in the index.
@@ -843,8 +844,8 @@ class Index:
 
 
 def upright(scores: FloatArray) -> FloatArray:
-    """Squared distances below 0 as squared distances, and back."""
-    return np.float32(0) - scores
+    """Scores below 0 as squared distances; 0 for those above, which only codes give."""
+    return np.maximum(np.float32(0) - scores, np.float32(0))
 
 
 def check_latents(model: CompresSAE, metric: Metric, n_latents: int) -> None:

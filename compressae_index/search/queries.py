@@ -169,6 +169,8 @@ class Asked:
     coder: Coder
     distances: Distances | None = None
     """How sums become squared distances, below 0; None for other metrics."""
+    given: FloatArray | None = None
+    """(n_queries, d) the queries as they were given; None where `rows` are these."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -184,7 +186,8 @@ class Asked:
             rows = slice(first, first + size)
             factors = None if self.factors is None else self.factors[rows]
             distances = None if self.distances is None else self.distances.rows(rows)
-            yield replace(self, rows=self.rows[rows], factors=factors, distances=distances)
+            given = None if self.given is None else self.given[rows]
+            yield replace(self, rows=self.rows[rows], factors=factors, distances=distances, given=given)
 
     def by_terms(self, k: int) -> Asked:
         """The same for stage one alone, which finds the k best by the terms of each query."""
@@ -213,7 +216,7 @@ class Asked:
 
     @property
     def stage_two(self) -> FloatArray:
-        """(n_queries, n_latents) projections that score whole codes, maybe with a column of `weights`, too."""
+        """(n_queries, n_latents) projections that score whole codes, with a column of `weights`, if any."""
         return self._extended[1]
 
     @property
@@ -231,15 +234,15 @@ class Asked:
         """Whether different sums may give the same score."""
         return self.distances is not None or self.mean_scores is not None
 
-    def in_metric(self, sums: FloatArray, *, final: bool = True) -> FloatArray:
+    def in_metric(self, sums: FloatArray) -> FloatArray:
         """Scores by the metric of sums over stored codes, (n_queries, c) both; larger is better.
 
-        Squared distances are below 0; `Index` turns them. Unless they are final, they may be above, too.
+        Squared distances are below 0, and may be above where codes lack some of a document; `Index` turns
+        them.
         """
         mean_scores = self.mean_scores
         if self.distances is not None:
-            sums = sums if mean_scores is None else sums + mean_scores
-            return self.distances.of_sums(sums, final=final)
+            return self.distances.of_sums(sums if mean_scores is None else sums + mean_scores)
         scores = self.times_factors(sums)
         return scores if mean_scores is None else scores + mean_scores
 

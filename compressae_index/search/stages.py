@@ -227,7 +227,11 @@ def strongest_terms(projections: FloatArray, query_nnz: int) -> SparseCodes:
 
 def terms_of(asked: Asked) -> SparseCodes:
     """The latents of each query that stage one looks for; that of norms is always among them."""
-    query_nnz = asked.settings.query_nnz or QUERY_NNZ
+    return strongest_of(asked, asked.settings.query_nnz or QUERY_NNZ)
+
+
+def strongest_of(asked: Asked, query_nnz: int) -> SparseCodes:
+    """The query_nnz strongest latents of each query, and that of norms where these are kept."""
     if asked.weights is None:
         return strongest_terms(asked.stage_one, query_nnz)
     terms = strongest_terms(np.ascontiguousarray(asked.stage_one[:, :-1]), query_nnz)

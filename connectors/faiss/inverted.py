@@ -731,7 +731,7 @@ class _Search:
             asked.stage_two, found.places, self._held, top, asked.settings.num_threads
         )
         ids = self._backend.ids_of(self._held, rows)
-        return Found(asked.in_metric(sums, final=not asked.refine), ids, rows, found.certified)
+        return Found(asked.in_metric(sums), ids, rows, found.certified)
 
     def refined(self, asked: Asked, found: Found) -> FloatArray:
         """Scores by residual codes or original vectors."""

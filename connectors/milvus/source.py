@@ -112,9 +112,7 @@ class MilvusSource:
             index = client.describe_index(self.collection, self.field, timeout=timeout) or {}
         name = str(index.get("metric_type", "COSINE"))
         if name not in METRICS_OF:
-            msg = (
-                f"field {self.field!r} of {self.collection!r} is searched by {name}, which codes do not support"
-            )
+            msg = f"field {self.field!r} of {self.collection!r} is searched by {name}, unlike any codes"
             raise InputError(msg)
         return METRICS_OF[name]
 

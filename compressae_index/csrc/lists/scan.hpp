@@ -39,9 +39,11 @@ struct Scale {
   bool by_distance = false;   // whether these are lengthened
   Lengthening lengthening{};  // then it gives other steps
   float final_steps = 1.0f, middle = 0.0f;
+  float shift = 0.0f, norm = 1.0f;  // where all documents have one norm
 
   float score_of(std::int16_t score) const {
-    return by_distance ? static_cast<float>(score) / final_steps + middle : static_cast<float>(score) / steps;
+    if (by_distance) return static_cast<float>(score) / final_steps + middle;
+    return (static_cast<float>(score) / steps + shift) * norm;
   }
 };
 
@@ -66,7 +68,17 @@ inline Scale scale_by_distance(const std::vector<Term>& terms, float largest_nor
           {static_cast<float>(final_steps / steps), static_cast<float>(final_steps * half),
            static_cast<float>(-middle * final_steps)},
           static_cast<float>(final_steps),
-          static_cast<float>(middle)};
+          static_cast<float>(middle),
+          0.0f,
+          1.0f};
+}
+
+// The same where no norms are kept, or all are the same, so that sums have the order of scores.
+inline Scale scale_by_sums(const std::vector<Term>& terms, float largest_norm, const Lengths::Range& norms,
+                           float weight) {
+  Scale scale{steps_of(terms, largest_norm)};
+  if (norms.largest > 0.0f) scale.shift = 0.5f * weight * norms.largest, scale.norm = norms.largest;
+  return scale;
 }
 
 // The most that threshold_of can be asked for.

@@ -41,8 +41,9 @@ class ListSearch {
     ThreadPool::instance().parallel_for(n_queries, num_threads, [&](std::size_t q) {
       const float* projection = projections + q * scope.n_entries;
       terms_[q] = largest_terms(projection, n_latents_, query_nnz);
-      scales_[q] = norms.differ() ? scale_by_distance(terms_[q], largest_norm, norms, projection[n_latents_])
-                                  : Scale{steps_of(terms_[q], largest_norm)};
+      const float weight = scope.n_entries > n_latents_ ? projection[n_latents_] : 0.0f;
+      scales_[q] = norms.differ() ? scale_by_distance(terms_[q], largest_norm, norms, weight)
+                                  : scale_by_sums(terms_[q], largest_norm, norms, weight);
     });
     by_distance_ = norms.differ();
   }
