@@ -9,7 +9,7 @@ import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
 import h5py
@@ -360,6 +360,7 @@ def _patches(name: str, n: int, histograms: int) -> DataSet:
         from skimage import color, feature, io, transform
     except ImportError as error:
         raise MissingExtraError("scikit-image", "bench", "describing patches of images") from error
+    describe: Any = feature.daisy
     parts = []
     for file in IMAGES:
         image = io.imread(Path(skimage.__file__).parent / "data" / file)
@@ -367,7 +368,7 @@ def _patches(name: str, n: int, histograms: int) -> DataSet:
         for scale in IMAGE_SCALES:
             scaled = transform.rescale(grey, scale, anti_aliasing=True) if scale != 1 else grey
             if min(scaled.shape) > 2 * PATCH_RADIUS + PATCH_STEP:
-                found = feature.daisy(
+                found = describe(
                     scaled,
                     step=PATCH_STEP,
                     radius=PATCH_RADIUS,

@@ -439,10 +439,10 @@ class IndexContract:
         index.remove([1002])
         assert index.search(far, 1, query_nnz=512).ids.tolist() == [[5000], [1001]]
         assert len(index) == 300
-        np.testing.assert_allclose(
-            *(np.linalg.norm(each - center - 5, axis=1) for each in (index.reconstruct([5000, 1001]), far)),
-            rtol=2e-2,
+        stored, given = (
+            np.linalg.norm(each - center - 5, axis=1) for each in (index.reconstruct([5000, 1001]), far)
         )
+        np.testing.assert_allclose(stored, given, rtol=2e-2)
 
     def test_distances_from_unit_rows_are_cosines(
         self, opened: Open, reference_model: CompresSAE, embeddings: FloatArray, held_out: FloatArray
@@ -456,7 +456,7 @@ class IndexContract:
         np.testing.assert_allclose(squares, lengths**2 + 1 - 2 * lengths * cosines, rtol=1e-5)
         assert (ids == same).mean() > 0.98
         with pytest.raises(InputError, match=r"row 1 has norm 2 .* made for unit rows"):
-            of_metric[0].add(rows[:2] * np.float32([[1], [2]]), ids=[5000, 5001])
+            of_metric[0].add(np.stack([rows[0], 2 * rows[1]]), ids=[5000, 5001])
         assert len(of_metric[0]) == 300
 
     def test_no_queries_and_no_rows(self, small: Index, named: Index, embeddings: FloatArray) -> None:

@@ -161,5 +161,7 @@ def _in_metric(
     cosines: FloatArray, norms: FloatArray, lengths: FloatArray | None, share: float = 1.0
 ) -> FloatArray:
     """Scores (q, c) of cosines and norms; with the lengths (q,) of queries, those of distances."""
-    scores = cosines * norms
-    return scores if lengths is None else scores - share * np.square(norms) / (2 * lengths[:, None])
+    scores: FloatArray = cosines * norms
+    if lengths is not None:
+        scores = scores - np.float32(share / 2) * np.square(norms) / lengths[:, None]
+    return scores

@@ -23,7 +23,8 @@ def to_bits(norms: npt.NDArray[np.floating]) -> Norms:
     """Norms (n,) as the nearest of 16 bits, within 2^-12 of their size."""
     bits = np.asarray(norms, np.float32).view(np.int32).astype(np.int64)
     rounded = (bits - _LEAST + (1 << (_SHIFT - 1))) >> _SHIFT
-    return np.clip(rounded, 0, np.iinfo(np.uint16).max).astype(np.uint16)
+    kept: Norms = np.clip(rounded, 0, np.iinfo(np.uint16).max).astype(np.uint16)
+    return kept
 
 
 def from_bits(bits: Norms) -> FloatArray:

@@ -47,7 +47,9 @@ def _nearest(vectors: Vectors, queries: FloatArray, k: int, *, progress: bool) -
 
     def scores_of(chunk: FloatArray) -> npt.NDArray[np.float64]:
         rows = chunk.astype(np.float64)
-        return 2 * (asked @ rows.T) - squares - np.einsum("nd,nd->n", rows, rows)
+        scores: npt.NDArray[np.float64] = 2 * (asked @ rows.T) - squares
+        scores -= np.einsum("nd,nd->n", rows, rows)
+        return scores
 
     return _largest(seen, queries.shape, k, scores_of, progress=progress)
 

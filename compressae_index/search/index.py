@@ -360,7 +360,7 @@ class Index:
         found = check_found(ids, len(asked), are_strings=documents.are_strings)
         if asked.k * len(asked) > MAX_PLACES:
             check_k(asked.k, len(documents), len(asked))
-        return rescored(asked, found, documents, self.model, self.metric)
+        return self.turned(rescored(asked, found, documents, self.model, self.metric))
 
     def neighbours(
         self,
@@ -845,7 +845,8 @@ class Index:
 
 def upright(scores: FloatArray) -> FloatArray:
     """Scores below 0 as squared distances; 0 for those above, which only codes give."""
-    return np.maximum(np.float32(0) - scores, np.float32(0))
+    distances: FloatArray = np.maximum(np.float32(0) - scores, np.float32(0))
+    return distances
 
 
 def check_latents(model: CompresSAE, metric: Metric, n_latents: int) -> None:

@@ -378,8 +378,8 @@ class DenseStore(Index):
         Faiss reads one for `dense` with `asymmetric` scoring, if the vectors are on a GPU as well.
         """
         seen = self.documents if documents is None else documents
-        on_gpu = isinstance(seen, _Rescored) and isinstance(seen.store.flat, GpuFlat)
-        if _is_cuda(queries) and on_gpu and self.metric != "l2":
+        is_read = _is_cuda(queries) and self.metric != "l2"
+        if is_read and isinstance(seen, _Rescored) and isinstance(seen.store.flat, GpuFlat):
             k = check_int(k, "k", 1, MAX_K)
             stays = (settings.mode, settings.scoring) == ("dense", "asymmetric")
             if stays and seen.store.can_scan(k, settings.filter):

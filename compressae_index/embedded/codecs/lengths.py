@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import numpy as np
+import numpy.typing as npt
+
 from compressae_index._engine import Forward, code_norms
 from compressae_index.arrays import FloatArray
 from compressae_index.coding.codes import SparseCodes
@@ -73,6 +76,7 @@ class WithNorms(Codec):
         if dictionary is None:
             msg = "norms are those of vectors or reconstructions, and neither can be had"
             raise ValueError(msg)
+        norms: npt.NDArray[np.floating[Any]]
         if targets is None:
             norms = code_norms(codes.latents, codes.values, dictionary, num_threads)
         else:
