@@ -264,6 +264,8 @@ class BatchEncoder:
         # Integers too: lists of Python have lost that they were uint8 or int8.
         rows = as_floats(raw, dim=dim, name=name, may_be_empty=True, integers=True)
         bad = bad_rows(rows)
+        if self.model.center is not None:  # from which 0 may be seen like any point
+            bad = bad[~np.isfinite(rows[bad]).all(axis=1)]
         if not bad.size:
             return rows, bad
         row, length = int(bad[0]), int(lengths[bad[0]])

@@ -412,6 +412,8 @@ class IndexContract:
         result = index.search(asked, 20, query_nnz=512, candidates=300, refine=0)
         by_place = (-result.scores, result.ids - 1000)
         assert_best(by_place, -exact, 20, tolerance=tolerance)
+        again = index.rescore(asked, np.tile(np.arange(1000, 1300), (len(asked), 1)), 20, refine=0)
+        np.testing.assert_allclose(again.scores, result.scores, atol=tolerance)
         among = [1007, 1250, 1001]
         few = index.search(asked, 5, filter=among, query_nnz=512)
         assert (np.diff(few.scores[:, :3], axis=1) >= 0).all()

@@ -13,11 +13,19 @@ import pytest
 from click.testing import CliRunner
 from oracles import assert_same, overlap
 
-from compressae_index import CompresSAE, CompressedIndex, FormatError, InputError, TrainConfig
+from compressae_index import (
+    BatchEncoder,
+    CompresSAE,
+    CompressedIndex,
+    FormatError,
+    InputError,
+    TrainConfig,
+)
 from compressae_index.arrays import FloatArray
 from compressae_index.cli import main
 from compressae_index.coding.lengths import from_bits, half_squares, to_bits
 from compressae_index.coding.metric import are_unit, row_norms
+from compressae_index.connectors.faiss import FaissIndex, from_faiss, to_faiss
 from compressae_index.embedded.codecs.lengths import NORMS
 from compressae_index.measuring.evaluation import evaluate
 from compressae_index.measuring.exact import exact_neighbours
@@ -456,3 +464,71 @@ def test_on_the_command_line(points: FloatArray, asked: FloatArray, tmp_path: Pa
     assert index.metric == "l2"
     assert str(index.search(asked[:1], 3).ids[0, 0]) in found.output
     assert "l2" in run(main, ["info", target], catch_exceptions=False).output
+
+
+@pytest.mark.parametrize("kind", ["float32", "SQ8", "inverted"])
+def test_faiss_takes_and_gives_distances(
+    by_form: dict[str, CompressedIndex], points: FloatArray, asked: FloatArray, truth: Any, kind: Any
+) -> None:
+    index = by_form["packed"]
+    exported = to_faiss(index, kind, progress=False)
+    if kind == "inverted":
+        lists = FaissIndex.from_lists(exported, index.model, metric="l2")
+        a, b = (each.search(asked, 5, candidates=N, query_nnz=256) for each in (lists, index))
+        np.testing.assert_allclose(a.scores, b.scores, rtol=0.05, atol=0.01 * b.scores.max())
+        assert overlap(a.ids, b.ids) > 0.9
+        with pytest.raises(FormatError, match="the model 256 latents"):
+            FaissIndex.from_lists(exported, index.model.centred_at(None), metric="inner_product")
+        return
+    assert exported.metric_type == faiss.METRIC_L2
+    distances, ids = exported.search(asked, 10)
+    assert overlap(ids, index.search(asked, 10, mode="dense").ids) > (0.9 if kind == "float32" else 0.8)
+    assert (np.diff(distances, axis=1) >= 0).all()
+    if kind == "float32":
+        flat = faiss.IndexFlatL2(DIM)
+        flat.add(points)
+        taken = from_faiss(flat, model=index.model, k=12, originals="float32", progress=False)
+        assert taken.metric == "l2"
+        np.testing.assert_allclose(
+            taken.search(asked, 10, mode="dense", refine=N).scores, truth[0], rtol=1e-4, atol=2
+        )
+
+
+def test_a_faiss_index_of_points_is_saved(
+    by_form: dict[str, CompressedIndex], kept: CompressedIndex, asked: FloatArray, tmp_path: Path
+) -> None:
+    for number, index in enumerate([by_form["residual"], kept]):
+        made = FaissIndex.from_index(index, tmp_path / str(number), progress=False)
+        expected = index.search(asked, 5, candidates=N, query_nnz=256)
+        found = made.search(asked, 5, candidates=N, query_nnz=256)
+        np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-3, atol=2)
+        made.compact()
+        assert_same(made.search(asked, 5), FaissIndex.load(tmp_path / str(number)).search(asked, 5))
+        other = FaissIndex.from_index(index, progress=False)
+        other.remove(other.ids[:1000])
+        made.remove(made.ids[1000:])
+        made.merge(other)
+        after = made.search(asked, 5, candidates=N, query_nnz=256)
+        np.testing.assert_allclose(after.scores, expected.scores, rtol=1e-3, atol=2)
+
+
+def test_packed_batches_hold_norms(by_form: dict[str, CompressedIndex], points: FloatArray) -> None:
+    for form in ("packed", "residual"):
+        index = by_form[form]
+        encoder = BatchEncoder.of_index(index)
+        batch = encoder({"embedding": points[:20]})
+        np.testing.assert_array_equal(
+            encoder.codes(batch).values, index.codes(np.arange(20)).values[:, :-1] / index.unit
+        )
+        norms = np.linalg.norm(points[:20] - center_of(index), axis=1)
+        np.testing.assert_allclose(batch["scale"], norms, rtol=1e-5)
+
+
+def test_texts_and_stores(points: FloatArray, whole: CompressedIndex, tmp_path: Path) -> None:
+    from compressae_index.connectors.stores import export
+
+    with pytest.raises(InputError, match="these stores find by inner products"):
+        export(whole, "qdrant", tmp_path / "rows")
+    found = whole.rescore(points[:3], [[0, 1, 2, -1]] * 3, 4)
+    assert (np.diff(found.scores[:, :3], axis=1) >= 0).all()
+    assert (found.scores[:, 3] == np.inf).all()

@@ -76,7 +76,7 @@ class RowScale:
             InputError: as `of_rows`.
         """
         if self.unit is None:
-            self.unit = _unit_of(norms)
+            self.unit = unit_of(norms)
         # Leave half of float32's range to sums over codes.
         largest = float(np.finfo(np.float32).max) / 2
         low, high = SMALLEST_NORM * self.unit, min(LARGEST_NORM * self.unit, largest)
@@ -185,7 +185,7 @@ def are_unit(norms: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
     return np.abs(norms - 1) <= UNIT_WITHIN
 
 
-def _unit_of(norms: npt.NDArray[np.float64]) -> float:
+def unit_of(norms: npt.NDArray[np.floating[Any]]) -> float:
     """A power of two near the median norm; 1 where most are next to nothing."""
     median = float(np.median(norms))
     return 2.0 ** round(math.log2(median)) if median >= SMALLEST_UNIT else 1.0

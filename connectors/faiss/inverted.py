@@ -18,7 +18,7 @@ from compressae_index.checks import check_int, check_threads
 from compressae_index.coding.chunks import Encoded
 from compressae_index.coding.codes import SparseCodes
 from compressae_index.coding.lengths import half_squares, with_lengths, without_lengths
-from compressae_index.coding.metric import RowScale, check_unit
+from compressae_index.coding.metric import RowScale, check_unit, row_norms, unit_of
 from compressae_index.coding.model import CompresSAE
 from compressae_index.connectors.faiss import lists
 from compressae_index.embedded.codecs import Arrays, Codec, WithResiduals, codec_of, from_arrays
@@ -282,7 +282,11 @@ class InvertedFile(SparseBackend):
         """
         held = self._held
         codec, pieces = held.codec, list[Arrays]()
+        has_unit = not self.keeps_norms or held.originals is not None or len(held.rows.all_ids) > 0
         for codes, rows in chunks:
+            if not has_unit:  # squares of norms must fit half precision
+                norms = row_norms(rows) if rows is not None else self.model.norms(codes)
+                self._unit, has_unit = unit_of(norms), True
             if self._unit != 1:
                 codes = codes.scaled(1 / self._unit)
                 rows = None if rows is None else rows / np.float32(self._unit)
@@ -569,7 +573,7 @@ class InvertedFile(SparseBackend):
         with Spool(own.dim, own.dtype) as spool:
             for first in range(0, len(others), CHUNK_ROWS):
                 rows = np.arange(first, min(first + CHUNK_ROWS, len(others)))
-                spool.add(others.vectors(rows) * np.float32(unit / self._unit))
+                spool.add(own.from_center(others.vectors(rows) * np.float32(unit / self._unit)))
             return own.extended(spool.segment())
 
     def _encoded(self, held: _Held, rows: RowArray) -> Iterator[Encoded]:
