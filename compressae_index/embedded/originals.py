@@ -670,7 +670,9 @@ def _compare(originals: Originals, vectors: Vectors) -> None:
         rows = np.arange(first, min(first + _COMPARED_ROWS, n))
         given = checked_rows(vectors, first, first + len(rows), dim=originals.dim).astype(np.float64)
         held = originals._taken(rows, np.float32).astype(np.float64)
-        norms = np.maximum(np.linalg.norm(given, axis=1), 1e-12)  # a row of zeros is next to nothing
+        norms = np.linalg.norm(given, axis=1)
+        if originals.score == "distance":
+            norms = np.maximum(norms, 1e-12)  # a row of zeros is next to nothing
         if originals.by_direction:
             with np.errstate(invalid="ignore", divide="ignore"):  # any row may be among the originals
                 held *= (norms / np.linalg.norm(held, axis=1))[:, None]

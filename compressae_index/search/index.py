@@ -317,10 +317,12 @@ class Index:
             factors = scale.of_queries(rows)
         return Asked(rows, factors, k, candidates, refine, threads, settings, coder, distances, given)
 
-    def _queries(self, queries: Any) -> FloatArray:
+    def _queries(self, queries: Any, *, may_be_empty: bool = True) -> FloatArray:
         """Checked queries (n_queries, d) as they are."""
         zeros = self.metric == "l2"  # a point like any other
-        return check_vectors(queries, dim=self.model.dim, name="queries", may_be_empty=True, zeros=zeros)
+        return check_vectors(
+            queries, dim=self.model.dim, name="queries", may_be_empty=may_be_empty, zeros=zeros
+        )
 
     def rescore(
         self,
@@ -666,7 +668,7 @@ class Index:
         return why._replace(names=names_of(self.labels, why.latents.tolist(), why.values.tolist()))
 
     def _explained(self, query: Any, id: int | str) -> Explanation:  # noqa: A002
-        rows = self._queries(query)
+        rows = self._queries(query, may_be_empty=False)
         if len(rows) != 1:
             msg = f"explain takes one query, got {len(rows)}"
             raise DimensionError(msg)
