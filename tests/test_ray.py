@@ -441,7 +441,7 @@ def test_distances_over_shards(
     exact = np.square(2 * queries[:8, None] - rows[None]).sum(axis=2)
     found = sharded.search(queries[:8] * 2, 6, mode="dense", refine=200)
     estimated = np.sort(exact, axis=1)[:, :6]
-    np.testing.assert_allclose(found.scores, estimated, rtol=2e-3 if "originals" in kept else 0.1)
+    np.testing.assert_allclose(found.scores, estimated, rtol=2e-3 if "originals" in kept else 0.3)
     with pytest.raises(InputError, match='metric="l2" needs longest'):
         export_milvus(given, cluster / "bulk-l2", like=like, progress=False)
 
