@@ -76,7 +76,6 @@ def test_euclidean_distances_of_others_are_searched_as_such(
     tmp_path: Path, vectors: FloatArray, queries: FloatArray
 ) -> None:
     rows = vectors[:300] * np.linspace(1, 3, 300, dtype=np.float32)[:, None]
-    rows[7] = 0
     source = write_hdf5(tmp_path / "set.hdf5", rows, queries, distance="euclidean")
     with pytest.raises(click.ClickException, match="is searched by l2; here it must be cosine"):
         load(source)
