@@ -357,13 +357,15 @@ def _patches(name: str, n: int, histograms: int) -> DataSet:
     """
     try:
         import skimage
-        from skimage import color, feature, io, transform
+        from skimage import color, feature, transform
+
+        read: Any = importlib.import_module("skimage.io").imread
     except ImportError as error:
         raise MissingExtraError("scikit-image", "bench", "describing patches of images") from error
     describe: Any = feature.daisy
     parts = []
     for file in IMAGES:
-        image = io.imread(Path(skimage.__file__).parent / "data" / file)
+        image = read(Path(skimage.__file__).parent / "data" / file)
         grey = color.rgb2gray(image[..., :3]) if image.ndim == 3 else image / 255.0
         for scale in IMAGE_SCALES:
             scaled = transform.rescale(grey, scale, anti_aliasing=True) if scale != 1 else grey

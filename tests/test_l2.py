@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import pickle
 from pathlib import Path
@@ -532,3 +533,17 @@ def test_texts_and_stores(points: FloatArray, whole: CompressedIndex, tmp_path: 
     found = whole.rescore(points[:3], [[0, 1, 2, -1]] * 3, 4)
     assert (np.diff(found.scores[:, :3], axis=1) >= 0).all()
     assert (found.scores[:, 3] == np.inf).all()
+
+
+def test_latents_are_named_and_steer(points: FloatArray, whole: CompressedIndex, asked: FloatArray) -> None:
+    index = copy.copy(whole)
+    words = ["even" if number % 2 else "odd" for number in range(N)]
+    labels = index.label_latents(words)
+    assert all(name in ("", "even", "odd") for name in labels.values())
+    latent = int(index.codes([7]).latents[0, 0])
+    mask = index.holding(latent)
+    assert mask[7]
+    assert mask.sum() == (index.codes(index.ids).latents[:, :-1] == latent).sum()
+    moved = index.steer(asked[:1], {latent: 0.5})
+    along = (moved - asked[:1]) @ index.model.decoder_w[latent]
+    assert along[0] == pytest.approx(0.5 * np.linalg.norm(asked[0] - center_of(index)), rel=1e-4)

@@ -715,7 +715,8 @@ class Index:
         documents = self.documents
         ids = documents.ids
         given, of_unit = Texts(texts, ids), self.metric == "cosine"
-        blocks = coded(documents, ids)
+        n_latents = self.model.n_latents
+        blocks = ((first, without_lengths(codes, n_latents)) for first, codes in coded(documents, ids))
         if not of_unit:  # a long vector holds a latent no more than a short one of its direction
             blocks = ((first, self.model.fold(codes)) for first, codes in blocks)
         made = labelled(strongest(blocks, STRONGEST), given, wanted, name, progress=progress)
@@ -749,7 +750,7 @@ class Index:
         return holding(self.documents, latent, sign, float(at_least))
 
     def steer(self, queries: Any, weights: Mapping[int, float]) -> FloatArray:
-        """Queries moved along latents: q + |q| times the sum of weight * W_dec[latent].
+        """Queries moved along latents: q + |q| times the sum of weight * W_dec[latent], |q| from the center.
 
         All modes and scorings then search for these queries: scores, certificates and explanations are those
         of the moved query. A document's score grows with its share in the direction of each latent, whether
@@ -765,14 +766,15 @@ class Index:
         Raises:
             InputError: bad queries, an unknown latent, or a weight that is no finite number.
         """
-        rows = check_vectors(queries, dim=self.model.dim, name="queries", may_be_empty=True)
+        rows = self._queries(queries)
         which = self._checked_latents(weights)
         amounts = np.array([check_number(weight, "a weight") for weight in weights.values()])
         if not np.isfinite(amounts).all():
             msg = f"weights must be finite, got {amounts.tolist()}"
             raise InputError(msg)
         direction = amounts @ self.model.decoder_w[which].astype(np.float64)
-        norms = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
+        seen = rows if self.model.center is None else rows - self.model.center
+        norms = np.linalg.norm(seen.astype(np.float64), axis=1, keepdims=True)
         steered: FloatArray = (rows + norms * direction).astype(np.float32)
         return steered
 
