@@ -24,7 +24,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from compressae_index.checks import check_threads, normalize_rows
-from compressae_index.coding.metric import METRICS, Metric
+from compressae_index.coding.metric import Metric
 from compressae_index.training.config import TrainConfig
 
 sys.path.insert(0, str(Path(__file__).parent))  # python -P leaves it out

@@ -535,7 +535,7 @@ def test_texts_and_stores(points: FloatArray, whole: CompressedIndex, tmp_path: 
     assert (found.scores[:, 3] == np.inf).all()
 
 
-def test_latents_are_named_and_steer(points: FloatArray, whole: CompressedIndex, asked: FloatArray) -> None:
+def test_latents_are_named_and_steer(whole: CompressedIndex, asked: FloatArray) -> None:
     index = copy.copy(whole)
     words = ["even" if number % 2 else "odd" for number in range(N)]
     labels = index.label_latents(words)
