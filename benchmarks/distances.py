@@ -63,7 +63,9 @@ def ours(data: DataSet, threads: int | None) -> Iterator[Setting]:
             return index.search(queries, TOP, num_threads=1, **settings).ids
 
         for candidates, nnz, refine in OURS:
-            settings: Any = {"candidates": candidates, "query_nnz": nnz, "refine": refine}
+            settings: Any = {"candidates": candidates, "query_nnz": nnz}
+            if index.documents.refines:  # a budget may choose codes alone
+                settings["refine"] = refine
             yield Setting(name, str(settings), size, seconds, partial(search, **settings))
         yield Setting(name, "dense", size, seconds, partial(search, mode="dense"))
 
