@@ -9,7 +9,7 @@ import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
 import h5py
@@ -19,9 +19,9 @@ import scipy.sparse as sp
 
 from compressae_index import SparseCodes
 from compressae_index.arrays import FloatArray
-from compressae_index.checks import check_int, check_vectors
+from compressae_index.checks import check_int, check_vectors, normalize_rows
 from compressae_index.coding.codes import MAX_LATENTS
-from compressae_index.coding.metric import Metric, row_norms
+from compressae_index.coding.metric import Metric, are_unit, row_norms
 from compressae_index.demo import load_data
 from compressae_index.errors import (
     CompressaeError,
@@ -49,6 +49,16 @@ CLICKS, LEAST_CLICKS = 40, 3
 # deviation of the factors on its values.
 CHUNK = 65_536
 LEAST_SHARE, VALUE_NOISE = 0.5, 0.1
+
+
+# Images of scikit-image, and sizes at which they are described, in steps of pixels. Patches of less contrast
+# than this norm are flat, and all alike.
+IMAGES = (
+    *("astronaut.png", "brick.png", "camera.png", "cell.png", "chelsea.png", "clock_motion.png"),
+    *("coffee.png", "coins.png", "color.png", "grass.png", "gravel.png", "hubble_deep_field.jpg"),
+    *("ihc.png", "moon.png", "motorcycle_left.png", "page.png", "retina.jpg", "rocket.jpg", "text.png"),
+)
+IMAGE_SCALES, PATCH_STEP, PATCH_RADIUS, LEAST_CONTRAST = (1.0, 0.6), 3, 15, 1.0
 
 
 class DataSet(NamedTuple):
@@ -159,12 +169,15 @@ def _from_file(path: Path, rows: int | None) -> DataSet:
     return DataSet(path.name, vectors, _rows(everything, n, n + QUERIES, f"{path}: queries"))
 
 
-def _rows(vectors: Vectors, begin: int, end: int, name: str) -> FloatArray:
-    return check_vectors(vectors[begin:end], name=name, first_row=begin)
+def _rows(vectors: Vectors, begin: int, end: int, name: str, *, zeros: bool = False) -> FloatArray:
+    return check_vectors(vectors[begin:end], name=name, first_row=begin, zeros=zeros)
 
 
 def _from_hdf5(path: Path, rows: int | None) -> DataSet:
-    """A file of ann-benchmarks. It knows no inner products; its angular distances are cosines here."""
+    """A file of ann-benchmarks. It knows no inner products; its angular distances are cosines here.
+
+    So are Euclidean ones of unit vectors, whose order is the same.
+    """
     try:
         with h5py.File(path, "r") as file:
             distance = str(file.attrs.get("distance"))
@@ -173,25 +186,24 @@ def _from_hdf5(path: Path, rows: int | None) -> DataSet:
         msg = f"{path} cannot be read: {error}"
         raise FormatError(msg) from error
     if distance not in ("angular", "euclidean"):
-        msg = f"{path} has the distance {distance}; only angular ones can be searched here"
+        msg = f"{path} has the distance {distance}; only angular and Euclidean ones can be searched here"
         raise InputError(msg)
     train, test = open_vectors(path, dataset="train"), open_vectors(path, dataset="test")
     n, n_queries = train.shape[0], test.shape[0]
     if train.shape[1] != test.shape[1]:
         msg = f"{path}: train has dimension {train.shape[1]}, test {test.shape[1]}"
         raise DimensionError(msg)
-    vectors = _rows(train, 0, n if rows is None else min(n, rows), f"{path}: train")
-    queries = _rows(test, 0, n_queries, f"{path}: test")
-    # Between unit vectors, Euclidean distances have the order of angular ones.
-    if distance == "euclidean" and np.abs(row_norms(vectors) - 1).max() > 1e-3:
-        msg = f"{path} has Euclidean distances, which have no cosine order: its vectors are not of unit norm"
-        raise InputError(msg)
+    zeros = distance == "euclidean"
+    vectors = _rows(train, 0, n if rows is None else min(n, rows), f"{path}: train", zeros=zeros)
+    queries = _rows(test, 0, n_queries, f"{path}: test", zeros=zeros)
+    metric: Metric = "l2" if zeros and not are_unit(row_norms(vectors)).all() else "cosine"
     if truth is not None and (
         len(truth) != n_queries or not truth.size or not 0 <= truth.min() <= truth.max() < n
     ):
         msg = f"{path}: neighbors {truth.shape} do not fit {n_queries} queries of {n} vectors"
         raise FormatError(msg)
-    return DataSet(path.stem, vectors, queries, truth=truth if len(vectors) == n else None)
+    truth = truth if len(vectors) == n else None
+    return DataSet(path.stem, vectors, queries, metric=metric, truth=truth)
 
 
 def shipped() -> DataSet:
@@ -322,6 +334,65 @@ def uncentred(n: int) -> DataSet:
     return _gaussians("uncentred", n, power=0.25, offset=1.0)
 
 
+def descriptors(n: int) -> DataSet:
+    """Descriptors (n, 200) of image patches, whose norms grow with contrast, by Euclidean distances.
+
+    They are DAISY (Tola et al., PAMI 2010) of the images that scikit-image ships, less flat patches.
+    """
+    return _patches("descriptors", n, histograms=8)
+
+
+def keypoints(n: int) -> DataSet:
+    """Descriptors (n, 128) in the form of SIFT's: of unit norm, cut at 0.2, whole numbers up to 255."""
+    data = _patches("keypoints", n, histograms=5)
+    return data._replace(vectors=_as_sift(data.vectors), queries=_as_sift(data.queries))
+
+
+def _patches(name: str, n: int, histograms: int) -> DataSet:
+    """Patches of images in random order, by scikit-image.
+
+    Raises:
+        MissingExtraError: it is not installed.
+        InputError: there are fewer patches than rows.
+    """
+    try:
+        import skimage
+        from skimage import color, feature, transform
+
+        read: Any = importlib.import_module("skimage.io").imread
+    except ImportError as error:
+        raise MissingExtraError("scikit-image", "bench", "describing patches of images") from error
+    describe: Any = feature.daisy
+    parts = []
+    for file in IMAGES:
+        image = read(Path(skimage.__file__).parent / "data" / file)
+        grey = color.rgb2gray(image[..., :3]) if image.ndim == 3 else image / 255.0
+        for scale in IMAGE_SCALES:
+            scaled = transform.rescale(grey, scale, anti_aliasing=True) if scale != 1 else grey
+            if min(scaled.shape) > 2 * PATCH_RADIUS + PATCH_STEP:
+                found = describe(
+                    scaled,
+                    step=PATCH_STEP,
+                    radius=PATCH_RADIUS,
+                    histograms=histograms,
+                    normalization="off",
+                )
+                parts.append(found.reshape(-1, found.shape[2]).astype(np.float32))
+    rows = np.concatenate(parts)
+    rows = rows[row_norms(rows) > LEAST_CONTRAST]
+    if len(rows) < n + QUERIES:
+        msg = f"the images have {len(rows)} patches, less than {n} vectors and {QUERIES} queries"
+        raise InputError(msg)
+    rows = rows[np.random.default_rng(SEED).permutation(len(rows))[: n + QUERIES]]
+    return DataSet(name, rows[:n], rows[n:], metric="l2")
+
+
+def _as_sift(rows: FloatArray) -> FloatArray:
+    cut = np.minimum(normalize_rows(rows), np.float32(0.2))
+    whole: FloatArray = np.rint(512 * normalize_rows(cut)).clip(0, 255)
+    return whole
+
+
 def _gaussians(name: str, n: int, power: float, offset: float) -> DataSet:
     rng = np.random.default_rng(SEED)
     ranks = np.arange(1, GAUSSIAN_DIM + 1)
@@ -334,7 +405,8 @@ def _gaussians(name: str, n: int, power: float, offset: float) -> DataSet:
 
 
 MADE: dict[str, Callable[[int], DataSet]] = {
-    make.__name__: make for make in (interactions, recommendations, anisotropic, uncentred)
+    make.__name__: make
+    for make in (interactions, recommendations, anisotropic, uncentred, descriptors, keypoints)
 }
 """Data sets that are made from SEED, by the number of vectors."""
 

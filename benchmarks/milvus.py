@@ -135,7 +135,7 @@ def searched(
         times.append(time.perf_counter())
         hits = index.client.search(**request)
         times.append(time.perf_counter())
-        taken = index.documents.found(hits, candidates)
+        taken = index.documents.found(hits, candidates, terms)
         times.append(time.perf_counter())
         result = index.documents.scored(asked, terms, taken)
         times.append(time.perf_counter())

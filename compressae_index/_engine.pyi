@@ -149,10 +149,11 @@ class InvertedLists:
         allowed: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order="C", device="cpu", writable=False)]
         | None,
         num_threads: int,
+        codes: Forward | None = None,
     ) -> tuple[NDArray[numpy.float32], NDArray[numpy.int64]]:
         """
         Best documents by the query_nnz largest entries of each projection, summed up in 16 bits:
-        (scores, rows), (n_queries, top).
+        (scores, rows), (n_queries, top). Codes add the norms that they keep.
         """
 
     def validate(self, fewest: int, most: int, num_threads: int) -> None:
@@ -314,14 +315,17 @@ class Forward:
     def n_documents(self) -> int: ...
     @property
     def k(self) -> int: ...
+    @property
+    def n_entries(self) -> int:
+        """Entries of projections: latents, and one for norms."""
 
 class AlignedCodes(Forward):
-    """The aligned forward part: k latents and values a row."""
+    """The aligned forward part: k latents and values a row, and maybe norms."""
 
     def __init__(self, arrays: dict[str, Any], n_latents: int) -> None: ...
 
 class PackedCodes(Forward):
-    """The packed forward part: row_bytes bytes a row."""
+    """The packed forward part: row_bytes bytes a row, and maybe norms."""
 
     def __init__(
         self,
@@ -414,10 +418,12 @@ class Originals(Refiner):
         places: Annotated[NDArray[numpy.int64], dict(shape=(None,), order="C", device="cpu", writable=False)]
         | None,
         by_direction: bool,
+        distances: bool = False,
     ) -> None:
         """
         Segments are vectors, float32, or float16 as uint16, (n, dim), and a factor of their products each.
-        places: each document's row in them. With by_direction, products are divided by the norms of vectors.
+        places: each document's row in them. With by_direction, products are divided by the norms of vectors; with
+        distances, scores are squared distances from vectors times their factor, below 0.
         """
 
 LISTED_PER_CODE: int = 256

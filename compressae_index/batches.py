@@ -71,7 +71,8 @@ class BatchEncoder:
 
         latents  lists of k, ascending; (n, k) in a dict
         values   lists of k float32, folded: of the direction of the row alone
-        scale    float32, the norm of the row, which inner products need
+        scale    float32, the norm of the row, from the model's center if it has one: inner products and
+                 distances need it
 
     Codes do not depend on the batches that rows come in; by "topk", which multiplies matrices by BLAS, the
     last bits may. Arrow schemas get the fingerprint of the model as b"compressae_index.fingerprint".
@@ -167,7 +168,9 @@ class BatchEncoder:
             on_bad_rows=on_bad_rows,
             num_threads=num_threads,
         )
-        encoder._packing = _Packing(backend.codec, RowScale(index.metric, index.documents.unit))
+        encoder._packing = _Packing(
+            backend.codec, RowScale(index.metric, index.documents.unit, unit_rows=not backend.keeps_norms)
+        )
         return encoder
 
     def __repr__(self) -> str:
@@ -261,6 +264,8 @@ class BatchEncoder:
         # Integers too: lists of Python have lost that they were uint8 or int8.
         rows = as_floats(raw, dim=dim, name=name, may_be_empty=True, integers=True)
         bad = bad_rows(rows)
+        if self.model.center is not None:  # from which 0 may be seen like any point
+            bad = bad[~np.isfinite(rows[bad]).all(axis=1)]
         if not bad.size:
             return rows, bad
         row, length = int(bad[0]), int(lengths[bad[0]])
@@ -280,7 +285,7 @@ class BatchEncoder:
     def _encoded(self, rows: FloatArray) -> dict[str, npt.NDArray[Any]]:
         """The columns of codes of good rows."""
         with np.errstate(over="ignore"):  # the norm of finite numbers may be beyond float32
-            scale = row_norms(rows).astype(np.float32)
+            scale = row_norms(self.model.seen_from_center(rows)).astype(np.float32)
         packing = self._packing
         chunks = encoded_chunks(
             self.model,

@@ -35,6 +35,7 @@ def check_vectors(
     first_row: int = 0,
     may_be_empty: bool = False,
     integers: bool = False,
+    zeros: bool = False,
 ) -> FloatArray:
     """Vectors as a C-contiguous float32 array (n, d) of finite, nonzero rows.
 
@@ -46,6 +47,7 @@ def check_vectors(
         first_row: number of the first row in messages, for callers that check batch by batch.
         may_be_empty: accept no rows, also as an empty list.
         integers: accept other integers too, as embedders may return whole numbers.
+        zeros: accept rows of zeros.
 
     Raises:
         DimensionError: the array is not (n, d), or d is not `dim`.
@@ -54,6 +56,8 @@ def check_vectors(
     raw = as_array(vectors, name)
     array = as_floats(raw, dim=dim, name=name, may_be_empty=may_be_empty, integers=integers)
     bad = bad_rows(array)
+    if zeros:
+        bad = bad[~np.isfinite(array[bad]).all(axis=1)]
     if bad.size:
         raise InputError(complaint(raw, array, bad, name, first_row)[1])
     return array

@@ -19,19 +19,22 @@ from compressae_index.building.calibration import CALIBRATED_ROWS, calibrate
 from compressae_index.building.decision import decide
 from compressae_index.building.neighbourhoods import neighbourhoods
 from compressae_index.building.planning import Intent, Knobs, Plan, Shared
+from compressae_index.building.points import points_of
 from compressae_index.building.training import ModelSource
 from compressae_index.checks import as_path, as_place, check_choice, check_int, check_threads
 from compressae_index.coding.chunks import Encoded, encoded_chunks
 from compressae_index.coding.directory import CodeStore
-from compressae_index.coding.metric import METRICS, Metric, RowScale
+from compressae_index.coding.lengths import check_room_for_norms
+from compressae_index.coding.metric import METRICS, Metric, RowScale, check_unit_norms
 from compressae_index.coding.model import ENCODERS, CompresSAE, Encoder, check_is_model, check_model
 from compressae_index.coding.parquet import ParquetCodes, is_parquet
 from compressae_index.embedded.backend import EmbeddedBackend
 from compressae_index.embedded.codecs import CodecName, codec_of
+from compressae_index.embedded.codecs.lengths import NORM_BYTES, NORMS
 from compressae_index.embedded.codecs.packed import VALUE_BITS
 from compressae_index.embedded.documents import EmbeddedDocuments
 from compressae_index.embedded.merging import check_alike, is_folder_of_shards, merged, shard_paths
-from compressae_index.embedded.originals import FILE, PRECISIONS, Originals, check_moved
+from compressae_index.embedded.originals import FILE, PRECISIONS, Originals, check_moved, score_of
 from compressae_index.errors import FormatError, InputError
 from compressae_index.ids import Ids, as_id_array
 from compressae_index.processes import ForkSafeLock
@@ -47,6 +50,7 @@ from compressae_index.sources import (
     ids_of_rows,
     open_vectors,
 )
+from compressae_index.sources.centred import Centred
 from compressae_index.sources.paths import PathLike
 
 if TYPE_CHECKING:
@@ -60,10 +64,10 @@ ALWAYS_MAPPED = (as_path(FILE).stem,)
 class CompressedIndex(Index):
     """Vectors stored as k signed (latent, value) pairs each, and searched from these codes.
 
-    Similarity is cosine, for which neither vectors nor queries need unit norm, or the inner product; see
-    `build`, which makes an index. `load` reads one. Searches may run in several threads, also while one of
-    them adds, removes or upserts: each sees the index as it was when it began. An index may be copied,
-    pickled and sent to other processes; a mapped one is sent as the path of its files.
+    Similarity is cosine, for which neither vectors nor queries need unit norm, the inner product or the
+    Euclidean distance; see `build`, which makes an index. `load` reads one. Searches may run in several
+    threads, also while one of them adds, removes or upserts: each sees the index as it was when it began. An
+    index may be copied, pickled and sent to other processes; a mapped one is sent as the path of its files.
     """
 
     _documents: EmbeddedDocuments
@@ -80,7 +84,8 @@ class CompressedIndex(Index):
         """An empty index, unless documents are given, whose k and unit are then its own."""
         if documents is None:
             k = model.k if k is None else check_int(k, "k", 1, model.n_latents, "n_latents")
-            documents = _empty(EmbeddedBackend(model.n_latents, k), metric)
+            norms = metric == "l2" and model.mean is None
+            documents = _empty(EmbeddedBackend(model.n_latents, k, codec_of(norms=norms)), metric)
         super().__init__(model, documents, encoder=encoder, metric=metric)
         self.plan: Plan | None = None
         """The choices of `build` for its budget, and the recall it expects; None without one. Not saved."""
@@ -135,7 +140,12 @@ class CompressedIndex(Index):
                 precision, so that the index keeps norms from 1/1024 to 4096 times a power of two near the
                 median of the first rows. Long rows may be near by latents that a query's query_nnz strongest
                 leave out: the more norms differ, the more query_nnz "two_stage" needs; "dense" does not.
-                Training sees directions only. A model that leaves out a mean does not fit.
+                Training sees directions only. A model that leaves out a mean does not fit. "l2": the squared
+                Euclidean distance, ascending. Codes are of the rows less their mean, which the model keeps as
+                its `center`, and the norms of these take 2 bytes a vector; codes alone give distances within
+                0.05 % of the squared norm besides what they leave out. If all rows are of unit norm, within
+                0.001, they are stored as for cosine, without norms, and other rows cannot be added. Rows and
+                queries may be zero.
             config: training settings; k and n_latents may be named there or here. By default those of
                 `TrainConfig`, but the encoder, which "pursuit" has no use for, is trained for "topk" alone;
                 else it stays the dictionary's transpose.
@@ -171,7 +181,8 @@ class CompressedIndex(Index):
             MissingExtraError: there is a model to train and torch is not installed.
         """
         check_choice(encoder, "encoder", ENCODERS)
-        scale, threads = RowScale(metric), check_threads(num_threads)
+        check_choice(metric, "metric", METRICS)
+        threads = check_threads(num_threads)
         knobs = Knobs.checked(
             forward, k, value_bits, postings, residual_bits, originals=originals is not None
         )
@@ -183,7 +194,12 @@ class CompressedIndex(Index):
         kept = _originals(originals, vectors, metric)
         row_ids, skipped = ids_of_rows(ids, vectors)
         n, dim = len(row_ids), vectors.shape[1]
-        shared = Shared(n, dim, row_ids.nbytes / n, counts_dictionary=model is None)
+        points = points_of(vectors, metric, source, progress=progress)
+        if points.keep_norms:
+            source = source.without_center()
+        scale = RowScale(metric, unit_rows=not points.keep_norms)
+        norm_bytes = NORM_BYTES if points.keep_norms else 0
+        shared = Shared(n, dim, row_ids.nbytes / n, counts_dictionary=model is None, norm_bytes=norm_bytes)
         intent = Intent.of(
             knobs,
             budget,
@@ -194,10 +210,10 @@ class CompressedIndex(Index):
         )
         near = None
         if intent.budget is not None or n >= CALIBRATED_ROWS:
-            near = neighbourhoods(vectors, metric, progress=progress)
+            near = neighbourhoods(points.vectors, points.order, progress=progress)
         model, knobs, plan = decide(
             source,
-            vectors,
+            points.vectors,
             intent,
             shared,
             near,
@@ -206,9 +222,16 @@ class CompressedIndex(Index):
             num_threads=threads,
             progress=progress,
         )
+        if source.given is None and points.center is not None:
+            model = model.centred_at(points.center)
         backend = EmbeddedBackend(
-            model.n_latents, knobs.nonzeros, knobs.codec(model.dim), postings=knobs.postings
+            model.n_latents,
+            knobs.nonzeros,
+            knobs.codec(model.dim, norms=points.keep_norms),
+            postings=knobs.postings,
         )
+        if kept is not None:
+            kept = kept.to_compare(score_of(metric, keeps_norms=points.keep_norms), model.center)
         if kept is not None and not len(kept):  # copies, made as the rows pass by
             backend = backend.with_originals(kept)
         index = cls(model, encoder=encoder, metric=metric, documents=_empty(backend, metric))
@@ -257,7 +280,7 @@ class CompressedIndex(Index):
             model: the model that encoded. Where files have lost its fingerprint, the norms of reconstructions
                 tell it from others.
             ids: one id a row, as for `build`; `sources.read_ids` reads them from a column of the same files.
-            metric: "inner_product" needs Parquet files, whose column `scale` has the norms.
+            metric: "inner_product" and "l2" need Parquet files, whose column `scale` has the norms.
             forward: as for `build`.
             value_bits: as for `build`.
             postings: as for `build`.
@@ -270,7 +293,7 @@ class CompressedIndex(Index):
                 them; a norm out of range.
             MissingExtraError: pyarrow is needed and not installed.
         """
-        scale = RowScale(metric)
+        check_choice(metric, "metric", METRICS)
         threads, codec = check_threads(num_threads), codec_of(forward, value_bits=value_bits)
         if postings is not None:
             check_int(postings, "postings", 1)
@@ -278,13 +301,19 @@ class CompressedIndex(Index):
         if ids is not None:
             ids = as_id_array(ids)
         store = _code_store(codes, model)
-        factors = None
+        factors, scale = None, RowScale(metric, unit_rows=model.mean is not None)
+        check_model(model, metric)
         if metric != "cosine":
-            check_model(model, metric)
             if isinstance(store, CodeStore):
                 msg = f"codes in {store.path} hold no norms, which metric={metric!r} needs: encode to Parquet"
                 raise InputError(msg)
-            factors = scale.of_norms(store.norms())
+            if scale.keeps_norms:
+                factors = scale.of_norms(store.norms())
+            else:
+                check_unit_norms(store.norms())
+        if metric == "l2" and scale.keeps_norms:
+            check_room_for_norms(model.n_latents)
+            codec = codec_of(forward, value_bits=value_bits, norms=True)
         if store.fingerprint != model.fingerprint:
             msg = (
                 f"{store.path} was encoded by a model of fingerprint {store.fingerprint}, "
@@ -618,7 +647,8 @@ class CompressedIndex(Index):
         model = CompresSAE.from_stored(persistence.entry(meta, "model", dict), tensors)
         # Older indexes have no metric, which was cosine.
         metric = check_choice(meta.get("metric", "cosine"), "metric", METRICS)
-        unit = RowScale(metric, meta.get("unit")).unit
+        norms = persistence.entry(meta, "packing", dict).get(NORMS, False)
+        unit = RowScale(metric, meta.get("unit"), unit_rows=not norms).unit
         documents = EmbeddedDocuments.from_stored(meta, arrays, model, metric, unit, originals)
         index = cls(model, encoder=meta["encoder"], metric=metric, documents=documents)
         if "frontier" in meta and originals is not False:  # which was measured with them
@@ -631,10 +661,10 @@ def _originals(originals: Any, vectors: Vectors, metric: Metric) -> Originals | 
     """Original vectors as `build` takes them: none, copies to be made, or those of the user."""
     if originals is None:
         return None
-    by_direction = metric == "cosine"
+    score = score_of(metric, keeps_norms=metric == "l2")
     if isinstance(originals, str) and originals in PRECISIONS:
-        return Originals.own(vectors.shape[1], originals, by_direction=by_direction)
-    return Originals.referring(originals, vectors, by_direction=by_direction)
+        return Originals.own(vectors.shape[1], originals, score)
+    return Originals.referring(originals, Centred(vectors, None) if metric == "l2" else vectors, score)
 
 
 def _code_store(
@@ -647,4 +677,4 @@ def _code_store(
 
 def _empty(backend: EmbeddedBackend, metric: Metric) -> EmbeddedDocuments:
     """No documents yet, whose codes `backend` will hold."""
-    return EmbeddedDocuments(backend, unit=RowScale(metric).unit)
+    return EmbeddedDocuments(backend, unit=RowScale(metric, unit_rows=not backend.keeps_norms).unit)

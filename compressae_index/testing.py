@@ -392,6 +392,75 @@ class IndexContract:
         # The reconstruction has the norm of the vector, up to the rounding of the embedded index.
         assert np.linalg.norm(index.reconstruct([5000])) == pytest.approx(5, rel=2e-2)
 
+    def test_euclidean_distances(
+        self,
+        opened: Open,
+        reference_uncentred_model: CompresSAE,
+        embeddings: FloatArray,
+        held_out: FloatArray,
+    ) -> None:
+        center = embeddings[:300].mean(axis=0)
+        lengths = np.linspace(0.5, 3, 300, dtype=np.float32)[:, None]
+        rows, asked = embeddings[:300] * lengths + 5, held_out * 2 + 5
+        rows[7], asked[3] = center + 5, 0
+        model = reference_uncentred_model.centred_at((center + 5).astype(np.float32))
+        embedded = self.built_of(rows, np.arange(1000, 1300), model=model, metric="l2")
+        index = opened(embedded)
+        assert (index.metric, index.k, len(index)) == ("l2", 16, 300)
+        exact = distances_by_codes(embedded, asked)
+        tolerance = 1e-5 * exact.max()
+        result = index.search(asked, 20, query_nnz=512, candidates=300, refine=0)
+        by_place = (-result.scores, result.ids - 1000)
+        assert_best(by_place, -exact, 20, tolerance=tolerance)
+        again = index.rescore(asked, np.tile(np.arange(1000, 1300), (len(asked), 1)), 20, refine=0)
+        np.testing.assert_allclose(again.scores, result.scores, atol=tolerance)
+        among = [1007, 1250, 1001]
+        few = index.search(asked, 5, filter=among, query_nnz=512)
+        assert (np.diff(few.scores[:, :3], axis=1) >= 0).all()
+        assert (few.scores[:, 3:] == np.inf).all()
+        assert (few.ids[:, 3:] == -1).all()
+        assert {*few.ids[:, :3].ravel().tolist()} == set(among)
+        nearest = index.neighbours([1100], 5, candidates=300, query_nnz=512)
+        assert 1100 not in nearest.ids
+        assert (np.diff(nearest.scores) >= 0).all()
+        radius = float(np.sort(exact, axis=1)[:, 9].mean())
+        found = index.range_search(asked, radius, query_nnz=512, refine=0)
+        for query, (begin, end) in enumerate(zip(found.lims[:-1], found.lims[1:], strict=True)):
+            inside, near = found.ids[begin:end] - 1000, exact[query]
+            assert (found.scores[begin:end] < radius).all()
+            assert set(np.flatnonzero(near < radius - tolerance)) <= set(inside.tolist())
+            np.testing.assert_allclose(found.scores[begin:end], near[inside], atol=tolerance)
+        why = index.explain(asked[0], 1100)
+        parts = why.contributions.sum(dtype=np.float64) + why.mean + why.residual + why.bias
+        assert parts == pytest.approx(why.score, abs=tolerance)
+        assert why.score - why.residual == pytest.approx(exact[0, 100], abs=tolerance)
+        # What is added keeps its norm, and can be found again where it is.
+        far = (center + 5 + 3 * (embeddings[300:302] - center)).astype(np.float32)
+        index.add(far[:1], ids=[5000])
+        index.upsert(far[1:], ids=[1001])
+        index.remove([1002])
+        assert index.search(far, 1, query_nnz=512).ids.tolist() == [[5000], [1001]]
+        assert len(index) == 300
+        stored, given = (
+            np.linalg.norm(each - center - 5, axis=1) for each in (index.reconstruct([5000, 1001]), far)
+        )
+        np.testing.assert_allclose(stored, given, rtol=2e-2)
+
+    def test_distances_from_unit_rows_are_cosines(
+        self, opened: Open, reference_model: CompresSAE, embeddings: FloatArray, held_out: FloatArray
+    ) -> None:
+        rows = normalize_rows(embeddings[:300])
+        of_metric = [
+            opened(self.built_of(rows, model=reference_model, metric=metric)) for metric in ("l2", "cosine")
+        ]
+        asked, lengths = held_out * 2, np.linalg.norm(held_out * 2, axis=1)[:, None]
+        (squares, ids), (cosines, same) = (index.search(asked, 5, query_nnz=512) for index in of_metric)
+        np.testing.assert_allclose(squares, lengths**2 + 1 - 2 * lengths * cosines, rtol=1e-5)
+        assert (ids == same).mean() > 0.98
+        with pytest.raises(InputError, match=r"row 1 has norm 2 .* made for unit rows"):
+            of_metric[0].add(np.stack([rows[0], 2 * rows[1]]), ids=[5000, 5001])
+        assert len(of_metric[0]) == 300
+
     def test_no_queries_and_no_rows(self, small: Index, named: Index, embeddings: FloatArray) -> None:
         nothing: Any
         for nothing in (embeddings[:0], [], np.empty((0, 0))):
@@ -657,6 +726,20 @@ def term_scores(
     if index.model.mean is not None:
         scores += queries / lengths @ mean_of(index)[:, None]
     return scores * lengths if index.metric == "inner_product" else scores
+
+
+def distances_by_codes(index: CompressedIndex, queries: FloatArray) -> Float64:
+    """Squared distances by the codes and norms of an index with metric "l2": (n_queries, n).
+
+    By the dictionary alone, in the order of `index.ids`; where searches give 0, they may be negative.
+    """
+    model, codes = index.model, index.codes(index.ids)
+    assert codes.n_latents == model.n_latents + 1
+    stored = codes.to_dense().astype(np.float64)
+    asked = queries.astype(np.float64) - (0 if model.center is None else model.center.astype(np.float64))
+    products = asked @ (stored[:, :-1] @ model.decoder_w.astype(np.float64)).T
+    distances: Float64 = np.square(asked).sum(axis=1)[:, None] - 2 * products + 2 * stored[:, -1]
+    return distances
 
 
 def mean_of(index: CompressedIndex) -> Float64:

@@ -231,5 +231,20 @@ def test_few_dimensions(dimension: int) -> None:
 
 @pytest.mark.usefixtures("repositories")
 def test_other_metrics_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"searches by angular, .* here, got metric 'euclidean'"):
-        instantiate(["euclidean", 20, {"k": 16}])
+    with pytest.raises(ValueError, match=r"searches by angular, .* here, got metric 'jaccard'"):
+        instantiate(["jaccard", 20, {"k": 16}])
+
+
+@pytest.mark.usefixtures("repositories")
+def test_euclidean_distances() -> None:
+    rows = np.random.default_rng(0).standard_normal((900, 20)).astype(np.float32)
+    rows *= np.linspace(0.2, 4, 900, dtype=np.float32)[:, None]
+    rows[3] = 0
+    algorithm = instantiate(["euclidean", 20, {"k": 16, "originals": "float32"}])
+    algorithm.fit(rows)
+    algorithm.set_query_arguments({"candidates": 900, "query_nnz": 512, "refine": 500})
+    truth = exact_neighbours(rows, rows[:20], COUNT, metric="l2")
+    found = np.array([algorithm.query(row, COUNT) for row in rows[:20]])
+    assert recall(found, truth, COUNT) > 0.95
+    assert found[3, 0] == 3
+    algorithm.done()

@@ -121,6 +121,7 @@ def collections_of(uri: str) -> Iterator[Open]:
             index.model,
             k=index.k,
             metric=index.metric,
+            longest=3.0 if index.documents.n_latents > index.model.n_latents else None,
             string_ids=index.ids.dtype == object,
         )
         made.append(backed)
@@ -197,7 +198,8 @@ class TestToy(IndexContract):
     @classmethod
     def opened(cls) -> Open:
         def copied(index: CompressedIndex) -> Index:
-            toy = Toy(index.model.n_latents, index.k, are_strings=index.ids.dtype == object)
+            documents = index.documents
+            toy = Toy(documents.n_latents, documents.k, are_strings=documents.are_strings)
             toy.put(index.codes(index.ids), index.ids)
             return Index(index.model, toy, metric=index.metric)
 

@@ -72,10 +72,22 @@ def test_euclidean_distances_of_unit_vectors_are_cosines(
     np.testing.assert_array_equal(data.neighbours(20)[:, 0], np.argmax(queries @ unit.T, axis=1))
 
 
+def test_euclidean_distances_of_others_are_searched_as_such(
+    tmp_path: Path, vectors: FloatArray, queries: FloatArray
+) -> None:
+    rows = vectors[:300] * np.linspace(1, 3, 300, dtype=np.float32)[:, None]
+    source = write_hdf5(tmp_path / "set.hdf5", rows, queries, distance="euclidean")
+    with pytest.raises(click.ClickException, match="is searched by l2; here it must be cosine"):
+        load(source)
+    data = load(source, rows=200, metrics=("cosine", "l2"))
+    assert data.metric == "l2"
+    wanted = np.square(queries[:, None].astype(np.float64) - rows[:200]).sum(axis=2).argmin(axis=1)
+    np.testing.assert_array_equal(data.neighbours(3)[:, 0], wanted)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"distance": "euclidean"}, "not of unit norm"),
         ({"distance": "hamming"}, "has the distance hamming"),
         ({"distance": "jaccard", "train": np.arange(9), "test": np.arange(3)}, "has the distance jaccard"),
         ({"test": None}, "holds no data set 'test'"),

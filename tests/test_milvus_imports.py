@@ -141,9 +141,53 @@ def test_inner_products_are_taken_from_the_source(
     truth = queries[:5] @ vectors[:150].T * 3
     found = index.search(queries[:5], 5)
     np.testing.assert_allclose(found.scores, np.take_along_axis(truth, found.ids // 10, axis=1), atol=0.6)
-    fill(client, collection + "l2", vectors[:10], metric="L2")
-    with pytest.raises(InputError, match="is searched by L2"):
-        from_milvus(client, collection + "l2", model=uncentred_model)
+
+
+@pytest.mark.parametrize("originals", [None, "source", "float32"])
+def test_distances_are_taken_from_the_source(
+    client: MilvusClient,
+    uncentred_model: CompresSAE,
+    vectors: FloatArray,
+    queries: FloatArray,
+    originals: Any,
+) -> None:
+    collection, rows = name(), vectors[:150] * np.linspace(1, 3, 150, dtype=np.float32)[:, None] + 2
+    fill(client, collection, rows, metric="L2")
+    model = uncentred_model.centred_at(rows.mean(axis=0))
+    index, report = from_milvus(
+        client, collection, model=model, originals=originals, dense="float32", progress=False
+    )
+    assert index.metric == "l2"
+    assert report.recall[10] > (0.9 if originals else 0.5)
+    asked = queries[:5] * 2 + 2
+    truth = np.square(asked[:, None] - rows[None]).sum(axis=2)
+    found = index.search(asked, 5, query_nnz=512)
+    assert (np.diff(found.scores, axis=1) >= 0).all()
+    given = np.take_along_axis(truth, found.ids // 10, axis=1)
+    rtol, atol = (1e-4, 1e-3) if originals else (0, 1.5)
+    np.testing.assert_allclose(found.scores, given, rtol=rtol, atol=atol)
+    assert (np.diff(index.search(asked, 5, mode="dense").scores, axis=1) >= 0).all()
+    again = from_milvus(client, collection, model=model, originals=originals, dense="float32", progress=False)
+    assert again.report.resumed == 150
+
+
+def test_distances_from_unit_rows_are_found_by_cosines(client: MilvusClient, vectors: FloatArray) -> None:
+    from compressae_index import TrainConfig
+
+    collection, unit = name(), vectors[:300] / np.linalg.norm(vectors[:300], axis=1, keepdims=True)
+    fill(client, collection, unit, metric="L2")
+    config = TrainConfig(n_latents=64, refine_rounds=2, steps=0)
+    index = from_milvus(client, collection, k=8, config=config, progress=False).compressed
+    assert (index.metric, index.manifest.norms, index.model.center) == ("l2", False, None)
+    scores, ids = index.search(unit[:3], 1)
+    assert ids[:, 0].tolist() == [0, 10, 20]
+    assert (scores < 1.5).all()
+    other = name()
+    fill(client, other, vectors[:300] * np.linspace(1, 2, 300, dtype=np.float32)[:, None] + 1, metric="L2")
+    index = from_milvus(client, other, k=8, config=config, progress=False).compressed
+    assert index.manifest.norms
+    assert index.model.center is not None
+    assert index.manifest.height > 0
 
 
 def test_a_model_is_trained_where_none_is_given(client: MilvusClient, dense: str) -> None:

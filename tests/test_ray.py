@@ -116,6 +116,47 @@ def contents(folder: Path) -> dict[str, bytes]:
     return found
 
 
+@pytest.mark.parametrize("kept", [{"originals": "float32"}, {"residual_bits": 3}])
+def test_distances_over_shards(
+    cluster: Path,
+    source: Path,
+    uncentred_model: CompresSAE,
+    rows: FloatArray,
+    queries: FloatArray,
+    kept: dict[str, Any],
+) -> None:
+    model = uncentred_model.centred_at(rows.mean(axis=0))
+    options: Any = {"model": model, "k": 12, "metric": "l2", "progress": False, **kept}
+    like = CompressedIndex.build(rows[:1000], **options)
+    given = Input(source, "embedding", id_column="id", piece_rows=1300)
+    path = cluster / f"distances-{len(kept)}-{min(kept)}"
+    build_shards(given, path, like=like, progress=False)
+    whole, sharded = CompressedIndex.load(path), ShardedIndex.load(path, cpus=0.1)
+    for mode in ("dense", "two_stage", "sparse"):
+        settings: Any = {"mode": mode, "query_nnz": 256}
+        a, b = (index.search(queries[:8] * 2, 6, **settings) for index in (sharded, whole))
+        np.testing.assert_allclose(a.scores, b.scores, rtol=1e-4, atol=1e-4)
+        assert (a.ids == b.ids).mean() > 0.95
+    exact = np.square(2 * queries[:8, None] - rows[None]).sum(axis=2)
+    found = sharded.search(queries[:8] * 2, 6, mode="dense", refine=200)
+    estimated = np.sort(exact, axis=1)[:, :6]
+    np.testing.assert_allclose(found.scores, estimated, rtol=2e-3 if "originals" in kept else 0.3)
+    with pytest.raises(InputError, match='metric="l2" needs longest'):
+        export_milvus(given, cluster / "bulk-l2", like=like, progress=False)
+
+
+def test_codes_of_points_become_an_index(
+    cluster: Path, source: Path, uncentred_model: CompresSAE, rows: FloatArray, queries: FloatArray
+) -> None:
+    model = uncentred_model.centred_at(rows.mean(axis=0))
+    given = Input(source, "embedding", id_column="id")
+    encode(given, cluster / "codes-l2", model, k=12, progress=False)
+    index = CompressedIndex.from_codes(cluster / "codes-l2" / "pieces", model, metric="l2", progress=False)
+    built = CompressedIndex.build(rows, model=model, k=12, metric="l2", value_bits=6, progress=False)
+    a, b = (each.search(queries[:5], 5, mode="dense") for each in (index, built))
+    np.testing.assert_allclose(a.scores, b.scores, rtol=1e-3)
+
+
 def test_shards_are_the_index_of_all_rows(
     shards: Path, like: CompressedIndex, rows: FloatArray, queries: FloatArray
 ) -> None:

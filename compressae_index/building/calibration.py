@@ -9,6 +9,7 @@ import numpy as np
 
 from compressae_index.arrays import FloatArray, IdArray
 from compressae_index.building.neighbourhoods import Neighbourhoods
+from compressae_index.checks import check_threads
 from compressae_index.progress import track
 from compressae_index.search.frontier import NEIGHBOURS, Frontier, Point
 from compressae_index.search.index import Index
@@ -78,7 +79,7 @@ def _settings(index: Index, top: int) -> Iterator[tuple[int, int]]:
 
 def _postings_read(index: Index, queries: FloatArray, lengths: Any) -> dict[int, float]:
     """Postings that a query reads, on average, by query_nnz."""
-    projections = index.model.project(queries)
+    projections, _ = index.model.seen(queries, check_threads(None))
     return {
         nnz: float(lengths[strongest_terms(projections, nnz).latents.astype(np.int64)].sum(axis=1).mean())
         for nnz in {min(nnz, index.model.n_latents) for nnz in QUERY_NNZ}
@@ -89,7 +90,9 @@ class _Measure:
     """Recall of settings."""
 
     def __init__(self, index: Index, near: Neighbourhoods, ids: IdArray, top: int, num_threads: int) -> None:
-        self.index, self.queries, self.top, self.threads = index, near.queries, top, num_threads
+        self.index, self.queries, self.top, self.threads = index, near.points, top, num_threads
+        if index.model.center is not None:
+            self.queries = self.queries + index.model.center
         self.own = ids[near.rows][:, None]
         self.truth = ids[near.nearest[:, :top]]
 

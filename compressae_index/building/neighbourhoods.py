@@ -16,6 +16,8 @@ from compressae_index.sources import CHUNK_ROWS, Vectors, checked_rows
 QUERIES, PLACES, WIDTH = 200, 20, 256
 # Rows that stand for all others.
 BACKGROUND = 12_000
+# Queries that are nearer to the centre are taken for as long.
+_SHORTEST = 1e-30
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +40,20 @@ class Neighbourhoods:
     """(m,) factors of their scores."""
     n: int
     """Rows of the source."""
+    lengths: FloatArray | None = None
+    """(q,) the norms of the queries, where the metric is that of distances; None for others."""
+
+    def in_metric(self, cosines: FloatArray, norms: FloatArray, share: float = 1.0) -> FloatArray:
+        """Scores in the order of the metric, (q, c), of cosines with the queries and of norms (q or 1, c).
+
+        For distances, `share` of the squares of norms count.
+        """
+        return _in_metric(cosines, norms, self.lengths, share)
+
+    @property
+    def points(self) -> FloatArray:
+        """(q, d) the queries, with their norms where the metric is that of distances."""
+        return self.queries if self.lengths is None else self.queries * self.lengths[:, None]
 
     @property
     def width(self) -> int:
@@ -54,6 +70,7 @@ class Neighbourhoods:
             nearest=np.ascontiguousarray(self.nearest[chosen]),
             vectors=np.ascontiguousarray(self.vectors[chosen]),
             norms=np.ascontiguousarray(self.norms[chosen]),
+            lengths=None if self.lengths is None else np.ascontiguousarray(self.lengths[chosen]),
         )
 
 
@@ -68,11 +85,12 @@ def neighbourhoods(vectors: Vectors, metric: Metric, *, progress: bool = False) 
     # Neighbouring rows of a source are read together.
     queries = np.concatenate(
         [
-            normalize_rows(checked_rows(vectors, int(run[0]), int(run[-1]) + 1, dim=dim))
+            checked_rows(vectors, int(run[0]), int(run[-1]) + 1, dim=dim)
             for run in np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1)
         ]
     )
-    found = _Nearest(queries, rows, n)
+    lengths = np.maximum(row_norms(queries), _SHORTEST).astype(np.float32) if metric == "l2" else None
+    found = _Nearest(normalize_rows(queries), rows, n, lengths)
     with track(n, "exact neighbours of a sample", enabled=progress) as advance:
         for begin in range(0, n, CHUNK_ROWS):
             chunk = checked_rows(vectors, begin, begin + CHUNK_ROWS, dim=dim)
@@ -92,9 +110,9 @@ def _chosen(n: int) -> RowArray:
 class _Nearest:
     """The best rows so far."""
 
-    def __init__(self, queries: FloatArray, rows: RowArray, n: int) -> None:
+    def __init__(self, queries: FloatArray, rows: RowArray, n: int, lengths: FloatArray | None) -> None:
         (q, dim), width = queries.shape, min(WIDTH, n - 1)
-        self.queries, self.rows, self.n = queries, rows, n
+        self.queries, self.rows, self.n, self.lengths = queries, rows, n, lengths
         self.background: list[tuple[FloatArray, FloatArray]] = []
         self.scores = np.full((q, width), -np.inf, dtype=np.float32)
         self.nearest = np.full((q, width), -1, dtype=np.int64)
@@ -107,7 +125,7 @@ class _Nearest:
         norms = np.ones(len(chunk), np.float32) if metric == "cosine" else row_norms(chunk).astype(np.float32)
         step = -(-self.n // BACKGROUND)
         self.background.append((unit[-begin % step :: step], norms[-begin % step :: step]))
-        scores = (self.queries @ unit.T) * norms
+        scores = _in_metric(self.queries @ unit.T, norms, self.lengths)
         own = (self.rows >= begin) & (self.rows < begin + len(chunk))
         scores[np.flatnonzero(own), self.rows[own] - begin] = -np.inf
         for i, of_query in enumerate(scores):
@@ -135,4 +153,15 @@ class _Nearest:
             background=np.concatenate([rows for rows, _ in self.background]),
             background_norms=np.concatenate([norms for _, norms in self.background]),
             n=self.n,
+            lengths=self.lengths,
         )
+
+
+def _in_metric(
+    cosines: FloatArray, norms: FloatArray, lengths: FloatArray | None, share: float = 1.0
+) -> FloatArray:
+    """Scores (q, c) of cosines and norms; with the lengths (q,) of queries, those of distances."""
+    scores: FloatArray = cosines * norms
+    if lengths is not None:
+        scores = scores - np.float32(share / 2) * np.square(norms) / lengths[:, None]
+    return scores

@@ -11,7 +11,7 @@ import numpy as np
 
 from compressae_index.arrays import BoolArray, FloatArray
 from compressae_index.building.neighbourhoods import Neighbourhoods
-from compressae_index.checks import check_int, check_number
+from compressae_index.checks import check_int, check_number, check_threads
 from compressae_index.coding.chunks import Encoded
 from compressae_index.coding.codes import SparseCodes
 from compressae_index.coding.model import CompresSAE, Encoder
@@ -24,7 +24,7 @@ from compressae_index.embedded.thinning import above_threshold, thinned, thresho
 from compressae_index.errors import InputError
 from compressae_index.progress import track
 from compressae_index.search.frontier import NEIGHBOURS
-from compressae_index.search.queries import REFINE, REFINE_PER_K
+from compressae_index.search.queries import LISTED_SHARE, REFINE, REFINE_PER_K
 from compressae_index.search.stages import strongest_terms
 
 # The default budget: so many bytes, or so many for each dimension, an eighth of float32, if that is more.
@@ -234,10 +234,11 @@ class Knobs(NamedTuple):
         assert self.k is not None
         return self.k
 
-    def codec(self, dim: int) -> Codec:
-        """The codec of these settings, for vectors of `dim` dimensions."""
+    def codec(self, dim: int, *, norms: bool = False) -> Codec:
+        """The codec of these settings, for vectors of `dim` dimensions, whose norms it keeps or not."""
         bits = VALUE_BITS_ALONE if self.value_bits is None else self.value_bits
-        return codec_of(self.forward, value_bits=bits, dim=dim, residual_bits=self.residual_bits or 0)
+        residual_bits = self.residual_bits or 0
+        return codec_of(self.forward, value_bits=bits, dim=dim, residual_bits=residual_bits, norms=norms)
 
 
 class Shared(NamedTuple):
@@ -250,11 +251,13 @@ class Shared(NamedTuple):
     """Bytes of an id."""
     counts_dictionary: bool
     """Whether a dictionary is trained for these vectors alone; one that is given serves others, too."""
+    norm_bytes: int = 0
+    """Bytes of a norm, where these are kept beside codes."""
 
     def overhead(self, n_latents: int) -> float:
-        """Bytes a vector that no other setting changes: offsets of posting lists, ids, dictionary."""
+        """Bytes a vector that no other setting changes: offsets of posting lists, ids, norms, dictionary."""
         dictionary = dictionary_bytes(n_latents, self.dim) / self.n if self.counts_dictionary else 0.0
-        return list_overhead(n_latents, self.n) + self.id_bytes + dictionary
+        return list_overhead(n_latents, self.n) + self.id_bytes + self.norm_bytes + dictionary
 
 
 class Intent(NamedTuple):
@@ -362,7 +365,7 @@ class Trial:
         self.near = near.of_queries(RANKED)
         self.by_originals = by_originals
         self.overhead = shared.overhead(model.n_latents)
-        self.projections: FloatArray = model.project(self.near.queries)
+        self.projections: FloatArray = model.seen(self.near.queries, check_threads(None))[0]
         self._of_neighbours: tuple[int, SparseCodes] | None = None
         self._of_background: dict[int, SparseCodes] = {}
         self._ranked: dict[tuple[int, int, int], Ranked] = {}
@@ -498,12 +501,14 @@ class Trial:
         empty = EmbeddedBackend(model.n_latents, k, self.codec(value_bits, residual_bits), postings=1)
         backend = empty.added([Encoded(codes, rows)], self.threads, model)
         held = np.arange(len(rows)).reshape(near.nearest.shape)
-        scores = self._scores(backend.codes(held.ravel()), self.projections) * near.norms
-        refined = scores
+        cosines = self._scores(backend.codes(held.ravel()), self.projections)
+        scores = refined = near.in_metric(cosines, near.norms)
         if residual_bits:
             assert backend.refiner is not None
-            refined = (
-                backend.refiner.rescore(near.queries, scores / near.norms, held, self.threads) * near.norms
+            # Back from the metric, as the rounding of scores decides between plans that are as good.
+            cosines = cosines if near.lengths is not None else scores / near.norms
+            refined = near.in_metric(
+                backend.refiner.rescore(near.queries, cosines, held, self.threads), near.norms
             )
         few, many = (self._kept(scores, refined, top) for top in (NEIGHBOURS, MANY_NEIGHBOURS))
         return Ranked(few, many)
@@ -535,8 +540,10 @@ class Trial:
         threshold = threshold_for(background, postings)
         others = _listed(background, threshold).to_csr() @ terms.T
         folded = model.fold(self._codes(k), num_threads=self.threads)
-        scores = self._scores(_listed(folded, threshold), terms)[:, :top] * near.norms[:, :top]
-        higher = (others * near.background_norms[:, None])[None, :, :] > scores.T[:, None, :]
+        found = self._scores(_listed(folded, threshold), terms)[:, :top]
+        scores = near.in_metric(found, near.norms[:, :top], LISTED_SHARE)
+        background_scores = near.in_metric(others.T, near.background_norms[None, :], LISTED_SHARE).T
+        higher = background_scores[None, :, :] > scores.T[:, None, :]
         share = min(FOUND_CANDIDATES / near.n, 1.0)
         return float((higher.mean(axis=1) <= share).mean())
 

@@ -67,6 +67,15 @@ class ModelSource:
             self.settings is not None and self.settings.n_latents is None and self.settings.refine_rounds > 0
         )
 
+    @property
+    def centers(self) -> bool:
+        """Whether rows are to be coded less their mean."""
+        return self._settings.center
+
+    def without_center(self) -> ModelSource:
+        """The same, for a model of rows as they are."""
+        return self if self.settings is None else replace(self, settings=replace(self.settings, center=False))
+
     def with_latents(self, n_latents: int) -> ModelSource:
         """The same, for a dictionary of this size."""
         return replace(self, settings=self._settings.with_codes(None, n_latents))
@@ -127,4 +136,6 @@ def training_settings(
     settings = checked_config(config).with_codes(k, n_latents)
     if config is None and encoder == "pursuit":
         settings = replace(settings, steps=0)
-    return settings if metric == "cosine" else replace(settings, center=False)
+    # Of rows whose distances count, the mean is subtracted before (`points_of`), or that of directions is if
+    # they are of unit norm.
+    return replace(settings, center=False) if metric == "inner_product" else settings

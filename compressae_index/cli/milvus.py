@@ -17,6 +17,7 @@ from compressae_index.cli.options import (
     PLACE,
     encoder_option,
     json_option,
+    longest_option,
     print_result,
     query_dataset_option,
     search_options,
@@ -320,9 +321,16 @@ def info(connection: Connection, collection: str, as_json: bool) -> None:
     help="Write the original vectors of INDEX too.  [default: no]",
 )
 @click.option("--primary", default="id", show_default=True, help="Name of the primary key.")
+@longest_option
 @json_option
 def export_parquet(
-    index: Place, output: Path, dense: Any, originals: Any, primary: str, as_json: bool
+    index: Place,
+    output: Path,
+    dense: Any,
+    originals: Any,
+    primary: str,
+    longest: float | None,
+    as_json: bool,
 ) -> None:
     """Write the codes of INDEX for Milvus's bulk import.
 
@@ -335,7 +343,15 @@ def export_parquet(
     from compressae_index.connectors.milvus import export_parquet as export
 
     loaded = CompressedIndex.load(index, mmap=True)
-    written = export(loaded, output, dense=dense, originals=originals, primary=primary, progress=True)
+    written = export(
+        loaded,
+        output,
+        dense=dense,
+        originals=originals,
+        primary=primary,
+        longest=longest,
+        progress=True,
+    )
     content = {
         "output": str(output),
         "files": len(written.files),

@@ -80,7 +80,7 @@ metric_option = click.option(
     type=click.Choice(METRICS),
     default="cosine",
     show_default=True,
-    help="Similarity: inner products keep the norms of vectors, cosines drop them.",
+    help="Cosines drop the norms of vectors, inner products keep them; l2: squared Euclidean distances.",
 )
 dataset_option = click.option(
     "--dataset",
@@ -90,6 +90,11 @@ dataset_option = click.option(
 )
 id_column_option = click.option(
     "--id-column", help="Column that holds the ids, in Parquet EMBEDDINGS or --ids."
+)
+longest_option = click.option(
+    "--longest",
+    type=float,
+    help="For metric l2: norm of the longest vectors to expect, from the model's center.",
 )
 bad_rows_option = click.option(
     "--on-bad-rows",

@@ -20,6 +20,7 @@ from compressae_index.cli.options import (
     encoder_option,
     gathered,
     json_option,
+    longest_option,
     metric_option,
     n_latents_option,
     print_result,
@@ -176,6 +177,7 @@ def encode_on_ray(
 @click.option("--dense", type=click.Choice(PRECISIONS), help="Write reconstructed vectors, too.")
 @click.option("--original-field", type=click.Choice(PRECISIONS), help="Write original vectors, too.")
 @click.option("--primary", default="id", show_default=True, help="Name of the primary key.")
+@longest_option
 @form_options
 @json_option
 def milvus_on_ray(
@@ -184,6 +186,7 @@ def milvus_on_ray(
     dense: Any,
     original_field: Any,
     primary: str,
+    longest: float | None,
     form: dict[str, Any],
     as_json: bool,
 ) -> None:
@@ -196,7 +199,12 @@ def milvus_on_ray(
     from compressae_index.connectors.ray import export_milvus
 
     check_folder(output, "files")
-    fields = {"dense": dense, "original_field": original_field, "primary": primary}
+    fields = {
+        "dense": dense,
+        "original_field": original_field,
+        "primary": primary,
+        "longest": longest,
+    }
     _print(lambda: export_milvus(rows, output, **fields, **form), as_json)
 
 

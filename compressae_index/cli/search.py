@@ -328,7 +328,7 @@ def print_neighbours(scores: FloatArray, ids: IdArray, queries: Iterable[object]
         found = (
             f"{quoted(name)}:{score:.4f}"
             for name, score in zip(row_ids, row_scores, strict=True)
-            if score > -np.inf
+            if np.isfinite(score)
         )
         click.echo(f"{first}\t" + " ".join(found))
 

@@ -12,6 +12,7 @@ from compressae_index.coding.metric import RowScale
 from compressae_index.coding.model import ENCODERS, CompresSAE, Encoder
 from compressae_index.coding.residual import make_room
 from compressae_index.sources import CHUNK_ROWS, Vectors, checked_rows
+from compressae_index.sources.centred import Centred
 
 
 class Encoded(NamedTuple):
@@ -39,8 +40,8 @@ def encoded_chunks(
 ) -> Iterator[Encoded]:
     """Rows begin .. end and their codes, at most CHUNK_ROWS at a time, times the rows' factors by `scale`.
 
-    Codes are folded, or leave room for a residual code of residual_bits a dimension. Calls `note` with the
-    bytes of the rows before they are encoded.
+    If the model has a center, they are those of rows less it. Codes are folded, or leave room for a residual
+    code of residual_bits a dimension. Calls `note` with the bytes of the rows before they are encoded.
 
     Raises:
         InputError: bad rows, by their number in `vectors`.
@@ -49,6 +50,8 @@ def encoded_chunks(
     check_choice(encoder, "encoder", ENCODERS)
     threads = check_threads(num_threads)
     end = vectors.shape[0] if end is None else end
+    if model.center is not None or (scale is not None and scale.metric == "l2" and scale.keeps_norms):
+        vectors = Centred(vectors, model.center)
     for first in range(begin, end, CHUNK_ROWS):
         rows = checked_rows(vectors, first, min(first + CHUNK_ROWS, end), dim=model.dim)
         if note is not None:

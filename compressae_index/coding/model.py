@@ -26,6 +26,7 @@ from compressae_index.coding.metric import Metric
 from compressae_index.conversion import as_array
 from compressae_index.errors import DimensionError, InputError
 from compressae_index.processes import cached_property
+from compressae_index.sources.centred import less
 
 Encoder: TypeAlias = Literal["pursuit", "topk"]
 ENCODERS: tuple[Encoder, ...] = ("pursuit", "topk")
@@ -55,6 +56,9 @@ class CompresSAE:
     Unlike the paper's, a model may hold the mean m of its training rows. It then encodes the direction of
     x - m, scales s to the length of x - m, and x_hat = m + s W_dec. The part that all rows share then takes
     no nonzero and no posting list as long as the index; it adds the same <q, m> to all scores of a query.
+
+    For Euclidean distances, a model may hold a point c instead, near the middle of its training rows: it then
+    encodes the directions of x - c, and an index keeps the lengths.
 
     A `rounded` dictionary is kept and stored as bytes, and an encoder that is its transpose not at all: the
     arrays below are made of it when they are asked for. A model does not change.
@@ -90,6 +94,8 @@ class CompresSAE:
         """Nonzeros a code, unless a call names another."""
         self.mean = mean
         """m, (dim,) float32, or None."""
+        self.center: FloatArray | None = None
+        """c, (dim,) float32, or None; see `centred_at`."""
         self._projection = Projection(decoder_w)
         self._given: dict[str, FloatArray] = {}  # what the bytes of the projection do not say
         if not _same_bytes(_atoms_of(self._projection.entries()), decoder_w):
@@ -104,8 +110,33 @@ class CompresSAE:
             np.ascontiguousarray(decoder_w.T), np.zeros(len(decoder_w), np.float32), decoder_w, k, mean
         )
 
+    def centred_at(self, center: FloatArray | None) -> CompresSAE:
+        """The same model for vectors less a point c, (dim,) float32, or for vectors as they are.
+
+        Raises:
+            DimensionError: the point has another dimension.
+            InputError: it is not finite, or the model leaves out a mean.
+        """
+        moved = CompresSAE._of_parameters(self.tensors(), self.k)
+        return moved if center is None else moved._with_center(center)
+
+    def _with_center(self, center: FloatArray) -> CompresSAE:
+        """This model, which nobody else knows yet, with a center; errors as for `centred_at`."""
+        if center.shape != (self.dim,):
+            msg = f"decoder_w has {self.dim} columns, so center must be {(self.dim,)}, got {center.shape}"
+            raise DimensionError(msg)
+        if center.dtype != np.float32 or not center.flags.c_contiguous or not np.isfinite(center).all():
+            msg = "center must be C-contiguous, finite float32"
+            raise InputError(msg)
+        if self.mean is not None:
+            msg = "a model leaves out the mean of directions or a point, not both"
+            raise InputError(msg)
+        self.center = center
+        return self
+
     def __repr__(self) -> str:
         mean = "" if self.mean is None else ", with a mean"
+        mean += "" if self.center is None else ", centred"
         return (
             f"CompresSAE(dim={self.dim}, n_latents={self.n_latents}, k={self.k}{mean}, "
             f"{self.nbytes / 1e6:.1f} MB)"
@@ -135,7 +166,7 @@ class CompresSAE:
     @property
     def nbytes(self) -> int:
         """Bytes in memory that searches need: one an entry of a `rounded` dictionary, and the mean."""
-        others = [*self._given.values(), *([] if self.mean is None else [self.mean])]
+        others = [*self._given.values(), *(each for each in (self.mean, self.center) if each is not None)]
         return self._projection.nbytes + sum(array.nbytes for array in others)
 
     def release(self) -> None:
@@ -166,7 +197,7 @@ class CompresSAE:
         """A digest of the parameters: codes fit a model exactly when the fingerprints agree."""
         digest = hashlib.sha256(f"{self.dim} {self.n_latents}".encode())
         is_held = "_atoms" in vars(self)
-        for array in (self.encoder_w, self.encoder_b, self.decoder_w, self.mean):
+        for array in (self.encoder_w, self.encoder_b, self.decoder_w, self.mean, self.center):
             digest.update(b"" if array is None else array.tobytes())
         if not is_held:  # whoever asks for it wants to save or to compare, not to encode
             vars(self).pop("_atoms", None)
@@ -195,7 +226,8 @@ class CompresSAE:
             device: the device that runs pursuit: "cpu" (the engine); "cuda", "cuda:1" or "mps" need torch.
 
         Returns:
-            n codes, not folded: `decode` of them approximates the normalised vectors.
+            n codes, not folded: `decode` of them approximates the normalised vectors, less `center` if there
+            is one.
 
         Raises:
             InputError: NaN, infinite values, zero rows, a wrong shape or dtype, k above n_latents.
@@ -203,8 +235,12 @@ class CompresSAE:
         k = self.k if k is None else check_int(k, "k", 1, self.n_latents, "n_latents")
         check_choice(encoder, "encoder", ENCODERS)
         threads = check_threads(num_threads)
-        rows = check_vectors(vectors, dim=self.dim, may_be_empty=True)
-        return self.encode_unit(normalize_rows(rows), k, encoder, threads, device)
+        rows = check_vectors(vectors, dim=self.dim, may_be_empty=True, zeros=self.center is not None)
+        return self.encode_unit(normalize_rows(self.seen_from_center(rows)), k, encoder, threads, device)
+
+    def seen_from_center(self, rows: FloatArray) -> FloatArray:
+        """Rows (n, dim) less the model's center, if it has one; next to nothing where they are there."""
+        return rows if self.center is None else less(rows, self.center)
 
     def encode_unit(
         self, unit: FloatArray, k: int, encoder: Encoder, num_threads: int, device: str = "cpu"
@@ -280,7 +316,7 @@ class CompresSAE:
             raise DimensionError(msg)
 
     def project(self, queries: Any, *, num_threads: int | None = None) -> FloatArray:
-        """Projections of queries on the dictionary: u = W_dec q for the normalised q.
+        """Projections of queries on the dictionary: u = W_dec q for the normalised q, less `center` before.
 
         A `rounded` dictionary takes a byte an entry, and its products are as exact as in float32. Any other
         is rounded to two bytes an entry, and products are off by about 2e-6.
@@ -296,7 +332,9 @@ class CompresSAE:
             InputError: NaN, infinite values, zero rows, a wrong shape or dtype.
         """
         threads = check_threads(num_threads)
-        return self.seen(check_vectors(queries, dim=self.dim, name="queries", may_be_empty=True), threads)[0]
+        zeros = self.center is not None
+        rows = check_vectors(queries, dim=self.dim, name="queries", may_be_empty=True, zeros=zeros)
+        return self.seen(self.seen_from_center(rows), threads)[0]
 
     def mean_scores(self, queries: Any) -> FloatArray | None:
         """<q, m> for the normalised q, which the mean adds to all scores of a query: (n, 1) float32.
@@ -307,7 +345,7 @@ class CompresSAE:
         return None if self.mean is None else (normalize_rows(rows) @ self.mean)[:, None]
 
     def seen(self, queries: FloatArray, num_threads: int) -> tuple[FloatArray, FloatArray | None]:
-        """`project` and `mean_scores` of checked queries (n, dim), normalised once for both."""
+        """`project` and `mean_scores` of checked queries (n, dim) from the center, normalised once."""
         return self._projection.project(queries, self.mean, num_threads)
 
     def rounded(self) -> CompresSAE:
@@ -320,8 +358,10 @@ class CompresSAE:
         # Adding 0 makes 0 of -0, which bytes do not tell apart.
         atoms = normalize_rows(np.rint(self.decoder_w / steps) + np.float32(0))
         if "encoder_w" not in self._given:
-            return CompresSAE.of_dictionary(atoms, self.k, self.mean)
-        return CompresSAE(self.encoder_w, self.encoder_b, atoms, self.k, self.mean)
+            rounded = CompresSAE.of_dictionary(atoms, self.k, self.mean)
+        else:
+            rounded = CompresSAE(self.encoder_w, self.encoder_b, atoms, self.k, self.mean)
+        return rounded if self.center is None else rounded._with_center(self.center)
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any], k: int, mean: FloatArray | None = None) -> CompresSAE:
@@ -380,7 +420,8 @@ class CompresSAE:
         if "decoder_w" not in self._given:
             tensors["dictionary"] = self._projection.entries()
         tensors |= self._given
-        return tensors if self.mean is None else tensors | {"mean": self.mean}
+        points = {"mean": self.mean, "center": self.center}
+        return tensors | {name: point for name, point in points.items() if point is not None}
 
     def manifest(self) -> dict[str, Any]:
         """The description of the model that is stored with its parameters."""
@@ -403,6 +444,11 @@ class CompresSAE:
 
     @classmethod
     def _of_tensors(cls, tensors: Mapping[str, npt.NDArray[Any]], k: int) -> CompresSAE:
+        made = cls._of_parameters(tensors, k)
+        return made if "center" not in tensors else made._with_center(tensors["center"])
+
+    @classmethod
+    def _of_parameters(cls, tensors: Mapping[str, npt.NDArray[Any]], k: int) -> CompresSAE:
         mean = tensors.get("mean")
         if "dictionary" in tensors:
             entries = tensors["dictionary"]
@@ -497,10 +543,16 @@ def check_is_model(model: Any) -> CompresSAE:
 def check_model(model: CompresSAE, metric: Metric) -> None:
     """Checks that a model fits a metric: with a mean, codes cannot keep norms, as m is not scaled by them.
 
+    Euclidean distances from unit rows, of which no norms are kept, may have one.
+
     Raises:
-        InputError: the model has a mean, and the metric is not cosine.
+        InputError: the model has a mean, and the metric is inner_product; or it has a center, and the metric
+            is not l2.
     """
-    if metric != "cosine" and model.mean is not None:
+    if metric != "l2" and model.center is not None:
+        msg = f'this model encodes vectors less a center, for metric="l2": metric="{metric}" needs another'
+        raise InputError(msg)
+    if metric == "inner_product" and model.mean is not None:
         msg = (
             f'metric="{metric}" needs codes of whole vectors, but this model leaves out their mean: '
             "train one with TrainConfig(center=False), or `train --no-center`"

@@ -16,8 +16,11 @@ from compressae_index.arrays import Bitmap, BoolArray, FloatArray, Hits, RowArra
 from compressae_index.checks import check_threads
 from compressae_index.coding.chunks import Encoded
 from compressae_index.coding.codes import SparseCodes
+from compressae_index.coding.lengths import half_squares, inverses
+from compressae_index.coding.metric import RowScale
 from compressae_index.coding.model import CompresSAE
 from compressae_index.embedded.codecs import Arrays, Codec, Packed, WithResiduals, from_arrays
+from compressae_index.embedded.codecs.lengths import NORMS
 from compressae_index.embedded.originals import PLACES, Originals, Spool
 from compressae_index.embedded.sizes import RUN_ROWS, WINDOW, sparse_candidates
 from compressae_index.embedded.thinning import above_threshold, strongest, threshold_for
@@ -93,6 +96,11 @@ class EmbeddedBackend:
     def __len__(self) -> int:
         return sum(map(len, self._parts))
 
+    @property
+    def keeps_norms(self) -> bool:
+        """Whether norms are kept beside codes, so that projections have a column for them."""
+        return NORMS in self.codec.array_names
+
     def __reduce__(self) -> tuple[Any, ...]:
         # The engine's objects cannot be pickled, but their arrays can; mapped arrays are copied.
         parts = [(_held(part.rows), _held(part.inverted.arrays()), len(part)) for part in self._parts]
@@ -116,7 +124,11 @@ class EmbeddedBackend:
         return None
 
     def added(
-        self, runs: Iterable[Encoded], num_threads: int, model: CompresSAE | None = None
+        self,
+        runs: Iterable[Encoded],
+        num_threads: int,
+        model: CompresSAE | None = None,
+        scale: RowScale | None = None,
     ) -> EmbeddedBackend:
         """A back end with documents appended, run by run, so that only one run is unpacked in memory.
 
@@ -127,6 +139,7 @@ class EmbeddedBackend:
             runs: rows and codes in their order, at least one row.
             num_threads: threads of the engine.
             model: the model that encoded, so that rounding keeps the norms of reconstructions.
+            scale: the scale of the codes, whose unit is known once the first run is made.
         """
         codec, packed, originals = self.codec, list[Arrays](), self.originals
         with ExitStack() as opened:
@@ -139,7 +152,8 @@ class EmbeddedBackend:
                     packed.append(pack_chunk(codec, chunk, model, num_threads))
                 if originals is not None:
                     assert rows is not None, "codes alone have no original vectors"
-                    spool.add(rows)
+                    originals = originals if scale is None else originals.in_unit(scale.unit or 1.0)
+                    spool.add(originals.from_center(rows))
             if originals is not None:
                 originals = originals.extended(spool.segment())
         arrays = codec.stacked(packed)
@@ -203,7 +217,12 @@ class EmbeddedBackend:
         """Posting lists of n packed rows, made of the rounded values so that both hold the same codes."""
         lists = []
         for run in _runs(n):
-            codes = codec.unpack(codec.cut(rows, run), self.n_latents, self.k, num_threads)
+            part = codec.cut(rows, run)
+            codes = codec.unpack(part, self.n_latents, self.k, num_threads)
+            if NORMS in part:
+                # Norms are told apart by more bits than the values of a list, which are relative to its
+                # largest.
+                codes = codes.scaled(inverses(part[NORMS]))
             kept = self._kept(codes)
             lists.append(InvertedLists.build(codes.latents, codes.values, self.n_latents, num_threads, kept))
         return _concatenated(lists)
@@ -249,6 +268,12 @@ class EmbeddedBackend:
         if not len(rows):
             return SparseCodes.empty(self.k, self.n_latents)
         return self.codec.unpack(self.forward_rows(rows), self.n_latents, self.k)
+
+    def halves(self, rows: RowArray) -> FloatArray | None:
+        """Half the squares of the norms beside the codes of rows, (len(rows),); None where none are kept."""
+        if not self.keeps_norms:
+            return None
+        return half_squares(self.forward_rows(rows)[NORMS]) if len(rows) else np.empty(0, np.float32)
 
     def forward_rows(self, rows: RowArray) -> Arrays:
         """Copies of the codec's arrays for rows, in their order; the back end must not be empty."""
@@ -341,7 +366,8 @@ class EmbeddedBackend:
         self, projections: FloatArray, query_nnz: int, top: int, allowed: Bitmap | None, num_threads: int
     ) -> Hits:
         """Stage one alone, of documents in one part: the best rows and their scores, in 16-bit steps."""
-        return self._parts[0].inverted.search(projections, query_nnz, top, allowed, num_threads)
+        part = self._parts[0]
+        return part.inverted.search(projections, query_nnz, top, allowed, num_threads, part.forward)
 
     def scored(self, projections: FloatArray, rows: RowArray, num_threads: int) -> Hits:
         """Stage two alone, of one part: rows (n_queries, c) by their codes, best first; -1: none."""

@@ -13,11 +13,13 @@ from compressae_index.arrays import Bitmap, BoolArray, FloatArray, Hits, IdArray
 from compressae_index.checks import check_int, check_number
 from compressae_index.coding.chunks import Encoded
 from compressae_index.coding.codes import SparseCodes
+from compressae_index.coding.lengths import with_lengths
 from compressae_index.coding.metric import Metric, RowScale
 from compressae_index.coding.model import CompresSAE
 from compressae_index.embedded.backend import EmbeddedBackend, Refinement
 from compressae_index.embedded.codecs import WithResiduals
-from compressae_index.embedded.originals import FILE, Originals
+from compressae_index.embedded.codecs.lengths import NORMS
+from compressae_index.embedded.originals import FILE, Originals, score_of
 from compressae_index.embedded.sizes import RUN_ROWS
 from compressae_index.errors import DimensionError, InputError
 from compressae_index.ids import STORED_ROWS, Ids, Rows, check_kind, stored_rows
@@ -59,13 +61,13 @@ class EmbeddedDocuments(Rows):
 
     @property
     def n_latents(self) -> int:
-        """Size of the dictionary."""
-        return self.backend.n_latents
+        """Size of the dictionary, and one more for norms where they are kept."""
+        return self.backend.n_latents + self.backend.keeps_norms
 
     @property
     def k(self) -> int:
-        """Nonzeros a code."""
-        return self.backend.k
+        """Nonzeros a code, and one more where norms are kept."""
+        return self.backend.k + self.backend.keeps_norms
 
     @property
     def are_strings(self) -> bool:
@@ -92,8 +94,13 @@ class EmbeddedDocuments(Rows):
         Raises:
             UnknownIdError: an id is not held.
         """
-        codes = self.backend.codes(self.rows_of(ids))
-        return codes if self.unit in (None, 1.0) else codes.scaled(self.unit)
+        rows = self.rows_of(ids)
+        codes = self.backend.codes(rows)
+        codes = codes if self.unit in (None, 1.0) else codes.scaled(self.unit)
+        halves = self.backend.halves(rows)
+        if halves is None:
+            return codes
+        return with_lengths(codes, halves * np.float32((self.unit or 1.0) ** 2))
 
     def stages(self, mode: str) -> Stages:
         """The stages of a mode: a single one, as one call of the engine finds and re-scores documents."""
@@ -139,7 +146,16 @@ class EmbeddedDocuments(Rows):
         return self._found(asked, hits, refined=refinement is not None)
 
     def _refinement(self, asked: Asked) -> Refinement | None:
-        return (asked.vectors, min(asked.refine, len(self.all_ids))) if asked.refine else None
+        if not asked.refine:
+            return None
+        return self.queries_to_refine(asked), min(asked.refine, len(self.all_ids))
+
+    def queries_to_refine(self, asked: Asked) -> FloatArray:
+        """Queries as the last stage of the engine takes them, (n_queries, d)."""
+        kept = self.backend.originals
+        if kept is None or asked.weights is None:
+            return asked.vectors
+        return kept.seen_by_distances(asked.rows)
 
     def _in_metric(self, asked: Asked, sums: FloatArray, *, refined: bool) -> FloatArray:
         return in_metric(asked, sums, by_originals=refined and self.backend.originals is not None)
@@ -154,8 +170,8 @@ class EmbeddedDocuments(Rows):
     def _found(self, asked: Asked, hits: Hits, *, refined: bool = False) -> Found:
         """The documents of the engine's hits."""
         scores, rows = self._in_metric(asked, hits[0], refined=refined), hits[1]
-        if asked.mean_scores is not None:
-            # With the mean's score added, different sums may round to the same score.
+        if asked.may_tie:
+            # With something added, different sums may round to the same score.
             scores, rows = in_order(scores, rows)
         return Found(scores, self.all_ids.of(rows), rows, ordered=True)
 
@@ -246,7 +262,7 @@ class EmbeddedDocuments(Rows):
         replaced = self.live_ids.find(ids.all())
         rest = self._marked(self.alive_rows()[replaced[replaced >= 0]])
         backend = rest.backend if rest.n_alive else rest.compacted(num_threads).backend
-        backend = backend.added(_runs(chunks), num_threads, model)
+        backend = backend.added(_runs(chunks), num_threads, model, scale)
         if not rest.n_alive:
             return EmbeddedDocuments(backend, ids, None, scale.unit)
         rows = rest.extended(ids)
@@ -283,7 +299,7 @@ class EmbeddedDocuments(Rows):
         }
         return {
             "n": len(self.all_ids),
-            "k": self.k,
+            "k": self.backend.k,
             "packing": self.backend.codec.manifest(),
             "postings": self.backend.postings,
             "unit": self.unit,
@@ -332,9 +348,14 @@ class EmbeddedDocuments(Rows):
         of_rows = {name: array for name, array in arrays.items() if name in STORED_ROWS}
         others = (*STORED_ROWS, Path(FILE).stem)
         of_codes = {name: array for name, array in arrays.items() if name not in others}
-        is_cosine = metric == "cosine"
         kept = Originals.of_index(
-            meta, arrays, model.dim, by_direction=is_cosine, unit=unit or 1.0, given=originals
+            meta,
+            arrays,
+            model.dim,
+            score=score_of(metric, keeps_norms=codec.get(NORMS, False)),
+            unit=unit or 1.0,
+            center=model.center,
+            given=originals,
         )
         if (dim := codec.get("dim", model.dim)) != model.dim:
             msg = f"residual codes are of {dim!r:.100} dimensions, the model has {model.dim}"
@@ -351,6 +372,8 @@ def in_metric(asked: Asked, sums: FloatArray, *, by_originals: bool) -> FloatArr
     """Scores of the engine's sums; those by original vectors hold the share of the model's mean."""
     if not by_originals:
         return asked.in_metric(sums)
+    if asked.distances is not None:
+        return asked.distances.of_vectors(sums)
     if asked.factors is None:
         return sums  # cosines, each the engine's own
     # Vectors of a damaged file may be of any length, and only places without a document score -inf.

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from compressae_index import _engine
 from compressae_index.arrays import BoolArray, FloatArray, RowArray
 from compressae_index.checks import as_path, check_choice, check_int, normalize_rows
-from compressae_index.coding.metric import LARGEST_NORM
+from compressae_index.coding.metric import LARGEST_NORM, Metric
 from compressae_index.errors import DimensionError, FormatError, InputError, StorageError
 from compressae_index.npy import read_header
 from compressae_index.persistence import entry
@@ -28,6 +28,8 @@ from compressae_index.storage import accessing, new_file, open_file, sync
 
 Precision: TypeAlias = Literal["float16", "float32"]
 PRECISIONS: tuple[Precision, ...] = ("float16", "float32")
+# What vectors are compared with queries for.
+Score: TypeAlias = Literal["cosine", "product", "distance"]
 # Rows of a mapped file: float16 or float32, (n, d).
 Stored: TypeAlias = npt.NDArray[Any]
 
@@ -37,6 +39,13 @@ FILE, PLACES = "originals.npy", "original_places"
 _DIGEST_ROWS = 64
 # Rows to compare with those an index is built from, and how far apart the two may be, relative to the norm.
 _COMPARED_ROWS, _APART = 256, 0.04
+
+
+def score_of(metric: Metric, *, keeps_norms: bool) -> Score:
+    """The score of original vectors by a metric; distances from unit rows are made of cosines."""
+    if metric == "inner_product":
+        return "product"
+    return "distance" if keeps_norms else "cosine"
 
 
 class Reference(NamedTuple):
@@ -110,34 +119,36 @@ class Originals:
     Attributes:
         dim: d.
         dtype: of vectors that are added.
-        by_direction: whether scores are cosines.
+        score: what vectors are compared with queries for.
         segments: where the vectors lie.
         places: (n,) int64, the place of each document's vector in all segments; None if these are the same.
         unit: the unit of norms, which vectors of the user are divided by to compare with codes; the index's
             own were divided before they were stored.
+        center: (d,) the model's, from which codes see vectors; None for zero.
     """
 
     dim: int
     dtype: np.dtype[Any]
-    by_direction: bool
+    score: Score
     segments: tuple[Segment, ...] = ()
     places: RowArray | None = None
     unit: float = 1.0
+    center: FloatArray | None = None
 
     @classmethod
-    def own(cls, dim: int, precision: Precision, *, by_direction: bool) -> Originals:
+    def own(cls, dim: int, precision: Precision, score: Score) -> Originals:
         """Of an index without documents that keeps copies of its own."""
-        return cls(dim, np.dtype(precision), by_direction)
+        return cls(dim, np.dtype(precision), score)
 
     @classmethod
-    def referring(cls, source: Any, vectors: Vectors, *, by_direction: bool) -> Originals:
+    def referring(cls, source: Any, vectors: Vectors, score: Score) -> Originals:
         """The rows that an index is built from, where the user keeps them.
 
         Args:
             source: the path of a .npy file, or an array, float32 or float16 (m, d) in C order.
             vectors: (n, d) what the index is built from; from open_vectors(..., on_bad_rows="skip") it has
                 fewer rows than the source.
-            by_direction: whether scores are cosines.
+            score: what vectors are compared with queries for.
 
         Raises:
             FormatError: the file is missing or not such a .npy file.
@@ -153,7 +164,7 @@ class Originals:
         places = None
         if n_given != n:
             places = np.delete(np.arange(n_given), vectors.skipped)  # type: ignore[attr-defined]
-        originals = cls(dim, segment.rows.dtype, by_direction, (segment,), places)
+        originals = cls(dim, segment.rows.dtype, score, (segment,), places)
         _compare(originals, vectors)
         return originals
 
@@ -167,7 +178,37 @@ class Originals:
     def refiner(self) -> _engine.Originals:
         """The engine's last stage."""
         segments = [(_bits(each.rows), 1.0 / self.unit if each.is_given else 1.0) for each in self.segments]
-        return _engine.Originals(segments, self.dim, self.places, self.by_direction)
+        return _engine.Originals(
+            segments, self.dim, self.places, self.by_direction, distances=self.score == "distance"
+        )
+
+    @property
+    def by_direction(self) -> bool:
+        """Whether scores are cosines, so that norms do not matter."""
+        return self.score == "cosine"
+
+    def seen_by_distances(self, queries: FloatArray) -> FloatArray:
+        """Queries (n, d), given from the center, as the engine compares them with vectors: from 0."""
+        if self.center is not None:
+            queries = queries + self.center
+        return queries if self.unit == 1 else queries / np.float32(self.unit)
+
+    def from_center(self, rows: FloatArray) -> FloatArray:
+        """Rows (n, d) in the unit of norms, from the center, as they are stored: from 0.
+
+        Raises:
+            InputError: half precision does not hold them.
+        """
+        if self.center is not None:
+            rows = rows + self.center / np.float32(self.unit)
+        largest = float(np.abs(rows).max(initial=0)) if self.score == "distance" else 0.0
+        if self.dtype == np.float16 and largest > np.finfo(np.float16).max:
+            msg = (
+                f"vectors are {largest:.3g} times as far from 0 as from each other, more than float16 "
+                "holds: keep originals='float32'"
+            )
+            raise InputError(msg)
+        return rows
 
     @property
     def nbytes(self) -> int:
@@ -191,6 +232,8 @@ class Originals:
     def vectors(self, rows: RowArray) -> FloatArray:
         """The vectors of documents, (len(rows), d): of unit norm for cosine, else in the unit of norms.
 
+        They are seen from the center, as codes are.
+
         Raises:
             StorageError: a file was changed, or holds vectors that no index keeps.
         """
@@ -199,14 +242,17 @@ class Originals:
         if self.by_direction:
             damaged = np.flatnonzero(~((largest > 0) & (largest < np.inf)))
         else:
-            damaged = np.flatnonzero(~(largest <= 2 * LARGEST_NORM))
+            offset = 0 if self.center is None else np.abs(self.center).max() / self.unit
+            damaged = np.flatnonzero(~(largest <= 2 * LARGEST_NORM + offset))
         if damaged.size:
             msg = (
                 f"the original vector of row {rows[damaged[0]]} is damaged: its largest entry is "
                 f"{largest[damaged[0]]:.4g}; load the index with originals=False to go on without them"
             )
             raise StorageError(msg)
-        return normalize_rows(vectors) if self.by_direction else vectors
+        if self.by_direction:
+            return normalize_rows(vectors)
+        return vectors if self.center is None else vectors - self.center / np.float32(self.unit)
 
     def _parts(self, rows: RowArray) -> Iterator[tuple[Segment, BoolArray, RowArray]]:
         """Segments, which of the documents lie in each, and these documents' rows of it."""
@@ -279,6 +325,10 @@ class Originals:
         """The same for codes in another unit of norms."""
         return replace(self, unit=unit)
 
+    def to_compare(self, score: Score, center: FloatArray | None) -> Originals:
+        """The same to compare with queries for a score, beside codes that see vectors from a center."""
+        return replace(self, score=score, center=center)
+
     def manifest(self) -> dict[str, Any]:
         """The entry of an index's manifest."""
         return {
@@ -331,8 +381,9 @@ class Originals:
         arrays: Mapping[str, npt.NDArray[Any]],
         dim: int,
         *,
-        by_direction: bool,
+        score: Score,
         unit: float,
+        center: FloatArray | None,
         given: Any,
     ) -> Originals | None:
         """The original vectors of a saved index; None if it has none.
@@ -341,8 +392,9 @@ class Originals:
             meta: the index's manifest, with the result of `manifest` under "originals".
             arrays: the index's arrays, among them what `write` wrote, mapped, and `to_arrays`.
             dim: d.
-            by_direction: whether scores are cosines.
+            score: what vectors are compared with queries for.
             unit: the unit of norms.
+            center: the model's.
             given: False to leave the vectors out; the path or array of a file that was moved, which
                 `check_moved` has seen; None for what the manifest says.
 
@@ -355,8 +407,9 @@ class Originals:
                 arrays.get(Path(FILE).stem),
                 arrays.get(PLACES),
                 dim,
-                by_direction=by_direction,
+                score=score,
                 unit=unit,
+                center=center,
                 moved=given,
             )
         return None
@@ -369,8 +422,9 @@ class Originals:
         places: RowArray | None,
         dim: int,
         *,
-        by_direction: bool,
+        score: Score,
         unit: float,
+        center: FloatArray | None = None,
         moved: Any = None,
     ) -> Originals:
         """Reads `manifest`, what `write` wrote and `to_arrays`.
@@ -380,8 +434,9 @@ class Originals:
             own: the mapped file of the index's own vectors.
             places: the stored places.
             dim: d.
-            by_direction: whether scores are cosines.
+            score: what vectors are compared with queries for.
             unit: the unit of norms.
+            center: the model's.
             moved: the path or array of the only reference, if not where it was.
 
         Raises:
@@ -407,7 +462,7 @@ class Originals:
         if places is not None and not _are_places(places, held):
             msg = f"{PLACES} must be int64 numbers of {held} vectors"
             raise ValueError(msg)
-        return cls(dim, dtype, by_direction, tuple(segments), places, unit)
+        return cls(dim, dtype, score, tuple(segments), places, unit, center)
 
 
 class Spool:
@@ -616,6 +671,8 @@ def _compare(originals: Originals, vectors: Vectors) -> None:
         given = checked_rows(vectors, first, first + len(rows), dim=originals.dim).astype(np.float64)
         held = originals._taken(rows, np.float32).astype(np.float64)
         norms = np.linalg.norm(given, axis=1)
+        if originals.score == "distance":
+            norms = np.maximum(norms, 1e-12)  # a row of zeros is next to nothing
         if originals.by_direction:
             with np.errstate(invalid="ignore", divide="ignore"):  # any row may be among the originals
                 held *= (norms / np.linalg.norm(held, axis=1))[:, None]

@@ -40,6 +40,7 @@ from compressae_index.search.index import Index, IndexStats
 from compressae_index.search.labels import Labels
 from compressae_index.search.queries import MODES, Mode, Scoring
 from compressae_index.sources import Vectors, VectorSource
+from compressae_index.sources.centred import Centred, less
 
 PACKAGES = ("compressae-index", "numpy", "faiss-cpu", "faiss-gpu")
 # The k of each recall@k, up to the number of vectors.
@@ -216,7 +217,8 @@ def index_report(
             few vectors for Faiss.
         MissingExtraError: `faiss` is given, and Faiss is not installed.
     """
-    rows = check_vectors(queries, dim=index.model.dim, name="queries")
+    zeros = index.metric == "l2"
+    rows = check_vectors(queries, dim=index.model.dim, name="queries", zeros=zeros)
     by: Metric = index.metric if metric is None else check_choice(metric, "metric", METRICS)
     if faiss:
         import_faiss(len(index))
@@ -240,7 +242,13 @@ def index_report(
         sweeps=sweep(index, rows, found, progress=progress, **ours),
         frontier=evaluate_frontier(index, rows, found, progress=progress),
         rivals=_quantisers(index, own, rows, truth, progress=progress, **theirs) if faiss else {},
-        model=model_report(index.model, own, rows, ks=(), progress=progress),
+        model=model_report(
+            index.model,
+            Centred(own, None) if zeros else own,
+            less(rows, None) if zeros else rows,
+            ks=(),
+            progress=progress,
+        ),
         environment=environment(PACKAGES),
         labels=index.labels,
     )

@@ -13,6 +13,7 @@ from compressae_index.errors import DimensionError, InputError, UnknownIdError
 from compressae_index.ids import Ids, as_id_array
 from compressae_index.search.index import Index
 from compressae_index.sources import CHUNK_ROWS, Vectors, VectorSource, ids_of_rows, open_vectors
+from compressae_index.sources.centred import less
 
 # Documents to compare with their reconstructions: so many, in so many runs of consecutive rows.
 SAMPLE_ROWS, SAMPLE_RUNS = 256, 16
@@ -63,7 +64,7 @@ def matched(index: Index, vectors: VectorSource, ids: Any = None) -> Matched:
         raise DimensionError(msg)
     given, skipped = ids_of_rows(ids, vectors)
     rows = np.sort(_rows_of(held, given, by_number=ids is None))
-    chosen = vectors if len(rows) == n else _Chosen(vectors, rows)
+    chosen = vectors if len(rows) == n else _Chosen(vectors, rows, zeros=index.metric == "l2")
     found = Matched(chosen, given.of(rows), n + len(skipped) - len(rows))
     _check_contents(index, found)
     return found
@@ -126,9 +127,15 @@ def _check_contents(index: Index, found: Matched) -> None:
     another order, whose cosines may be high if all embeddings are alike.
     """
     sampled = _sample(len(found.ids))
-    parts = [check_vectors(found.vectors[run.start : run.stop], first_row=run.start) for run in sampled]
-    rows = normalize_rows(np.concatenate(parts))
+    zeros, center = index.metric == "l2", index.model.center
+    parts = [
+        check_vectors(found.vectors[run.start : run.stop], first_row=run.start, zeros=zeros)
+        for run in sampled
+    ]
+    rows = np.concatenate(parts)
+    rows = normalize_rows(less(rows, center) if zeros else rows)
     stored = index.reconstruct(np.concatenate([found.ids[run.start : run.stop] for run in sampled]))
+    stored = stored if center is None else stored - center
     norms = np.linalg.norm(stored, axis=1, keepdims=True)
     stored = np.divide(stored, norms, out=np.zeros_like(stored), where=norms > 0)
     if fits(stored, rows):
@@ -178,8 +185,8 @@ def _sample(n: int) -> list[range]:
 class _Chosen:
     """Some rows of vectors, in ascending order, read slice by slice."""
 
-    def __init__(self, vectors: Vectors, rows: RowArray) -> None:
-        self._vectors = vectors
+    def __init__(self, vectors: Vectors, rows: RowArray, *, zeros: bool) -> None:
+        self._vectors, self._zeros = vectors, zeros
         self._rows = rows
         self.shape: tuple[int, ...] = (len(rows), vectors.shape[1])
 
@@ -192,8 +199,8 @@ class _Chosen:
             if len(here):
                 last = int(here[-1]) + 1
                 part = np.asarray(self._vectors[first:last])[here - first]
-                bad = np.flatnonzero(~np.isfinite(part).all(axis=1) | ~part.any(axis=1))
+                bad = np.flatnonzero(~np.isfinite(part).all(axis=1) | ~(part.any(axis=1) | self._zeros))
                 if bad.size:  # raised here, where the row number in the source is known
-                    check_vectors(part[bad[:1]], first_row=int(here[bad[0]]))
+                    check_vectors(part[bad[:1]], first_row=int(here[bad[0]]), zeros=self._zeros)
                 parts.append(part)
         return np.concatenate(parts)

@@ -22,6 +22,7 @@ from compressae_index.measuring.plots import COLOURS, figure_class, look
 from compressae_index.progress import track
 from compressae_index.search.recall import recall
 from compressae_index.sources import Vectors, VectorSource, checked_rows, open_vectors
+from compressae_index.sources.centred import Centred, less
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -194,8 +195,14 @@ def model_report(
     wanted = [k for k in KS if k <= min(model.n_latents, model.dim)] if ks is None else list(ks)
     wanted = sorted({model.nonzeros(k, "pursuit") for k in wanted} | {model.k})
     # Check the queries first: reading the sample may take long.
-    asked = None if queries is None else check_vectors(queries, dim=model.dim, name="queries")
-    rows = _sample(open_vectors(vectors), max_rows, model.dim)
+    center, source = model.center, open_vectors(vectors)
+    asked = None
+    if queries is not None:
+        asked = check_vectors(queries, dim=model.dim, name="queries", zeros=center is not None)
+    if center is not None:  # all that follows is seen from there
+        source, model = Centred(source, center), model.centred_at(None)
+        asked = None if asked is None else less(asked, center)
+    rows = _sample(source, max_rows, model.dim)
     if asked is None:
         rows, asked = _held_out(rows)
     unit = normalize_rows(rows)

@@ -39,10 +39,11 @@ def evaluate_exact(
     id_bytes: float = 0.0,
 ) -> Measurement:
     """Measures exact search over float32 vectors by numpy; each vector takes `id_bytes` more for its id."""
-    rows = _comparable(check_vectors(vectors[0 : vectors.shape[0]]), metric)
+    rows = _rows(vectors, metric)
+    halves = np.einsum("nd,nd->n", rows, rows) / 2 if metric == "l2" else None
 
     def search(query: FloatArray, k: int) -> npt.NDArray[Any]:
-        scores = normalize_rows(query) @ rows.T
+        scores = normalize_rows(query) @ rows.T if halves is None else query @ rows.T - halves
         best = np.argpartition(-scores, min(k, len(rows)) - 1, axis=1)[:, :k]
         order = np.argsort(-np.take_along_axis(scores, best, axis=1), axis=1, kind="stable")
         return np.take_along_axis(best, order, axis=1)
@@ -66,8 +67,8 @@ def evaluate_pq(
         InputError: fewer vectors than a sub-vector has centroids.
     """
     faiss = import_faiss(vectors.shape[0])
-    rows = _comparable(check_vectors(vectors[0 : vectors.shape[0]]), metric)
-    return _evaluate_faiss(faiss, _pq(rows.shape[1], bytes_per_vector), rows, queries, truth, ks)
+    rows = _rows(vectors, metric)
+    return _evaluate_faiss(faiss, _pq(rows.shape[1], bytes_per_vector), rows, queries, truth, ks, metric)
 
 
 def evaluate_quantisers(
@@ -102,16 +103,22 @@ def evaluate_quantisers(
         InputError: fewer vectors than a sub-vector has centroids.
     """
     faiss = import_faiss(vectors.shape[0])
-    rows = _comparable(check_vectors(vectors[0 : vectors.shape[0]]), metric)
+    rows = _rows(vectors, metric)
     families = _quantisers(faiss, rows.shape[1], [budget - id_bytes for budget in sorted(budgets)])
     measured: dict[str, list[Measurement]] = {family: [] for family in families}
     with track(sum(map(len, families.values())), "Faiss", enabled=progress, unit="indexes") as advance:
         for family, keys in families.items():
             for key in keys:
-                one = _evaluate_faiss(faiss, key, rows, queries, truth, ks)
+                one = _evaluate_faiss(faiss, key, rows, queries, truth, ks, metric)
                 measured[family].append(one._replace(bytes_per_vector=one.bytes_per_vector + id_bytes))
                 advance(1)
     return measured
+
+
+def _rows(vectors: Vectors, metric: Metric) -> FloatArray:
+    """All rows, to compare with queries by a metric."""
+    every = check_vectors(vectors[0 : vectors.shape[0]], zeros=metric == "l2")
+    return _comparable(every, metric)
 
 
 def _quantisers(faiss: Any, dim: int, budgets: list[float]) -> dict[str, list[str]]:
@@ -157,9 +164,12 @@ def _evaluate_faiss(
     queries: FloatArray,
     truth: npt.NDArray[Any],
     ks: Iterable[int],
+    metric: Metric,
 ) -> Measurement:
     """Measures a Faiss index, given the key of its factory."""
-    index = faiss.index_factory(rows.shape[1], key, faiss.METRIC_INNER_PRODUCT)
+    by_distance = metric == "l2"
+    kind = faiss.METRIC_L2 if by_distance else faiss.METRIC_INNER_PRODUCT
+    index = faiss.index_factory(rows.shape[1], key, kind)
     if isinstance(index, faiss.IndexPQ):
         index.pq.cp.max_points_per_centroid = PQ_POINTS_PER_CENTROID
         index.pq.cp.niter = PQ_ROUNDS
@@ -169,7 +179,7 @@ def _evaluate_faiss(
     index.add(rows)
 
     def search(query: FloatArray, k: int) -> npt.NDArray[Any]:
-        found: npt.NDArray[Any] = index.search(normalize_rows(query), k)[1]
+        found: npt.NDArray[Any] = index.search(query if by_distance else normalize_rows(query), k)[1]
         return found
 
     name = "Faiss " + key.split(",")[-1].removesuffix("np")

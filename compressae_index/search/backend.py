@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,8 @@ import numpy as np
 from compressae_index.arrays import BoolArray, FloatArray, IdArray
 from compressae_index.coding.chunks import Encoded
 from compressae_index.coding.codes import SparseCodes
-from compressae_index.coding.metric import RowScale
+from compressae_index.coding.lengths import with_lengths, without_lengths
+from compressae_index.coding.metric import RowScale, row_norms
 from compressae_index.coding.model import CompresSAE
 from compressae_index.errors import InputError
 from compressae_index.ids import Ids, check_kind
@@ -121,7 +122,7 @@ class SparseBackend(ABC):
         Raises:
             UnknownIdError: an id is not held.
         """
-        return model.decode(self.codes(ids))
+        return model.decode(without_lengths(self.codes(ids), model.n_latents))
 
     def vectors(self, ids: IdArray, model: CompresSAE) -> FloatArray:
         """The vectors of ids as the last stage knows them, (len(ids), d).
@@ -152,11 +153,13 @@ class SparseBackend(ABC):
         ids: Ids,
         *,
         scale: RowScale,  # noqa: ARG002
-        model: CompresSAE,  # noqa: ARG002
+        model: CompresSAE,
         num_threads: int,  # noqa: ARG002
         progress: bool,
     ) -> SparseBackend:
         """This back end, with all codes stored; they are held in memory until the last one is made."""
+        if self.n_latents > model.n_latents:
+            chunks = with_norms(chunks)
         self.put_all(chunks, ids, lambda codes, some, _: self.put(codes, some), progress=progress)
         return self
 
@@ -181,3 +184,11 @@ class SparseBackend(ABC):
         """This back end, after it has removed ids."""
         self.remove(ids)
         return self
+
+
+def with_norms(chunks: Iterable[Encoded]) -> Iterator[Encoded]:
+    """The same chunks, whose codes have one more pair for the norms of their rows."""
+    for chunk in chunks:
+        assert chunk.rows is not None, "codes alone have no norms"
+        halves = np.square(row_norms(chunk.rows)) / 2
+        yield chunk._replace(codes=with_lengths(chunk.codes, halves.astype(np.float32)))

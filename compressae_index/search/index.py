@@ -18,7 +18,8 @@ from compressae_index.checks import (
 )
 from compressae_index.coding.chunks import Encoded, encoded_chunks
 from compressae_index.coding.codes import SparseCodes
-from compressae_index.coding.metric import METRICS, Metric, RowScale
+from compressae_index.coding.lengths import without_lengths
+from compressae_index.coding.metric import METRICS, Metric, RowScale, row_norms
 from compressae_index.coding.model import ENCODERS, CompresSAE, Encoder, check_is_model, check_model
 from compressae_index.errors import DimensionError, InputError, UnknownIdError
 from compressae_index.ids import Ids, as_id_array
@@ -58,6 +59,7 @@ from compressae_index.search.rescoring import check_found, rescored
 from compressae_index.search.sides import SIGNS, Sign, coded, holding, strongest
 from compressae_index.search.stages import joined
 from compressae_index.sources import Vectors, VectorSource, check_no_rows, ids_of_rows, open_vectors
+from compressae_index.sources.centred import less
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
@@ -115,19 +117,19 @@ class Index:
             model: the model of the codes.
             documents: the codes.
             encoder: how vectors that are added become codes.
-            metric: what scores are; with "inner_product", codes are times the norm of their vector.
+            metric: what scores are; with "inner_product", codes are times the norm of their vector. With "l2"
+                too, and they have one pair more, of half its square: the documents are over the model's
+                latents and another one. Documents over the model's latents alone are of unit rows.
 
         Raises:
             DimensionError: the codes are over another number of latents.
-            InputError: the model leaves out a mean, and the metric is not cosine.
+            InputError: the model does not fit the metric, or the codes.
         """
         self.model = check_is_model(model)
         self.encoder: Encoder = check_choice(encoder, "encoder", ENCODERS)
         self.metric: Metric = check_choice(metric, "metric", METRICS)
         check_model(model, metric)
-        if documents.n_latents != model.n_latents:
-            msg = f"the codes are over {documents.n_latents} latents, the model has {model.n_latents}"
-            raise DimensionError(msg)
+        check_latents(model, self.metric, documents.n_latents)
         self._documents = documents
         self.frontier: Frontier | None = None
         """Settings of "two_stage" and the recall they reach, as `build` measured them; None if it did not."""
@@ -142,7 +144,14 @@ class Index:
     @property
     def k(self) -> int:
         """Nonzeros a code."""
-        return self.documents.k
+        return self._k_of(self.documents)
+
+    def _k_of(self, documents: Documents) -> int:
+        return documents.k - (documents.n_latents > self.model.n_latents)
+
+    def _scale_of(self, documents: Documents, unit: float | None) -> RowScale:
+        """The scale of the codes of documents."""
+        return RowScale(self.metric, unit, unit_rows=documents.n_latents == self.model.n_latents)
 
     @property
     def modes(self) -> tuple[str, ...]:
@@ -230,7 +239,9 @@ class Index:
         Returns:
             scores and ids, each (n_queries, k), and `certified`. The higher score comes first; of equal
             scores, that of the document that is first in `ids`. If fewer than k documents match: id -1
-            (None for string ids) and score -inf.
+            (None for string ids) and score -inf. With metric "l2", scores are squared distances, as Faiss
+            gives them: the lower one comes first, and empty places have +inf. Codes may make those of near
+            documents negative, which then are 0.
 
         Raises:
             InputError: bad queries, another dimension, k or query_nnz below 1, candidates or refine below k,
@@ -244,7 +255,13 @@ class Index:
         asked = self.asked(queries, k, settings, documents)
         if asked.k * len(asked) > MAX_PLACES:  # counting documents may be a question to a server
             check_k(asked.k, len(documents), len(asked))
-        return documents.answer(asked)
+        return self.turned(documents.answer(asked))
+
+    def turned(self, found: SearchResult) -> SearchResult:
+        """Results of documents, of which larger scores are better, with the scores of the metric."""
+        if self.metric != "l2":
+            return found
+        return SearchResult(upright(found.scores), found.ids, found.certified, found.lost)
 
     def _settled(
         self, settings: Settings, k: int, documents: Documents, target_recall: float | None = None
@@ -291,12 +308,21 @@ class Index:
             settings.refine, k, can_refine=documents.refines and settings.mode in REFINED_MODES
         )
         threads = check_threads(settings.num_threads)
-        rows = check_vectors(queries, dim=self.model.dim, name="queries", may_be_empty=True)
-        factors = None
-        if self.metric != "cosine":
-            factors = RowScale(self.metric, documents.unit or 1.0).of_queries(rows)
-        coder = Coder(self.model, self.encoder, documents.k)
-        return Asked(rows, factors, k, candidates, refine, threads, settings, coder)
+        rows, coder = self._queries(queries), Coder(self.model, self.encoder, self._k_of(documents))
+        factors, distances, given, scale = None, None, None, self._scale_of(documents, documents.unit or 1.0)
+        if self.metric == "l2":
+            given, rows = rows, less(rows, self.model.center)
+            distances = scale.distances_of(rows)
+        else:
+            factors = scale.of_queries(rows)
+        return Asked(rows, factors, k, candidates, refine, threads, settings, coder, distances, given)
+
+    def _queries(self, queries: Any, *, may_be_empty: bool = True) -> FloatArray:
+        """Checked queries (n_queries, d) as they are."""
+        zeros = self.metric == "l2"  # a point like any other
+        return check_vectors(
+            queries, dim=self.model.dim, name="queries", may_be_empty=may_be_empty, zeros=zeros
+        )
 
     def rescore(
         self,
@@ -336,7 +362,7 @@ class Index:
         found = check_found(ids, len(asked), are_strings=documents.are_strings)
         if asked.k * len(asked) > MAX_PLACES:
             check_k(asked.k, len(documents), len(asked))
-        return rescored(asked, found, documents, self.model, self.metric)
+        return self.turned(rescored(asked, found, documents, self.model, self.metric))
 
     def neighbours(
         self,
@@ -384,7 +410,7 @@ class Index:
             self.check_held(array)
         settings, search = self._settled(settings, k + 1, documents), self._search_of(documents)
         found = neighbours_of(array, k, settings, documents, self.model, search, progress=progress)
-        return joined(list(found), k, are_strings=documents.are_strings)
+        return self.turned(joined(list(found), k, are_strings=documents.are_strings))
 
     def neighbour_graph(
         self,
@@ -414,8 +440,8 @@ class Index:
             progress: show a progress bar.
 
         Returns:
-            (n, n) float32 in the form of scikit-learn's `kneighbors_graph`, with scores, not distances. A row
-            stores the scores of its neighbours, best first, and not its own.
+            (n, n) float32 in the form of scikit-learn's `kneighbors_graph`, with scores, which are distances
+            for metric "l2" alone. A row stores the scores of its neighbours, best first, and not its own.
 
         Raises:
             InputError: the index does not list its ids, or settings that `search` refuses.
@@ -429,7 +455,10 @@ class Index:
         k = min(k, max(len(ids) - 1, 0))
         wanted, settings = ids if k else ids[:0], self._settled(settings, k + 1, documents)
         found = neighbours_of(wanted, k, settings, documents, self.model, search, progress=progress)
-        return graph_of(ids, k, found)
+        graph = graph_of(ids, k, found)
+        if self.metric == "l2":
+            graph.data = upright(graph.data)
+        return graph
 
     def range_search(
         self,
@@ -444,7 +473,7 @@ class Index:
         filter: Any = None,  # noqa: A002
         num_threads: int | None = None,
     ) -> RangeResult:
-        """All documents of each query with a score above the radius.
+        """All documents of each query with a score above the radius; with metric "l2", below it.
 
         Scores are those that `search` gives. "dense" leaves no document out; if the index has a last stage,
         it scores all documents by it, unless `refine` is given. "two_stage" may leave out documents that are
@@ -453,7 +482,7 @@ class Index:
 
         Args:
             queries: (n_queries, d), or (d,) for one.
-            radius: a score that documents must exceed.
+            radius: a score that documents must exceed; a squared distance that they must stay below.
             mode: this and the other settings are those of `search`.
             candidates: as for `search`, but also the most documents of a query, except in "dense".
             query_nnz: as for `search`.
@@ -474,15 +503,18 @@ class Index:
         settings = Settings(mode, candidates, query_nnz, scoring, refine, filter, num_threads)
         documents, radius = self.documents, check_radius(radius)
         self._checked(1, settings, documents)
-        rows = check_vectors(queries, dim=self.model.dim, name="queries", may_be_empty=True)
-        return within(rows, radius, settings, documents, self._search_of(documents))
+        rows, search = self._queries(queries), self._search_of(documents)
+        if self.metric != "l2":
+            return within(rows, radius, settings, documents, search)
+        found = within(rows, -radius, settings, documents, search)
+        return found._replace(scores=upright(found.scores))
 
     def _checked(self, k: int, settings: Settings, documents: Documents) -> int:
         """A number of neighbours, checked with the other settings before any work; errors as for `search`."""
         return self.asked(np.empty((0, self.model.dim), np.float32), k, settings, documents).k
 
     def _search_of(self, documents: Documents) -> Search:
-        """A search of these documents, whatever changes meanwhile."""
+        """A search of these documents, whatever changes meanwhile; larger scores are better."""
         return lambda queries, k, settings: documents.answer(self.asked(queries, k, settings, documents))
 
     def add(
@@ -533,11 +565,11 @@ class Index:
             return
         documents = self._documents
         self._check_new(documents, ids.all(), replace=replace)
-        threads, scale = check_threads(num_threads), RowScale(self.metric, documents.unit)
+        threads, scale = check_threads(num_threads), self._scale_of(documents, documents.unit)
         chunks = encoded_chunks(
             self.model,
             vectors,
-            self.k,
+            self._k_of(documents),
             self.encoder,
             threads,
             scale=scale,
@@ -584,6 +616,9 @@ class Index:
     def codes(self, ids: Any) -> SparseCodes:
         """The stored codes of ids: folded, times the kept norm, and rounded to the stored precision.
 
+        With metric "l2" they have one pair more, over one latent more: half the square of the norm. Codes of
+        unit rows have none.
+
         Raises:
             UnknownIdError: an id is not in the index.
         """
@@ -615,12 +650,15 @@ class Index:
             return np.empty((0, self.model.dim), dtype=np.float32)
         self._check_kind_of(array)
         vectors, unit = self.documents.reconstructed(array, self.model), self.documents.unit
-        return vectors if unit in (None, 1.0) else vectors * np.float32(unit)
+        vectors = vectors if unit in (None, 1.0) else vectors * np.float32(unit)
+        return vectors if self.model.center is None else vectors + self.model.center
 
     def explain(self, query: Any, id: int | str) -> Explanation:  # noqa: A002
         """How the parts of a document's code add up to its score in "dense" and "two_stage".
 
-        If the index has residual codes or original vectors, what they add is the `residual`.
+        If the index has residual codes or original vectors, what they add is the `residual`. With metric
+        "l2", what the norms of query and document make is the `bias`; the rest is below 0 where it brings
+        them nearer.
 
         Raises:
             UnknownIdError: the id is not in the index.
@@ -630,10 +668,12 @@ class Index:
         return why._replace(names=names_of(self.labels, why.latents.tolist(), why.values.tolist()))
 
     def _explained(self, query: Any, id: int | str) -> Explanation:  # noqa: A002
-        rows = check_vectors(query, dim=self.model.dim, name="queries")
+        rows = self._queries(query, may_be_empty=False)
         if len(rows) != 1:
             msg = f"explain takes one query, got {len(rows)}"
             raise DimensionError(msg)
+        if self.metric == "l2":
+            return self._explained_distance(rows, id)
         projection, factors = self.model.project(rows), RowScale(self.metric, 1.0).of_queries(rows)
         if factors is not None:
             projection *= factors
@@ -675,7 +715,8 @@ class Index:
         documents = self.documents
         ids = documents.ids
         given, of_unit = Texts(texts, ids), self.metric == "cosine"
-        blocks = coded(documents, ids)
+        n_latents = self.model.n_latents
+        blocks = ((first, without_lengths(codes, n_latents)) for first, codes in coded(documents, ids))
         if not of_unit:  # a long vector holds a latent no more than a short one of its direction
             blocks = ((first, self.model.fold(codes)) for first, codes in blocks)
         made = labelled(strongest(blocks, STRONGEST), given, wanted, name, progress=progress)
@@ -709,7 +750,7 @@ class Index:
         return holding(self.documents, latent, sign, float(at_least))
 
     def steer(self, queries: Any, weights: Mapping[int, float]) -> FloatArray:
-        """Queries moved along latents: q + |q| times the sum of weight * W_dec[latent].
+        """Queries moved along latents: q + |q| times the sum of weight * W_dec[latent], |q| from the center.
 
         All modes and scorings then search for these queries: scores, certificates and explanations are those
         of the moved query. A document's score grows with its share in the direction of each latent, whether
@@ -725,20 +766,43 @@ class Index:
         Raises:
             InputError: bad queries, an unknown latent, or a weight that is no finite number.
         """
-        rows = check_vectors(queries, dim=self.model.dim, name="queries", may_be_empty=True)
+        rows = self._queries(queries)
         which = self._checked_latents(weights)
         amounts = np.array([check_number(weight, "a weight") for weight in weights.values()])
         if not np.isfinite(amounts).all():
             msg = f"weights must be finite, got {amounts.tolist()}"
             raise InputError(msg)
         direction = amounts @ self.model.decoder_w[which].astype(np.float64)
-        norms = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
+        seen = rows if self.model.center is None else rows - self.model.center
+        norms = np.linalg.norm(seen.astype(np.float64), axis=1, keepdims=True)
         steered: FloatArray = (rows + norms * direction).astype(np.float32)
         return steered
 
     def _checked_latents(self, latents: Iterable[Any]) -> list[int]:
         last = self.model.n_latents - 1
         return [check_int(latent, "latent", 0, last, "n_latents - 1") for latent in latents]
+
+    def _explained_distance(self, query: FloatArray, id: int | str) -> Explanation:  # noqa: A002
+        """`explain` of one checked query, for squared distances."""
+        documents, model = self.documents, self.model
+        code = self.codes([id])
+        keeps_norms = code.n_latents > model.n_latents
+        rows = less(query, model.center)
+        square, length = float(np.square(rows.astype(np.float64)).sum()), row_norms(rows)[0]
+        projection, mean_scores = model.seen(rows, check_threads(1))
+        projection *= np.float32(-2 * length)
+        if mean_scores is not None:
+            mean_scores = mean_scores * np.float32(-2 * length)
+        bias = square + (2 * float(code.values[0, -1]) if keeps_norms else 1.0)
+        code, score = without_lengths(code, model.n_latents), None
+        if documents.refines or documents.residual_bits:
+            vector = documents.vectors(as_id_array([id]), model)[0].astype(np.float64)
+            vector = vector * (documents.unit or 1.0)
+            if keeps_norms and not documents.residual_bits:
+                score = float(np.square(rows[0] - vector).sum())
+            else:
+                score = bias - 2 * float(rows[0].astype(np.float64) @ vector)
+        return explained(projection[0], code, mean_scores, score, bias)
 
     def stats(self) -> IndexStats:
         """The contents of the index, and their costs as far as they are known."""
@@ -753,12 +817,12 @@ class Index:
             vectors=n,
             dim=self.model.dim,
             n_latents=self.model.n_latents,
-            k=documents.k,
+            k=self._k_of(documents),
             encoder=self.encoder,
             metric=self.metric,
             bytes_per_vector=per_vector,
             model_bytes=self.model.nbytes,
-            postings=documents.k,
+            postings=self._k_of(documents),
             bytes_by_mode=dict.fromkeys(documents.modes, per_vector["total"]) if parts else {},
             residual_bits=documents.residual_bits,
         )
@@ -781,6 +845,34 @@ class Index:
             first = ids[~held].tolist()[0]
             msg = f"unknown id {first!r:.100} ({int((~held).sum())} of {len(ids)} ids are unknown)"
             raise UnknownIdError(msg)
+
+
+def upright(scores: FloatArray) -> FloatArray:
+    """Scores below 0 as squared distances; 0 for those above, which only codes give."""
+    distances: FloatArray = np.maximum(np.float32(0) - scores, np.float32(0))
+    return distances
+
+
+def check_latents(model: CompresSAE, metric: Metric, n_latents: int) -> None:
+    """Checks that codes over so many latents fit a model and a metric.
+
+    Raises:
+        DimensionError: they are over another number of latents.
+        InputError: norms are kept of codes that are made without a mean.
+    """
+    more = n_latents - model.n_latents
+    if more not in ((0, 1) if metric == "l2" else (0,)):
+        msg = f"the codes are over {n_latents} latents, the model has {model.n_latents}"
+        raise DimensionError(msg)
+    if more and model.mean is not None:
+        msg = (
+            'this model leaves out the mean of unit rows, so with metric="l2" it needs unit rows: let '
+            "`build` train one for others"
+        )
+        raise InputError(msg)
+    if not more and model.center is not None:
+        msg = "this model encodes vectors less a center, so their norms must be kept: one latent more"
+        raise InputError(msg)
 
 
 def counted(chunks: Iterable[Encoded], advance: Any) -> Iterator[Encoded]:

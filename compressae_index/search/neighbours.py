@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -53,7 +54,11 @@ def neighbours_of(
         for first in range(0, len(ids), BLOCK):
             block = ids[first : first + BLOCK]
             vectors = documents.vectors(block, model) * unit
-            yield _without_itself(_found(search, vectors, k + 1, settings), block)
+            if model.center is not None:
+                vectors = vectors + model.center
+            are_points = documents.n_latents > model.n_latents
+            found = search if are_points else partial(_found, search)
+            yield _without_itself(found(vectors, k + 1, settings), block)
             advance(len(block))
 
 

@@ -61,10 +61,14 @@ def rescored(
 ) -> SearchResult:
     """The `asked.k` best of the documents that were found for each query; unknown ids are left out."""
     # Codes come times the unit of norms here, unlike in a search.
-    factors = RowScale(metric, 1.0).of_queries(asked.rows)
+    factors, distances = None, None
+    if asked.distances is None:
+        factors = RowScale(metric, 1.0).of_queries(asked.rows)
+    else:
+        distances = RowScale(metric, 1.0, unit_rows=asked.weights is None).distances_of(asked.rows)
     then = (ByCodes(documents), Refined(lambda part, of_part: _by_vectors(part, of_part, documents, model)))
     remaining, results = iter(found), []
-    for part in replace(asked, factors=factors).blocks(QUERY_BLOCK):
+    for part in replace(asked, factors=factors, distances=distances).blocks(QUERY_BLOCK):
         given = _given(list(islice(remaining, len(part))), documents)
         stages = Stages(lambda _, given=given: given, then)
         results.append(ranked(stages.run(part), asked.k, are_strings=documents.are_strings))
@@ -97,6 +101,12 @@ def _by_vectors(asked: Asked, found: Found, documents: Documents, model: Compres
     sums = np.zeros(found.scores.shape, dtype=np.float32)
     if len(wanted):
         vectors = documents.vectors(wanted, model) * np.float32(documents.unit or 1.0)
-        queries = asked.vectors[np.nonzero(present)[0]]
-        sums[present] = np.einsum("nd,nd->n", queries, vectors[place])
-    return asked.times_factors(sums)
+        of_query = np.nonzero(present)[0]
+        if asked.weights is not None and not documents.residual_bits:
+            sums[present] = -np.square(asked.rows[of_query] - vectors[place]).sum(axis=1)
+            return sums
+        sums[present] = np.einsum("nd,nd->n", asked.vectors[of_query], vectors[place])
+        if asked.weights is not None:
+            halves = documents.codes(wanted).values[:, -1]
+            sums[present] += asked.weights[of_query, 0] * halves[place]
+    return asked.times_factors(sums) if asked.distances is None else asked.distances.of_sums(sums)

@@ -12,6 +12,7 @@ import numpy as np
 
 from compressae_index.arrays import BoolArray, FloatArray, Hits, IdArray, RowArray
 from compressae_index.coding.codes import SparseCodes
+from compressae_index.coding.lengths import with_lengths
 from compressae_index.errors import UnknownIdError
 from compressae_index.search.queries import QUERY_NNZ, Asked, SearchResult
 
@@ -225,8 +226,16 @@ def strongest_terms(projections: FloatArray, query_nnz: int) -> SparseCodes:
 
 
 def terms_of(asked: Asked) -> SparseCodes:
-    """The latents of each query that stage one looks for."""
-    return strongest_terms(asked.stage_one, asked.settings.query_nnz or QUERY_NNZ)
+    """The latents of each query that stage one looks for; that of norms is always among them."""
+    return strongest_of(asked, asked.settings.query_nnz or QUERY_NNZ)
+
+
+def strongest_of(asked: Asked, query_nnz: int) -> SparseCodes:
+    """The query_nnz strongest latents of each query, and that of norms where these are kept."""
+    if asked.weights is None:
+        return strongest_terms(asked.stage_one, query_nnz)
+    terms = strongest_terms(np.ascontiguousarray(asked.stage_one[:, :-1]), query_nnz)
+    return with_lengths(terms, asked.stage_one[:, -1])
 
 
 def code_scores(projections: FloatArray, codes: SparseCodes) -> FloatArray:

@@ -66,7 +66,7 @@ class _Held(NamedTuple):
             scores, rows = self.flat.search(vectors, k)
         else:
             scores, rows = self.flat.search(vectors, k, allowed)
-        scores = np.where(rows < 0, np.float32(-np.inf), scores * factors)
+        scores = np.where(rows < 0, np.float32(-np.inf), self._in_metric(asked, scores, factors))
         return Found(scores, self.rows.all_ids.of(rows), rows)
 
     def rescore(self, asked: Asked, found: Found) -> Found:
@@ -82,11 +82,30 @@ class _Held(NamedTuple):
         scores = np.full(rows.shape, -np.inf, dtype=np.float32)
         for i, query in enumerate(vectors):
             inside = present[i]
-            scores[i, inside] = self.flat.vectors(rows[i, inside]) @ query
-        return found._replace(scores=scores * factors, places=rows, ordered=False)
+            held = self.flat.vectors(rows[i, inside])
+            if self.flat.distances:
+                scores[i, inside] = -np.square(held - query).sum(axis=1)
+            else:
+                scores[i, inside] = held @ query
+        scores = np.where(present, self._in_metric(asked, scores, factors), np.float32(-np.inf))
+        return found._replace(scores=scores, places=rows, ordered=False)
+
+    def _in_metric(self, asked: Asked, scores: FloatArray, factors: FloatArray) -> FloatArray:
+        """Scores by the metric of Faiss's; distances are in the unit of the vectors."""
+        if self.flat.distances or asked.distances is None:
+            return scores * factors
+        return asked.distances.of_sums(scores)
 
     def _comparable(self, asked: Asked) -> tuple[Any, FloatArray]:
-        """Query rows to multiply with vectors, and factors (n_queries, 1) that turn products into scores."""
+        """Query rows to compare with vectors, and factors (n_queries, 1) of Faiss's scores."""
+        if self.flat.distances:
+            symmetric = asked.settings.scoring == "symmetric"
+            lengths = row_norms(asked.rows).astype(np.float32)[:, None]
+            rows = asked.vectors * lengths if symmetric else asked.rows
+            unit = np.float32(self.unit)
+            return np.ascontiguousarray(rows / unit), np.full((len(asked), 1), unit**2, dtype=np.float32)
+        if asked.distances is not None:  # from unit rows, whose products Faiss has
+            return asked.vectors, np.ones((len(asked), 1), dtype=np.float32)
         cosine = self.metric == "cosine"
         if _is_cuda(asked.rows):
             return _of_tensor(asked.rows, None if cosine else self.unit)
@@ -260,24 +279,35 @@ class DenseStore(Index):
         flat, unit = self._empty(), self._choose_unit(held)
         with track(len(held), "reconstructing", enabled=progress) as advance:
             for part in _chunks(held):
-                flat.add(self.index.reconstruct(part) / np.float32(unit))
+                flat.add(self._seen(part) / np.float32(unit))
                 advance(len(part))
         rows = Rows(Ids.from_user(held, len(held)) if len(held) else Ids(0, {}))
         self._held = _Held(rows, flat, unit, self.metric)
 
+    def _seen(self, ids: IdArray) -> FloatArray:
+        """Reconstructions of ids, from the model's center."""
+        vectors, center = self.index.reconstruct(ids), self.model.center
+        return vectors if center is None else vectors - center
+
+    @property
+    def _keeps_norms(self) -> bool:
+        return self.metric != "cosine" and not (
+            self.metric == "l2" and self.index.documents.n_latents == self.model.n_latents
+        )
+
     def _empty(self) -> CpuFlat | GpuFlat:
-        dim = self.index.model.dim
+        dim, distances = self.index.model.dim, self.metric == "l2" and self._keeps_norms
         return (
-            GpuFlat(dim, self._storage, self._gpus, self._spread)
+            GpuFlat(dim, self._storage, self._gpus, self._spread, distances=distances)
             if self._gpus
-            else CpuFlat(dim, self._storage)
+            else CpuFlat(dim, self._storage, distances=distances)
         )
 
     def _choose_unit(self, ids: IdArray) -> float:
         """A power of two near the norms. Vectors are divided by it, so that half precision can hold them."""
-        if self.index.metric == "cosine" or not len(ids):
+        if not self._keeps_norms or not len(ids):
             return 1.0
-        norm = float(np.median(row_norms(self.index.reconstruct(ids[:CHUNK_ROWS]))))
+        norm = float(np.median(row_norms(self._seen(ids[:CHUNK_ROWS]))))
         return 2.0 ** round(math.log2(norm)) if norm > 0 else 1.0
 
     def add(
@@ -322,7 +352,7 @@ class DenseStore(Index):
             self._refresh(ids, progress=False)
             return
         for part in _chunks(ids):
-            held.flat.add(self.index.reconstruct(part) / np.float32(held.unit))
+            held.flat.add(self._seen(part) / np.float32(held.unit))
         self._held = held._replace(rows=held.rows.extended(Ids.from_user(ids, len(ids))))
 
     def remove(self, ids: Any) -> None:
@@ -348,7 +378,8 @@ class DenseStore(Index):
         Faiss reads one for `dense` with `asymmetric` scoring, if the vectors are on a GPU as well.
         """
         seen = self.documents if documents is None else documents
-        if _is_cuda(queries) and isinstance(seen, _Rescored) and isinstance(seen.store.flat, GpuFlat):
+        is_read = _is_cuda(queries) and self.metric != "l2"
+        if is_read and isinstance(seen, _Rescored) and isinstance(seen.store.flat, GpuFlat):
             k = check_int(k, "k", 1, MAX_K)
             stays = (settings.mode, settings.scoring) == ("dense", "asymmetric")
             if stays and seen.store.can_scan(k, settings.filter):

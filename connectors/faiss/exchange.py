@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from compressae_index.arrays import FloatArray, IdArray
 from compressae_index.checks import check_choice
-from compressae_index.connectors.faiss.flat import STORAGES, Storage, flat_index
+from compressae_index.coding.metric import Metric
+from compressae_index.connectors.faiss.flat import STORAGES, Storage, faiss_metric, flat_index
 from compressae_index.connectors.faiss.index import FaissIndex
 from compressae_index.connectors.faiss.ivf import K_FACTOR, TRAINING_ROWS
 from compressae_index.connectors.faiss.library import faiss
@@ -42,7 +43,8 @@ def to_faiss(
 
     Args:
         index: the index to export.
-        kind: "float32", "float16" or "bfloat16" for a flat index of inner products over the reconstructions,
+        kind: "float32", "float16" or "bfloat16" for a flat index over the reconstructions, of inner products,
+            or of squared distances if the metric is "l2",
             with the scores of `search(mode="dense")` by codes and residual codes; "SQ8" or "SQ4" for the same
             in 8 or 4 bits a dimension; "inverted" for the codes in inverted lists, one list a latent. Search
             the lists with `FaissIndex.from_lists`. Faiss's own `search` of them returns meaningless ids and
@@ -55,9 +57,9 @@ def to_faiss(
         progress: show a progress bar.
 
     Returns:
-        IndexFlatIP or IndexScalarQuantizer, or an IndexRefine of two of them; in an IndexIDMap2 unless the
-        ids are 0 .. n-1. For "inverted", an IndexIVFScalarQuantizer whose ids are row numbers in the order of
-        `index.ids`.
+        IndexFlatIP, IndexFlatL2 or IndexScalarQuantizer, or an IndexRefine of two of them; in an IndexIDMap2
+        unless the ids are 0 .. n-1. For "inverted", an IndexIVFScalarQuantizer whose ids are row numbers in
+        the order of `index.ids`.
 
     Raises:
         InputError: an unknown kind, refine with "inverted", string ids, or the wrong number of `ids`.
@@ -76,7 +78,7 @@ def to_faiss(
         msg = "Faiss's ids are integers, and this index has strings: pass integers as ids="
         raise InputError(msg)
     vectors_of = index.reconstruct if refine is None else partial(_best_known, index)
-    made = _empty(index.model.dim, kind, refine)
+    made = _empty(index.model.dim, kind, refine, distances=index.metric == "l2")
     if not made.is_trained and len(own):
         made.train(vectors_of(own[:: -(-len(own) // TRAINING_ROWS)]))
     counted = not used.to_arrays()
@@ -93,15 +95,15 @@ def to_faiss(
     return made
 
 
-def _empty(dim: int, kind: Storage | Quantised, refine: Storage | None) -> Any:
-    """An index of inner products without vectors, maybe with a second one to refine by."""
+def _empty(dim: int, kind: Storage | Quantised, refine: Storage | None, *, distances: bool) -> Any:
+    """An index without vectors, maybe with a second one to refine by."""
     if kind == "SQ8" or kind == "SQ4":
-        index = faiss.IndexScalarQuantizer(dim, _QUANTISERS[kind], faiss.METRIC_INNER_PRODUCT)
+        index = faiss.IndexScalarQuantizer(dim, _QUANTISERS[kind], faiss_metric(distances=distances))
     else:
-        index = flat_index(dim, kind)
+        index = flat_index(dim, kind, distances=distances)
     if refine is None:
         return index
-    refined = faiss.IndexRefine(index, flat_index(dim, refine))
+    refined = faiss.IndexRefine(index, flat_index(dim, refine, distances=distances))
     refined.k_factor = K_FACTOR
     return refined
 
@@ -109,7 +111,8 @@ def _empty(dim: int, kind: Storage | Quantised, refine: Storage | None) -> Any:
 def _best_known(index: CompressedIndex, ids: IdArray) -> FloatArray:
     """The vectors of ids as the last stage of a search knows them."""
     vectors = index.documents.vectors(ids, index.model)
-    return vectors if index.unit == 1 else vectors * np.float32(index.unit)
+    vectors = vectors if index.unit == 1 else vectors * np.float32(index.unit)
+    return vectors if index.model.center is None else vectors + index.model.center
 
 
 def from_faiss(index: Any, **options: Any) -> CompressedIndex:
@@ -121,12 +124,14 @@ def from_faiss(index: Any, **options: Any) -> CompressedIndex:
         index: any Faiss index of inner products or Euclidean distances that can reconstruct its vectors:
             flat, scalar-quantised, IVF, PQ or HNSW, also inside an IDMap or a pre-transform, or mapped. Of an
             IndexRefine, the vectors that it refines by. It is not changed.
-        options: as for `CompressedIndex.build`, whose default `metric` is "cosine".
+        options: as for `CompressedIndex.build`. The metric of an index of Euclidean distances is "l2" by
+            default, of any other "cosine".
 
     Raises:
         InputError: the index has another metric, is empty or cannot reconstruct; or as for `build`.
     """
     vectors = FaissVectors(index)
+    options = {"metric": vectors.metric} | options
     return CompressedIndex.build(vectors, options.pop("ids", vectors.ids), **options)
 
 
@@ -136,6 +141,7 @@ class FaissVectors:
     Attributes:
         shape: (n, d).
         ids: (n,) int64, one a row; None if they are 0 .. n-1.
+        metric: "l2" if Faiss compares them by Euclidean distances, else "cosine".
     """
 
     def __init__(self, index: Any) -> None:
@@ -152,6 +158,7 @@ class FaissVectors:
             )
             raise InputError(msg)
         self._owner = index
+        self.metric: Metric = "l2" if outer.metric_type == faiss.METRIC_L2 else "cosine"
         self.ids: npt.NDArray[np.int64] | None = None
         inner = outer
         if isinstance(outer, (faiss.IndexIDMap, faiss.IndexIDMap2)):

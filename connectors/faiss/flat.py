@@ -15,15 +15,21 @@ _QUANTISERS = {"float16": faiss.ScalarQuantizer.QT_fp16, "bfloat16": faiss.Scala
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
-def flat_index(dim: int, storage: Storage) -> Any:
-    """An empty Faiss index of inner products: IndexFlatIP, or an IndexScalarQuantizer of 16-bit floats.
+def flat_index(dim: int, storage: Storage, *, distances: bool = False) -> Any:
+    """An empty flat Faiss index, of inner products or of squared distances, or a quantiser of 16-bit floats.
 
     Raises:
         InputError: an unknown storage.
     """
     if check_choice(storage, "storage", STORAGES) == "float32":
-        return faiss.IndexFlatIP(dim)
-    return faiss.IndexScalarQuantizer(dim, _QUANTISERS[storage], faiss.METRIC_INNER_PRODUCT)
+        return faiss.IndexFlatL2(dim) if distances else faiss.IndexFlatIP(dim)
+    return faiss.IndexScalarQuantizer(dim, _QUANTISERS[storage], faiss_metric(distances=distances))
+
+
+def faiss_metric(*, distances: bool) -> int:
+    """Faiss's number of a metric."""
+    metric: int = faiss.METRIC_L2 if distances else faiss.METRIC_INNER_PRODUCT
+    return metric
 
 
 def row_bytes(dim: int, storage: Storage) -> int:
@@ -36,8 +42,10 @@ class CpuFlat:
 
     device = "cpu"
 
-    def __init__(self, dim: int, storage: Storage) -> None:
-        self._index = flat_index(dim, storage)
+    def __init__(self, dim: int, storage: Storage, *, distances: bool = False) -> None:
+        self._index = flat_index(dim, storage, distances=distances)
+        self.distances = distances
+        """Whether scores are squared distances, below 0."""
         self._row_bytes = row_bytes(dim, storage)
 
     def __len__(self) -> int:
@@ -53,7 +61,7 @@ class CpuFlat:
         self._index.add(vectors)
 
     def search(self, queries: FloatArray, k: int, allowed: Bitmap | None = None) -> Hits:
-        """The k largest inner products and their rows, (n_queries, k) each; missing rows are -1.
+        """The k largest scores and their rows, (n_queries, k) each; missing rows are -1.
 
         Args:
             queries: (n_queries, d).
@@ -65,7 +73,7 @@ class CpuFlat:
         else:
             parameters = faiss.SearchParameters(sel=faiss.IDSelectorBitmap(allowed))
             scores, rows = self._index.search(queries, k, params=parameters)
-        return scores, rows
+        return -scores if self.distances else scores, rows
 
     def vectors(self, rows: RowArray) -> FloatArray:
         """The stored vectors of rows, (m, d)."""

@@ -44,8 +44,16 @@ class GpuFlat:
     A search takes no filter, because Faiss's GPU index would silently ignore it.
     """
 
-    def __init__(self, dim: int, storage: Storage, gpus: Sequence[int], spread: Spread) -> None:
-        """Makes an empty index on each GPU.
+    def __init__(
+        self,
+        dim: int,
+        storage: Storage,
+        gpus: Sequence[int],
+        spread: Spread,
+        *,
+        distances: bool = False,
+    ) -> None:
+        """Makes an empty index on each GPU, of inner products or of squared distances.
 
         Raises:
             InputError: Faiss does not have this storage on a GPU.
@@ -56,7 +64,9 @@ class GpuFlat:
         self.device = ", ".join(f"cuda:{number}" for number in gpus)
         self._dim, self._sharded = dim, spread == "sharded" and len(gpus) > 1
         self._row_bytes = row_bytes(dim, storage)
-        self._devices = [_on_device(dim, storage, number) for number in gpus]
+        self.distances = distances
+        """Whether scores are squared distances, below 0."""
+        self._devices = [_on_device(dim, storage, number, distances=distances) for number in gpus]
         # The global row of each row on a device, ascending; used only if sharded.
         self._rows = [np.empty(0, dtype=np.int64) for _ in gpus]
         self._n = 0
@@ -107,7 +117,7 @@ class GpuFlat:
                 self._rows[i] = np.concatenate([self._rows[i], rows[share]])
 
     def search(self, queries: Any, k: int) -> Hits:
-        """The k largest inner products and their rows, (n_queries, k) each; missing rows are -1.
+        """The k largest scores and their rows, (n_queries, k) each; missing rows are -1.
 
         Args:
             queries: (n_queries, d) contiguous float32: an array, or a CUDA tensor, which is not copied.
@@ -125,7 +135,7 @@ class GpuFlat:
 
     def _from_shards(self, queries: Any, k: int) -> Hits:
         def of_shard(i: int) -> Hits:
-            scores, local = _search(self._devices[i].index, queries, k)
+            scores, local = self._search(i, queries, k)
             # A missing row, -1, takes the appended -1.
             return scores, np.append(self._rows[i], -1)[local]
 
@@ -139,10 +149,14 @@ class GpuFlat:
         pieces = [part for piece in pieces for part in _split(piece, n if len(pieces) < n else 1)]
 
         def of_replica(i: int) -> list[Hits]:
-            return [_search(self._devices[i].index, piece, k) for piece in pieces[i::n]]
+            return [self._search(i, piece, k) for piece in pieces[i::n]]
 
         answers = self._each(of_replica, range(n))
         return [answers[i % n][i // n] for i in range(len(pieces))]
+
+    def _search(self, i: int, queries: Any, k: int) -> Hits:
+        scores, rows = _search(self._devices[i].index, queries, k)
+        return -scores if self.distances else scores, rows
 
     def _each(self, call: Callable[[int], T], numbers: Sequence[int]) -> list[T]:
         return list(map(call, numbers) if self._workers is None else self._workers.map(call, numbers))
@@ -163,12 +177,13 @@ class GpuFlat:
         return found
 
 
-def _on_device(dim: int, storage: Storage, number: int) -> _Device:
+def _on_device(dim: int, storage: Storage, number: int, *, distances: bool) -> _Device:
     resources = faiss.StandardGpuResources()
     config = faiss.GpuIndexFlatConfig()
     config.device = number
     config.useFloat16 = storage == "float16"
-    return _Device(number, resources, faiss.GpuIndexFlatIP(resources, dim, config))
+    kind = faiss.GpuIndexFlatL2 if distances else faiss.GpuIndexFlatIP
+    return _Device(number, resources, kind(resources, dim, config))
 
 
 def _search(index: Any, queries: Any, k: int) -> Hits:

@@ -18,7 +18,8 @@ from compressae_index.coding.model import CompresSAE, Encoder, check_is_model
 from compressae_index.connectors.faiss import lists
 from compressae_index.connectors.faiss.inverted import InvertedFile
 from compressae_index.embedded.codecs import Arrays
-from compressae_index.embedded.originals import FILE, check_moved
+from compressae_index.embedded.codecs.lengths import NORMS
+from compressae_index.embedded.originals import FILE, check_moved, score_of
 from compressae_index.errors import FormatError, InputError
 from compressae_index.ids import Ids
 from compressae_index.index import CompressedIndex
@@ -69,7 +70,8 @@ class FaissIndex(Index):
         """
         check_is_model(model)
         if documents is None:
-            documents = InvertedFile(model, k, string_ids=string_ids, num_threads=num_threads)
+            norms = metric == "l2" and model.mean is None
+            documents = InvertedFile(model, k, norms=norms, string_ids=string_ids, num_threads=num_threads)
         super().__init__(model, documents, encoder=encoder, metric=metric)
         # A mapped back end and its files, which a pickle refers to.
         self._mapped: tuple[InvertedFile, persistence.Mapped] | None = None
@@ -172,13 +174,15 @@ class FaissIndex(Index):
             InputError: the number of ids differs from that of rows.
         """
         lists.check_lists(faiss_index)
-        if faiss_index.nlist != model.n_latents:
-            msg = f"the Faiss index has {faiss_index.nlist} lists, the model {model.n_latents} latents"
+        norms = metric == "l2" and model.mean is None
+        if faiss_index.nlist != model.n_latents + norms:
+            more = ", and one is for norms" if norms else ""
+            msg = f"the Faiss index has {faiss_index.nlist} lists, the model {model.n_latents} latents{more}"
             raise FormatError(msg)
         codes = lists.read_codes(faiss_index)
-        made = cls(model, k=codes.k, encoder=encoder, metric=metric)
-        made_ids = Ids.from_user(ids, len(codes))
-        made._documents = InvertedFile(model, codes.k, string_ids=made_ids.are_strings)
+        made_ids, nonzeros = Ids.from_user(ids, len(codes)), codes.k - norms
+        backend = InvertedFile(model, nonzeros, norms=norms, string_ids=made_ids.are_strings)
+        made = cls(model, encoder=encoder, metric=metric, documents=backend)
         if len(codes):
             made.documents.put(codes, made_ids.all())
         return made
@@ -289,11 +293,11 @@ class FaissIndex(Index):
                 lambda n: lists.read_lists(stored.files[_LISTS], mmap=mmap, n_rows=n),
                 stored.meta,
                 stored.arrays,
-                by_direction=metric == "cosine",
+                score=score_of(metric, keeps_norms=stored.meta["packing"].get(NORMS, False)),
                 originals=originals,
             )
-            if metric == "cosine" and stored.meta["unit"] != 1:
-                msg = f"unit must be 1 where the metric is cosine, got {stored.meta['unit']!r}"
+            if not (metric == "inner_product" or backend.keeps_norms) and stored.meta["unit"] != 1:
+                msg = f"unit must be 1 where no norms are kept, got {stored.meta['unit']!r}"
                 raise InputError(msg)
             loaded = cls(model, encoder=stored.meta["encoder"], metric=metric, documents=backend)
             if "frontier" in stored.meta and originals is not False:  # it was measured with all stages

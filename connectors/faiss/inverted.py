@@ -17,13 +17,15 @@ from compressae_index.arrays import Bitmap, FloatArray, Hits, IdArray, RowArray
 from compressae_index.checks import check_int, check_threads
 from compressae_index.coding.chunks import Encoded
 from compressae_index.coding.codes import SparseCodes
-from compressae_index.coding.metric import RowScale, check_unit
+from compressae_index.coding.lengths import half_squares, with_lengths, without_lengths
+from compressae_index.coding.metric import RowScale, check_unit, row_norms, unit_of
 from compressae_index.coding.model import CompresSAE
 from compressae_index.connectors.faiss import lists
-from compressae_index.embedded.codecs import Arrays, Codec, Packed, WithResiduals, from_arrays
+from compressae_index.embedded.codecs import Arrays, Codec, WithResiduals, codec_of, from_arrays
 from compressae_index.embedded.codecs.base import PREFIX
+from compressae_index.embedded.codecs.lengths import NORMS
 from compressae_index.embedded.codecs.residual import RESIDUAL_ROWS
-from compressae_index.embedded.originals import FILE, PLACES, Originals, Spool
+from compressae_index.embedded.originals import FILE, PLACES, Originals, Score, Spool
 from compressae_index.errors import DimensionError, FormatError, InputError
 from compressae_index.ids import STORED_ROWS, Ids, Rows, stored_rows
 from compressae_index.persistence import entry, release_pages
@@ -83,6 +85,8 @@ class InvertedFile(SparseBackend):
 
     Attributes:
         model: the model that made the codes.
+        nonzeros: of a code, without its norm.
+        keeps_norms: whether codes have one pair more, of half the square of their norm.
         num_threads: threads of the engine; None for all.
     """
 
@@ -95,6 +99,7 @@ class InvertedFile(SparseBackend):
         k: int | None = None,
         *,
         codec: Codec | None = None,
+        norms: bool = False,
         originals: Originals | None = None,
         unit: float = 1.0,
         string_ids: bool = False,
@@ -105,21 +110,27 @@ class InvertedFile(SparseBackend):
         Args:
             model: the model of the codes.
             k: nonzeros a code; the model's by default.
-            codec: packs the rows, with residual codes or without. By default `Packed` with VALUE_BITS, fitted
-                to the first codes.
+            codec: packs the rows, with norms and residual codes or without. By default `Packed` with
+                VALUE_BITS, fitted to the first codes.
+            norms: whether the default codec keeps norms, for Euclidean distances. They are one list more, of
+                all documents.
             originals: keeps the original vectors of rows, of which it has none so far.
             unit: codes are divided by it before packing; a power of two.
             string_ids: whether ids will be strings.
             num_threads: threads of the engine; all by default.
         """
         k = model.k if k is None else check_int(k, "k", 1, model.n_latents, "n_latents")
-        super().__init__(model.n_latents, k, are_strings=string_ids)
+        codec = codec_of("packed", value_bits=VALUE_BITS, norms=norms) if codec is None else codec
+        norms = NORMS in codec.array_names
+        super().__init__(model.n_latents + norms, k + norms, are_strings=string_ids)
+        self.keeps_norms = norms
         self.model = model
+        self.nonzeros = k
         check_threads(num_threads)
         self.num_threads = num_threads
         self._unit = unit
-        self._faiss = lists.empty_lists(model.n_latents)
-        self._held = _Held(Rows(Ids(0, {})), (), Packed(VALUE_BITS) if codec is None else codec, originals)
+        self._faiss = lists.empty_lists(self.n_latents)
+        self._held = _Held(Rows(Ids(0, {})), (), codec, originals)
         self._view: BorrowedLists | None = None
         # The engine reads the lists in place, so nobody may change them during a search.
         self._lock = ForkSafeLock()
@@ -129,9 +140,15 @@ class InvertedFile(SparseBackend):
     def __reduce__(self) -> tuple[Any, ...]:
         held = self._held
         settings = {"unit": self._unit, "string_ids": self.are_strings, "num_threads": self.num_threads}
+        settings["norms"] = self.keeps_norms
         # Copies mapped files into the pickle.
         packed = {name: np.asarray(array) for name, array in held.all_packed().items()}
-        return _remade, (self.model, self.k, settings, replace(held, packed=(packed,) if packed else ()))
+        return _remade, (
+            self.model,
+            self.nonzeros,
+            settings,
+            replace(held, packed=(packed,) if packed else ()),
+        )
 
     @contextmanager
     def _in_turn(self) -> Iterator[None]:
@@ -222,6 +239,8 @@ class InvertedFile(SparseBackend):
         if self.refines:
             msg = "this index keeps residual codes or original vectors, so add vectors instead of codes"
             raise InputError(msg)
+        if self.keeps_norms:  # which folded codes have by themselves
+            codes = without_lengths(codes, self.model.n_latents)
         if len(codes):
             self.put_packed(*self._packed([Encoded(codes)], check_threads(self.num_threads)), ids)
 
@@ -261,8 +280,13 @@ class InvertedFile(SparseBackend):
         Returns:
             The codec's arrays, and the codec, which is fitted to the first codes if it was not fitted.
         """
-        codec, pieces = self._held.codec, list[Arrays]()
+        held = self._held
+        codec, pieces = held.codec, list[Arrays]()
+        has_unit = not self.keeps_norms or held.originals is not None or len(held.rows.all_ids) > 0
         for codes, rows in chunks:
+            if not has_unit:  # squares of norms must fit half precision
+                norms = row_norms(rows) if rows is not None else self.model.norms(codes)
+                self._unit, has_unit = unit_of(norms), True
             if self._unit != 1:
                 codes = codes.scaled(1 / self._unit)
                 rows = None if rows is None else rows / np.float32(self._unit)
@@ -271,7 +295,7 @@ class InvertedFile(SparseBackend):
             pieces.append(codec.pack(codes, num_threads, self.model.decoder_w, targets))
             if spool is not None:
                 assert rows is not None, "codes alone have no original vectors"
-                spool.add(rows)
+                spool.add(rows if held.originals is None else held.originals.from_center(rows))
         return codec.stacked(pieces), codec
 
     def put_packed(
@@ -336,7 +360,11 @@ class InvertedFile(SparseBackend):
         rows = held.rows.rows_of(ids)
         if not len(rows):
             return SparseCodes.empty(self.k, self.n_latents)
-        return self._unpacked(held.gathered(rows), held.codec)
+        packed = held.gathered(rows)
+        codes = self._unpacked(packed, held.codec)
+        if not self.keeps_norms:
+            return codes
+        return with_lengths(codes, half_squares(packed[NORMS]) * np.float32(self._unit**2))
 
     def vectors(self, ids: IdArray, model: CompresSAE) -> FloatArray:
         """The vectors of ids as the last stage knows them, (len(ids), d).
@@ -373,11 +401,14 @@ class InvertedFile(SparseBackend):
         return vectors
 
     def _unpacked(self, packed: Arrays, codec: Codec) -> SparseCodes:
-        codes = codec.unpack(packed, self.n_latents, self.k, check_threads(self.num_threads))
+        codes = codec.unpack(packed, self.model.n_latents, self.nonzeros, check_threads(self.num_threads))
         return codes if self._unit == 1 else codes.scaled(self._unit)
 
     def _for_lists(self, packed: Arrays, codec: Codec) -> SparseCodes:
+        """Codes as lists hold them: with halves of squared norms in the square of the unit."""
         codes = self._unpacked(packed, codec)
+        if self.keeps_norms:
+            codes = with_lengths(codes, half_squares(packed[NORMS]))
         if (largest := float(np.abs(codes.values).max(initial=0))) > LARGEST_HALF:
             msg = f"the value {largest:.4g} is beyond half precision: divide the vectors by a power of two"
             raise InputError(msg)
@@ -431,9 +462,9 @@ class InvertedFile(SparseBackend):
     def _search(self, terms: SparseCodes, top: int, allowed: Bitmap | None, num_threads: int | None) -> Hits:
         if self._view is None:
             self._view = lists.borrowed(self._faiss, len(self._held.rows.all_ids))
-        threads = self._threads(num_threads)
+        threads, weights = self._threads(num_threads), self._in_unit(terms.values, self._unit**2)
         try:
-            return self._view.search(terms.latents, terms.values, top, allowed, threads)
+            return self._view.search(terms.latents, weights, top, allowed, threads)
         except ValueError as error:
             msg = f"Faiss's lists are damaged: {error}"
             raise FormatError(msg) from error
@@ -453,9 +484,18 @@ class InvertedFile(SparseBackend):
         Returns:
             scores and rows, (n_queries, top) each; -inf and -1 where there are fewer candidates.
         """
-        forward = held.codec.engine(held.all_packed(), self.n_latents, self.k)
+        forward = held.codec.engine(held.all_packed(), self.model.n_latents, self.nonzeros)
+        projections = self._in_unit(projections, self._unit)
         scores, found = forward.rescore(projections, rows, top, self._threads(num_threads))
         return scores * np.float32(self._unit), found
+
+    def _in_unit(self, weights: FloatArray, factor: float) -> FloatArray:
+        """Weights of latents and norms, with those of norms, in the last column, times a factor."""
+        if not self.keeps_norms or factor == 1:
+            return weights
+        weights = weights.copy()
+        weights[:, -1] *= np.float32(factor)
+        return weights
 
     def refined(self, asked: Asked, found: Found, held: _Held) -> FloatArray:
         """Scores of documents by their original vectors, or by their codes and residual codes.
@@ -467,9 +507,15 @@ class InvertedFile(SparseBackend):
             held.originals.check()
         refiner = held.refiner
         assert refiner is not None
-        nothing = np.zeros(found.places.shape, dtype=np.float32)
-        threads = self._threads(asked.settings.num_threads)
-        sums = refiner.rescore(asked.vectors, nothing, found.places, threads) * np.float32(self._unit)
+        nothing, queries = np.zeros(found.places.shape, dtype=np.float32), asked.vectors
+        by_distances = held.originals is not None and self.keeps_norms
+        if by_distances:
+            assert held.originals is not None
+            queries = held.originals.seen_by_distances(asked.rows)
+        sums = refiner.rescore(queries, nothing, found.places, self._threads(asked.settings.num_threads))
+        sums = sums * np.float32(self._unit**2 if by_distances else self._unit)
+        if held.originals is not None and asked.distances is not None:
+            return asked.distances.of_vectors(sums)
         products = asked.times_factors(sums)
         return products if held.originals is not None else found.scores + products
 
@@ -527,7 +573,7 @@ class InvertedFile(SparseBackend):
         with Spool(own.dim, own.dtype) as spool:
             for first in range(0, len(others), CHUNK_ROWS):
                 rows = np.arange(first, min(first + CHUNK_ROWS, len(others)))
-                spool.add(others.vectors(rows) * np.float32(unit / self._unit))
+                spool.add(own.from_center(others.vectors(rows) * np.float32(unit / self._unit)))
             return own.extended(spool.segment())
 
     def _encoded(self, held: _Held, rows: RowArray) -> Iterator[Encoded]:
@@ -540,7 +586,13 @@ class InvertedFile(SparseBackend):
 
     def compacted(self) -> InvertedFile:
         """A copy in memory, without removed rows."""
-        copy = InvertedFile(self.model, self.k, string_ids=self.are_strings, num_threads=self.num_threads)
+        copy = InvertedFile(
+            self.model,
+            self.nonzeros,
+            norms=self.keeps_norms,
+            string_ids=self.are_strings,
+            num_threads=self.num_threads,
+        )
         copy.take(self)
         return copy
 
@@ -549,7 +601,7 @@ class InvertedFile(SparseBackend):
         originals = self.originals
         return {
             "n": len(self._held.rows.all_ids),
-            "k": self.k,
+            "k": self.nonzeros,
             "string_ids": self.are_strings,
             "packing": self._held.codec.manifest(),
             "unit": self._unit,
@@ -612,7 +664,7 @@ class InvertedFile(SparseBackend):
         meta: Mapping[str, Any],
         arrays: Mapping[str, npt.NDArray[Any]],
         *,
-        by_direction: bool = True,
+        score: Score = "cosine",
         originals: Any = None,
     ) -> InvertedFile:
         """Loads a back end from its lists, `manifest` and `to_arrays`; arrays may be memory-mapped.
@@ -622,7 +674,7 @@ class InvertedFile(SparseBackend):
             read_lists: reads the lists, of a number of rows.
             meta: the manifest.
             arrays: the stored arrays, of which the original vectors are mapped.
-            by_direction: whether scores are cosines.
+            score: what original vectors are compared with queries for.
             originals: as for `FaissIndex.load`.
 
         Raises:
@@ -641,11 +693,11 @@ class InvertedFile(SparseBackend):
         if n:
             _check_packed(codec, of_codec, n, backend)
         faiss_index = read_lists(n)
-        if faiss_index.nlist != model.n_latents:
-            msg = f"the Faiss index has {faiss_index.nlist} lists, the model {model.n_latents} latents"
+        if faiss_index.nlist != backend.n_latents:
+            msg = f"the Faiss index has {faiss_index.nlist} lists, expected {backend.n_latents} by its model"
             raise DimensionError(msg)
         kept = Originals.of_index(
-            meta, arrays, model.dim, by_direction=by_direction, unit=unit, given=originals
+            meta, arrays, model.dim, score=score, unit=unit, center=model.center, given=originals
         )
         if kept is not None and len(kept) != n:
             msg = f"expected {n} original vectors, got {len(kept)}"
@@ -701,7 +753,7 @@ def _check_packed(codec: Codec, packed: Arrays, n: int, backend: InvertedFile) -
         msg = f"a Faiss index of {n} documents lacks the array {PREFIX}{min(missing)}"
         raise InputError(msg)
     threads = check_threads(None)
-    forward = codec.engine(packed, backend.n_latents, backend.k)
+    forward = codec.engine(packed, backend.model.n_latents, backend.nonzeros)
     counts = [forward.n_documents]
     forward.validate(threads)
     if isinstance(codec, WithResiduals):

@@ -68,6 +68,9 @@ def dictionary_ivf(
         DimensionError: the vectors do not have the model's dimension.
     """
     check_is_model(model)
+    if model.center is not None:
+        msg = "this index takes directions, but the model encodes vectors less a center: train another"
+        raise InputError(msg)
     vectors = open_vectors(embeddings)
     row_ids, _ = ids_of_rows(ids, vectors)
     if row_ids.are_strings:

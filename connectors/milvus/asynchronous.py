@@ -101,9 +101,9 @@ class AsyncMilvusIndex:
             request = await asyncio.to_thread(backend.search_request, terms, block.candidates, scope)
             with backend.collection.doing("searching", expression=request["filter"]):
                 hits = await self._client.search(**request)
-            got = backend.found(hits, block.candidates)
+            got = backend.found(hits, block.candidates, terms)
             results.append(await asyncio.to_thread(backend.scored, block, terms, got))
-        result = joined(results, asked.k, are_strings=backend.are_strings)
+        result = index.turned(joined(results, asked.k, are_strings=backend.are_strings))
         return await asyncio.to_thread(index.with_fields, result, names)
 
     async def add(

@@ -15,6 +15,7 @@ from compressae_index.arrays import BoolArray, FloatArray, IdArray
 from compressae_index.checks import check_choice, check_int, check_threads, normalize_rows
 from compressae_index.coding.chunks import Encoded
 from compressae_index.coding.codes import SparseCodes
+from compressae_index.coding.lengths import without_lengths
 from compressae_index.coding.model import CompresSAE
 from compressae_index.coding.pairs import PAIR
 from compressae_index.connectors.milvus import residuals, wire
@@ -32,10 +33,10 @@ from compressae_index.connectors.milvus.refining import ByOriginals, ByResiduals
 from compressae_index.connectors.milvus.schema import names_of
 from compressae_index.connectors.milvus.scope import as_scope
 from compressae_index.conversion import as_array
-from compressae_index.embedded.originals import Spool
+from compressae_index.embedded.originals import Spool, score_of
 from compressae_index.errors import BackendError, InputError, UnknownIdError
 from compressae_index.ids import Ids, as_id_array, refuse_mask_of_integers
-from compressae_index.search.backend import SparseBackend
+from compressae_index.search.backend import SparseBackend, with_norms
 from compressae_index.search.queries import Asked, SearchResult
 from compressae_index.search.stages import (
     Candidates,
@@ -97,7 +98,8 @@ class MilvusBackend(SparseBackend):
                 answer sooner on a busy server.
         """
         manifest = opened.manifest
-        super().__init__(manifest.n_latents, manifest.k, are_strings=opened.key.are_strings)
+        norms = manifest.norms
+        super().__init__(manifest.n_latents + norms, manifest.k + norms, are_strings=opened.key.are_strings)
         self.collection = opened.collection
         self.key = opened.key
         self.manifest = manifest
@@ -114,8 +116,8 @@ class MilvusBackend(SparseBackend):
     def _last_stage(self) -> Rescorer | None:
         if self._originals is not None:
             return ByOriginals(
-                self._original_vectors,
-                by_direction=self.manifest.metric == "cosine",
+                self._seen_originals,
+                score_of(self.manifest.metric, keeps_norms=self.manifest.norms),
                 may_lack=self.manifest.own_originals is None,
             )
         return ByResiduals(self._coded, self.residual_bits) if self.residual_bits else None
@@ -189,7 +191,7 @@ class MilvusBackend(SparseBackend):
             BackendError: a request failed. The earlier ones are stored, and all can be repeated.
         """
         self.check_ids(ids)
-        check_codes(codes, ids)
+        check_codes(self.to_wire(codes), ids)
         if self.stores_vectors and vectors is None:
             msg = (
                 f"collection {self.collection.name!r} keeps original vectors or residual codes, so it cannot "
@@ -227,6 +229,8 @@ class MilvusBackend(SparseBackend):
             vectors = None if spool is None else np.array(spool.segment().rows[rows])
             self.put(codes, some, others or None, vectors=vectors, partition=partition)
 
+        if self.manifest.norms:
+            chunks = with_norms(chunks)
         with ExitStack() as opened:
             spool = None
             if self.stores_vectors:
@@ -255,6 +259,7 @@ class MilvusBackend(SparseBackend):
         """Fields that are made of codes and their vectors, by name: texts, or vectors of the field's type."""
         made: dict[str, Any] = {}
         model, rows, threads = self._model, None, check_threads(None)
+        codes = without_lengths(codes, model.n_latents)
         if self.residual_bits:
             assert vectors is not None
             targets = vectors if model.mean is None else vectors - model.mean
@@ -304,7 +309,7 @@ class MilvusBackend(SparseBackend):
         sparse = request.fields_data.add(field_name=CODE_FIELD, type=DataType.SPARSE_FLOAT_VECTOR)
         sparse.vectors.dim = 2 * self.n_latents
         sparse.vectors.sparse_float_vector.dim = 2 * self.n_latents
-        sparse.vectors.sparse_float_vector.contents.extend(wire.to_bytes(codes))
+        sparse.vectors.sparse_float_vector.contents.extend(wire.to_bytes(self.to_wire(codes)))
         for name, values in made.items():
             field = request.fields_data.add(field_name=name)
             if not isinstance(values, np.ndarray):
@@ -325,7 +330,7 @@ class MilvusBackend(SparseBackend):
     ) -> None:
         rows = [
             {**other, self.key.name: id_, CODE_FIELD: pairs}
-            for other, id_, pairs in zip(others, ids.tolist(), wire.to_rows(codes), strict=True)
+            for other, id_, pairs in zip(others, ids.tolist(), wire.to_rows(self.to_wire(codes)), strict=True)
         ]
         for name, values in made.items():
             for row, value in zip(rows, values, strict=True):
@@ -342,8 +347,20 @@ class MilvusBackend(SparseBackend):
         Raises:
             UnknownIdError: an id is not held.
         """
-        rows = self.rows(ids, [CODE_FIELD])
-        return wire.from_rows([row[CODE_FIELD] for row in rows], self.n_latents, self.k)
+        return self.codes_of(self.rows(ids, [CODE_FIELD]))
+
+    def codes_of(self, rows: Rows) -> SparseCodes:
+        """The codes in rows."""
+        return self._off_wire(wire.from_rows([row[CODE_FIELD] for row in rows], self.n_latents, self.k))
+
+    def to_wire(self, codes: SparseCodes) -> SparseCodes:
+        """Codes as Milvus holds them before they are split by sign."""
+        return wire.raised(codes, self.manifest.height) if self.manifest.norms else codes
+
+    def _off_wire(self, codes: SparseCodes) -> SparseCodes:
+        if not self.manifest.norms:
+            return codes
+        return wire.raised(wire.with_last_latent(codes), self.manifest.height)
 
     def rows(self, ids: IdArray, fields: Sequence[str]) -> list[dict[str, Any]]:
         """Fields of ids, in their order.
@@ -375,7 +392,7 @@ class MilvusBackend(SparseBackend):
 
     def _reconstructed(self, codes: SparseCodes, rows: residuals.ResidualRows | None) -> FloatArray:
         """Reconstructions of codes with residual rows, if there are any."""
-        decoded = self._model.decode(codes)
+        decoded = self._model.decode(without_lengths(codes, self._model.n_latents))
         if rows is None:
             return decoded
         return decoded + residual_vectors(rows, self._model.dim, self.residual_bits, check_threads(None))
@@ -394,15 +411,23 @@ class MilvusBackend(SparseBackend):
             return self.reconstructed(ids, model)
         if self.manifest.originals == "source":
             self.rows(ids, [])  # the source may hold ids that are not held here
-        found = self._original_vectors(ids)
+        found = self._seen_originals(ids)
         lacking = np.array([id_ not in found for id_ in ids.tolist()], dtype=bool)
         vectors = np.empty((len(ids), model.dim), np.float32)
         if not lacking.all():
             held = np.array([found[id_] for id_ in ids[~lacking].tolist()])
-            vectors[~lacking] = normalize_rows(held) if self.manifest.metric == "cosine" else held
+            by_direction = score_of(self.manifest.metric, keeps_norms=self.manifest.norms) == "cosine"
+            vectors[~lacking] = normalize_rows(held) if by_direction else held
         if lacking.any():
             vectors[lacking] = self.reconstructed(ids[lacking], model)
         return vectors
+
+    def _seen_originals(self, ids: IdArray) -> dict[Any, FloatArray]:
+        """The original vectors of ids that are held, by id, from the model's center; copies are stored so."""
+        found, center = self._original_vectors(ids), self._model.center
+        if center is None or self.manifest.own_originals:
+            return found
+        return {id_: vector - center for id_, vector in found.items()}
 
     def _original_vectors(self, ids: IdArray) -> dict[Any, FloatArray]:
         """The original vectors of ids that are held, by id."""
@@ -459,7 +484,12 @@ class MilvusBackend(SparseBackend):
         with self.collection.doing("searching", expression=request["filter"]):
             hits = self.collection.client.search(**request)
         ids, scores = self._ids_and_scores(hits)
-        scores = scores if asked.factors is None else scores * asked.factors
+        if self.manifest.norms:
+            scores = np.where(np.isneginf(scores), scores, -scores)
+        elif asked.distances is not None:
+            scores = asked.distances.of_sums(scores)
+        else:
+            scores = asked.times_factors(scores)
         return Found(scores, ids, places_of(ids), np.zeros(len(asked), dtype=bool))
 
     def by_fused_ranks(self, asked: Asked) -> Found:
@@ -490,7 +520,8 @@ class MilvusBackend(SparseBackend):
         return Found(scores, ids, places_of(ids), np.zeros(len(asked), dtype=bool))
 
     def _dense_request(self, asked: Asked, n: int) -> dict[str, Any]:
-        data, metric = list(asked.vectors.astype(self.dense)), dense_metric(self.manifest.metric)
+        queries = asked.rows if self.manifest.norms else asked.vectors
+        data, metric = list(queries.astype(self.dense)), dense_metric(self.manifest)
         return self._request(DENSE_FIELD, data, metric, n, asked.settings.filter)
 
     def _ids_and_scores(self, hits: Sequence[Any]) -> tuple[IdArray, FloatArray]:
@@ -509,7 +540,7 @@ class MilvusBackend(SparseBackend):
         request = self.search_request(terms, n, filter)
         with self.collection.doing("searching", expression=request["filter"]):
             hits = self.collection.client.search(**request)
-        return self.found(hits, n)
+        return self.found(hits, n, terms)
 
     def search_request(self, terms: SparseCodes, n: int, filter: Any) -> dict[str, Any]:  # noqa: A002
         """Arguments of pymilvus's search for candidates.
@@ -517,6 +548,10 @@ class MilvusBackend(SparseBackend):
         Raises:
             InputError: n is more than Milvus returns, or the filter is neither an expression nor ids.
         """
+        if self.manifest.norms:  # of which the collection holds less than a height, so that signs turn
+            values = terms.values.copy()
+            values[:, -1] = -values[:, -1]
+            terms = SparseCodes(terms.latents, values, terms.n_latents)
         request = self._request(CODE_FIELD, wire.to_bytes(terms), "IP", n, filter)
         return request | {"output_fields": [CODE_FIELD]}
 
@@ -559,20 +594,24 @@ class MilvusBackend(SparseBackend):
             raise InputError(msg)
         return among(self.key.name, ids.tolist())
 
-    def found(self, hits: Sequence[Any], n: int) -> Candidates:
-        """The candidates in pymilvus's hits; places that a search left empty have codes of value 0."""
+    def found(self, hits: Sequence[Any], n: int, terms: SparseCodes) -> Candidates:
+        """The candidates in pymilvus's hits for terms; places left empty have codes of value 0."""
         counts = [len(of_query.ids) for of_query in hits]
         ids, scores = self._ids_and_scores(hits)
         latents = np.broadcast_to(np.arange(self.k, dtype=np.uint16), (*scores.shape, self.k)).copy()
         values = np.zeros((*scores.shape, self.k), dtype=np.float32)
         for query, (of_query, size) in enumerate(zip(hits, counts, strict=True)):
             if size:
-                codes = wire.from_bytes(_contents(of_query), self.n_latents, self.k)
+                codes = self._off_wire(wire.from_bytes(_contents(of_query), self.n_latents, self.k))
                 latents[query, :size], values[query, :size] = codes.latents, codes.values
         # A document that was not found agrees less than the last one; or in nothing, where there were fewer.
         full = np.array(counts) == n
         lowest = np.array([min(of_query.distances, default=0.0) for of_query in hits])
-        bounds = np.where(full, lowest * (1 + _SCORE_ROUNDING), 0).astype(np.float32)
+        bounds = np.where(full, lowest * (1 + _SCORE_ROUNDING), 0)
+        if self.manifest.norms:
+            raised = np.float64(self.manifest.height) * terms.values[:, -1]
+            scores, bounds = (scores + raised[:, None]).astype(np.float32), bounds + raised
+        bounds = bounds.astype(np.float32)
         flat = SparseCodes(latents.reshape(-1, self.k), values.reshape(-1, self.k), self.n_latents)
         return Candidates(ids, scores, bounds, flat)
 
@@ -589,7 +628,7 @@ def _coded(rows: Rows, backend: MilvusBackend) -> Coded:
     """Codes and residual codes of rows."""
     return Coded(
         [row[backend.key.name] for row in rows],
-        wire.from_rows([row[CODE_FIELD] for row in rows], backend.n_latents, backend.k),
+        backend.codes_of(rows),
         residuals.from_texts([row[RESIDUAL_FIELD] for row in rows], backend.manifest),
     )
 

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 from pymilvus import DataType, FieldSchema, MilvusClient
 
-from compressae_index.coding.metric import Metric
 from compressae_index.coding.model import CompresSAE
 from compressae_index.connectors.milvus import residuals
 from compressae_index.connectors.milvus.client import is_lite
@@ -168,9 +167,11 @@ def check_types(client: MilvusClient, dense: Dense | None, originals: Originals 
             raise InputError(msg)
 
 
-def dense_metric(metric: Metric) -> str:
+def dense_metric(manifest: Manifest) -> str:
     """Milvus's name of the metric of the reconstructed field."""
-    return "COSINE" if metric == "cosine" else "IP"
+    if manifest.norms:
+        return "L2"
+    return "IP" if manifest.metric == "inner_product" else "COSINE"
 
 
 def building_of(collection: Collection) -> Collection:
@@ -226,7 +227,7 @@ def create_rows(
     if manifest.dense:
         kind = DataType.FLOAT16_VECTOR if manifest.dense == "float16" else DataType.FLOAT_VECTOR
         schema.add_field(DENSE_FIELD, kind, dim=manifest.dim)
-        indexes.add_index(DENSE_FIELD, index_type="AUTOINDEX", metric_type=dense_metric(manifest.metric))
+        indexes.add_index(DENSE_FIELD, index_type="AUTOINDEX", metric_type=dense_metric(manifest))
     if manifest.residual_bits:
         schema.add_field(RESIDUAL_FIELD, DataType.VARCHAR, max_length=residuals.text_bytes(manifest))
     if manifest.own_originals:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +12,6 @@ from compressae_index.coding.chunks import Encoded, encoded_chunks
 from compressae_index.coding.codes import SparseCodes
 from compressae_index.coding.metric import RowScale
 from compressae_index.coding.model import CompresSAE
-from compressae_index.connectors.milvus import wire
 from compressae_index.connectors.milvus.backend import REQUEST_ROWS, MilvusBackend, check_codes
 from compressae_index.connectors.milvus.collection import Collection
 from compressae_index.connectors.milvus.compressed import (
@@ -27,6 +26,7 @@ from compressae_index.connectors.milvus.manifest import made_meanwhile
 from compressae_index.connectors.milvus.source import MilvusSource, Page
 from compressae_index.errors import BackendError, InputError
 from compressae_index.progress import track
+from compressae_index.search.backend import with_norms
 
 # Rows whose stored codes are compared with new ones.
 SAMPLE_ROWS = 100
@@ -90,7 +90,7 @@ class Copier:
             InputError: bad rows, or codes that Milvus does not store.
         """
         for page in self._source.stream():
-            check_codes(self._encoded(page).codes, page.ids)
+            check_codes(self.backend.to_wire(self._encoded(page).codes), page.ids)
             return
 
     def fill(self, progress: bool) -> int:
@@ -201,7 +201,7 @@ class Copier:
             for row, number in zip(others, held.tolist(), strict=True)
         ]
         backend = self.backend
-        old = wire.from_rows([row[CODE_FIELD] for row in others], backend.n_latents, backend.k)
+        old = backend.codes_of(others)
         largest = np.abs(codes.values[held]).max(axis=1)
         change = abs(codes[held].to_csr() - old.to_csr()).max(axis=1).toarray().ravel()
         differs[~differs] = np.array(fields, dtype=bool) | (change > _ROUNDING * largest)
@@ -230,15 +230,17 @@ class Copier:
         """Codes and rows of a page, times the norms that the metric keeps."""
         manifest = self.backend.manifest
         try:
-            chunks = encoded_chunks(
+            chunks: Iterable[Encoded] = encoded_chunks(
                 self.model,
                 page.vectors,
                 manifest.k,
                 manifest.encoder,
                 self._threads,
-                scale=RowScale(manifest.metric, 1.0),
+                scale=RowScale(manifest.metric, 1.0, unit_rows=not manifest.norms),
                 residual_bits=manifest.residual_bits,
             )
+            if manifest.norms:
+                chunks = with_norms(chunks)
             codes, rows = zip(*chunks, strict=True)
             return Encoded(SparseCodes.concatenate(codes), np.concatenate(rows))
         except InputError as error:
@@ -276,7 +278,8 @@ class Copier:
         ids = ids[self.backend.held(ids)]  # others were inserted after they were copied
         for page in self._source.select(ids):
             fresh, stored = self._encoded(page).codes, self.backend.codes(page.ids)
-            differ = (np.abs(fresh.to_dense() - stored.to_dense()) > 1e-3).any(axis=1)
+            largest = np.maximum(np.abs(fresh.values).max(axis=1, keepdims=True), 1)
+            differ = (np.abs(fresh.to_dense() - stored.to_dense()) > 1e-3 * largest).any(axis=1)
             if differ.mean() > _DIFFERING:
                 msg = (
                     f"codes in collection {self.backend.collection.name!r} are not those of their vectors "

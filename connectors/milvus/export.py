@@ -23,8 +23,8 @@ from compressae_index.connectors.milvus.compressed import (
     RESIDUAL_FIELD,
 )
 from compressae_index.connectors.milvus.expressions import check_primary
-from compressae_index.connectors.milvus.manifest import DENSE, Dense
-from compressae_index.connectors.milvus.wire import to_dicts
+from compressae_index.connectors.milvus.manifest import DENSE, Dense, height_of
+from compressae_index.connectors.milvus.wire import raised, to_dicts
 from compressae_index.embedded.codecs.residual import RESIDUAL_ROWS
 from compressae_index.errors import InputError, MissingExtraError
 from compressae_index.index import CompressedIndex
@@ -52,6 +52,7 @@ def export_parquet(
     dense: Dense | None = None,
     originals: Dense | None = None,
     primary: str = "id",
+    longest: float | None = None,
     file_rows: int = FILE_ROWS,
     progress: bool = False,
 ) -> Exported:
@@ -59,7 +60,7 @@ def export_parquet(
 
     `do_bulk_insert`, `bulk_import` and the web interface import the files into an existing collection. Make
     it by `MilvusIndex.create` with the same model, k, metric, residual_bits and kind of ids, and the types of
-    fields that are given here.
+    fields and the `longest` that are given here.
 
     Args:
         index: an index in this process.
@@ -67,6 +68,7 @@ def export_parquet(
         dense: type of the reconstructed field, if the collection has one.
         originals: type of the field of original vectors, if the collection has one; the index must have them.
         primary: name of the primary key.
+        longest: as for `MilvusIndex.create`.
         file_rows: rows a file.
         progress: show a progress bar.
 
@@ -82,7 +84,7 @@ def export_parquet(
         raise MissingExtraError("pyarrow", "files", "writing Parquet files") from error
     path = as_path(output, "output")
     check_int(file_rows, "file_rows", 1)
-    export = _Export(index, index.ids, primary, dense, originals)
+    export = _Export(index, index.ids, primary, dense, originals, longest)
     export.check()
     with folder_aside(path) as aside, track(len(export.ids), "writing", enabled=progress) as advance:
         names = export.write(aside, file_rows, advance)
@@ -113,6 +115,7 @@ class _Export:
     primary: str
     dense: Dense | None
     originals: Dense | None
+    longest: float | None = None
 
     def check(self) -> None:
         """Checks the index and the options.
@@ -127,6 +130,15 @@ class _Export:
         if not len(self.ids):
             msg = "the index holds no vectors to export"
             raise InputError(msg)
+        if self._keeps_norms:
+            if self.longest is None:
+                msg = "codes for Euclidean distances need longest, as `MilvusIndex.create` has it"
+                raise InputError(msg)
+            height_of(self.longest)
+
+    @property
+    def _keeps_norms(self) -> bool:
+        return self.index.documents.n_latents > self.index.model.n_latents
 
     def write(self, folder: Path, file_rows: int, advance: Callable[[int], object]) -> list[str]:
         """Writes files of at most `file_rows` rows, and returns their names."""
@@ -160,9 +172,13 @@ class _Export:
         import pyarrow as pa
 
         index, documents = self.index, self.index.documents
-        columns = {self.primary: ids.tolist(), CODE_FIELD: _texts(index.codes(ids))}
+        codes, center = index.codes(ids), index.model.center
+        if self._keeps_norms:
+            codes = raised(codes, height_of(self.longest))
+        columns = {self.primary: ids.tolist(), CODE_FIELD: _texts(codes)}
         if self.dense:
-            columns[DENSE_FIELD] = _vectors(index.reconstruct(ids), self.dense)
+            vectors = index.reconstruct(ids)
+            columns[DENSE_FIELD] = _vectors(vectors if center is None else vectors - center, self.dense)
         if self.originals:
             columns[ORIGINAL_FIELD] = _vectors(
                 documents.vectors(ids, index.model) * np.float32(index.unit), self.originals

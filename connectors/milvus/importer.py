@@ -9,12 +9,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 from pymilvus import MilvusClient
 
 from compressae_index.arrays import IdArray
+from compressae_index.building.points import points_of
 from compressae_index.building.training import ModelSource
 from compressae_index.checks import check_threads
-from compressae_index.coding.metric import Metric
+from compressae_index.coding.metric import Metric, row_norms
 from compressae_index.coding.model import CompresSAE, Encoder
 from compressae_index.coding.residual import check_residual_bits
 from compressae_index.connectors.milvus.backend import MilvusBackend
@@ -43,11 +45,15 @@ from compressae_index.connectors.milvus.manifest import (
 from compressae_index.connectors.milvus.source import MilvusSource, Page
 from compressae_index.errors import DimensionError, FormatError, InputError
 from compressae_index.progress import track
+from compressae_index.sources.centred import Centred, less
+from compressae_index.sources.sample import spread_sample
 
 if TYPE_CHECKING:
     from compressae_index.training import TrainConfig
 
 SUFFIX = "_compressed"
+# Rows whose norms and mean stand for all, where these matter.
+POINTS = 65_536
 
 
 class ImportReport(NamedTuple):
@@ -130,7 +136,8 @@ def from_milvus(
         k: nonzeros a code; the model's, or 32, by default.
         n_latents: as for `CompressedIndex.build`.
         encoder: as for `CompressedIndex.build`.
-        metric: "cosine" or "inner_product"; that of the source's index by default.
+        metric: as for `CompressedIndex.build`; that of the source's index by default. With "l2", rows of a
+            sample tell whether all are of unit norm, and how long others are.
         config: settings of the training.
         dense: type of a field for the reconstructed vectors, which modes "dense" and "hybrid" need; none by
             default. Milvus Lite has float32 only.
@@ -349,7 +356,7 @@ def _train(run: _Run, begun: _Begun) -> tuple[CompresSAE, Manifest]:
         settings.check_same(begun.manifest, run.target.name)
         return load_model(run.target, begun.manifest, run.given), begun.manifest
     with run.clock("train"):
-        model = run.model_source().model_for(run.source, settings.k, progress=run.options.progress)
+        model, longest = _modelled(run)
     manifest = Manifest.of(
         model,
         k=settings.k,
@@ -359,8 +366,26 @@ def _train(run: _Run, begun: _Begun) -> tuple[CompresSAE, Manifest]:
         originals=settings.originals,
         residual_bits=settings.residual_bits or 0,
         source=run.origin,
+        longest=longest,
     )
     return model, manifest
+
+
+def _modelled(run: _Run) -> tuple[CompresSAE, float | None]:
+    """The model, and the norm of the longest rows of a sample, from its center, where these matter."""
+    made, progress = run.model_source(), run.options.progress
+    if run.settings.metric != "l2":
+        return made.model_for(run.source, run.settings.k, progress=progress), None
+    sample = spread_sample(Centred(run.source, None), POINTS, np.random.default_rng(0))
+    points = points_of(sample, "l2", made, progress=False)
+    if not points.keep_norms:
+        return made.model_for(run.source, run.settings.k, progress=progress), None
+    seen = Centred(run.source, points.center)
+    model = made.without_center().model_for(seen, run.settings.k, progress=progress)
+    if run.given is None:
+        model = model.centred_at(points.center)
+    longest = float(row_norms(less(sample, points.center)).max())
+    return model, longest
 
 
 def _fill(run: _Run, begun: _Begun, copier: Copier) -> int:

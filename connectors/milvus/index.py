@@ -124,6 +124,7 @@ class MilvusIndex(Index):
         dense: Dense | None = None,
         originals: Dense | None = None,
         residual_bits: int = 0,
+        longest: float | None = None,
         string_ids: bool = False,
         fields: Sequence[FieldSchema] = (),
         algorithm: str | None = None,
@@ -146,6 +147,9 @@ class MilvusIndex(Index):
             originals: type of a field for original vectors, which score the best documents of a search
                 again; no field by default. Milvus Lite takes float32 only.
             residual_bits: as for `CompressedIndex.build`.
+            longest: for "l2", unless the model leaves out the mean of unit rows: the norm of the longest
+                vectors to expect, from the model's `center`. Longer ones are stored, too, but the first stage
+                takes them for as long.
             string_ids: whether ids are strings, of at most 512 bytes, instead of int64.
             fields: additional fields; rows may also have undeclared ones.
             algorithm: Milvus's inverted_index_algo; the server chooses by default.
@@ -165,6 +169,7 @@ class MilvusIndex(Index):
             dense=dense,
             originals=originals,
             residual_bits=residual_bits,
+            longest=longest,
         )
         layout = Layout.new(string_ids, fields)
         if isinstance(client, (str, os.PathLike)):
@@ -178,7 +183,7 @@ class MilvusIndex(Index):
         # Without the number of vectors, which would take a request to the server.
         return (
             f"MilvusIndex({self.collection!r}, dim={self.model.dim}, n_latents={self.model.n_latents}, "
-            f"k={self.documents.k})"
+            f"k={self.k})"
         )
 
     def __reduce__(self) -> Any:
@@ -241,7 +246,7 @@ class MilvusIndex(Index):
         whole.fields = {}
         if not names:
             return whole
-        missing = np.isneginf(result.scores)
+        missing = np.isinf(result.scores)
         rows: dict[int | str, dict[str, Any]] = {}
         if not missing.all():
             wanted: Any = np.unique(result.ids[~missing])

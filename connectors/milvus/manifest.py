@@ -3,9 +3,10 @@
 The model is in Milvus so that whoever knows the uri and the name can search. It is stored as vectors, which
 every version of Milvus stores exactly and without a limit on size:
 
-    latent      primary key; one row a latent, and one more of the mean if the model has one
-    weights     the latent's row of the decoder and its column of the encoder; of the mean, twice the mean
-    encoder_b   the latent's bias
+    latent      primary key; one row a latent, and one more of the mean or the center if the model has one
+    weights     the latent's row of the decoder and its column of the encoder; of the mean, twice the mean; of
+                the center, that and zeros
+    encoder_b   the latent's bias; of the mean 0, of the center 1
     manifest    JSON in row 0, which is written last
 """
 
@@ -22,10 +23,18 @@ import numpy as np
 from pymilvus import DataType
 
 from compressae_index import persistence
-from compressae_index.checks import check_choice, check_int
+from compressae_index.checks import check_bool, check_choice, check_int, check_number
 from compressae_index.coding.codes import MAX_LATENTS
+from compressae_index.coding.lengths import check_room_for_norms
 from compressae_index.coding.metric import METRICS, Metric
-from compressae_index.coding.model import ENCODERS, MAX_DIM, CompresSAE, Encoder, check_is_model
+from compressae_index.coding.model import (
+    ENCODERS,
+    MAX_DIM,
+    CompresSAE,
+    Encoder,
+    check_is_model,
+    check_model,
+)
 from compressae_index.coding.residual import check_residual_bits
 from compressae_index.connectors.milvus.collection import Collection
 from compressae_index.connectors.milvus.schema import Key
@@ -38,7 +47,7 @@ ORIGINALS: tuple[Originals, ...] = ("float16", "float32", "source")
 
 FORMAT_VERSION = 1
 # Entries that version 0.1 does not know.
-_NEW = ("originals", "residual_bits")
+_NEW = ("originals", "residual_bits", "norms", "height")
 _MODEL_SUFFIX = "_model"
 _LATENT = Key("latent")
 # Rows of a model in one request.
@@ -66,6 +75,10 @@ class Manifest:
     """Type of the field of original vectors, or that they are in the source collection; None for none."""
     residual_bits: int = 0
     """Bits a dimension of residual codes; 0 for none."""
+    norms: bool = False
+    """Whether codes have one pair more, of their norms, for Euclidean distances."""
+    height: float = 0.0
+    """What half the square of a norm is subtracted from."""
 
     @property
     def own_originals(self) -> Dense | None:
@@ -84,6 +97,7 @@ class Manifest:
         originals: Originals | None,
         residual_bits: int,
         source: dict[str, Any] | None = None,
+        longest: float | None = None,
     ) -> Manifest:
         """The manifest of a new collection.
 
@@ -91,6 +105,16 @@ class Manifest:
             InputError: an option is out of range.
         """
         check_is_model(model)
+        check_model(model, check_choice(metric, "metric", METRICS))
+        norms = metric == "l2" and model.mean is None
+        if norms:
+            check_room_for_norms(model.n_latents)
+            if longest is None:
+                msg = (
+                    'metric="l2" needs longest, the norm of the longest vectors to expect, from the center '
+                    "of the model: candidates are found by distances up to there"
+                )
+                raise InputError(msg)
         if originals == "source" and not source:
             msg = "originals='source' needs a source collection, as an import has: use 'float16' or 'float32'"
             raise InputError(msg)
@@ -108,6 +132,8 @@ class Manifest:
             source=source or {},
             originals=None if originals is None else check_choice(originals, "originals", ORIGINALS),
             residual_bits=check_residual_bits(residual_bits),
+            norms=norms,
+            height=height_of(longest) if norms else 0.0,
         )
 
     @classmethod
@@ -134,6 +160,12 @@ class Manifest:
         check_choice(manifest.dense or "", "dense", ("", *DENSE))
         check_choice(manifest.originals or "", "originals", ("", *ORIGINALS))
         check_residual_bits(manifest.residual_bits)
+        if check_bool(manifest.norms, "norms") and manifest.metric != "l2":
+            msg = f"norms are of metric 'l2', not of {manifest.metric!r}"
+            raise InputError(msg)
+        if not 0 <= check_number(manifest.height, "height") < np.inf:
+            msg = f"height must be finite and not negative, got {manifest.height}"
+            raise InputError(msg)
         persistence.entry(asdict(manifest), "fingerprint", str)
         persistence.entry(asdict(manifest), "source", dict)
         return manifest
@@ -142,6 +174,19 @@ class Manifest:
         """What `from_json` reads; what older versions do not know is left out where it is not used."""
         stored = asdict(self)
         return json.dumps({name: stored[name] for name in stored if stored[name] or name not in _NEW})
+
+
+def height_of(longest: float | None) -> float:
+    """The height for vectors up to a norm.
+
+    Raises:
+        InputError: it is not a positive number, or its square exceeds float32.
+    """
+    norm = check_number(longest, "longest")
+    if not (norm > 0 and norm**2 < float(np.finfo(np.float32).max)):
+        msg = f"longest must be positive, with a square that float32 holds, got {longest}"
+        raise InputError(msg)
+    return norm**2 / 2
 
 
 def model_of(collection: Collection) -> Collection:
@@ -192,9 +237,11 @@ def _create(stored: Collection, dim: int, description: str) -> None:
 def _rows(model: CompresSAE, manifest: Manifest) -> Iterator[list[dict[str, Any]]]:
     """Rows by request. The manifest comes last: where it is, the model is whole."""
     weights, biases = np.concatenate([model.decoder_w, model.encoder_w.T], axis=1), model.encoder_b
-    if model.mean is not None:
-        weights = np.concatenate([weights, np.concatenate([model.mean, model.mean])[None]])
-        biases = np.append(biases, np.float32(0))
+    if (point := model.mean if model.center is None else model.center) is not None:
+        # The second half tells a center from a mean.
+        of = np.zeros_like(point) if model.mean is None else point
+        weights = np.concatenate([weights, np.concatenate([point, of])[None]])
+        biases = np.append(biases, np.float32(model.mean is None))
     text = manifest.to_json()
     for first in reversed(range(0, len(weights), _MODEL_ROWS)):
         yield [
@@ -270,12 +317,14 @@ def load_model(
 
 def _read(stored: Collection, manifest: Manifest) -> CompresSAE:
     dim, h = manifest.dim, manifest.n_latents
-    # The last row is the mean's; it stays zero if the model has none.
+    # The last row is the mean's or the center's; it stays zero if the model has none.
     weights, biases = np.zeros((h + 1, 2 * dim), np.float32), np.zeros(h + 1, np.float32)
     for page in stored.pages(_LATENT, ["encoder_b", "weights"]):
         latents = [row[_LATENT.name] for row in page]
         biases[latents] = [row["encoder_b"] for row in page]
         weights[latents] = np.array([row["weights"] for row in page], dtype=np.float32)
-    mean = weights[h, :dim] if weights[h].any() else None
+    has_center = biases[h] == 1
+    mean = weights[h, :dim] if weights[h].any() and not has_center else None
     decoder, encoder = np.ascontiguousarray(weights[:h, :dim]), np.ascontiguousarray(weights[:h, dim:].T)
-    return CompresSAE(encoder, biases[:h], decoder, manifest.k, mean)
+    model = CompresSAE(encoder, biases[:h], decoder, manifest.k, mean)
+    return model.centred_at(weights[h, :dim].copy()) if has_center else model

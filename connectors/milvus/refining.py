@@ -14,6 +14,7 @@ from compressae_index import _engine
 from compressae_index.arrays import BoolArray, FloatArray, IdArray, RowArray
 from compressae_index.coding.codes import SparseCodes
 from compressae_index.connectors.milvus.residuals import ResidualRows
+from compressae_index.embedded.originals import Score
 from compressae_index.search.queries import Asked
 from compressae_index.search.stages import Found, best, code_scores
 
@@ -34,17 +35,17 @@ ReadCoded: TypeAlias = Callable[[IdArray], Coded]
 class ByOriginals:
     """Scores by original vectors."""
 
-    def __init__(self, read: ReadOriginals, *, by_direction: bool, may_lack: bool) -> None:
+    def __init__(self, read: ReadOriginals, score: Score, *, may_lack: bool) -> None:
         """From a way to read vectors.
 
         Args:
-            read: the vectors of ids; others may have removed some meanwhile.
-            by_direction: whether scores are cosines.
+            read: the vectors of ids, from the model's center; others may have removed some meanwhile.
+            score: what they are compared with queries for.
             may_lack: whether documents without a vector keep the score of their code; otherwise, they were
                 removed, and are left out.
         """
         self._read = read
-        self._by_direction = by_direction
+        self._score = score
         self._may_lack = may_lack
 
     def __call__(self, asked: Asked, found: Found, /) -> Found:
@@ -56,9 +57,15 @@ class ByOriginals:
         scores, rows = found.scores, _rows_among(found, vectors)
         if vectors:
             held = np.array(list(vectors.values()), dtype=np.float32)
-            engine = _engine.Originals([(held, 1.0)], held.shape[1], None, self._by_direction)
-            sums = engine.rescore(asked.vectors, scores, rows, asked.num_threads)
-            scores = np.where(rows < 0, scores, asked.times_factors(sums))
+            distances, by_direction = self._score == "distance", self._score == "cosine"
+            engine = _engine.Originals([(held, 1.0)], held.shape[1], None, by_direction, distances=distances)
+            queries = asked.rows if distances else asked.vectors
+            sums = engine.rescore(queries, scores, rows, asked.num_threads)
+            if asked.distances is not None:
+                sums = asked.distances.of_vectors(sums)
+            else:
+                sums = asked.times_factors(sums)
+            scores = np.where(rows < 0, scores, sums)
         found = found._replace(scores=scores)
         return found if self._may_lack else _without(found, rows < 0)
 

@@ -19,6 +19,9 @@ from compressae_index.connectors.milvus.schema import Schema
 from compressae_index.errors import BackendError, InputError
 from compressae_index.sources.base import bounds
 
+# By Milvus's names.
+METRICS_OF: dict[str, Metric] = {"COSINE": "cosine", "IP": "inner_product", "L2": "l2"}
+
 _DENSE = (DataType.FLOAT_VECTOR, DataType.FLOAT16_VECTOR, DataType.BFLOAT16_VECTOR)
 
 
@@ -102,19 +105,16 @@ class MilvusSource:
         """The metric by which the dense field is searched.
 
         Raises:
-            InputError: it is neither cosine nor the inner product.
+            InputError: it is neither cosine, the inner product nor the Euclidean distance.
         """
         client, timeout = self._collection.client, self._collection.timeout
         with self._collection.doing("reading the index of"):
             index = client.describe_index(self.collection, self.field, timeout=timeout) or {}
         name = str(index.get("metric_type", "COSINE"))
-        if name not in ("COSINE", "IP"):
-            msg = (
-                f"field {self.field!r} of {self.collection!r} is searched by {name}, which codes do not "
-                "support: if the vectors are of unit norm, metric='cosine' gives the same order"
-            )
+        if name not in METRICS_OF:
+            msg = f"field {self.field!r} of {self.collection!r} is searched by {name}, unlike any codes"
             raise InputError(msg)
-        return "cosine" if name == "COSINE" else "inner_product"
+        return METRICS_OF[name]
 
     def partitions(self) -> list[str]:
         """Names of the partitions that the collection has now."""

@@ -1,6 +1,9 @@
 """Signed codes as Milvus holds them: [s+, s-] over twice the latents, as packed bytes or rows.
 
 Milvus refuses negative sparse values, so codes are split by sign (`coding/pairs.py`).
+
+For Euclidean distances, the pair of a norm holds a height less half the square of the norm. So it is
+positive, and counts in agreements, where a vector is no longer than the height allows for.
 """
 
 from __future__ import annotations
@@ -77,3 +80,24 @@ def from_rows(rows: Sequence[dict[int, float]], n_latents: int, k: int) -> Spars
         n_latents,
         k,
     )
+
+
+def raised(codes: SparseCodes, height: float) -> SparseCodes:
+    """Codes with a height less the last value of each, or back."""
+    values = codes.values.copy()
+    values[:, -1] = np.float32(height) - values[:, -1]
+    return SparseCodes(codes.latents, values, codes.n_latents)
+
+
+def with_last_latent(codes: SparseCodes) -> SparseCodes:
+    """Codes whose last pair is that of the last latent, also where its value was 0 and not stored."""
+    last = codes.n_latents - 1
+    lacking = codes.latents[:, -1] != last
+    if not lacking.any():
+        return codes
+    latents, values = codes.latents.copy(), codes.values.copy()
+    for row in np.flatnonzero(lacking):
+        filled_up = int(np.flatnonzero(values[row] == 0)[0])
+        latents[row] = [*np.delete(latents[row], filled_up), last]
+        values[row] = [*np.delete(values[row], filled_up), 0]
+    return SparseCodes(latents, values, codes.n_latents)

@@ -151,6 +151,7 @@ def export_milvus(
     dense: Dense | None = None,
     original_field: Dense | None = None,
     primary: str = "id",
+    longest: float | None = None,
     progress: bool = True,
     **build: Any,
 ) -> Published:
@@ -164,6 +165,7 @@ def export_milvus(
         dense: as for `export_parquet`.
         original_field: `originals` of `export_parquet`; the build needs originals, too.
         primary: as for `export_parquet`.
+        longest: as for `export_parquet`, where the metric is "l2".
         progress: show a progress bar.
         build: as for `build_shards`.
 
@@ -173,6 +175,10 @@ def export_milvus(
     from compressae_index.connectors.milvus.export import check_fields
 
     check_fields(primary, dense, original_field)
+    metric = build.get("metric", "cosine") if like is None else like.metric
+    if metric == "l2" and longest is None:
+        msg = 'metric="l2" needs longest, as `MilvusIndex.create` has it'
+        raise InputError(msg)
     keeps = build.get("originals") if like is None else like.documents.backend.originals
     if original_field is not None and keeps is None:
         msg = "original_field needs original vectors: give originals='float16', or a `like` that keeps them"
@@ -180,7 +186,7 @@ def export_milvus(
 
     def work() -> Work:
         shards = Shards(_prototype(rows, like, sample_rows, build, progress=progress))
-        return MilvusFiles(shards, dense, original_field, primary)
+        return MilvusFiles(shards, dense, original_field, primary, longest)
 
     return run(rows, output, MilvusFiles.kind, work, progress=progress)
 

@@ -13,7 +13,7 @@ from compressae_index.coding.model import CompresSAE
 from compressae_index.embedded.backend import EmbeddedBackend
 from compressae_index.index import CompressedIndex
 from compressae_index.search.queries import Asked, Settings
-from compressae_index.search.stages import strongest_terms
+from compressae_index.search.stages import strongest_of
 
 
 class About(NamedTuple):
@@ -98,7 +98,8 @@ class Shard:
     def refine(self, rows: FloatArray, settings: Settings, scores: FloatArray, found: RowArray) -> FloatArray:
         """Scores of rows (n_queries, c) by what their codes leave out."""
         asked = self._asked(rows, settings)
-        return self._documents.backend.refined(asked.vectors, scores, found, asked.num_threads)
+        queries = self._documents.queries_to_refine(asked)
+        return self._documents.backend.refined(queries, scores, found, asked.num_threads)
 
     def _asked(self, rows: FloatArray, settings: Settings) -> Asked:
         return self._index.asked(rows, 1, settings._replace(filter=None, refine=0, candidates=None))
@@ -128,7 +129,7 @@ class Shard:
 def _projections(asked: Asked, query_nnz: int | None) -> FloatArray:
     if query_nnz is None:
         return asked.stage_two
-    return strongest_terms(asked.stage_one, query_nnz).to_dense()
+    return strongest_of(asked, query_nnz).to_dense()
 
 
 def _nothing(n_queries: int) -> Hits:

@@ -12,6 +12,7 @@ from compressae_index.coding.codes import SparseCodes
 from compressae_index.coding.model import CompresSAE
 from compressae_index.connectors.ray.library import absolute, raised, started
 from compressae_index.connectors.ray.shard import About, Shard
+from compressae_index.embedded.codecs.lengths import NORMS
 from compressae_index.embedded.documents import in_metric
 from compressae_index.embedded.merging import check_alike, is_folder_of_shards, shard_paths
 from compressae_index.embedded.sizes import LISTED_PER_CODE, sparse_candidates
@@ -138,8 +139,9 @@ class ShardedDocuments:
         self.begins = np.cumsum([0, *(about.rows for about in self.about)])
         self.n_rows = int(self.begins[-1])
         self.largest_norm = max(about.largest_norm for about in self.about)
-        self.n_latents = model.n_latents
-        self.k: int = first.form["k"]
+        norms = bool(first.form["codec"].get(NORMS, False))
+        self.n_latents = model.n_latents + norms
+        self.k: int = first.form["k"] + norms
         self.unit: float | None = first.form["unit of norms"]
         self.residual_bits = first.residual_bits
         self.refines = first.by_originals or first.residual_bits > 0
@@ -348,6 +350,7 @@ class _Stages:
         self._documents, self._asked, self._wanted, self._lost = documents, asked, wanted, lost
         self._settings = asked.settings._replace(filter=None)
         self._n_allowed = n_allowed
+        self._rows = asked.rows if asked.given is None else asked.given
         nnz = asked.settings.query_nnz
         self._nnz = min(documents.about[0].query_nnz if nnz is None else nnz, documents.n_latents)
         # "sparse" scores codes by the latents that found them alone.
@@ -376,31 +379,31 @@ class _Stages:
         if asked.mode == "dense" or self._n_allowed <= few:
             return self._joined(
                 self._everywhere(
-                    lambda actor, number: actor.scan.remote(asked.rows, settings, terms, top, wanted[number])
+                    lambda actor, number: actor.scan.remote(self._rows, settings, terms, top, wanted[number])
                 ),
                 top,
             )
         found = self._everywhere(
             lambda actor, number: actor.find.remote(
-                asked.rows, settings, self._nnz, candidates, wanted[number], documents.largest_norm
+                self._rows, settings, self._nnz, candidates, wanted[number], documents.largest_norm
             )
         )
         listed = self._joined(found, candidates)
         asking = {number: listed.of_shard(number) for number in range(len(documents.actors))}
         scored = self._everywhere(
-            lambda actor, number: actor.score.remote(asked.rows, settings, terms, asking[number]),
+            lambda actor, number: actor.score.remote(self._rows, settings, terms, asking[number]),
             [number for number, rows in asking.items() if rows.shape[1]],
         )
         return self._joined(scored, top)
 
     def _refined(self, hits: _Hits) -> _Hits:
         """Hits with scores by what their codes leave out."""
-        asked, settings = self._asked, self._settings
+        settings = self._settings
         scores = np.full(hits.scores.shape, -np.inf, dtype=np.float32)
         inside = {number: hits.inside(number) for number in range(len(self._documents.actors))}
         answers = self._everywhere(
             lambda actor, number: actor.refine.remote(
-                asked.rows, settings, hits.scores, np.where(inside[number], hits.rows, -1)
+                self._rows, settings, hits.scores, np.where(inside[number], hits.rows, -1)
             ),
             [number for number, mask in inside.items() if mask.any()],
         )

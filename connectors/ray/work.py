@@ -55,23 +55,29 @@ class MilvusFiles:
         dense: type of the field of reconstructions, if there is one.
         originals: type of the field of original vectors, if there is one.
         primary: name of the primary key.
+        longest: as for `export_parquet`.
     """
 
     shards: Shards
     dense: Dense | None
     originals: Dense | None
     primary: str
+    longest: float | None = None
     kind = "files for Milvus"
     stem = "rows"
     suffix = ""
 
     def settings(self) -> dict[str, Any]:
         """Those of the indexes, and the fields."""
-        return self.shards.settings() | {
-            "dense": self.dense,
-            "original_field": self.originals,
-            "primary": self.primary,
-        }
+        return (
+            self.shards.settings()
+            | {
+                "dense": self.dense,
+                "original_field": self.originals,
+                "primary": self.primary,
+            }
+            | ({} if self.longest is None else {"longest": self.longest})
+        )
 
     def write(self, vectors: Vectors, ids: IdArray, target: Path) -> None:
         """Writes a folder of files."""
@@ -83,6 +89,7 @@ class MilvusFiles:
             dense=self.dense,
             originals=self.originals,
             primary=self.primary,
+            longest=self.longest,
         )
 
 

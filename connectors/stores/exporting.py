@@ -162,6 +162,12 @@ def _shape(index: Index, store: StoreName, name: str, n: int) -> Shape:
     if not _NAME.fullmatch(check_text(name, "name")):
         msg = f"name must be up to 48 lower-case letters, digits and _, a letter first, got {name!r:.100}"
         raise InputError(msg)
+    if index.documents.n_latents > index.model.n_latents:
+        msg = (
+            "these stores find by inner products, but codes of this index keep norms for Euclidean "
+            "distances: export one of unit rows, or of metric 'cosine' or 'inner_product'"
+        )
+        raise InputError(msg)
     size = index.model.n_latents * (2 if _store(store).splits else 1)
     return Shape(name, size, index.k, n, index.documents.are_strings)
 

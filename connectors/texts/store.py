@@ -35,6 +35,7 @@ from compressae_index.processes import ForkSafeLock
 from compressae_index.remote import Place as Where
 from compressae_index.search.index import Index
 from compressae_index.search.queries import SearchResult
+from compressae_index.sources.centred import less
 
 T = TypeVar("T")
 
@@ -343,7 +344,12 @@ class TextStore:
             hits, names = self._found(state, query, max(fetch_k, k), filter, settings)
             if not hits or state.index is None:
                 return []
-            vectors = state.index.documents.vectors(names, state.index.model)
+            vectors, center = (
+                state.index.documents.vectors(names, state.index.model),
+                state.index.model.center,
+            )
+            if center is not None:
+                vectors = vectors * np.float32(state.index.documents.unit or 1.0) + center
             return [hits[place] for place in _marginal(check_vectors(query), vectors, k, weight)]
 
         return self._consistent(chosen)
@@ -584,14 +590,24 @@ def _nearest(
         names, scores = _of_one(index.search(query, k, filter=allowed, **every_latent))
     if len(names) < count:
         missing = np.setdiff1d(index.ids if allowed is None else allowed, names)
-        row = check_vectors(query)
-        row = normalize_rows(row) if index.metric == "cosine" else row
-        vectors = index.documents.vectors(missing, index.model)
-        others = vectors @ row[0] * np.float32(index.documents.unit or 1.0)
-        best = np.argsort(-others, kind="stable")[: count - len(names)]
+        others = _scores_of(index, query, missing)
+        order = others if index.metric == "l2" else -others
+        best = np.argsort(order, kind="stable")[: count - len(names)]
         names = np.concatenate([names, missing[best]])
         scores = np.concatenate([scores, others[best]])
     return names, scores
+
+
+def _scores_of(index: Index, query: Any, ids: IdArray) -> FloatArray:
+    """Scores of documents by their vectors."""
+    row = check_vectors(query, zeros=index.metric == "l2")
+    vectors = index.documents.vectors(ids, index.model) * np.float32(index.documents.unit or 1.0)
+    if index.metric == "l2":
+        distances: FloatArray = np.square(vectors - less(row, index.model.center)).sum(axis=1)
+        return distances
+    row = normalize_rows(row) if index.metric == "cosine" else row
+    products: FloatArray = vectors @ row[0]
+    return products
 
 
 def _of_one(result: SearchResult) -> tuple[IdArray, FloatArray]:

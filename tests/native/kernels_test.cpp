@@ -92,6 +92,24 @@ void check_accumulate(Trial& trial) {
   trial.expect(actual == expected, "accumulate");
 }
 
+// Norms are powers of two, so that all is exact.
+void check_lengthen(Trial& trial) {
+  Random& random = trial.random;
+  const std::size_t count = random.below(300);
+  std::vector<std::uint16_t> norms(count);
+  for (std::uint16_t& norm : norms) norm = static_cast<std::uint16_t>((13 + random.below(6)) << 11);
+  auto expected = random.integers<std::int16_t>(count), actual = expected;
+  const Lengthening by{0.25f, -static_cast<float>(random.below(64)), static_cast<float>(random.below(9))};
+  for (std::size_t i = 0; i < count; ++i) {
+    const float norm = length_of(norms[i]);
+    const float steps = (by.score * expected[i] + by.length * norm) * norm + by.offset;
+    expected[i] = static_cast<std::int16_t>(std::clamp(steps, -Lengthening::kMost, Lengthening::kMost));
+  }
+  trial.tested().lengthen(norms.data(), count, by, actual.data());
+  trial.expect(actual == expected, "lengthen");
+  trial.expect(length_of(16 << 11) == 1.0f && half_square(17 << 11) == 2.0f, "length_of");
+}
+
 // What has one form for all instruction sets is compared with the obvious.
 void check_thresholds(Trial& trial) {
   Random& random = trial.random;
@@ -391,6 +409,7 @@ int main() {
     for (std::uint64_t seed = 1; seed <= kRounds; ++seed) {
       Trial trial{.target = target, .seed = seed, .failures = failures};
       check_accumulate(trial);
+      check_lengthen(trial);
       check_thresholds(trial);
       check_harvest(trial);
       check_select(trial);

@@ -30,6 +30,7 @@ METRICS: dict[str, Metric] = {
     "cosine": "cosine",
     "normalized": "cosine",
     "ip": "inner_product",
+    "euclidean": "l2",
 }
 # The largest settings of config.yml, to which the others are in proportion.
 MOST_NONZEROS, MOST_BYTES = 64, 512
@@ -49,7 +50,7 @@ class Compressae(BaseANN):  # type: ignore[misc]
         They are for many vectors of many dimensions; `fit` makes them smaller where it is given fewer.
 
         Raises:
-            ValueError: the metric is Euclidean, or of bits or sets.
+            ValueError: the metric is of bits or sets.
         """
         if metric not in METRICS:
             msg = f"compressae-index searches by {', '.join(METRICS)} here, got metric {metric!r}"
@@ -65,7 +66,7 @@ class Compressae(BaseANN):  # type: ignore[misc]
         """Trains a dictionary on the vectors (n, dimension) and encodes them, with all threads."""
         vectors = np.asarray(X, dtype=np.float32)
         # Vectors without a direction have no angular distance, and are in some data sets.
-        rows = np.flatnonzero(vectors.any(axis=1))
+        rows = np.flatnonzero(vectors.any(axis=1) | (self._metric == "l2"))
         self._build_options = fitting_build(self._build_options, len(rows), self._dimension)
         self._index = CompressedIndex.build(
             vectors[rows], rows, metric=self._metric, progress=False, **self._build_options
@@ -95,7 +96,8 @@ class Compressae(BaseANN):  # type: ignore[misc]
     def _search(self, queries: npt.NDArray[Any], n: int, threads: int) -> npt.NDArray[Any]:
         assert self._index is not None, "fit comes first"
         # To a query without a direction all vectors are as near, so any answer is as good.
-        directed: FloatArray = np.where(queries.any(axis=1, keepdims=True), queries, 1).astype(np.float32)
+        has_place = queries.any(axis=1, keepdims=True) | (self._metric == "l2")
+        directed: FloatArray = np.where(has_place, queries, 1).astype(np.float32)
         options = self._settled.get(n)
         if options is None:
             options = self._settled[n] = settled(self._query_options, n, self._index)

@@ -1,4 +1,4 @@
-// Half precision (IEEE binary16) as plain integers.
+// Half precision (IEEE binary16) as plain integers, and norms in as many bits.
 #pragma once
 
 #include <cstdint>
@@ -32,5 +32,12 @@ static inline std::uint16_t to_half(float value) {
   const std::uint32_t half = (bits + 0xfff + (bits >> 13 & 1)) >> 13;
   return static_cast<std::uint16_t>(half < 0x7bff ? half : 0x7bff);
 }
+
+// A norm of 16 bits, 5 of the exponent and 11 of the mantissa of a float: from 2^-16, which stands for 0, too, to 2^16.
+static inline float length_of(std::uint16_t norm) {
+  return __builtin_bit_cast(float, (static_cast<std::uint32_t>(norm) << 12) + 0x37800000u);
+}
+
+static inline float half_square(std::uint16_t norm) { return 0.5f * length_of(norm) * length_of(norm); }
 
 }  // namespace compressae

@@ -21,9 +21,9 @@ namespace compressae::bindings {
 
 Hits ForwardPart::search(const Input<float, 2>& projections, std::size_t top, const Bitmap& bitmap,
                          std::size_t num_threads) const {
-  require_equal(projections.shape(1), n_latents(), "columns of projections");
+  require_equal(projections.shape(1), n_entries(), "columns of projections");
   const Scope scope =
-      scope_of({{nullptr, codes_.get(), n_documents(), 0}}, n_latents(), bits_of(bitmap, n_documents()));
+      scope_of({{nullptr, codes_.get(), n_documents(), 0}}, n_entries(), bits_of(bitmap, n_documents()));
   return searched(projections.shape(0), top, [&](const Results& results) {
     search_dense(scope, projections.data(), projections.shape(0), num_threads, results);
   });
@@ -31,7 +31,7 @@ Hits ForwardPart::search(const Input<float, 2>& projections, std::size_t top, co
 
 Hits ForwardPart::rescore(const Input<float, 2>& projections, const Input<std::int64_t, 2>& candidates, std::size_t top,
                           std::size_t num_threads) const {
-  require_equal(projections.shape(1), n_latents(), "columns of projections");
+  require_equal(projections.shape(1), n_entries(), "columns of projections");
   require_equal(candidates.shape(0), projections.shape(0), "rows of candidates");
   const auto n = static_cast<std::int64_t>(n_documents());
   for (std::size_t i = 0; i < candidates.size(); ++i)
@@ -40,13 +40,21 @@ Hits ForwardPart::rescore(const Input<float, 2>& projections, const Input<std::i
                                   std::to_string(n) + " documents");
   const std::vector<Part> parts{{nullptr, codes_.get(), n_documents(), 0}};
   return searched(projections.shape(0), top, [&](const Results& results) {
-    search_candidates(parts, projections.data(), n_latents(), candidates.data(), projections.shape(0),
+    search_candidates(parts, projections.data(), n_entries(), candidates.data(), projections.shape(0),
                       candidates.shape(1), num_threads, results);
   });
 }
 
 void ForwardPart::validate(std::size_t num_threads) const {
   without_gil([&] { codes_->validate(num_threads); });
+}
+
+Lengths ForwardPart::lengths_of(std::size_t n) {
+  if (!arrays_.contains("norms")) return {};
+  const auto norms = take<std::uint16_t, 1>(arrays_, "norms");
+  require_equal(norms.shape(0), n, "length of 'norms'");
+  nbytes_ += norms.nbytes();
+  return {norms.data(), n};
 }
 
 namespace {
@@ -63,8 +71,8 @@ class AlignedCodes : public ForwardPart {
     require_equal(values.shape(0), view.n_documents, "rows of 'values'");
     require_equal(values.shape(1), view.k, "columns of 'values'");
     require_equal(scales.shape(0), view.n_documents, "length of 'scales'");
-    codes_ = std::make_unique<ForwardOf<AlignedView>>(view, n_latents);
-    nbytes_ = latents.nbytes() + values.nbytes() + scales.nbytes();
+    codes_ = std::make_unique<ForwardOf<AlignedView>>(view, n_latents, lengths_of(view.n_documents));
+    nbytes_ += latents.nbytes() + values.nbytes() + scales.nbytes();
   }
 };
 
@@ -94,8 +102,9 @@ class PackedCodes : public ForwardPart {
     set_levels(layout, levels.data());
     const auto rows = take<std::uint8_t, 2>(arrays_, "rows");
     require_equal(rows.shape(1), layout.row_bytes, "columns of 'rows'");
-    codes_ = std::make_unique<ForwardOf<PackedView>>(PackedView(layout, rows.data(), rows.shape(0)), n_latents);
-    nbytes_ = rows.nbytes() + levels.nbytes();
+    codes_ = std::make_unique<ForwardOf<PackedView>>(PackedView(layout, rows.data(), rows.shape(0)), n_latents,
+                                                     lengths_of(rows.shape(0)));
+    nbytes_ += rows.nbytes() + levels.nbytes();
   }
 };
 
@@ -182,10 +191,11 @@ void bind_codes(nb::module_& m) {
       .def("arrays", &ForwardPart::arrays)
       .def_prop_ro("nbytes", &ForwardPart::nbytes)
       .def_prop_ro("n_documents", &ForwardPart::n_documents)
-      .def_prop_ro("k", &ForwardPart::k);
-  nb::class_<AlignedCodes, ForwardPart>(m, "AlignedCodes", "The aligned forward part: k latents and values a row.")
+      .def_prop_ro("k", &ForwardPart::k)
+      .def_prop_ro("n_entries", &ForwardPart::n_entries, "Entries of projections: latents, and one for norms.");
+  nb::class_<AlignedCodes, ForwardPart>(m, "AlignedCodes", "The aligned forward part: k latents and values a row, and maybe norms.")
       .def(nb::init<Arrays, std::size_t>(), "arrays"_a, "n_latents"_a);
-  nb::class_<PackedCodes, ForwardPart>(m, "PackedCodes", "The packed forward part: row_bytes bytes a row.")
+  nb::class_<PackedCodes, ForwardPart>(m, "PackedCodes", "The packed forward part: row_bytes bytes a row, and maybe norms.")
       .def(nb::init<Arrays, const Input<float, 1>&, std::size_t, std::size_t>(), "arrays"_a, "levels"_a.noconvert(),
            "n_latents"_a, "k"_a);
 }

@@ -24,11 +24,14 @@ class ForwardPart {
   std::size_t nbytes() const { return nbytes_; }
   std::size_t n_documents() const { return codes_->n_documents(); }
   std::size_t n_latents() const { return codes_->n_latents(); }
+  std::size_t n_entries() const { return codes_->n_entries(); }
   std::size_t k() const { return codes_->k(); }
   const Forward& codes() const { return *codes_; }
 
  protected:
   explicit ForwardPart(Arrays arrays) : arrays_(std::move(arrays)) {}
+  // The array "norms" of n documents, if there is one.
+  Lengths lengths_of(std::size_t n);
 
   Arrays arrays_;
   std::unique_ptr<const Forward> codes_;

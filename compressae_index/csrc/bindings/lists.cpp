@@ -71,11 +71,17 @@ InvertedLists::InvertedLists(Arrays arrays, std::size_t n_documents, std::size_t
 }
 
 Hits InvertedLists::search(const Input<float, 2>& projections, std::size_t query_nnz, std::size_t top,
-                           const Bitmap& bitmap, std::size_t num_threads) const {
-  require_equal(projections.shape(1), lists_.n_latents, "columns of projections");
+                           const Bitmap& bitmap, std::size_t num_threads, const ForwardPart* codes) const {
+  std::size_t n_entries = lists_.n_latents;
+  if (codes != nullptr) {
+    require_equal(codes->n_documents(), n_documents(), "documents of the codes");
+    require_equal(codes->n_latents(), lists_.n_latents, "latents of the codes");
+    n_entries = codes->n_entries();
+  }
+  require_equal(projections.shape(1), n_entries, "columns of projections");
   require(query_nnz >= 1, "query_nnz is 0, expected at least 1");
-  const Scope scope =
-      scope_of({{&lists_, nullptr, n_documents(), 0}}, lists_.n_latents, bits_of(bitmap, n_documents()));
+  const Scope scope = scope_of({{&lists_, codes == nullptr ? nullptr : &codes->codes(), n_documents(), 0}}, n_entries,
+                               bits_of(bitmap, n_documents()));
   return searched(projections.shape(0), top, [&](const Results& results) {
     search_lists(scope, projections.data(), projections.shape(0), query_nnz, num_threads, results);
   });
@@ -159,9 +165,9 @@ void bind_lists(nb::module_& m) {
       .def_static("concatenate", &InvertedLists::concatenate, "ranges"_a,
                   "Windows [first, last) of lists, (lists, first, last) each, one after the other.")
       .def("search", &InvertedLists::search, "projections"_a.noconvert(), "query_nnz"_a, "top"_a,
-           "allowed"_a.noconvert().none(), "num_threads"_a,
+           "allowed"_a.noconvert().none(), "num_threads"_a, "codes"_a.none() = nb::none(),
            "Best documents by the query_nnz largest entries of each projection, summed up in 16 bits:\n"
-           "(scores, rows), (n_queries, top).")
+           "(scores, rows), (n_queries, top). Codes add the norms that they keep.")
       .def("validate", &InvertedLists::validate, "fewest"_a, "most"_a, "num_threads"_a,
            "Raises ValueError where lists are not of ascending documents, or hold fewer or more postings than so many\n"
            "of each, or norms of documents are larger than the largest.")

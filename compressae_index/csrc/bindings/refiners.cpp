@@ -85,11 +85,11 @@ class Residuals : public RefinerPart {
 
 class Originals : public RefinerPart {
  public:
-  // Vectors, and the factor of their products.
+  // Vectors and their factor.
   using Segment = std::pair<nb::object, float>;
 
   Originals(std::vector<Segment> segments, std::size_t dim, std::optional<Input<std::int64_t, 1>> places,
-            bool by_direction)
+            bool by_direction, bool distances)
       : segments_(std::move(segments)), places_(std::move(places)) {
     require(dim >= 1 && dim <= kMaxDim, "dim is " + std::to_string(dim) + ", expected 1 to " + std::to_string(kMaxDim));
     Runs<OriginalRefiner::Vectors> runs;
@@ -107,8 +107,11 @@ class Originals : public RefinerPart {
       }
     }
     const std::size_t n = places_ ? places_->shape(0) : runs.size();
-    refiner_ =
-        std::make_unique<OriginalRefiner>(dim, std::move(runs), places_ ? places_->data() : nullptr, n, by_direction);
+    require(!(by_direction && distances), "distances are not by direction");
+    const auto wanted = by_direction ? OriginalRefiner::Score::kCosine
+                        : distances  ? OriginalRefiner::Score::kDistance
+                                     : OriginalRefiner::Score::kProduct;
+    refiner_ = std::make_unique<OriginalRefiner>(dim, std::move(runs), places_ ? places_->data() : nullptr, n, wanted);
   }
 
  private:
@@ -163,10 +166,11 @@ void bind_refiners(nb::module_& m) {
       .def("validate", &Residuals::validate, "num_threads"_a,
            "Raises ValueError where the scale of a row is not finite and at least 0.");
   nb::class_<Originals, RefinerPart>(m, "Originals", "The products of queries with original vectors.")
-      .def(nb::init<std::vector<Originals::Segment>, std::size_t, std::optional<Input<std::int64_t, 1>>, bool>(),
-           "segments"_a, "dim"_a, "places"_a.noconvert().none(), "by_direction"_a,
+      .def(nb::init<std::vector<Originals::Segment>, std::size_t, std::optional<Input<std::int64_t, 1>>, bool, bool>(),
+           "segments"_a, "dim"_a, "places"_a.noconvert().none(), "by_direction"_a, "distances"_a = false,
            "Segments are vectors, float32, or float16 as uint16, (n, dim), and a factor of their products each.\n"
-           "places: each document's row in them. With by_direction, products are divided by the norms of vectors.");
+           "places: each document's row in them. With by_direction, products are divided by the norms of vectors; with\n"
+           "distances, scores are squared distances from vectors times their factor, below 0.");
 }
 
 }  // namespace compressae::bindings

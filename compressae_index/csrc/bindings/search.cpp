@@ -27,22 +27,23 @@ Hits search(const std::vector<std::pair<const InvertedLists*, const ForwardPart*
   require(stage_one || stage_two, "there are no projections");
   require(query_nnz >= 1, "query_nnz is 0, expected at least 1");
   require(candidates >= 1, "candidates is 0, expected at least 1");
-  const std::size_t n_latents = pairs.front().second->n_latents();
+  const std::size_t n_latents = pairs.front().second->n_latents(), n_entries = pairs.front().second->n_entries();
   std::vector<Part> parts;
   std::size_t n_documents = 0;
   for (const auto& [lists, codes] : pairs) {
     require_equal(lists->n_documents(), codes->n_documents(), "documents of the posting lists");
     require_equal(lists->view().n_latents, n_latents, "latents of the posting lists");
     require_equal(codes->n_latents(), n_latents, "latents of the codes");
+    require_equal(codes->n_entries(), n_entries, "latents of the codes, and one for norms");
     parts.push_back({&lists->view(), &codes->codes(), codes->n_documents(), n_documents});
     n_documents += codes->n_documents();
   }
-  Scope scope = scope_of(std::move(parts), n_latents, bits_of(bitmap, n_documents));
+  Scope scope = scope_of(std::move(parts), n_entries, bits_of(bitmap, n_documents));
   const std::size_t n_queries = (stage_one ? stage_one : stage_two)->shape(0);
   for (const auto* projections : {&stage_one, &stage_two})
     if (*projections) {
       require_equal((*projections)->shape(0), n_queries, "rows of projections");
-      require_equal((*projections)->shape(1), n_latents, "columns of projections");
+      require_equal((*projections)->shape(1), n_entries, "columns of projections");
     }
   if (refiner != nullptr) {
     require(stage_two && queries, "a refiner needs the queries, and stage_two to choose what it scores");

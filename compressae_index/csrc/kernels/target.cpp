@@ -6,6 +6,7 @@
 #include "kernels/floats.hpp"
 #include "kernels/harvest.hpp"
 #include "kernels/kernels.hpp"
+#include "kernels/lengthen.hpp"
 #include "kernels/products.hpp"
 #include "kernels/residual_dots.hpp"
 #include "kernels/select.hpp"
@@ -13,6 +14,7 @@
 namespace compressae {
 
 extern const Kernels COMPRESSAE_KERNELS{
+    .lengthen = lengthen,
     .accumulate = accumulate,
     .group_maxima = group_maxima,
     .count_above = count_above,

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "base/allowed.hpp"
+#include "base/lengths.hpp"
 #include "kernels/dispatch.hpp"
 #include "lists/inverted.hpp"
 #include "lists/selection.hpp"
@@ -19,13 +20,65 @@ namespace compressae {
 // 16-bit steps of a score, so that no sum over the terms' lists can overflow. By Cauchy and Schwarz such a sum is at
 // most the product of the norms of the terms' weights and of a document's postings, and it is at most the sum of what
 // each list could add.
-inline float steps_of(const std::vector<Term>& terms, float largest_norm) {
+inline double bound_of(const std::vector<Term>& terms, float largest_norm) {
   double squares = 0.0;
   for (const Term& term : terms) squares += static_cast<double>(term.weight) * term.weight;
-  const double bound = std::sqrt(squares) * largest_norm;
+  return std::sqrt(squares) * largest_norm;
+}
+
+inline float steps_of(const std::vector<Term>& terms, float largest_norm) {
+  const double bound = bound_of(terms, largest_norm);
   // Each term's product is rounded by half a step, and a weight by half of 1 / 128 of one.
   const double largest = 32000.0 - static_cast<double>(std::min<std::size_t>(terms.size(), 16384));
   return bound > 0.0 ? static_cast<float>(largest / bound) : 1.0f;
+}
+
+// What 16-bit scores of a query stand for.
+struct Scale {
+  float steps;                // of sums over lists
+  bool by_distance = false;   // whether these are lengthened
+  Lengthening lengthening{};  // then it gives other steps
+  float final_steps = 1.0f, middle = 0.0f;
+  float shift = 0.0f, norm = 1.0f;  // where all documents have one norm
+
+  float score_of(std::int16_t score) const {
+    if (by_distance) return static_cast<float>(score) / final_steps + middle;
+    return (static_cast<float>(score) / steps + shift) * norm;
+  }
+};
+
+// Where lists hold directions, and norms are kept beside codes: a document of norm x scores (sum + weight * x / 2) * x.
+// A sum is about a cosine, far below the bound of Cauchy and Schwarz where terms are many. Steps are such that documents
+// of all sums up to kMostCosine are told apart, and down to those of no negative sum and a common norm, and twice as far
+// below. Others count as the highest or the lowest.
+inline Scale scale_by_distance(const std::vector<Term>& terms, float largest_norm, const Lengths::Range& norms,
+                               float weight) {
+  constexpr double kDepth = 3.0, kMostCosine = 1.5;
+  const float steps = steps_of(terms, largest_norm);
+  const double bound = std::min(bound_of(terms, largest_norm), kMostCosine);
+  const double half = 0.5 * static_cast<double>(weight);
+  const auto highest_of = [&](double x) { return (bound + half * x) * x; };
+  const double peak = half < 0.0 ? -bound / (2.0 * half) : static_cast<double>(norms.largest);
+  const double high = highest_of(std::clamp<double>(peak, norms.smallest, norms.largest));
+  const double common = half * norms.common * norms.common;
+  const double range = std::max(kDepth * (high - common), 1e-30);
+  const double middle = high - range / 2.0, final_steps = 2.0 * static_cast<double>(Lengthening::kMost) / range;
+  return {steps,
+          true,
+          {static_cast<float>(final_steps / steps), static_cast<float>(final_steps * half),
+           static_cast<float>(-middle * final_steps)},
+          static_cast<float>(final_steps),
+          static_cast<float>(middle),
+          0.0f,
+          1.0f};
+}
+
+// The same where no norms are kept, or all are the same, so that sums have the order of scores.
+inline Scale scale_by_sums(const std::vector<Term>& terms, float largest_norm, const Lengths::Range& norms,
+                           float weight) {
+  Scale scale{steps_of(terms, largest_norm)};
+  if (norms.largest > 0.0f) scale.shift = 0.5f * weight * norms.largest, scale.norm = norms.largest;
+  return scale;
 }
 
 // The most that threshold_of can be asked for.
@@ -59,6 +112,11 @@ class WindowScan {
       postings_.push_back({list.ids, list.values, list.count, static_cast<std::int16_t>(std::lrintf(weight))});
     }
     kernels().accumulate(postings_.data(), postings_.size(), scores_.data());
+  }
+
+  // Turns the scores of documents first ... last, of those that have the norms, into scores by distance.
+  void lengthen(const Lengths& lengths, std::size_t first, std::size_t last, const Lengthening& by) {
+    kernels().lengthen(lengths.norms() + first, last - first, by, scores_.data());
   }
 
   // A threshold that at least `wanted` of the scores of a whole window exceed.

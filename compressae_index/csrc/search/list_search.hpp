@@ -27,23 +27,34 @@ class ListSearch {
              std::size_t candidates, std::size_t num_threads)
       : scope_(scope),
         windows_(scope.windows()),
+        n_latents_(scope.parts.empty() ? 0 : scope.parts.front().inverted->n_latents),
         candidates_(candidates),
         terms_(n_queries),
-        steps_(n_queries),
+        scales_(n_queries),
         found_(n_queries) {
     float largest_norm = 0.0f;
-    for (const Part& part : scope.parts) largest_norm = std::max(largest_norm, part.inverted->largest_norm);
+    Lengths::Range norms;
+    for (const Part& part : scope.parts) {
+      largest_norm = std::max(largest_norm, part.inverted->largest_norm);
+      if (scope.n_entries > n_latents_) norms.include(part.forward->lengths().range());
+    }
     ThreadPool::instance().parallel_for(n_queries, num_threads, [&](std::size_t q) {
-      terms_[q] = largest_terms(projections + q * scope.n_latents, scope.n_latents, query_nnz);
-      steps_[q] = steps_of(terms_[q], largest_norm);
+      const float* projection = projections + q * scope.n_entries;
+      terms_[q] = largest_terms(projection, n_latents_, query_nnz);
+      const float weight = scope.n_entries > n_latents_ ? projection[n_latents_] : 0.0f;
+      scales_[q] = norms.differ() ? scale_by_distance(terms_[q], largest_norm, norms, weight)
+                                  : scale_by_sums(terms_[q], largest_norm, norms, weight);
     });
+    by_distance_ = norms.differ();
   }
 
   std::size_t n_windows() const { return windows_.size(); }
 
+  std::size_t n_latents() const { return n_latents_; }
+
   const std::vector<Term>& terms(std::size_t q) const { return terms_[q]; }
 
-  float steps(std::size_t q) const { return steps_[q]; }
+  const Scale& scale(std::size_t q) const { return scales_[q]; }
 
   // Scans windows begin ... end for a query.
   void scan(std::size_t q, std::size_t begin, std::size_t end) {
@@ -85,14 +96,17 @@ class ListSearch {
   std::vector<Attempt> attempts(std::size_t begin, std::size_t end) const {
     // Documents that score 0, as all do that are in no list of the query, or less are wanted only where there are few
     // others. Where few lists are scanned, most documents are such: to take them up would take longer than the rest.
+    // Among scores by distance, 0 means nothing.
     std::vector<Attempt> all{{0, 0}, {0, kNoFloor}};
+    if (by_distance_) all.erase(all.begin());
+    const std::int16_t floor = all.front().floor;
     // That the first window holds hardly more than its share of the candidates is tried before: then few documents are
     // taken up that others push out later.
     const double share = static_cast<double>(candidates_) / static_cast<double>(end - begin);
     const double wanted = std::min(share + 4.0 * std::sqrt(share) + 8.0, static_cast<double>(candidates_));
     const bool is_full = begin < end && windows_[begin].last() - windows_[begin].first() == kWindow;
     if (scope_.allowed.all() && is_full && wanted <= kMostWanted)
-      all.insert(all.begin(), Attempt{static_cast<std::size_t>(wanted), 0});
+      all.insert(all.begin(), Attempt{static_cast<std::size_t>(wanted), floor});
     return all;
   }
 
@@ -100,7 +114,10 @@ class ListSearch {
                    CandidateSelection& selection) const {
     Allowed allowed = window.part->allowed;
     if (!allowed.all()) allowed.bitmap += window.first() / 8;
-    scan.add(*window.part->inverted, window.number, terms_[q], steps(q));
+    const Scale& scale = scales_[q];
+    scan.add(*window.part->inverted, window.number, terms_[q], scale.steps);
+    if (scale.by_distance)
+      scan.lengthen(window.part->forward->lengths(), window.first(), window.last(), scale.lengthening);
     // Nearly every document of the first window would enter, and most would leave again.
     if (first_wanted != 0) selection.raise(scan.threshold(first_wanted, selection.threshold()));
     const auto first_row = static_cast<std::int64_t>(window.part->first_row + window.first());
@@ -109,9 +126,11 @@ class ListSearch {
 
   const Scope& scope_;
   std::vector<Window> windows_;
+  std::size_t n_latents_;
+  bool by_distance_ = false;
   std::size_t candidates_;
   std::vector<std::vector<Term>> terms_;
-  std::vector<float> steps_;
+  std::vector<Scale> scales_;
   std::mutex mutex_;
   std::vector<std::vector<std::vector<Candidate>>> found_;  // of each query, by share
 };

@@ -36,7 +36,7 @@ struct Window {
 // The scope that all queries of a batch share.
 struct Scope {
   std::vector<Part> parts;
-  std::size_t n_latents;
+  std::size_t n_entries;  // of projections
   Allowed allowed;
   std::size_t n_allowed;
   std::vector<std::vector<std::uint8_t>> bitmaps = {};  // of parts that do not begin at a byte of `allowed`
@@ -65,8 +65,8 @@ inline std::vector<std::uint8_t> bits_from(const std::uint8_t* bitmap, std::size
 }
 
 // bitmap: of the documents that a search is among, as Allowed has it; null allows all.
-inline Scope scope_of(std::vector<Part>&& parts, std::size_t n_latents, const std::uint8_t* bitmap) {
-  Scope scope{std::move(parts), n_latents, {bitmap}, 0};
+inline Scope scope_of(std::vector<Part>&& parts, std::size_t n_entries, const std::uint8_t* bitmap) {
+  Scope scope{std::move(parts), n_entries, {bitmap}, 0};
   const std::size_t n = scope.n_documents();
   scope.n_allowed = bitmap != nullptr ? kernels().count_bits(bitmap, (n + 7) / 8) : n;
   if (bitmap == nullptr) return scope;

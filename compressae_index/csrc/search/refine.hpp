@@ -102,20 +102,24 @@ class ResidualRefiner final : public Refiner {
   Runs<const std::uint8_t*> runs_;
 };
 
-// The query's products with original vectors, (n, dim) in half or single precision, in place of the sums over codes.
+// The query's products with original vectors, (n, dim) in half or single precision, or its distances from them, in place
+// of the sums over codes.
 class OriginalRefiner final : public Refiner {
  public:
   struct Vectors {
     const void* rows;
     bool is_half;
-    float factor;  // of their products
+    float factor;
   };
 
-  // places: of each document, its row in `runs`; null where they are the same. With by_direction, products are divided
-  // by the norms of vectors, else multiplied by their factors.
+  // What vectors are multiplied with a query for: cosines; products times the factors of vectors; or, of vectors times
+  // their factors, squared distances, below 0 as smaller ones are better.
+  enum class Score { kCosine, kProduct, kDistance };
+
+  // places: of each document, its row in `runs`; null where they are the same.
   OriginalRefiner(std::size_t dim, Runs<Vectors> runs, const std::int64_t* places, std::size_t n_documents,
-                  bool by_direction)
-      : dim_(dim), runs_(std::move(runs)), places_(places), n_documents_(n_documents), by_direction_(by_direction) {}
+                  Score wanted)
+      : dim_(dim), runs_(std::move(runs)), places_(places), n_documents_(n_documents), wanted_(wanted) {}
 
   std::size_t n_documents() const override { return n_documents_; }
   std::size_t dim() const override { return dim_; }
@@ -169,8 +173,12 @@ class OriginalRefiner final : public Refiner {
       kernels().widen(reinterpret_cast<const std::uint16_t*>(copied), dim_, vector.data());
     else
       std::memcpy(vector.data(), copied, read.bytes);
+    if (wanted_ == Score::kDistance) {
+      for (std::size_t i = 0; i < dim_; ++i) vector[i] = query[i] - read.factor * vector[i];
+      return finite(-kernels().dot(vector.data(), vector.data(), dim_));
+    }
     const float product = kernels().dot(query, vector.data(), dim_);
-    if (!by_direction_) return finite(product * read.factor);
+    if (wanted_ == Score::kProduct) return finite(product * read.factor);
     const float squares = kernels().dot(vector.data(), vector.data(), dim_);
     return finite(squares > 0x1p-80f && squares < 0x1p120f ? product / std::sqrt(squares) : cosine(query, vector));
   }
@@ -194,7 +202,7 @@ class OriginalRefiner final : public Refiner {
   Runs<Vectors> runs_;
   const std::int64_t* places_;
   std::size_t n_documents_;
-  bool by_direction_;
+  Score wanted_;
 };
 
 // The third stage of a search, if it has one.

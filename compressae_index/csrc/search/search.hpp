@@ -17,31 +17,33 @@
 
 namespace compressae {
 
-// A projection where any 16-bit latent of a damaged code may look. The entries from n_latents on are 0.
+// A projection where any 16-bit latent of a damaged code may look. Behind its own entries are zeros.
 class PaddedProjection {
  public:
-  const float* whole(const float* projection, std::size_t n_latents) {
-    std::copy_n(projection, n_latents, entries_.begin());
-    clear_from(n_latents);
+  const float* whole(const float* projection, std::size_t n_entries) {
+    std::copy_n(projection, n_entries, entries_.begin());
+    clear_from(n_entries);
     return entries_.data();
   }
 
-  // All but the terms 0.
-  const float* only(const std::vector<Term>& terms, std::size_t n_latents) {
+  // All but the terms, and the entries from n_latents on, 0.
+  const float* only(const std::vector<Term>& terms, const float* projection, std::size_t n_latents,
+                    std::size_t n_entries) {
     std::fill_n(entries_.begin(), n_latents, 0.0f);
-    clear_from(n_latents);
+    std::copy(projection + n_latents, projection + n_entries, entries_.begin() + static_cast<std::ptrdiff_t>(n_latents));
+    clear_from(n_entries);
     for (const Term& term : terms) entries_[term.latent] = term.weight;
     return entries_.data();
   }
 
  private:
   // Clears the rest of a larger projection: damaged codes that name such latents score 0, whatever ran before.
-  void clear_from(std::size_t n_latents) {
-    if (n_latents < used_) std::fill(entries_.begin() + n_latents, entries_.begin() + used_, 0.0f);
-    used_ = n_latents;
+  void clear_from(std::size_t n_entries) {
+    if (n_entries < used_) std::fill(entries_.begin() + n_entries, entries_.begin() + used_, 0.0f);
+    used_ = n_entries;
   }
 
-  std::vector<float> entries_ = std::vector<float>(kMaxLatents);
+  std::vector<float> entries_ = std::vector<float>(kMaxLatents + 1);  // and one for norms
   std::size_t used_ = 0;
 };
 
@@ -99,7 +101,7 @@ void search_all(const Scope& scope, const Project& project, std::size_t n_querie
 inline void search_dense(const Scope& scope, const float* projections, std::size_t n_queries, std::size_t num_threads,
                          const Results& results) {
   const auto project = [&](std::size_t q, PaddedProjection& padded) {
-    return padded.whole(projections + q * scope.n_latents, scope.n_latents);
+    return padded.whole(projections + q * scope.n_entries, scope.n_entries);
   };
   search_all(scope, project, n_queries, num_threads, results);
 }
@@ -110,10 +112,10 @@ inline void search_lists(const Scope& scope, const float* projections, std::size
   ListSearch lists(scope, projections, n_queries, query_nnz, results.top, num_threads);
   const auto scan = [&](std::size_t q, std::size_t begin, std::size_t end) { lists.scan(q, begin, end); };
   const auto finish = [&](std::size_t q) {
-    const float steps = lists.steps(q);
+    const Scale& scale = lists.scale(q);
     TopK best(results.top);
     for (const Candidate& candidate : lists.candidates(q))
-      best.push(static_cast<float>(candidate.score) / steps, candidate.row);
+      best.push(scale.score_of(candidate.score), candidate.row);
     results.write(q, best);
   };
   for_each_query(n_queries, lists.n_windows(), num_threads, scan, finish);
@@ -142,8 +144,9 @@ inline void search_two_stage(const Scope& scope, const float* stage_one, const f
                              const Results& results) {
   ListSearch lists(scope, stage_one, n_queries, query_nnz, candidates, num_threads);
   const auto project = [&](std::size_t q, PaddedProjection& padded) {
-    return stage_two != nullptr ? padded.whole(stage_two + q * scope.n_latents, scope.n_latents)
-                                : padded.only(lists.terms(q), scope.n_latents);
+    return stage_two != nullptr ? padded.whole(stage_two + q * scope.n_entries, scope.n_entries)
+                                : padded.only(lists.terms(q), stage_one + q * scope.n_entries, lists.n_latents(),
+                                              scope.n_entries);
   };
   if (scope.n_allowed <= std::max(candidates, scope.n_documents() / kListedPerCode)) {
     search_all(scope, project, n_queries, num_threads, results);
@@ -163,7 +166,7 @@ inline void search_two_stage(const Scope& scope, const float* stage_one, const f
 
 // Scores the candidate rows of each query, (n_queries, width), by their whole codes; they must be distinct. A negative
 // candidate is an empty place.
-inline void search_candidates(const std::vector<Part>& parts, const float* projections, std::size_t n_latents,
+inline void search_candidates(const std::vector<Part>& parts, const float* projections, std::size_t n_entries,
                               const std::int64_t* candidates, std::size_t n_queries, std::size_t width,
                               std::size_t num_threads, const Results& results) {
   ThreadPool::instance().parallel_for(n_queries, num_threads, [&](std::size_t q) {
@@ -172,7 +175,7 @@ inline void search_candidates(const std::vector<Part>& parts, const float* proje
     std::sort(rows.begin(), rows.end());
     rows.erase(rows.begin(), std::lower_bound(rows.begin(), rows.end(), 0));
     TopK best(results.top);
-    rescore_rows(parts, padded.whole(projections + q * n_latents, n_latents), rows, best);
+    rescore_rows(parts, padded.whole(projections + q * n_entries, n_entries), rows, best);
     results.write(q, best);
   });
 }

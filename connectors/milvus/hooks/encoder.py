@@ -50,6 +50,11 @@ class SplitEncoder:
             InputError: k or query_nnz is out of range, the encoder unknown, or model not a `CompresSAE`.
         """
         self.model = check_is_model(model)
+        if model.center is not None:
+            msg = (
+                "these stores compare directions, but this model encodes vectors less a center: train another"
+            )
+            raise InputError(msg)
         self.encoder: Encoder = check_choice(encoder, "encoder", ENCODERS)
         self.k = model.nonzeros(k, encoder)
         self.query_nnz = check_int(query_nnz, "query_nnz", 1)

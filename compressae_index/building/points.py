@@ -1,0 +1,59 @@
+"""How the rows of a build are seen by their codes: as directions and norms, from 0 or from their mean."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from compressae_index.arrays import FloatArray
+from compressae_index.building.training import ModelSource
+from compressae_index.coding.lengths import check_room_for_norms
+from compressae_index.coding.metric import Metric, are_unit, check_unit_norms, row_norms
+from compressae_index.progress import track
+from compressae_index.sources import CHUNK_ROWS, Vectors, checked_rows
+from compressae_index.sources.centred import Centred
+
+
+class Points(NamedTuple):
+    """Rows as codes see them."""
+
+    vectors: Vectors
+    """(n, d)"""
+    center: FloatArray | None
+    """What was subtracted, (d,); None for nothing."""
+    order: Metric
+    """The metric that orders these rows: cosine for distances from unit rows."""
+
+    @property
+    def keep_norms(self) -> bool:
+        """Whether distances need norms beside codes."""
+        return self.order == "l2"
+
+
+def points_of(vectors: Vectors, metric: Metric, source: ModelSource, *, progress: bool) -> Points:
+    """Reads all rows once for "l2", unless a model says how it sees them.
+
+    Raises:
+        InputError: bad rows, or rows that are not of unit norm, for a model that leaves out their mean.
+    """
+    if metric != "l2":
+        return Points(vectors, None, metric)
+    if source.given is not None and source.given.mean is None:
+        check_room_for_norms(source.given.n_latents)
+        center = source.given.center
+        return Points(Centred(vectors, center), center, metric)
+    seen, total, all_unit = Centred(vectors, None), np.zeros(vectors.shape[1]), True
+    with track(vectors.shape[0], "norms", enabled=progress) as advance:
+        for begin in range(0, vectors.shape[0], CHUNK_ROWS):
+            rows = checked_rows(seen, begin, begin + CHUNK_ROWS, dim=vectors.shape[1])
+            norms = row_norms(rows)
+            if source.given is not None:
+                check_unit_norms(norms, begin)
+            all_unit = all_unit and bool(are_unit(norms).all())
+            total += rows.sum(axis=0, dtype=np.float64)
+            advance(len(rows))
+    if all_unit:
+        return Points(vectors, None, "cosine")
+    center = (total / vectors.shape[0]).astype(np.float32) if source.centers else None
+    return Points(Centred(vectors, center), center, metric)
