@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copyreg
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,10 +16,18 @@ from compressae_index._engine import simd
 from compressae_index.arrays import BoolArray, IdArray
 from compressae_index.building.calibration import CALIBRATED_ROWS, calibrate
 from compressae_index.building.decision import decide
+from compressae_index.building.drift import DRIFT_ROWS, PROBE_ARRAYS, Drift, Probe, Tally, compared, drift_of
 from compressae_index.building.neighbourhoods import neighbourhoods
 from compressae_index.building.planning import Intent, Knobs, Plan, Shared
 from compressae_index.building.training import ModelSource
-from compressae_index.checks import as_path, as_place, check_choice, check_int, check_threads
+from compressae_index.checks import (
+    as_path,
+    as_place,
+    check_choice,
+    check_int,
+    check_threads,
+    normalize_rows,
+)
 from compressae_index.coding.chunks import Encoded, encoded_chunks
 from compressae_index.coding.directory import CodeStore
 from compressae_index.coding.metric import METRICS, Metric, RowScale
@@ -79,6 +88,9 @@ class CompressedIndex(Index):
         """The choices of `build` for its budget, and the recall it expects; None without one. Not saved."""
         self.skipped: IdArray = np.empty(0, dtype=np.int64)
         """Ids of rows that the last `build`, `add` or `upsert` left out by on_bad_rows="skip". Not saved."""
+        self.probe: Probe | None = None
+        """What `drift` compares with: codes of the vectors that the index was built from; None if it was
+        made otherwise, or by an older version."""
         # The files that the codes of a back end are mapped from.
         self._mapped: tuple[EmbeddedBackend, persistence.Mapped] | None = None
 
@@ -188,7 +200,7 @@ class CompressedIndex(Index):
         near = None
         if intent.budget is not None or n >= CALIBRATED_ROWS:
             near = neighbourhoods(vectors, metric, progress=progress)
-        model, knobs, plan = decide(
+        (model, held_out), knobs, plan = decide(
             source,
             vectors,
             intent,
@@ -206,11 +218,12 @@ class CompressedIndex(Index):
             backend = backend.with_originals(kept)
         index = cls(model, encoder=encoder, metric=metric, documents=_empty(backend, metric))
         index.plan, index.skipped = plan, skipped
-        bits = index.documents.residual_bits
+        bits, tally = index.documents.residual_bits, Tally(model)
         chunks = encoded_chunks(
             model, vectors, knobs.nonzeros, encoder, threads, scale=scale, residual_bits=bits
         )
-        index._append(chunks, row_ids, scale, threads, progress)
+        index._append(chunks, row_ids, scale, threads, progress, note=tally.note)
+        index.probe = Probe.of(model, tally.seen, held_out, knobs.nonzeros, encoder, threads)
         if backend.originals is None:
             index._documents = index.documents.with_originals(kept)
         if near is not None and n >= CALIBRATED_ROWS:
@@ -330,7 +343,7 @@ class CompressedIndex(Index):
         change joins them, so that merging paths takes little memory. Where a shard ends within a window of
         32,768 vectors, the rounding of its posting lists may differ until then, and with it the last of the
         candidates. Marks of removal stay, too. The result has no `frontier`, which is measured among all
-        vectors.
+        vectors, and no `probe`.
 
         Args:
             shards: indexes, or paths of saved ones, at least one.
@@ -408,7 +421,7 @@ class CompressedIndex(Index):
                 norm out of range. Nothing was added.
         """
         self._write_skipping(
-            embeddings, ids, on_bad_rows, replace=False, num_threads=num_threads, progress=progress
+            embeddings, ids, on_bad_rows, replaces=False, num_threads=num_threads, progress=progress
         )
 
     def upsert(
@@ -437,7 +450,7 @@ class CompressedIndex(Index):
         """
         ids = as_id_array(ids)
         self._write_skipping(
-            embeddings, ids, on_bad_rows, replace=True, num_threads=num_threads, progress=progress
+            embeddings, ids, on_bad_rows, replaces=True, num_threads=num_threads, progress=progress
         )
 
     def _write_skipping(
@@ -446,7 +459,7 @@ class CompressedIndex(Index):
         ids: Any,
         on_bad_rows: BadRows,
         *,
-        replace: bool,
+        replaces: bool,
         num_threads: int | None,
         progress: bool,
     ) -> None:
@@ -455,8 +468,19 @@ class CompressedIndex(Index):
             if ids is None and len(self.documents.all_ids) and vectors.shape[0]:
                 ids = self.documents.next_ids(getattr(vectors, "n_rows", vectors.shape[0]))
             new_ids, skipped = ids_of_rows(ids, vectors)
-            self._store(vectors, new_ids, replace=replace, num_threads=num_threads, progress=progress)
+            probe = self.probe
+            tally = None if probe is None else Tally(self.model, probe.added)
+            self._store(
+                vectors,
+                new_ids,
+                replace=replaces,
+                num_threads=num_threads,
+                progress=progress,
+                note=None if tally is None else tally.note,
+            )
             self.skipped = skipped
+            if probe is not None and tally is not None:
+                self.probe = replace(probe, added=tally.seen)
 
     def _append(
         self,
@@ -466,16 +490,65 @@ class CompressedIndex(Index):
         num_threads: int,
         progress: bool,
         label: str = "encoding",
+        note: Callable[[Encoded], object] | None = None,
     ) -> None:
         """Adds folded codes to an index that nobody else knows yet; `scale` is what scales them."""
         with track(len(ids), label, enabled=progress) as advance:
             self._documents = self.documents.added(
-                counted(chunks, advance),
+                counted(chunks, advance, note),
                 ids,
                 scale=scale,
                 model=self.model,
                 num_threads=num_threads,
             )
+
+    def drift(self, vectors: VectorSource | None = None, *, num_threads: int | None = None) -> Drift:
+        """How far new vectors are from those that the index was built from.
+
+        Compares how well codes keep them, and which latents they use, with the `probe` that `build` made. At
+        most 20,000 of the vectors are read, which takes seconds.
+
+        Args:
+            vectors: (n, d) floating point, as for `build`; by default those that were added since the index
+                was built, also by `upsert`. Of these, removed ones count, too.
+            num_threads: threads to encode with; all by default.
+
+        Returns:
+            The verdict "fine", "watch" or "recode", and what it was made from.
+
+        Raises:
+            InputError: bad rows, another dimension, no vectors; or there is no probe, and no original vectors
+                of which one could be made.
+        """
+        threads, probe, documents = check_threads(num_threads), self.probe, self.documents
+        if vectors is None:
+            if probe is None or not probe.added.n:
+                msg = "nothing was added since the index was built: give the vectors to compare"
+                raise InputError(msg)
+            return compared(probe, probe.added)
+        opened = open_vectors(vectors)
+        if probe is None:
+            probe = self._probe_of(documents, threads)
+        return drift_of(probe, self.model, opened, documents.k, self.encoder, threads)
+
+    def _probe_of(self, documents: EmbeddedDocuments, threads: int) -> Probe:
+        """A probe of the original vectors that an index keeps.
+
+        Raises:
+            InputError: it keeps none.
+        """
+        if documents.backend.originals is None or not len(documents):
+            msg = (
+                "this index has no probe to compare with, as it was made by an older version, of codes or of "
+                "shards, and it keeps no original vectors: build it again"
+            )
+            raise InputError(msg)
+        rows = documents.alive_rows()
+        rows = rows[:: -(-len(rows) // DRIFT_ROWS)]
+        unit = normalize_rows(documents.backend.originals.vectors(rows))
+        tally = Tally(self.model)
+        tally.note(Encoded(self.model.encode_unit(unit, documents.k, self.encoder, threads), unit))
+        return Probe.of(self.model, tally.seen, None, documents.k, self.encoder, threads)
 
     def compact(self, *, num_threads: int | None = None) -> None:
         """Reclaims the memory of removed vectors."""
@@ -535,11 +608,13 @@ class CompressedIndex(Index):
         meta |= documents.manifest()
         if self.frontier is not None:
             meta["frontier"] = self.frontier.manifest()
+        arrays, probe = documents.to_arrays(), self.probe
+        if probe is not None:
+            meta["probe"] = probe.manifest()
+            arrays |= probe.to_arrays()
         kept = documents.backend.originals
         files = {} if kept is None else {FILE: kept.write}
-        persistence.write(
-            path, "index", meta, arrays=documents.to_arrays(), tensors=self.model.tensors(), files=files
-        )
+        persistence.write(path, "index", meta, arrays=arrays, tensors=self.model.tensors(), files=files)
 
     @classmethod
     def load(
@@ -575,12 +650,14 @@ class CompressedIndex(Index):
             # Older indexes have no metric, which was cosine.
             metric = check_choice(stored.meta.get("metric", "cosine"), "metric", METRICS)
             unit = RowScale(metric, stored.meta.get("unit")).unit
-            documents = EmbeddedDocuments.from_stored(
-                stored.meta, stored.arrays, model, metric, unit, originals
-            )
+            arrays = {name: array for name, array in stored.arrays.items() if name not in PROBE_ARRAYS}
+            documents = EmbeddedDocuments.from_stored(stored.meta, arrays, model, metric, unit, originals)
             index = cls(model, encoder=stored.meta["encoder"], metric=metric, documents=documents)
             if "frontier" in stored.meta and originals is not False:  # which was measured with them
                 index.frontier = Frontier.from_stored(persistence.entry(stored.meta, "frontier", dict))
+            if "probe" in stored.meta:
+                probe = persistence.entry(stored.meta, "probe", dict)
+                index.probe = Probe.from_stored(probe, stored.arrays, model.n_latents)
         if mmap and originals is None:  # else the files are not all that it was loaded from
             index._mapped = documents.backend, persistence.Mapped.of(where, stored)
         return index

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -450,9 +450,10 @@ class Index:
         replace: bool,
         num_threads: int | None,
         progress: bool,
+        note: Callable[[Encoded], object] | None = None,
         **options: Any,
     ) -> None:
-        """Encodes rows and stores them; `options` go to `added` of the documents."""
+        """Encodes rows and stores them; `note` sees all chunks, `options` go to `added` of the documents."""
         if not len(ids):
             check_no_rows(vectors, self.model.dim)
             return
@@ -470,7 +471,7 @@ class Index:
         )
         with track(len(ids), "encoding", enabled=progress) as advance:
             self._documents = documents.added(
-                counted(chunks, advance),
+                counted(chunks, advance, note),
                 ids,
                 scale=scale,
                 model=self.model,
@@ -608,8 +609,12 @@ class Index:
             raise UnknownIdError(msg)
 
 
-def counted(chunks: Iterable[Encoded], advance: Any) -> Iterator[Encoded]:
-    """The same chunks; calls `advance` with the length of each when it is made."""
+def counted(
+    chunks: Iterable[Encoded], advance: Any, note: Callable[[Encoded], object] | None = None
+) -> Iterator[Encoded]:
+    """The same chunks; calls `note` with each when it is made, then `advance` with its length."""
     for chunk in chunks:
+        if note is not None:
+            note(chunk)
         yield chunk
         advance(len(chunk.codes))

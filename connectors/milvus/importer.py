@@ -349,7 +349,7 @@ def _train(run: _Run, begun: _Begun) -> tuple[CompresSAE, Manifest]:
         settings.check_same(begun.manifest, run.target.name)
         return load_model(run.target, begun.manifest, run.given), begun.manifest
     with run.clock("train"):
-        model = run.model_source().model_for(run.source, settings.k, progress=run.options.progress)
+        model = run.model_source().model_for(run.source, settings.k, progress=run.options.progress).model
     manifest = Manifest.of(
         model,
         k=settings.k,
