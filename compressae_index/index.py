@@ -19,7 +19,8 @@ from compressae_index.building.decision import decide
 from compressae_index.building.drift import DRIFT_ROWS, PROBE_ARRAYS, Drift, Probe, Tally, compared, drift_of
 from compressae_index.building.neighbourhoods import neighbourhoods
 from compressae_index.building.planning import Intent, Knobs, Plan, Shared
-from compressae_index.building.training import ModelSource
+from compressae_index.building.recoding import StoredVectors, check_recodes, recoded
+from compressae_index.building.training import ModelSource, Trained, improved
 from compressae_index.checks import (
     as_path,
     as_place,
@@ -44,7 +45,7 @@ from compressae_index.ids import Ids, as_id_array
 from compressae_index.processes import ForkSafeLock
 from compressae_index.progress import track
 from compressae_index.search.frontier import Frontier
-from compressae_index.search.index import Index, IndexStats, counted
+from compressae_index.search.index import Index, IndexStats, counted, of_one_moment
 from compressae_index.sources import (
     CHUNK_ROWS,
     BadRows,
@@ -367,6 +368,12 @@ class CompressedIndex(Index):
         first, documents = indexes[0], merged([index.documents for index in indexes], names)
         return cls(first.model, encoder=first.encoder, metric=first.metric, documents=documents)
 
+    def now(self) -> CompressedIndex:
+        """What stays as this index is now, whatever changes meanwhile; it is not to be changed."""
+        moment = type(self).__new__(type(self))
+        vars(moment).update(vars(self).copy())  # at once: `recode` replaces attributes together
+        return moment
+
     def __copy__(self) -> CompressedIndex:
         copied = type(self).__new__(type(self))
         vars(copied).update(vars(self) | {"_writer": ForkSafeLock()})
@@ -502,6 +509,7 @@ class CompressedIndex(Index):
                 num_threads=num_threads,
             )
 
+    @of_one_moment
     def drift(self, vectors: VectorSource | None = None, *, num_threads: int | None = None) -> Drift:
         """How far new vectors are from those that the index was built from.
 
@@ -550,6 +558,85 @@ class CompressedIndex(Index):
         tally.note(Encoded(self.model.encode_unit(unit, documents.k, self.encoder, threads), unit))
         return Probe.of(self.model, tally.seen, None, documents.k, self.encoder, threads)
 
+    @property
+    def vectors(self) -> StoredVectors:
+        """The vectors as the index knows them, in the order of `ids`: a source for `train` and others.
+
+        They are the original ones where it keeps them, else reconstructions by codes and residual codes.
+        """
+        index = self.now()
+        return StoredVectors(index.documents, index.model)
+
+    def recode(
+        self, model: CompresSAE | None = None, *, num_threads: int | None = None, progress: bool = False
+    ) -> None:
+        """Codes all vectors anew by another model, in the same form: k, bits, postings, metric and ids.
+
+        The vectors are the original ones where the index keeps them, else what codes and residual codes say,
+        so that what these have lost stays lost. They are read in pieces, and the new codes are made beside
+        the old ones. Searches go on meanwhile, and see the old model and codes or the new ones; changes wait.
+        `drift` compares with the new codes from then on. `frontier` is measured again, by neighbours among
+        the stored vectors; codes alone tell too little of these, and it becomes None. Removed vectors are
+        left out, as by `compact`. If anything fails, the index stays as it was.
+
+        Args:
+            model: a trained model; by default one is trained on `vectors`, from the present one, which needs
+                torch: `train(index.vectors, config, start=index.model)` takes settings.
+            num_threads: threads to work with; all by default.
+            progress: show progress bars.
+
+        Raises:
+            InputError: the model is of another dimension, has too few latents or does not fit the metric; the
+                index is empty.
+            MissingExtraError: there is a model to train, and torch is not installed.
+            StorageError: the file of the original vectors was changed.
+        """
+        threads = check_threads(num_threads)
+        with self._writer.lock:
+            documents, vectors = self.documents, self.vectors
+            if not len(documents):
+                msg = "there are no vectors to code anew"
+                raise InputError(msg)
+            if model is None:
+                trained = improved(self.model, vectors, documents.k, progress=progress)
+            else:
+                trained = Trained(check_recodes(model, documents, self.model.dim, self.metric))
+            new = self._recoded(trained, vectors, threads, progress)
+            # What is replaced must not be freed, which may run other threads, before all of it is.
+            replaced = vars(self).copy()
+            vars(self).update(vars(new) | {"_writer": self._writer, "skipped": self.skipped})
+            del replaced
+
+    def _recoded(
+        self, trained: Trained, vectors: StoredVectors, threads: int, progress: bool
+    ) -> CompressedIndex:
+        """A new index of the vectors of this one."""
+        (model, held_out), documents, tally = trained, self.documents, Tally(trained.model)
+        made = recoded(
+            documents,
+            vectors,
+            model,
+            self.encoder,
+            self.metric,
+            threads,
+            tally.note,
+            progress=progress,
+        )
+        new = type(self)(model, encoder=self.encoder, metric=self.metric, documents=made)
+        new.probe = Probe.of(model, tally.seen, held_out, documents.k, self.encoder, threads)
+        if documents.refines and len(made) >= CALIBRATED_ROWS:
+            new.frontier = calibrate(
+                new,
+                neighbourhoods(vectors, self.metric, progress=progress),
+                made.all_ids.all(),
+                made.backend.list_lengths(),
+                target=None if self.frontier is None else self.frontier.target,
+                num_threads=threads,
+                progress=progress,
+            )
+        model.release()
+        return new
+
     def compact(self, *, num_threads: int | None = None) -> None:
         """Reclaims the memory of removed vectors."""
         with self._writer.lock:
@@ -565,6 +652,7 @@ class CompressedIndex(Index):
         """The factor from codes of `documents.backend` to those of `codes`; 1 for cosine."""
         return self.documents.unit or 1.0
 
+    @of_one_moment
     def stats(self) -> IndexStats:
         """The contents of the index, and their costs."""
         documents = self.documents
@@ -589,6 +677,7 @@ class CompressedIndex(Index):
             simd=simd(),
         )
 
+    @of_one_moment
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a directory, in one step: a crash leaves what was there before, or all of this index.
 

@@ -45,6 +45,7 @@ COMMANDS = [
     "milvus",
     "neighbours",
     "ray",
+    "recode",
     "report",
     "search",
     "train",

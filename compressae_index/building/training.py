@@ -121,6 +121,18 @@ class ModelSource:
         return self.settings
 
 
+def improved(start: CompresSAE, vectors: Vectors, k: int, *, progress: bool) -> Trained:
+    """A model trained on vectors from another one, for codes of k nonzeros.
+
+    Raises:
+        MissingExtraError: torch is not installed.
+    """
+    from compressae_index.training.run import continued, train
+
+    result = train(vectors, replace(continued(start), k=k), start=start, progress=progress)
+    return Trained(result.model, result.held_out)
+
+
 def training_settings(
     k: int | None, n_latents: int | None, config: TrainConfig | None, metric: Metric, encoder: Encoder
 ) -> TrainConfig:

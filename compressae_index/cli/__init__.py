@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from compressae_index.cli.data import build, encode, estimate, info, merge, train
-from compressae_index.cli.living import drift
+from compressae_index.cli.living import drift, recode
 from compressae_index.cli.milvus import milvus
 from compressae_index.cli.model import report_model
 from compressae_index.cli.ray import ray
@@ -91,6 +91,6 @@ def main() -> None:
 
 for command in (
     *(train, encode, build, merge, estimate, search, stored_neighbours, evaluate),
-    *(report_model, drift, info, milvus, ray, demo),
+    *(report_model, drift, recode, info, milvus, ray, demo),
 ):
     main.add_command(command)

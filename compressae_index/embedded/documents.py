@@ -194,6 +194,16 @@ class EmbeddedDocuments(Rows):
             return self.backend.originals.vectors(rows)
         return self._reconstructed(rows, model)
 
+    def vectors_of(self, rows: RowArray, model: CompresSAE) -> FloatArray:
+        """The vectors of rows as `vectors` gives them, but times the unit of norms.
+
+        Raises:
+            StorageError: the file of the original vectors was changed.
+        """
+        kept = self.backend.originals
+        vectors = self._reconstructed(rows, model) if kept is None else kept.vectors(rows)
+        return vectors if self.unit in (None, 1.0) else vectors * np.float32(self.unit)
+
     def reconstructed(self, ids: IdArray, model: CompresSAE) -> FloatArray:
         """Reconstructions of ids with their residuals, (len(ids), d), in the unit of norms.
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -75,6 +76,22 @@ class IndexStats(NamedTuple):
     """Bytes a vector of the original vectors, which are not resident; 0 for none."""
 
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def of_one_moment(
+    method: Callable[Concatenate[Any, P], T],
+) -> Callable[Concatenate[Any, P], T]:
+    """A method that reads model and documents, and must not see one of them replaced before the other."""
+
+    @wraps(method)
+    def reading(index: Any, /, *arguments: P.args, **options: P.kwargs) -> T:
+        return method(index.now(), *arguments, **options)
+
+    return reading
+
+
 class Index:
     """Vectors that are searched by their codes.
 
@@ -114,6 +131,10 @@ class Index:
         """Settings of "two_stage" and the recall they reach, as `build` measured them; None if it did not."""
         self._writer = ForkSafeLock()
 
+    def now(self) -> Index:
+        """What stays as this index is now: itself, where its model is never replaced."""
+        return self
+
     @property
     def documents(self) -> Documents:
         """The documents that a search would see now."""
@@ -146,6 +167,7 @@ class Index:
             f"k={stats.k}{'' if size is None else f', {size:.1f} bytes a vector'})"
         )
 
+    @of_one_moment
     def search(
         self,
         queries: Any,
@@ -263,6 +285,7 @@ class Index:
         coder = Coder(self.model, self.encoder, documents.k)
         return Asked(rows, factors, k, candidates, refine, threads, settings, coder)
 
+    @of_one_moment
     def neighbours(
         self,
         ids: Any,
@@ -311,6 +334,7 @@ class Index:
         found = neighbours_of(array, k, settings, documents, self.model, search, progress=progress)
         return joined(list(found), k, are_strings=documents.are_strings)
 
+    @of_one_moment
     def neighbour_graph(
         self,
         k: int = 10,
@@ -356,6 +380,7 @@ class Index:
         found = neighbours_of(wanted, k, settings, documents, self.model, search, progress=progress)
         return graph_of(ids, k, found)
 
+    @of_one_moment
     def range_search(
         self,
         queries: Any,
@@ -528,6 +553,7 @@ class Index:
         if (ids.dtype == object) != self.documents.are_strings:
             self.check_held(ids)
 
+    @of_one_moment
     def reconstruct(self, ids: Any) -> FloatArray:
         """Reconstructed vectors of ids, (n, d) float32, of unit norm, or the kept one, up to rounding.
 
@@ -543,6 +569,7 @@ class Index:
         vectors, unit = self.documents.reconstructed(array, self.model), self.documents.unit
         return vectors if unit in (None, 1.0) else vectors * np.float32(unit)
 
+    @of_one_moment
     def explain(self, query: Any, id: int | str) -> Explanation:  # noqa: A002
         """How the parts of a document's code add up to its score in "dense" and "two_stage".
 
@@ -566,6 +593,7 @@ class Index:
         factor = (documents.unit or 1.0) * (1.0 if factors is None else float(factors[0, 0]))
         return explained(projection[0], code, mean_scores, factor * float(normalize_rows(rows)[0] @ vector))
 
+    @of_one_moment
     def stats(self) -> IndexStats:
         """The contents of the index, and their costs as far as they are known."""
         return self._stats_of(self.documents)

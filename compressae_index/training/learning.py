@@ -46,15 +46,11 @@ class Round(NamedTuple):
 class DictionaryLearner:
     """A dictionary (n_latents, dim) of unit rows, improved round by round; its state can be saved."""
 
-    def __init__(
-        self, dictionary: FloatArray, *, k: int, rounds: int, num_threads: int, goes_on: bool = False
-    ) -> None:
-        """Begins with a dictionary; one that was learned before `goes_on` with k nonzeros at once."""
+    def __init__(self, dictionary: FloatArray, *, k: int, rounds: int, num_threads: int) -> None:
         self.dictionary = dictionary
         self.k = k
         self.rounds = rounds
         self.num_threads = num_threads
-        self.goes_on = goes_on
         self.round = 0
         self._gradient = np.zeros_like(dictionary)
         self._use = np.zeros(len(dictionary), dtype=np.float32)
@@ -120,7 +116,7 @@ class DictionaryLearner:
         """Doubles from FIRST_NONZEROS to k over the rounds, each level for as many rounds."""
         last = min(self.k, MOST_NONZEROS)
         levels = [last]
-        while levels[0] > FIRST_NONZEROS and not self.goes_on:
+        while levels[0] > FIRST_NONZEROS:
             levels.insert(0, max(levels[0] // 2, FIRST_NONZEROS))
         return levels[self.round * len(levels) // self.rounds]
 

@@ -35,8 +35,10 @@ from compressae_index.training.module import CompresSAEModule
 LEARNING_RATE = 0.08
 # The same when the decoder is frozen and only the encoder learns.
 ENCODER_LEARNING_RATE = 0.16
-# Rounds that go on from a dictionary, where a call does not say.
-CONTINUED_ROUNDS = 20
+# Rounds that go on from a dictionary, and their rows, where a call does not say. Measured at 40,000 rows of
+# package summaries (d = 256, k = 16), from a dictionary of these and WordNet's glosses, recall@100 0.832: 42
+# rounds of 4,096 rows reach 0.862, as a whole training does in 2.7 times their time; 21 of 8,192 rows 0.853.
+CONTINUED: dict[str, Any] = {"refine_rounds": 40, "round_rows": 4096, "steps": 0}
 # Checks of the held-out rows in each stage.
 CHECKS = 10
 # Training has diverged when the held-out loss exceeds DIVERGED times the first one, plus SLACK.
@@ -157,14 +159,15 @@ def checked_config(config: TrainConfig | None) -> TrainConfig:
 
 
 def continued(start: CompresSAE, config: TrainConfig | None = None) -> TrainConfig:
-    """The settings of a training that goes on from a model: its sizes, and CONTINUED_ROUNDS by default.
+    """The settings of a training that goes on from a model: its sizes, and CONTINUED by default.
 
     Raises:
         InputError: `config` has another n_latents, or no rounds.
     """
     check_is_model(start)
     if config is None:
-        config = TrainConfig(refine_rounds=CONTINUED_ROUNDS, steps=0, k=start.k)
+        centers = start.mean is not None
+        config = TrainConfig(**CONTINUED, k=start.k, center=centers)
     config = checked_config(config)
     if not config.refine_rounds:
         msg = "start= goes on from a dictionary, which refine_rounds = 0 does not improve"
@@ -302,7 +305,6 @@ class _Run:
             k=self.k,
             rounds=total,
             num_threads=torch.get_num_threads(),
-            goes_on=self.start is not None,
         )
         if saved is not None and saved.meta["stage"] == "refine":
             assert self._checkpoint is not None
