@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copyreg
+import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -58,6 +59,8 @@ from compressae_index.sources.paths import PathLike
 
 if TYPE_CHECKING:
     from compressae_index.training import TrainConfig
+
+_log = logging.getLogger(__name__)
 
 
 class CompressedIndex(Index):
@@ -239,6 +242,7 @@ class CompressedIndex(Index):
                 progress=progress,
             )
         model.release()
+        _log.info("built an index of %d vectors: k = %d, %d latents", n, index.k, model.n_latents)
         return index
 
     @classmethod
@@ -486,6 +490,7 @@ class CompressedIndex(Index):
                 note=None if tally is None else tally.note,
             )
             self.skipped = skipped
+            _log.info("%s %d vectors", "upserted" if replaces else "added", len(new_ids))
             if probe is not None and tally is not None:
                 self.probe = replace(probe, added=tally.seen)
 
@@ -606,6 +611,7 @@ class CompressedIndex(Index):
             replaced = vars(self).copy()
             vars(self).update(vars(new) | {"_writer": self._writer, "skipped": self.skipped})
             del replaced
+            _log.info("coded %d vectors anew by the model %s", len(documents), self.model.fingerprint)
 
     def _recoded(
         self, trained: Trained, vectors: StoredVectors, threads: int, progress: bool
@@ -640,7 +646,9 @@ class CompressedIndex(Index):
     def compact(self, *, num_threads: int | None = None) -> None:
         """Reclaims the memory of removed vectors."""
         with self._writer.lock:
+            before = len(self.documents.all_ids)
             self._documents = self.documents.compacted(check_threads(num_threads))
+            _log.info("compacted %d vectors to %d", before, len(self.documents.all_ids))
 
     @property
     def documents(self) -> EmbeddedDocuments:
@@ -704,6 +712,7 @@ class CompressedIndex(Index):
         kept = documents.backend.originals
         files = {} if kept is None else {FILE: kept.write}
         persistence.write(path, "index", meta, arrays=arrays, tensors=self.model.tensors(), files=files)
+        _log.info("saved %d vectors to %s", len(documents), as_place(path))
 
     @classmethod
     def load(
@@ -749,6 +758,7 @@ class CompressedIndex(Index):
                 index.probe = Probe.from_stored(probe, stored.arrays, model.n_latents)
         if mmap and originals is None:  # else the files are not all that it was loaded from
             index._mapped = documents.backend, persistence.Mapped.of(where, stored)
+        _log.info("loaded %d vectors from %s", len(documents), where)
         return index
 
 

@@ -112,7 +112,6 @@ def recode(
 
     \b
     Example:
-      compressae-index drift items.index new.npy
       compressae-index recode items.index -o recoded.index
     """  # noqa: D301
     check_folder(output, "indexes")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, TypeVar
@@ -27,10 +28,12 @@ from compressae_index.search.queries import (
     REFINED_MODES,
     SCORINGS,
     Asked,
+    Clock,
     Coder,
     Explanation,
     Scoring,
     SearchResult,
+    SearchStats,
     Settings,
     check_candidates,
     check_k,
@@ -76,6 +79,7 @@ class IndexStats(NamedTuple):
     """Bytes a vector of the original vectors, which are not resident; 0 for none."""
 
 
+_log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -181,6 +185,7 @@ class Index:
         refine: int | None = None,
         filter: Any = None,  # noqa: A002
         num_threads: int | None = None,
+        stats: bool = False,
     ) -> SearchResult:
         """The k nearest documents of each query.
 
@@ -213,10 +218,11 @@ class Index:
                 `documents.filters`. It is applied inside stage one, so k results come back if k match.
             num_threads: threads to share the queries, or the documents if there are fewer queries; all by
                 default.
+            stats: also say what the search did, in the result's `stats`: milliseconds and counts by stage.
 
         Returns:
-            scores and ids, each (n_queries, k), and `certified`. The higher score comes first; of equal
-            scores, that of the document that is first in `ids`. If fewer than k documents match: id -1
+            scores and ids, each (n_queries, k), `certified` and `stats`. The higher score comes first; of
+            equal scores, that of the document that is first in `ids`. If fewer than k documents match: id -1
             (None for string ids) and score -inf.
 
         Raises:
@@ -231,7 +237,7 @@ class Index:
         asked = self.asked(queries, k, settings, documents)
         if asked.k * len(asked) > MAX_PLACES:  # counting documents may be a question to a server
             check_k(asked.k, len(documents), len(asked))
-        return documents.answer(asked)
+        return _measured(documents, asked) if stats else documents.answer(asked)
 
     def _settled(
         self, settings: Settings, k: int, documents: Documents, target_recall: float | None = None
@@ -531,6 +537,7 @@ class Index:
                 msg = f"{twice} of {len(array)} ids to remove stand more than once"
                 raise InputError(msg)
             self._documents = self._documents.removed(array)
+            _log.info("removed %d vectors", len(array))
 
     def codes(self, ids: Any) -> SparseCodes:
         """The stored codes of ids: folded, times the kept norm, and rounded to the stored precision.
@@ -635,6 +642,27 @@ class Index:
             first = ids[~held].tolist()[0]
             msg = f"unknown id {first!r:.100} ({int((~held).sum())} of {len(ids)} ids are unknown)"
             raise UnknownIdError(msg)
+
+
+def _measured(documents: Documents, asked: Asked) -> SearchResult:
+    """The answer of documents, with what they did for it."""
+    clock = asked.clock = Clock()
+    with clock("total"):
+        found = documents.answer(asked)
+    n, read = len(documents), documents.reads(asked)
+    candidates = n if asked.mode == "dense" else min(asked.candidates, n)
+    if asked.mode == "sparse":
+        candidates = min(asked.k, n)
+    result = SearchStats(
+        queries=len(asked),
+        milliseconds=clock.milliseconds,
+        candidates=candidates * len(asked),
+        rescored=candidates * len(asked),
+        refined=min(asked.refine, candidates) * len(asked),
+        postings=read.postings,
+        bytes_read=read.bytes,
+    )
+    return SearchResult(found.scores, found.ids, found.certified, found.lost, result)
 
 
 def counted(
