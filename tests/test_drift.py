@@ -171,11 +171,12 @@ def test_refused(kinds: Kinds) -> None:
 @pytest.mark.parametrize(
     ("name", "array"),
     [
-        ("probe_built_cosines", np.full(1000, 2, np.float32)),
-        ("probe_built_cosines", np.full(1000, np.nan, np.float32)),
-        ("probe_added_uses", np.zeros(5, np.uint32)),
-        ("probe_built_uses", np.zeros(1024, np.int64)),
-        ("probe_added_cosines", np.zeros(3, np.float32)),
+        ("probe_cosines", np.full((2, 1000), 2, np.float32)),
+        ("probe_cosines", np.full((2, 1000), np.nan, np.float32)),
+        ("probe_cosines", np.zeros((2, 1000), np.float32)),
+        ("probe_cosines", np.zeros((2, 3), np.float32)),
+        ("probe_uses", np.zeros((2, 5), np.uint32)),
+        ("probe_uses", np.zeros((2, 1024), np.int64)),
     ],
 )
 def test_a_damaged_probe(kinds: Kinds, tmp_path: Path, name: str, array: Any) -> None:

@@ -178,9 +178,12 @@ class Probe:
         }
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """The arrays to store."""
-        parts = {"built": self.built, "added": self.added}
-        return {_array(part, name): getattr(seen, name) for part, seen in parts.items() for name in _ARRAYS}
+        """The arrays to store: a row each of what was built, and of what was added, filled up with NaN."""
+        parts = (self.built, self.added)
+        cosines = np.full((2, PROBE_ROWS), np.nan, np.float32)
+        for row, each in zip(cosines, parts, strict=True):
+            row[: len(each.cosines)] = each.cosines
+        return {_COSINES: cosines, _USES: np.stack([each.uses for each in parts])}
 
     @classmethod
     def from_stored(
@@ -192,34 +195,38 @@ class Probe:
             InputError: an entry or an array of another type, shape or range.
             KeyError: one is missing.
         """
-        measured = meta["recall"]
+        measured, cosines, uses = meta["recall"], np.array(arrays[_COSINES]), np.array(arrays[_USES])
+        for array, dtype, shape in (
+            (cosines, np.float32, (2, PROBE_ROWS)),
+            (uses, np.uint32, (2, n_latents)),
+        ):
+            if array.dtype != dtype or array.shape != shape:
+                msg = f"a probe holds {np.dtype(dtype)} {shape}, got {array.dtype} {array.shape}"
+                raise InputError(msg)
+        counts = check_int(meta["n"], "n", 1), check_int(meta["added"], "added", 0)
         return cls(
-            _stored(arrays, "built", check_int(meta["n"], "n", 1), n_latents),
+            _stored(counts[0], cosines[0], uses[0]),
             None if measured is None else float(check_number(measured, "recall")),
             held_out=check_bool(meta["held_out"], "held_out"),
-            added=_stored(arrays, "added", check_int(meta["added"], "added", 0), n_latents),
+            added=_stored(counts[1], cosines[1], uses[1]),
         )
 
 
-_ARRAYS = {"cosines": np.dtype(np.float32), "uses": np.dtype(np.uint32)}
+_COSINES, _USES = "probe_cosines", "probe_uses"
+PROBE_ARRAYS = frozenset((_COSINES, _USES))
 
 
-def _array(part: str, name: str) -> str:
-    return f"probe_{part}_{name}"
+def _stored(n: int, cosines: FloatArray, uses: npt.NDArray[np.uint32]) -> Seen:
+    """What was seen, from stored rows.
 
-
-PROBE_ARRAYS = frozenset(_array(part, name) for part in ("built", "added") for name in _ARRAYS)
-
-
-def _stored(arrays: Mapping[str, npt.NDArray[Any]], part: str, n: int, n_latents: int) -> Seen:
-    """What was seen, from stored arrays; errors as for `Probe.from_stored`."""
-    cosines, uses = (np.array(arrays[_array(part, name)]) for name in _ARRAYS)
-    for array, dtype in zip((cosines, uses), _ARRAYS.values(), strict=True):
-        if array.dtype != dtype or array.ndim != 1:
-            msg = f"a probe holds {dtype} vectors, got {array.dtype} {array.shape}"
-            raise InputError(msg)
-    if uses.shape != (n_latents,) or bool(cosines.size) != bool(n) or not (np.abs(cosines) <= 1).all():
-        msg = f"a probe of {n} vectors has {cosines.size} cosines and uses of {len(uses)} latents"
+    Raises:
+        InputError: the cosines are none.
+    """
+    cosines = cosines[~np.isnan(cosines)]
+    if bool(cosines.size) != bool(n) or not (np.abs(cosines) <= 1).all():
+        msg = (
+            f"a probe of {n} vectors holds {cosines.size} cosines, of which some are out of range or missing"
+        )
         raise InputError(msg)
     return Seen(n, cosines, uses)
 

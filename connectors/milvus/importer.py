@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -47,6 +48,7 @@ from compressae_index.progress import track
 if TYPE_CHECKING:
     from compressae_index.training import TrainConfig
 
+_log = logging.getLogger(__name__)
 SUFFIX = "_compressed"
 
 
@@ -81,6 +83,8 @@ class SyncReport(NamedTuple):
     """Numbers of rows that a sync changed."""
 
     added: int
+    changed: int
+    """Rows whose vector or fields were replaced under the same id."""
     removed: int
     vectors: int
     """In the compressed collection now."""
@@ -424,22 +428,24 @@ def _measured(source: MilvusSource, index: MilvusIndex, sample: IdArray) -> dict
 
 
 def sync(
-    index: MilvusIndex, *, compare: bool = False, num_threads: int | None = None, progress: bool = True
+    index: MilvusIndex, *, compare: bool | None = None, num_threads: int | None = None, progress: bool = True
 ) -> SyncReport:
-    """Takes over rows that were inserted into the source, or deleted from it, since the import.
+    """Takes over rows that were inserted into the source, replaced in it, or deleted from it.
 
-    Ids of both collections are listed and compared, partition by partition if there are several. If it is
-    stopped at any point, run it again.
+    The source is read page by page, partition by partition if there are several, and its rows are compared
+    with the digests that are kept with their codes; what differs is encoded and written. If it is stopped at
+    any point, run it again.
 
     Args:
         index: a collection that was made by `from_milvus`.
-        compare: also read and encode the whole source, and take over rows whose vector or fields were
-            replaced under the same id, which their ids do not show.
+        compare: whether to read the whole source; False to list and compare ids alone, which do not show
+            rows whose vector or fields were replaced. By default True where there are digests. Collections
+            that version 0.1 imported have none: with True, the whole source is encoded to compare it.
         num_threads: threads to encode with; all by default.
         progress: show a progress bar.
 
     Returns:
-        Numbers of rows; replaced ones count as added.
+        Numbers of rows.
 
     Raises:
         InputError: the index was not imported, or its source is gone or has the id -1.
@@ -460,7 +466,8 @@ def sync(
     _check_source(source)
     copier = Copier(source, backend, index.model, threads)
     with track(len(source), "syncing", enabled=progress) as advance:
-        changes = copier.take_over(compare, advance)
-    if changes.written:
+        changes = copier.take_over(index.manifest.digests if compare is None else compare, advance)
+    if changes.added or changes.changed:
         index.flush()
-    return SyncReport(changes.written, changes.removed, len(index))
+    _log.info("synced %s: %s", index.collection, changes)
+    return SyncReport(changes.added, changes.changed, changes.removed, len(index))

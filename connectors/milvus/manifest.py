@@ -22,7 +22,7 @@ import numpy as np
 from pymilvus import DataType
 
 from compressae_index import persistence
-from compressae_index.checks import check_choice, check_int
+from compressae_index.checks import check_bool, check_choice, check_int
 from compressae_index.coding.codes import MAX_LATENTS
 from compressae_index.coding.metric import METRICS, Metric
 from compressae_index.coding.model import ENCODERS, MAX_DIM, CompresSAE, Encoder, check_is_model
@@ -38,7 +38,7 @@ ORIGINALS: tuple[Originals, ...] = ("float16", "float32", "source")
 
 FORMAT_VERSION = 1
 # Entries that version 0.1 does not know.
-_NEW = ("originals", "residual_bits")
+_NEW = ("originals", "residual_bits", "digests")
 _MODEL_SUFFIX = "_model"
 _LATENT = Key("latent")
 # Rows of a model in one request.
@@ -66,6 +66,8 @@ class Manifest:
     """Type of the field of original vectors, or that they are in the source collection; None for none."""
     residual_bits: int = 0
     """Bits a dimension of residual codes; 0 for none."""
+    digests: bool = False
+    """Whether a digest of the row that it was imported from is kept with each row."""
 
     @property
     def own_originals(self) -> Dense | None:
@@ -108,6 +110,7 @@ class Manifest:
             source=source or {},
             originals=None if originals is None else check_choice(originals, "originals", ORIGINALS),
             residual_bits=check_residual_bits(residual_bits),
+            digests=bool(source),
         )
 
     @classmethod
@@ -134,6 +137,7 @@ class Manifest:
         check_choice(manifest.dense or "", "dense", ("", *DENSE))
         check_choice(manifest.originals or "", "originals", ("", *ORIGINALS))
         check_residual_bits(manifest.residual_bits)
+        check_bool(manifest.digests, "digests")
         persistence.entry(asdict(manifest), "fingerprint", str)
         persistence.entry(asdict(manifest), "source", dict)
         return manifest
