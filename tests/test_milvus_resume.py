@@ -22,8 +22,7 @@ from compressae_index.arrays import FloatArray
 from compressae_index.connectors.milvus import MilvusIndex, connect, from_milvus, importer, sync
 from compressae_index.connectors.milvus.backend import MilvusBackend
 from compressae_index.connectors.milvus.collection import Collection
-from compressae_index.connectors.milvus.compressed import OWN_FIELDS
-from compressae_index.connectors.milvus.compressed import Layout, create_rows
+from compressae_index.connectors.milvus.compressed import OWN_FIELDS, Layout, create_rows
 from compressae_index.connectors.milvus.copier import Copier
 from compressae_index.connectors.milvus.schema import Key
 
