@@ -578,8 +578,9 @@ class CompressedIndex(Index):
         """Codes all vectors anew by another model, in the same form: k, bits, postings, metric and ids.
 
         The vectors are the original ones where the index keeps them, else what codes and residual codes say,
-        so that what these have lost stays lost. They are read in pieces, and the new codes are made beside
-        the old ones. Searches go on meanwhile, and see the old model and codes or the new ones; changes wait.
+        so that what these have lost stays lost: recall then gains next to nothing. They are read in pieces,
+        and the new codes are made beside the old ones. Searches go on meanwhile, and see the old model and
+        codes or the new ones; changes wait.
         `drift` compares with the new codes from then on. `frontier` is measured again, by neighbours among
         the stored vectors; codes alone tell too little of these, and it becomes None. Removed vectors are
         left out, as by `compact`. If anything fails, the index stays as it was.

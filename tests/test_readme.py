@@ -28,7 +28,17 @@ PAGES = [
     *(
         f"docs/{name}.md"
         for name in (
-            *("training", "search", "living", "budgets", "data", "scale-out", "how-it-works", "milvus", "faiss"),
+            *(
+                "training",
+                "search",
+                "living",
+                "budgets",
+                "data",
+                "scale-out",
+                "how-it-works",
+                "milvus",
+                "faiss",
+            ),
             *("command-line", "errors", "benchmarks"),
         )
     ),
