@@ -51,6 +51,15 @@ def test_the_same_kind_is_fine(kinds: Kinds) -> None:
             assert kinds.built.drift(some).verdict == "fine", size
 
 
+def test_one_topic_of_the_same_kind_is_fine(kinds: Kinds) -> None:
+    """Its vectors use other latents than all others, but their codes are no worse."""
+    for number in (0, 500, 1000):
+        near = np.argsort(-(kinds.same @ kinds.same[number]), kind="stable")
+        found = kinds.built.drift(kinds.same[near[:200]])
+        assert found.divergence > 0.03
+        assert (found.verdict, found.reasons) == ("fine", [])
+
+
 @pytest.mark.parametrize(("rows", "verdict"), [(20, "watch"), (300, "recode"), (3000, "recode")])
 def test_another_kind_is_seen(kinds: Kinds, rows: int, verdict: str) -> None:
     found = kinds.built.drift(kinds.other[:rows])

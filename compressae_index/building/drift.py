@@ -31,8 +31,9 @@ Verdict: TypeAlias = Literal["fine", "watch", "recode"]
 # Measured with 40,000 and 19,000 rows, k = 16: 0.75 to 1.06 for samples of the same kind, of any size; 1.17
 # to 1.41 where a fifth are of another kind; 1.75 to 2.9 where all are, and recall@100 falls by 0.19.
 WATCH_ERROR, RECODE_ERROR, NOISE = 1.15, 1.5, 3.0
-# By the use of latents: bits of Jensen-Shannon divergence above what a sample of the probe's frequencies
-# has. Measured: at most 0.007 for the same kind, 0.06 to 0.11 for another.
+# By the use of latents, where errors say nothing: bits of Jensen-Shannon divergence above what a sample of
+# the probe's frequencies has. Measured: at most 0.007 for the same kind, 0.06 to 0.11 for another, but as
+# much for neighbours of one row, such as a batch of one category of goods.
 WATCH_DIVERGENCE = 0.03
 # Rows that a dictionary was learned from have smaller errors than others of their kind: 0.69 to 0.73 times
 # with ten rows a latent, 0.33 times with 2.4. A probe of rows that may be such ones allows for the former;
@@ -245,7 +246,7 @@ class Drift:
     """New vectors beside those that an index was built from."""
 
     verdict: Verdict
-    """"fine"; "watch": codes are worse, or other latents are used; "recode": codes are much worse."""
+    """"fine"; "watch": codes are worse; "recode": codes are much worse."""
     reasons: list[str]
     """What made the verdict, in words; none if it is "fine"."""
     vectors: int
@@ -305,7 +306,7 @@ def compared(probe: Probe, new: Seen, measured: float | None = None) -> Drift:
     reasons = []
     if least > WATCH_ERROR:
         reasons.append(f"errors of codes are {ratio:.2f} times those of the probe")
-    if apart > WATCH_DIVERGENCE:
+    if apart > WATCH_DIVERGENCE and (reasons or np.isinf(allowed)):
         reasons.append(f"other latents are used: the divergence is {divergence:.3f} bits above chance")
     verdict: Verdict = "watch" if reasons else "fine"
     return Drift(
@@ -327,8 +328,9 @@ def compared(probe: Probe, new: Seen, measured: float | None = None) -> Drift:
 def _error_ratio(old: npt.NDArray[np.float64], new: npt.NDArray[np.float64]) -> tuple[float, float]:
     """Mean new error over the mean old one, and the standard error of that."""
     base = old.mean() + LEAST_ERROR
-    # Few vectors may be alike by chance: their spread is at least that of the probe.
-    spread = max(new.std(), old.std()) / np.sqrt(len(new))
+    # Few vectors may be alike by chance: their spread is at least that of the probe. And a few errors are
+    # skewed, so that one of them is far from the mean more often than normal ones are.
+    spread = max(new.std(), old.std()) / np.sqrt(len(new)) * (1 + 1 / len(new))
     ratio = (new.mean() + LEAST_ERROR) / base
     relative = ratio * old.std() / np.sqrt(len(old))
     return float(ratio), float(np.hypot(spread, relative) / base)
