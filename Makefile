@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 comma = ,
 
-.PHONY: demo test lint types check stub native neon sanitize sanitize-thread fuzz clean
+.PHONY: demo test docs lint types check stub native neon sanitize sanitize-thread fuzz clean
 
 # Installed again whenever a source is newer. -P keeps the sources from hiding the installed package.
 SOURCES := pyproject.toml constraints.txt README.md $(shell find compressae_index connectors -name '*.py' -o -name '*.?pp' -o -name 'CMakeLists.txt' -o -name '*.pyi' -o -name '*.html')
@@ -15,7 +15,7 @@ CMAKE := $(if $(shell command -v cmake),,cmake)
 
 .venv/installed: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt "scikit-build-core" "nanobind" $(CMAKE)
+	$(BIN)/pip install --quiet --constraint constraints.txt scikit-build-core nanobind hatch-fancy-pypi-readme $(CMAKE)
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --config-settings=cmake.define.COMPRESSAE_WERROR=ON ".[dev]"
 	touch $@
 
@@ -24,6 +24,10 @@ demo: .venv/installed
 
 test: .venv/installed
 	$(BIN)/python -P -m pytest
+
+# A warning is an error: a link that leads nowhere, a page that cannot be read.
+docs: .venv/installed
+	$(BIN)/python -P -m sphinx --builder html --quiet --fail-on-warning --keep-going --conf-dir docs . build/docs
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -44,6 +44,14 @@ def as_array(values: Any, name: str, *, nan_rows: bool = False) -> Array:
         raise InputError(msg) from error
 
 
+def as_list(values: Iterable[Any]) -> list[Any]:
+    """The entries of a list, an array, or a column of any library, by position, as Python has them."""
+    for call in ("to_pylist", "to_list", "tolist"):  # of Arrow; of pandas and polars; of numpy
+        if hasattr(values, call):
+            return list(getattr(values, call)())
+    return list(values)
+
+
 def must_be_read_at_once(values: Any) -> bool:
     """Whether slices of the values may not be rows by position, so that they must be converted as a whole."""
     if isinstance(values, np.ndarray):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copyreg
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from compressae_index import persistence
 from compressae_index._engine import simd
@@ -47,6 +49,7 @@ from compressae_index.processes import ForkSafeLock
 from compressae_index.progress import track
 from compressae_index.search.frontier import Frontier
 from compressae_index.search.index import Index, IndexStats, counted, of_one_moment
+from compressae_index.search.labels import Labels, labels_file, stored_labels
 from compressae_index.sources import (
     CHUNK_ROWS,
     BadRows,
@@ -61,6 +64,10 @@ if TYPE_CHECKING:
     from compressae_index.training import TrainConfig
 
 _log = logging.getLogger(__name__)
+
+
+# Arrays that are mapped however an index is loaded.
+ALWAYS_MAPPED = (as_path(FILE).stem,)
 
 
 class CompressedIndex(Index):
@@ -329,13 +336,15 @@ class CompressedIndex(Index):
     def empty_like(self) -> CompressedIndex:
         """An index without vectors that stores what is added to it just as this one would.
 
-        It has the model, the levels of packed values, the threshold of posting lists and the unit of norms of
-        this index. So vectors may be shared out among several such indexes, also in other processes, and
-        `merge` gives the index that holds them all.
+        It has the model, its labels, the levels of packed values, the threshold of posting lists and the unit
+        of norms of this index. So vectors may be shared out among several such indexes, also in other
+        processes, and `merge` gives the index that holds them all.
         """
-        return CompressedIndex(
+        empty = CompressedIndex(
             self.model, encoder=self.encoder, metric=self.metric, documents=self.documents.emptied()
         )
+        empty.labels = self.labels
+        return empty
 
     @classmethod
     def merge(
@@ -347,8 +356,8 @@ class CompressedIndex(Index):
         index, with vectors added. Codes, lists and original vectors stay where they are until `save` or a
         change joins them, so that merging paths takes little memory. Where a shard ends within a window of
         32,768 vectors, the rounding of its posting lists may differ until then, and with it the last of the
-        candidates. Marks of removal stay, too. The result has no `frontier`, which is measured among all
-        vectors, and no `probe`.
+        candidates. Marks of removal stay, too. The result has the first `labels` among those of the shards,
+        and neither `frontier`, which is measured among all vectors, nor `probe`.
 
         Args:
             shards: indexes, or paths of saved ones, at least one.
@@ -370,7 +379,9 @@ class CompressedIndex(Index):
         indexes = [each if isinstance(each, CompressedIndex) else cls.load(each, mmap=mmap) for each in given]
         check_alike([index.form for index in indexes], names)
         first, documents = indexes[0], merged([index.documents for index in indexes], names)
-        return cls(first.model, encoder=first.encoder, metric=first.metric, documents=documents)
+        index = cls(first.model, encoder=first.encoder, metric=first.metric, documents=documents)
+        index.labels = next((each.labels for each in indexes if each.labels is not None), None)
+        return index
 
     def now(self) -> CompressedIndex:
         """What stays as this index is now, whatever changes meanwhile; it is not to be changed."""
@@ -390,12 +401,12 @@ class CompressedIndex(Index):
         """Pickles arrays, or the path of mapped ones, where the same files must then be found."""
         documents = self.documents
         if self._mapped is not None and self._mapped[0] is documents.backend:
-            return type(self)._mapped_again, (self._mapped[1], documents.alive, self.plan)
+            return type(self)._mapped_again, (self._mapped[1], documents.alive, self.plan, self.labels)
         return copyreg.__newobj__, (type(self),), vars(self) | {"_mapped": None}  # type: ignore[attr-defined]
 
     @classmethod
     def _mapped_again(
-        cls, mapped: persistence.Mapped, alive: BoolArray | None, plan: Plan | None
+        cls, mapped: persistence.Mapped, alive: BoolArray | None, plan: Plan | None, labels: Labels | None
     ) -> CompressedIndex:
         """Maps the files of a pickled index again.
 
@@ -404,7 +415,7 @@ class CompressedIndex(Index):
         """
         index = cls.load(mapped.path, mmap=True)
         mapped.check(index._mapped and index._mapped[1])
-        index.plan = plan
+        index.plan, index.labels = plan, labels
         held = index.documents
         index._documents = EmbeddedDocuments(held.backend, held.all_ids, alive, held.unit)
         return index
@@ -582,8 +593,8 @@ class CompressedIndex(Index):
         and the new codes are made beside the old ones. Searches go on meanwhile, and see the old model and
         codes or the new ones; changes wait.
         `drift` compares with the new codes from then on. `frontier` is measured again, by neighbours among
-        the stored vectors; codes alone tell too little of these, and it becomes None. Removed vectors are
-        left out, as by `compact`. If anything fails, the index stays as it was.
+        the stored vectors; codes alone tell too little of these, and it becomes None, as do `labels`. Removed
+        vectors are left out, as by `compact`. If anything fails, the index stays as it was.
 
         Args:
             model: a trained model; by default one is trained on `vectors`, from the present one, which needs
@@ -697,6 +708,12 @@ class CompressedIndex(Index):
             FormatError: something other than an index is at `path`.
             StorageError: the disk is full or refuses; what was there before is untouched.
         """
+        persistence.write(path, "index", **self.contents()._asdict())
+        _log.info("saved %d vectors to %s", len(self.documents.all_ids), as_place(path))
+
+    @of_one_moment
+    def contents(self) -> persistence.Contents:
+        """What `save` writes, for a directory that holds more than an index."""
         documents = self.documents
         meta: dict[str, Any] = {
             "encoder": self.encoder,
@@ -711,9 +728,8 @@ class CompressedIndex(Index):
             meta["probe"] = probe.manifest()
             arrays |= probe.to_arrays()
         kept = documents.backend.originals
-        files = {} if kept is None else {FILE: kept.write}
-        persistence.write(path, "index", meta, arrays=arrays, tensors=self.model.tensors(), files=files)
-        _log.info("saved %d vectors to %s", len(documents), as_place(path))
+        files = labels_file(self.labels) | ({} if kept is None else {FILE: kept.write})
+        return persistence.Contents(meta, arrays, self.model.tensors(), files)
 
     @classmethod
     def load(
@@ -742,24 +758,54 @@ class CompressedIndex(Index):
         where = as_place(path)
         if is_folder_of_shards(where):
             return cls.merge(cls.load(each, mmap=mmap, originals=originals) for each in shard_paths(where))
-        stored = persistence.read(where, "index", mmap=mmap, always_mapped=(as_path(FILE).stem,))
+        stored = persistence.read(where, "index", mmap=mmap, always_mapped=ALWAYS_MAPPED)
         check_moved(stored.meta, originals)
         with persistence.reading(str(where)):
-            model = CompresSAE.from_stored(persistence.entry(stored.meta, "model", dict), stored.tensors)
-            # Older indexes have no metric, which was cosine.
-            metric = check_choice(stored.meta.get("metric", "cosine"), "metric", METRICS)
-            unit = RowScale(metric, stored.meta.get("unit")).unit
-            arrays = {name: array for name, array in stored.arrays.items() if name not in PROBE_ARRAYS}
-            documents = EmbeddedDocuments.from_stored(stored.meta, arrays, model, metric, unit, originals)
-            index = cls(model, encoder=stored.meta["encoder"], metric=metric, documents=documents)
-            if "frontier" in stored.meta and originals is not False:  # which was measured with them
-                index.frontier = Frontier.from_stored(persistence.entry(stored.meta, "frontier", dict))
-            if "probe" in stored.meta:
-                probe = persistence.entry(stored.meta, "probe", dict)
-                index.probe = Probe.from_stored(probe, stored.arrays, model.n_latents)
+            index = cls.from_contents(
+                stored.meta, stored.arrays, stored.tensors, stored.files, originals=originals
+            )
         if mmap and originals is None:  # else the files are not all that it was loaded from
-            index._mapped = documents.backend, persistence.Mapped.of(where, stored)
-        _log.info("loaded %d vectors from %s", len(documents), where)
+            index._mapped = index.documents.backend, persistence.Mapped.of(where, stored)
+        _log.info("loaded %d vectors from %s", len(index), where)
+        return index
+
+    @classmethod
+    def from_contents(
+        cls,
+        meta: Mapping[str, Any],
+        arrays: Mapping[str, npt.NDArray[Any]],
+        tensors: Mapping[str, npt.NDArray[Any]],
+        files: Mapping[str, Path],
+        *,
+        originals: Any = None,
+    ) -> CompressedIndex:
+        """Loads `contents` as `persistence.read` gives them, with the arrays of ALWAYS_MAPPED mapped.
+
+        Args:
+            meta: the manifest's entry.
+            arrays: the arrays by name.
+            tensors: the model's parameters by name.
+            files: other files by name, of which others than an index's are ignored.
+            originals: as for `load`, checked by `check_moved`.
+
+        Raises:
+            FormatError: the file of the original vectors is gone, changed or short.
+            InputError, ValueError, KeyError, TypeError: the contents are damaged, which `persistence.reading`
+                puts into words.
+        """
+        model = CompresSAE.from_stored(persistence.entry(meta, "model", dict), tensors)
+        # Older indexes have no metric, which was cosine.
+        metric = check_choice(meta.get("metric", "cosine"), "metric", METRICS)
+        unit = RowScale(metric, meta.get("unit")).unit
+        of_documents = {name: array for name, array in arrays.items() if name not in PROBE_ARRAYS}
+        documents = EmbeddedDocuments.from_stored(meta, of_documents, model, metric, unit, originals)
+        index = cls(model, encoder=meta["encoder"], metric=metric, documents=documents)
+        if "frontier" in meta and originals is not False:  # which was measured with them
+            index.frontier = Frontier.from_stored(persistence.entry(meta, "frontier", dict))
+        if "probe" in meta:
+            probe = persistence.entry(meta, "probe", dict)
+            index.probe = Probe.from_stored(probe, arrays, model.n_latents)
+        index.labels = stored_labels(files, model.n_latents)
         return index
 
 

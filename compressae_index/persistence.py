@@ -88,6 +88,19 @@ class Stored(NamedTuple):
     """What holds copies of `files` from a store; they go with it."""
 
 
+class Contents(NamedTuple):
+    """What `write` takes beside the path and the kind."""
+
+    meta: dict[str, Any]
+    """The writer's own entry of the manifest."""
+    arrays: Mapping[str, npt.NDArray[Any]]
+    """Arrays by name."""
+    tensors: Mapping[str, npt.NDArray[Any]]
+    """The model's parameters by name."""
+    files: Mapping[str, Callable[[Path], object]]
+    """Other files by name, each with a function that writes it to a path."""
+
+
 class Mapped(NamedTuple):
     """Path and checksum of mapped arrays, for another process to map them too."""
 
@@ -349,6 +362,17 @@ def kind_of(path: str | os.PathLike[str]) -> str:
         StorageError: it cannot be read.
     """
     return str(read_manifest(as_place(path), None)["kind"])
+
+
+def data_files(path: Path, kind: str) -> list[str]:
+    """The data of a directory of the given kind, relative to it, as its manifest names them.
+
+    Raises:
+        FormatError, NewerFormatError, StorageError: as for `read`, of the manifest; files are not looked at.
+    """
+    manifest = read_manifest(path, kind)
+    with reading(str(path)):
+        return [f"{_data_name(manifest)}/{_bare(name)}" for name in entry(manifest, "files", dict)]
 
 
 def read(

@@ -256,6 +256,29 @@ def _locked_folder(parent: Path, prefix: str) -> tuple[Path, FolderLock]:
             lock.release()
 
 
+@contextmanager
+def folder_aside(path: Path) -> Iterator[Path]:
+    """A folder to write files to, which becomes `path` if nothing fails.
+
+    Raises:
+        FormatError: there is something at `path`, and it is not an empty directory.
+        StorageError: the disk is full or refuses.
+    """
+    check_writable(path)
+    with accessing(path, "written"):
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            msg = f"{path} exists and is not an empty directory"
+            raise FormatError(msg)
+        aside = path.with_name(f".{secrets.token_hex(4)}-{path.name}")
+        aside.mkdir(parents=True)
+        try:
+            yield aside
+            os.replace(aside, path)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+
+
 class TemporaryFolder:
     """A folder for this user alone that goes with this object, or with a later one if the process is killed.
 

@@ -159,6 +159,35 @@ class IndexContract:
         assert why.contributions.sum() + why.mean + why.residual == pytest.approx(why.score, abs=1e-6)
         assert abs(why.residual) > 1e-3
 
+    def test_rescore_gives_the_best_of_what_was_found(
+        self, whole: Index, reference: CompressedIndex, held_out: FloatArray
+    ) -> None:
+        found = reference.search(held_out, 40, mode="sparse").ids
+        # Repeats, empty places and unknown ids.
+        given = [[*row[:3], -1, *row, 10**12] for row in found[:-1].tolist()] + [[]]
+        result = whole.rescore(held_out, given, 10, refine=0)
+        exact = term_scores(reference, held_out)
+        for row, ids in enumerate(found[:-1]):
+            best = -np.sort(-exact[row, ids])[:10]
+            np.testing.assert_allclose(result.scores[row], best, atol=2e-6)
+            np.testing.assert_allclose(exact[row, result.ids[row]], best, atol=2e-6)
+        assert result.ids[-1].tolist() == [-1] * 10
+        assert np.isneginf(result.scores[-1]).all()
+        with pytest.raises(DimensionError, match="a row for each of 20 queries, got 19 rows"):
+            whole.rescore(held_out, given[:-1])
+        with pytest.raises(InputError, match="the ids of this index are integers, those to score hold '7'"):
+            whole.rescore(held_out[:1], [["7"]])
+
+    def test_rescore_ends_with_the_last_stage(
+        self, whole: Index, reference: CompressedIndex, held_out: FloatArray
+    ) -> None:
+        found = reference.search(held_out, 40, mode="sparse").ids
+        result = whole.rescore(held_out, found, 10)
+        unit = normalize_rows(held_out).astype(np.float64)
+        for row, ids in enumerate(found):
+            exact = np.sort(whole.documents.vectors(ids, whole.model) @ unit[row])[::-1][:10]
+            np.testing.assert_allclose(result.scores[row], exact, atol=2e-5)
+
     @pytest.mark.parametrize("candidates", [30, 1000])
     def test_sparse_gives_the_best_sums_where_it_is_certified(
         self, whole: Index, reference: CompressedIndex, held_out: FloatArray, candidates: int
@@ -188,6 +217,29 @@ class IndexContract:
         assert by_code == pytest.approx(term_scores(reference, held_out[:1])[0, 7], abs=2e-6)
         assert why.contributions.sum() + why.mean == pytest.approx(by_code, abs=1e-6)
         assert len(whole) == whole.stats().vectors == 4000
+
+    def test_who_holds_a_latent(self, small: Index, held_out: FloatArray) -> None:
+        small.remove([1003])
+        ids = small.ids
+        dense = small.codes(ids).to_dense()
+        latent = int(np.abs(np.sign(dense)).sum(axis=0).argmax())
+        values = dense[:, latent]
+        np.testing.assert_array_equal(small.holding(latent), values != 0)
+        np.testing.assert_array_equal(small.holding(latent, sign="+"), values > 0)
+        np.testing.assert_array_equal(small.holding(latent, sign="-", at_least=0.1), values <= -0.1)
+        wanted = ids[small.holding(latent)]
+        found = small.search(held_out[:3], 300, filter=wanted, query_nnz=512)
+        assert set(found.ids[found.scores > -np.inf].tolist()) <= set(wanted.tolist())
+
+    def test_names_of_latents(self, small: Index, held_out: FloatArray) -> None:
+        assert small.explain(held_out[0], 1000).names == ()
+        made = small.label_latents(["one" if number % 2 else "two" for number in range(len(small))])
+        assert set(made.values()) <= {"one", "two"}
+        code = small.codes([1000])
+        small.labels = {f"{code.latents[0, 0]}{'+' if code.values[0, 0] > 0 else '-'}": "three"}
+        why = small.explain(held_out[0], 1000)
+        assert [why.names[i] for i in np.flatnonzero(why.latents == code.latents[0, 0])] == ["three"]
+        assert why.names.count("") == len(why.names) - 1
 
     def test_a_filter_of_ids(self, whole: Index, reference: CompressedIndex, held_out: FloatArray) -> None:
         allowed = np.arange(0, 4000, 13)

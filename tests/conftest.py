@@ -80,6 +80,13 @@ def index(model: CompresSAE, vectors: FloatArray) -> CompressedIndex:
 
 
 @pytest.fixture(scope="session")
+def refined(model: CompresSAE, demo_data: DemoData) -> CompressedIndex:
+    """An index of 5,000 embeddings with residual codes. Not to be changed."""
+    rows = demo_data.embeddings[:5000]
+    return CompressedIndex.build(rows, model=model, residual_bits=2, progress=False)
+
+
+@pytest.fixture(scope="session")
 def no_naps() -> Iterator[None]:
     """pymilvus sleeps for half a second before it asks whether an index is there: it asks at once here."""
     from pymilvus.client import grpc_handler

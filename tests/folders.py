@@ -1,8 +1,9 @@
-"""Saved directories: their files, and that these are all that the manifest names."""
+"""Saved directories: their files, and that these are all that the manifest names. Code in pages of docs/."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 
@@ -19,3 +20,11 @@ def assert_nothing_stray(path: Path) -> None:
     everything = {"manifest.json", manifest["data"], *named}
     assert {str(entry.relative_to(path)) for entry in path.rglob("*")} == everything
     assert set(content_of(path)) == everything - {manifest["data"]}
+
+
+def block_of(page: str, package: str) -> str:
+    """The block of Python in a page that imports a package."""
+    text = (Path(__file__).parents[1] / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    (block,) = (each for each in blocks if re.search(rf"^(from|import) {package}\b", each, re.MULTILINE))
+    return str(block)

@@ -40,7 +40,10 @@ COMMANDS = [
     "encode",
     "estimate",
     "eval",
+    "explain",
+    "export",
     "info",
+    "label",
     "merge",
     "milvus",
     "neighbours",
@@ -550,6 +553,29 @@ def mistaken(tmp_path_factory: pytest.TempPathFactory, model: CompresSAE, querie
         ("search i integers.npy", "integers.npy: embeddings must be floating point"),
         ("search i bad.npy", "queries row 2 holds NaN"),
         ("search i q.npy -o r.txt", "r.txt: results are written as .npz"),
+        ("search i q.npy -o nowhere/r.parquet", "nowhere is not a directory"),
+        ("search i q.npy --holding 1*", "'1*' is no latent such as 12"),
+        ("search i q.npy --lacking 512", "latent must be at most n_latents - 1 = 511, got 512"),
+        ("search i q.npy --steer 1", "'1' is no latent with a weight, such as 12=0.5"),
+        ("search i q.npy --steer +=0.5", "'+=0.5' is no latent"),
+        ("search i q.npy --explain --scoring symmetric", "--explain is of asymmetric scores"),
+        ("search i q.npy --explain -o r.npz", "--explain prints, and cannot be used with --output"),
+        ("search i q.npy --columns a", "--columns and --from need each other"),
+        ("search i q.npy --from e.npy", "--columns and --from need each other"),
+        ("search i q.npy --id-column id", "--id-column needs --columns and --from"),
+        ("search i q.npy --columns id --from e.npy", "Results have a column 'id' of their own"),
+        ("search i q.npy --columns a --from e.npy -o r.npz", "--columns are printed, or written to a"),
+        (
+            "search i q.npy --columns a --from e.npy",
+            "columns are read from Parquet files and Lance",
+        ),
+        ("explain i q.npy 300", "unknown id 300"),
+        ("explain i q.npy seventeen", "unknown id 'seventeen'"),
+        ("explain i q.npy 17 --query 6", "query must be at most the last of QUERIES = 5, got 6"),
+        ("label i nowhere.txt", "nowhere.txt cannot be read: there is no such file"),
+        ("label i foreign/notes.txt", "texts for 300 documents"),
+        ("label i foreign/notes.txt -o e.npy", "e.npy exists and was not written by"),
+        ("label m foreign/notes.txt", "m holds: model; expected: index"),
         ("search i q.npy -o nowhere/r.npz", "nowhere is not a directory"),
         ("search i foreign/notes.txt", "unknown kind of file"),
         ("train e.npy -o new --k 0", "k must be at least 1, got 0"),
@@ -1013,3 +1039,115 @@ def test_eval_says_what_it_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_faiss_says_nothing_of_its_own(capfd: pytest.CaptureFixture[str]) -> None:
     run("eval", "i", "e.npy", "q.npy", "--faiss")
     assert "WARNING" not in capfd.readouterr().err
+
+
+@needs_place
+def test_names_of_latents(demo_data: DemoData) -> None:
+    texts, index = demo_data.texts[:300], CompressedIndex.load("i")
+    Path("t.txt").write_text("".join(f"{text}\n" for text in texts))
+    pq.write_table(
+        pa.table({"key": np.arange(300)[::-1], "text": texts[::-1], "tags": [["one"]] * 300}), "t.parquet"
+    )
+    expected = index.label_latents(texts)
+    for command in (
+        ["label", "i", "t.txt", "-o", "by-lines"],
+        ["label", "i", "t.parquet", "--text-column", "text", "--id-column", "key", "-o", "by-ids"],
+        ["label", "i", "t.txt"],
+    ):
+        content = run_json(*command)
+        assert content == {"index": command[-1] if "-o" in command else "i"} | {
+            "named": len(expected),
+            "latents": 512,
+            "labels": expected,
+        }
+        assert CompressedIndex.load(content["index"]).labels == expected
+    assert f"named    {len(expected)}\n" in run("label", "i", "t.txt").stdout
+    FaissIndex.from_index(CompressedIndex.load("i"), "f", progress=False)
+    assert run_json("label", "f", "t.parquet", "--text-column", "tags")["labels"] == {}
+    assert "2 ids for 300 texts" in fail_with_ids(["1", "2"])
+
+
+def fail_with_ids(ids: list[str]) -> str:
+    Path("few.txt").write_text("\n".join(ids))
+    return fail("label", "i", "t.txt", "--ids", "few.txt")
+
+
+@needs_place
+def test_explanations(queries: FloatArray, demo_data: DemoData) -> None:
+    index = CompressedIndex.load("i")
+    index.label_latents(demo_data.texts[:300])
+    index.save("i")
+    why = index.explain(queries[2], 17)
+    content = run_json("explain", "i", "q.npy", 17, "--query", 2)
+    sides = [
+        f"{latent}{'-' if value < 0 else '+'}" for latent, value in zip(why.latents, why.values, strict=True)
+    ]
+    assert [each["latent"] for each in content["latents"]] == sides
+    assert [each["name"] for each in content["latents"]] == list(why.names)
+    assert [each["contribution"] for each in content["latents"]] == why.contributions.tolist()
+    assert {name: content[name] for name in ("score", "mean", "residual")} == {
+        "score": why.score,
+        "mean": why.mean,
+        "residual": why.residual,
+    }
+    shown = run("explain", "i", "q.npy", 17, "--query", 2).stdout
+    for side, part, name in zip(sides, why.contributions, why.names, strict=True):
+        assert re.search(
+            rf"^\| {re.escape(side)} +\| +\{part:+.4f} .* {re.escape(name)} +\|$", shown, re.MULTILINE
+        )
+    assert f"{why.score:+.4f}" in shown.splitlines()[-1]
+    found = index.search(queries[:6], 3)
+    hits = run_json("search", "i", "q.npy", "-k", 3, "--explain")["hits"]
+    assert [[hit[name] for name in ("query", "rank", "id")] for hit in hits] == [
+        [query, rank, found.ids[query, rank]] for query in range(6) for rank in range(3)
+    ]
+    for hit in hits:
+        why = index.explain(queries[hit["query"]], hit["id"])
+        assert [each["contribution"] for each in hit["latents"]] == why.contributions[:3].tolist()
+        assert [each["name"] for each in hit["latents"]] == list(why.names[:3])
+    lines = run("search", "i", "q.npy", "-k", 3, "--explain").stdout.splitlines()
+    assert len(lines) == 6 * 3 * 4
+    assert lines[0] == f"0\t{found.ids[0, 0]}:{found.scores[0, 0]:.4f}"
+    first = hits[0]["latents"][0]
+    assert lines[1] == f"\t{first['contribution']:+.4f}  {first['latent']}  {first['name']}".rstrip()
+
+
+@needs_place
+def test_search_by_latents(queries: FloatArray) -> None:
+    index = CompressedIndex.load("i")
+    dense = index.codes(index.ids).to_dense()
+    one, other = np.argsort(-np.sign(np.maximum(dense, 0)).sum(axis=0))[:2].tolist()
+    options: list[Any] = ["--mode", "dense", "-k", 5, "--holding", f"{one}+", "--lacking", other]
+    expected = index.search(
+        index.steer(queries[:6], {one: 0.5, other: -1}),
+        5,
+        mode="dense",
+        filter=(dense[:, one] > 0) & (dense[:, other] == 0),
+    )
+    content = run_json("search", "i", "q.npy", *options, "--steer", f"{one}=0.5", "--steer", f"{other}=-1")
+    assert content["ids"] == expected.ids.tolist()
+    np.testing.assert_allclose(np.array(content["scores"], float), expected.scores, rtol=1e-6)
+
+
+@needs_place
+def test_columns_of_results(queries: FloatArray) -> None:
+    table = pa.table(
+        {"key": np.arange(300)[::-1], "title": [f"a {i}" for i in range(300)], "price": range(300)}
+    )
+    pq.write_table(table, "t.parquet")
+    found = CompressedIndex.load("i").search(queries[:6], 2)
+    options = ["search", "i", "q.npy", "-k", 2, "--columns", "title,price", "--from", "t.parquet"]
+    keyed = [*options, "--id-column", "key"]
+    expected = found.to_arrow().to_pylist()
+    for row in expected:
+        row |= {"title": f"a {299 - row['id']}", "price": 299 - row["id"]}
+    assert run_json(*keyed)["hits"] == expected
+    assert run_json(*keyed, "-o", "r.parquet") == {"results": "r.parquet"}
+    assert pq.read_table("r.parquet").to_pylist() == expected
+    row = expected[0]
+    assert run(*keyed).stdout.splitlines()[0] == (
+        f'0\t{row["id"]}:{row["score"]:.4f}\t"{row["title"]}"\t{row["price"]}'
+    )
+    assert run_json(*options)["hits"][0]["price"] == row["id"]
+    run("neighbours", "i", "--all", "-k", 2, "-o", "n.parquet")
+    assert pq.read_table("n.parquet").num_rows == 600

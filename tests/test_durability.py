@@ -39,10 +39,12 @@ from compressae_index.cli.options import written_aside
 from compressae_index.coding.directory import CodeStore, encode_to_directory
 from compressae_index.connectors.faiss import FaissIndex
 from compressae_index.connectors.faiss import lists as faiss_lists
+from compressae_index.connectors.texts import TextStore
+from compressae_index.connectors.texts.records import Records
 from compressae_index.training import TrainConfig, train
 from compressae_index.training.checkpoint import Checkpoint
 
-KINDS = ("model", "index", "faiss index", "codes", "checkpoint")
+KINDS = ("model", "index", "faiss index", "texts", "codes", "checkpoint")
 each_kind = pytest.mark.parametrize("kind", KINDS)
 NOBODY = 65534
 
@@ -58,6 +60,7 @@ class Kit:
             for n in (40, 50)
         ]
         self.filed = [FaissIndex.from_index(index, progress=False) for index in self.indexes]
+        self.texts = [TextStore.of(index, [f"{len(index)} texts"] * len(index)) for index in self.indexes]
 
     def save(self, kind: str, path: Any, which: int = 0) -> None:
         if kind == "codes":
@@ -65,7 +68,8 @@ class Kit:
         elif kind == "checkpoint":
             Checkpoint(Path(path), {}).save({"which": which}, {"a": np.arange(5)})
         else:
-            made: Any = {"model": self.models, "index": self.indexes, "faiss index": self.filed}[kind]
+            of_kind = {"model": self.models, "index": self.indexes, "faiss index": self.filed}
+            made: Any = (of_kind | {"texts": self.texts})[kind]
             made[which].save(path)
 
     def load(self, kind: str, path: Any, *, mmap: bool = False) -> int:
@@ -78,6 +82,14 @@ class Kit:
             return int(stored.meta["which"])
         if kind == "model":
             return [model.fingerprint for model in self.models].index(CompresSAE.load(path).fingerprint)
+        if kind == "texts":
+            store = TextStore.load(path, mmap=mmap)
+            hits = [store.search(query, 5) for query in self.vectors[:3]]
+            assert {hit.record.text for found in hits for hit in found} == {f"{len(store)} texts"}
+            which = (40, 50).index(len(store))
+            expected = self.indexes[which].search(self.vectors[:3], 5)
+            assert [[int(hit.record.id) for hit in found] for found in hits] == expected.ids.tolist()
+            return which
         loaded = (CompressedIndex if kind == "index" else FaissIndex).load(path, mmap=mmap)
         which = (40, 50).index(len(loaded))
         expected = self.indexes[which].search(self.vectors[:3], 5)
@@ -430,7 +442,7 @@ needs_proc = pytest.mark.skipif(
 
 
 @needs_proc
-@pytest.mark.parametrize("kind", ["model", "index", "faiss index", "checkpoint"])
+@pytest.mark.parametrize("kind", ["model", "index", "faiss index", "texts", "checkpoint"])
 def test_the_order_of_a_save(kit: Kit, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "new" / "a"
     for which in (0, 1):
@@ -495,7 +507,7 @@ def test_the_order_of_encoding(kit: Kit, tmp_path: Path, monkeypatch: pytest.Mon
 
 @needs_proc
 @pytest.mark.parametrize("existed", [False, True])
-@pytest.mark.parametrize("kind", ["index", "faiss index"])
+@pytest.mark.parametrize("kind", ["index", "faiss index", "texts"])
 def test_a_save_that_fails_at_any_step(
     kit: Kit, tmp_path: Path, kind: str, existed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -773,7 +785,7 @@ def test_without_locks(kit: Kit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("mmap", [False, True])
-@pytest.mark.parametrize("kind", ["index", "faiss index"])
+@pytest.mark.parametrize("kind", ["index", "faiss index", "texts"])
 def test_a_directory_that_is_replaced_while_it_is_read(
     kit: Kit, tmp_path: Path, kind: str, mmap: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -784,6 +796,7 @@ def test_a_directory_that_is_replaced_while_it_is_read(
         (persistence, "open_file", {0, 1}),
         (persistence, "_read_array", {0, 1}),
         (faiss_lists, "read_lists", {1}),
+        (Records, "_connect", {1}),
     ):
         for which in (0, 1, 2):
             kit.save(kind, path)
@@ -833,6 +846,7 @@ from tqdm import tqdm
 from compressae_index import CompresSAE, CompressedIndex, FormatError
 from compressae_index.cli import main
 from compressae_index.coding.directory import CodeStore, encode_to_directory
+from compressae_index.connectors.texts import TextStore
 what, place, kills, seed = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 warnings.simplefilter("ignore")
 # Its own lock is shared with children, so one that is killed while it holds it would stop all others.
@@ -841,11 +855,14 @@ tqdm.set_lock(threading.RLock())
 os.chdir(place)
 rng = random.Random(seed)
 indexes = [CompressedIndex.load("0.index"), CompressedIndex.load("1.index")]
+stores = [TextStore.of(index, [str(len(index))] * len(index)) for index in indexes]
 model, rows = indexes[0].model, [np.load("0.npy"), np.load("1.npy")]
 
 def work(number):
     if what == "save":
         indexes[number].save("target/a")
+    elif what == "texts":
+        stores[number].save("target/a")
     elif what == "encode":
         encode_to_directory(model, rows[number], "target/a", k=4, shard_rows=64, num_threads=1)
     else:
@@ -860,6 +877,11 @@ def check():
         if os.path.exists("target/a/manifest.json"):
             found = CompressedIndex.load("target/a", mmap=True)
             assert len(found) in (40, 50)
+            return "whole"
+    elif what == "texts":
+        if os.path.exists("target/a/manifest.json"):
+            found = TextStore.load("target/a")  # which compares their ids
+            assert {each.text for each in found.records()} == {str(len(found.index))}
             return "whole"
     elif what == "encode":
         try:
@@ -904,7 +926,7 @@ print(sum(counts.values()), "kills,", counts, "bytes before and after a good one
 """
 
 
-@pytest.mark.parametrize("what", ["save", "encode", "command"])
+@pytest.mark.parametrize("what", ["save", "texts", "encode", "command"])
 def test_killed_at_any_time(kit: Kit, tmp_path: Path, what: str) -> None:
     kit.save("model", tmp_path / "model")
     for number in (0, 1):
@@ -920,6 +942,9 @@ def test_killed_at_any_time(kit: Kit, tmp_path: Path, what: str) -> None:
     if what == "save":
         assert_nothing_stray(target / "a")
         assert kit.load("index", target / "a") == 1
+    elif what == "texts":
+        assert_nothing_stray(target / "a")
+        assert len(TextStore.load(target / "a")) == 50
     elif what == "encode":
         names = {f"{part}-{number:06d}.npy" for part in ("latents", "values") for number in range(4)}
         assert {entry.name for entry in (target / "a").iterdir()} == {"manifest.json", *names}

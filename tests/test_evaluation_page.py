@@ -124,6 +124,7 @@ def test_the_page_is_valid_and_needs_nothing_else(made: tuple[dict[str, Any], st
     page = Page(made[1])
     assert page.tags[:3] == ["html", "head", "meta"]
     assert "script" not in page.tags
+    assert '<th scope="col"></th>' not in made[1]
     assert page.tags.count("svg") == 4
     assert {"title", "main", "h1", "table", "figure"} <= set(page.tags)
     ids = [value for name, value in page.attributes if name == "id"]
@@ -165,6 +166,22 @@ def test_settings_that_build_measured_and_bytes_on_disk(
         assert one.name in page.text
         assert one.bytes_per_vector == index.stats().bytes_per_vector["total"]
         assert f"{point.recall:.3f}" in page.text
+
+
+def test_names_of_latents(small: IndexReport) -> None:
+    lengths = small.model.list_lengths
+    most, second, *_, least = sorted(range(len(lengths)), key=lambda latent: -lengths[latent])
+    labels = {f"{most}+": "kidney <b>", f"{second}-": "violin", f"{least}+": "glacier"}
+    text = as_page(small._replace(labels=labels), {"embeddings": "e.npy"})
+    page = Page(text)
+    row = re.search(rf'<tr><th scope="row">{most}</th>(.*)</tr>', text)
+    assert row is not None
+    number = f'<data value="{lengths[most]}">{lengths[most]}</data>'
+    assert row[1] == f"<td>{number}</td><td>kidney &lt;b&gt;</td><td></td>"
+    assert "violin" in page.text
+    assert "glacier" not in page.text
+    assert "What latents stand for" in page.text
+    assert "What latents stand for" not in as_page(small, {"embeddings": "e.npy"})
 
 
 def report_of(modes: list[Measurement], rivals: list[Measurement], base: IndexReport) -> IndexReport:

@@ -50,7 +50,6 @@ from compressae_index.connectors.milvus.collection import Collection
 from compressae_index.connectors.milvus.errors import secrets_of, translated
 from compressae_index.connectors.milvus.expressions import portions
 from compressae_index.connectors.milvus.hooks.encoder import SplitEncoder
-from compressae_index.connectors.milvus.hooks.langchain import CompresSAESparseEmbedding
 from compressae_index.connectors.milvus.hooks.pymilvus_model import CompresSAEEmbeddingFunction
 from compressae_index.terminal import redacted, shown
 
@@ -490,7 +489,7 @@ class Giving:
 
 def test_rows_of_any_kind(model: CompresSAE, vectors: FloatArray) -> None:
     rows = vectors[:3]
-    expected = SplitEncoder(model).documents(rows, 3).to_dense()
+    codes = SplitEncoder(model).documents(rows, 3).to_dense()
     given: list[Any] = [
         rows.tolist(),
         tuple(map(tuple, rows.tolist())),
@@ -504,25 +503,23 @@ def test_rows_of_any_kind(model: CompresSAE, vectors: FloatArray) -> None:
         np.asfortranarray(rows),
     ]
     for each in given:
-        found = CompresSAESparseEmbedding(Giving(each), model)._encoder.documents(
-            Giving(each).embed_documents(None), 3
-        )
-        np.testing.assert_allclose(found.to_dense(), expected, atol=1e-5)
+        found = SplitEncoder(model).documents(Giving(each).encode_documents(None), 3)
+        np.testing.assert_allclose(found.to_dense(), codes, atol=1e-5)
     whole = np.round(rows * 100).astype(np.int64)
     np.testing.assert_array_equal(
         CompresSAEEmbeddingFunction(Giving(whole.tolist()), model)(["a"] * 3).toarray(),
         CompresSAEEmbeddingFunction(Giving(whole.astype(np.float32)), model)(["a"] * 3).toarray(),
     )
     for one in (rows[0], rows[:1], rows[0].tolist(), [rows[0]], torch.tensor(rows[0])):
-        query = CompresSAESparseEmbedding(Giving(one), model).embed_query("a")
-        assert query == CompresSAESparseEmbedding(Giving(rows[0]), model).embed_query("a")
+        query = CompresSAEEmbeddingFunction(Giving(one), model).encode_queries(["a"])
+        expected = CompresSAEEmbeddingFunction(Giving(rows[:1]), model).encode_queries(["a"]).toarray()
+        np.testing.assert_array_equal(query.toarray(), expected)
 
 
 def test_what_is_no_model_and_no_texts(model: CompresSAE, client: MilvusClient, tmp_path: Path) -> None:
     wrong: Any
     for wrong in (None, str(tmp_path), 3):
         makers: tuple[Callable[[Any], Any], ...] = (
-            lambda model: CompresSAESparseEmbedding(None, model),
             lambda model: CompresSAEEmbeddingFunction(None, model),
             lambda model: MilvusIndex.create(client, "no_model", model),
         )
@@ -530,13 +527,13 @@ def test_what_is_no_model_and_no_texts(model: CompresSAE, client: MilvusClient, 
             with pytest.raises(InputError, match="model must be a CompresSAE, got"):
                 make(wrong)
     assert "no_model" not in client.list_collections()
-    hooks = CompresSAESparseEmbedding(None, model), CompresSAEEmbeddingFunction(None, model)
+    hook = CompresSAEEmbeddingFunction(None, model)
     for wrong in ("abc", "", b"abc", None, 5):
-        for call in (hooks[0].embed_documents, hooks[1].encode_documents, hooks[1].encode_queries, hooks[1]):
+        for call in (hook.encode_documents, hook.encode_queries, hook):
             with pytest.raises(InputError, match="texts must be a list of strings, got"):
                 call(wrong)
     wrong = np.array([])
-    assert hooks[0].embed_documents(wrong) == []
+    assert hook.encode_documents(wrong).shape == (0, hook.dim)
 
 
 def test_what_is_no_embedding(model: CompresSAE, vectors: FloatArray) -> None:
@@ -560,7 +557,7 @@ def test_what_is_no_embedding(model: CompresSAE, vectors: FloatArray) -> None:
     for embedded, kind, message in cases:
         embedder = Giving(embedded)
         with pytest.raises(kind, match=message):
-            CompresSAESparseEmbedding(embedder, model).embed_documents(["a", "b"])
+            CompresSAEEmbeddingFunction(embedder, model).encode_documents(["a", "b"])
         with pytest.raises(kind, match=message):
             CompresSAEEmbeddingFunction(embedder, model).encode_queries(["a", "b"])
     # Refused, or widened.
@@ -581,7 +578,6 @@ def test_no_texts(model: CompresSAE) -> None:
     function = CompresSAEEmbeddingFunction(Giving(never), model)
     for rows in (function([]), function.encode_queries([]), function.encode_documents([])):
         assert rows.shape == (0, 1024)
-    assert CompresSAESparseEmbedding(Giving(never), model).embed_documents([]) == []
 
 
 # The command line.

@@ -1,10 +1,8 @@
-"""Tools for an index in Milvus: files for bulk import, hooks of other libraries, the command line."""
+"""Tools for an index in Milvus: files for bulk import, the hook for pymilvus.model, the command line."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -81,23 +79,19 @@ def test_parquet_files_are_those_of_pymilvus(
         assert json.loads(a) == json.loads(b)
 
 
-# Hooks of other libraries.
+# The hook for pymilvus.model.
 
 
 class Embedder:
-    """Texts are numbers of rows; with the interfaces of all three."""
+    """Texts are numbers of rows."""
 
     def __init__(self, vectors: FloatArray) -> None:
         self._vectors = vectors
 
-    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+    def encode_documents(self, texts: list[str]) -> list[list[float]]:
         return [self._vectors[int(text)].tolist() for text in texts]
 
-    def embed_query(self, text: str) -> list[float]:
-        return self.embed_documents([text])[0]
-
-    encode_documents = encode_queries = get_text_embedding_batch = embed_documents
-    get_query_embedding = embed_query
+    encode_queries = encode_documents
 
 
 TEXTS = [str(number) for number in range(40)]
@@ -125,57 +119,6 @@ def test_the_hook_for_pymilvus_model(client: MilvusClient, model: CompresSAE, ve
     )
     assert [found.ids for found in hits] == [[0], [1], [2], [3], [4]]
     client.drop_collection(collection)
-
-
-def test_the_hook_for_langchain(model: CompresSAE, vectors: FloatArray, tmp_path: Path) -> None:
-    import langchain_milvus
-
-    from compressae_index.connectors.milvus.hooks.langchain import CompresSAESparseEmbedding
-
-    store = langchain_milvus.Milvus(
-        embedding_function=CompresSAESparseEmbedding(Embedder(vectors), model),
-        connection_args={"uri": str(tmp_path / "langchain.db")},
-        index_params={"metric_type": "IP", "index_type": "SPARSE_INVERTED_INDEX", "params": {}},
-        search_params={"metric_type": "IP", "params": {}},
-        vector_field="sparse",
-        auto_id=True,
-    )
-    store.add_texts(TEXTS)
-    assert [found.page_content for found in store.similarity_search("7", k=1)] == ["7"]
-
-
-def test_the_hook_for_llama_index(model: CompresSAE, vectors: FloatArray) -> None:
-    # Not in the extra "dev": as of 1.2 it needs pymilvus < 3, and langchain-milvus pymilvus 3.
-    pytest.importorskip("llama_index.vector_stores.milvus", reason="needs the extra llamaindex, pymilvus < 3")
-    from compressae_index.connectors.milvus.hooks.llama_index import CompresSAESparseEmbeddingFunction
-
-    function = CompresSAESparseEmbeddingFunction(Embedder(vectors), model)
-    documents, asked = function.encode_documents(TEXTS), function.encode_queries(TEXTS)
-    for number, query in enumerate(asked):
-        scores = [sum(value * row.get(index, 0) for index, value in query.items()) for row in documents]
-        assert int(np.argmax(scores)) == number
-
-
-@pytest.mark.parametrize(
-    ("package", "module", "extra"),
-    [
-        ("pymilvus", "milvus", "milvus"),
-        ("langchain_milvus", "milvus.hooks.langchain", "langchain"),
-        ("llama_index", "milvus.hooks.llama_index", "llamaindex"),
-    ],
-)
-def test_a_missing_package_is_named(package: str, module: str, extra: str) -> None:
-    code = f"""
-import sys
-sys.modules["{package}"] = None
-from compressae_index import MissingExtraError
-try:
-    import compressae_index.connectors.{module}
-except MissingExtraError as error:
-    print(error)
-"""
-    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip().endswith(f"run: pip install 'compressae-index[{extra}]'")
 
 
 # The command line.

@@ -137,7 +137,7 @@ def test_a_budget_is_kept_and_recall_is_as_expected(
     # Besides rows and lists, an index holds one codebook.
     codebook = 4 * 2 ** (plan.value_bits - 1) / len(vectors)
     total = stats.bytes_per_vector["total"] - codebook
-    assert plan.bytes_per_vector - 0.01 < total < plan.bytes_per_vector + 1e-6  # ties leave lists together
+    assert plan.bytes_per_vector - 0.02 < total < plan.bytes_per_vector + 1e-6  # ties leave lists together
     assert (stats.k, stats.postings) == (plan.k, plan.postings)
     queries = demo_data.queries[:300]
     truth = exact_neighbours(vectors, queries, 10)

@@ -47,3 +47,4 @@ print(json.dumps(sorted(sys.modules)))
 """
     loaded = set(json.loads(run_python(code, str(tmp_path / "index"))))
     assert not loaded & {"torch", "faiss", "pymilvus", "h5py", "pyarrow", "matplotlib"}
+    assert not loaded & {"langchain_core", "llama_index", "haystack"}

@@ -98,7 +98,7 @@ def shards(cluster: Path, source: Path, like: CompressedIndex) -> Path:
     rows = Input(source, "embedding", id_column="id", piece_rows=1300)
     published = build_shards(rows, cluster / "shards", like=like, progress=False)
     assert (published.rows, published.skipped, published.kept, len(published.pieces)) == (ROWS, 0, 0, 2)
-    return published.path
+    return Path(published.path)
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ def test_finished_pieces_stay_and_changed_rows_are_done_again(
     given, output = Input(cluster / "changing.npy", piece_rows=500), cluster / "changing"
     first = build_shards(given, output, like=like, progress=False)
     before = contents(output)
-    damaged = next(first.pieces[1].rglob("inverted_values.npy"))
+    damaged = next(Path(first.pieces[1]).rglob("inverted_values.npy"))
     damaged.write_bytes(damaged.read_bytes()[:-1])
     again = build_shards(given, output, like=like, progress=False)
     assert (again.kept, again.pieces) == (2, first.pieces)
@@ -204,7 +204,7 @@ def test_a_sample_decides_the_form(cluster: Path, source: Path) -> None:
     assert (len(index), index.k, index.model.n_latents) == (ROWS, 8, 256)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/scale-out.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/scale-out.md", "docs/tutorials/a-billion.md"])
 def test_the_code_of_a_page_runs(cluster: Path, rows: FloatArray, queries: FloatArray, page: str) -> None:
     text = (Path(__file__).parents[1] / page).read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
@@ -246,7 +246,9 @@ def test_files_for_milvus_are_those_of_the_index(
 
     given = Input(source, "embedding", id_column="id", piece_rows=1300)
     published = export_milvus(given, cluster / "bulk", like=like, original_field="float16", progress=False)
-    tables = [pq.read_table(file) for path in published.pieces for file in sorted(path.glob("*.parquet"))]
+    tables = [
+        pq.read_table(file) for path in published.pieces for file in sorted(Path(path).glob("*.parquet"))
+    ]
     expected = export_parquet(CompressedIndex.load(shards), tmp_path / "bulk", originals="float16")
     assert pa.concat_tables(tables).equals(pa.concat_tables([pq.read_table(file) for file in expected.files]))
 
@@ -290,6 +292,15 @@ def test_actors_answer_as_the_merged_index(
                 np.testing.assert_array_equal(found.ids, expected.ids, err_msg=str(both))
                 np.testing.assert_array_equal(found.scores, expected.scores, err_msg=str(both))
                 assert found.lost == ()
+
+
+def test_actors_say_who_holds_a_latent(sharded: ShardedIndex, shards: Path) -> None:
+    merged = CompressedIndex.load(shards)
+    latent = int(merged.codes(merged.ids[:1]).latents[0, 0])
+    np.testing.assert_array_equal(sharded.holding(latent), merged.holding(latent))
+    texts = [f"text {number % 7}" for number in range(len(merged))]
+    assert sharded.label_latents(texts) == merged.label_latents(texts)
+    sharded.labels = None
 
 
 def test_actors_know_their_documents(sharded: ShardedIndex, shards: Path, queries: FloatArray) -> None:

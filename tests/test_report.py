@@ -70,6 +70,16 @@ def test_numbers_by_numpy(report: ModelReport, model: CompresSAE, vectors: Float
     assert report.cosine_edges[-1] == pytest.approx(cosines.max(), abs=1e-5)
 
 
+def test_rows_of_the_dictionary_are_reported(vectors: FloatArray) -> None:
+    """Their cosines differ by rounding alone."""
+    rows = normalize_rows(vectors[:200])
+    model = CompresSAE(rows.T.copy(), np.zeros(200, np.float32), rows, 8)
+    report = model_report(model, rows, rows[:20], ks=())
+    assert report.cosine[1] == pytest.approx(1, abs=1e-5)
+    assert sum(report.cosine_counts) == 200
+    assert np.all(np.diff(report.cosine_edges) > 0)
+
+
 def test_recall_is_that_of_an_index(report: ModelReport, model: CompresSAE, vectors: FloatArray) -> None:
     rows, queries = vectors[:990], vectors[990:1100]
     truth = exact_neighbours(rows, queries, 100)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from compressae_index.arrays import IdArray
 from compressae_index.checks import as_path
 from compressae_index.index import CompressedIndex
 from compressae_index.persistence import kind_of
 from compressae_index.remote import Place
 from compressae_index.search.index import Index
 
+if TYPE_CHECKING:
+    from compressae_index.connectors.faiss import FaissIndex
 
-def load_index(path: Place, originals: str | None = None) -> Index:
+
+def load_index(path: Place, originals: str | None = None) -> CompressedIndex | FaissIndex:
     """Maps the index at a path: a `CompressedIndex` or a `FaissIndex`, by the kind in its manifest.
 
     Args:
@@ -35,3 +39,10 @@ def moved(originals: str | None) -> Any:
     if originals is None:
         return None
     return False if originals == "none" else as_path(originals)
+
+
+def ids_of(index: Index, given: IdArray) -> Any:
+    """Ids from a file, as strings if the index has strings: a text file of digits may mean either."""
+    if len(index) and index.documents.are_strings:
+        return [str(one) for one in given.tolist()]
+    return given

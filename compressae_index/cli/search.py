@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import numpy as np
@@ -13,10 +13,18 @@ import numpy as np
 from compressae_index.arrays import FloatArray, IdArray
 from compressae_index.checks import check_int
 from compressae_index.cli.data import given_ids
-from compressae_index.cli.indexes import load_index
+from compressae_index.cli.explain import (
+    SHOWN,
+    Latents,
+    latent_options,
+    share_line,
+    shares,
+)
+from compressae_index.cli.indexes import ids_of, load_index
 from compressae_index.cli.options import (
     PATH,
     PLACE,
+    F,
     Searching,
     bad_rows_option,
     check_file,
@@ -42,13 +50,62 @@ from compressae_index.measuring.plots import figure_class
 from compressae_index.remote import Place
 from compressae_index.search.index import Index
 from compressae_index.search.queries import Mode, SearchResult, check_candidates
-from compressae_index.search.results import write_results
-from compressae_index.sources import BadRows, Vectors, open_vectors, read_ids
+from compressae_index.search.results import write_results, write_table
+from compressae_index.sources import BadRows, Vectors, open_vectors, read_ids, read_metadata
 from compressae_index.terminal import printable, quoted
 
 output_option = click.option(
-    "--output", "-o", type=PATH, help="Write scores and ids to this .npz file instead of printing them."
+    "--output",
+    "-o",
+    type=PATH,
+    help="Write scores and ids to this .npz or .parquet file instead of printing them.",
 )
+
+
+class Metadata(NamedTuple):
+    """The values of `metadata_options`."""
+
+    columns: str | None
+    source: Place | None
+    id_column: str | None
+
+    def names(self) -> list[str]:
+        """The columns asked for.
+
+        Raises:
+            click.UsageError: columns without a file, or the other way round, or a name of our own columns.
+        """
+        if (self.columns is None) != (self.source is None):
+            raise click.UsageError("--columns and --from need each other.")
+        if self.columns is None and self.id_column is not None:
+            raise click.UsageError("--id-column needs --columns and --from.")
+        names = [] if self.columns is None else [name.strip() for name in self.columns.split(",")]
+        if taken := {"query", "rank", "id", "score"}.intersection(names):
+            raise click.UsageError(f"Results have a column {min(taken)!r} of their own.")
+        return names
+
+    def joined(self, table: Any) -> Any:
+        """A table of results with the columns asked for."""
+        if self.source is None:
+            return table
+        read = read_metadata(self.source, as_id_array(table.column("id")), self.names(), self.id_column)
+        for name in self.names():
+            table = table.append_column(name, read.column(name))
+        return table
+
+
+def metadata_options(function: F) -> F:
+    """Adds the options of a search that show other columns of what was found."""
+    options = (
+        click.option("--columns", help="Columns of --from to show of each document, as title,price."),
+        click.option(
+            "--from", "source", type=PLACE, help="Parquet files or a Lance dataset of the documents."
+        ),
+        click.option("--id-column", help="Column of --from that holds the ids.  [default: row numbers]"),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
 
 
 @click.command()
@@ -69,6 +126,11 @@ output_option = click.option(
     help="recall@10 that two_stage is to reach, by settings that `build` measured. Options that are given "
     "stay as they are.",
 )
+@gathered(latent_options, Latents, "latents")
+@click.option(
+    "--explain", "explaining", is_flag=True, help=f"Show the {SHOWN} latents that matter most for each hit."
+)
+@gathered(metadata_options, Metadata, "metadata")
 @output_option
 @query_dataset_option
 @originals_option
@@ -82,6 +144,9 @@ def search(
     searching: Searching,
     refine: int | None,
     target_recall: float | None,
+    latents: Latents,
+    explaining: bool,
+    metadata: Metadata,
     output: Path | None,
     query_dataset: str,
     originals: str | None,
@@ -97,32 +162,79 @@ def search(
     With --output, the file holds the arrays scores and ids, one row per query; ids are -1 where nothing was
     found. If the ids of the index are strings, the file holds numbers i instead, and the string is
     id_text[id_ends[i]:id_ends[i+1]] in UTF-8. In Python, compressae_index.search.results.read_results reads
-    the file.
+    the file. As .parquet, it is a table of query, rank, id, score and the --columns, a row for each document.
+
+    With --explain or --columns, a line is one document: the query's number, a tab, id:score, and the columns
+    after tabs. Below it are latents with what they add to its score, and their names if `label` gave any.
 
     \b
     Example:
       compressae-index search items.index queries.npy -k 10 --target-recall 0.95
+      compressae-index search items.index queries.npy --explain --holding 12+ --steer 40=0.3
+      compressae-index search items.index queries.npy --columns title,price --from items.parquet
     """  # noqa: D301
+    names = metadata.names()
     if output is not None:
-        check_file(output, ".npz", "results")
+        _check_results(output, names, explaining=explaining)
     _refuse_useless(mode, searching)
+    if explaining and searching.scoring == "symmetric":
+        raise click.UsageError("--explain is of asymmetric scores.")
     loaded = load_index(index, originals)
     vectors = open_vectors(queries, dataset=query_dataset, may_be_empty=True)
+    rows = latents.steered(loaded, vectors[0 : vectors.shape[0]])
     found = loaded.search(
-        vectors[0 : vectors.shape[0]],
+        rows,
         k,
         mode=mode,
         target_recall=target_recall,
         refine=refine,
+        filter=latents.filter_of(loaded),
         num_threads=threads,
         **searching._asdict(),
     )
+    table = metadata.joined(found.to_arrow()) if names or _is_table(output) else None
     if output is not None:
-        _write(found, output, as_json)
+        _write(found, output, as_json, table)
+    elif explaining or names:
+        _show_hits(found, loaded if explaining else None, rows, names, table, as_json)
     elif as_json:
         click.echo(json.dumps(neighbours(found.scores, found.ids)))
     else:
         print_neighbours(found.scores, found.ids)
+
+
+def _check_results(output: Path, names: list[str], *, explaining: bool) -> None:
+    """Checks, before any work, that a file can be written, and can hold what is asked for."""
+    check_file(output, ".parquet" if _is_table(output) else ".npz", "results")
+    if explaining:
+        raise click.UsageError("--explain prints, and cannot be used with --output.")
+    if names and not _is_table(output):
+        raise click.UsageError("--columns are printed, or written to a .parquet file.")
+
+
+def _is_table(output: Path | None) -> bool:
+    return output is not None and output.suffix.lower() == ".parquet"
+
+
+def _show_hits(
+    found: SearchResult, index: Index | None, queries: FloatArray, names: list[str], table: Any, as_json: bool
+) -> None:
+    """Prints what was found, a document a line, with other columns, and with latents if an index is given."""
+    columns = {name: table.column(name).to_pylist() for name in names}
+    hits = []
+    for number, (query, rank) in enumerate(np.argwhere(found.scores > -np.inf).tolist()):
+        id_ = found.ids[query, rank : rank + 1].tolist()[0]
+        why = [] if index is None else shares(index.explain(queries[query], id_))[:SHOWN]
+        fields = {name: _finite(values[number]) for name, values in columns.items()}
+        hit = {"query": query, "rank": rank, "id": id_, "score": float(found.scores[query, rank])}
+        hits.append(hit | fields | ({} if index is None else {"latents": why}))
+        if not as_json:
+            shown = [f"{quoted(id_)}:{hit['score']:.4f}", *(quoted(value) for value in fields.values())]
+            click.echo("\t".join([str(query), *shown]))
+            for share in why:
+                click.echo(f"\t{share_line(share)}")
+    if as_json:
+        print_json({"hits": hits})
 
 
 def _refuse_useless(mode: Mode, searching: Searching) -> None:
@@ -138,10 +250,13 @@ def _refuse_useless(mode: Mode, searching: Searching) -> None:
             raise click.UsageError(msg)
 
 
-def _write(found: SearchResult, output: Path, as_json: bool) -> None:
-    """Writes results to a file, and says so."""
+def _write(found: SearchResult, output: Path, as_json: bool, table: Any = None) -> None:
+    """Writes results to a file, arrays or a table, and says so."""
     with written_aside(output) as aside:
-        write_results(aside, found.scores, found.ids)
+        if table is None:
+            write_results(aside, found.scores, found.ids)
+        else:
+            write_table(aside, table)
     if as_json:
         print_json({"results": str(output)})
     else:
@@ -189,12 +304,12 @@ def stored_neighbours(
         msg = "Give either --ids or --all."
         raise click.UsageError(msg)
     if output is not None:
-        check_file(output, ".npz", "results")
+        _check_results(output, [], explaining=False)
     loaded = load_index(index, originals)
     wanted = loaded.ids if ids is None else as_id_array(ids_of(loaded, read_ids(ids)))
     found = loaded.neighbours(wanted, k, mode=mode, num_threads=threads, progress=True)
     if output is not None:
-        _write(found, output, as_json)
+        _write(found, output, as_json, found.to_arrow() if _is_table(output) else None)
     elif as_json:
         click.echo(json.dumps({"documents": wanted.tolist()} | neighbours(found.scores, found.ids)))
     else:
@@ -218,9 +333,9 @@ def print_neighbours(scores: FloatArray, ids: IdArray, queries: Iterable[object]
         click.echo(f"{first}\t" + " ".join(found))
 
 
-def _finite(score: float) -> float | None:
-    """The score, or None for -inf, which JSON lacks."""
-    return score if np.isfinite(score) else None
+def _finite(value: Any) -> Any:
+    """The value, or None for a number that is infinite or none, which JSON lacks."""
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 @click.command("eval")
@@ -342,27 +457,37 @@ def _print_report(result: IndexReport, as_json: bool) -> None:
             click.echo("\n" + frontier_table(result.frontier))
 
 
-def ids_of(index: Index, given: IdArray) -> Any:
-    """Ids from a file, as strings if the index has strings: a text file of digits may mean either."""
-    if len(index) and index.documents.are_strings:
-        return [str(one) for one in given.tolist()]
-    return given
-
-
 @click.command()
 @click.option("--output", "-o", type=PATH, help="Directory to keep the index in.  [default: a temporary one]")
+@click.option("--serve", "is_served", is_flag=True, help="Serve a page to search the texts, to this machine.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8000,
+    show_default=True,
+    help="Port of --serve; 0 for a free one.",
+)
 @json_option
-def demo(output: Path | None, as_json: bool) -> None:
+def demo(output: Path | None, is_served: bool, port: int, as_json: bool) -> None:
     """Run the main job on shipped data.
 
     Trains, builds, saves, loads, searches and measures 19,000 embeddings of short texts, in a minute or two.
 
+    With --serve, a page at http://127.0.0.1:8000 searches them by each mode, and explains what was found,
+    until Ctrl-C. An index that is in --output already is taken as it is.
+
     \b
     Example:
       compressae-index demo
+      compressae-index demo --serve
     """  # noqa: D301
     from compressae_index.demo import run
 
+    if is_served:
+        from compressae_index.demo.server import serve
+
+        serve(output, port, click.echo)
+        return
     result = run(output, (lambda _: None) if as_json else click.echo)
     if as_json:
         click.echo(

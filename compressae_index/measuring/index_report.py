@@ -37,6 +37,7 @@ from compressae_index.measuring.rivals import (
 )
 from compressae_index.progress import say
 from compressae_index.search.index import Index, IndexStats
+from compressae_index.search.labels import Labels
 from compressae_index.search.queries import MODES, Mode, Scoring
 from compressae_index.sources import Vectors, VectorSource
 
@@ -87,6 +88,8 @@ class IndexReport(NamedTuple):
     model: ModelReport
     """Of a sample of the vectors."""
     environment: dict[str, Any]
+    labels: Labels | None = None
+    """Names of latents by side, as `Index.labels`."""
 
     @property
     def k(self) -> int:
@@ -239,6 +242,7 @@ def index_report(
         rivals=_quantisers(index, own, rows, truth, progress=progress, **theirs) if faiss else {},
         model=model_report(index.model, own, rows, ks=(), progress=progress),
         environment=environment(PACKAGES),
+        labels=index.labels,
     )
 
 

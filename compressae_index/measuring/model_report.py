@@ -266,7 +266,9 @@ def _list_statistics(codes: SparseCodes) -> dict[str, Any]:
 def _reconstruction_statistics(model: CompresSAE, unit: FloatArray, codes: SparseCodes) -> dict[str, Any]:
     """The entries of a report about the reconstructions of unit rows (n, dim)."""
     cosines, error = _reconstructed(model, unit, codes)
-    counts, edges = np.histogram(cosines, HISTOGRAM_BINS)
+    low, high = float(cosines.min()), float(cosines.max())
+    # Of rows that are the dictionary's, all cosines are 1 but for rounding, which is too narrow for bins.
+    counts, edges = np.histogram(cosines, HISTOGRAM_BINS, (min(low, high - 1e-4), high))
     return {
         "cosine": dict(zip(PERCENTILES, np.percentile(cosines, PERCENTILES).tolist(), strict=True)),
         "cosine_edges": edges.tolist(),

@@ -17,12 +17,15 @@ from compressae_index.measuring.plots import (
     recall_against_expected,
     speed_against_recall,
 )
+from compressae_index.search.sides import SIGNS, side
 from compressae_index.terminal import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 OURS = "compressae-index"
+# Latents that are shown with their names.
+LATENTS = 20
 
 
 def as_page(report: IndexReport, names: Mapping[str, str]) -> str:
@@ -45,6 +48,7 @@ def as_page(report: IndexReport, names: Mapping[str, str]) -> str:
             _table(f"{each.mode} by {each.option}", each.measurements.values()) for each in report.sweeps
         ),
         frontier=_frontier(report),
+        latents=_latents(report),
         facts=_facts(report, names),
         k=report.k,
         queries=_number(report.queries),
@@ -125,15 +129,31 @@ def _frontier(report: IndexReport) -> str:
         _row(one, (_recall(one, k), _number(point.recall, ".3f"), _ms(one), _per_second(one)))
         for point, one in report.frontier
     ]
-    header = ["", f"recall@{k}", "expected", "ms/query", "queries/s"]
+    header = ["settings", f"recall@{k}", "expected", "ms/query", "queries/s"]
     table = _table_of("two_stage by settings that build measured", header, rows)
     return f'<h2>Settings that build measured</h2>\n<div class="figures">\n{figure}\n</div>\n{table}\n'
+
+
+def _latents(report: IndexReport) -> str:
+    """The latents that most rows use, with their names; empty for an index without labels."""
+    if report.labels is None:
+        return ""
+    lengths, rows = report.model.list_lengths, []
+    for latent in sorted(range(len(lengths)), key=lambda latent: -lengths[latent])[:LATENTS]:
+        names = [escape(printable(report.labels.get(side(latent, sign), ""))) for sign in SIGNS]
+        cells = [_number(lengths[latent]), *names]
+        rows.append(
+            f'<tr><th scope="row">{latent}</th>' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+        )
+    caption = f"the {len(rows)} latents that most of {report.model.rows:,} rows use"
+    table = _table_of(caption, ["", "rows", "name of +", "name of −"], rows)
+    return f"<h2>What latents stand for</h2>\n{table}\n"
 
 
 def _table(caption: str, measurements: Iterable[Measurement], highlighted: Iterable[Measurement] = ()) -> str:
     measurements, highlighted = list(measurements), list(highlighted)
     ks = list(measurements[0].recall)
-    header = ["", *(f"recall@{k}" for k in ks), "bytes/vector", "ms/query", "queries/s"]
+    header = ["search", *(f"recall@{k}" for k in ks), "bytes/vector", "ms/query", "queries/s"]
     rows = [
         _row(
             one,

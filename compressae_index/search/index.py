@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 
 from compressae_index.arrays import BoolArray, FloatArray, IdArray
-from compressae_index.checks import check_choice, check_int, check_threads, check_vectors, normalize_rows
+from compressae_index.checks import (
+    check_choice,
+    check_int,
+    check_number,
+    check_threads,
+    check_vectors,
+    normalize_rows,
+)
 from compressae_index.coding.chunks import Encoded, encoded_chunks
 from compressae_index.coding.codes import SparseCodes
 from compressae_index.coding.metric import METRICS, Metric, RowScale
@@ -20,6 +27,16 @@ from compressae_index.ids import Ids, as_id_array
 from compressae_index.processes import ForkSafeLock
 from compressae_index.progress import track
 from compressae_index.search.frontier import Frontier
+from compressae_index.search.labels import (
+    STRONGEST,
+    Labels,
+    Namer,
+    Texts,
+    check_labels,
+    labelled,
+    names_of,
+    replaced,
+)
 from compressae_index.search.neighbours import Search, graph_of, neighbours_of
 from compressae_index.search.protocol import Documents
 from compressae_index.search.queries import (
@@ -41,6 +58,8 @@ from compressae_index.search.queries import (
     explained,
 )
 from compressae_index.search.ranges import RangeResult, check_radius, within
+from compressae_index.search.rescoring import check_found, rescored
+from compressae_index.search.sides import SIGNS, Sign, coded, holding, strongest
 from compressae_index.search.stages import joined
 from compressae_index.sources import Vectors, VectorSource, check_no_rows, ids_of_rows, open_vectors
 
@@ -133,6 +152,7 @@ class Index:
         self._documents = documents
         self.frontier: Frontier | None = None
         """Settings of "two_stage" and the recall they reach, as `build` measured them; None if it did not."""
+        self._labels: Labels | None = None
         self._writer = ForkSafeLock()
 
     def now(self) -> Index:
@@ -170,6 +190,21 @@ class Index:
             f"{type(self).__name__}({stats.vectors} vectors, dim={stats.dim}, n_latents={stats.n_latents}, "
             f"k={stats.k}{'' if size is None else f', {size:.1f} bytes a vector'})"
         )
+
+    @property
+    def labels(self) -> Labels | None:
+        """Names of latents by side, such as {"12+": "kidney, renal"}; None if `label_latents` made none.
+
+        They may be set, also to those of another index of the same model.
+
+        Raises:
+            InputError: a key that is no side of one of the latents, or a name that is no string.
+        """
+        return self._labels
+
+    @labels.setter
+    def labels(self, labels: Mapping[str, str] | None) -> None:
+        self._labels = None if labels is None else check_labels(labels, self.model.n_latents)
 
     @of_one_moment
     def search(
@@ -290,6 +325,47 @@ class Index:
             factors = RowScale(self.metric, documents.unit or 1.0).of_queries(rows)
         coder = Coder(self.model, self.encoder, documents.k)
         return Asked(rows, factors, k, candidates, refine, threads, settings, coder)
+
+    @of_one_moment
+    def rescore(
+        self,
+        queries: Any,
+        ids: Any,
+        k: int = 10,
+        *,
+        scoring: Scoring = "asymmetric",
+        refine: int | None = None,
+        num_threads: int | None = None,
+    ) -> SearchResult:
+        """The k best of the documents that something else found for each query, such as another store.
+
+        They get the scores of "two_stage": by their codes, and the best `refine` by residual codes or
+        original vectors if the index has them.
+
+        Args:
+            queries: (n_queries, d), or (d,) for one.
+            ids: (n_queries, c), or a sequence of ids for each query; repeats count once, and -1 or None is no
+                id. Those that the index does not hold (any more) are left out.
+            k: documents of each query.
+            scoring: as for `search`.
+            refine: as for `search`; by default 100, or 4 k if that is more.
+            num_threads: as for `search`.
+
+        Returns:
+            scores and ids, each (n_queries, k), as `search` gives them, without a certificate.
+
+        Raises:
+            InputError: not one row of ids a query, ids of the other kind, or queries or settings that
+                `search` refuses.
+            StorageError: the file of the original vectors was changed.
+        """
+        settings = Settings("two_stage", None, None, scoring, refine, None, num_threads)
+        documents = self.documents
+        asked = self.asked(queries, k, settings, documents)
+        found = check_found(ids, len(asked), are_strings=documents.are_strings)
+        if asked.k * len(asked) > MAX_PLACES:
+            check_k(asked.k, len(documents), len(asked))
+        return rescored(asked, found, documents, self.model, self.metric)
 
     @of_one_moment
     def neighbours(
@@ -586,6 +662,10 @@ class Index:
             UnknownIdError: the id is not in the index.
             InputError: not one query of the index's dimension.
         """
+        why = self._explained(query, id)
+        return why._replace(names=names_of(self.labels, why.latents.tolist(), why.values.tolist()))
+
+    def _explained(self, query: Any, id: int | str) -> Explanation:  # noqa: A002
         rows = check_vectors(query, dim=self.model.dim, name="queries")
         if len(rows) != 1:
             msg = f"explain takes one query, got {len(rows)}"
@@ -599,6 +679,102 @@ class Index:
         vector = documents.vectors(as_id_array([id]), self.model)[0]
         factor = (documents.unit or 1.0) * (1.0 if factors is None else float(factors[0, 0]))
         return explained(projection[0], code, mean_scores, factor * float(normalize_rows(rows)[0] @ vector))
+
+    def label_latents(
+        self, texts: Any, *, latents: Any = None, name: Namer | None = None, progress: bool = False
+    ) -> Labels:
+        """Names latents by the texts or tags of the 20 documents that hold them most strongly.
+
+        The names are those of `explain`, and go into `labels`, which `save` stores. A name is up to three
+        words, or pairs of words, that these texts hold far more often than the strongest documents of all
+        latents do together; other texts are not read. Signs are named apart, as 12+ and 12-. A side gets no
+        name if no term stands out, or if its strongest value is less than half of the latent's: such values
+        correct what other latents add up to, and have no meaning of their own.
+
+        Args:
+            texts: one for each document, in the order of `ids`, or a mapping from ids. Each is a string, a
+                list of strings (tags), or None.
+            latents: the latents to name; all by default. The names of others stay as they are.
+            name: gives the name of a side for the list of its strongest documents' texts, the strongest
+                first; "" for none. By default terms are names.
+            progress: show a progress bar.
+
+        Returns:
+            The new names by side.
+
+        Raises:
+            DimensionError: not one text for each document.
+            InputError: a text that is neither a string nor a list of strings, an id without a text in a
+                mapping, an unknown latent, a name that is no string, or an index that does not list its ids.
+        """
+        wanted = None if latents is None else self._checked_latents(latents)
+        documents = self.documents
+        ids = documents.ids
+        given, of_unit = Texts(texts, ids), self.metric == "cosine"
+        blocks = coded(documents, ids)
+        if not of_unit:  # a long vector holds a latent no more than a short one of its direction
+            blocks = ((first, self.model.fold(codes)) for first, codes in blocks)
+        made = labelled(strongest(blocks, STRONGEST), given, wanted, name, progress=progress)
+        self.labels = made if wanted is None else replaced(self.labels or {}, wanted, made)
+        return made
+
+    def holding(self, latent: int, *, sign: Sign | None = None, at_least: float = 0.0) -> BoolArray:
+        """Which documents hold a latent in their code: a mask for `search(filter=...)`.
+
+        Masks combine by &, | and ~. They are those of the documents there are now: after a change, ask again.
+        All codes are read for it.
+
+        Args:
+            latent: the latent.
+            sign: "+" or "-" for values of this sign only.
+            at_least: the least magnitude of the value, in the units of `codes`.
+
+        Returns:
+            (n,) in the order of `ids`. Where `documents.filters` has no "mask", `ids[mask]` is a filter.
+
+        Raises:
+            InputError: an unknown latent or sign, a negative or infinite at_least, or an index that does not
+                list its ids.
+        """
+        latent = check_int(latent, "latent", 0, self.model.n_latents - 1, "n_latents - 1")
+        if sign is not None:
+            check_choice(sign, "sign", SIGNS)
+        if not 0 <= check_number(at_least, "at_least") < np.inf:
+            msg = f"at_least must be a finite number of at least 0, got {at_least}"
+            raise InputError(msg)
+        return holding(self.documents, latent, sign, float(at_least))
+
+    def steer(self, queries: Any, weights: Mapping[int, float]) -> FloatArray:
+        """Queries moved along latents: q + |q| times the sum of weight * W_dec[latent].
+
+        All modes and scorings then search for these queries: scores, certificates and explanations are those
+        of the moved query. A document's score grows with its share in the direction of each latent, whether
+        or not its code holds the latent itself.
+
+        Args:
+            queries: (n, d) floating point, or (d,) for one.
+            weights: a weight for each latent, relative to a query of norm 1; below 0 to move away.
+
+        Returns:
+            (n, d) float32.
+
+        Raises:
+            InputError: bad queries, an unknown latent, or a weight that is no finite number.
+        """
+        rows = check_vectors(queries, dim=self.model.dim, name="queries", may_be_empty=True)
+        which = self._checked_latents(weights)
+        amounts = np.array([check_number(weight, "a weight") for weight in weights.values()])
+        if not np.isfinite(amounts).all():
+            msg = f"weights must be finite, got {amounts.tolist()}"
+            raise InputError(msg)
+        direction = amounts @ self.model.decoder_w[which].astype(np.float64)
+        norms = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
+        steered: FloatArray = (rows + norms * direction).astype(np.float32)
+        return steered
+
+    def _checked_latents(self, latents: Iterable[Any]) -> list[int]:
+        last = self.model.n_latents - 1
+        return [check_int(latent, "latent", 0, last, "n_latents - 1") for latent in latents]
 
     @of_one_moment
     def stats(self) -> IndexStats:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +15,11 @@ from compressae_index.arrays import BoolArray, FloatArray, IdArray
 from compressae_index.checks import check_int, normalize_rows
 from compressae_index.coding.codes import SparseCodes
 from compressae_index.coding.model import CompresSAE, Encoder
-from compressae_index.errors import InputError
+from compressae_index.errors import InputError, MissingExtraError
 from compressae_index.processes import cached_property
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Mode: TypeAlias = Literal["sparse", "dense", "two_stage"]
 MODES: tuple[Mode, ...] = ("sparse", "dense", "two_stage")
@@ -103,6 +106,24 @@ class SearchResult(_Neighbours):
     def __getnewargs__(self) -> tuple[Any, ...]:
         return *self, self.certified, self.lost, self.stats
 
+    def to_arrow(self) -> pa.Table:
+        """The documents found, a row each, as a table of Arrow; empty places are left out.
+
+        Its columns are `query`, the number of the query (int64); `rank`, from 0 for the best (int64); `id`
+        (int64, or string); and `score` (float32).
+
+        Raises:
+            MissingExtraError: pyarrow is not installed.
+        """
+        try:
+            import pyarrow as pa
+        except ImportError as error:
+            raise MissingExtraError("pyarrow", "files", "a table of Arrow") from error
+        found = self.scores > -np.inf
+        query, rank = np.nonzero(found)
+        ids = pa.array(self.ids[found], pa.string() if self.ids.dtype == object else pa.int64())
+        return pa.table({"query": query, "rank": rank, "id": ids, "score": self.scores[found]})
+
 
 class Explanation(NamedTuple):
     """How the parts of a document's code add up to its `dense` score, largest contribution first."""
@@ -122,6 +143,9 @@ class Explanation(NamedTuple):
     """The share of the model's mean in the score, which is the same for every document."""
     residual: float = 0.0
     """The share of the document's residual code, or of what its original vector adds to its code."""
+    names: tuple[str, ...] = ()
+    """(k,) names of the latents with the signs of their values, "" for none; empty for an index without
+    `labels`."""
 
 
 class Settings(NamedTuple):

@@ -1,4 +1,4 @@
-"""Results of a search as an .npz file: plain arrays, which take no more room where an id is long."""
+"""Results of a search as files: an .npz of plain arrays, or a Parquet table."""
 
 from __future__ import annotations
 
@@ -38,6 +38,13 @@ def write_results(path: str | Path, scores: FloatArray, ids: IdArray) -> None:
         arrays |= pack_strings(np.array([*number_of, None], dtype=object)[:-1])
     with Path(path).open("wb") as file:
         np.savez(file, **arrays)  # none holds objects, which would be pickled
+
+
+def write_table(path: str | Path, table: Any) -> None:
+    """Writes `SearchResult.to_arrow`, perhaps with more columns, as a Parquet file, which is replaced."""
+    import pyarrow.parquet as pq
+
+    pq.write_table(table, path)
 
 
 def read_results(path: str | Path) -> SearchResult:

@@ -98,13 +98,23 @@ class Candidates(NamedTuple):
     """(n_queries, c) positions in the order of `Documents.ids`; None where ids ascend."""
 
 
-class Source(Protocol):
-    """The part of `SparseBackend` that stages use."""
+class Coded(Protocol):
+    """The part of `Documents` that gives codes by id."""
 
-    k: int
-    n_latents: int
-    are_strings: bool
-    is_exact: bool
+    @property
+    def k(self) -> int:
+        """Nonzeros a code."""
+        ...
+
+    @property
+    def n_latents(self) -> int:
+        """Size of the dictionary."""
+        ...
+
+    @property
+    def are_strings(self) -> bool:
+        """Whether the ids are strings."""
+        ...
 
     def held(self, ids: IdArray) -> BoolArray:
         """Which of the ids are held."""
@@ -113,6 +123,12 @@ class Source(Protocol):
     def codes(self, ids: IdArray) -> SparseCodes:
         """The stored codes of ids."""
         ...
+
+
+class Source(Coded, Protocol):
+    """The part of `SparseBackend` that stages use."""
+
+    is_exact: bool
 
     def candidates(self, terms: SparseCodes, n: int, filter: Any) -> Candidates:  # noqa: A002
         """The n best documents by the terms of each query."""
@@ -152,7 +168,7 @@ class ByTerms:
 class ByCodes:
     """Stage two: scores of candidates by whole projections and whole codes."""
 
-    def __init__(self, backend: Source) -> None:
+    def __init__(self, backend: Coded) -> None:
         self._backend = backend
 
     def __call__(self, asked: Asked, found: Found, /) -> Found:
@@ -324,7 +340,7 @@ def places_of(ids: IdArray) -> RowArray:
     return np.array([place_of.get(name, -1) for name in ids.flat], dtype=np.int64).reshape(ids.shape)
 
 
-def with_codes(backend: Source, got: Candidates) -> tuple[Candidates, SparseCodes]:
+def with_codes(backend: Coded, got: Candidates) -> tuple[Candidates, SparseCodes]:
     """Candidates and their codes, each fetched once, without those that were removed meanwhile."""
     present = ~np.isneginf(got.scores)
     wanted: Any
@@ -345,7 +361,7 @@ def with_codes(backend: Source, got: Candidates) -> tuple[Candidates, SparseCode
     return got, SparseCodes(latents, values, backend.n_latents)
 
 
-def _held_codes(backend: Source, ids: IdArray) -> tuple[BoolArray, SparseCodes]:
+def _held_codes(backend: Coded, ids: IdArray) -> tuple[BoolArray, SparseCodes]:
     """Which ids are still held, while others may remove them, and the codes of these."""
     held = np.ones(len(ids), dtype=bool)
     for attempt in range(ATTEMPTS):

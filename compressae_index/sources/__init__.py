@@ -24,11 +24,13 @@ from compressae_index.sources.flat import open_bvecs, open_fvecs, open_npy
 from compressae_index.sources.hdf5 import open_hdf5
 from compressae_index.sources.ids import read_ids
 from compressae_index.sources.lance import open_lance
+from compressae_index.sources.metadata import read_metadata
 from compressae_index.sources.parquet import open_parquet
 from compressae_index.sources.paths import PathLike, files_of, is_dataset, names_files
 from compressae_index.sources.rows import GoodRows, check_no_rows, checked_rows, ids_of_rows
 from compressae_index.sources.shards import open_shards
 from compressae_index.sources.spool import spooled
+from compressae_index.sources.texts import read_texts
 
 __all__ = [
     "BAD_ROWS",
@@ -42,6 +44,8 @@ __all__ = [
     "ids_of_rows",
     "open_vectors",
     "read_ids",
+    "read_metadata",
+    "read_texts",
 ]
 
 VectorSource: TypeAlias = Vectors | PathLike | Sequence[PathLike] | Iterator[npt.ArrayLike]

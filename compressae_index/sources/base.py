@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import bisect
 import errno
+import io
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, BinaryIO, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from compressae_index.errors import CompressaeError, FormatError, InputError
-from compressae_index.remote import Place
+from compressae_index.remote import Place, RemotePath
 from compressae_index.storage import in_words
 
 # Errors of the system that say nothing about the file's contents.
@@ -107,6 +108,11 @@ class Run:
         """File and row number of a row, for messages."""
         place = getattr(self._vectors, "place", None)
         return place(self._first + row) if place else f"row {self._first + row} of the source"
+
+
+def opened(path: Place) -> BinaryIO:
+    """A file to read from its start; one in a store is read into memory."""
+    return io.BytesIO(path.read_bytes()) if isinstance(path, RemotePath) else path.open("rb")
 
 
 @contextmanager

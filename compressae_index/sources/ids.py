@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +14,10 @@ import numpy.typing as npt
 from compressae_index.arrays import IdArray
 from compressae_index.errors import FormatError, InputError
 from compressae_index.ids import as_id_array, check_unique
-from compressae_index.remote import Place, RemotePath
-from compressae_index.sources.base import reading
-from compressae_index.sources.lance import lance_dataset
-from compressae_index.sources.parquet import parquet_file
+from compressae_index.remote import Place
+from compressae_index.sources.base import opened, reading
 from compressae_index.sources.paths import PathLike, files_of, is_dataset
+from compressae_index.sources.tables import is_table, open_table
 
 # Only numbers as they would be printed: "007" is a string, or it would come back as 7.
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")
@@ -51,7 +50,7 @@ def read_ids(source: PathLike | Sequence[PathLike], column: str | None = None) -
                 raise FormatError(msg)
     if column is not None:
         return _of_columns(paths, column)
-    if len(paths) > 1 or paths[0].suffix.lower() in _TABLES:
+    if len(paths) > 1 or is_table(paths[0]):
         msg = f"which column of {paths[0]} holds the ids must be said: column=..., or --id-column"
         raise InputError(msg)
     path = paths[0]
@@ -64,18 +63,14 @@ def read_ids(source: PathLike | Sequence[PathLike], column: str | None = None) -
     return ids
 
 
-def _opened(path: Place) -> BinaryIO:
-    return io.BytesIO(path.read_bytes()) if isinstance(path, RemotePath) else path.open("rb")
-
-
 def _array(path: Place) -> npt.NDArray[Any]:
-    with _opened(path) as file:
+    with opened(path) as file:
         array: npt.NDArray[Any] = np.load(file, allow_pickle=False)
         return array
 
 
 def _lines(path: Place) -> list[int] | list[str]:
-    with _opened(path) as content, io.TextIOWrapper(content, encoding="utf-8-sig") as file:
+    with opened(path) as content, io.TextIOWrapper(content, encoding="utf-8-sig") as file:
         lines = [line.strip() for line in file]
     if "" in lines:
         msg = f"{path}: line {lines.index('') + 1} is blank ({lines.count('')} such lines)"
@@ -86,7 +81,7 @@ def _lines(path: Place) -> list[int] | list[str]:
 
 
 def _of_columns(paths: Sequence[Place], column: str) -> IdArray:
-    others = [path for path in paths if path.suffix.lower() not in _TABLES]
+    others = [path for path in paths if not is_table(path)]
     if others:
         msg = f"columns of ids are read from Parquet files and Lance datasets, got {others[0]}"
         raise InputError(msg)
@@ -102,30 +97,12 @@ def _of_columns(paths: Sequence[Place], column: str) -> IdArray:
 
 def _of_column(path: Place, column: str) -> IdArray:
     with reading(path), _naming(f"{path}: column {column!r}"):
-        schema, read = _TABLES[path.suffix.lower()](path)
-        if column not in schema.names:
-            msg = f"{path} holds no column {column!r}, only: {', '.join(schema.names)}"
-            raise FormatError(msg)
-        values = read(columns=[column]).column(0)
+        values = open_table(path, [column]).read([column]).column(0)
         if values.null_count:
             row = int(np.flatnonzero(np.asarray(values.is_null()))[0])
             msg = f"{path}: row {row} of column {column!r} is null ({values.null_count} such rows)"
             raise FormatError(msg)
         return as_id_array(values)
-
-
-def _parquet_table(path: Place) -> tuple[Any, Callable[..., Any]]:
-    file = parquet_file(path)
-    return file.schema_arrow, file.read
-
-
-def _lance_table(path: Place) -> tuple[Any, Callable[..., Any]]:
-    dataset = lance_dataset(path)
-    return dataset.schema, dataset.to_table
-
-
-# By suffix, what gives the schema of a table, and a function that reads its columns.
-_TABLES = {".parquet": _parquet_table, ".lance": _lance_table}
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from compressae_index.progress import track
 from compressae_index.remote import Place
 from compressae_index.search.frontier import Frontier
 from compressae_index.search.index import Index, IndexStats
+from compressae_index.search.labels import Labels, labels_file, stored_labels
 from compressae_index.sources import CHUNK_ROWS
 
 _KIND = "faiss index"
@@ -76,11 +77,13 @@ class FaissIndex(Index):
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles packed rows and ids, or the path of a mapped index, as `CompressedIndex` does."""
         if self._mapped is not None and self._mapped[0] is self.documents:
-            return type(self)._mapped_again, (self._mapped[1], self.documents.alive)
+            return type(self)._mapped_again, (self._mapped[1], self.documents.alive, self.labels)
         return copyreg.__newobj__, (type(self),), vars(self) | {"_mapped": None}  # type: ignore[attr-defined]
 
     @classmethod
-    def _mapped_again(cls, mapped: persistence.Mapped, alive: npt.NDArray[np.bool_] | None) -> FaissIndex:
+    def _mapped_again(
+        cls, mapped: persistence.Mapped, alive: npt.NDArray[np.bool_] | None, labels: Labels | None
+    ) -> FaissIndex:
         """Maps the files of a pickled index again.
 
         Raises:
@@ -89,6 +92,7 @@ class FaissIndex(Index):
         index = cls.load(mapped.path, mmap=True)
         mapped.check(index._mapped and index._mapped[1])
         index.documents.mark(alive)
+        index.labels = labels
         return index
 
     @classmethod
@@ -98,7 +102,8 @@ class FaissIndex(Index):
         """Makes a Faiss index of another index's codes, without encoding again.
 
         Codes and residual codes are copied bit for bit. Original vectors stay in the files where they are.
-        Settings of a search and their recall (`frontier`) are those that were measured of the other index.
+        Settings of a search and their recall (`frontier`) are those that were measured of the other index,
+        and so are `labels`.
 
         Args:
             index: the index to copy; it may be mapped.
@@ -126,7 +131,7 @@ class FaissIndex(Index):
             string_ids=documents.are_strings,
         )
         made = cls(index.model, encoder=index.encoder, metric=index.metric, documents=backend)
-        made.frontier = index.frontier
+        made.frontier, made.labels = index.frontier, index.labels
         if path is None:
             if len(rows):
                 ids = documents.live_ids.all()
@@ -247,7 +252,8 @@ class FaissIndex(Index):
         meta = {"encoder": self.encoder, "metric": self.metric, "model": self.model.manifest(), **held}
         if self.frontier is not None:
             meta["frontier"] = self.frontier.manifest()
-        persistence.write(path, _KIND, meta, arrays=arrays, tensors=self.model.tensors(), files=files)
+        every: dict[str, Callable[[Path], object]] = {**files, **labels_file(self.labels)}
+        persistence.write(path, _KIND, meta, arrays=arrays, tensors=self.model.tensors(), files=every)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, mmap: bool = False, originals: Any = None) -> FaissIndex:
@@ -292,6 +298,7 @@ class FaissIndex(Index):
             loaded = cls(model, encoder=stored.meta["encoder"], metric=metric, documents=backend)
             if "frontier" in stored.meta and originals is not False:  # it was measured with all stages
                 loaded.frontier = Frontier.from_stored(persistence.entry(stored.meta, "frontier", dict))
+            loaded.labels = stored_labels(stored.files, model.n_latents)
         if mmap and originals is None:  # a pickle could not say where originals are
             loaded._mapped = backend, persistence.Mapped.of(path, stored)
         persistence.release_pages(stored.arrays)

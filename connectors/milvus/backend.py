@@ -17,6 +17,7 @@ from compressae_index.checks import check_choice, check_int, check_threads, norm
 from compressae_index.coding.chunks import Encoded
 from compressae_index.coding.codes import SparseCodes
 from compressae_index.coding.model import CompresSAE
+from compressae_index.coding.pairs import PAIR
 from compressae_index.connectors.milvus import residuals, wire
 from compressae_index.connectors.milvus.client import CONSISTENCY_LEVELS, MAX_RESULTS, ConsistencyLevel
 from compressae_index.connectors.milvus.compressed import (
@@ -133,7 +134,7 @@ class MilvusBackend(SparseBackend):
     def nbytes(self) -> dict[str, int]:
         """Computed, as Milvus does not tell: 8 bytes a nonzero in the postings, and again in the rows."""
         n = len(self)
-        parts = {"postings": n * self.k * wire.PAIR.itemsize, "rows": n * self.k * wire.PAIR.itemsize}
+        parts = {"postings": n * self.k * PAIR.itemsize, "rows": n * self.k * PAIR.itemsize}
         for name, kind in (("dense", self.dense), ("originals", self.manifest.own_originals)):
             if kind:
                 parts[name] = n * self._model.dim * np.dtype(kind).itemsize
@@ -244,7 +245,7 @@ class MilvusBackend(SparseBackend):
 
     def _requests(self, n: int, others: Rows | None) -> Iterator[slice]:
         """Runs of rows small enough for a request."""
-        fixed = 16 + self.k * wire.PAIR.itemsize
+        fixed = 16 + self.k * PAIR.itemsize
         fixed += sum(4 * self._model.dim for kind in (self.dense, self.manifest.own_originals) if kind)
         fixed += residuals.text_bytes(self.manifest) if self.residual_bits else 0
         sizes = np.full(n, fixed)
@@ -612,4 +613,4 @@ def _contents(hits: Any) -> Sequence[bytes]:
             contents: Sequence[bytes] = field.vectors.sparse_float_vector.contents
             return contents[hits.start : hits.start + len(hits.ids)]
     rows = [hit["entity"][CODE_FIELD] for hit in hits]
-    return [np.array(sorted(row.items()), dtype=wire.PAIR).tobytes() for row in rows]
+    return [np.array(sorted(row.items()), dtype=PAIR).tobytes() for row in rows]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,10 +26,10 @@ from compressae_index.connectors.milvus.expressions import check_primary
 from compressae_index.connectors.milvus.manifest import DENSE, Dense
 from compressae_index.connectors.milvus.wire import to_dicts
 from compressae_index.embedded.codecs.residual import RESIDUAL_ROWS
-from compressae_index.errors import FormatError, InputError, MissingExtraError
+from compressae_index.errors import InputError, MissingExtraError
 from compressae_index.index import CompressedIndex
 from compressae_index.progress import track
-from compressae_index.storage import check_writable
+from compressae_index.storage import folder_aside
 
 # Rows a file by default; one worker imports a file.
 FILE_ROWS = 262_144
@@ -86,16 +84,8 @@ def export_parquet(
     check_int(file_rows, "file_rows", 1)
     export = _Export(index, index.ids, primary, dense, originals)
     export.check()
-    _check_output(path)
-    aside = path.with_name(f".{secrets.token_hex(4)}-{path.name}")
-    aside.mkdir(parents=True)
-    try:
-        with track(len(export.ids), "writing", enabled=progress) as advance:
-            names = export.write(aside, file_rows, advance)
-        os.replace(aside, path)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
+    with folder_aside(path) as aside, track(len(export.ids), "writing", enabled=progress) as advance:
+        names = export.write(aside, file_rows, advance)
     files = [path / name for name in names]
     return Exported(files, len(export.ids), sum(file.stat().st_size for file in files))
 
@@ -112,19 +102,6 @@ def check_fields(primary: str, dense: Dense | None, originals: Dense | None) -> 
     for name, kind in (("dense", dense), ("originals", originals)):
         if kind is not None:
             check_choice(kind, name, DENSE)
-
-
-def _check_output(path: Path) -> None:
-    """Checks that a directory can be written, and is new or empty.
-
-    Raises:
-        FormatError: it is not empty.
-        StorageError: there is no permission to write it.
-    """
-    check_writable(path)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        msg = f"{path} exists and is not an empty directory"
-        raise FormatError(msg)
 
 
 @dataclass(frozen=True)

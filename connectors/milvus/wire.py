@@ -1,8 +1,6 @@
 """Signed codes as Milvus holds them: [s+, s-] over twice the latents, as packed bytes or rows.
 
-Milvus refuses negative sparse values. A positive value of latent j stays at index j; of a negative one, the
-magnitude goes to index n_latents + j. The inner product of two split rows, their agreement, is the sum of the
-terms whose signs are equal, which is never below the signed sum.
+Milvus refuses negative sparse values, so codes are split by sign (`coding/pairs.py`).
 """
 
 from __future__ import annotations
@@ -10,27 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import scipy.sparse as sp
 
 from compressae_index.coding.codes import SparseCodes
+from compressae_index.coding.pairs import PAIR, split
 from compressae_index.errors import BackendError, InputError
-
-# Bytes of a nonzero: uint32 index and float32 value, little-endian.
-PAIR = np.dtype([("index", "<u4"), ("value", "<f4")])
-
-
-def split(codes: SparseCodes) -> npt.NDArray[np.void]:
-    """Pairs of each row, (n, k) of PAIR, in ascending order of index; values are not negative."""
-    negative = codes.values < 0
-    indices = codes.latents.astype(np.uint64) + negative * np.uint64(codes.n_latents)
-    # Sorted as one integer, index above value: several times faster than by argsort.
-    keys = indices << np.uint64(32) | np.abs(codes.values).view(np.uint32)
-    keys.sort(axis=1)
-    pairs: npt.NDArray[np.void] = np.empty(keys.shape, dtype=PAIR)
-    pairs["index"] = keys >> np.uint64(32)
-    pairs["value"] = (keys & np.uint64(0xFFFFFFFF)).astype(np.uint32).view(np.float32)
-    return pairs
 
 
 def to_bytes(codes: SparseCodes) -> list[bytes]:

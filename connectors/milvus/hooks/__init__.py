@@ -1,9 +1,8 @@
-"""Sparse embeddings for the Milvus stores of LangChain and LlamaIndex and for pymilvus.model.
+"""A sparse embedding for pymilvus.model, which serves stage one only.
 
-Each wraps a text embedder and a model, and returns codes split by sign. The stores score by shared latents,
-as mode "sparse" does; only `MilvusIndex` re-scores. Import the module that you need: `hooks.langchain` (extra
-"langchain"), `hooks.llama_index` (extra "llamaindex") or `hooks.pymilvus_model`. The first two cannot be
-installed together, as one needs pymilvus 3 and the other an older version.
+It wraps a dense function and a model, and returns codes split by sign. Collections of these are searched by
+shared latents, as mode "sparse" does, which finds about half of the true neighbours: only `MilvusIndex`
+re-scores.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Encodes dense embeddings of documents and queries, for all hooks."""
+"""Encodes dense embeddings of documents and queries, for the hook."""
 
 from __future__ import annotations
 

@@ -9,12 +9,15 @@ import scipy.sparse as sp
 
 from compressae_index.coding.codes import SparseCodes
 from compressae_index.coding.model import CompresSAE
+from compressae_index.coding.pairs import split
 from compressae_index.connectors.milvus.hooks.encoder import SplitEncoder, as_texts
-from compressae_index.connectors.milvus.wire import split
 
 
 class CompresSAEEmbeddingFunction:
-    """Codes split by sign, of the embeddings of a dense function of pymilvus.model (not imported)."""
+    """Codes split by sign, of the embeddings of a dense function of pymilvus.model (not imported).
+
+    Milvus searches them by stage one alone: `MilvusIndex` also re-scores what that finds.
+    """
 
     def __init__(self, dense: Any, model: CompresSAE, **options: Any) -> None:
         """Takes an object with encode_queries and encode_documents, a model, options of `SplitEncoder`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
+import lzma
 import tempfile
 import time
 from collections.abc import Callable
@@ -48,11 +48,19 @@ class DemoResult(NamedTuple):
 
 
 def load_data() -> DemoData:
-    """Loads the shipped data set: 19,000 vectors of 384 dimensions and 1,000 held-out ones."""
+    """Loads the shipped data set: 19,000 vectors of 384 dimensions and 1,000 held-out ones.
+
+    The vectors have unit norm up to float16. They are stored as principal components in steps, which leaves a
+    cosine of 0.991 with what the model gave.
+    """
     folder = files("compressae_index") / "data" / "wordnet"
-    with as_file(folder / "embeddings.npy") as path:
-        embeddings = np.load(path).astype(np.float32)
-    texts = gzip.decompress((folder / "texts.txt.gz").read_bytes()).decode().splitlines()
+    with as_file(folder / "embeddings.npz") as path, np.load(path) as stored:
+        basis = stored["basis"] * stored["scale"].astype(np.float64)
+        rows = stored["steps"].T.astype(np.float64) @ basis.T + stored["mean"]
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    # Rounded, so that the order in which a machine adds does not show.
+    embeddings = rows.astype(np.float16).astype(np.float32)
+    texts = lzma.decompress((folder / "texts.txt.xz").read_bytes()).decode().splitlines()
     return DemoData(embeddings[:-HELD_OUT], embeddings[-HELD_OUT:], texts[:-HELD_OUT], texts[-HELD_OUT:])
 
 
