@@ -6,6 +6,7 @@ scores, ids = index.search(queries, k=10)
 
 from __future__ import annotations
 
+import logging
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +69,8 @@ __all__ = [
 ]
 
 __version__ = version("compressae-index")
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # silent, unless a program wants to hear it
 
 
 def __getattr__(name: str) -> Any:

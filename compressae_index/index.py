@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copyreg
+import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -17,11 +19,20 @@ from compressae_index._engine import simd
 from compressae_index.arrays import BoolArray, IdArray
 from compressae_index.building.calibration import CALIBRATED_ROWS, calibrate
 from compressae_index.building.decision import decide
+from compressae_index.building.drift import DRIFT_ROWS, PROBE_ARRAYS, Drift, Probe, Tally, compared, drift_of
 from compressae_index.building.neighbourhoods import neighbourhoods
 from compressae_index.building.planning import Intent, Knobs, Plan, Shared
-from compressae_index.building.points import points_of
-from compressae_index.building.training import ModelSource
-from compressae_index.checks import as_path, as_place, check_choice, check_int, check_threads
+from compressae_index.building.points import points_of, seen_again
+from compressae_index.building.recoding import StoredVectors, check_recodes, recoded
+from compressae_index.building.training import ModelSource, Trained, improved
+from compressae_index.checks import (
+    as_path,
+    as_place,
+    check_choice,
+    check_int,
+    check_threads,
+    normalize_rows,
+)
 from compressae_index.coding.chunks import Encoded, encoded_chunks
 from compressae_index.coding.directory import CodeStore
 from compressae_index.coding.lengths import check_room_for_norms
@@ -40,7 +51,7 @@ from compressae_index.ids import Ids, as_id_array
 from compressae_index.processes import ForkSafeLock
 from compressae_index.progress import track
 from compressae_index.search.frontier import Frontier
-from compressae_index.search.index import Index, IndexStats, counted
+from compressae_index.search.index import Index, IndexStats, counted, of_one_moment
 from compressae_index.search.labels import Labels, labels_file, stored_labels
 from compressae_index.sources import (
     CHUNK_ROWS,
@@ -55,6 +66,8 @@ from compressae_index.sources.paths import PathLike
 
 if TYPE_CHECKING:
     from compressae_index.training import TrainConfig
+
+_log = logging.getLogger(__name__)
 
 
 # Arrays that are mapped however an index is loaded.
@@ -91,6 +104,9 @@ class CompressedIndex(Index):
         """The choices of `build` for its budget, and the recall it expects; None without one. Not saved."""
         self.skipped: IdArray = np.empty(0, dtype=np.int64)
         """Ids of rows that the last `build`, `add` or `upsert` left out by on_bad_rows="skip". Not saved."""
+        self.probe: Probe | None = None
+        """What `drift` compares with: codes of the vectors that the index was built from; None if it was
+        made otherwise, or by an older version."""
         # The files that the codes of a back end are mapped from.
         self._mapped: tuple[EmbeddedBackend, persistence.Mapped] | None = None
 
@@ -211,7 +227,7 @@ class CompressedIndex(Index):
         near = None
         if intent.budget is not None or n >= CALIBRATED_ROWS:
             near = neighbourhoods(points.vectors, points.order, progress=progress)
-        model, knobs, plan = decide(
+        (model, held_out), knobs, plan = decide(
             source,
             points.vectors,
             intent,
@@ -236,11 +252,12 @@ class CompressedIndex(Index):
             backend = backend.with_originals(kept)
         index = cls(model, encoder=encoder, metric=metric, documents=_empty(backend, metric))
         index.plan, index.skipped = plan, skipped
-        bits = index.documents.residual_bits
+        bits, tally = index.documents.residual_bits, Tally(model)
         chunks = encoded_chunks(
             model, vectors, knobs.nonzeros, encoder, threads, scale=scale, residual_bits=bits
         )
-        index._append(chunks, row_ids, scale, threads, progress)
+        index._append(chunks, row_ids, scale, threads, progress, note=tally.note)
+        index.probe = Probe.of(model, tally.seen, held_out, knobs.nonzeros, encoder, threads)
         if backend.originals is None:
             index._documents = index.documents.with_originals(kept)
         if near is not None and n >= CALIBRATED_ROWS:
@@ -255,6 +272,7 @@ class CompressedIndex(Index):
                 progress=progress,
             )
         model.release()
+        _log.info("built an index of %d vectors: k = %d, %d latents", n, index.k, model.n_latents)
         return index
 
     @classmethod
@@ -368,7 +386,7 @@ class CompressedIndex(Index):
         change joins them, so that merging paths takes little memory. Where a shard ends within a window of
         32,768 vectors, the rounding of its posting lists may differ until then, and with it the last of the
         candidates. Marks of removal stay, too. The result has the first `labels` among those of the shards,
-        and no `frontier`, which is measured among all vectors.
+        and neither `frontier`, which is measured among all vectors, nor `probe`.
 
         Args:
             shards: indexes, or paths of saved ones, at least one.
@@ -393,6 +411,12 @@ class CompressedIndex(Index):
         index = cls(first.model, encoder=first.encoder, metric=first.metric, documents=documents)
         index.labels = next((each.labels for each in indexes if each.labels is not None), None)
         return index
+
+    def now(self) -> CompressedIndex:
+        """What stays as this index is now, whatever changes meanwhile; it is not to be changed."""
+        moment = type(self).__new__(type(self))
+        vars(moment).update(vars(self).copy())  # at once: `recode` replaces attributes together
+        return moment
 
     def __copy__(self) -> CompressedIndex:
         copied = type(self).__new__(type(self))
@@ -448,7 +472,7 @@ class CompressedIndex(Index):
                 norm out of range. Nothing was added.
         """
         self._write_skipping(
-            embeddings, ids, on_bad_rows, replace=False, num_threads=num_threads, progress=progress
+            embeddings, ids, on_bad_rows, replaces=False, num_threads=num_threads, progress=progress
         )
 
     def upsert(
@@ -477,7 +501,7 @@ class CompressedIndex(Index):
         """
         ids = as_id_array(ids)
         self._write_skipping(
-            embeddings, ids, on_bad_rows, replace=True, num_threads=num_threads, progress=progress
+            embeddings, ids, on_bad_rows, replaces=True, num_threads=num_threads, progress=progress
         )
 
     def _write_skipping(
@@ -486,7 +510,7 @@ class CompressedIndex(Index):
         ids: Any,
         on_bad_rows: BadRows,
         *,
-        replace: bool,
+        replaces: bool,
         num_threads: int | None,
         progress: bool,
     ) -> None:
@@ -495,8 +519,20 @@ class CompressedIndex(Index):
             if ids is None and len(self.documents.all_ids) and vectors.shape[0]:
                 ids = self.documents.next_ids(getattr(vectors, "n_rows", vectors.shape[0]))
             new_ids, skipped = ids_of_rows(ids, vectors)
-            self._store(vectors, new_ids, replace=replace, num_threads=num_threads, progress=progress)
+            probe = self.probe
+            tally = None if probe is None else Tally(self.model, probe.added)
+            self._store(
+                vectors,
+                new_ids,
+                replace=replaces,
+                num_threads=num_threads,
+                progress=progress,
+                note=None if tally is None else tally.note,
+            )
             self.skipped = skipped
+            _log.info("%s %d vectors", "upserted" if replaces else "added", len(new_ids))
+            if probe is not None and tally is not None:
+                self.probe = replace(probe, added=tally.seen)
 
     def _append(
         self,
@@ -506,21 +542,156 @@ class CompressedIndex(Index):
         num_threads: int,
         progress: bool,
         label: str = "encoding",
+        note: Callable[[Encoded], object] | None = None,
     ) -> None:
         """Adds folded codes to an index that nobody else knows yet; `scale` is what scales them."""
         with track(len(ids), label, enabled=progress) as advance:
             self._documents = self.documents.added(
-                counted(chunks, advance),
+                counted(chunks, advance, note),
                 ids,
                 scale=scale,
                 model=self.model,
                 num_threads=num_threads,
             )
 
+    @of_one_moment
+    def drift(self, vectors: VectorSource | None = None, *, num_threads: int | None = None) -> Drift:
+        """How far new vectors are from those that the index was built from.
+
+        Compares how well codes keep them, and which latents they use, with the `probe` that `build` made. At
+        most 20,000 of the vectors are read, which takes seconds.
+
+        Args:
+            vectors: (n, d) floating point, as for `build`; by default those that were added since the index
+                was built, also by `upsert`. Of these, removed ones count, too.
+            num_threads: threads to encode with; all by default.
+
+        Returns:
+            The verdict "fine", "watch" or "recode", and what it was made from.
+
+        Raises:
+            InputError: bad rows, another dimension, no vectors; or there is no probe, and no original vectors
+                of which one could be made.
+        """
+        threads, probe, documents = check_threads(num_threads), self.probe, self.documents
+        if vectors is None:
+            if probe is None or not probe.added.n:
+                msg = "nothing was added since the index was built: give the vectors to compare"
+                raise InputError(msg)
+            return compared(probe, probe.added)
+        opened = open_vectors(vectors)
+        if probe is None:
+            probe = self._probe_of(documents, threads)
+        return drift_of(probe, self.model, opened, documents.k, self.encoder, threads)
+
+    def _probe_of(self, documents: EmbeddedDocuments, threads: int) -> Probe:
+        """A probe of the original vectors that an index keeps.
+
+        Raises:
+            InputError: it keeps none.
+        """
+        if documents.backend.originals is None or not len(documents):
+            msg = (
+                "this index has no probe to compare with, as it was made by an older version, of codes or of "
+                "shards, and it keeps no original vectors: build it again"
+            )
+            raise InputError(msg)
+        rows = documents.alive_rows()
+        rows = rows[:: -(-len(rows) // DRIFT_ROWS)]
+        unit = normalize_rows(documents.backend.originals.vectors(rows))
+        tally = Tally(self.model)
+        tally.note(Encoded(self.model.encode_unit(unit, documents.k, self.encoder, threads), unit))
+        return Probe.of(self.model, tally.seen, None, documents.k, self.encoder, threads)
+
+    @property
+    def vectors(self) -> StoredVectors:
+        """The vectors as the index knows them, in the order of `ids`: a source for `train` and others.
+
+        They are the original ones where it keeps them, else reconstructions by codes and residual codes.
+        """
+        index = self.now()
+        return StoredVectors(index.documents, index.model)
+
+    def recode(
+        self, model: CompresSAE | None = None, *, num_threads: int | None = None, progress: bool = False
+    ) -> None:
+        """Codes all vectors anew by another model, in the same form: k, bits, postings, metric and ids.
+
+        The vectors are the original ones where the index keeps them, else what codes and residual codes say,
+        so that what these have lost stays lost: recall then gains next to nothing. They are read in pieces,
+        and the new codes are made beside the old ones. Searches go on meanwhile, and see the old model and
+        codes or the new ones; changes wait.
+        `drift` compares with the new codes from then on. `frontier` is measured again, by neighbours among
+        the stored vectors; codes alone tell too little of these, and it becomes None, as do `labels`. Removed
+        vectors are left out, as by `compact`. If anything fails, the index stays as it was.
+
+        Args:
+            model: a trained model; by default one is trained on `vectors`, from the present one, which needs
+                torch: `train(index.vectors, config, start=index.model)` takes settings.
+            num_threads: threads to work with; all by default.
+            progress: show progress bars.
+
+        Raises:
+            InputError: the model is of another dimension, has too few latents or does not fit the metric; the
+                index is empty.
+            MissingExtraError: there is a model to train, and torch is not installed.
+            StorageError: the file of the original vectors was changed.
+        """
+        threads = check_threads(num_threads)
+        with self._writer.lock:
+            documents, vectors = self.documents, self.vectors
+            if not len(documents):
+                msg = "there are no vectors to code anew"
+                raise InputError(msg)
+            if model is None:
+                trained = improved(self.model, vectors, documents.k, progress=progress)
+            else:
+                trained = Trained(check_recodes(model, documents, self.model, self.metric))
+            new = self._recoded(trained, vectors, threads, progress)
+            # What is replaced must not be freed, which may run other threads, before all of it is.
+            replaced = vars(self).copy()
+            vars(self).update(vars(new) | {"_writer": self._writer, "skipped": self.skipped})
+            del replaced
+            _log.info("coded %d vectors anew by the model %s", len(documents), self.model.fingerprint)
+
+    def _recoded(
+        self, trained: Trained, vectors: StoredVectors, threads: int, progress: bool
+    ) -> CompressedIndex:
+        """A new index of the vectors of this one."""
+        (model, held_out), documents, tally = trained, self.documents, Tally(trained.model)
+        made = recoded(
+            documents,
+            vectors,
+            model,
+            self.encoder,
+            self.metric,
+            threads,
+            tally.note,
+            progress=progress,
+        )
+        new = type(self)(model, encoder=self.encoder, metric=self.metric, documents=made)
+        new.probe = Probe.of(model, tally.seen, held_out, documents.k, self.encoder, threads)
+        if documents.refines and len(made) >= CALIBRATED_ROWS:
+            keep_norms = made.backend.keeps_norms
+            points = seen_again(vectors, model.center, self.metric, keep_norms=keep_norms)
+            new.frontier = calibrate(
+                new,
+                neighbourhoods(points.vectors, points.order, progress=progress),
+                made.all_ids.all(),
+                made.backend.list_lengths(),
+                target=None if self.frontier is None else self.frontier.target,
+                num_threads=threads,
+                progress=progress,
+            )
+        model.release()
+        return new
+
     def compact(self, *, num_threads: int | None = None) -> None:
         """Reclaims the memory of removed vectors."""
         with self._writer.lock:
+            before = len(self.documents.all_ids)
             self._documents = self.documents.compacted(check_threads(num_threads))
+            _log.info("compacted %d vectors to %d", before, len(self.documents.all_ids))
 
     @property
     def documents(self) -> EmbeddedDocuments:
@@ -532,6 +703,7 @@ class CompressedIndex(Index):
         """The factor from codes of `documents.backend` to those of `codes`; 1 for cosine."""
         return self.documents.unit or 1.0
 
+    @of_one_moment
     def stats(self) -> IndexStats:
         """The contents of the index, and their costs."""
         documents = self.documents
@@ -556,6 +728,7 @@ class CompressedIndex(Index):
             simd=simd(),
         )
 
+    @of_one_moment
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a directory, in one step: a crash leaves what was there before, or all of this index.
 
@@ -567,7 +740,9 @@ class CompressedIndex(Index):
             StorageError: the disk is full or refuses; what was there before is untouched.
         """
         persistence.write(path, "index", **self.contents()._asdict())
+        _log.info("saved %d vectors to %s", len(self.documents.all_ids), as_place(path))
 
+    @of_one_moment
     def contents(self) -> persistence.Contents:
         """What `save` writes, for a directory that holds more than an index."""
         documents = self.documents
@@ -579,9 +754,13 @@ class CompressedIndex(Index):
         meta |= documents.manifest()
         if self.frontier is not None:
             meta["frontier"] = self.frontier.manifest()
+        arrays, probe = documents.to_arrays(), self.probe
+        if probe is not None:
+            meta["probe"] = probe.manifest()
+            arrays |= probe.to_arrays()
         kept = documents.backend.originals
         files = labels_file(self.labels) | ({} if kept is None else {FILE: kept.write})
-        return persistence.Contents(meta, documents.to_arrays(), self.model.tensors(), files)
+        return persistence.Contents(meta, arrays, self.model.tensors(), files)
 
     @classmethod
     def load(
@@ -618,6 +797,7 @@ class CompressedIndex(Index):
             )
         if mmap and originals is None:  # else the files are not all that it was loaded from
             index._mapped = index.documents.backend, persistence.Mapped.of(where, stored)
+        _log.info("loaded %d vectors from %s", len(index), where)
         return index
 
     @classmethod
@@ -649,10 +829,14 @@ class CompressedIndex(Index):
         metric = check_choice(meta.get("metric", "cosine"), "metric", METRICS)
         norms = persistence.entry(meta, "packing", dict).get(NORMS, False)
         unit = RowScale(metric, meta.get("unit"), unit_rows=not norms).unit
-        documents = EmbeddedDocuments.from_stored(meta, arrays, model, metric, unit, originals)
+        of_documents = {name: array for name, array in arrays.items() if name not in PROBE_ARRAYS}
+        documents = EmbeddedDocuments.from_stored(meta, of_documents, model, metric, unit, originals)
         index = cls(model, encoder=meta["encoder"], metric=metric, documents=documents)
         if "frontier" in meta and originals is not False:  # which was measured with them
             index.frontier = Frontier.from_stored(persistence.entry(meta, "frontier", dict))
+        if "probe" in meta:
+            probe = persistence.entry(meta, "probe", dict)
+            index.probe = Probe.from_stored(probe, arrays, model.n_latents)
         index.labels = stored_labels(files, model.n_latents)
         return index
 

@@ -92,7 +92,7 @@ class CompresSAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             raise InputError(msg)
         vectors = open_vectors(rows)
         k, _ = source.sizes(vectors, self.encoder)
-        self.model_, self._k = source.model_for(vectors, None, progress=False), k
+        self.model_, self._k = source.model_for(vectors, None, progress=False).model, k
         return self
 
     def transform(self, X: Any) -> sp.csr_array:  # noqa: N803

@@ -30,6 +30,7 @@ NAVIGATION = {
         *(
             "docs/search",
             "docs/explain",
+            "docs/living",
             "docs/budgets",
             "docs/data",
             "docs/training",

@@ -36,6 +36,7 @@ from compressae_index.search.results import read_results
 COMMANDS = [
     "build",
     "demo",
+    "drift",
     "encode",
     "estimate",
     "eval",
@@ -47,6 +48,7 @@ COMMANDS = [
     "milvus",
     "neighbours",
     "ray",
+    "recode",
     "report",
     "search",
     "train",

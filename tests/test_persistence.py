@@ -78,7 +78,7 @@ def data_of(saved: Path) -> Path:
 
 def files_of(saved: Path) -> list[Path]:
     files = [saved / "manifest.json", *sorted(data_of(saved).iterdir())]
-    assert len(files) == 12
+    assert len(files) == 14
     return files
 
 

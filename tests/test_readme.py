@@ -28,7 +28,7 @@ PAGES = [
     *(
         f"docs/{name}.md"
         for name in (
-            *("training", "search", "explain", "budgets", "data", "scale-out", "how-it-works"),
+            *("training", "search", "explain", "living", "budgets", "data", "scale-out", "how-it-works"),
             *("frameworks", "milvus", "faiss", "exports", "ecosystem"),
             *("command-line", "errors", "benchmarks"),
             *("index", "how-to", "when-not", "project"),

@@ -8,15 +8,15 @@ from typing import NamedTuple
 from compressae_index.building.latents import weighed
 from compressae_index.building.neighbourhoods import Neighbourhoods
 from compressae_index.building.planning import Intent, Knobs, Plan, Shared, Trial, choose
-from compressae_index.building.training import ModelSource
-from compressae_index.coding.model import CompresSAE, Encoder
+from compressae_index.building.training import ModelSource, Trained
+from compressae_index.coding.model import Encoder
 from compressae_index.sources import Vectors
 
 
 class Decided(NamedTuple):
     """A model and the settings of its codes."""
 
-    model: CompresSAE
+    trained: Trained
     knobs: Knobs
     plan: Plan | None
     """What the budget chose; None without one."""
@@ -56,6 +56,6 @@ def decide(
     if intent.weighs_latents:
         source, k = weighed(source, vectors, budget, shared, encoder, trial_of, progress=progress)
         knobs = knobs.with_nonzeros(k)
-    model = source.model_for(vectors, knobs.k, progress=progress)
-    plan = choose(trial_of(model), budget, progress=progress)
-    return Decided(model, knobs.of_plan(plan), plan)
+    trained = source.model_for(vectors, knobs.k, progress=progress)
+    plan = choose(trial_of(trained.model), budget, progress=progress)
+    return Decided(trained, knobs.of_plan(plan), plan)

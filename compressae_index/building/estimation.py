@@ -94,7 +94,7 @@ def estimate(
     _, latents = source.sizes(vectors, "pursuit", knobs.k)
     sample = unit_sample(vectors, max(SAMPLE_ROWS, 2 * latents), np.random.default_rng(config.seed))
     started = time.perf_counter()
-    model = source.with_latents(latents).model_for(sample, knobs.k, progress=progress)
+    model = source.with_latents(latents).model_for(sample, knobs.k, progress=progress).model
     train_seconds = (time.perf_counter() - started) * TrainConfig().refine_rounds / config.refine_rounds
     trial = trial_of(model)
     plan = trial.of_knobs(knobs) if budget is None else choose(trial, budget, progress=progress)

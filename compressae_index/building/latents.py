@@ -64,7 +64,7 @@ def weighed(
     def briefly_trained(n_latents: int) -> Trial:
         sized = brief.with_latents(n_latents)
         k, _ = sized.sizes(vectors, encoder, budget.training_k)
-        return trial_of(sized.model_for(rows, k, progress=progress))
+        return trial_of(sized.model_for(rows, k, progress=progress).model)
 
     first = _first(largest // 2, shared, budget.bytes_per_vector or BUDGETS[0])
     trial = briefly_trained(first)

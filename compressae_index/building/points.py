@@ -57,3 +57,10 @@ def points_of(vectors: Vectors, metric: Metric, source: ModelSource, *, progress
         return Points(vectors, None, "cosine")
     center = (total / vectors.shape[0]).astype(np.float32) if source.centers else None
     return Points(Centred(vectors, center), center, metric)
+
+
+def seen_again(vectors: Vectors, center: FloatArray | None, metric: Metric, *, keep_norms: bool) -> Points:
+    """The rows of an index as its codes see them."""
+    if keep_norms:
+        return Points(Centred(vectors, center), center, "l2")
+    return Points(vectors, None, "cosine" if metric == "l2" else metric)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from compressae_index.arrays import FloatArray
 from compressae_index.checks import check_int
 from compressae_index.coding.metric import Metric
 from compressae_index.coding.model import CompresSAE, Encoder, check_is_model, check_model
@@ -13,6 +14,14 @@ from compressae_index.sources import Vectors
 
 if TYPE_CHECKING:
     from compressae_index.training import TrainConfig
+
+
+class Trained(NamedTuple):
+    """A model, and what it was not trained on."""
+
+    model: CompresSAE
+    held_out: FloatArray | None = None
+    """(m, d) unit rows that were held out of its training, maybe none; None of a model that was given."""
 
 
 @dataclass(frozen=True)
@@ -94,13 +103,14 @@ class ModelSource:
             raise DimensionError(msg)
         return self.given.nonzeros(self.k, encoder), self.given.n_latents
 
-    def model_for(self, vectors: Vectors, k: int | None, *, progress: bool) -> CompresSAE:
+    def model_for(self, vectors: Vectors, k: int | None, *, progress: bool) -> Trained:
         """The model that is given, or one trained on the vectors, for codes of k nonzeros if given."""
         if self.given is not None:
-            return self.given
+            return Trained(self.given)
         from compressae_index.training import train
 
-        return train(vectors, self._settings.with_codes(k, None), progress=progress).model
+        result = train(vectors, self._settings.with_codes(k, None), progress=progress)
+        return Trained(result.model, result.held_out)
 
     def brief(self, rounds: int) -> ModelSource:
         """The same, trained for so many rounds, and its dictionary alone."""
@@ -118,6 +128,18 @@ class ModelSource:
             msg = "there is neither a model nor settings to train one with"
             raise ValueError(msg)
         return self.settings
+
+
+def improved(start: CompresSAE, vectors: Vectors, k: int, *, progress: bool) -> Trained:
+    """A model trained on vectors from another one, for codes of k nonzeros.
+
+    Raises:
+        MissingExtraError: torch is not installed.
+    """
+    from compressae_index.training.run import continued, train
+
+    result = train(vectors, replace(continued(start), k=k), start=start, progress=progress)
+    return Trained(result.model, result.held_out)
 
 
 def training_settings(

@@ -13,6 +13,7 @@ import click
 from compressae_index.cli.data import build, encode, estimate, info, merge, train
 from compressae_index.cli.explain import explain, label
 from compressae_index.cli.export import export
+from compressae_index.cli.living import drift, recode
 from compressae_index.cli.milvus import milvus
 from compressae_index.cli.model import report_model
 from compressae_index.cli.ray import ray
@@ -92,6 +93,6 @@ def main() -> None:
 
 for command in (
     *(train, encode, build, merge, estimate, search, stored_neighbours, explain, label, evaluate),
-    *(report_model, info, export, milvus, ray, demo),
+    *(report_model, drift, recode, info, export, milvus, ray, demo),
 ):
     main.add_command(command)

@@ -105,7 +105,7 @@ def train(
     config = replace(train_config(training.preset, training.steps, training.seed), center=center)
     config = config.with_codes(training.k, training.n_latents)
     result = train_model(vectors, config, checkpoint=checkpoint, progress=True)
-    _save(result.model, output)
+    save_or_keep(result.model, output)
     content = {
         "model": str(output),
         **result.model.manifest(),
@@ -285,7 +285,7 @@ def build(
             num_threads=threads,
             **storage._asdict(),
         )
-    _save(index, output)
+    save_or_keep(index, output)
     content = {"index": str(output), "seconds": time.perf_counter() - started, **index.stats()._asdict()}
     if on_bad_rows == "skip":
         content |= _skipped(index.skipped, as_json)
@@ -311,7 +311,7 @@ def merge(shards: tuple[Place, ...], output: Place, as_json: bool) -> None:
     check_target(output, "index")
     replaced = holds_something(output)
     index = CompressedIndex.merge(shards)
-    _save(index, output)
+    save_or_keep(index, output)
     print_result({"index": str(output), **index.stats()._asdict()}, as_json)
     if replaced:
         say_replaced(output)
@@ -349,7 +349,7 @@ def _index_of_codes(
     )
 
 
-def _save(made: CompressedIndex | CompresSAE, output: Place) -> None:
+def save_or_keep(made: CompressedIndex | CompresSAE, output: Place) -> None:
     """Saves an index or a model; if that fails, to a temporary folder, as it took long to make.
 
     Raises:

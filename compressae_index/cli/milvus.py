@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
@@ -26,11 +28,12 @@ from compressae_index.cli.options import (
 )
 from compressae_index.cli.search import neighbours, print_neighbours
 from compressae_index.coding.metric import METRICS
+from compressae_index.errors import BackendError
 from compressae_index.index import CompressedIndex
 from compressae_index.remote import Place
 from compressae_index.search.queries import Scoring
 from compressae_index.sources import open_vectors
-from compressae_index.terminal import quoted
+from compressae_index.terminal import printable, quoted
 
 if TYPE_CHECKING:
     from compressae_index.connectors.milvus import MilvusIndex
@@ -193,23 +196,49 @@ def import_(
 @milvus.command()
 @connection_options
 @click.option("--collection", required=True, help="The compressed collection.")
-@click.option("--compare", is_flag=True, help="Read the whole source, and find replaced rows too.")
+@click.option(
+    "--compare/--ids-only",
+    default=None,
+    help="Read the whole source and find replaced rows, or compare ids alone.  [default: --compare, unless "
+    "version 0.1 imported it]",
+)
+@click.option("--watch", type=float, help="Go on, every so many seconds, until it is interrupted.")
 @threads_option
 @json_option
-def sync(connection: Connection, collection: str, compare: bool, threads: int | None, as_json: bool) -> None:
+def sync(
+    connection: Connection,
+    collection: str,
+    compare: bool | None,
+    watch: float | None,
+    threads: int | None,
+    as_json: bool,
+) -> None:
     """Take over changes of the source since the import.
 
-    These are rows that were inserted or deleted; with --compare also rows that were replaced under the same
-    id.
+    These are rows that were inserted, replaced or deleted. With --watch, it prints a report each time, and
+    goes on after errors of Milvus.
 
     \b
     Example:
-      compressae-index milvus sync --uri items.db --collection items_compressed
+      compressae-index milvus sync --uri items.db --collection items_compressed --watch 60
     """  # noqa: D301
     from compressae_index.connectors.milvus import sync as sync_index
 
+    if watch is not None and not 0 < watch < math.inf:
+        msg = f"--watch must be a positive number of seconds, got {watch}."
+        raise click.UsageError(msg)
     index = connection.open(collection)
-    print_result(sync_index(index, compare=compare, num_threads=threads)._asdict(), as_json)
+    while True:
+        try:
+            report = sync_index(index, compare=compare, num_threads=threads, progress=watch is None)
+            print_result(report._asdict(), as_json)
+        except BackendError as error:
+            if watch is None:
+                raise
+            click.echo(f"{printable(str(error))}", err=True)
+        if watch is None:
+            break
+        time.sleep(watch)
     index.close()
 
 

@@ -20,13 +20,13 @@ from compressae_index.embedded.backend import EmbeddedBackend, Refinement
 from compressae_index.embedded.codecs import WithResiduals
 from compressae_index.embedded.codecs.lengths import NORMS
 from compressae_index.embedded.originals import FILE, Originals, score_of
-from compressae_index.embedded.sizes import RUN_ROWS
+from compressae_index.embedded.sizes import POSTING_BYTES, RUN_ROWS, sparse_candidates
 from compressae_index.errors import DimensionError, InputError
 from compressae_index.ids import STORED_ROWS, Ids, Rows, check_kind, stored_rows
 from compressae_index.persistence import entry
 from compressae_index.search.protocol import Filter
-from compressae_index.search.queries import MODES, Asked, SearchResult
-from compressae_index.search.stages import Found, Stages, in_order, ranked
+from compressae_index.search.queries import MODES, Asked, Reads, SearchResult
+from compressae_index.search.stages import Found, Stages, in_order, ranked, strongest_terms
 
 
 class EmbeddedDocuments(Rows):
@@ -115,6 +115,26 @@ class EmbeddedDocuments(Rows):
             InputError: a filter with the wrong length, unknown ids, or integers that may be meant as a mask.
         """
         return ranked(self.stages(asked.settings.mode).run(asked), asked.k, are_strings=self.are_strings)
+
+    def reads(self, asked: Asked) -> Reads:
+        """What `answer` reads for queries: postings of their latents, codes, and what refines."""
+        backend, n, postings = self.backend, len(asked), 0
+        k, candidates, _ = self._room(asked)
+        if k == 0:
+            return Reads(0, 0)
+        if asked.mode != "dense":
+            terms = strongest_terms(asked.stage_one, self._query_nnz(asked))
+            postings = int(backend.list_lengths()[terms.latents[terms.values != 0]].sum())
+        scored = {"dense": len(self.all_ids), "two_stage": candidates}.get(asked.mode, sparse_candidates(k))
+        codec, third = backend.codec, 0
+        if isinstance(codec, WithResiduals):
+            third = codec.row_bytes(self.n_latents, self.k) - codec.inner.row_bytes(self.n_latents, self.k)
+            codec = codec.inner
+        if backend.originals is not None:
+            third = backend.originals.dim * backend.originals.dtype.itemsize
+        row = codec.row_bytes(self.n_latents, self.k)
+        read = POSTING_BYTES * postings + n * (scored * row + min(asked.refine, scored) * third)
+        return Reads(postings, int(read))
 
     def by_terms(self, asked: Asked) -> Found:
         """The best documents by the strongest latents of each query."""
@@ -209,6 +229,16 @@ class EmbeddedDocuments(Rows):
         if self.backend.originals is not None:
             return self.backend.originals.vectors(rows)
         return self._reconstructed(rows, model)
+
+    def vectors_of(self, rows: RowArray, model: CompresSAE) -> FloatArray:
+        """The vectors of rows as `vectors` gives them, but times the unit of norms.
+
+        Raises:
+            StorageError: the file of the original vectors was changed.
+        """
+        kept = self.backend.originals
+        vectors = self._reconstructed(rows, model) if kept is None else kept.vectors(rows)
+        return vectors if self.unit in (None, 1.0) else vectors * np.float32(self.unit)
 
     def reconstructed(self, ids: IdArray, model: CompresSAE) -> FloatArray:
         """Reconstructions of ids with their residuals, (len(ids), d), in the unit of norms.

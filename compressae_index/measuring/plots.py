@@ -14,11 +14,13 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from compressae_index.building.drift import Drift
 from compressae_index.errors import MissingExtraError
 from compressae_index.measuring.evaluation import Measurement
 
@@ -248,6 +250,24 @@ def recall_against_expected(axes: Axes, series: Series, expected: Mapping[str, f
     axes.set_xlabel(f"recall@{at} expected by build")
     axes.set_ylabel(f"recall@{at} of these queries")
     _draw(axes, [series], lambda one: (expected[one.name], one.recall[at]))
+
+
+def drift_picture(drift: Drift, path: Path) -> None:
+    """Writes a .png file: cosines of vectors and their reconstructions by percentile, when built and now.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    figure = figure_class()(figsize=SVG_SIZE, dpi=120, layout="constrained")
+    axes = figure.subplots()
+    axes.set_xlabel("percentile of the vectors")
+    axes.set_ylabel("cosine with the reconstruction")
+    names = (f"new: {drift.verdict}", "when built")
+    for name, cosines, look_ in zip(names, drift.cosines[::-1], looks([True, False]), strict=True):
+        draw_line(axes, list(cosines.items()), look_, MARK_AREA, joined=True)
+        axes.plot([], [], color=look_.color, linestyle=look_.linestyle, marker=look_.marker, label=name)
+    axes.legend()
+    figure.savefig(path, format="png")
 
 
 def _draw(

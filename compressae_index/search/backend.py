@@ -18,7 +18,7 @@ from compressae_index.errors import InputError
 from compressae_index.ids import Ids, check_kind
 from compressae_index.progress import track
 from compressae_index.search.protocol import Filter
-from compressae_index.search.queries import Asked, SearchResult
+from compressae_index.search.queries import Asked, Reads, SearchResult
 from compressae_index.search.stages import ByCodes, ByTerms, Candidates, Stages, answered, ranked
 
 # Queries answered at a time: the codes of all their candidates are held at once.
@@ -115,6 +115,10 @@ class SparseBackend(ABC):
             InputError: a filter of another kind.
         """
         return answered(self.stages(asked.mode), asked, QUERY_BLOCK, are_strings=self.are_strings)
+
+    def reads(self, asked: Asked) -> Reads:  # noqa: ARG002
+        """What `answer` reads for queries; nothing of it is counted by default."""
+        return Reads()
 
     def reconstructed(self, ids: IdArray, model: CompresSAE) -> FloatArray:
         """Reconstructions of ids, (len(ids), d).

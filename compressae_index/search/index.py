@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -44,10 +46,12 @@ from compressae_index.search.queries import (
     REFINED_MODES,
     SCORINGS,
     Asked,
+    Clock,
     Coder,
     Explanation,
     Scoring,
     SearchResult,
+    SearchStats,
     Settings,
     check_candidates,
     check_k,
@@ -96,6 +100,23 @@ class IndexStats(NamedTuple):
     """Bytes a vector of the original vectors, which are not resident; 0 for none."""
 
 
+_log = logging.getLogger(__name__)
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def of_one_moment(
+    method: Callable[Concatenate[Any, P], T],
+) -> Callable[Concatenate[Any, P], T]:
+    """A method that reads model and documents, and must not see one of them replaced before the other."""
+
+    @wraps(method)
+    def reading(index: Any, /, *arguments: P.args, **options: P.kwargs) -> T:
+        return method(index.now(), *arguments, **options)
+
+    return reading
+
+
 class Index:
     """Vectors that are searched by their codes.
 
@@ -135,6 +156,10 @@ class Index:
         """Settings of "two_stage" and the recall they reach, as `build` measured them; None if it did not."""
         self._labels: Labels | None = None
         self._writer = ForkSafeLock()
+
+    def now(self) -> Index:
+        """What stays as this index is now: itself, where its model is never replaced."""
+        return self
 
     @property
     def documents(self) -> Documents:
@@ -190,6 +215,7 @@ class Index:
     def labels(self, labels: Mapping[str, str] | None) -> None:
         self._labels = None if labels is None else check_labels(labels, self.model.n_latents)
 
+    @of_one_moment
     def search(
         self,
         queries: Any,
@@ -203,6 +229,7 @@ class Index:
         refine: int | None = None,
         filter: Any = None,  # noqa: A002
         num_threads: int | None = None,
+        stats: bool = False,
     ) -> SearchResult:
         """The k nearest documents of each query.
 
@@ -235,10 +262,11 @@ class Index:
                 `documents.filters`. It is applied inside stage one, so k results come back if k match.
             num_threads: threads to share the queries, or the documents if there are fewer queries; all by
                 default.
+            stats: also say what the search did, in the result's `stats`: milliseconds and counts by stage.
 
         Returns:
-            scores and ids, each (n_queries, k), and `certified`. The higher score comes first; of equal
-            scores, that of the document that is first in `ids`. If fewer than k documents match: id -1
+            scores and ids, each (n_queries, k), `certified` and `stats`. The higher score comes first; of
+            equal scores, that of the document that is first in `ids`. If fewer than k documents match: id -1
             (None for string ids) and score -inf. With metric "l2", scores are squared distances, as Faiss
             gives them: the lower one comes first, and empty places have +inf. Codes may make those of near
             documents negative, which then are 0.
@@ -255,13 +283,13 @@ class Index:
         asked = self.asked(queries, k, settings, documents)
         if asked.k * len(asked) > MAX_PLACES:  # counting documents may be a question to a server
             check_k(asked.k, len(documents), len(asked))
-        return self.turned(documents.answer(asked))
+        return self.turned(_measured(documents, asked) if stats else documents.answer(asked))
 
     def turned(self, found: SearchResult) -> SearchResult:
         """Results of documents, of which larger scores are better, with the scores of the metric."""
         if self.metric != "l2":
             return found
-        return SearchResult(upright(found.scores), found.ids, found.certified, found.lost)
+        return SearchResult(upright(found.scores), found.ids, found.certified, found.lost, found.stats)
 
     def _settled(
         self, settings: Settings, k: int, documents: Documents, target_recall: float | None = None
@@ -324,6 +352,7 @@ class Index:
             queries, dim=self.model.dim, name="queries", may_be_empty=may_be_empty, zeros=zeros
         )
 
+    @of_one_moment
     def rescore(
         self,
         queries: Any,
@@ -364,6 +393,7 @@ class Index:
             check_k(asked.k, len(documents), len(asked))
         return self.turned(rescored(asked, found, documents, self.model, self.metric))
 
+    @of_one_moment
     def neighbours(
         self,
         ids: Any,
@@ -412,6 +442,7 @@ class Index:
         found = neighbours_of(array, k, settings, documents, self.model, search, progress=progress)
         return self.turned(joined(list(found), k, are_strings=documents.are_strings))
 
+    @of_one_moment
     def neighbour_graph(
         self,
         k: int = 10,
@@ -460,6 +491,7 @@ class Index:
             graph.data = upright(graph.data)
         return graph
 
+    @of_one_moment
     def range_search(
         self,
         queries: Any,
@@ -557,9 +589,10 @@ class Index:
         replace: bool,
         num_threads: int | None,
         progress: bool,
+        note: Callable[[Encoded], object] | None = None,
         **options: Any,
     ) -> None:
-        """Encodes rows and stores them; `options` go to `added` of the documents."""
+        """Encodes rows and stores them; `note` sees all chunks, `options` go to `added` of the documents."""
         if not len(ids):
             check_no_rows(vectors, self.model.dim)
             return
@@ -577,7 +610,7 @@ class Index:
         )
         with track(len(ids), "encoding", enabled=progress) as advance:
             self._documents = documents.added(
-                counted(chunks, advance),
+                counted(chunks, advance, note),
                 ids,
                 scale=scale,
                 model=self.model,
@@ -612,6 +645,7 @@ class Index:
                 msg = f"{twice} of {len(array)} ids to remove stand more than once"
                 raise InputError(msg)
             self._documents = self._documents.removed(array)
+            _log.info("removed %d vectors", len(array))
 
     def codes(self, ids: Any) -> SparseCodes:
         """The stored codes of ids: folded, times the kept norm, and rounded to the stored precision.
@@ -637,6 +671,7 @@ class Index:
         if (ids.dtype == object) != self.documents.are_strings:
             self.check_held(ids)
 
+    @of_one_moment
     def reconstruct(self, ids: Any) -> FloatArray:
         """Reconstructed vectors of ids, (n, d) float32, of unit norm, or the kept one, up to rounding.
 
@@ -653,6 +688,7 @@ class Index:
         vectors = vectors if unit in (None, 1.0) else vectors * np.float32(unit)
         return vectors if self.model.center is None else vectors + self.model.center
 
+    @of_one_moment
     def explain(self, query: Any, id: int | str) -> Explanation:  # noqa: A002
         """How the parts of a document's code add up to its score in "dense" and "two_stage".
 
@@ -804,6 +840,7 @@ class Index:
                 score = bias - 2 * float(rows[0].astype(np.float64) @ vector)
         return explained(projection[0], code, mean_scores, score, bias)
 
+    @of_one_moment
     def stats(self) -> IndexStats:
         """The contents of the index, and their costs as far as they are known."""
         return self._stats_of(self.documents)
@@ -875,8 +912,33 @@ def check_latents(model: CompresSAE, metric: Metric, n_latents: int) -> None:
         raise InputError(msg)
 
 
-def counted(chunks: Iterable[Encoded], advance: Any) -> Iterator[Encoded]:
-    """The same chunks; calls `advance` with the length of each when it is made."""
+def _measured(documents: Documents, asked: Asked) -> SearchResult:
+    """The answer of documents, with what they did for it."""
+    clock = asked.clock = Clock()
+    with clock("total"):
+        found = documents.answer(asked)
+    n, read = len(documents), documents.reads(asked)
+    candidates = n if asked.mode == "dense" else min(asked.candidates, n)
+    if asked.mode == "sparse":
+        candidates = min(asked.k, n)
+    result = SearchStats(
+        queries=len(asked),
+        milliseconds=clock.milliseconds,
+        candidates=candidates * len(asked),
+        rescored=candidates * len(asked),
+        refined=min(asked.refine, candidates) * len(asked),
+        postings=read.postings,
+        bytes_read=read.bytes,
+    )
+    return SearchResult(found.scores, found.ids, found.certified, found.lost, result)
+
+
+def counted(
+    chunks: Iterable[Encoded], advance: Any, note: Callable[[Encoded], object] | None = None
+) -> Iterator[Encoded]:
+    """The same chunks; calls `note` with each when it is made, then `advance` with its length."""
     for chunk in chunks:
+        if note is not None:
+            note(chunk)
         yield chunk
         advance(len(chunk.codes))

@@ -11,7 +11,7 @@ from compressae_index.coding.codes import SparseCodes
 from compressae_index.coding.metric import RowScale
 from compressae_index.coding.model import CompresSAE
 from compressae_index.ids import Ids
-from compressae_index.search.queries import Asked, SearchResult
+from compressae_index.search.queries import Asked, Reads, SearchResult
 
 # Kinds of a search's filter: ids, a boolean mask in the order of `ids`, a back end's own expressions.
 Filter: TypeAlias = Literal["ids", "mask", "expression"]
@@ -121,6 +121,10 @@ class Documents(Protocol):
         Raises:
             InputError: a filter or a setting that these documents do not take.
         """
+        ...
+
+    def reads(self, asked: Asked) -> Reads:
+        """What `answer` reads for queries, as far as these documents count it."""
         ...
 
     def added(

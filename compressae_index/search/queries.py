@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
@@ -48,6 +50,33 @@ class _Neighbours(NamedTuple):
     ids: IdArray
 
 
+class SearchStats(NamedTuple):
+    """What a search of a batch of queries did, all queries together."""
+
+    queries: int
+    milliseconds: dict[str, float]
+    """By stage: "project" the queries, "find" documents, and "re-score" and "refine" them where these are
+    stages of their own; an index in this process does all three in one call of the engine, "find". "total"
+    also has what is done to the answer."""
+    candidates: int
+    """Documents that stage one handed on, at most; all documents in "dense"."""
+    rescored: int
+    """Documents that were scored by their codes, at most."""
+    refined: int
+    """Documents that the last stage scored again, at most."""
+    postings: int | None
+    """Postings in the lists of the queries' latents; None if the index does not count them."""
+    bytes_read: int | None
+    """Bytes of these postings, codes, and residual codes or original vectors; None if they are not known."""
+
+
+class Reads(NamedTuple):
+    """What documents read for a batch of queries; None where they do not count it."""
+
+    postings: int | None = None
+    bytes: int | None = None
+
+
 class SearchResult(_Neighbours):
     """Neighbours of a batch of queries, best first: a pair of scores and ids.
 
@@ -60,10 +89,12 @@ class SearchResult(_Neighbours):
             provably among the candidates: "sparse" is then exact, and "two_stage" re-scored all of them. None
             where the index does not tell.
         lost: shards that did not answer, of an index that may answer without them.
+        stats: what the search did, if it was asked to say so.
     """
 
     certified: BoolArray | None
     lost: tuple[str, ...]
+    stats: SearchStats | None
 
     def __new__(
         cls,
@@ -71,14 +102,15 @@ class SearchResult(_Neighbours):
         ids: IdArray,
         certified: BoolArray | None = None,
         lost: tuple[str, ...] = (),
+        stats: SearchStats | None = None,
     ) -> SearchResult:
-        """A pair that carries the certificate and the lost shards as attributes."""
+        """A pair that carries the certificate, the lost shards and the statistics as attributes."""
         result = super().__new__(cls, scores, ids)
-        result.certified, result.lost = certified, lost
+        result.certified, result.lost, result.stats = certified, lost, stats
         return result
 
     def __getnewargs__(self) -> tuple[Any, ...]:
-        return *self, self.certified, self.lost
+        return *self, self.certified, self.lost, self.stats
 
     def to_arrow(self) -> pa.Table:
         """The documents found, a row each, as a table of Arrow; empty places are left out.
@@ -147,6 +179,23 @@ class Coder(NamedTuple):
     """Nonzeros a code."""
 
 
+class Clock:
+    """Milliseconds by stage."""
+
+    def __init__(self) -> None:
+        self.milliseconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Adds the time of what is inside to a stage."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = 1000 * (time.perf_counter() - started)
+            self.milliseconds[stage] = self.milliseconds.get(stage, 0.0) + spent
+
+
 @dataclass(eq=False)  # neither frozen nor compared: a search makes one, and waits for it
 class Asked:
     """A batch of checked queries, as the stages of a search see it.
@@ -171,6 +220,8 @@ class Asked:
     """How sums become squared distances, below 0; None for other metrics."""
     given: FloatArray | None = None
     """(n_queries, d) the queries as they were given; None where `rows` are these."""
+    clock: Clock | None = None
+    """Measures the stages, if they are to be measured."""
 
     def __len__(self) -> int:
         return len(self.rows)

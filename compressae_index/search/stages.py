@@ -61,9 +61,19 @@ class Stages(NamedTuple):
 
     def run(self, asked: Asked) -> Found:
         """The documents that the last stage gives."""
-        found = self.first(asked)
+        clock = asked.clock
+        if clock is None:
+            found = self.first(asked)
+            for stage in self.then:
+                found = stage(asked, found)
+            return found
+        with clock("project"):
+            _ = asked.stage_one
+        with clock("find"):
+            found = self.first(asked)
         for stage in self.then:
-            found = stage(asked, found)
+            with clock("refine" if isinstance(stage, Refined) else "re-score"):
+                found = stage(asked, found)
         return found
 
 

@@ -18,13 +18,14 @@ import torch
 from compressae_index import persistence
 from compressae_index.arrays import FloatArray
 from compressae_index.checks import as_path, check_choice
-from compressae_index.coding.model import CompresSAE, from_mean
+from compressae_index.coding.model import CompresSAE, check_is_model, from_mean
 from compressae_index.coding.torch_device import device_of
 from compressae_index.coding.torch_settings import own_settings
-from compressae_index.errors import InputError, TrainingError
+from compressae_index.errors import DimensionError, InputError, TrainingError
 from compressae_index.persistence import Stored
 from compressae_index.progress import track
 from compressae_index.sources import Vectors, open_vectors
+from compressae_index.sources.centred import Centred
 from compressae_index.sources.sample import unit_sample
 from compressae_index.training.checkpoint import Checkpoint, ModuleState, check_place, saved_like
 from compressae_index.training.config import TrainConfig
@@ -35,6 +36,10 @@ from compressae_index.training.module import CompresSAEModule
 LEARNING_RATE = 0.08
 # The same when the decoder is frozen and only the encoder learns.
 ENCODER_LEARNING_RATE = 0.16
+# Rounds that go on from a dictionary, and their rows, where a call does not say. Measured at 40,000 rows of
+# package summaries (d = 256, k = 16), from a dictionary of these and WordNet's glosses, recall@100 0.832: 42
+# rounds of 4,096 rows reach 0.862, as a whole training does in 2.7 times their time; 21 of 8,192 rows 0.853.
+CONTINUED: dict[str, Any] = {"refine_rounds": 40, "round_rows": 4096, "steps": 0}
 # Checks of the held-out rows in each stage.
 CHECKS = 10
 # Training has diverged when the held-out loss exceeds DIVERGED times the first one, plus SLACK.
@@ -71,12 +76,15 @@ class TrainResult(NamedTuple):
     checks: list[Check]
     """Losses of the held-out rows."""
     seconds: float
+    held_out: FloatArray
+    """(m, d) unit rows that were held out; none if the dictionary needed all of them."""
 
 
 def train(
     embeddings: Vectors | Any,
     config: TrainConfig | None = None,
     *,
+    start: CompresSAE | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> TrainResult:
@@ -87,7 +95,9 @@ def train(
 
     Args:
         embeddings: (n, d) floating point, array or file path; rows finite and not zero.
-        config: settings.
+        config: settings; by default those of `TrainConfig`, or with `start` those of `continued`.
+        start: a model whose dictionary is improved, in place of one from rows: of what is like its rows it
+            takes a third of the time. k and n_latents are its own, unless `config` names another k.
         checkpoint: directory for the state of training, saved ten times in each stage. If it holds a state
             of the same settings and rows, training resumes from it; on one thread, the result equals that of
             an unbroken run bit for bit. The directory stays when training is done.
@@ -95,12 +105,13 @@ def train(
 
     Raises:
         InputError: bad rows, more than 65,536 dimensions, k above the dimension, more latents than rows to
-            initialise them from, a missing device, a checkpoint of other settings.
+            initialise them from, a missing device, a checkpoint of other settings; `start` has another
+            dimension or n_latents, or there are no rounds to improve its dictionary in.
         FormatError: the checkpoint is damaged, or something else is there.
         StorageError: the checkpoint cannot be read or written.
         TrainingError: training diverged or collapsed, with the reason.
     """
-    config = checked_config(config)
+    config = checked_config(config) if start is None else continued(start, config)
     path = None if checkpoint is None else as_path(checkpoint, "checkpoint")
     started = time.perf_counter()
     if path is not None:
@@ -108,26 +119,33 @@ def train(
     with own_settings():
         device = device_of(config.device)
         vectors = open_vectors(embeddings)
+        if start is not None and vectors.shape[1] != start.dim:
+            msg = f"embeddings have dimension {vectors.shape[1]}, the model to start from {start.dim}"
+            raise DimensionError(msg)
+        center = None if start is None else start.center
+        vectors = vectors if center is None else Centred(vectors, center)
         sizes = config.sizes(vectors.shape[0], vectors.shape[1])
         rows = unit_sample(vectors, config.max_rows, np.random.default_rng(config.seed))
-        rows, held_out = _hold_out(rows, config, sizes[1])
-        mean = None
+        rows, kept = _hold_out(rows, config, sizes[1])
+        held_out, mean = kept, None
         if config.center:
             mean = _mean_of(rows)
             rows, held_out = (from_mean(each, mean)[0] for each in (rows, held_out))
-        run = _Run(config, rows, held_out, sizes, device, path, progress)
+        run = _Run(config, rows, held_out, sizes, device, path, progress, start)
         module = run.fit()
     if config.refine_rounds or config.steps:
         _check_alive(module.to_model(), held_out if len(held_out) else rows[:1024])
     model = module.to_model(mean)
     if not config.steps:
         model = CompresSAE.of_dictionary(model.decoder_w, model.k, mean)
+    model = model.rounded()
     return TrainResult(
-        model.rounded(),
+        model if center is None else model.centred_at(center),
         run.rounds,
         np.array(run.losses, np.float32),
         run.checks,
         time.perf_counter() - started,
+        kept,
     )
 
 
@@ -142,6 +160,23 @@ def checked_config(config: TrainConfig | None) -> TrainConfig:
         msg = f"config must be a TrainConfig, such as TrainConfig.preset('fast'), got {given!r:.100}"
         raise InputError(msg)
     return given
+
+
+def continued(start: CompresSAE, config: TrainConfig | None = None) -> TrainConfig:
+    """The settings of a training that goes on from a model: its sizes, and CONTINUED by default.
+
+    Raises:
+        InputError: `config` has another n_latents, or no rounds.
+    """
+    check_is_model(start)
+    if config is None:
+        centers = start.mean is not None
+        config = TrainConfig(**CONTINUED, k=start.k, center=centers)
+    config = checked_config(config)
+    if not config.refine_rounds:
+        msg = "start= goes on from a dictionary, which refine_rounds = 0 does not improve"
+        raise InputError(msg)
+    return config.with_codes(start.k if config.k is None else None, start.n_latents)
 
 
 def _mean_of(rows: FloatArray) -> FloatArray:
@@ -198,8 +233,9 @@ class _Run:
         device: torch.device,
         checkpoint: Path | None,
         progress: bool,
+        start: CompresSAE | None,
     ) -> None:
-        self.config, self.rows, self.held_out = config, rows, held_out
+        self.config, self.rows, self.held_out, self.start = config, rows, held_out, start
         self.k, self.n_latents = sizes
         self.device, self.progress = device, progress
         self.rounds: list[Round] = []
@@ -221,7 +257,9 @@ class _Run:
             with self._checkpoint.reading():
                 self._take(saved, module)
         module.use_bfloat16 = _bfloat16(self.config.precision, self.device)
-        if self.config.initialization == "data":
+        if self.start is not None:
+            module.set_dictionary(torch.from_numpy(self.start.decoder_w.copy()))
+        elif self.config.initialization == "data":
             chosen = np.random.default_rng([self.config.seed, 2]).permutation(len(self.rows))[
                 : self.n_latents
             ]
@@ -407,7 +445,9 @@ class _Run:
     def _identity(self) -> dict[str, Any]:
         """Settings and rows, which a checkpoint must share with this run."""
         digest = hashlib.sha256(self.rows.tobytes()).hexdigest()[:32]
-        return {**asdict(self.config), "k": self.k, "n_latents": self.n_latents, "rows": digest}
+        start = {} if self.start is None else {"start": self.start.fingerprint}
+        sizes = {"k": self.k, "n_latents": self.n_latents}
+        return {**asdict(self.config), **sizes, "rows": digest, **start}
 
     def _save(self, stage: str, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         if self._checkpoint is None:

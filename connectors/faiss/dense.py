@@ -26,6 +26,7 @@ from compressae_index.search.queries import (
     MODES,
     Asked,
     Coder,
+    Reads,
     SearchResult,
     Settings,
     check_candidates,
@@ -144,6 +145,10 @@ class _Rescored:
     def nbytes(self) -> dict[str, int]:
         """Bytes of the index's parts and of the vectors in Faiss."""
         return self._inner.nbytes | {"vectors": self.store.flat.nbytes}
+
+    def reads(self, asked: Asked) -> Reads:  # noqa: ARG002
+        """Nothing: what is read in Faiss is not counted."""
+        return Reads()
 
     def answer(self, asked: Asked) -> SearchResult:
         """The best documents of each query."""

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from pymilvus import AnnSearchRequest, DataType, RRFRanker
 from pymilvus.grpc_gen import milvus_pb2
 
@@ -23,6 +24,7 @@ from compressae_index.connectors.milvus.client import CONSISTENCY_LEVELS, MAX_RE
 from compressae_index.connectors.milvus.compressed import (
     CODE_FIELD,
     DENSE_FIELD,
+    DIGEST_FIELD,
     ORIGINAL_FIELD,
     RESIDUAL_FIELD,
     Opened,
@@ -173,6 +175,7 @@ class MilvusBackend(SparseBackend):
         others: Rows | None = None,
         *,
         vectors: FloatArray | None = None,
+        digests: npt.NDArray[np.int64] | None = None,
         partition: str = "",
     ) -> None:
         """Stores codes and other fields; they replace the rows of ids that are held.
@@ -183,6 +186,7 @@ class MilvusBackend(SparseBackend):
             others: the other fields of each row, by name.
             vectors: (n, d) the vectors of the codes as in `Encoded.rows`, which a collection with residual
                 codes or a field of original vectors needs.
+            digests: (n,) of the rows of the source; by default 0, of rows that are not from it.
             partition: where to store them; the default one if empty.
 
         Raises:
@@ -203,6 +207,9 @@ class MilvusBackend(SparseBackend):
         for rows in self._requests(len(ids), others):
             some, of_codes = ids[rows], codes[rows]
             made = self._made(of_codes, None if vectors is None else vectors[rows])
+            if self.manifest.digests:
+                none = np.zeros(len(some), np.int64)
+                made[DIGEST_FIELD] = none if digests is None else digests[rows]
             if others is not None:
                 self._put_rows(of_codes, some, made, others[rows], partition)
             elif not self._put_packed(of_codes, some, made, partition):
@@ -316,6 +323,10 @@ class MilvusBackend(SparseBackend):
                 field.type = DataType.VARCHAR
                 field.scalars.string_data.data.extend(values)
                 continue
+            if values.dtype == np.int64:
+                field.type = DataType.INT64
+                field.scalars.long_data.data.extend(values)
+                continue
             field.vectors.dim = values.shape[1]
             if values.dtype == np.float32:
                 field.type = DataType.FLOAT_VECTOR
@@ -333,7 +344,8 @@ class MilvusBackend(SparseBackend):
             for other, id_, pairs in zip(others, ids.tolist(), wire.to_rows(self.to_wire(codes)), strict=True)
         ]
         for name, values in made.items():
-            for row, value in zip(rows, values, strict=True):
+            of_rows = values.tolist() if name == DIGEST_FIELD else values
+            for row, value in zip(rows, of_rows, strict=True):
                 row[name] = value
         self.collection.upsert(rows, partition=partition)
 

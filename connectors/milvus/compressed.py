@@ -1,7 +1,7 @@
 """Compressed collections, and the collections that belong to them.
 
 items           primary key, `compressae_code` (sparse), maybe `compressae_dense`, `compressae_residual` and
-                `compressae_original`, and any other fields
+                `compressae_original`, `compressae_digest` if it was imported, and any other fields
 items_model     the model and manifest; see `manifest`
 items_building  the collection itself while an import fills it; it is verified, then renamed in one step
 """
@@ -37,12 +37,14 @@ CODE_FIELD = "compressae_code"
 DENSE_FIELD = "compressae_dense"
 RESIDUAL_FIELD = "compressae_residual"
 ORIGINAL_FIELD = "compressae_original"
+DIGEST_FIELD = "compressae_digest"
 # The fields that writes fill in, and what they hold.
 OWN_FIELDS = {
     CODE_FIELD: "the code",
     DENSE_FIELD: "the reconstructed vector",
     RESIDUAL_FIELD: "the residual code",
     ORIGINAL_FIELD: "the original vector",
+    DIGEST_FIELD: "the digest of the row that it was imported from",
 }
 
 _BUILDING_SUFFIX = "_building"
@@ -236,6 +238,8 @@ def create_rows(
         # A server loads no vectors without an index; this one is the vectors themselves, mapped from disk.
         mapped = {"mmap.enabled": "true"}
         indexes.add_index(ORIGINAL_FIELD, index_type="FLAT", metric_type="IP", params=mapped)
+    if manifest.digests:
+        schema.add_field(DIGEST_FIELD, DataType.INT64)
     collection.create(schema, indexes)
 
 

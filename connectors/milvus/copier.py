@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from compressae_index.arrays import BoolArray, IdArray, RowArray
 from compressae_index.coding.chunks import Encoded, encoded_chunks
@@ -16,6 +19,7 @@ from compressae_index.connectors.milvus.backend import REQUEST_ROWS, MilvusBacke
 from compressae_index.connectors.milvus.collection import Collection
 from compressae_index.connectors.milvus.compressed import (
     CODE_FIELD,
+    DIGEST_FIELD,
     OWN_FIELDS,
     Layout,
     create_rows,
@@ -41,9 +45,14 @@ _ROUNDING = 1e-5
 class Changes(NamedTuple):
     """Numbers of rows."""
 
-    removed: int
-    written: int
-    kept: int
+    removed: int = 0
+    added: int = 0
+    changed: int = 0
+    kept: int = 0
+
+    def plus(self, other: Changes) -> Changes:
+        """Both together."""
+        return Changes(*(one + another for one, another in zip(self, other, strict=True)))
 
 
 class Copier:
@@ -104,7 +113,7 @@ class Copier:
             with track(len(self._source), "importing", enabled=progress) as advance:
                 changes = self.take_over(True, advance)
             resumed = changes.kept if number == 0 else resumed
-            sent = changes.kept + changes.written
+            sent = changes.kept + changes.added + changes.changed
             if (held := len(self.backend)) == sent:
                 return resumed
         msg = (
@@ -120,20 +129,18 @@ class Copier:
             compare: read the whole source, and also write rows that differ.
             advance: called with numbers of rows.
         """
-        removed = written = kept = 0
-        parts = self._parts()
+        total, parts = Changes(), self._parts()
         # All removals come first: a row may have gone from one partition to another.
         for name, source in parts:
             own = self._held(name)
             surplus = np.setdiff1d(own, source.ids if source is not None and len(own) else own[:0])
             self.backend.remove(surplus, partition=name)
-            removed += len(surplus)
+            total = total.plus(Changes(removed=len(surplus)))
         for name, source in parts:
-            if source is None:
-                continue
-            part = (self._compared if compare else self._filled_up)(source, name, advance)
-            removed, written, kept = removed + part.removed, written + part.written, kept + part.kept
-        return Changes(removed, written, kept)
+            if source is not None:
+                part = (self._compared if compare else self._filled_up)(source, name, advance)
+                total = total.plus(part)
+        return total
 
     def _held(self, partition: str) -> IdArray:
         """Ids of the copy, ascending."""
@@ -151,36 +158,50 @@ class Copier:
                 self._store(page, self._encoded(page), partition)
                 written += len(page.ids)
                 advance(len(page.ids))
-        return Changes(0, written, len(own))
+        return Changes(added=written, kept=len(own))
 
     def _compared(self, source: MilvusSource, partition: str, advance: Callable[[int], object]) -> Changes:
         """Reads all rows of a partition, and writes those that are missing or differ."""
-        own, seen = self._held(partition), 0
-        removed = written = kept = 0
+        own, seen, total = self._held(partition), 0, Changes()
         for page in source.stream(self._fields):
             end = int(np.searchsorted(own, page.ids[-1], side="right"))
             gone = np.setdiff1d(own[seen:end], page.ids)  # deleted since the removals of `take_over`
             self.backend.remove(gone, partition=partition)
-            new = self._level(page, own[seen:end], partition)
-            removed, written, kept = removed + len(gone), written + new, kept + len(page.ids) - new
+            total = total.plus(self._level(page, own[seen:end], partition)._replace(removed=len(gone)))
             seen = end
             advance(len(page.ids))
         self.backend.remove(own[seen:], partition=partition)
-        return Changes(removed + len(own) - seen, written, kept)
+        return total.plus(Changes(removed=len(own) - seen))
 
-    def _level(self, page: Page, held: IdArray, partition: str) -> int:
-        """Writes the rows of a page that the copy lacks or that differ in it; returns their number."""
-        encoded, wanted = self._encoded(page), ~np.isin(page.ids, held)
-        both = np.flatnonzero(~wanted)
-        if len(both):
+    def _level(self, page: Page, held: IdArray, partition: str) -> Changes:
+        """Writes the rows of a page that the copy lacks or that differ in it."""
+        is_new = ~np.isin(page.ids, held)
+        wanted, both = is_new.copy(), np.flatnonzero(~is_new)
+        digests = self.backend.manifest.digests
+        encoded = None if digests else self._encoded(page)
+        if len(both) and encoded is None:
+            stored = self.backend.rows_held(page.ids[both], [DIGEST_FIELD])
+            old = [stored.get(id_, {}).get(DIGEST_FIELD) for id_ in page.ids[both].tolist()]
+            wanted[both] = np.array(old, dtype=object) != self._digests(page)[both].astype(object)
+        elif len(both) and encoded is not None:
             fields = ["*"] if self._layout.is_dynamic else [*self._fields, CODE_FIELD]
             stored = self.backend.rows_held(page.ids[both], fields)
             wanted[both] = self._differs(page, encoded.codes, both, stored)
         rows = np.flatnonzero(wanted)
         if len(rows):
             some = Page(page.ids[rows], page.vectors[rows], [page.rows[row] for row in rows.tolist()])
-            self._store(some, _rows_of(encoded, rows), partition)
-        return len(rows)
+            self._store(some, self._encoded(some) if encoded is None else _rows_of(encoded, rows), partition)
+        added = int(is_new.sum())
+        return Changes(added=added, changed=len(rows) - added, kept=len(page.ids) - len(rows))
+
+    def _digests(self, page: Page) -> npt.NDArray[np.int64]:
+        """Digests (m,) of the vectors and copied fields of a page's rows; none is 0."""
+        digests = np.empty(len(page.ids), np.int64)
+        for number, (vector, row) in enumerate(zip(page.vectors, page.rows, strict=True)):
+            fields = json.dumps(self._others(row), sort_keys=True, default=str)
+            digest = hashlib.blake2b(vector.tobytes() + fields.encode(), digest_size=8).digest()
+            digests[number] = int.from_bytes(digest, "little", signed=True) or 1
+        return digests
 
     def _differs(
         self, page: Page, codes: SparseCodes, rows: Any, stored: Mapping[int | str, dict[str, Any]]
@@ -250,7 +271,10 @@ class Copier:
 
     def _store(self, page: Page, encoded: Encoded, partition: str) -> None:
         others = [self._others(row) for row in page.rows]
-        self.backend.put(encoded.codes, page.ids, others, vectors=encoded.rows, partition=partition)
+        digests = self._digests(page) if self.backend.manifest.digests else None
+        self.backend.put(
+            encoded.codes, page.ids, others, vectors=encoded.rows, digests=digests, partition=partition
+        )
 
     def _others(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """The fields of a row of the source to copy.

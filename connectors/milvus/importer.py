@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -51,6 +52,7 @@ from compressae_index.sources.sample import spread_sample
 if TYPE_CHECKING:
     from compressae_index.training import TrainConfig
 
+_log = logging.getLogger(__name__)
 SUFFIX = "_compressed"
 # Rows whose norms and mean stand for all, where these matter.
 POINTS = 65_536
@@ -87,6 +89,8 @@ class SyncReport(NamedTuple):
     """Numbers of rows that a sync changed."""
 
     added: int
+    changed: int
+    """Rows whose vector or fields were replaced under the same id."""
     removed: int
     vectors: int
     """In the compressed collection now."""
@@ -375,13 +379,13 @@ def _modelled(run: _Run) -> tuple[CompresSAE, float | None]:
     """The model, and the norm of the longest rows of a sample, from its center, where these matter."""
     made, progress = run.model_source(), run.options.progress
     if run.settings.metric != "l2":
-        return made.model_for(run.source, run.settings.k, progress=progress), None
+        return made.model_for(run.source, run.settings.k, progress=progress).model, None
     sample = spread_sample(Centred(run.source, None), POINTS, np.random.default_rng(0))
     points = points_of(sample, "l2", made, progress=False)
     if not points.keep_norms:
-        return made.model_for(run.source, run.settings.k, progress=progress), None
+        return made.model_for(run.source, run.settings.k, progress=progress).model, None
     seen = Centred(run.source, points.center)
-    model = made.without_center().model_for(seen, run.settings.k, progress=progress)
+    model = made.without_center().model_for(seen, run.settings.k, progress=progress).model
     if run.given is None:
         model = model.centred_at(points.center)
     longest = float(row_norms(less(sample, points.center)).max())
@@ -449,22 +453,24 @@ def _measured(source: MilvusSource, index: MilvusIndex, sample: IdArray) -> dict
 
 
 def sync(
-    index: MilvusIndex, *, compare: bool = False, num_threads: int | None = None, progress: bool = True
+    index: MilvusIndex, *, compare: bool | None = None, num_threads: int | None = None, progress: bool = True
 ) -> SyncReport:
-    """Takes over rows that were inserted into the source, or deleted from it, since the import.
+    """Takes over rows that were inserted into the source, replaced in it, or deleted from it.
 
-    Ids of both collections are listed and compared, partition by partition if there are several. If it is
-    stopped at any point, run it again.
+    The source is read page by page, partition by partition if there are several, and its rows are compared
+    with the digests that are kept with their codes; what differs is encoded and written. If it is stopped at
+    any point, run it again.
 
     Args:
         index: a collection that was made by `from_milvus`.
-        compare: also read and encode the whole source, and take over rows whose vector or fields were
-            replaced under the same id, which their ids do not show.
+        compare: whether to read the whole source; False to list and compare ids alone, which do not show
+            rows whose vector or fields were replaced. By default True where there are digests. Collections
+            that version 0.1 imported have none: with True, the whole source is encoded to compare it.
         num_threads: threads to encode with; all by default.
         progress: show a progress bar.
 
     Returns:
-        Numbers of rows; replaced ones count as added.
+        Numbers of rows.
 
     Raises:
         InputError: the index was not imported, or its source is gone or has the id -1.
@@ -485,7 +491,8 @@ def sync(
     _check_source(source)
     copier = Copier(source, backend, index.model, threads)
     with track(len(source), "syncing", enabled=progress) as advance:
-        changes = copier.take_over(compare, advance)
-    if changes.written:
+        changes = copier.take_over(index.manifest.digests if compare is None else compare, advance)
+    if changes.added or changes.changed:
         index.flush()
-    return SyncReport(changes.written, changes.removed, len(index))
+    _log.info("synced %s: %s", index.collection, changes)
+    return SyncReport(changes.added, changes.changed, changes.removed, len(index))

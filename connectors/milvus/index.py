@@ -221,7 +221,7 @@ class MilvusIndex(Index):
             partitions: partitions to search; all by default.
             consistency_level: of this search; by default that of the index.
             ranker: a ranker of pymilvus, for "hybrid"; `RRFRanker()` by default. It makes the scores.
-            settings: mode, candidates, query_nnz, scoring, refine and num_threads as for `Index.search`.
+            settings: mode, candidates, query_nnz, scoring, refine, num_threads, stats: see `Index.search`.
                 "dense" searches the reconstructed field by Milvus's index of it; "hybrid" fuses the ranks
                 of the sparse and the reconstructed field in Milvus; both take asymmetric scoring and no
                 refine. Milvus finds `candidates` documents, at most 16,384, for re-scoring, or for each field
@@ -242,7 +242,7 @@ class MilvusIndex(Index):
 
     def with_fields(self, result: SearchResult, names: tuple[str, ...]) -> MilvusResult:
         """Adds fields to a result, by names from `checked_fields`."""
-        whole = MilvusResult(result.scores, result.ids, result.certified)
+        whole = MilvusResult(result.scores, result.ids, result.certified, result.lost, result.stats)
         whole.fields = {}
         if not names:
             return whole

@@ -47,7 +47,7 @@ ORIGINALS: tuple[Originals, ...] = ("float16", "float32", "source")
 
 FORMAT_VERSION = 1
 # Entries that version 0.1 does not know.
-_NEW = ("originals", "residual_bits", "norms", "height")
+_NEW = ("originals", "residual_bits", "norms", "height", "digests")
 _MODEL_SUFFIX = "_model"
 _LATENT = Key("latent")
 # Rows of a model in one request.
@@ -79,6 +79,8 @@ class Manifest:
     """Whether codes have one pair more, of their norms, for Euclidean distances."""
     height: float = 0.0
     """What half the square of a norm is subtracted from."""
+    digests: bool = False
+    """Whether a digest of the row that it was imported from is kept with each row."""
 
     @property
     def own_originals(self) -> Dense | None:
@@ -134,6 +136,7 @@ class Manifest:
             residual_bits=check_residual_bits(residual_bits),
             norms=norms,
             height=height_of(longest) if norms else 0.0,
+            digests=bool(source),
         )
 
     @classmethod
@@ -166,6 +169,7 @@ class Manifest:
         if not 0 <= check_number(manifest.height, "height") < np.inf:
             msg = f"height must be finite and not negative, got {manifest.height}"
             raise InputError(msg)
+        check_bool(manifest.digests, "digests")
         persistence.entry(asdict(manifest), "fingerprint", str)
         persistence.entry(asdict(manifest), "source", dict)
         return manifest

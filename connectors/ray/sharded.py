@@ -21,7 +21,7 @@ from compressae_index.ids import Ids, Rows
 from compressae_index.processes import cached_property
 from compressae_index.search.index import Index
 from compressae_index.search.protocol import Filter
-from compressae_index.search.queries import MODES, Asked, SearchResult
+from compressae_index.search.queries import MODES, Asked, Reads, SearchResult
 from compressae_index.search.stages import Found, best, ranked
 from compressae_index.sources.paths import PathLike
 
@@ -164,6 +164,10 @@ class ShardedDocuments:
     def _rows(self) -> Rows:
         """All documents, for filters: their ids take memory here, too."""
         return Rows(Ids.from_user(self.ids, len(self.ids)))
+
+    def reads(self, asked: Asked) -> Reads:  # noqa: ARG002
+        """Nothing: what shards read is not counted."""
+        return Reads()
 
     def answer(self, asked: Asked) -> SearchResult:
         """The best documents of each query, by stages that all shards run at a time.

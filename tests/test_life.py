@@ -1,0 +1,20 @@
+"""The life of an index, in small: `benchmarks/life.py` checks each day itself."""
+
+from __future__ import annotations
+
+import importlib
+
+from compressae_index import TrainConfig
+
+
+def test_some_days_of_a_shop() -> None:
+    life = importlib.import_module("life")
+    first, second = life.shipped()
+    config = TrainConfig(k=16, n_latents=512, steps=0, refine_rounds=8)
+    days = life.live(first, second, 3000, 3, 0.15, config)
+    assert [day.items for day in days] == [3000] * 3
+    assert days[-1].second > 0.15
+    assert any(day.recoded for day in days)
+    for day in days:
+        assert day.recall > day.fresh_recall - (0.02 if day.recoded else 0.06), day
+        assert day.bytes < 1.5 * day.fresh_bytes
