@@ -582,7 +582,7 @@ class CompressedIndex(Index):
         opened = open_vectors(vectors)
         if probe is None:
             probe = self._probe_of(documents, threads)
-        return drift_of(probe, self.model, opened, documents.k, self.encoder, threads)
+        return drift_of(probe, self.model, opened, self._k_of(documents), self.encoder, threads)
 
     def _probe_of(self, documents: EmbeddedDocuments, threads: int) -> Probe:
         """A probe of the original vectors that an index keeps.
@@ -600,8 +600,8 @@ class CompressedIndex(Index):
         rows = rows[:: -(-len(rows) // DRIFT_ROWS)]
         unit = normalize_rows(documents.backend.originals.vectors(rows))
         tally = Tally(self.model)
-        tally.note(Encoded(self.model.encode_unit(unit, documents.k, self.encoder, threads), unit))
-        return Probe.of(self.model, tally.seen, None, documents.k, self.encoder, threads)
+        tally.note(Encoded(self.model.encode_unit(unit, self._k_of(documents), self.encoder, threads), unit))
+        return Probe.of(self.model, tally.seen, None, self._k_of(documents), self.encoder, threads)
 
     @property
     def vectors(self) -> StoredVectors:
@@ -644,7 +644,7 @@ class CompressedIndex(Index):
                 msg = "there are no vectors to code anew"
                 raise InputError(msg)
             if model is None:
-                trained = improved(self.model, vectors, documents.k, progress=progress)
+                trained = improved(self.model, vectors, self._k_of(documents), progress=progress)
             else:
                 trained = Trained(check_recodes(model, documents, self.model, self.metric))
             new = self._recoded(trained, vectors, threads, progress)
@@ -670,7 +670,7 @@ class CompressedIndex(Index):
             progress=progress,
         )
         new = type(self)(model, encoder=self.encoder, metric=self.metric, documents=made)
-        new.probe = Probe.of(model, tally.seen, held_out, documents.k, self.encoder, threads)
+        new.probe = Probe.of(model, tally.seen, held_out, self._k_of(documents), self.encoder, threads)
         if documents.refines and len(made) >= CALIBRATED_ROWS:
             keep_norms = made.backend.keeps_norms
             points = seen_again(vectors, model.center, self.metric, keep_norms=keep_norms)

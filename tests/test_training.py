@@ -153,7 +153,7 @@ def test_a_dictionary_from_the_data_stays_alive(demo_data: DemoData) -> None:
         for start in ("data", "random")
     }
     assert dead["data"] == 0
-    assert dead["random"] > 100
+    assert dead["random"] > 50
 
 
 def test_no_latent_is_dead_after_refinement(demo_data: DemoData) -> None:
@@ -179,8 +179,9 @@ def error_of(model: CompresSAE, rows: FloatArray) -> float:
     return float(np.square(unit - model.decode(model.encode(rows))).sum() / len(rows))
 
 
-def test_refinement_beats_the_papers_loss_for_pursuit(vectors: FloatArray, queries: FloatArray) -> None:
+def test_refinement_beats_the_papers_loss_for_pursuit(demo_data: DemoData) -> None:
     """Growing nonzeros is the reason: rounds lower the error of rows that were never seen."""
+    vectors, queries = demo_data.embeddings[:4000], demo_data.queries
     # The paper leaves the mean in; without it, errors are lower from the start.
     settings = TrainConfig(k=16, n_latents=512, round_rows=1024, batch_size=512, center=False)
     start, refined, paper = (

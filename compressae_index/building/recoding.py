@@ -56,15 +56,15 @@ def check_recodes(
             nonzeros, or does not fit the metric.
     """
     check_is_model(model)
-    if (model.dim, model.n_latents >= documents.k) != (old.dim, True):
+    if (model.dim, model.n_latents >= documents.backend.k) != (old.dim, True):
         msg = (
             f"the model has dimension {model.dim} and {model.n_latents} latents; this index needs dimension "
-            f"{old.dim}, and codes have {documents.k} nonzeros"
+            f"{old.dim}, and codes have {documents.backend.k} nonzeros"
         )
         raise DimensionError(msg)
     check_model(model, metric)
-    centers = [np.zeros(old.dim) if each.center is None else each.center for each in (old, model)]
-    if not np.array_equal(*centers):
+    was, now = (np.zeros(old.dim) if each.center is None else each.center for each in (old, model))
+    if not np.array_equal(was, now):
         msg = (
             "the model sees vectors from another center than this index: train one from its model, by "
             "`train(index.vectors, start=index.model)`"
@@ -106,14 +106,15 @@ def recoded(
     chunks = encoded_chunks(
         model,
         vectors,
-        documents.k,
+        documents.backend.k,
         encoder,
         num_threads,
         scale=scale,
         residual_bits=documents.residual_bits,
     )
     new = EmbeddedDocuments(
-        EmbeddedBackend(model.n_latents, documents.k, codec, postings=old.postings), unit=documents.unit
+        EmbeddedBackend(model.n_latents, documents.backend.k, codec, postings=old.postings),
+        unit=documents.unit,
     )
     ids: Ids = documents.all_ids if documents.alive is None else documents.all_ids.subset(rows)
     with track(len(rows), "encoding", enabled=progress) as advance:

@@ -124,15 +124,18 @@ class EmbeddedDocuments(Rows):
             return Reads(0, 0)
         if asked.mode != "dense":
             terms = strongest_terms(asked.stage_one, self._query_nnz(asked))
-            postings = int(backend.list_lengths()[terms.latents[terms.values != 0]].sum())
+            latents = terms.latents[terms.values != 0]
+            postings = int(
+                backend.list_lengths()[latents[latents < backend.n_latents]].sum()
+            )  # norms have none
         scored = {"dense": len(self.all_ids), "two_stage": candidates}.get(asked.mode, sparse_candidates(k))
-        codec, third = backend.codec, 0
+        codec, third, shape = backend.codec, 0, (backend.n_latents, backend.k)
         if isinstance(codec, WithResiduals):
-            third = codec.row_bytes(self.n_latents, self.k) - codec.inner.row_bytes(self.n_latents, self.k)
+            third = codec.row_bytes(*shape) - codec.inner.row_bytes(*shape)
             codec = codec.inner
         if backend.originals is not None:
             third = backend.originals.dim * backend.originals.dtype.itemsize
-        row = codec.row_bytes(self.n_latents, self.k)
+        row = codec.row_bytes(*shape)
         read = POSTING_BYTES * postings + n * (scored * row + min(asked.refine, scored) * third)
         return Reads(postings, int(read))
 
