@@ -71,8 +71,7 @@ class BatchEncoder:
 
         latents  lists of k, ascending; (n, k) in a dict
         values   lists of k float32, folded: of the direction of the row alone
-        scale    float32, the norm of the row, from the model's center if it has one: inner products and
-                 distances need it
+        scale    float32, the norm of the row from the model's center, for inner products and distances
 
     Codes do not depend on the batches that rows come in; by "topk", which multiplies matrices by BLAS, the
     last bits may. Arrow schemas get the fingerprint of the model as b"compressae_index.fingerprint".

@@ -61,7 +61,7 @@ KNOBS: list[tuple[dict[str, Any], str]] = [
 BUILDS: list[tuple[dict[str, Any], str]] = [
     ({"encoder": "magic"}, "encoder must be one of"),
     ({"encoder": None}, "encoder must be one of"),
-    ({"metric": "l2"}, "metric must be one of 'cosine', 'inner_product', got 'l2'"),
+    ({"metric": "l1"}, "metric must be one of 'cosine', 'inner_product', 'l2', got 'l1'"),
     ({"forward": "wide"}, "forward must be one of"),
     ({"ids": [0] * 2000}, "duplicate id 0"),
     ({"ids": range(1999)}, "1999 ids for 2000 vectors"),

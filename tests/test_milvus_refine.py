@@ -46,6 +46,7 @@ from compressae_index.connectors.milvus.compressed import Opened
 from compressae_index.connectors.milvus.manifest import Manifest
 from compressae_index.search.index import Index
 from compressae_index.search.recall import recall
+from compressae_index.sources.centred import less
 from compressae_index.testing import (
     Float64,
     IndexContract,
@@ -568,6 +569,7 @@ class Refined(IndexContract):
                 index.model,
                 k=index.k,
                 metric=index.metric,
+                longest=3.0 if index.documents.n_latents > index.model.n_latents else None,
                 string_ids=index.ids.dtype == object,
                 **cls.options,
             )
@@ -579,24 +581,27 @@ class Refined(IndexContract):
         client.close()
 
     @classmethod
-    def build(cls, vectors: FloatArray, ids: Any = None, **options: Any) -> CompressedIndex:
+    def built_of(cls, embeddings: FloatArray, ids: Any = None, **settings: Any) -> CompressedIndex:
         """An embedded index with the stage under test, whose vectors `opened` copies."""
-        index = CompressedIndex.build(vectors, ids, k=16, progress=False, **(cls.options | options))
-        cls.built[index] = vectors if index.metric == "inner_product" else normalize_rows(vectors)
+        index = CompressedIndex.build(embeddings, ids, k=16, progress=False, **(cls.options | settings))
+        of_codes = (
+            normalize_rows(embeddings) if index.metric == "cosine" else less(embeddings, index.model.center)
+        )
+        cls.built[index] = of_codes
         return index
 
     @pytest.fixture(scope="class")
     @classmethod
     def reference(cls, embeddings: FloatArray, reference_model: CompresSAE) -> CompressedIndex:
-        return cls.build(embeddings, model=reference_model)
+        return cls.built_of(embeddings, model=reference_model)
 
     @pytest.fixture
     def small(self, opened: Open, reference_model: CompresSAE, embeddings: FloatArray) -> Index:
-        return opened(self.build(embeddings[:300], np.arange(1000, 1300), model=reference_model))
+        return opened(self.built_of(embeddings[:300], np.arange(1000, 1300), model=reference_model))
 
     @pytest.fixture
     def named(self, opened: Open, reference_model: CompresSAE, embeddings: FloatArray) -> Index:
-        return opened(self.build(embeddings[:200], names(200), model=reference_model))
+        return opened(self.built_of(embeddings[:200], names(200), model=reference_model))
 
     @classmethod
     def exact(cls, reference: CompressedIndex, queries: FloatArray) -> Float64:
@@ -682,7 +687,7 @@ class Refined(IndexContract):
         held_out: FloatArray,
     ) -> None:
         lengths = np.linspace(0.5, 3, 300, dtype=np.float32)[:, None]
-        embedded = self.build(
+        embedded = self.built_of(
             embeddings[:300] * lengths, model=reference_uncentred_model, metric="inner_product"
         )
         index = opened(embedded)

@@ -164,7 +164,12 @@ def test_the_command_line(
     client.load_collection("items")
     client.delete("items", ids=[0, 10])
     client.close()
-    assert json.loads(run("sync", *where, "--json")) == {"added": 0, "removed": 2, "vectors": 148}
+    assert json.loads(run("sync", *where, "--json")) == {
+        "added": 0,
+        "changed": 0,
+        "removed": 2,
+        "vectors": 148,
+    }
     CompressedIndex.build(vectors[:100], model=model, progress=False).save("i")
     assert json.loads(run("export-parquet", "i", "-o", "p", "--json"))["rows"] == 100
     assert Path("p/1.parquet").is_file()

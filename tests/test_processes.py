@@ -589,7 +589,7 @@ def over(index: CompressedIndex, kind: Any) -> Any:
 def test_a_milvus_index_has_a_repr_and_refuses_to_be_pickled(model: CompresSAE) -> None:
     index = MilvusIndex.__new__(MilvusIndex)  # repr and pickle need no Milvus
     vars(index).update(
-        model=model, _documents=SimpleNamespace(collection=SimpleNamespace(name="texts"), k=16)
+        model=model, _documents=SimpleNamespace(collection=SimpleNamespace(name="texts"), k=16, n_latents=512)
     )
     assert repr(index) == "MilvusIndex('texts', dim=384, n_latents=512, k=16)"
     for send in (pickle.dumps, copy.copy, copy.deepcopy):

@@ -287,13 +287,13 @@ class FaissIndex(Index):
         check_moved(stored.meta, originals)
         with persistence.reading(str(path)):
             model = CompresSAE.from_stored(persistence.entry(stored.meta, "model", dict), stored.tensors)
-            metric = stored.meta["metric"]
+            metric, packing = stored.meta["metric"], persistence.entry(stored.meta, "packing", dict)
             backend = InvertedFile.from_stored(
                 model,
                 lambda n: lists.read_lists(stored.files[_LISTS], mmap=mmap, n_rows=n),
                 stored.meta,
                 stored.arrays,
-                score=score_of(metric, keeps_norms=stored.meta["packing"].get(NORMS, False)),
+                score=score_of(metric, keeps_norms=packing.get(NORMS, False)),
                 originals=originals,
             )
             if not (metric == "inner_product" or backend.keeps_norms) and stored.meta["unit"] != 1:
