@@ -193,9 +193,11 @@ void bind_codes(nb::module_& m) {
       .def_prop_ro("n_documents", &ForwardPart::n_documents)
       .def_prop_ro("k", &ForwardPart::k)
       .def_prop_ro("n_entries", &ForwardPart::n_entries, "Entries of projections: latents, and one for norms.");
-  nb::class_<AlignedCodes, ForwardPart>(m, "AlignedCodes", "The aligned forward part: k latents and values a row, and maybe norms.")
+  nb::class_<AlignedCodes, ForwardPart>(m, "AlignedCodes",
+                                        "The aligned forward part: k latents and values a row, and maybe norms.")
       .def(nb::init<Arrays, std::size_t>(), "arrays"_a, "n_latents"_a);
-  nb::class_<PackedCodes, ForwardPart>(m, "PackedCodes", "The packed forward part: row_bytes bytes a row, and maybe norms.")
+  nb::class_<PackedCodes, ForwardPart>(m, "PackedCodes",
+                                       "The packed forward part: row_bytes bytes a row, and maybe norms.")
       .def(nb::init<Arrays, const Input<float, 1>&, std::size_t, std::size_t>(), "arrays"_a, "levels"_a.noconvert(),
            "n_latents"_a, "k"_a);
 }

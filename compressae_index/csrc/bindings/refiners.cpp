@@ -166,11 +166,12 @@ void bind_refiners(nb::module_& m) {
       .def("validate", &Residuals::validate, "num_threads"_a,
            "Raises ValueError where the scale of a row is not finite and at least 0.");
   nb::class_<Originals, RefinerPart>(m, "Originals", "The products of queries with original vectors.")
-      .def(nb::init<std::vector<Originals::Segment>, std::size_t, std::optional<Input<std::int64_t, 1>>, bool, bool>(),
-           "segments"_a, "dim"_a, "places"_a.noconvert().none(), "by_direction"_a, "distances"_a = false,
-           "Segments are vectors, float32, or float16 as uint16, (n, dim), and a factor of their products each.\n"
-           "places: each document's row in them. With by_direction, products are divided by the norms of vectors; with\n"
-           "distances, scores are squared distances from vectors times their factor, below 0.");
+      .def(
+          nb::init<std::vector<Originals::Segment>, std::size_t, std::optional<Input<std::int64_t, 1>>, bool, bool>(),
+          "segments"_a, "dim"_a, "places"_a.noconvert().none(), "by_direction"_a, "distances"_a = false,
+          "Segments are vectors, float32, or float16 as uint16, (n, dim), and a factor of their products each.\n"
+          "places: each document's row in them. With by_direction, products are divided by the norms of vectors; with\n"
+          "distances, scores are squared distances from vectors times their factor, below 0.");
 }
 
 }  // namespace compressae::bindings

@@ -48,9 +48,9 @@ struct Scale {
 };
 
 // Where lists hold directions, and norms are kept beside codes: a document of norm x scores (sum + weight * x / 2) * x.
-// A sum is about a cosine, far below the bound of Cauchy and Schwarz where terms are many. Steps are such that documents
-// of all sums up to kMostCosine are told apart, and down to those of no negative sum and a common norm, and twice as far
-// below. Others count as the highest or the lowest.
+// A sum is about a cosine, far below the bound of Cauchy and Schwarz where terms are many. Steps are such that
+// documents of all sums up to kMostCosine are told apart, and down to those of no negative sum and a common norm, and
+// twice as far below. Others count as the highest or the lowest.
 inline Scale scale_by_distance(const std::vector<Term>& terms, float largest_norm, const Lengths::Range& norms,
                                float weight) {
   constexpr double kDepth = 3.0, kMostCosine = 1.5;

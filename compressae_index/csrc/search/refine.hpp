@@ -102,8 +102,8 @@ class ResidualRefiner final : public Refiner {
   Runs<const std::uint8_t*> runs_;
 };
 
-// The query's products with original vectors, (n, dim) in half or single precision, or its distances from them, in place
-// of the sums over codes.
+// The query's products with original vectors, (n, dim) in half or single precision, or its distances from them, in
+// place of the sums over codes.
 class OriginalRefiner final : public Refiner {
  public:
   struct Vectors {

@@ -30,7 +30,8 @@ class PaddedProjection {
   const float* only(const std::vector<Term>& terms, const float* projection, std::size_t n_latents,
                     std::size_t n_entries) {
     std::fill_n(entries_.begin(), n_latents, 0.0f);
-    std::copy(projection + n_latents, projection + n_entries, entries_.begin() + static_cast<std::ptrdiff_t>(n_latents));
+    std::copy(projection + n_latents, projection + n_entries,
+              entries_.begin() + static_cast<std::ptrdiff_t>(n_latents));
     clear_from(n_entries);
     for (const Term& term : terms) entries_[term.latent] = term.weight;
     return entries_.data();
@@ -114,8 +115,7 @@ inline void search_lists(const Scope& scope, const float* projections, std::size
   const auto finish = [&](std::size_t q) {
     const Scale& scale = lists.scale(q);
     TopK best(results.top);
-    for (const Candidate& candidate : lists.candidates(q))
-      best.push(scale.score_of(candidate.score), candidate.row);
+    for (const Candidate& candidate : lists.candidates(q)) best.push(scale.score_of(candidate.score), candidate.row);
     results.write(q, best);
   };
   for_each_query(n_queries, lists.n_windows(), num_threads, scan, finish);
@@ -144,9 +144,9 @@ inline void search_two_stage(const Scope& scope, const float* stage_one, const f
                              const Results& results) {
   ListSearch lists(scope, stage_one, n_queries, query_nnz, candidates, num_threads);
   const auto project = [&](std::size_t q, PaddedProjection& padded) {
-    return stage_two != nullptr ? padded.whole(stage_two + q * scope.n_entries, scope.n_entries)
-                                : padded.only(lists.terms(q), stage_one + q * scope.n_entries, lists.n_latents(),
-                                              scope.n_entries);
+    return stage_two != nullptr
+               ? padded.whole(stage_two + q * scope.n_entries, scope.n_entries)
+               : padded.only(lists.terms(q), stage_one + q * scope.n_entries, lists.n_latents(), scope.n_entries);
   };
   if (scope.n_allowed <= std::max(candidates, scope.n_documents() / kListedPerCode)) {
     search_all(scope, project, n_queries, num_threads, results);
