@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import shutil
 import time
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from compressae_index.demo import DemoData, load_data
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from playwright.sync_api import Browser
     from pymilvus import MilvusClient
 
     from compressae_index.arrays import FloatArray
@@ -136,3 +138,17 @@ def imported(client: MilvusClient, dense: str, model: CompresSAE) -> MilvusIndex
     from compressae_index.connectors.milvus import from_milvus
 
     return from_milvus(client, dense, model=model, dense="float32", progress=False).compressed
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium, while the tests of a file run: its event loop would be in the way of others."""
+    from playwright.sync_api import sync_playwright
+
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("neither chromium nor google-chrome is there")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -27,7 +26,6 @@ from compressae_index.measuring.plots import Series, as_svg, recall_against_byte
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 # A file may be named so.
 NASTY = "<script>alert('1')&amp;.npy"
 VOID = {"meta", "link", "br", "hr", "img", "input"}
@@ -340,18 +338,6 @@ def test_mistakes_are_told_before_the_work(
     assert (missing.exit_code, missing.stdout) == (2, "")
     assert "pip install 'compressae-index[faiss]'" in missing.stderr
     assert (place / "eval.html").read_text(encoding="utf-8") == made[1]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    from playwright.sync_api import sync_playwright
-
-    if BROWSER is None:
-        pytest.skip("neither chromium nor google-chrome is there")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.mark.browser
