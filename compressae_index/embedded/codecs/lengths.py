@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,7 +13,8 @@ from compressae_index.arrays import FloatArray
 from compressae_index.coding.codes import SparseCodes
 from compressae_index.coding.lengths import to_bits
 from compressae_index.coding.metric import row_norms
-from compressae_index.embedded.codecs.base import PREFIX, Arrays, Codec
+from compressae_index.embedded.codecs.base import Arrays
+from compressae_index.embedded.codecs.beside import Beside
 from compressae_index.errors import DimensionError, InputError
 
 NORMS = "norms"
@@ -21,7 +22,7 @@ NORM_BYTES = 2
 
 
 @dataclass(frozen=True, eq=False)
-class WithNorms(Codec):
+class WithNorms(Beside):
     """A codec, and the norm of each vector in 2 bytes (`coding.lengths`), for Euclidean distances.
 
     Attributes:
@@ -29,29 +30,11 @@ class WithNorms(Codec):
     """
 
     name: ClassVar = "norms"
-
-    inner: Codec
-
-    @property
-    def array_names(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Those of the codes, and the norms."""
-        return (*self.inner.array_names, NORMS)
+    beside: ClassVar = NORMS
 
     def manifest(self) -> dict[str, Any]:
         """That of the codec of the codes, which says that there are norms."""
         return self.inner.manifest() | {NORMS: True}
-
-    def fitted(self, codes: SparseCodes) -> WithNorms:
-        """This codec if the codes' codec is fitted; otherwise one whose is fitted to the codes."""
-        return replace(self, inner=self.inner.fitted(codes))
-
-    def learned(self) -> Arrays:
-        """What the codes' codec learned."""
-        return self.inner.learned()
-
-    def with_learned(self, learned: Arrays) -> WithNorms:
-        """This codec with stored arrays of the codes' codec; errors are its own."""
-        return replace(self, inner=self.inner.with_learned(learned))
 
     def row_bytes(self, n_latents: int, k: int) -> int:
         """Bytes of a document's code and norm."""
@@ -83,11 +66,6 @@ class WithNorms(Codec):
             norms = row_norms(targets)
         return self.inner.pack(codes, num_threads, dictionary, targets) | {NORMS: to_bits(norms)}
 
-    def unpack(self, arrays: Arrays, n_latents: int, k: int, num_threads: int = 1) -> SparseCodes:
-        """The codes, rounded, without their norms."""
-        codes = {name: arrays[name] for name in self.inner.array_names}
-        return self.inner.unpack(codes, n_latents, k, num_threads)
-
     def engine(self, arrays: Arrays, n_latents: int, k: int) -> Forward:
         """The engine's view of codes and norms, whose projections have one entry more."""
         forward = self.inner.engine(arrays, n_latents, k)
@@ -98,8 +76,3 @@ class WithNorms(Codec):
             msg = f"the codec {self.inner.name!r} gives the engine no norms, which Euclidean distances need"
             raise InputError(msg)
         return forward
-
-    def stored_names(self) -> tuple[set[str], set[str]]:
-        """File names of the arrays with one row a document, and of the learned arrays."""
-        by_row, learned = self.inner.stored_names()
-        return by_row | {PREFIX + NORMS}, learned

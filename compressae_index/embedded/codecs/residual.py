@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,14 +10,15 @@ import numpy as np
 from compressae_index._engine import Forward, Residuals, residual_row_bytes, residual_rows, residual_vectors
 from compressae_index.arrays import FloatArray
 from compressae_index.coding.codes import SparseCodes
-from compressae_index.embedded.codecs.base import PREFIX, Arrays, Codec
+from compressae_index.embedded.codecs.base import Arrays
+from compressae_index.embedded.codecs.beside import Beside
 from compressae_index.errors import DimensionError
 
 RESIDUAL_ROWS = "residuals"
 
 
 @dataclass(frozen=True, eq=False)
-class WithResiduals(Codec):
+class WithResiduals(Beside):
     """A codec, and a row of `residual_bits` a dimension of what its rounded codes leave out.
 
     A residual row takes 2 bytes of scale and 2 * residual_bits bytes for every 16 dimensions. Its numbers are
@@ -30,39 +31,21 @@ class WithResiduals(Codec):
     """
 
     name: ClassVar = "residual"
+    beside: ClassVar = RESIDUAL_ROWS
 
-    inner: Codec
     dim: int
     residual_bits: int
 
     def __post_init__(self) -> None:
         residual_row_bytes(self.dim, self.residual_bits)  # checks both
 
-    @property
-    def array_names(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Those of the codes, and the residual rows."""
-        return (*self.inner.array_names, RESIDUAL_ROWS)
-
     def manifest(self) -> dict[str, Any]:
         """That of the codec of the codes, with dimension and bits of the residual rows."""
         return self.inner.manifest() | {"dim": self.dim, "residual_bits": self.residual_bits}
 
-    def fitted(self, codes: SparseCodes) -> WithResiduals:
-        """This codec if the codes' codec is fitted; otherwise one whose is fitted to the codes."""
-        return replace(self, inner=self.inner.fitted(codes))
-
-    def learned(self) -> Arrays:
-        """What the codes' codec learned."""
-        return self.inner.learned()
-
-    def with_learned(self, learned: Arrays) -> WithResiduals:
-        """This codec with stored arrays of the codes' codec; errors are its own."""
-        return replace(self, inner=self.inner.with_learned(learned))
-
     def nbytes(self, arrays: Arrays) -> dict[str, int]:
         """Those of the codes, and apart from them those of the residual rows."""
-        codes = {name: array for name, array in arrays.items() if name != RESIDUAL_ROWS}
-        return self.inner.nbytes(codes) | {"residuals": arrays[RESIDUAL_ROWS].nbytes}
+        return self.inner.nbytes(self.of_codes(arrays)) | {"residuals": arrays[RESIDUAL_ROWS].nbytes}
 
     def row_bytes(self, n_latents: int, k: int) -> int:
         """Bytes of a document's code and residual row."""
@@ -93,13 +76,9 @@ class WithResiduals(Codec):
         )
         return arrays | {RESIDUAL_ROWS: rows}
 
-    def unpack(self, arrays: Arrays, n_latents: int, k: int, num_threads: int = 1) -> SparseCodes:
-        """The codes, rounded, without their residuals."""
-        return self.inner.unpack(self._inner(arrays), n_latents, k, num_threads)
-
     def engine(self, arrays: Arrays, n_latents: int, k: int) -> Forward:
         """The engine's view of the codes."""
-        forward, rows = self.inner.engine(self._inner(arrays), n_latents, k), arrays[RESIDUAL_ROWS]
+        forward, rows = self.inner.engine(self.of_codes(arrays), n_latents, k), arrays[RESIDUAL_ROWS]
         expected = (forward.n_documents, residual_row_bytes(self.dim, self.residual_bits))
         if rows.shape != expected or rows.dtype != np.uint8:
             msg = f"residual rows must be uint8 {expected}, got {rows.dtype} {rows.shape}"
@@ -121,11 +100,3 @@ class WithResiduals(Codec):
     def residuals(self, arrays: Arrays, num_threads: int = 1) -> FloatArray:
         """The residuals that rows stand for, (n, dim)."""
         return residual_vectors(arrays[RESIDUAL_ROWS], self.dim, self.residual_bits, num_threads)
-
-    def stored_names(self) -> tuple[set[str], set[str]]:
-        """File names of the arrays with one row a document, and of the learned arrays."""
-        by_row, learned = self.inner.stored_names()
-        return by_row | {PREFIX + RESIDUAL_ROWS}, learned
-
-    def _inner(self, arrays: Arrays) -> Arrays:
-        return {name: arrays[name] for name in self.inner.array_names}
