@@ -211,3 +211,9 @@ def row_norms(rows: FloatArray) -> npt.NDArray[np.float64]:
     """Euclidean norms of rows (n, d): (n,) float64, as squares may overflow float32."""
     norms: npt.NDArray[np.float64] = np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=np.float64))
     return norms
+
+
+def upright(scores: FloatArray) -> FloatArray:
+    """Scores below 0 as squared distances; 0 for those above, which only codes give."""
+    distances: FloatArray = np.maximum(np.float32(0) - scores, np.float32(0))
+    return distances

@@ -558,3 +558,25 @@ def check_model(model: CompresSAE, metric: Metric) -> None:
             "train one with TrainConfig(center=False), or `train --no-center`"
         )
         raise InputError(msg)
+
+
+def check_latents(model: CompresSAE, metric: Metric, n_latents: int) -> None:
+    """Checks that codes over so many latents fit a model and a metric.
+
+    Raises:
+        DimensionError: they are over another number of latents.
+        InputError: norms are kept of codes that are made without a mean.
+    """
+    more = n_latents - model.n_latents
+    if more not in ((0, 1) if metric == "l2" else (0,)):
+        msg = f"the codes are over {n_latents} latents, the model has {model.n_latents}"
+        raise DimensionError(msg)
+    if more and model.mean is not None:
+        msg = (
+            'this model leaves out the mean of unit rows, so with metric="l2" it needs unit rows: let '
+            "`build` train one for others"
+        )
+        raise InputError(msg)
+    if not more and model.center is not None:
+        msg = "this model encodes vectors less a center, so their norms must be kept: one latent more"
+        raise InputError(msg)

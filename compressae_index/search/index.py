@@ -21,8 +21,15 @@ from compressae_index.checks import (
 from compressae_index.coding.chunks import Encoded, encoded_chunks
 from compressae_index.coding.codes import SparseCodes
 from compressae_index.coding.lengths import without_lengths
-from compressae_index.coding.metric import METRICS, Metric, RowScale, row_norms
-from compressae_index.coding.model import ENCODERS, CompresSAE, Encoder, check_is_model, check_model
+from compressae_index.coding.metric import METRICS, Metric, RowScale, row_norms, upright
+from compressae_index.coding.model import (
+    ENCODERS,
+    CompresSAE,
+    Encoder,
+    check_is_model,
+    check_latents,
+    check_model,
+)
 from compressae_index.errors import DimensionError, InputError, UnknownIdError
 from compressae_index.ids import Ids, as_id_array
 from compressae_index.processes import ForkSafeLock
@@ -882,34 +889,6 @@ class Index:
             first = ids[~held].tolist()[0]
             msg = f"unknown id {first!r:.100} ({int((~held).sum())} of {len(ids)} ids are unknown)"
             raise UnknownIdError(msg)
-
-
-def upright(scores: FloatArray) -> FloatArray:
-    """Scores below 0 as squared distances; 0 for those above, which only codes give."""
-    distances: FloatArray = np.maximum(np.float32(0) - scores, np.float32(0))
-    return distances
-
-
-def check_latents(model: CompresSAE, metric: Metric, n_latents: int) -> None:
-    """Checks that codes over so many latents fit a model and a metric.
-
-    Raises:
-        DimensionError: they are over another number of latents.
-        InputError: norms are kept of codes that are made without a mean.
-    """
-    more = n_latents - model.n_latents
-    if more not in ((0, 1) if metric == "l2" else (0,)):
-        msg = f"the codes are over {n_latents} latents, the model has {model.n_latents}"
-        raise DimensionError(msg)
-    if more and model.mean is not None:
-        msg = (
-            'this model leaves out the mean of unit rows, so with metric="l2" it needs unit rows: let '
-            "`build` train one for others"
-        )
-        raise InputError(msg)
-    if not more and model.center is not None:
-        msg = "this model encodes vectors less a center, so their norms must be kept: one latent more"
-        raise InputError(msg)
 
 
 def _measured(documents: Documents, asked: Asked) -> SearchResult:
