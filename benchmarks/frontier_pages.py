@@ -70,7 +70,7 @@ def contestants_table(report: dict[str, Any]) -> str:
 
     Those of models and codebooks are a column of their own, by the number of vectors.
     """
-    header = ["", "bytes/vector", "models, bytes/vector", "on disk", "models, MB", "measured, MB"]
+    header = ["index", "bytes/vector", "models, bytes/vector", "on disk", "models, MB", "measured, MB"]
     header += ["build s", "of it train", "details"]
     n = report["data"]["vectors"]
     return markdown(
@@ -117,7 +117,7 @@ def both_table(report: dict[str, Any]) -> str:
     """Milliseconds at recall@10 and at recall@100, bytes of vectors and of models, and seconds to build."""
     both = {at: fronts(report, at) for at in (10, 100)}
     times = {at: _times(by_family, BOTH_LEVELS) for at, by_family in both.items()}
-    header = ["", "bytes/vector", "models", "on disk", "build s"]
+    header = ["index", "bytes/vector", "models", "on disk", "build s"]
     for at in both:
         header += [*(f"@{at} {level:.2f}" for level in BOTH_LEVELS), "highest"]
     n, rows = report["data"]["vectors"], []
@@ -153,7 +153,7 @@ def _highest(lines: Sequence[Line]) -> str:
 def fronts_table(report: dict[str, Any], at: int) -> str:
     """The settings of all fronts."""
     return markdown(
-        ["", "setting", f"recall@{at}", "ms, median", "ms, mean", "ms, cold"],
+        ["index", "setting", f"recall@{at}", "ms, median", "ms, mean", "ms, cold"],
         [
             [
                 family,

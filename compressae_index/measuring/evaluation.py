@@ -246,7 +246,7 @@ def as_table(measurements: Iterable[Measurement]) -> str:
     measurements = list(measurements)
     ks = list(measurements[0].recall)
     return aligned(
-        ["", *(f"recall@{k}" for k in ks), "bytes/vector", "ms/query"],
+        ["search", *(f"recall@{k}" for k in ks), "bytes/vector", "ms/query"],
         (
             [
                 m.name,
