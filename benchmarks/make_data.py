@@ -26,7 +26,7 @@ import numpy as np
 
 from compressae_index.arrays import FloatArray
 from compressae_index.checks import check_vectors, normalize_rows
-from compressae_index.cli.options import written_aside
+from compressae_index.storage import written_aside
 
 sys.path.insert(0, str(Path(__file__).parent))  # python -P leaves it out
 

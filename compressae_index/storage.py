@@ -7,6 +7,7 @@ process ends, and `sweep` removes only folders that nobody holds.
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import re
 import secrets
@@ -35,6 +36,9 @@ _BINARY = getattr(os, "O_BINARY", 0)
 
 _TEMPORARY_PREFIX = "compressae-copy-"
 _TEMPORARY = re.compile(rf"{_TEMPORARY_PREFIX}[0-9a-f]{{8}}")
+# Folders in which files are written until they are complete.
+_ASIDE_PREFIX = ".compressae-"
+_ASIDE = re.compile(rf"{re.escape(_ASIDE_PREFIX)}[0-9a-f]{{8}}")
 # Bytes in memory while an object is copied to a file.
 _COPIED_BYTES = 64 << 20
 
@@ -254,6 +258,31 @@ def _locked_folder(parent: Path, prefix: str) -> tuple[Path, FolderLock]:
             if lock.folder_is_there():
                 return folder, lock
             lock.release()
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """A path to write a file to, which replaces `path` if nothing fails.
+
+    Raises:
+        StorageError: the disk is full or refuses; what was at `path` is untouched.
+    """
+    with accessing(path, "written"):
+        # Remove what killed processes left; version 0.1.0 left files.
+        with suppress(OSError):
+            sweep(path.parent, _ASIDE.fullmatch, lambda _: False)
+            for left in path.parent.glob(f".????????-{glob.escape(path.name)}"):
+                if re.match(r"\.[0-9a-f]{8}-", left.name):
+                    left.unlink()
+        with own_folder(path.parent, _ASIDE_PREFIX) as folder:
+            try:
+                yield (aside := folder / path.name)
+                with aside.open("rb+") as file:
+                    os.fsync(file.fileno())
+                os.replace(aside, path)
+                sync_folder(path.parent)
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

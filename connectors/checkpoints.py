@@ -19,7 +19,7 @@ from compressae_index.coding.model import CompresSAE, check_is_model
 from compressae_index.conversion import as_array
 from compressae_index.errors import FormatError, InputError, MissingExtraError
 from compressae_index.persistence import reading
-from compressae_index.storage import accessing, open_file
+from compressae_index.storage import accessing, open_file, written_aside
 
 _SAFETENSORS = ".safetensors"
 # compresso's linear layers hold transposes of the paper's matrices.
@@ -57,21 +57,22 @@ def to_checkpoint(model: CompresSAE, path: str | os.PathLike[str]) -> None:
     """Writes the state dict of recombee/CompresSAE, whose `load_state_dict` takes it.
 
     Args:
-        model: a model without a mean, which that implementation has no place for.
+        model: a model without a mean or center, which that implementation has no place for.
         path: the file, replaced if it exists: .safetensors, or anything else for `torch.save`.
 
     Raises:
-        InputError: the model has a mean.
+        InputError: the model has a mean or a center.
         StorageError: the disk is full or refuses.
         MissingExtraError: torch is needed and not installed.
     """
-    if check_is_model(model).mean is not None:
+    if check_is_model(model).mean is not None or model.center is not None:
         msg = "the model subtracts a mean, which upstream does not: train with TrainConfig(center=False)"
         raise InputError(msg)
     file = as_path(path)
     state = {name: np.array(getattr(model, name)) for name in ("encoder_w", "encoder_b", "decoder_w")}
-    with accessing(file, "written"):
-        file.write_bytes(_written(state, file))
+    content = _written(state, file)
+    with written_aside(file) as aside:
+        aside.write_bytes(content)
 
 
 def _tensors(file: Path) -> Mapping[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 from compressae_index.arrays import FloatArray
 from compressae_index.checks import check_choice, check_int, check_vectors
 from compressae_index.coding.codes import SparseCodes
-from compressae_index.coding.model import ENCODERS, CompresSAE, Encoder, check_is_model
+from compressae_index.coding.model import ENCODERS, CompresSAE, Encoder, check_is_model, check_model
 from compressae_index.errors import FormatError, MissingExtraError
 from compressae_index.persistence import entry, reading
 from compressae_index.search.queries import QUERY_NNZ
@@ -58,10 +58,11 @@ class SparseCoder(Module):  # type: ignore[misc]
             query_nnz: nonzeros a query.
 
         Raises:
-            InputError: an argument is of another type or out of range.
+            InputError: an argument is of another type or out of range, or the model has a center.
         """
         super().__init__()
         self.model = check_is_model(model)
+        check_model(model, "cosine")
         self.encoder: Encoder = check_choice(encoder, "encoder", ENCODERS)
         self.k = model.nonzeros(k, encoder)
         self.query_nnz = check_int(query_nnz, "query_nnz", 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from compressae_index import CompresSAE, FormatError, InputError
+from compressae_index import CompresSAE, FormatError, InputError, StorageError
 from compressae_index.arrays import FloatArray
 from compressae_index.connectors.checkpoints import from_checkpoint, to_checkpoint
 
@@ -135,3 +136,15 @@ def test_what_is_refused(
     with pytest.raises(InputError, match="subtracts a mean"):
         to_checkpoint(model, "mean.pt")
     assert not Path("mean.pt").exists()
+    from_zero = from_checkpoint("good.pt", K)
+    with pytest.raises(InputError, match="subtracts a mean"):
+        to_checkpoint(from_zero.centred_at(np.ones(from_zero.dim, np.float32)), "good.pt")
+    before = Path("good.pt").read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match="No space left"):
+        to_checkpoint(from_zero, "good.pt")
+    assert Path("good.pt").read_bytes() == before

@@ -35,12 +35,12 @@ from compressae_index import (
 )
 from compressae_index.arrays import FloatArray
 from compressae_index.cli import main
-from compressae_index.cli.options import written_aside
 from compressae_index.coding.directory import CodeStore, encode_to_directory
 from compressae_index.connectors.faiss import FaissIndex
 from compressae_index.connectors.faiss import lists as faiss_lists
 from compressae_index.connectors.texts import TextStore
 from compressae_index.connectors.texts.records import Records
+from compressae_index.storage import written_aside
 from compressae_index.training import TrainConfig, train
 from compressae_index.training.checkpoint import Checkpoint
 
@@ -578,7 +578,7 @@ import errno, itertools, os, resource, sys
 from pathlib import Path
 import numpy as np
 from compressae_index import CompresSAE, CompressedIndex, StorageError
-from compressae_index.cli.options import written_aside
+from compressae_index.storage import written_aside
 from compressae_index.connectors.faiss import FaissIndex
 from compressae_index.coding.directory import encode_to_directory
 from compressae_index.training.checkpoint import Checkpoint

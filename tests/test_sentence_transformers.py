@@ -97,6 +97,9 @@ def test_a_text_without_words_has_no_nonzeros(dense: SentenceTransformer, coded:
         SparseCoder(coded)({"sentence_embedding": torch.tensor([[1.0] * DIM, [torch.nan] * DIM])})
     with pytest.raises(InputError, match=f"sentence embeddings have dimension 3, expected {DIM}"):
         SparseCoder(coded)({"sentence_embedding": torch.ones(2, 3)})
+    from_zero = CompresSAE.of_dictionary(coded.decoder_w, coded.k)
+    with pytest.raises(InputError, match="less a center"):
+        SparseCoder(from_zero.centred_at(np.ones(DIM, np.float32)))
 
 
 def test_it_is_saved_and_loaded(

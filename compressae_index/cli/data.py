@@ -37,7 +37,6 @@ from compressae_index.cli.options import (
     storage_options,
     threads_option,
     training_options,
-    written_aside,
 )
 from compressae_index.coding.chunks import encoded_chunks
 from compressae_index.coding.directory import CodeStore, encode_to_directory
@@ -54,7 +53,7 @@ from compressae_index.remote import Place
 from compressae_index.search.frontier import Point
 from compressae_index.search.index import Index
 from compressae_index.sources import BadRows, Vectors, open_vectors, read_ids
-from compressae_index.storage import accessing
+from compressae_index.storage import accessing, written_aside
 
 if TYPE_CHECKING:
     from compressae_index.training import TrainConfig

@@ -24,7 +24,6 @@ from compressae_index.cli.options import (
     print_result,
     say_replaced,
     threads_option,
-    written_aside,
 )
 from compressae_index.coding.model import CompresSAE
 from compressae_index.index import CompressedIndex
@@ -33,6 +32,7 @@ from compressae_index.measuring.plots import drift_picture, figure_class
 from compressae_index.persistence import check_target
 from compressae_index.remote import Place
 from compressae_index.sources import BadRows, open_vectors
+from compressae_index.storage import written_aside
 
 
 @click.command()

@@ -15,13 +15,13 @@ from compressae_index.cli.options import (
     dataset_option,
     json_option,
     threads_option,
-    written_aside,
 )
 from compressae_index.coding.model import CompresSAE
 from compressae_index.measuring.model_report import model_report
 from compressae_index.measuring.plots import figure_class
 from compressae_index.remote import Place
 from compressae_index.sources import BadRows, open_vectors
+from compressae_index.storage import written_aside
 
 
 @click.command("report")

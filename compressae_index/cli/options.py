@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import glob
 import json
-import os
-import re
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
@@ -22,7 +17,7 @@ from compressae_index.errors import FormatError
 from compressae_index.remote import Place, is_address
 from compressae_index.search.queries import MODES, SCORINGS, Scoring
 from compressae_index.sources import BAD_ROWS
-from compressae_index.storage import accessing, check_writable, own_folder, sweep, sync_folder
+from compressae_index.storage import accessing, check_writable
 from compressae_index.terminal import printable, redacted
 
 if TYPE_CHECKING:
@@ -59,10 +54,6 @@ class _Place(_Path):
 
 PATH = _Path(path_type=Path)
 PLACE = _Place(path_type=Path)
-
-# Folders in which files are written until they are complete.
-_ASIDE_PREFIX = ".compressae-"
-_ASIDE = re.compile(rf"{re.escape(_ASIDE_PREFIX)}[0-9a-f]{{8}}")
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 threads_option = click.option(
@@ -328,28 +319,3 @@ def check_folder(path: Place, what: str) -> None:
     if is_new:
         msg = f"{path}: {what} are written as a directory, whose name must not end in {path.suffix}"
         raise FormatError(msg)
-
-
-@contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
-    """A path to write a file to, which replaces `path` if nothing fails.
-
-    Raises:
-        StorageError: the disk is full or refuses; what was at `path` is untouched.
-    """
-    with accessing(path, "written"):
-        # Remove what killed processes left; version 0.1.0 left files.
-        with suppress(OSError):
-            sweep(path.parent, _ASIDE.fullmatch, lambda _: False)
-            for left in path.parent.glob(f".????????-{glob.escape(path.name)}"):
-                if re.match(r"\.[0-9a-f]{8}-", left.name):
-                    left.unlink()
-        with own_folder(path.parent, _ASIDE_PREFIX) as folder:
-            try:
-                yield (aside := folder / path.name)
-                with aside.open("rb+") as file:
-                    os.fsync(file.fileno())
-                os.replace(aside, path)
-                sync_folder(path.parent)
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)

@@ -38,7 +38,6 @@ from compressae_index.cli.options import (
     query_dataset_option,
     search_options,
     threads_option,
-    written_aside,
 )
 from compressae_index.coding.metric import METRICS, Metric
 from compressae_index.errors import InputError
@@ -52,6 +51,7 @@ from compressae_index.search.index import Index
 from compressae_index.search.queries import Mode, SearchResult, check_candidates
 from compressae_index.search.results import write_results, write_table
 from compressae_index.sources import BadRows, Vectors, open_vectors, read_ids, read_metadata
+from compressae_index.storage import written_aside
 from compressae_index.terminal import printable, quoted
 
 output_option = click.option(

@@ -8,7 +8,7 @@ from typing import Any
 from compressae_index.arrays import FloatArray
 from compressae_index.checks import check_choice, check_int, check_vectors
 from compressae_index.coding.codes import SparseCodes
-from compressae_index.coding.model import ENCODERS, CompresSAE, Encoder, check_is_model
+from compressae_index.coding.model import ENCODERS, CompresSAE, Encoder, check_is_model, check_model
 from compressae_index.conversion import as_array
 from compressae_index.errors import DimensionError, InputError
 from compressae_index.search.queries import QUERY_NNZ
@@ -47,14 +47,11 @@ class SplitEncoder:
             query_nnz: latents kept of a query, those of largest magnitude.
 
         Raises:
-            InputError: k or query_nnz is out of range, the encoder unknown, or model not a `CompresSAE`.
+            InputError: k or query_nnz is out of range, the encoder unknown, or model not a `CompresSAE` or
+                one with a center.
         """
         self.model = check_is_model(model)
-        if model.center is not None:
-            msg = (
-                "these stores compare directions, but this model encodes vectors less a center: train another"
-            )
-            raise InputError(msg)
+        check_model(model, "cosine")  # directions are compared
         self.encoder: Encoder = check_choice(encoder, "encoder", ENCODERS)
         self.k = model.nonzeros(k, encoder)
         self.query_nnz = check_int(query_nnz, "query_nnz", 1)
