@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 
 from compressae_index.checks import as_floats, check_vectors
+from compressae_index.coding.metric import Metric
 from compressae_index.coding.model import CompresSAE
 from compressae_index.conversion import as_array
 from compressae_index.errors import InputError, MissingExtraError
 from compressae_index.index import CompressedIndex
+from compressae_index.search.queries import SearchResult
 
 try:
     from mteb.models.search_wrappers import SearchEncoderWrapper
@@ -76,7 +78,8 @@ class IndexBackend:
             query_idx_to_id: ids of the queries by their number, which goes with it.
 
         Returns:
-            Scores, and numbers of documents: in the corpus, or in the list of `top_ranked`.
+            Scores, greatest first as mteb wants them (with metric "l2", squared distances times -1), and
+            numbers of documents: in the corpus, or in the list of `top_ranked`.
 
         Raises:
             InputError: there are no documents, or bad rows.
@@ -84,17 +87,17 @@ class IndexBackend:
         if self.index is None:
             msg = "mteb searches before it added documents"
             raise InputError(msg)
-        queries = check_vectors(embeddings, name="queries of mteb")
+        queries = check_vectors(embeddings, name="queries of mteb", zeros=self.index.metric == "l2")
         if top_ranked is None:
             found = self.index.search(queries, min(top_k, len(self._places)), **self.search_with)
-            return _filled(found.scores, found.ids)
+            return _filled(found, self.index.metric)
         scores, numbers = [], []
         for number, query in enumerate(queries):
             named = top_ranked.get((query_idx_to_id or {})[number], [])
             places = np.array([self._places[name] for name in named], dtype=np.int64)
             taken = self.index.search(query, max(min(top_k, len(named)), 1), mode="dense", filter=places)
             local = {int(place): at for at, place in enumerate(places)}
-            (best,), (hits,) = _filled(taken.scores, taken.ids)
+            (best,), (hits,) = _filled(taken, self.index.metric)
             scores.append(best)
             numbers.append([local[place] for place in hits])
         return scores, numbers
@@ -135,10 +138,10 @@ class IndexedEncoder(SearchEncoderWrapper):  # type: ignore[misc]
         self.mteb_model_meta = meta.model_copy(update={"experiment_kwargs": kwargs})
 
 
-def _filled(scores: Any, ids: Any) -> _Found:
-    """Without the places that a search leaves empty."""
-    kept = [row >= 0 for row in ids]
+def _filled(result: SearchResult, metric: Metric) -> _Found:
+    """What mteb takes for the best has the greatest score; places that a search leaves empty are left out."""
+    scores = -result.scores if metric == "l2" else result.scores
     return (
-        [row[there].tolist() for row, there in zip(scores, kept, strict=True)],
-        [row[there].tolist() for row, there in zip(ids, kept, strict=True)],
+        [row[there].tolist() for row, there in zip(scores, result.found, strict=True)],
+        [row[there].tolist() for row, there in zip(result.ids, result.found, strict=True)],
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -465,6 +466,12 @@ def test_on_the_command_line(points: FloatArray, asked: FloatArray, tmp_path: Pa
     assert index.metric == "l2"
     assert str(index.search(asked[:1], 3).ids[0, 0]) in found.output
     assert "l2" in run(main, ["info", target], catch_exceptions=False).output
+    explained = run(
+        main,
+        [*("search", target, str(tmp_path / "queries.npy"), "-k", "3"), "--explain", "--json"],
+        catch_exceptions=False,
+    )
+    assert len(json.loads(explained.output)["hits"]) == 9
 
 
 @pytest.mark.parametrize("kind", ["float32", "SQ8", "inverted"])
@@ -533,6 +540,23 @@ def test_texts_and_stores(points: FloatArray, whole: CompressedIndex, tmp_path: 
     found = whole.rescore(points[:3], [[0, 1, 2, -1]] * 3, 4)
     assert (np.diff(found.scores[:, :3], axis=1) >= 0).all()
     assert (found.scores[:, 3] == np.inf).all()
+
+
+def test_empty_places_are_left_out_of_tables_and_pages(
+    points: FloatArray, whole: CompressedIndex, tmp_path: Path
+) -> None:
+    found = whole.search(points[:3], 4, filter=[7, 20], mode="dense")
+    np.testing.assert_array_equal(found.found, [[True, True, False, False]] * 3)
+    table = found.to_arrow()
+    assert table.column("rank").to_pylist() == [0, 1] * 3
+    assert set(table.column("id").to_pylist()) == {7, 20}
+    whole.save(tmp_path / "rows.index")
+    np.save(tmp_path / "query.npy", points[3:4])
+    latent = int(whole.codes([3]).latents[0, 0])
+    asked = ["search", str(tmp_path / "rows.index"), str(tmp_path / "query.npy"), "-k", str(N), "--explain"]
+    held = CliRunner().invoke(main, [*asked, "--holding", str(latent), "--json"], catch_exceptions=False)
+    hits = json.loads(held.output)["hits"]
+    assert sorted(hit["id"] for hit in hits) == np.flatnonzero(whole.holding(latent)).tolist()
 
 
 def test_latents_are_named_and_steer(whole: CompressedIndex, asked: FloatArray) -> None:

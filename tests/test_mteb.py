@@ -152,6 +152,19 @@ def test_the_backend_answers_as_the_index(rows: FloatArray) -> None:
     assert len(backend.index.ids) == 60
 
 
+def test_the_nearest_point_is_best(rows: FloatArray) -> None:
+    backend = IndexBackend({"k": 4, "n_latents": 16, "metric": "l2"}, {"mode": "dense", "filter": range(40)})
+    backend.add_documents(rows, [f"d{i}" for i in range(60)])
+    assert backend.index is not None
+    expected = backend.index.search(rows[:2], 40, mode="dense")
+    scores, places = backend.search(rows[:2], 50)
+    assert [len(each) for each in places] == [40, 40]  # of 50 places, ten are empty
+    assert np.isfinite(scores).all()
+    assert (np.diff(scores, axis=1) <= 0).all()
+    assert [each[0] for each in places] == expected.ids[:, 0].tolist()
+    assert backend.search(rows[:1] * 0, 1)[1]  # a point of zeros is a point
+
+
 def test_rows_of_zeros(rows: FloatArray) -> None:
     rows[3] = 0
     names = [f"d{i}" for i in range(60)]

@@ -222,7 +222,7 @@ def _show_hits(
     """Prints what was found, a document a line, with other columns, and with latents if an index is given."""
     columns = {name: table.column(name).to_pylist() for name in names}
     hits = []
-    for number, (query, rank) in enumerate(np.argwhere(found.scores > -np.inf).tolist()):
+    for number, (query, rank) in enumerate(np.argwhere(found.found).tolist()):
         id_ = found.ids[query, rank : rank + 1].tolist()[0]
         why = [] if index is None else shares(index.explain(queries[query], id_))[:SHOWN]
         fields = {name: _finite(values[number]) for name, values in columns.items()}

@@ -80,7 +80,7 @@ def graph_of(ids: IdArray, k: int, blocks: Iterable[SearchResult]) -> sp.csr_arr
     for block in blocks:
         found = columns_of.find(block.ids.ravel()).reshape(block.ids.shape)
         # Another process may have added documents meanwhile.
-        held = (block.scores > -np.inf) & (found >= 0)
+        held = block.found & (found >= 0)
         counts[row : row + len(held)] = held.sum(axis=1)
         row, end = row + len(held), filled + int(held.sum())
         scores[filled:end], columns[filled:end] = block.scores[held], found[held]
@@ -120,7 +120,7 @@ def _without_itself(found: SearchResult, ids: IdArray) -> SearchResult:
     """Results (n, k + 1) without the document of each row, or else without the last one: (n, k)."""
     n, places = found.ids.shape
     # An id may be -1 in Milvus, like an empty place.
-    itself = (found.ids == ids[:, None]) & (found.scores > -np.inf)
+    itself = (found.ids == ids[:, None]) & found.found
     left_out = np.where(itself.any(axis=1), itself.argmax(axis=1), places - 1)
     kept = np.arange(places) != left_out[:, None]
     shape = n, places - 1

@@ -112,6 +112,11 @@ class SearchResult(_Neighbours):
     def __getnewargs__(self) -> tuple[Any, ...]:
         return *self, self.certified, self.lost, self.stats
 
+    @property
+    def found(self) -> BoolArray:
+        """(n_queries, k) whether a place holds a document: its score is finite."""
+        return np.isfinite(self.scores)
+
     def to_arrow(self) -> pa.Table:
         """The documents found, a row each, as a table of Arrow; empty places are left out.
 
@@ -125,7 +130,7 @@ class SearchResult(_Neighbours):
             import pyarrow as pa
         except ImportError as error:
             raise MissingExtraError("pyarrow", "files", "a table of Arrow") from error
-        found = self.scores > -np.inf
+        found = self.found
         query, rank = np.nonzero(found)
         ids = pa.array(self.ids[found], pa.string() if self.ids.dtype == object else pa.int64())
         return pa.table({"query": query, "rank": rank, "id": ids, "score": self.scores[found]})
