@@ -15,7 +15,7 @@ CMAKE := $(if $(shell command -v cmake),,cmake)
 
 .venv/installed: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt scikit-build-core nanobind hatch-fancy-pypi-readme $(CMAKE)
+	$(BIN)/pip install --quiet --constraint constraints.txt pip scikit-build-core nanobind hatch-fancy-pypi-readme $(CMAKE)
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --config-settings=cmake.define.COMPRESSAE_WERROR=ON ".[dev]"
 	touch $@
 
