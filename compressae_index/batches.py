@@ -262,9 +262,7 @@ class BatchEncoder:
         raw, lengths = column_vectors(vectors, dim, name)
         # Integers too: lists of Python have lost that they were uint8 or int8.
         rows = as_floats(raw, dim=dim, name=name, may_be_empty=True, integers=True)
-        bad = bad_rows(rows)
-        if self.model.center is not None:  # from which 0 may be seen like any point
-            bad = bad[~np.isfinite(rows[bad]).all(axis=1)]
+        bad = bad_rows(rows, zeros=self._zeros)
         if not bad.size:
             return rows, bad
         row, length = int(bad[0]), int(lengths[bad[0]])
@@ -280,6 +278,13 @@ class BatchEncoder:
         self.skipped += bad.size
         warnings.warn(f"left out {bad.size} of {len(rows)} rows: {msg}", stacklevel=3)
         return rows, bad
+
+    @property
+    def _zeros(self) -> bool:
+        """Whether a row of zeros is a point like any other."""
+        if self._packing is not None and self._packing.scale.metric == "l2":
+            return self._packing.scale.keeps_norms
+        return self.model.center is not None
 
     def _encoded(self, rows: FloatArray) -> dict[str, npt.NDArray[Any]]:
         """The columns of codes of good rows."""

@@ -55,9 +55,7 @@ def check_vectors(
     """
     raw = as_array(vectors, name)
     array = as_floats(raw, dim=dim, name=name, may_be_empty=may_be_empty, integers=integers)
-    bad = bad_rows(array)
-    if zeros:
-        bad = bad[~np.isfinite(array[bad]).all(axis=1)]
+    bad = bad_rows(array, zeros=zeros)
     if bad.size:
         raise InputError(complaint(raw, array, bad, name, first_row)[1])
     return array
@@ -119,13 +117,14 @@ def contents_of(array: npt.NDArray[Any]) -> str:
     return f" ({', '.join(names)})"
 
 
-def bad_rows(array: FloatArray) -> npt.NDArray[np.int64]:
-    """Rows of an array (n, d) without a direction: with NaN or infinite values, or all zero."""
+def bad_rows(array: FloatArray, *, zeros: bool = False) -> npt.NDArray[np.int64]:
+    """Rows of an array (n, d) that are not finite or, unless `zeros` are good, have no direction."""
     first = first_without_direction(array, _SMALLEST)
     if first == len(array):
         return np.empty(0, dtype=np.int64)
     largest = np.abs(array[first:]).max(axis=1)  # NaN where a row holds NaN
-    return first + np.flatnonzero(~(np.isfinite(largest) & (largest >= _SMALLEST)))
+    least = 0.0 if zeros else _SMALLEST
+    return first + np.flatnonzero(~(np.isfinite(largest) & (largest >= least)))
 
 
 def complaint(

@@ -22,7 +22,6 @@ from compressae_index.building.decision import decide
 from compressae_index.building.drift import DRIFT_ROWS, PROBE_ARRAYS, Drift, Probe, Tally, compared, drift_of
 from compressae_index.building.neighbourhoods import neighbourhoods
 from compressae_index.building.planning import Intent, Knobs, Plan, Shared
-from compressae_index.building.points import points_of, seen_again
 from compressae_index.building.recoding import StoredVectors, check_recodes, recoded
 from compressae_index.building.training import ModelSource, Trained, improved
 from compressae_index.checks import (
@@ -39,6 +38,7 @@ from compressae_index.coding.lengths import check_room_for_norms
 from compressae_index.coding.metric import METRICS, Metric, RowScale, check_unit_norms
 from compressae_index.coding.model import ENCODERS, CompresSAE, Encoder, check_is_model, check_model
 from compressae_index.coding.parquet import ParquetCodes, is_parquet
+from compressae_index.coding.points import points_of, seen_again
 from compressae_index.embedded.backend import EmbeddedBackend
 from compressae_index.embedded.codecs import CodecName, codec_of
 from compressae_index.embedded.codecs.lengths import NORM_BYTES, NORMS
@@ -186,8 +186,8 @@ class CompressedIndex(Index):
                 bytes of a dictionary that is trained count.
             target_recall: the same, for the smallest budget whose expected recall@10 is at least this.
             on_bad_rows: "error", or "skip" to leave out rows that are zero, missing, or hold NaN or infinite
-                values. Ids are still one for each row that is given, and by default the numbers of these;
-                `skipped` has those of the rows that were left out.
+                values; for "l2", rows of zeros stay. Ids are still one for each row that is given, and by
+                default the numbers of these; `skipped` has those of the rows that were left out.
             num_threads: threads to encode with; all by default.
             progress: show a progress bar.
 
@@ -206,12 +206,14 @@ class CompressedIndex(Index):
         source = ModelSource.checked(
             model, k=k, n_latents=n_latents, config=config, metric=metric, encoder=encoder
         )
-        vectors = open_vectors(embeddings, on_bad_rows=on_bad_rows)
+        zeros = metric == "l2" and (model is None or model.mean is None)
+        vectors = open_vectors(embeddings, on_bad_rows=on_bad_rows, zeros=zeros)
         kept = _originals(originals, vectors, metric)
         row_ids, skipped = ids_of_rows(ids, vectors)
         n, dim = len(row_ids), vectors.shape[1]
-        points = points_of(vectors, metric, source, progress=progress)
+        points = points_of(vectors, metric, source.given, centers=source.centers, progress=progress)
         if points.keep_norms:
+            check_room_for_norms(source.sizes(vectors, encoder)[1])
             source = source.without_center()
         scale = RowScale(metric, unit_rows=not points.keep_norms)
         norm_bytes = NORM_BYTES if points.keep_norms else 0
@@ -514,7 +516,8 @@ class CompressedIndex(Index):
         num_threads: int | None,
         progress: bool,
     ) -> None:
-        vectors = open_vectors(embeddings, on_bad_rows=on_bad_rows, may_be_empty=True)
+        zeros = self.documents.backend.keeps_norms
+        vectors = open_vectors(embeddings, on_bad_rows=on_bad_rows, zeros=zeros, may_be_empty=True)
         with self._writer.lock:
             if ids is None and len(self.documents.all_ids) and vectors.shape[0]:
                 ids = self.documents.next_ids(getattr(vectors, "n_rows", vectors.shape[0]))
@@ -579,10 +582,12 @@ class CompressedIndex(Index):
                 msg = "nothing was added since the index was built: give the vectors to compare"
                 raise InputError(msg)
             return compared(probe, probe.added)
-        opened = open_vectors(vectors)
+        keep_norms = documents.backend.keeps_norms
+        opened = open_vectors(vectors, zeros=keep_norms)
         if probe is None:
             probe = self._probe_of(documents, threads)
-        return drift_of(probe, self.model, opened, self._k_of(documents), self.encoder, threads)
+        seen = seen_again(opened, self.model.center, self.metric, keep_norms=keep_norms).vectors
+        return drift_of(probe, self.model, seen, self._k_of(documents), self.encoder, threads)
 
     def _probe_of(self, documents: EmbeddedDocuments, threads: int) -> Probe:
         """A probe of the original vectors that an index keeps.

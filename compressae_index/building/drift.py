@@ -279,7 +279,7 @@ class Drift:
 def drift_of(
     probe: Probe, model: CompresSAE, vectors: Vectors, k: int, encoder: Encoder, threads: int
 ) -> Drift:
-    """Encodes vectors (n, d), at most DRIFT_ROWS of them, and compares them with a probe.
+    """Encodes vectors (n, d) as codes see them, at most DRIFT_ROWS of them, and compares them with a probe.
 
     Raises:
         InputError: bad rows, or another dimension.
@@ -287,8 +287,7 @@ def drift_of(
     if vectors.shape[1] != model.dim:
         msg = f"embeddings have dimension {vectors.shape[1]}, expected {model.dim}"
         raise DimensionError(msg)
-    rows = spread_sample(vectors, DRIFT_ROWS, np.random.default_rng(0))
-    unit = normalize_rows(model.seen_from_center(rows))
+    unit = normalize_rows(spread_sample(vectors, DRIFT_ROWS, np.random.default_rng(0)))
     codes = model.encode_unit(unit, k, encoder, threads)
     tally = Tally(model)
     tally.note(Encoded(codes, unit))

@@ -12,9 +12,13 @@ from compressae_index.arrays import FloatArray
 from compressae_index.building.latents import weighed
 from compressae_index.building.neighbourhoods import neighbourhoods
 from compressae_index.building.planning import Intent, Knobs, Plan, Shared, Trial, choose
-from compressae_index.building.training import ModelSource
-from compressae_index.checks import check_threads
+from compressae_index.building.training import ModelSource, training_settings
+from compressae_index.checks import check_choice, check_threads
+from compressae_index.coding.lengths import check_room_for_norms
+from compressae_index.coding.metric import METRICS, Metric
 from compressae_index.coding.model import CompresSAE
+from compressae_index.coding.points import points_of
+from compressae_index.embedded.codecs.lengths import NORM_BYTES
 from compressae_index.embedded.sizes import dictionary_bytes
 from compressae_index.sources import VectorSource, open_vectors
 from compressae_index.sources.sample import unit_sample
@@ -46,6 +50,7 @@ def estimate(
     *,
     k: int | None = None,
     n_latents: int | None = None,
+    metric: Metric = "cosine",
     value_bits: int | None = None,
     postings: int | None = None,
     residual_bits: int | None = None,
@@ -62,6 +67,7 @@ def estimate(
         embeddings: as for `CompressedIndex.build`, like all other arguments.
         k: nonzeros a code.
         n_latents: size of the dictionary.
+        metric: what scores are.
         value_bits: bits of a packed value.
         postings: nonzeros of a code that the posting lists keep, on average.
         residual_bits: bits a dimension of residual codes.
@@ -80,13 +86,20 @@ def estimate(
     knobs = Knobs.checked("packed", k, value_bits, postings, residual_bits, originals=False)
     budget = knobs.budget(bytes_per_vector, target_recall)
     threads = check_threads(num_threads)
+    check_choice(metric, "metric", METRICS)
     config = TrainConfig.preset("fast", k=k, n_latents=n_latents, steps=0)
-    source = ModelSource(None, config, k)
-    vectors = open_vectors(embeddings)
-    (n, dim), sizes = vectors.shape, partial(source.sizes, vectors, "pursuit")
-    shared = Shared(n, dim, id_bytes=0.0, counts_dictionary=True)
+    source = ModelSource(None, training_settings(None, None, config, metric, "pursuit"), k)
+    opened = open_vectors(embeddings, zeros=metric == "l2")
+    (n, dim), sizes = opened.shape, partial(source.sizes, opened, "pursuit")
+    sizes()  # before rows are read
+    vectors, _, order = points_of(opened, metric, None, centers=source.centers, progress=progress)
+    norm_bytes = 0
+    if order == "l2":
+        check_room_for_norms(sizes()[1])
+        source, norm_bytes = source.without_center(), NORM_BYTES
+    shared = Shared(n, dim, id_bytes=0.0, counts_dictionary=True, norm_bytes=norm_bytes)
     knobs, budget, weighs_latents = Intent.of(knobs, budget, shared, sizes, latents_open=source.latents_open)
-    near = neighbourhoods(vectors, "cosine", progress=progress)
+    near = neighbourhoods(vectors, order, progress=progress)
     trial_of = partial(Trial, near=near, shared=shared, encoder="pursuit", num_threads=threads)
     if budget is not None and weighs_latents:
         source, k = weighed(source, vectors, budget, shared, "pursuit", trial_of, progress=progress)

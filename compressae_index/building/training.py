@@ -78,8 +78,8 @@ class ModelSource:
 
     @property
     def centers(self) -> bool:
-        """Whether rows are to be coded less their mean."""
-        return self._settings.center
+        """Whether rows are to be coded less their mean, by a model that is to be trained."""
+        return self.settings is not None and self.settings.center
 
     def without_center(self) -> ModelSource:
         """The same, for a model of rows as they are."""
@@ -158,6 +158,6 @@ def training_settings(
     settings = checked_config(config).with_codes(k, n_latents)
     if config is None and encoder == "pursuit":
         settings = replace(settings, steps=0)
-    # Of rows whose distances count, the mean is subtracted before (`points_of`), or that of directions is if
-    # they are of unit norm.
+    # Of rows whose distances count, the mean is subtracted before (`coding.points`), or that of directions
+    # is if they are of unit norm.
     return replace(settings, center=False) if metric == "inner_product" else settings

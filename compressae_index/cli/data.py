@@ -67,9 +67,10 @@ if TYPE_CHECKING:
 @click.option(
     "--center/--no-center",
     default=True,
-    help="Subtract the mean of the vectors before coding; indexes for inner products need --no-center.",
+    help="Subtract the mean of the vectors before coding; for inner products it is never subtracted.",
 )
 @gathered(training_options, Training, "training")
+@metric_option
 @dataset_option
 @bad_rows_option
 @json_option
@@ -79,6 +80,7 @@ def train(
     checkpoint: Path | None,
     center: bool,
     training: Training,
+    metric: Metric,
     dataset: str,
     on_bad_rows: BadRows,
     as_json: bool,
@@ -86,7 +88,8 @@ def train(
     """Train a model on EMBEDDINGS.
 
     EMBEDDINGS is a .npy, .fvecs, .bvecs, .hdf5 or .parquet file, or a folder of such files. `encode` and
-    `build` take the model by --model. Training needs torch: pip install 'compressae-index[train]'.
+    `build` take the model by --model. --metric is that of the index: for l2 the model keeps the mean of the
+    vectors, from which norms are kept. Training needs torch: pip install 'compressae-index[train]'.
 
     \b
     Example:
@@ -100,10 +103,10 @@ def train(
     if checkpoint is not None and isinstance(output, Path) and checkpoint.resolve() == output.resolve():
         msg = f"{output} cannot hold both the model and the checkpoint: use two directories"
         raise InputError(msg)
-    vectors = open_vectors(embeddings, dataset=dataset, on_bad_rows=on_bad_rows)
+    vectors = open_vectors(embeddings, dataset=dataset, on_bad_rows=on_bad_rows, zeros=metric == "l2")
     config = replace(train_config(training.preset, training.steps, training.seed), center=center)
     config = config.with_codes(training.k, training.n_latents)
-    result = train_model(vectors, config, checkpoint=checkpoint, progress=True)
+    result = train_model(vectors, config, metric=metric, checkpoint=checkpoint, progress=True)
     save_or_keep(result.model, output)
     content = {
         "model": str(output),
@@ -270,7 +273,8 @@ def build(
     else:
         if trained is not None:
             refuse(context, "--model", TRAINING)
-        vectors = open_vectors(embeddings, dataset=dataset, on_bad_rows=on_bad_rows)
+        zeros = metric == "l2" and (trained is None or trained.mean is None)
+        vectors = open_vectors(embeddings, dataset=dataset, on_bad_rows=on_bad_rows, zeros=zeros)
         index = CompressedIndex.build(
             vectors,
             row_ids,
@@ -417,6 +421,7 @@ def given_ids(embeddings: Place | None, ids: Place | None, id_column: str | None
 @click.argument("embeddings", type=PLACE)
 @click.option("--k", type=int, help="Nonzeros a code.  [default: 32, less for few rows or dimensions]")
 @n_latents_option
+@metric_option
 @gathered(storage_options, Storage, "storage")
 @bad_rows_option
 @dataset_option
@@ -426,6 +431,7 @@ def estimate(
     embeddings: Place,
     k: int | None,
     n_latents: int | None,
+    metric: Metric,
     storage: Storage,
     on_bad_rows: BadRows,
     dataset: str,
@@ -445,9 +451,10 @@ def estimate(
     from compressae_index.building.estimation import estimate as estimate_index
 
     result = estimate_index(
-        open_vectors(embeddings, dataset=dataset, on_bad_rows=on_bad_rows),
+        open_vectors(embeddings, dataset=dataset, on_bad_rows=on_bad_rows, zeros=metric == "l2"),
         k=k,
         n_latents=n_latents,
+        metric=metric,
         num_threads=threads,
         progress=True,
         **storage._asdict(),

@@ -68,7 +68,10 @@ def drift(
         check_file(plot, ".png", "pictures")
         figure_class()  # fails before the work if matplotlib is missing
     loaded = CompressedIndex.load(index, mmap=True, originals=moved(originals))
-    new = None if vectors is None else open_vectors(vectors, dataset=dataset, on_bad_rows=on_bad_rows)
+    new = None
+    if vectors is not None:
+        zeros = loaded.documents.backend.keeps_norms
+        new = open_vectors(vectors, dataset=dataset, on_bad_rows=on_bad_rows, zeros=zeros)
     found = loaded.drift(new, num_threads=threads)
     if plot is not None:
         with written_aside(plot) as aside:

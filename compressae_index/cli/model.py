@@ -57,7 +57,8 @@ def report_model(
         check_file(plot, ".png", "pictures")
         figure_class()  # fails before the work if matplotlib is missing
     trained = CompresSAE.load(model)
-    vectors = open_vectors(embeddings, dataset=dataset, on_bad_rows=on_bad_rows)
+    zeros = trained.center is not None
+    vectors = open_vectors(embeddings, dataset=dataset, on_bad_rows=on_bad_rows, zeros=zeros)
     result = model_report(trained, vectors, max_rows=max_rows, num_threads=threads, progress=True)
     if plot is not None:
         with written_aside(plot) as aside:

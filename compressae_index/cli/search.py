@@ -412,7 +412,8 @@ def evaluate(
         check_file(page, ".html", "reports")
         figure_class()
     loaded = load_index(index, originals)
-    vectors = open_vectors(embeddings, dataset=dataset, on_bad_rows=on_bad_rows)
+    zeros = loaded.metric == "l2"
+    vectors = open_vectors(embeddings, dataset=dataset, on_bad_rows=on_bad_rows, zeros=zeros)
     named = given_ids(embeddings, ids, id_column)
     asked_in, asked = _queries_of(embeddings, queries, query_dataset)
     result = index_report(

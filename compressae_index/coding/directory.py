@@ -35,6 +35,7 @@ from compressae_index.npy import read_header
 from compressae_index.progress import track
 from compressae_index.sources import CHUNK_ROWS, Vectors, VectorSource, open_vectors
 from compressae_index.sources.base import Concatenated, bounds
+from compressae_index.sources.centred import Centred
 from compressae_index.sources.flat import FlatFile
 from compressae_index.storage import (
     FolderLock,
@@ -215,7 +216,7 @@ def encode_to_directory(
     """
     path = as_path(output, "output")
     _check_output(path)
-    opened = open_vectors(vectors)
+    opened = open_vectors(vectors, zeros=model.center is not None)
     if opened.shape[1] != model.dim:
         msg = f"embeddings have dimension {opened.shape[1]}, expected {model.dim}"
         raise DimensionError(msg)
@@ -234,7 +235,9 @@ def encode_to_directory(
         try:
             with _locked(path):
                 manifest = _begun(path, meta)
-                _keep_intact(path, manifest, opened, progress)
+                # Digests are of rows as they are encoded.
+                seen = opened if model.center is None else Centred(opened, model.center)
+                _keep_intact(path, manifest, seen, progress)
                 _encode_missing(path, manifest, model, opened, threads, device, progress)
         finally:
             remove_empty(made)  # only if nothing was written

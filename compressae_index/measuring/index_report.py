@@ -11,7 +11,7 @@ import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
 from compressae_index.arrays import FloatArray
-from compressae_index.checks import check_choice, check_vectors, normalize_rows
+from compressae_index.checks import check_choice, check_vectors
 from compressae_index.coding.metric import METRICS, Metric
 from compressae_index.embedded.sizes import WINDOW
 from compressae_index.measuring.environment import environment
@@ -278,7 +278,7 @@ def _announce(index: Index, originals: Matched, queries: FloatArray, faiss: bool
     asked = len(queries) + min(len(queries), TIMED_QUERIES)
     # Every setting is guessed to take as long as two_stage, and exact search as a product with all vectors.
     seconds = settings * asked * _seconds_a_query(lambda some: index.search(some, 1, num_threads=1), queries)
-    some = normalize_rows(check_vectors(originals.vectors[0:PROBED_ROWS]))
+    some = check_vectors(originals.vectors[0:PROBED_ROWS], zeros=index.metric == "l2")
     exact = asked * _seconds_a_query(lambda query: query @ some.T, queries) * n / len(some)
     seconds += 2 * exact + SECONDS_OF_THE_MODEL
     rest = ""

@@ -50,7 +50,7 @@ def matched(index: Index, vectors: VectorSource, ids: Any = None) -> Matched:
         InputError: the index is empty; ids that repeat; ids of the index that no row has; rows that are
             clearly not the originals of their codes.
     """
-    vectors = open_vectors(vectors)
+    vectors = open_vectors(vectors, zeros=index.metric == "l2")
     held = Ids.from_user(index.ids, len(index)) if len(index) else Ids(0, {})
     n, dim = vectors.shape
     if dim != index.model.dim:

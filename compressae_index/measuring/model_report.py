@@ -195,7 +195,8 @@ def model_report(
     wanted = [k for k in KS if k <= min(model.n_latents, model.dim)] if ks is None else list(ks)
     wanted = sorted({model.nonzeros(k, "pursuit") for k in wanted} | {model.k})
     # Check the queries first: reading the sample may take long.
-    center, source = model.center, open_vectors(vectors)
+    center = model.center
+    source = open_vectors(vectors, zeros=center is not None)
     asked = None
     if queries is not None:
         asked = check_vectors(queries, dim=model.dim, name="queries", zeros=center is not None)

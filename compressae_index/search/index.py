@@ -583,7 +583,7 @@ class Index:
     def _write(
         self, embeddings: VectorSource, ids: Any, *, replace: bool, num_threads: int | None, progress: bool
     ) -> None:
-        vectors = open_vectors(embeddings, may_be_empty=True)
+        vectors = open_vectors(embeddings, zeros=self.metric == "l2", may_be_empty=True)
         new, _ = ids_of_rows(as_id_array(ids), vectors)
         with self._writer.lock:
             self._store(vectors, new, replace=replace, num_threads=num_threads, progress=progress)

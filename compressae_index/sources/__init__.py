@@ -78,6 +78,7 @@ def open_vectors(
     *,
     dataset: str = "train",
     on_bad_rows: BadRows = "error",
+    zeros: bool = False,
     may_be_empty: bool = False,
 ) -> Vectors:
     """Opens embeddings of any source, to read slice by slice.
@@ -105,6 +106,7 @@ def open_vectors(
         on_bad_rows: a row is bad if it is zero or holds NaN or infinite values. With "error", reading it
             raises. "skip" reads all rows once and returns the good ones as a `GoodRows`; null rows of tables
             and rows of another length than the first are then bad too.
+        zeros: rows of zeros are no bad rows, as where Euclidean distances count.
         may_be_empty: accept a source without rows.
 
     Raises:
@@ -118,11 +120,11 @@ def open_vectors(
     skip = check_choice(on_bad_rows, "on_bad_rows", BAD_ROWS) == "skip"
     if isinstance(source, GoodRows):
         return source
-    vectors = _opened(source, dataset, skip, may_be_empty)
-    return GoodRows(vectors) if skip and vectors.shape[0] else vectors
+    vectors = _opened(source, dataset, skip, zeros, may_be_empty)
+    return GoodRows(vectors, zeros=zeros) if skip and vectors.shape[0] else vectors
 
 
-def _opened(source: Any, dataset: str, skip: bool, may_be_empty: bool) -> Vectors:
+def _opened(source: Any, dataset: str, skip: bool, zeros: bool, may_be_empty: bool) -> Vectors:
     if names_files(source):
         files = files_of(source)
         if not isinstance(files, list):
@@ -131,7 +133,7 @@ def _opened(source: Any, dataset: str, skip: bool, may_be_empty: bool) -> Vector
         _check_shape(vectors, f"{files[0].parent}: embeddings", may_be_empty)
         return vectors
     if isinstance(source, Iterator):
-        return spooled(source, nan_rows=skip)
+        return spooled(source, nan_rows=skip, zeros=zeros)
     if not isinstance(source, Vectors) or must_be_read_at_once(source):
         source = as_array(source, "embeddings", nan_rows=skip)
         if may_be_empty and source.shape == (0,):

@@ -15,16 +15,18 @@ from compressae_index.ids import Ids
 from compressae_index.sources.base import CHUNK_ROWS, Vectors, bounds
 
 
-def checked_rows(vectors: Vectors, begin: int, end: int, *, dim: int | None = None) -> FloatArray:
+def checked_rows(
+    vectors: Vectors, begin: int, end: int, *, dim: int | None = None, zeros: bool = False
+) -> FloatArray:
     """Rows begin .. end of a source, checked as by `checks.check_vectors`.
 
     Raises:
-        InputError: a row that is zero or not finite, with its number and file.
+        InputError: a row that is zero, but for `zeros`, or not finite, with its number and file.
         DimensionError: rows of another dimension.
         FormatError: a file that is damaged or has changed.
     """
     raw, array = _read(vectors, begin, end, dim)
-    bad = bad_rows(array)
+    bad = bad_rows(array, zeros=zeros)
     if bad.size:
         row, message = complaint(raw, array, bad, "embeddings", begin)
         place = getattr(vectors, "place", None)
@@ -51,10 +53,10 @@ def check_no_rows(vectors: Vectors, dim: int) -> None:
 
 
 class GoodRows:
-    """The rows of a source that have a direction; the others are skipped."""
+    """The rows of a source that are finite and, unless zeros are good, not zero; the others are skipped."""
 
-    def __init__(self, vectors: Vectors, *, may_be_empty: bool = False) -> None:
-        """Reads all rows once, to find the bad ones.
+    def __init__(self, vectors: Vectors, *, zeros: bool = False, may_be_empty: bool = False) -> None:
+        """Reads all rows once, to find the bad ones; with `zeros`, rows of zeros are good.
 
         Raises:
             InputError: all rows are bad, and that is not allowed.
@@ -62,13 +64,14 @@ class GoodRows:
         self._vectors = vectors
         n = vectors.shape[0]
         found = [
-            begin + bad_rows(_read(vectors, begin, begin + CHUNK_ROWS, None)[1])
+            begin + bad_rows(_read(vectors, begin, begin + CHUNK_ROWS, None)[1], zeros=zeros)
             for begin in range(0, n, CHUNK_ROWS)
         ]
         self.skipped: RowArray = np.concatenate([np.empty(0, dtype=np.int64), *found])
         """Rows of the source that are skipped, ascending."""
         if self.skipped.size == n and not may_be_empty:
-            msg = f"all {n} rows of the embeddings are zero or hold NaN or infinite values: none is left"
+            are = "hold" if zeros else "are zero or hold"
+            msg = f"all {n} rows of the embeddings {are} NaN or infinite values: none is left"
             raise InputError(msg)
         self.n_rows = n
         """Rows of the source."""

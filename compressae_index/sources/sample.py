@@ -26,7 +26,7 @@ def unit_sample(vectors: Vectors, max_rows: int, rng: np.random.Generator) -> Fl
 
 
 def spread_sample(
-    vectors: Vectors, max_rows: int, rng: np.random.Generator, *, skip: bool = False
+    vectors: Vectors, max_rows: int, rng: np.random.Generator, *, skip: bool = False, zeros: bool = False
 ) -> FloatArray:
     """Float32 rows (m, d) as they are, m <= max_rows, in order, chosen as by `unit_sample`.
 
@@ -35,15 +35,20 @@ def spread_sample(
         max_rows: the most rows to take.
         rng: chooses the places.
         skip: leave out rows that are zero or not finite.
+        zeros: rows of zeros are as good as others.
 
     Raises:
         InputError: a sampled row is zero or not finite, or with `skip` all are.
     """
     runs = [Run(vectors, *run) for run in _runs(vectors.shape[0], max_rows, rng)]
-    taken: list[Vectors] = [GoodRows(run, may_be_empty=True) for run in runs] if skip else list(runs)
-    parts = [checked_rows(rows, 0, rows.shape[0]) for rows in taken if rows.shape[0]]
+    taken: list[Vectors] = list(runs)
+    if skip:
+        taken = [GoodRows(run, zeros=zeros, may_be_empty=True) for run in runs]
+    parts = [checked_rows(rows, 0, rows.shape[0], zeros=zeros) for rows in taken if rows.shape[0]]
     if not parts:
-        msg = "all sampled rows of the embeddings are zero or hold NaN or infinite values"
+        msg = (
+            f"all sampled rows of the embeddings {'' if zeros else 'are zero or '}hold NaN or infinite values"
+        )
         raise InputError(msg)
     return np.concatenate(parts)[:max_rows]
 

@@ -20,10 +20,10 @@ from compressae_index.sources.base import Vectors
 from compressae_index.sources.flat import FlatFile, ReadAt, read_at
 
 
-def spooled(batches: Iterator[npt.ArrayLike], *, nan_rows: bool = False) -> Vectors:
+def spooled(batches: Iterator[npt.ArrayLike], *, nan_rows: bool = False, zeros: bool = False) -> Vectors:
     """All batches as float32 rows of a temporary file; only one batch is in memory at a time.
 
-    With nan_rows, bad rows are written too, and missing ones as NaN.
+    With nan_rows, bad rows are written too, and missing ones as NaN. With `zeros`, rows of zeros are good.
 
     Raises:
         InputError: a batch that is not (m, d), has another d or holds bad rows, or no rows at all.
@@ -41,7 +41,7 @@ def spooled(batches: Iterator[npt.ArrayLike], *, nan_rows: bool = False) -> Vect
             if nan_rows:
                 rows = as_floats(array, dim=dim, name=name)
             else:
-                rows = check_vectors(array, dim=dim, name=name, first_row=n)
+                rows = check_vectors(array, dim=dim, name=name, first_row=n, zeros=zeros)
             n, dim = n + len(rows), rows.shape[1]
             _write(file, rows)
         if dim is None:

@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,14 +18,16 @@ import torch
 from compressae_index import persistence
 from compressae_index.arrays import FloatArray
 from compressae_index.checks import as_path, check_choice
+from compressae_index.coding.lengths import check_room_for_norms
+from compressae_index.coding.metric import METRICS, Metric
 from compressae_index.coding.model import CompresSAE, check_is_model, from_mean
+from compressae_index.coding.points import points_of
 from compressae_index.coding.torch_device import device_of
 from compressae_index.coding.torch_settings import own_settings
 from compressae_index.errors import DimensionError, InputError, TrainingError
 from compressae_index.persistence import Stored
 from compressae_index.progress import track
 from compressae_index.sources import Vectors, open_vectors
-from compressae_index.sources.centred import Centred
 from compressae_index.sources.sample import unit_sample
 from compressae_index.training.checkpoint import Checkpoint, ModuleState, check_place, saved_like
 from compressae_index.training.config import TrainConfig
@@ -84,6 +86,7 @@ def train(
     embeddings: Vectors | Any,
     config: TrainConfig | None = None,
     *,
+    metric: Metric = "cosine",
     start: CompresSAE | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = False,
@@ -94,37 +97,48 @@ def train(
     which affects the last digits.
 
     Args:
-        embeddings: (n, d) floating point, array or file path; rows finite and not zero.
+        embeddings: (n, d) floating point, array or file path; rows finite and, but for "l2", not zero.
         config: settings; by default those of `TrainConfig`, or with `start` those of `continued`.
+        metric: what indexes by the model score by, as `metric` of `CompressedIndex.build`. For
+            "inner_product" no mean is left out, whatever `config` says. For "l2" all rows are read once, and
+            the model sees rows from their mean, its `center`; unless all are of unit norm, as for cosine.
         start: a model whose dictionary is improved, in place of one from rows: of what is like its rows it
-            takes a third of the time. k and n_latents are its own, unless `config` names another k.
+            takes a third of the time. k and n_latents are its own, unless `config` names another k, and so is
+            the center.
         checkpoint: directory for the state of training, saved ten times in each stage. If it holds a state
             of the same settings and rows, training resumes from it; on one thread, the result equals that of
             an unbroken run bit for bit. The directory stays when training is done.
         progress: show progress bars.
 
     Raises:
-        InputError: bad rows, more than 65,536 dimensions, k above the dimension, more latents than rows to
-            initialise them from, a missing device, a checkpoint of other settings; `start` has another
-            dimension or n_latents, or there are no rounds to improve its dictionary in.
+        InputError: bad rows, another metric, more than 65,536 dimensions, k above the dimension, more latents
+            than rows to initialise them from, or, beside norms, than 65,535, a missing device, a checkpoint
+            of other settings; `start` has another dimension or n_latents, or there are no rounds to improve
+            its dictionary in.
         FormatError: the checkpoint is damaged, or something else is there.
         StorageError: the checkpoint cannot be read or written.
         TrainingError: training diverged or collapsed, with the reason.
     """
     config = checked_config(config) if start is None else continued(start, config)
+    check_choice(metric, "metric", METRICS)
     path = None if checkpoint is None else as_path(checkpoint, "checkpoint")
     started = time.perf_counter()
     if path is not None:
         check_place(path)
     with own_settings():
         device = device_of(config.device)
-        vectors = open_vectors(embeddings)
+        if start is not None and start.center is not None:
+            metric = "l2"
+        vectors = open_vectors(embeddings, zeros=metric == "l2")
         if start is not None and vectors.shape[1] != start.dim:
             msg = f"embeddings have dimension {vectors.shape[1]}, the model to start from {start.dim}"
             raise DimensionError(msg)
-        center = None if start is None else start.center
-        vectors = vectors if center is None else Centred(vectors, center)
+        vectors, center, order = points_of(vectors, metric, start, centers=config.center, progress=progress)
+        if order != "cosine":  # of directions as they are, beside which norms are kept
+            config = replace(config, center=False)
         sizes = config.sizes(vectors.shape[0], vectors.shape[1])
+        if order == "l2":
+            check_room_for_norms(sizes[1])
         rows = unit_sample(vectors, config.max_rows, np.random.default_rng(config.seed))
         rows, kept = _hold_out(rows, config, sizes[1])
         held_out, mean = kept, None

@@ -14,11 +14,11 @@ import numpy as np
 from pymilvus import MilvusClient
 
 from compressae_index.arrays import IdArray
-from compressae_index.building.points import points_of
 from compressae_index.building.training import ModelSource
 from compressae_index.checks import check_threads
 from compressae_index.coding.metric import Metric, row_norms
 from compressae_index.coding.model import CompresSAE, Encoder
+from compressae_index.coding.points import points_of
 from compressae_index.coding.residual import check_residual_bits
 from compressae_index.connectors.milvus.backend import MilvusBackend
 from compressae_index.connectors.milvus.client import TIMEOUT, reading_client
@@ -381,7 +381,7 @@ def _modelled(run: _Run) -> tuple[CompresSAE, float | None]:
     if run.settings.metric != "l2":
         return made.model_for(run.source, run.settings.k, progress=progress).model, None
     sample = spread_sample(Centred(run.source, None), POINTS, np.random.default_rng(0))
-    points = points_of(sample, "l2", made, progress=False)
+    points = points_of(sample, "l2", made.given, centers=made.centers, progress=False)
     if not points.keep_norms:
         return made.model_for(run.source, run.settings.k, progress=progress).model, None
     seen = Centred(run.source, points.center)

@@ -334,7 +334,7 @@ class MilvusIndex(Index):
         progress: bool,
     ) -> None:
         self._check_writable()
-        vectors = open_vectors(embeddings, may_be_empty=True)
+        vectors = open_vectors(embeddings, zeros=self.metric == "l2", may_be_empty=True)
         columns = {} if where["fields"] is None else as_columns(where["fields"])
         for name, values in columns.items():
             if len(values) != vectors.shape[0]:

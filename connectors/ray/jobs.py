@@ -58,7 +58,8 @@ class Input:
         source: paths of files, as `open_vectors` takes them, that every worker can open.
         dataset: the data set of an HDF5 file, or the column of a Parquet file.
         id_column: the column of Parquet files with the ids; by default an id is the number of its row.
-        on_bad_rows: "error", or "skip" to leave out and count rows that are zero, missing or not finite.
+        on_bad_rows: "error", or "skip" to leave out and count rows that are zero, missing or not finite. With
+            metric "l2" those of zeros stay.
         piece_rows: rows a piece, which is what a killed worker costs.
     """
 
@@ -315,7 +316,9 @@ def _built(rows: Input, sample_rows: int, build: dict[str, Any]) -> CompressedIn
     """An index of a sample, emptied; its dictionary is as large as all rows want it."""
     vectors = open_vectors(rows.paths, dataset=rows.dataset)
     n = vectors.shape[0]
-    sample = spread_sample(vectors, sample_rows, np.random.default_rng(0), skip=rows.on_bad_rows == "skip")
+    skip, model = rows.on_bad_rows == "skip", build.get("model")
+    zeros = build.get("metric") == "l2" and not (isinstance(model, CompresSAE) and model.mean is not None)
+    sample = spread_sample(vectors, sample_rows, np.random.default_rng(0), skip=skip, zeros=zeros)
     settings = dict(build)
     if n > len(sample) and not settings.keys() & {
         "model",

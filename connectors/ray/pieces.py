@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -35,6 +34,11 @@ class Work(Protocol):
     """What names of pieces begin with."""
     suffix: str
     """And end with."""
+
+    @property
+    def zeros(self) -> bool:
+        """Whether rows of zeros are good."""
+        ...
 
     def settings(self) -> dict[str, Any]:
         """All that decides what is written, as JSON; the manifest holds it."""
@@ -83,7 +87,7 @@ class Job:
         if not len(ids):
             return Finished(None, 0, skipped, is_new=False)
         work = self.work
-        name = f"{work.stem}-{piece.number:06d}-{_digest(work.settings(), vectors, ids)}{work.suffix}"
+        name = f"{work.stem}-{piece.number:06d}-{_digest(work, vectors, ids)}{work.suffix}"
         finished = Finished(name, len(ids), skipped, is_new=False)
         if self.output.holds(name):
             return finished
@@ -96,7 +100,7 @@ class Job:
         ids = np.arange(piece.first, piece.end) if piece.ids is None else piece.ids
         if self.on_bad_rows == "error":
             return run, ids, 0
-        good = GoodRows(run, may_be_empty=True)
+        good = GoodRows(run, zeros=self.work.zeros, may_be_empty=True)
         return Run(good, 0, good.shape[0]), ids[good.kept], len(good.skipped)
 
     def publish(self, pieces: list[Finished]) -> None:
@@ -107,10 +111,11 @@ class Job:
         self.output.publish(work.kind, {"meta": work.settings(), "pieces": named}, ours.fullmatch)
 
 
-def _digest(settings: Mapping[str, Any], vectors: Vectors, ids: IdArray) -> str:
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+def _digest(work: Work, vectors: Vectors, ids: IdArray) -> str:
+    digest = hashlib.sha256(json.dumps(work.settings(), sort_keys=True).encode())
     for first in range(0, vectors.shape[0], CHUNK_ROWS):
-        digest.update(checked_rows(vectors, first, min(first + CHUNK_ROWS, vectors.shape[0])).data)
+        end = min(first + CHUNK_ROWS, vectors.shape[0])
+        digest.update(checked_rows(vectors, first, end, zeros=work.zeros).data)
     for array in pack_strings(ids).values() if ids.dtype == object else (ids,):
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()[:_DIGITS]

@@ -31,6 +31,11 @@ class Shards:
     stem = "shard"
     suffix = ""
 
+    @property
+    def zeros(self) -> bool:
+        """Whether rows of zeros are points like others."""
+        return self.empty.documents.backend.keeps_norms
+
     def settings(self) -> dict[str, Any]:
         """Model, metric, encoder, and how documents are stored."""
         return self.empty.form
@@ -66,6 +71,11 @@ class MilvusFiles:
     kind = "files for Milvus"
     stem = "rows"
     suffix = ""
+
+    @property
+    def zeros(self) -> bool:
+        """As of the indexes."""
+        return self.shards.zeros
 
     def settings(self) -> dict[str, Any]:
         """Those of the indexes, and the fields."""
@@ -112,6 +122,11 @@ class Codes:
     stem = "codes"
     suffix = ".parquet"
 
+    @property
+    def zeros(self) -> bool:
+        """Whether the model sees rows of zeros like others."""
+        return self.model.center is not None
+
     def settings(self) -> dict[str, Any]:
         """Model, encoder and type of values."""
         return {
@@ -131,7 +146,7 @@ class Codes:
             writer = None
             for first in range(0, len(ids), CHUNK_ROWS):
                 end = min(first + CHUNK_ROWS, len(ids))
-                rows = checked_rows(vectors, first, end)
+                rows = checked_rows(vectors, first, end, zeros=self.zeros)
                 column = pa.FixedSizeListArray.from_arrays(rows.ravel(), rows.shape[1])
                 table = encoder(pa.table({"id": ids[first:end], encoder.column: column}))
                 writer = writer or opened.enter_context(pq.ParquetWriter(target, table.schema))

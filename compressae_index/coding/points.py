@@ -1,4 +1,4 @@
-"""How the rows of a build are seen by their codes: as directions and norms, from 0 or from their mean."""
+"""How rows are seen by their codes: as directions and norms, from 0 or from their mean."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from compressae_index.arrays import FloatArray
-from compressae_index.building.training import ModelSource
 from compressae_index.coding.lengths import check_room_for_norms
 from compressae_index.coding.metric import Metric, are_unit, check_unit_norms, row_norms
+from compressae_index.coding.model import CompresSAE
 from compressae_index.progress import track
 from compressae_index.sources import CHUNK_ROWS, Vectors, checked_rows
 from compressae_index.sources.centred import Centred
@@ -31,31 +31,39 @@ class Points(NamedTuple):
         return self.order == "l2"
 
 
-def points_of(vectors: Vectors, metric: Metric, source: ModelSource, *, progress: bool) -> Points:
-    """Reads all rows once for "l2", unless a model says how it sees them.
+def points_of(
+    vectors: Vectors, metric: Metric, given: CompresSAE | None, *, centers: bool, progress: bool
+) -> Points:
+    """Rows (n, d) as codes by a model see them; reads all of them once for "l2", unless the model says it.
+
+    Args:
+        vectors: the rows.
+        metric: what scores are to be.
+        given: the model; None for one that is to be trained.
+        centers: whether that one is to see rows from their mean.
+        progress: show a progress bar.
 
     Raises:
         InputError: bad rows, or rows that are not of unit norm, for a model that leaves out their mean.
     """
     if metric != "l2":
         return Points(vectors, None, metric)
-    if source.given is not None and source.given.mean is None:
-        check_room_for_norms(source.given.n_latents)
-        center = source.given.center
-        return Points(Centred(vectors, center), center, metric)
+    if given is not None and given.mean is None:
+        check_room_for_norms(given.n_latents)
+        return Points(Centred(vectors, given.center), given.center, metric)
     seen, total, all_unit = Centred(vectors, None), np.zeros(vectors.shape[1]), True
     with track(vectors.shape[0], "norms", enabled=progress) as advance:
         for begin in range(0, vectors.shape[0], CHUNK_ROWS):
             rows = checked_rows(seen, begin, begin + CHUNK_ROWS, dim=vectors.shape[1])
             norms = row_norms(rows)
-            if source.given is not None:
+            if given is not None:
                 check_unit_norms(norms, begin)
             all_unit = all_unit and bool(are_unit(norms).all())
             total += rows.sum(axis=0, dtype=np.float64)
             advance(len(rows))
     if all_unit:
         return Points(vectors, None, "cosine")
-    center = (total / vectors.shape[0]).astype(np.float32) if source.centers else None
+    center = (total / vectors.shape[0]).astype(np.float32) if centers else None
     return Points(Centred(vectors, center), center, metric)
 
 
