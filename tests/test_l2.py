@@ -532,11 +532,7 @@ def test_packed_batches_hold_norms(by_form: dict[str, CompressedIndex], points: 
         np.testing.assert_allclose(batch["scale"], norms, rtol=1e-5)
 
 
-def test_texts_and_stores(points: FloatArray, whole: CompressedIndex, tmp_path: Path) -> None:
-    from compressae_index.connectors.stores import export
-
-    with pytest.raises(InputError, match="these stores find by inner products"):
-        export(whole, "qdrant", tmp_path / "rows")
+def test_ids_of_others_get_distances(points: FloatArray, whole: CompressedIndex) -> None:
     found = whole.rescore(points[:3], [[0, 1, 2, -1]] * 3, 4)
     assert (np.diff(found.scores[:, :3], axis=1) >= 0).all()
     assert (found.scores[:, 3] == np.inf).all()

@@ -30,6 +30,8 @@ from compressae_index.cli import main
 from compressae_index.coding.pairs import signed, split
 from compressae_index.connectors.stores import STORES, StoreName, creation, documents, export, queries
 from compressae_index.connectors.stores.store import listed
+from compressae_index.search.queries import Settings
+from compressae_index.search.stages import strongest_of
 from compressae_index.testing import dense_codes, names, query_terms, sampled_model, term_scores
 
 Float64 = npt.NDArray[np.float64]
@@ -104,18 +106,24 @@ def of(index: CompressedIndex, asked: FloatArray, store: StoreName) -> list[Any]
     return queries_for(index, asked, store, limit=LIMIT)
 
 
-def test_vsag(built: CompressedIndex, queries: FloatArray, tmp_path: Path) -> None:
+def in_vsag(index: CompressedIndex, asked: FloatArray, folder: Path) -> list[list[int]]:
+    """Ids that VSAG finds for the files in a folder, which are written first."""
     pyvsag = pytest.importorskip("pyvsag")
-    export(built, "vsag", tmp_path / "out", queries=queries, limit=LIMIT)
-    arrays = {path.stem: np.load(path) for path in (tmp_path / "out").glob("*.npy")}
-    asked = {name: arrays.pop(name) for name in list(arrays) if name.startswith("query_")}
-    index = pyvsag.Index("sindi", (tmp_path / "out" / "index.json").read_text())
-    index.build(**arrays)
+    export(index, "vsag", folder, queries=asked, limit=LIMIT)
+    arrays = {path.stem: np.load(path) for path in folder.glob("*.npy") if "query" not in path.stem}
+    lists = pyvsag.Index("sindi", (folder / "index.json").read_text())
+    lists.build(**arrays)
     options = json.dumps({"sindi": {"n_candidate": LIMIT, "query_prune_ratio": 0.0}})
-    rows = of(built, queries, "vsag")
-    found = [np.ravel(index.knn_search(*row, LIMIT, options)[0]).tolist() for row in rows]
+    rows = of(index, asked, "vsag")
+    return [np.ravel(lists.knn_search(*row, LIMIT, options)[0]).tolist() for row in rows]
+
+
+def test_vsag(built: CompressedIndex, queries: FloatArray, tmp_path: Path) -> None:
+    found = in_vsag(built, queries, tmp_path / "out")
     assert_best(found, term_scores(built, queries, 64))
     assert_rescored(built, queries, found)
+    asked = {path.stem: np.load(path) for path in (tmp_path / "out").glob("query_*.npy")}
+    rows = of(built, queries, "vsag")
     assert asked["query_index_pointers"].tolist() == [64 * i for i in range(len(queries) + 1)]
     np.testing.assert_array_equal(asked["query_indices"], np.concatenate([row[1] for row in rows]))
     np.testing.assert_array_equal(asked["query_values"], np.concatenate([row[2] for row in rows]))
@@ -380,6 +388,87 @@ def schema_by_pyvespa() -> str:
     return str(schema.schema_to_text)
 
 
+@pytest.fixture(scope="module")
+def points(vectors: FloatArray) -> FloatArray:
+    """500 rows of norms from 1e-3 to 4e-3 around another point than 0; one is 0."""
+    norms = np.linspace(1e-3, 4e-3, 500, dtype=np.float32)[:, None]
+    rows = vectors[:500] * norms + np.float32(5e-5)
+    rows[7] = 0
+    return rows
+
+
+@pytest.fixture(scope="module")
+def far(uncentred_model: CompresSAE, points: FloatArray) -> CompressedIndex:
+    """An index of Euclidean distances, whose model has a center."""
+    center = points.mean(axis=0)
+    return CompressedIndex.build(
+        points,
+        model=uncentred_model.centred_at(center),
+        k=16,
+        metric="l2",
+        originals="float32",
+        progress=False,
+    )
+
+
+@pytest.mark.parametrize("store", sorted(STORES))
+def test_distances(
+    store: StoreName, far: CompressedIndex, points: FloatArray, queries: FloatArray, tmp_path: Path
+) -> None:
+    """By all that is exported; stores that are clients find it, too."""
+    asked = queries[:8] * np.float32(2e-3) + np.float32(5e-5)
+    asked[3] = 0
+    if store == "qdrant":
+        found = in_qdrant(far, asked)
+    elif store == "vsag":
+        found = in_vsag(far, asked, tmp_path / "out")
+    else:
+        rows = [pairs_of(store, row) for row in documents(far, store)]
+        sums = [[_product(terms_of(store, body), row) for row in rows] for body in of(far, asked, store)]
+        found = np.argsort(-np.array(sums), axis=1, kind="stable")[:, :LIMIT].tolist()
+    stored, terms = far.documents.backend, far.asked(asked, LIMIT, Settings("sparse"))
+    codes = np.concatenate(
+        [
+            stored.codes(np.arange(500)).to_dense(),
+            stored.halves(np.arange(500))[:, None],  # type: ignore[index]
+        ],
+        axis=1,
+    ).astype(np.float64)
+    exact = strongest_of(terms, 64).to_dense() @ codes.T
+    if not STORES[store].splits:
+        assert_best(found, exact)
+    else:  # what agrees is never less
+        best = np.argsort(-exact, axis=1)[:, :LIMIT]
+        assert np.mean([len({*a} & {*b}) / LIMIT for a, b in zip(found, best.tolist(), strict=True)]) > 0.6
+    result = far.rescore(asked, found, 10)
+    distances = np.square(asked.astype(np.float64)[:, None] - points.astype(np.float64)).sum(axis=2)
+    wanted = np.argsort(distances, axis=1)[:, :10]
+    share = np.mean(
+        [len({*a} & {*b}) / 10 for a, b in zip(result.ids.tolist(), wanted.tolist(), strict=True)]
+    )
+    assert share > 0.85
+    np.testing.assert_allclose(
+        result.scores, np.take_along_axis(distances, result.ids, axis=1), rtol=1e-3, atol=1e-10
+    )
+    assert result.ids[3, 0] == 7
+
+
+def _product(terms: dict[int, float], row: dict[int, float]) -> float:
+    return sum(weight * row.get(index, 0.0) for index, weight in terms.items())
+
+
+def terms_of(store: StoreName, query: Any) -> dict[int, float]:
+    """Weights by index of a query."""
+    if store == "pgvector":
+        inside = re.search(r"'\{(.*)\}/", query)
+        assert inside is not None
+        pairs = (pair.split(":") for pair in inside[1].split(","))
+        return {int(i) - 1: float(value) for i, value in pairs}
+    held = {"seismic": lambda: query["vector"], "vespa": lambda: query["input.query(code)"]}
+    mapping = held.get(store, lambda: weights(query["query"]))()
+    return {int(i): value for i, value in mapping.items()}
+
+
 @pytest.mark.parametrize("store", sorted({*STORES} - {"vsag"}))
 def test_rows_hold_every_code(
     store: StoreName, built: CompressedIndex, monkeypatch: pytest.MonkeyPatch
@@ -401,7 +490,7 @@ def test_rows_hold_every_code(
 def pairs_of(store: StoreName, row: Any) -> dict[int, float]:
     """Values by index of a document."""
     if store == "pgvector":
-        inside = row[1].removeprefix("{").removesuffix("}/512")
+        inside = row[1].removeprefix("{").split("}")[0]
         return {int(i) - 1: float(value) for i, value in (pair.split(":") for pair in inside.split(","))}
     if store == "qdrant":
         vector = row["vector"]["code"]

@@ -72,3 +72,10 @@ def without_lengths(codes: SparseCodes, n_latents: int) -> SparseCodes:
     return SparseCodes(
         np.ascontiguousarray(codes.latents[:, :-1]), np.ascontiguousarray(codes.values[:, :-1]), n_latents
     )
+
+
+def raised(codes: SparseCodes, height: float) -> SparseCodes:
+    """Codes with a height less the last value of each, or back."""
+    values = codes.values.copy()
+    values[:, -1] = np.float32(height) - values[:, -1]
+    return SparseCodes(codes.latents, values, codes.n_latents)

@@ -16,7 +16,7 @@ from compressae_index.arrays import BoolArray, FloatArray, IdArray
 from compressae_index.checks import check_choice, check_int, check_threads, normalize_rows
 from compressae_index.coding.chunks import Encoded
 from compressae_index.coding.codes import SparseCodes
-from compressae_index.coding.lengths import without_lengths
+from compressae_index.coding.lengths import raised, without_lengths
 from compressae_index.coding.model import CompresSAE
 from compressae_index.coding.pairs import PAIR
 from compressae_index.connectors.milvus import residuals, wire
@@ -367,12 +367,12 @@ class MilvusBackend(SparseBackend):
 
     def to_wire(self, codes: SparseCodes) -> SparseCodes:
         """Codes as Milvus holds them before they are split by sign."""
-        return wire.raised(codes, self.manifest.height) if self.manifest.norms else codes
+        return raised(codes, self.manifest.height) if self.manifest.norms else codes
 
     def _off_wire(self, codes: SparseCodes) -> SparseCodes:
         if not self.manifest.norms:
             return codes
-        return wire.raised(wire.with_last_latent(codes), self.manifest.height)
+        return raised(wire.with_last_latent(codes), self.manifest.height)
 
     def rows(self, ids: IdArray, fields: Sequence[str]) -> list[dict[str, Any]]:
         """Fields of ids, in their order.

@@ -14,6 +14,7 @@ import numpy as np
 from compressae_index.arrays import FloatArray, IdArray
 from compressae_index.checks import as_path, check_choice, check_int
 from compressae_index.coding.codes import SparseCodes
+from compressae_index.coding.lengths import raised
 from compressae_index.connectors.milvus import residuals
 from compressae_index.connectors.milvus.compressed import (
     CODE_FIELD,
@@ -24,7 +25,7 @@ from compressae_index.connectors.milvus.compressed import (
 )
 from compressae_index.connectors.milvus.expressions import check_primary
 from compressae_index.connectors.milvus.manifest import DENSE, Dense, height_of
-from compressae_index.connectors.milvus.wire import raised, to_dicts
+from compressae_index.connectors.milvus.wire import to_dicts
 from compressae_index.embedded.codecs.residual import RESIDUAL_ROWS
 from compressae_index.errors import InputError, MissingExtraError
 from compressae_index.index import CompressedIndex

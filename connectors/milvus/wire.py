@@ -82,13 +82,6 @@ def from_rows(rows: Sequence[dict[int, float]], n_latents: int, k: int) -> Spars
     )
 
 
-def raised(codes: SparseCodes, height: float) -> SparseCodes:
-    """Codes with a height less the last value of each, or back."""
-    values = codes.values.copy()
-    values[:, -1] = np.float32(height) - values[:, -1]
-    return SparseCodes(codes.latents, values, codes.n_latents)
-
-
 def with_last_latent(codes: SparseCodes) -> SparseCodes:
     """Codes whose last pair is that of the last latent, also where its value was 0 and not stored."""
     last = codes.n_latents - 1

@@ -13,6 +13,8 @@ import numpy.typing as npt
 
 from compressae_index.arrays import IdArray
 from compressae_index.checks import as_path, check_choice, check_int, check_text
+from compressae_index.coding.codes import SparseCodes
+from compressae_index.coding.lengths import raised
 from compressae_index.connectors.stores.lucene import Elasticsearch, OpenSearch
 from compressae_index.connectors.stores.pgvector import Pgvector
 from compressae_index.connectors.stores.qdrant import Qdrant
@@ -162,20 +164,36 @@ def _shape(index: Index, store: StoreName, name: str, n: int) -> Shape:
     if not _NAME.fullmatch(check_text(name, "name")):
         msg = f"name must be up to 48 lower-case letters, digits and _, a letter first, got {name!r:.100}"
         raise InputError(msg)
-    if index.documents.n_latents > index.model.n_latents:
-        msg = (
-            "these stores find by inner products, but codes of this index keep norms for Euclidean "
-            "distances: export one of unit rows, or of metric 'cosine' or 'inner_product'"
-        )
-        raise InputError(msg)
-    size = index.model.n_latents * (2 if _store(store).splits else 1)
-    return Shape(name, size, index.k, n, index.documents.are_strings)
+    held = index.documents
+    return Shape(name, held.n_latents * (2 if _store(store).splits else 1), held.k, n, held.are_strings)
+
+
+def _keeps_norms(index: Index) -> bool:
+    return index.documents.n_latents > index.model.n_latents
 
 
 def _batches(index: Index, store: Store, ids: IdArray) -> Iterator[Batch]:
+    height = _height(index, ids) if store.raises_norms and _keeps_norms(index) else None
+    for some, codes in _coded(index, ids):
+        yield Batch(some, store.pairs(codes if height is None else raised(codes, height)))
+
+
+def _coded(index: Index, ids: IdArray) -> Iterator[tuple[IdArray, SparseCodes]]:
+    """Ids and codes, some thousand at a time; those beside norms in the unit of these, as in `terms_of`."""
+    unit = np.float32(index.documents.unit or 1.0)
     for first in range(0, len(ids), _BATCH_ROWS):
         some = ids[first : first + _BATCH_ROWS]
-        yield Batch(some, store.pairs(index.codes(some)))
+        codes = index.codes(some)
+        if _keeps_norms(index) and unit != 1:
+            values = codes.values / unit
+            values[:, -1] /= unit
+            codes = SparseCodes(codes.latents, values, codes.n_latents)
+        yield some, codes
+
+
+def _height(index: Index, ids: IdArray) -> float:
+    """Half the square of the largest norm: what it is more than that of a row is positive, and nearer."""
+    return max((float(codes.values[:, -1].max()) for _, codes in _coded(index, ids)), default=0.0)
 
 
 def _counted(batches: Iterator[Batch], advance: Any) -> Iterator[Batch]:
@@ -190,4 +208,6 @@ def _terms(
     """Pairs of queries."""
     limit = check_int(limit, "limit", 1, MAX_K)
     asked = index.asked(rows, limit, Settings("sparse", query_nnz=query_nnz))
-    return _store(store).terms(terms_of(asked))
+    terms, of_store = terms_of(asked), _store(store)
+    # Rows of these hold what a height is more than half the square of their norm.
+    return of_store.terms(raised(terms, 0.0) if of_store.raises_norms and _keeps_norms(index) else terms)

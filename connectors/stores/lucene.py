@@ -16,6 +16,7 @@ class _Lucene(Store):
 
     splits = True
     takes_negative_queries = False
+    raises_norms = True
     rows_file = "documents.ndjson"
     field: str
     """Type of the field."""

@@ -11,6 +11,7 @@ class Seismic(Store):
     """Rows and queries have an id, a text, which is empty, and a vector by token."""
 
     splits = True
+    raises_norms = True
 
     def creation(self, shape: Shape) -> dict[str, str]:  # noqa: ARG002
         """Nothing: the builder reads the documents alone."""

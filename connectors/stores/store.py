@@ -25,9 +25,9 @@ class Shape(NamedTuple):
     name: str
     """Of the collection, index, table or schema."""
     size: int
-    """All indices are below this: n_latents, or twice that if rows are split by sign."""
+    """All indices are below this: n_latents, one more for norms, or twice that if rows are split by sign."""
     k: int
-    """Nonzeros of a row, at most."""
+    """Nonzeros of a row, at most, that of a norm among them."""
     n: int
     """Documents."""
     are_strings: bool
@@ -50,6 +50,9 @@ class Store(ABC):
     """Whether values must not be negative, so that rows are split by sign."""
     takes_negative_queries: ClassVar[bool] = True
     """Whether weights of a query may be negative."""
+    raises_norms: ClassVar[bool] = False
+    """Whether values or scores should be positive, so that the pair of a norm, for Euclidean distances, holds
+    what a height is more than half its square, and has a positive weight in queries."""
     rows_file: ClassVar[str] = "documents.jsonl"
     queries_file: ClassVar[str] = "queries.jsonl"
 

@@ -22,6 +22,8 @@ _MOST_PAIRS = np.iinfo(np.uint32).max
 class Vsag(Store):
     """Files are the arguments of `Index.build` and, with one row, of `Index.knn_search`."""
 
+    raises_norms = True  # SINDI does not find what has a score below 0
+
     def creation(self, shape: Shape) -> dict[str, str]:
         """The parameters of `Index("sindi", ...)`, in float32 and without pruning."""
         settings = {"term_id_limit": shape.size, "window_size": _WINDOW, "doc_prune_ratio": 0.0}
