@@ -29,9 +29,11 @@ from compressae_index.coding.model import Encoder
 from compressae_index.coding.residual import RESIDUAL_BITS, make_room
 from compressae_index.embedded.backend import EmbeddedBackend
 from compressae_index.embedded.codecs import Codec, WithResiduals, codec_of
+from compressae_index.embedded.codecs.lengths import NORM_BYTES
 from compressae_index.embedded.documents import EmbeddedDocuments
 from compressae_index.errors import InputError
 from compressae_index.search.recall import recall
+from compressae_index.sources.centred import less
 from compressae_index.training.config import Preset, TrainConfig
 
 KS = (10, 100)
@@ -70,8 +72,9 @@ class Bench(NamedTuple):
     """The data that every contestant is built from and measured on."""
 
     vectors: FloatArray
-    """Of unit norm, unless they are searched by inner products."""
+    """Of unit norm where they are searched by cosines."""
     queries: FloatArray
+    """Of unit norm, unless they are searched by distances."""
     metric: Metric
     truth: IntArray
     sample: FloatArray
@@ -91,6 +94,11 @@ class Bench(NamedTuple):
     def at(self, budgets: Sequence[int]) -> Bench:
         """With those of its budgets alone."""
         return self._replace(budgets=tuple(budget for budget in self.budgets if budget in budgets))
+
+    @property
+    def norm_bytes(self) -> int:
+        """Bytes of a norm beside a code of ours."""
+        return NORM_BYTES if self.metric == "l2" else 0
 
     def recall(self, found: npt.NDArray[Any]) -> dict[int, float]:
         """recall@k by k."""
@@ -210,10 +218,11 @@ def coded(
     residual_bits: Sequence[int] = (0,),
 ) -> Iterator[Built]:
     """Codes by a model: at each budget the form that fits it whose reconstructions are best."""
-    unit = normalize_rows(bench.sample)
-    measure = partial(cosine, model, unit, encoder=encoder, threads=bench.threads)
+    seen = less(bench.sample, model.center) if bench.metric == "l2" else bench.sample
+    directions = model if model.center is None else model.centred_at(None)
+    measure = partial(cosine, directions, normalize_rows(seen), encoder=encoder, threads=bench.threads)
     for budget in bench.budgets:
-        filling = forms(model.n_latents, model.dim, residual_bits, budget)
+        filling = forms(model.n_latents, model.dim, residual_bits, budget - bench.norm_bytes)
         form = max(filling, key=lambda one: measure(form=one))
         build = partial(
             CompressedIndex.build,
@@ -231,8 +240,8 @@ def coded(
 
 def trained(bench: Bench) -> tuple[CompresSAE, float]:
     """A model by our preset, and the seconds that it took."""
-    config = TrainConfig.preset(bench.preset, center=bench.metric == "cosine")
-    result, seconds = timed(partial(train, bench.vectors, config))
+    config = TrainConfig.preset(bench.preset)
+    result, seconds = timed(partial(train, bench.vectors, config, metric=bench.metric))
     return result.model, seconds
 
 
@@ -268,7 +277,7 @@ def recipe(bench: Bench, k: int) -> CompresSAE:
     the choice of the best weights by held-out rows are ours.
     """
     config = TrainConfig(k=k, initialization="random", refine_rounds=0, steps=RECIPE_STEPS, center=False)
-    return train(bench.vectors, config).model
+    return train(bench.vectors, config, metric=bench.metric).model
 
 
 def upstream(bench: Bench) -> Iterator[Built]:
@@ -322,16 +331,21 @@ def random_projection(bench: Bench) -> Iterator[Built]:
 # Quantisers of Faiss.
 
 
-def factory(description: str, dim: int) -> Any:
+def faiss_metric(metric: Metric) -> int:
+    """What Faiss compares by."""
+    return int(faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT)
+
+
+def factory(description: str, dim: int, metric: Metric = "cosine") -> Any:
     """An index of Faiss by its factory."""
-    return faiss.index_factory(dim, description, faiss.METRIC_INNER_PRODUCT)
+    return faiss.index_factory(dim, description, faiss_metric(metric))
 
 
 def truncated(dims: int, quantizer: int | None, metric: Metric, dim: int) -> Any:
     """The first components, as models that were trained for it allow; for cosines, of norm one again."""
-    inner: Any = faiss.IndexFlatIP(dims)
+    inner: Any = faiss.IndexFlat(dims, faiss_metric(metric))
     if quantizer is not None:
-        inner = faiss.IndexScalarQuantizer(dims, quantizer, faiss.METRIC_INNER_PRODUCT)
+        inner = faiss.IndexScalarQuantizer(dims, quantizer, faiss_metric(metric))
     index = faiss.IndexPreTransform(inner)
     if metric == "cosine":
         index.prepend_transform(faiss.NormalizationTransform(dims, 2.0))
@@ -340,9 +354,9 @@ def truncated(dims: int, quantizer: int | None, metric: Metric, dim: int) -> Any
     return index
 
 
-def rotated(quantizer: int, dim: int) -> Any:
+def rotated(quantizer: int, metric: Metric, dim: int) -> Any:
     """A random rotation before a scalar quantiser, as TurboQuant takes it."""
-    inner = faiss.IndexScalarQuantizer(dim, quantizer, faiss.METRIC_INNER_PRODUCT)
+    inner = faiss.IndexScalarQuantizer(dim, quantizer, faiss_metric(metric))
     return faiss.IndexPreTransform(faiss.RandomRotationMatrix(dim, dim), inner)
 
 
@@ -358,9 +372,9 @@ def better_of_decoded(decoded: FloatArray, bench: Bench) -> tuple[str, IntArray]
         rows: IntArray = faiss.knn(bench.queries[:queries], decoded, KS[-1], metric=metric)[1]
         return rows
 
-    metrics = {"IP": faiss.METRIC_INNER_PRODUCT}
-    if bench.metric == "cosine":  # the order of distances between unit vectors
-        metrics["L2"] = faiss.METRIC_L2
+    metrics = {"IP": faiss.METRIC_INNER_PRODUCT, "L2": faiss.METRIC_L2}
+    if bench.metric != "cosine":  # whose order is that of distances between unit vectors
+        metrics.pop("IP" if bench.metric == "l2" else "L2")
     shares = {
         name: recall(found(metric, CHOOSING), bench.truth[:CHOOSING], KS[-1])
         for name, metric in metrics.items()
@@ -418,7 +432,9 @@ def product_quantizers(bench: Bench) -> Iterator[Built]:
     splits = {split(bench.dim, budget): None for budget in bench.budgets if budget < bench.dim}
     for parts, padded in splits:
         pad = "" if padded == bench.dim else f"Pad{padded},"
-        yield from quantized("Faiss PQ", f"PQ{parts}x8", partial(factory, f"{pad}PQ{parts}x8np"), bench)
+        yield from quantized(
+            "Faiss PQ", f"PQ{parts}x8", partial(factory, f"{pad}PQ{parts}x8np", metric=bench.metric), bench
+        )
 
 
 def rotated_product_quantizers(bench: Bench) -> Iterator[Built]:
@@ -426,7 +442,8 @@ def rotated_product_quantizers(bench: Bench) -> Iterator[Built]:
     for budget in bench.budgets:
         if budget <= MOST_ROTATED:
             parts = min(budget, bench.dim)
-            make = partial(factory, f"OPQ{parts}_{bench.dim // parts * parts},PQ{parts}x8np")
+            key = f"OPQ{parts}_{bench.dim // parts * parts},PQ{parts}x8np"
+            make = partial(factory, key, metric=bench.metric)
             yield from quantized("Faiss OPQ", f"OPQ{parts}x8", make, bench)
 
 
@@ -434,7 +451,9 @@ def residual_quantizers(bench: Bench) -> Iterator[Built]:
     """RQ."""
     for budget in bench.budgets:
         if budget <= MOST_RESIDUAL:
-            yield from quantized("Faiss RQ", f"RQ{budget}x8", partial(factory, f"RQ{budget}x8"), bench)
+            yield from quantized(
+                "Faiss RQ", f"RQ{budget}x8", partial(factory, f"RQ{budget}x8", metric=bench.metric), bench
+            )
 
 
 def truncations(bench: Bench) -> Iterator[Built]:
@@ -444,39 +463,44 @@ def truncations(bench: Bench) -> Iterator[Built]:
         for dims in sorted({min(8 * budget // bits, bench.dim) for budget in bench.budgets}):
             first = partial(truncated, dims, kind, bench.metric)
             yield from quantized(f"truncation, SQ{bits}", f"first {dims}", first, bench)
-            make = partial(factory, f"PCAR{dims},SQ{bits}")
+            make = partial(factory, f"PCAR{dims},SQ{bits}", metric=bench.metric)
             yield from quantized(f"PCA, SQ{bits}", f"PCAR{dims}", make, bench)
 
 
 def rabitq(bench: Bench) -> Iterator[Built]:
     """RaBitQ of 1 to 8 bits."""
     for bits in range(1, 9):
-        make = partial(factory, f"RR{bench.dim},RaBitQ{bits if bits > 1 else ''}")
+        make = partial(factory, f"RR{bench.dim},RaBitQ{bits if bits > 1 else ''}", metric=bench.metric)
         yield from quantized("Faiss RaBitQ", f"RaBitQ, {bits} bits", make, bench)
 
 
 def turboquant(bench: Bench) -> Iterator[Built]:
     """TurboQuant of Faiss, whose EDEN finds no more with 2 to 4 bits than with one, and is left out."""
+    if bench.metric != "cosine":
+        msg = "the levels of TurboQuant are those of unit vectors"
+        raise LeftOut(msg)
     for bits in range(1, 9):
         for suffix in ("tqmse", "tq"):
             kind = getattr(faiss.ScalarQuantizer, f"QT_{bits}bit_{suffix}", None)
             # The kernels of the others decode very slowly, and these score worse than tqmse of as many bytes.
             if kind is not None and (suffix != "tq" or bits <= 2):
                 yield from quantized(
-                    "Faiss TurboQuant", f"QT_{bits}bit_{suffix}", partial(rotated, kind), bench
+                    "Faiss TurboQuant", f"QT_{bits}bit_{suffix}", partial(rotated, kind, bench.metric), bench
                 )
 
 
 def scalar_quantizers(bench: Bench) -> Iterator[Built]:
     """SQ of 4, 6 and 8 bits."""
     for bits in (4, 6, 8):
-        yield from quantized("Faiss SQ", f"SQ{bits}", partial(factory, f"SQ{bits}"), bench)
+        yield from quantized(
+            "Faiss SQ", f"SQ{bits}", partial(factory, f"SQ{bits}", metric=bench.metric), bench
+        )
 
 
 def uncompressed(bench: Bench) -> Iterator[Built]:
     """All of a vector, in single and in half precision."""
     for name, description, size in (("float32", "Flat", 4), ("float16", "SQfp16", 2)):
-        index = factory(description, bench.dim)
+        index = factory(description, bench.dim, bench.metric)
         _, fill_seconds = timed(partial(index.add, bench.vectors))
         yield Built("exact", name, FaissStore(index), size * bench.dim, 0.0, fill_seconds)
 
@@ -488,7 +512,7 @@ def inverted_file(bench: Bench) -> Iterator[Built]:
         for budget in bench.budgets
     }
     for parts in sorted(fitting):
-        index = factory(f"IVF{LISTS},PQ{parts}x4fs", bench.dim)
+        index = factory(f"IVF{LISTS},PQ{parts}x4fs", bench.dim, bench.metric)
         _, train_seconds = timed(partial(index.train, bench.training))
         _, fill_seconds = timed(partial(index.add, bench.vectors))
         for nprobe in NPROBES:
@@ -501,7 +525,7 @@ def inverted_file(bench: Bench) -> Iterator[Built]:
 def graphs(bench: Bench) -> Iterator[Built]:
     """HNSW over scalar quantisation; bytes are those of its file."""
     for quantizer in ("SQ8", "SQ4"):
-        index = factory(f"HNSW{HNSW_M},{quantizer}", bench.dim)
+        index = factory(f"HNSW{HNSW_M},{quantizer}", bench.dim, bench.metric)
         _, train_seconds = timed(partial(index.train, bench.training))
         _, fill_seconds = timed(partial(index.add, bench.vectors))
         size = len(faiss.serialize_index(index)) / len(bench.vectors)
@@ -517,6 +541,9 @@ def graphs(bench: Bench) -> Iterator[Built]:
 
 def turbovec(bench: Bench) -> Iterator[Built]:
     """The package turbovec, calibrated as its documentation advises."""
+    if bench.metric == "l2":
+        msg = "turbovec compares by inner products only"
+        raise LeftOut(msg)
     for bits in (2, 4):
         if bench.dim % 8 == 0 and bench.dim * bits // 8 < max(bench.budgets):
             yield turbovec_of(bits, bench.vectors, bench.sample)
@@ -553,7 +580,8 @@ def lvq(bench: Bench) -> Iterator[Built]:
         with TemporaryDirectory() as folder:
             path = str(Path(folder, "vectors.fvecs"))
             svs.write_vecs(bench.vectors, path)
-            store, fill_seconds = timed(partial(SvsStore.open, path, bench.vectors, bits))
+            by_distance = bench.metric == "l2"
+            store, fill_seconds = timed(partial(SvsStore.open, path, bench.vectors, bits, by_distance))
         name = f"LVQ{bits[0]}" + (f"x{bits[1]}" if bits[1] else "")
         yield Built("SVS LVQ", name, store, size, 0.0, fill_seconds)
 

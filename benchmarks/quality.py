@@ -32,7 +32,7 @@ def bench_of(data: DataSet, budgets: tuple[int, ...], quick: bool, threads: int,
     shuffled = np.random.default_rng(seed).permutation(len(vectors))
     return Bench(
         vectors,
-        normalize_rows(data.queries),
+        data.queries if data.metric == "l2" else normalize_rows(data.queries),
         data.metric,
         data.neighbours(KS[-1]),
         vectors[shuffled[:SAMPLE_ROWS]],

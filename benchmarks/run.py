@@ -132,7 +132,7 @@ def quality_command(
     A quick run measures no resident memory.
     """
     budgets = chosen or (QUICK_BUDGETS if quick else quality.BUDGETS)
-    data, bench = prepared(source, quick, rows, threads, budgets, ("cosine", "inner_product"))
+    data, bench = prepared(source, quick, rows, threads, budgets, ("cosine", "inner_product", "l2"))
     for name in names or [name for name, row in CONTESTANTS.items() if row.quick or not quick]:
         settings = {"contestant": name, "preset": bench.preset, "budgets": budgets, "seed": SEED}
         path, lines = target(data, quick, f"quality-{name}"), []

@@ -24,7 +24,7 @@ class Store(Protocol):
     """Stored vectors that can be searched."""
 
     def search(self, queries: FloatArray, k: int, threads: int) -> IntArray:
-        """Rows of the k nearest of each unit query, best first."""
+        """Rows of the k nearest of each query, best first; it is of unit norm, unless distances count."""
         ...
 
     def save(self, folder: Path) -> Opener:
@@ -116,6 +116,8 @@ class SvsStore:
     vectors: FloatArray
     bits: tuple[int, int]
     """Of a component, and of its residual."""
+    by_distance: bool = False
+    """Whether Euclidean distances count, or else inner products."""
 
     def search(self, queries: FloatArray, k: int, threads: int) -> IntArray:
         """See `Store`."""
@@ -127,12 +129,15 @@ class SvsStore:
         """See `Store`. The package writes no flat index: vectors are written, and compressed again."""
         path = str(folder / "vectors.fvecs")
         importlib.import_module("svs").write_vecs(self.vectors, path)
-        return partial(SvsStore.open, path, self.vectors[:0], self.bits)
+        return partial(SvsStore.open, path, self.vectors[:0], self.bits, self.by_distance)
 
     @classmethod
-    def open(cls, path: str, vectors: FloatArray, bits: tuple[int, int]) -> SvsStore:
+    def open(
+        cls, path: str, vectors: FloatArray, bits: tuple[int, int], by_distance: bool = False
+    ) -> SvsStore:
         """Compresses the vectors of a file."""
         svs = importlib.import_module("svs")
         data = svs.VectorDataLoader(path, svs.DataType.float32, dims=vectors.shape[1])
         loader = svs.LVQLoader(data, primary=bits[0], residual=bits[1])
-        return cls(svs.Flat(loader, svs.DistanceType.MIP, num_threads=1), vectors, bits)
+        kind = svs.DistanceType.L2 if by_distance else svs.DistanceType.MIP
+        return cls(svs.Flat(loader, kind, num_threads=1), vectors, bits, by_distance)

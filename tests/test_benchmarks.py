@@ -9,10 +9,11 @@ from typing import Any
 import faiss
 import numpy as np
 import pytest
-from dense_contestants import Form, cosine, forms
+from data_sets import DataSet
+from dense_contestants import Form, LeftOut, cosine, forms
 from memory import serving_bytes
 from paper import nearest_codes
-from quality import COSTS, joined
+from quality import COSTS, bench_of, joined, lines_of
 from report import LARGE, MAIN, details, frontier, summary
 from scale import projected
 from stores import FaissStore
@@ -52,6 +53,28 @@ def test_equal_bytes_takes_the_best_that_fits() -> None:
     ]
     assert rows[0] == ["recall@100", "56 bytes", "64 bytes"]
     assert rows[2:] == [["a", "**0.700**", "0.700"], ["b", "", "**0.900**"]]
+
+
+def test_quality_by_distances() -> None:
+    """Of points around one that is far from 0, by which inner products say nothing; one is 0."""
+    rng = np.random.default_rng(0)
+    around = rng.standard_normal((1300, 6)) @ rng.standard_normal((6, 16)) * rng.lognormal(0, 0.4, (1300, 1))
+    rows = (around + 20).astype(np.float32)
+    rows[5] = 0
+    bench = bench_of(
+        DataSet("points", rows[:1200], rows[1200:], metric="l2"), (24,), quick=True, threads=1, seed=0
+    )
+    found = {}
+    for name in ("ours", "exact", "truncation", "PQ", "SQ"):
+        for made in lines_of(name, bench, lambda _: None, memory=False, recall_only=True):
+            more = name == "exact" or made["family"] in ("ours, sparse", "ours, two_stage")
+            assert more or made["bytes"] <= 24
+            found[made["family"]] = max(found.get(made["family"], 0.0), made["recall"][100])
+    assert found["exact"] > 0.999
+    assert found["ours, dense"] > 0.8
+    assert found["Faiss SQ"] > 0.8
+    with pytest.raises(LeftOut, match="inner products only"):
+        next(lines_of("turbovec", bench, lambda _: None, memory=False, recall_only=True))
 
 
 def test_lines_keep_costs_that_were_not_measured_again() -> None:
