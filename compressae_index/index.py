@@ -215,7 +215,6 @@ class CompressedIndex(Index):
         if points.keep_norms:
             check_room_for_norms(source.sizes(vectors, encoder)[1])
             source = source.without_center()
-        scale = RowScale(metric, unit_rows=not points.keep_norms)
         norm_bytes = NORM_BYTES if points.keep_norms else 0
         shared = Shared(n, dim, row_ids.nbytes / n, counts_dictionary=model is None, norm_bytes=norm_bytes)
         intent = Intent.of(
@@ -255,6 +254,7 @@ class CompressedIndex(Index):
         index = cls(model, encoder=encoder, metric=metric, documents=_empty(backend, metric))
         index.plan, index.skipped = plan, skipped
         bits, tally = index.documents.residual_bits, Tally(model)
+        scale = RowScale(metric, unit_rows=not points.keep_norms, around=model.center_norm)
         chunks = encoded_chunks(
             model, vectors, knobs.nonzeros, encoder, threads, scale=scale, residual_bits=bits
         )
@@ -321,7 +321,8 @@ class CompressedIndex(Index):
         if ids is not None:
             ids = as_id_array(ids)
         store = _code_store(codes, model)
-        factors, scale = None, RowScale(metric, unit_rows=model.mean is not None)
+        factors = None
+        scale = RowScale(metric, unit_rows=model.mean is not None, around=model.center_norm)
         check_model(model, metric)
         if metric != "cosine":
             if isinstance(store, CodeStore):

@@ -159,7 +159,9 @@ class CompresSAEDocumentStore:
         top_k: int = 10,
         **settings: Any,
     ) -> list[Document]:
-        """The documents nearest to an embedding, best first, with scores.
+        """The documents nearest to an embedding, best first, with scores, of which the greatest is the best.
+
+        They are those of the index, but 1 / (1 + squared distance) where its metric is "l2".
 
         Args:
             query_embedding: the embedding of the query.
@@ -172,7 +174,7 @@ class CompresSAEDocumentStore:
             InputError: a bad embedding, or settings that the index refuses.
         """
         hits = self.store.search(query_embedding, top_k, filter=_as_filter(filters), **settings)
-        return [_document(hit.record, hit.score) for hit in hits]
+        return [_document(hit.record, hit.similarity) for hit in hits]
 
 
 @component

@@ -41,7 +41,8 @@ class CompresSAEVectorStore(VectorStore):  # type: ignore[misc]
     Searches take `k`, `filter`, and the settings of `Index.search`, such as target_recall. A filter is a
     dictionary of metadata: values that must be equal, or operators $eq, $ne, $gt, $gte, $lt, $lte, $in and
     $nin, joined by $and, $or and $not; or a function of a `Document`, which is called with every one. k
-    documents are found if k match. Scores are those of the index, the higher the nearer.
+    documents are found if k match. Scores are those of the index, the higher the nearer, but for metric "l2"
+    squared distances, of which the lowest comes first. Relevance scores are cosines, or 1 / (1 + distance).
 
     Attributes:
         store: the texts and the index (`TextStore`).
@@ -172,7 +173,7 @@ class CompresSAEVectorStore(VectorStore):  # type: ignore[misc]
         filter: Wanted | None = None,  # noqa: A002
         **kwargs: Any,
     ) -> list[tuple[Document, float]]:
-        """The k documents nearest to a text, with scores: cosines, or inner products."""
+        """The k documents nearest to a text, with scores: cosines, inner products, or squared distances."""
         return self.similarity_search_with_score_by_vector(
             self._embedding.embed_query(query), k, filter, **kwargs
         )
@@ -238,8 +239,10 @@ class CompresSAEVectorStore(VectorStore):  # type: ignore[misc]
 
     def _select_relevance_score_fn(self) -> Callable[[float], float]:
         index = self.store.index
+        if index is not None and index.metric == "l2":
+            return lambda distance: 1 / (1 + distance)
         if index is not None and index.metric != "cosine":
-            msg = f"relevance scores are cosines; scores of this index are of metric {index.metric!r}"
+            msg = f"relevance scores are within 0 and 1; scores of this index are of metric {index.metric!r}"
             raise InputError(msg)
         return lambda score: min(max(score, 0.0), 1.0)
 

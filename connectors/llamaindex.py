@@ -112,6 +112,8 @@ class CompresSAEVectorStore(BasePydanticVectorStore):  # type: ignore[misc]
     def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """The nodes nearest to an embedding, best first.
 
+        Similarities are scores of the index, but 1 / (1 + squared distance) where its metric is "l2".
+
         Raises:
             InputError: no embedding, another mode, or settings that the index refuses.
         """
@@ -139,7 +141,7 @@ class CompresSAEVectorStore(BasePydanticVectorStore):  # type: ignore[misc]
             raise InputError(msg)
         return VectorStoreQueryResult(
             nodes=[_node(hit.record) for hit in hits],
-            similarities=[hit.score for hit in hits],
+            similarities=[hit.similarity for hit in hits],
             ids=[hit.record.id for hit in hits],
         )
 

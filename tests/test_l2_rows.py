@@ -16,6 +16,7 @@ from compressae_index.arrays import FloatArray
 from compressae_index.building.estimation import estimate
 from compressae_index.cli import main
 from compressae_index.coding.directory import encode_to_directory
+from compressae_index.connectors.faiss import FaissIndex
 from compressae_index.measuring.model_report import model_report
 from compressae_index.sources import GoodRows, open_vectors
 from compressae_index.sources.sample import spread_sample
@@ -220,3 +221,32 @@ def test_codes_of_a_centred_model_are_not_made_twice(
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # such as that rows have changed
         encode_to_directory(trained, rows, tmp_path / "codes", k=6)
+
+
+def test_rows_at_one_place_leave_the_unit_to_others(rows: FloatArray) -> None:
+    """What rounding leaves of them says nothing of how long others are."""
+    many = rows[50:100] * np.float32(3)
+    axes = CompresSAE.of_dictionary(np.eye(DIM, dtype=np.float32), 1)
+    for first in (many[:1], np.repeat(many[:1], 20, axis=0), np.zeros((5, DIM), np.float32)):
+        center = first.mean(axis=0, dtype=np.float64).astype(np.float32)
+        for model in (axes.centred_at(center), axes):
+            options: Any = {"model": model, "k": 1, "metric": "l2", "originals": "float32", "progress": False}
+            index = CompressedIndex.build(first, **options)
+            index.add(many)
+            faiss_index = FaissIndex.from_index(index, progress=False)
+            exact = np.square(many[:5, None].astype(np.float64) - many).sum(axis=2)
+            wanted = len(first) + np.argsort(exact, axis=1)[:, 1]
+            for each in (index, faiss_index):
+                found = each.search(many[:5], 40, mode="dense" if each is index else "two_stage", refine=70)
+                assert all(row in ids for row, ids in zip(wanted.tolist(), found.ids.tolist(), strict=True))
+
+
+def test_distances_within_float32(rows: FloatArray) -> None:
+    scale = np.float32(2.0**56)
+    index = CompressedIndex.build(rows * scale, metric="l2", config=CONFIG, progress=False)
+    found = index.search(rows[:4] * scale, 2)  # although rows of 4096 times their norm would be too far
+    assert np.isfinite(found.scores).all()
+    with pytest.raises(InputError, match=r"keeps norms from 0 to 6\.522e\+18"):
+        CompressedIndex.build(rows * np.float32(2.0**62), metric="l2", config=CONFIG, progress=False)
+    with pytest.raises(InputError, match=r"too short: their largest norm is .*, and below 8\.88e-16"):
+        CompressedIndex.build(rows * np.float32(2.0**-60), metric="l2", config=CONFIG, progress=False)

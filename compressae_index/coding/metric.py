@@ -29,8 +29,13 @@ SMALLEST_UNIT, LARGEST_UNIT = 2.0**-150, 2.0**127
 
 
 _CALLED: dict[str, str] = {"inner_product": "inner products", "l2": "Euclidean distances"}
-# Queries as near to the centre, in units of norms, are taken for this far: they are divided by their lengths.
+# Queries as near to the center, in units of norms, are taken for this far: they are divided by their lengths.
 _NEXT_TO_NOTHING = 2.0**-20
+# Of rows nearer to the center, in norms of that, there are only rounding errors left; `sources.centred` makes
+# rows at the center this long.
+_ROUNDING, _NOTHING = 2.0**-20, 2.0**-49
+# The longest rows, and queries, of which squared distances are within half of float32's range.
+LONGEST = float(np.sqrt(np.finfo(np.float32).max / 2)) / 2
 
 
 class RowScale:
@@ -40,8 +45,12 @@ class RowScale:
     distances from unit rows have the order of cosines, so that no norms need be kept.
     """
 
-    def __init__(self, metric: Metric, unit: float | None = None, *, unit_rows: bool = False) -> None:
+    def __init__(
+        self, metric: Metric, unit: float | None = None, *, unit_rows: bool = False, around: float = 0.0
+    ) -> None:
         """From a metric, the unit if it is already fixed, and for "l2" whether all rows are of unit norm.
+
+        `around` is the norm of the center that rows are seen from: the unit where all first rows are there.
 
         Raises:
             InputError: an unknown metric, or an impossible unit.
@@ -50,10 +59,11 @@ class RowScale:
         self.keeps_norms = metric == "inner_product" or (metric == "l2" and not unit_rows)
         unit = None if unit is None else check_unit(unit)
         self.unit = unit if self.keeps_norms else 1.0
+        self._around = around
 
     def copy(self) -> RowScale:
         """A copy, whose unit can be fixed without changing this one."""
-        return RowScale(self.metric, self.unit, unit_rows=not self.keeps_norms)
+        return RowScale(self.metric, self.unit, unit_rows=not self.keeps_norms, around=self._around)
 
     def of_rows(self, rows: FloatArray, first_row: int = 0) -> FloatArray | None:
         """Factors of the codes of checked rows (n, d): (n,) float32, or None for 1.
@@ -76,12 +86,12 @@ class RowScale:
             InputError: as `of_rows`.
         """
         if self.unit is None:
-            self.unit = unit_of(norms)
+            self.unit = unit_of(norms) if self.metric != "l2" else unit_from_center(norms, self._around)
         # Leave half of float32's range to sums over codes.
         largest = float(np.finfo(np.float32).max) / 2
         low, high = SMALLEST_NORM * self.unit, min(LARGEST_NORM * self.unit, largest)
         if self.metric == "l2":
-            low = 0.0  # a short row is next to the centre, whatever its direction
+            low, high = 0.0, min(high, LONGEST)  # a short row is next to the center, whatever its direction
         bad = np.flatnonzero((norms < low) | (norms > high))
         if bad.size:
             msg = (
@@ -115,7 +125,7 @@ class RowScale:
             InputError: distances would exceed float32.
         """
         norms, unit = row_norms(queries), self.unit or 1.0
-        longest = norms + (LARGEST_NORM * unit if self.keeps_norms else 1.0)
+        longest = norms + (min(LARGEST_NORM * unit, LONGEST) if self.keeps_norms else 1.0)
         far = np.flatnonzero(longest**2 > np.finfo(np.float32).max / 2)
         if far.size:
             msg = f"queries row {far[0]} is so long that its distances exceed float32"
@@ -189,6 +199,15 @@ def unit_of(norms: npt.NDArray[np.floating[Any]]) -> float:
     """A power of two near the median norm; 1 where most are next to nothing."""
     median = float(np.median(norms))
     return 2.0 ** round(math.log2(median)) if median >= SMALLEST_UNIT else 1.0
+
+
+def unit_from_center(norms: npt.NDArray[np.floating[Any]], around: float) -> float:
+    """A power of two near the median norm of rows from a center, without those that are there.
+
+    Where all are, it is one near the norm of the center, `around`, or 1 where that is 0, too.
+    """
+    apart = norms[norms > max(_NOTHING, _ROUNDING * around)]
+    return unit_of(apart if apart.size else np.array([around]))
 
 
 def check_unit(unit: Any) -> float:

@@ -22,7 +22,7 @@ from compressae_index.checks import (
     normalize_rows,
 )
 from compressae_index.coding.codes import MAX_LATENTS, SparseCodes
-from compressae_index.coding.metric import Metric
+from compressae_index.coding.metric import Metric, row_norms
 from compressae_index.conversion import as_array
 from compressae_index.errors import DimensionError, InputError
 from compressae_index.processes import cached_property
@@ -133,6 +133,11 @@ class CompresSAE:
             raise InputError(msg)
         self.center = center
         return self
+
+    @property
+    def center_norm(self) -> float:
+        """The norm of the center; 0 without one."""
+        return 0.0 if self.center is None else float(row_norms(self.center[None])[0])
 
     def __repr__(self) -> str:
         mean = "" if self.mean is None else ", with a mean"

@@ -183,7 +183,8 @@ class Index:
 
     def _scale_of(self, documents: Documents, unit: float | None) -> RowScale:
         """The scale of the codes of documents."""
-        return RowScale(self.metric, unit, unit_rows=documents.n_latents == self.model.n_latents)
+        unit_rows = documents.n_latents == self.model.n_latents
+        return RowScale(self.metric, unit, unit_rows=unit_rows, around=self.model.center_norm)
 
     @property
     def modes(self) -> tuple[str, ...]:

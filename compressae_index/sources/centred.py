@@ -13,7 +13,7 @@ from compressae_index.sources.base import Vectors, bounds
 
 # The first entry of a row whose others are zero, and all of whose entries are less, so that it has a
 # direction.
-_NEXT_TO_NOTHING = np.float32(2.0**-50)
+NEXT_TO_NOTHING = np.float32(2.0**-50)
 
 
 class Centred:
@@ -42,9 +42,9 @@ def less(rows: FloatArray, center: FloatArray | None) -> FloatArray:
     if center is not None:
         with np.errstate(over="ignore", invalid="ignore"):
             rows = rows - center
-    nothing = np.abs(rows).max(axis=1, initial=0) < _NEXT_TO_NOTHING
+    nothing = np.abs(rows).max(axis=1, initial=0) < NEXT_TO_NOTHING
     if nothing.any():
         rows = rows.copy()
         rows[nothing] = 0
-        rows[nothing, 0] = _NEXT_TO_NOTHING
+        rows[nothing, 0] = NEXT_TO_NOTHING
     return rows

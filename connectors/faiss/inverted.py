@@ -18,7 +18,7 @@ from compressae_index.checks import check_int, check_threads
 from compressae_index.coding.chunks import Encoded
 from compressae_index.coding.codes import SparseCodes
 from compressae_index.coding.lengths import half_squares, with_lengths, without_lengths
-from compressae_index.coding.metric import RowScale, check_unit, row_norms, unit_of
+from compressae_index.coding.metric import RowScale, check_unit, row_norms, unit_from_center
 from compressae_index.coding.model import CompresSAE
 from compressae_index.connectors.faiss import lists
 from compressae_index.embedded.codecs import Arrays, Codec, WithResiduals, codec_of, from_arrays
@@ -286,7 +286,7 @@ class InvertedFile(SparseBackend):
         for codes, rows in chunks:
             if not has_unit:  # squares of norms must fit half precision
                 norms = row_norms(rows) if rows is not None else self.model.norms(codes)
-                self._unit, has_unit = unit_of(norms), True
+                self._unit, has_unit = unit_from_center(norms, self.model.center_norm), True
             if self._unit != 1:
                 codes = codes.scaled(1 / self._unit)
                 rows = None if rows is None else rows / np.float32(self._unit)

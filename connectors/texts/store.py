@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from compressae_index import persistence
 from compressae_index.arrays import FloatArray, IdArray
@@ -38,6 +39,7 @@ from compressae_index.search.queries import SearchResult
 from compressae_index.sources.centred import less
 
 T = TypeVar("T")
+Float64: TypeAlias = npt.NDArray[np.float64]
 
 Filter: TypeAlias = Condition | Callable[[Record], bool]
 """Which documents to search among: a condition on metadata, or a function that is called with each record."""
@@ -52,6 +54,8 @@ _REMOVED = 1000
 
 _KIND = "texts"
 _FILE = "texts.sqlite"
+# Of those that came first, which fix the unit of norms in a store without an index.
+_FIRST_ROWS = 256
 # In place of the index, where the directory does not hold it.
 _ELSEWHERE = "elsewhere"
 
@@ -61,6 +65,9 @@ class Hit(NamedTuple):
 
     record: Record
     score: float
+    """As `Index.search` gives it: a squared distance where the metric of the index is "l2"."""
+    similarity: float
+    """The greater the nearer: the score, or 1 / (1 + score) of a squared distance."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,6 +172,13 @@ class TextStore:
         return self._state.index
 
     @property
+    def _metric(self) -> Metric:
+        """That of the index, or of the one that is to come."""
+        index = self._state.index
+        metric: Metric = self._build.get("metric", "cosine") if index is None else index.metric
+        return metric
+
+    @property
     def is_exact(self) -> bool:
         """Whether the store compares all vectors, as there are too few of them for an index."""
         return self._state.is_exact
@@ -214,7 +228,7 @@ class TextStore:
             raise InputError(msg)
         with_vector = np.array([vector is not None for vector in vectors], dtype=bool)
         given = [vector for vector in vectors if vector is not None]
-        rows = check_vectors(given, may_be_empty=True, integers=True)
+        rows = check_vectors(given, may_be_empty=True, integers=True, zeros=self._metric == "l2")
         with self._writer.lock:
             with self._access.lock:
                 held, fresh = self._records.places(has_id(ids)), itertools.count(self._records.next_key())
@@ -321,7 +335,9 @@ class TextStore:
         """Some of the fetch_k nearest documents, by maximal marginal relevance.
 
         Each next one has the largest weight * (cosine with the query) - (1 - weight) * (largest cosine with
-        those taken before). Vectors are the original ones where the index keeps them, else reconstructions.
+        those taken before); with metric "l2", squared distances below 0 take the place of cosines, which of
+        unit vectors is the same. Vectors are the original ones where the index keeps them, else
+        reconstructions.
 
         Args:
             query: a vector, (d,).
@@ -344,13 +360,9 @@ class TextStore:
             hits, names = self._found(state, query, max(fetch_k, k), filter, settings)
             if not hits or state.index is None:
                 return []
-            vectors, center = (
-                state.index.documents.vectors(names, state.index.model),
-                state.index.model.center,
-            )
-            if center is not None:
-                vectors = vectors * np.float32(state.index.documents.unit or 1.0) + center
-            return [hits[place] for place in _marginal(check_vectors(query), vectors, k, weight)]
+            by_distance = state.index.metric == "l2"
+            asked, vectors = check_vectors(query, zeros=by_distance), _vectors_of(state.index, names)
+            return [hits[place] for place in _marginal(asked, vectors, k, weight, by_distance=by_distance)]
 
         return self._consistent(chosen)
 
@@ -373,9 +385,9 @@ class TextStore:
             records = self._records.of(names)
         held = np.array([name in records for name in names.tolist()], dtype=bool)
         names, scores = names[held], scores[held]
-        return [
-            Hit(records[name], score) for name, score in zip(names.tolist(), scores.tolist(), strict=True)
-        ], names
+        similarities = 1 / (1 + scores.astype(np.float64)) if index.metric == "l2" else scores
+        found = zip(names.tolist(), scores.tolist(), similarities.tolist(), strict=True)
+        return [Hit(records[name], score, similarity) for name, score, similarity in found], names
 
     def _allowed(self, wanted: Filter, index: Index) -> IdArray:
         """The ids in the index of documents that a filter allows; those of conditions are kept."""
@@ -554,7 +566,7 @@ def _exact(vectors: FloatArray, metric: Metric) -> CompressedIndex:
     """
     axes = CompresSAE.of_dictionary(np.eye(vectors.shape[1], dtype=np.float32), 1)
     return CompressedIndex.build(
-        vectors[:1], model=axes, k=1, metric=metric, originals="float32", progress=False
+        vectors[:_FIRST_ROWS], model=axes, k=1, metric=metric, originals="float32", progress=False
     ).empty_like()
 
 
@@ -562,8 +574,7 @@ def _built(index: Index, options: Mapping[str, Any]) -> CompressedIndex:
     """The index of the vectors that one of `_exact` keeps."""
     _check_trainable(options)
     ids = index.ids
-    vectors = index.documents.vectors(ids, index.model) * np.float32(index.documents.unit or 1.0)
-    return CompressedIndex.build(vectors, ids, **{"progress": False, **options})
+    return CompressedIndex.build(_vectors_of(index, ids), ids, **{"progress": False, **options})
 
 
 def _check_trainable(options: Mapping[str, Any]) -> None:
@@ -619,6 +630,12 @@ def _of_one(result: SearchResult) -> tuple[IdArray, FloatArray]:
     return result.ids[0][there], result.scores[0][there]
 
 
+def _vectors_of(index: Index, ids: IdArray) -> FloatArray:
+    """The vectors of ids as the index knows them, (n, d); of unit norm where it keeps none."""
+    vectors = index.documents.vectors(ids, index.model) * np.float32(index.documents.unit or 1.0)
+    return vectors if index.model.center is None else vectors + index.model.center
+
+
 def _row(record: Record, key: int, *, searchable: bool) -> Row:
     return Row(
         key,
@@ -641,18 +658,26 @@ def _pairs(
     return zip(texts, [nothing] * n if metadatas is None else metadatas, strict=True)
 
 
-def _marginal(query: FloatArray, vectors: FloatArray, k: int, weight: float) -> list[int]:
+def _marginal(
+    query: FloatArray, vectors: FloatArray, k: int, weight: float, *, by_distance: bool
+) -> list[int]:
     """Places of k of the vectors by maximal marginal relevance; of equal ones, the first."""
-    unit = normalize_rows(vectors)
-    relevance = unit @ normalize_rows(query)[0]
+    rows: Float64 = (vectors if by_distance else normalize_rows(vectors)).astype(np.float64)
+    asked: Float64 = (query if by_distance else normalize_rows(query))[0].astype(np.float64)
+
+    def likeness(one: Float64) -> Float64:
+        likenesses: Float64 = -np.square(rows - one).sum(axis=1) if by_distance else rows @ one
+        return likenesses
+
+    relevance = likeness(asked)
     chosen: list[int] = []
-    nearest = np.full(len(unit), -np.inf, dtype=np.float32)
-    left = np.ones(len(unit), dtype=bool)
-    while len(chosen) < min(k, len(unit)):
+    nearest = np.full(len(rows), -np.inf)
+    left = np.ones(len(rows), dtype=bool)
+    while len(chosen) < min(k, len(rows)):
         overlap = nearest if chosen else np.zeros_like(nearest)
         gain = np.where(left, weight * relevance - (1 - weight) * overlap, -np.inf)
         best = int(np.argmax(gain))
         chosen.append(best)
         left[best] = False
-        nearest = np.maximum(nearest, unit @ unit[best])
+        nearest = np.maximum(nearest, likeness(rows[best]))
     return chosen
