@@ -64,7 +64,7 @@ def test_quality_by_distances() -> None:
     bench = bench_of(
         DataSet("points", rows[:1200], rows[1200:], metric="l2"), (24,), quick=True, threads=1, seed=0
     )
-    found = {}
+    found: dict[str, float] = {}
     for name in ("ours", "exact", "truncation", "PQ", "SQ"):
         for made in lines_of(name, bench, lambda _: None, memory=False, recall_only=True):
             more = name == "exact" or made["family"] in ("ours, sparse", "ours, two_stage")

@@ -78,6 +78,74 @@ def test_plain_faiss_reads_and_searches_it(
     )
 
 
+@pytest.fixture(scope="module")
+def points(vectors: FloatArray) -> FloatArray:
+    """1,500 rows of norms from 1 to 3, around a point far from 0; one is 0."""
+    rows = vectors[:1500] * np.linspace(1, 3, 1500, dtype=np.float32)[:, None] + np.float32(0.05)
+    rows[4] = 0
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("payload", "named"),
+    [
+        ("Flat", True),
+        ("SQ8", False),
+        ("RaBitQ", False),
+        *(("PQ16x4fs,Refine(SQfp16)", n) for n in (False, True)),
+    ],
+)
+def test_of_a_model_with_a_center_it_finds_by_distances(
+    uncentred_model: CompresSAE,
+    points: FloatArray,
+    queries: FloatArray,
+    payload: str,
+    named: bool,
+    tmp_path: Path,
+) -> None:
+    model = uncentred_model.centred_at(points.mean(axis=0))
+    ids = np.arange(1500) * 3 + 7 if named else None
+    index = dictionary_ivf(points, model, payload=payload, ids=ids, progress=False)
+    faiss.write_index(index, str(tmp_path / "ivf.faiss"))
+    read: Any = faiss.read_index(str(tmp_path / "ivf.faiss"))
+    assert (read.metric_type, read.ntotal) == (faiss.METRIC_L2, 1500)
+    asked = np.concatenate([2 * queries + np.float32(0.05), np.zeros_like(queries[:1])])
+    exact = np.square(asked.astype(np.float64)[:, None] - points[None]).sum(axis=2)
+    shares = []
+    for probes in (1024, 16):
+        faiss.ParameterSpace().set_index_parameter(read, "nprobe", probes)
+        distances, found = read.search(asked, 10)
+        found = (found - 7) // 3 if named else found
+        shares.append(overlap(found, np.argsort(exact, axis=1)[:, :10]))
+    assert shares[0] > {"Flat": 0.999, "SQ8": 0.9, "RaBitQ": 0.35}.get(payload, 0.75)
+    assert shares[1] > 0.15  # by a 64th of the lists
+    if payload == "Flat":
+        there = found >= 0  # few lists may hold fewer
+        expected = np.take_along_axis(exact, found, axis=1)
+        np.testing.assert_allclose(distances[there], expected[there], rtol=1e-3, atol=1e-4)
+        assert found[-1, 0] == 4
+
+
+def test_several_assignments_by_distances(
+    uncentred_model: CompresSAE, points: FloatArray, queries: FloatArray
+) -> None:
+    model = uncentred_model.centred_at(points.mean(axis=0))
+    index = dictionary_ivf(points, model, assignments=3, progress=False)
+    assert index.ntotal == 4500
+    ivf = faiss.extract_index_ivf(index)
+    ivf.nprobe = ivf.nlist
+    asked = 2 * queries + np.float32(0.05)
+    exact = np.square(asked.astype(np.float64)[:, None] - points[None]).sum(axis=2)
+    distances, found = search_once(index, asked, 12, 3)
+    np.testing.assert_allclose(distances, np.sort(exact, axis=1)[:, :12], rtol=1e-3)
+    assert overlap(found, np.argsort(exact, axis=1)[:, :12]) > 0.99
+    few = dictionary_ivf(points[:3], model, assignments=2, progress=False)
+    faiss.extract_index_ivf(few).nprobe = 1024
+    distances, found = search_once(few, asked[:1], 5, 2)
+    assert (distances[0, 3:] == np.inf).all()
+    assert found[0, 3:].tolist() == [-1, -1]
+
+
 @pytest.mark.parametrize("named", [False, True])
 def test_a_payload_that_refines(
     model: CompresSAE, vectors: FloatArray, queries: FloatArray, named: bool, tmp_path: Path

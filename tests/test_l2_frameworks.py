@@ -95,15 +95,17 @@ def test_of_unit_vectors_they_are_the_same_as_by_cosines(rows: FloatArray, asked
 def test_langchain_gives_distances_and_relevance(
     rows: FloatArray, asked: FloatArray, options: dict[str, Any]
 ) -> None:
-    embeddings = pytest.importorskip("langchain_core.embeddings").Embeddings
+    pytest.importorskip("langchain_core")
+    from langchain_core.embeddings import Embeddings
+
     from compressae_index.connectors.langchain import CompresSAEVectorStore
 
-    class Given(embeddings):  # type: ignore[misc]
+    class Given(Embeddings):  # type: ignore[misc]
         def embed_documents(self, texts: list[str]) -> list[list[float]]:
             return [rows[int(text.split()[1])].tolist() for text in texts]
 
         def embed_query(self, text: str) -> list[float]:  # noqa: ARG002
-            return asked.tolist()
+            return list(map(float, asked))
 
     store = CompresSAEVectorStore.from_texts([f"text {i}" for i in range(N)], Given(), **options)
     exact = np.sort(distances(asked, rows))

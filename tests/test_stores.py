@@ -447,9 +447,8 @@ def test_distances(
         [len({*a} & {*b}) / 10 for a, b in zip(result.ids.tolist(), wanted.tolist(), strict=True)]
     )
     assert share > 0.85
-    np.testing.assert_allclose(
-        result.scores, np.take_along_axis(distances, result.ids, axis=1), rtol=1e-3, atol=1e-10
-    )
+    of_found = np.take_along_axis(distances, result.ids.astype(np.int64), axis=1)
+    np.testing.assert_allclose(result.scores, of_found, rtol=1e-3, atol=1e-10)
     assert result.ids[3, 0] == 7
 
 
