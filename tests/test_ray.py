@@ -145,6 +145,21 @@ def test_distances_over_shards(
         export_milvus(given, cluster / "bulk-l2", like=like, progress=False)
 
 
+def test_rows_of_zeros_are_points_where_distances_count(cluster: Path, rows: FloatArray) -> None:
+    spoiled = rows[:900].copy()
+    spoiled[[3, 500]], spoiled[7] = 0, np.nan
+    np.save(cluster / "zeros.npy", spoiled)
+    given = Input(cluster / "zeros.npy", on_bad_rows="skip", piece_rows=450)
+    config = TrainConfig.preset("fast", k=8, n_latents=64, steps=0, refine_rounds=2)
+    options: Any = {"metric": "l2", "config": config, "progress": False}
+    published = build_shards(given, cluster / "zeros", **options)
+    assert (published.rows, published.skipped) == (899, 1)
+    index = CompressedIndex.load(cluster / "zeros")
+    assert {*index.search(np.zeros(384, np.float32), 2, mode="dense").ids[0].tolist()} == {3, 500}
+    written = encode(given, cluster / "codes-zeros", index.model, k=8, progress=False)
+    assert (written.rows, written.skipped) == (899, 1)
+
+
 def test_codes_of_points_become_an_index(
     cluster: Path, source: Path, uncentred_model: CompresSAE, rows: FloatArray, queries: FloatArray
 ) -> None:
