@@ -124,6 +124,10 @@ def test_training_and_estimates_on_the_command_line(
     found = json.loads(run("search", "i", "queries.npy", "-k", 2, "--json").stdout)
     assert [sorted(each) for each in found["ids"][:2]] == [[*ZEROS], [*ZEROS]]
     assert found["ids"][2][0] == MIDDLE
+    why = json.loads(run("explain", "i", "queries.npy", MIDDLE, "--json").stdout)
+    parts = [why["mean"], why["residual"], why["bias"], *(each["contribution"] for each in why["latents"])]
+    assert sum(parts) == pytest.approx(why["score"], rel=1e-4)
+    assert "| bias " in run("explain", "i", "queries.npy", MIDDLE).stdout
     ids = np.arange(1000, 1400)
     np.save("ids.npy", ids)
     run("build", "rows.npy", "-o", "named", "--model", "m", "--k", 6, "--ids", "ids.npy", *skip)
@@ -215,12 +219,26 @@ def test_batches_and_reports_take_zeros(rows: FloatArray, trained: CompresSAE) -
 
 
 def test_codes_of_a_centred_model_are_not_made_twice(
-    rows: FloatArray, trained: CompresSAE, tmp_path: Path
+    rows: FloatArray, trained: CompresSAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    trained.save("m")
     encode_to_directory(trained, rows, tmp_path / "codes", k=6)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # such as that rows have changed
         encode_to_directory(trained, rows, tmp_path / "codes", k=6)
+    refused = CliRunner().invoke(main, ["build", "--codes", "codes", "--model", "m", "-o", "i"])
+    assert "hold no norms, which metric='l2' needs: encode to Parquet" in refused.output
+    arrow, parquet = (pytest.importorskip(f"pyarrow{part}") for part in ("", ".parquet"))
+    table = BatchEncoder(trained, k=6)(arrow.table({"embedding": list(rows)}))
+    parquet.write_table(table, "codes.parquet")
+    run("build", "--codes", "codes.parquet", "--model", "m", "-o", "i")
+    index = CompressedIndex.load("i")
+    assert index.metric == "l2"
+    built = CompressedIndex.build(rows, model=trained, k=6, metric="l2", progress=False)
+    np.testing.assert_allclose(
+        index.search(rows[:9], 5).scores, built.search(rows[:9], 5).scores, rtol=1e-3, atol=1e-2
+    )
 
 
 def test_rows_at_one_place_leave_the_unit_to_others(rows: FloatArray) -> None:

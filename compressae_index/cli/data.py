@@ -347,8 +347,13 @@ def _index_of_codes(
     if model is None:
         raise click.UsageError("--codes needs the --model that encoded.")
     bits = VALUE_BITS if storage.value_bits is None else storage.value_bits
+    metric: Metric = "cosine" if model.center is None else "l2"
     return CompressedIndex.from_codes(
-        codes, model, ids, value_bits=bits, postings=storage.postings, num_threads=threads
+        *(codes, model, ids),
+        metric=metric,
+        value_bits=bits,
+        postings=storage.postings,
+        num_threads=threads,
     )
 
 

@@ -158,13 +158,16 @@ def explain(
     is_number = document.isdecimal() and not loaded.documents.are_strings
     why = loaded.explain(vectors[number : number + 1], int(document) if is_number else document)
     if as_json:
-        print_json({"score": why.score, "mean": why.mean, "residual": why.residual, "latents": shares(why)})
+        parts = {"mean": why.mean, "residual": why.residual, "bias": why.bias}
+        print_json({"score": why.score, **parts, "latents": shares(why)})
         return
     rows = [
         [each["latent"], f"{each['contribution']:+.4f}", f"{projection:+.4f}", f"{value:+.4f}", each["name"]]
         for each, projection, value in zip(shares(why), why.projections, why.values, strict=True)
     ]
     rows += [["mean", f"{why.mean:+.4f}", "", "", ""], ["residual", f"{why.residual:+.4f}", "", "", ""]]
+    if loaded.metric == "l2":
+        rows.append(["bias", f"{why.bias:+.4f}", "", "", ""])
     rows.append(["score", f"{why.score:+.4f}", "", "", ""])
     header = ["latent", "contribution", "projection", "value", "name"]
     click.echo(aligned(header, ([printable(cell) for cell in row] for row in rows)))
