@@ -61,7 +61,6 @@ from compressae_index.sources import (
     ids_of_rows,
     open_vectors,
 )
-from compressae_index.sources.centred import Centred
 from compressae_index.sources.paths import PathLike
 
 if TYPE_CHECKING:
@@ -854,7 +853,7 @@ def _originals(originals: Any, vectors: Vectors, metric: Metric) -> Originals | 
     score = score_of(metric, keeps_norms=metric == "l2")
     if isinstance(originals, str) and originals in PRECISIONS:
         return Originals.own(vectors.shape[1], originals, score)
-    return Originals.referring(originals, Centred(vectors, None) if metric == "l2" else vectors, score)
+    return Originals.referring(originals, vectors, score)
 
 
 def _code_store(

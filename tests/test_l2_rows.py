@@ -174,6 +174,18 @@ def test_rows_of_zeros_and_at_the_center_stay(
     assert {*index.search(np.zeros(DIM, np.float32), 2).ids[0].tolist()} == {names[3], names[40]}
 
 
+def test_originals_of_the_user_have_the_rows_that_are_skipped(
+    spoiled: FloatArray, trained: CompresSAE, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "rows.npy", spoiled)
+    for originals in (spoiled, tmp_path / "rows.npy"):
+        options: Any = {"model": trained, "k": 6, "metric": "l2", "progress": False, "originals": originals}
+        index = CompressedIndex.build(tmp_path / "rows.npy", on_bad_rows="skip", **options)
+        found = index.search(spoiled[[3, 20, 399]], 1, mode="dense", refine=399)
+        assert found.ids.ravel().tolist() == [3, 20, 399]
+        np.testing.assert_allclose(found.scores, 0, atol=1e-3)
+
+
 def test_an_iterator_may_give_zeros(spoiled: FloatArray, rows: FloatArray, trained: CompresSAE) -> None:
     options: Any = {"model": trained, "k": 6, "metric": "l2", "progress": False}
     index = CompressedIndex.build(iter([rows[:100], rows[100:]]), **options)

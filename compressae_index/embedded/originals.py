@@ -668,10 +668,12 @@ def _compare(originals: Originals, vectors: Vectors) -> None:
     n = len(originals)
     for first in np.unique(np.linspace(0, max(n - _COMPARED_ROWS, 0), 4).astype(np.int64)).tolist():
         rows = np.arange(first, min(first + _COMPARED_ROWS, n))
-        given = checked_rows(vectors, first, first + len(rows), dim=originals.dim).astype(np.float64)
+        by_distance = originals.score == "distance"
+        given = checked_rows(vectors, first, first + len(rows), dim=originals.dim, zeros=by_distance)
+        given = given.astype(np.float64)
         held = originals._taken(rows, np.float32).astype(np.float64)
         norms = np.linalg.norm(given, axis=1)
-        if originals.score == "distance":
+        if by_distance:
             norms = np.maximum(norms, 1e-12)  # a row of zeros is next to nothing
         if originals.by_direction:
             with np.errstate(invalid="ignore", divide="ignore"):  # any row may be among the originals
