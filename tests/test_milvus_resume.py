@@ -137,6 +137,29 @@ def test_a_source_that_changes_while_an_import_is_stopped(
     index.drop()
 
 
+def test_a_source_that_changes_while_an_import_reads_it(
+    client: MilvusClient, model: CompresSAE, vectors: FloatArray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collection = name()
+    fill(client, collection, vectors[:ROWS])
+    store, calls = MilvusBackend.put, []
+
+    def store_and_change(self: MilvusBackend, *arguments: Any, **options: Any) -> None:
+        store(self, *arguments, **options)
+        calls.append(1)
+        if len(calls) == 2:  # of the first page, which was read before
+            replace_a_row(client, collection, vectors)
+            replace_fields(client, collection, vectors)
+            client.delete(collection, ids=[30])
+            client.insert(collection, [{"key": 71, "embedding": vectors[2001], "price": None, "tags": []}])
+
+    monkeypatch.setattr(MilvusBackend, "put", store_and_change)
+    index = from_milvus(client, collection, model=model, progress=False).compressed
+    check_complete(client, index, collection)
+    assert sync(index, progress=False) == (0, 0, 0, ROWS)
+    index.drop()
+
+
 @pytest.mark.parametrize("deleted", ["key == 30", "key > 300", "key < 200"])
 def test_rows_deleted_while_an_import_is_stopped(
     client: MilvusClient, model: CompresSAE, vectors: FloatArray, deleted: str

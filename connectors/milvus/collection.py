@@ -22,8 +22,8 @@ from compressae_index.errors import BackendError, InputError
 
 # Rows a page of reads; of wide vectors, larger pages are slower.
 PAGE_ROWS = 1000
-# Rows a page where only ids are read.
-_LISTED_ROWS = 10_000
+# Rows a page where only ids and numbers are read.
+LISTED_ROWS = 10_000
 
 
 @dataclass(frozen=True)
@@ -286,7 +286,7 @@ class Collection:
             filter: an expression; only rows that satisfy it.
             partition: only this one; all if empty.
         """
-        pages = self.pages(key, [], filter=filter, partition=partition, page_rows=_LISTED_ROWS)
+        pages = self.pages(key, [], filter=filter, partition=partition, page_rows=LISTED_ROWS)
         return key.array([row[key.name] for page in pages for row in page])
 
     def upsert(self, rows: Sequence[Mapping[str, Any]], *, partition: str = "") -> None:

@@ -16,7 +16,7 @@ from compressae_index.coding.codes import SparseCodes
 from compressae_index.coding.metric import RowScale
 from compressae_index.coding.model import CompresSAE
 from compressae_index.connectors.milvus.backend import REQUEST_ROWS, MilvusBackend, check_codes
-from compressae_index.connectors.milvus.collection import Collection
+from compressae_index.connectors.milvus.collection import LISTED_ROWS, Collection
 from compressae_index.connectors.milvus.compressed import (
     CODE_FIELD,
     DIGEST_FIELD,
@@ -36,7 +36,7 @@ from compressae_index.search.backend import with_norms
 SAMPLE_ROWS = 100
 # Share of rows of the sample whose codes may differ: rounding can break a tie of two latents otherwise.
 _DIFFERING = 0.05
-# How often an import looks for changes of the source while it reads it.
+# How often an import reads the source, as long as it changes.
 _ROUNDS = 3
 # Share of a code's largest value by which rounding may change another when vectors are encoded again.
 _ROUNDING = 1e-5
@@ -53,6 +53,18 @@ class Changes(NamedTuple):
     def plus(self, other: Changes) -> Changes:
         """Both together."""
         return Changes(*(one + another for one, another in zip(self, other, strict=True)))
+
+
+class Listed(NamedTuple):
+    """Rows of a copy in the order of their ids."""
+
+    ids: IdArray
+    digests: npt.NDArray[np.int64] | None
+    """0 for rows that are not from the source; None if the copy has no digests."""
+
+    def part(self, start: int, stop: int) -> Listed:
+        """Some of them."""
+        return Listed(self.ids[start:stop], None if self.digests is None else self.digests[start:stop])
 
 
 class Copier:
@@ -105,17 +117,23 @@ class Copier:
     def fill(self, progress: bool) -> int:
         """Makes the copy equal to the source; returns the number of rows that were right already.
 
+        Rows that change after they were read are found by another pass. After some passes, what still changes
+        is left to `sync`.
+
         Raises:
             BackendError: it has other rows in the end, as something else writes to it.
         """
-        resumed = 0
+        resumed = sent = held = 0
         for number in range(_ROUNDS):
-            with track(len(self._source), "importing", enabled=progress) as advance:
+            what = "checking" if number else "importing"
+            with track(len(self._source), what, enabled=progress) as advance:
                 changes = self.take_over(True, advance)
-            resumed = changes.kept if number == 0 else resumed
+            resumed = resumed if number else changes.kept
             sent = changes.kept + changes.added + changes.changed
-            if (held := len(self.backend)) == sent:
+            if (held := len(self.backend)) == sent and changes == Changes(kept=changes.kept):
                 return resumed
+        if held == sent:
+            return resumed
         msg = (
             f"collection {self.backend.collection.name!r} holds {held} rows after {sent} were sent, "
             f"{_ROUNDS} times: something else writes to it; stop that and run the import again"
@@ -146,6 +164,18 @@ class Copier:
         """Ids of the copy, ascending."""
         return self.backend.collection.ids(self.backend.key, partition=partition)
 
+    def _listed(self, partition: str) -> Listed:
+        """Ids of the copy, ascending, with digests where there are any."""
+        if not self.backend.manifest.digests:
+            return Listed(self._held(partition), None)
+        key, collection = self.backend.key, self.backend.collection
+        pages = collection.pages(key, [DIGEST_FIELD], partition=partition, page_rows=LISTED_ROWS)
+        ids, digests = [key.array([])], [np.empty(0, np.int64)]
+        for page in pages:
+            ids.append(key.array([row[key.name] for row in page]))
+            digests.append(np.array([row[DIGEST_FIELD] or 0 for row in page], np.int64))
+        return Listed(np.concatenate(ids), np.concatenate(digests))
+
     def _filled_up(self, source: MilvusSource, partition: str, advance: Callable[[int], object]) -> Changes:
         """Writes the rows of a partition whose ids the copy lacks."""
         own = self._held(partition)
@@ -162,27 +192,26 @@ class Copier:
 
     def _compared(self, source: MilvusSource, partition: str, advance: Callable[[int], object]) -> Changes:
         """Reads all rows of a partition, and writes those that are missing or differ."""
-        own, seen, total = self._held(partition), 0, Changes()
+        own, seen, total = self._listed(partition), 0, Changes()
         for page in source.stream(self._fields):
-            end = int(np.searchsorted(own, page.ids[-1], side="right"))
-            gone = np.setdiff1d(own[seen:end], page.ids)  # deleted since the removals of `take_over`
+            end = int(np.searchsorted(own.ids, page.ids[-1], side="right"))
+            held = own.part(seen, end)
+            gone = np.setdiff1d(held.ids, page.ids)  # deleted since the removals of `take_over`
             self.backend.remove(gone, partition=partition)
-            total = total.plus(self._level(page, own[seen:end], partition)._replace(removed=len(gone)))
+            total = total.plus(self._level(page, held, partition)._replace(removed=len(gone)))
             seen = end
             advance(len(page.ids))
-        self.backend.remove(own[seen:], partition=partition)
-        return total.plus(Changes(removed=len(own) - seen))
+        self.backend.remove(own.ids[seen:], partition=partition)
+        return total.plus(Changes(removed=len(own.ids) - seen))
 
-    def _level(self, page: Page, held: IdArray, partition: str) -> Changes:
+    def _level(self, page: Page, held: Listed, partition: str) -> Changes:
         """Writes the rows of a page that the copy lacks or that differ in it."""
-        is_new = ~np.isin(page.ids, held)
+        is_new = ~np.isin(page.ids, held.ids)
         wanted, both = is_new.copy(), np.flatnonzero(~is_new)
-        digests = self.backend.manifest.digests
-        encoded = None if digests else self._encoded(page)
-        if len(both) and encoded is None:
-            stored = self.backend.rows_held(page.ids[both], [DIGEST_FIELD])
-            old = [stored.get(id_, {}).get(DIGEST_FIELD) for id_ in page.ids[both].tolist()]
-            wanted[both] = np.array(old, dtype=object) != self._digests(page)[both].astype(object)
+        encoded = None if held.digests is not None else self._encoded(page)
+        if held.digests is not None:
+            old = held.digests[np.searchsorted(held.ids, page.ids[both])]
+            wanted[both] = old != self._digests(page)[both]
         elif len(both) and encoded is not None:
             fields = ["*"] if self._layout.is_dynamic else [*self._fields, CODE_FIELD]
             stored = self.backend.rows_held(page.ids[both], fields)
