@@ -1,6 +1,10 @@
 """The Milvus connector on Milvus Lite: import, bytes, recall, milliseconds by phase, certificates.
 
     python benchmarks/milvus.py [DATA] --rows 100000
+    python benchmarks/milvus.py [DATA] --rows 100000 --sync
+
+The second measures syncs in place of searches: of a source that stays, and of one of which one row in a
+hundred was replaced, deleted and added.
 
 Milvus Lite runs as a server in a process of its own, so that memory and seconds are the connector's alone,
 and requests go over a socket.
@@ -63,6 +67,22 @@ print(json.dumps(report | {"mib_before": before / 1024, "mib_peak": peak / 1024}
 """
 
 
+# The same in the same order, each in a process of its own: what it does, seconds, and resident memory.
+SYNC = """
+import json, resource, sys, time
+from compressae_index.connectors.milvus import MilvusIndex, sync
+index = MilvusIndex.open(sys.argv[1], "codes", timeout=600)
+usage = lambda: resource.getrusage(resource.RUSAGE_SELF)
+before, started = usage(), time.perf_counter()
+report = sync(index, num_threads=1, progress=False)._asdict()
+after = usage()
+print(json.dumps(report | {
+    "seconds": time.perf_counter() - started, "user_seconds": after.ru_utime - before.ru_utime,
+    "mib_before": before.ru_maxrss / 1024, "mib_peak": after.ru_maxrss / 1024,
+}))
+"""
+
+
 @contextmanager
 def milvus_lite(folder: Path) -> Iterator[str]:
     """The address of a Milvus Lite that runs in another process."""
@@ -105,6 +125,37 @@ def imported(uri: str, preset: str, target: str, dense: str = "", model: str = "
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     report: dict[str, Any] = json.loads(done.stdout)
     return report
+
+
+def synced(uri: str) -> dict[str, Any]:
+    """The report of a sync in a process of its own, with its seconds and resident memory."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", SYNC, uri], check=True, stdout=subprocess.PIPE, text=True
+    )
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report
+
+
+def changed(client: MilvusClient, vectors: FloatArray) -> None:
+    """Replaces one row in a hundred of the dense collection, deletes another one, and adds as many."""
+    n = len(vectors)
+    replaced, deleted = np.arange(0, n, 100), np.arange(50, n, 100)
+    client.delete("dense", ids=deleted.tolist(), timeout=TIMEOUT)
+    for first, ids in ((0, replaced), (1, np.arange(n, n + len(replaced)))):
+        rows = np.roll(vectors, first + 1, axis=0)[: len(ids)]
+        client.upsert(
+            "dense",
+            [{"id": int(id_), "embedding": row} for id_, row in zip(ids, rows, strict=True)],
+            timeout=TIMEOUT,
+        )
+    client.flush("dense", timeout=TIMEOUT)
+
+
+def measured_syncs(client: MilvusClient, uri: str, vectors: FloatArray, preset: str) -> dict[str, Any]:
+    """An import, a sync of a source that stayed, and one of a source that changed."""
+    results = {"import": imported(uri, preset, "codes"), "nothing changed": synced(uri)}
+    changed(client, vectors)
+    return results | {"1 % replaced, deleted, added": synced(uri), "nothing changed again": synced(uri)}
 
 
 def on_disk(folder: Path, collection: str) -> int:
@@ -203,6 +254,21 @@ def import_table(report: dict[str, Any], disk: dict[str, float], n: int) -> str:
     )
 
 
+def sync_table(results: dict[str, Any]) -> str:
+    """A line for the import and for each sync."""
+    lines = []
+    for name, each in results.items():
+        seconds = each.get("seconds")
+        if name == "import":  # by phase
+            seconds = sum(each["seconds"].values()) - each["seconds"].get("train", 0.0)
+        counts = [each.get(part, "") for part in ("added", "changed", "removed")]
+        lines.append(
+            [name, *counts, f"{seconds:.1f}", f"{each['mib_before']:.0f}", f"{each['mib_peak']:.0f}"]
+        )
+    header = ["", "added", "changed", "removed", "seconds", "MiB before", "MiB at its peak"]
+    return markdown(header, lines)
+
+
 def search_table(results: dict[str, Any]) -> str:
     """A line for each mode and number of candidates, and one for the embedded engine."""
     lines = [
@@ -228,8 +294,9 @@ def search_table(results: dict[str, Any]) -> str:
 @click.option("--rows", default=100_000, show_default=True, help="Vectors of the database.")
 @click.option("--queries", default=200, show_default=True, help="Queries to measure with.")
 @click.option("--preset", default="default", show_default=True, help="Of the training.")
-def main(source: str, rows: int, queries: int, preset: str) -> None:
-    """Import a collection and search it by every mode."""
+@click.option("--sync", is_flag=True, help="Measure syncs in place of searches.")
+def main(source: str, rows: int, queries: int, preset: str, *, sync: bool) -> None:
+    """Import a collection, and search it by every mode or sync it."""
     data = load(source, rows=rows, queries=queries)
     click.echo(f"{data}; Milvus Lite in another process\n")
     print_load(2)
@@ -240,6 +307,16 @@ def main(source: str, rows: int, queries: int, preset: str) -> None:
     ):
         client = connect(uri, timeout=TIMEOUT)
         _, filling = timed(partial(fill, client, data.vectors))
+        if sync:
+            syncs = measured_syncs(client, uri, data.vectors, preset)
+            click.echo(sync_table(syncs))
+            write_report(
+                results_path(data.stem, "milvus_sync"),
+                1,
+                {"rows": len(data.vectors), "preset": preset},
+                syncs,
+            )
+            return
         n, results = measured(client, uri, Path(folder), data, preset)
 
     click.echo(f"filling the dense collection: {filling:.1f} s; import by phase, one thread:")

@@ -28,6 +28,7 @@ from compressae_index.cli.options import (
 )
 from compressae_index.cli.search import neighbours, print_neighbours
 from compressae_index.coding.metric import METRICS
+from compressae_index.coding.model import CompresSAE
 from compressae_index.errors import BackendError
 from compressae_index.index import CompressedIndex
 from compressae_index.remote import Place
@@ -240,6 +241,43 @@ def sync(
             break
         time.sleep(watch)
     index.close()
+
+
+@milvus.command()
+@connection_options
+@click.option("--collection", required=True, help="The compressed collection, best by its alias.")
+@click.option(
+    "--model", type=PLACE, help="Directory that `train` wrote.  [default: train from the present model]"
+)
+@click.option(
+    "--alias", help="Name to search by; made if there is none.  [default: COLLECTION if it is an alias]"
+)
+@click.option("--into", help="Name of the new collection.  [default: that of the old one with a number]")
+@threads_option
+@json_option
+def recode(
+    connection: Connection,
+    collection: str,
+    model: Place | None,
+    alias: str | None,
+    into: str | None,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Code a compressed collection anew by another model.
+
+    The new codes are in a new collection, which takes over the alias in one step; then the old one is
+    dropped. Searches by the alias go on. Stopped and run again with the same options, the recode goes on.
+
+    \b
+    Example:
+      compressae-index milvus recode --uri items.db --collection items_compressed --alias items_search
+    """  # noqa: D301
+    index = connection.open(collection)
+    loaded = None if model is None else CompresSAE.load(model)
+    report = index.recode(loaded, alias=alias, into=into, num_threads=threads)
+    index.close()
+    print_result(report._asdict(), as_json)
 
 
 @milvus.command()

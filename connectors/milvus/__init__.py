@@ -16,9 +16,11 @@ except ImportError as error:
 from compressae_index.connectors.milvus.asynchronous import AsyncMilvusIndex
 from compressae_index.connectors.milvus.client import connect
 from compressae_index.connectors.milvus.export import Exported, export_parquet
-from compressae_index.connectors.milvus.importer import Imported, ImportReport, SyncReport, from_milvus, sync
+from compressae_index.connectors.milvus.importer import Imported, ImportReport, from_milvus
 from compressae_index.connectors.milvus.index import MilvusIndex, MilvusResult
+from compressae_index.connectors.milvus.recoding import RecodeReport
 from compressae_index.connectors.milvus.source import MilvusSource
+from compressae_index.connectors.milvus.syncing import SyncReport, sync
 
 __all__ = [
     "AsyncMilvusIndex",
@@ -28,6 +30,7 @@ __all__ = [
     "MilvusIndex",
     "MilvusResult",
     "MilvusSource",
+    "RecodeReport",
     "SyncReport",
     "connect",
     "export_parquet",

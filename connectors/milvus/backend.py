@@ -110,8 +110,10 @@ class MilvusBackend(SparseBackend):
         self.stores_vectors = bool(manifest.residual_bits or manifest.own_originals)
         """Whether `put` needs the vectors of codes."""
         self.consistency_level = check_choice(consistency_level, "consistency_level", CONSISTENCY_LEVELS)
-        self._model = model
+        self.model = model
         self._originals = opened.originals
+        self.uses_originals = self._originals is not None or manifest.originals is None
+        """False where the collection has original vectors that it was opened without."""
         self._last = self._last_stage()
         self.refines = self._last is not None
 
@@ -139,7 +141,7 @@ class MilvusBackend(SparseBackend):
         parts = {"postings": n * self.k * PAIR.itemsize, "rows": n * self.k * PAIR.itemsize}
         for name, kind in (("dense", self.dense), ("originals", self.manifest.own_originals)):
             if kind:
-                parts[name] = n * self._model.dim * np.dtype(kind).itemsize
+                parts[name] = n * self.model.dim * np.dtype(kind).itemsize
         if self.residual_bits:
             parts["residuals"] = n * residuals.text_bytes(self.manifest)
         return parts
@@ -242,7 +244,7 @@ class MilvusBackend(SparseBackend):
             spool = None
             if self.stores_vectors:
                 # Vectors wait for the last chunk on disk, as they take more memory than codes.
-                spool = opened.enter_context(Spool(self._model.dim, np.dtype(np.float32)))
+                spool = opened.enter_context(Spool(self.model.dim, np.dtype(np.float32)))
                 chunks = _spooled(chunks, spool)
             self.put_all(chunks, ids, put, progress=progress)
         return self
@@ -250,7 +252,7 @@ class MilvusBackend(SparseBackend):
     def _requests(self, n: int, others: Rows | None) -> Iterator[slice]:
         """Runs of rows small enough for a request."""
         fixed = 16 + self.k * PAIR.itemsize
-        fixed += sum(4 * self._model.dim for kind in (self.dense, self.manifest.own_originals) if kind)
+        fixed += sum(4 * self.model.dim for kind in (self.dense, self.manifest.own_originals) if kind)
         fixed += residuals.text_bytes(self.manifest) if self.residual_bits else 0
         sizes = np.full(n, fixed)
         if others is not None:
@@ -265,7 +267,7 @@ class MilvusBackend(SparseBackend):
     def _made(self, codes: SparseCodes, vectors: FloatArray | None) -> dict[str, Any]:
         """Fields that are made of codes and their vectors, by name: texts, or vectors of the field's type."""
         made: dict[str, Any] = {}
-        model, rows, threads = self._model, None, check_threads(None)
+        model, rows, threads = self.model, None, check_threads(None)
         codes = without_lengths(codes, model.n_latents)
         if self.residual_bits:
             assert vectors is not None
@@ -399,15 +401,26 @@ class MilvusBackend(SparseBackend):
         """
         if not self.residual_bits:
             return super().reconstructed(ids, model)
-        read = _coded(self.rows(ids, [CODE_FIELD, RESIDUAL_FIELD]), self)
+        return self.reconstructed_of(self.rows(ids, self.coded_fields))
+
+    @property
+    def coded_fields(self) -> list[str]:
+        """The fields of codes and of what these left out."""
+        return [CODE_FIELD, RESIDUAL_FIELD] if self.residual_bits else [CODE_FIELD]
+
+    def reconstructed_of(self, rows: Rows) -> FloatArray:
+        """Reconstructions (m, d) of rows with `coded_fields`."""
+        if not self.residual_bits:
+            return self._reconstructed(self.codes_of(rows), None)
+        read = _coded(rows, self)
         return self._reconstructed(read.codes, read.residuals)
 
     def _reconstructed(self, codes: SparseCodes, rows: residuals.ResidualRows | None) -> FloatArray:
         """Reconstructions of codes with residual rows, if there are any."""
-        decoded = self._model.decode(without_lengths(codes, self._model.n_latents))
+        decoded = self.model.decode(without_lengths(codes, self.model.n_latents))
         if rows is None:
             return decoded
-        return decoded + residual_vectors(rows, self._model.dim, self.residual_bits, check_threads(None))
+        return decoded + residual_vectors(rows, self.model.dim, self.residual_bits, check_threads(None))
 
     def vectors(self, ids: IdArray, model: CompresSAE) -> FloatArray:
         """The vectors of ids as the last stage knows them, (len(ids), d).
@@ -436,7 +449,7 @@ class MilvusBackend(SparseBackend):
 
     def _seen_originals(self, ids: IdArray) -> dict[Any, FloatArray]:
         """The original vectors of ids that are held, by id, from the model's center; copies are stored so."""
-        found, center = self._original_vectors(ids), self._model.center
+        found, center = self._original_vectors(ids), self.model.center
         if center is None or self.manifest.own_originals:
             return found
         return {id_: vector - center for id_, vector in found.items()}

@@ -120,6 +120,26 @@ class Collection:
                     raise
         return renamed
 
+    def aliases(self) -> list[str]:
+        """The aliases of the collection."""
+        with self.doing("listing aliases of"):
+            return list(self.client.list_aliases(self.name, timeout=self.timeout)["aliases"])
+
+    def create_alias(self, alias: str) -> None:
+        """Makes an alias of the collection."""
+        with self.doing(f"making {alias!r} an alias of"):
+            self.client.create_alias(self.name, alias, timeout=self.timeout)
+
+    def take_alias(self, alias: str) -> None:
+        """Makes an alias of another collection one of this, in one step."""
+        with self.doing(f"making {alias!r} an alias of"):
+            self.client.alter_alias(self.name, alias, timeout=self.timeout)
+
+    def drop_alias(self, alias: str) -> None:
+        """Drops an alias of the collection."""
+        with self.doing(f"dropping the alias {alias!r} of"):
+            self.client.drop_alias(alias, timeout=self.timeout)
+
     def drop(self) -> None:
         """Drops the collection with all its rows."""
         with self.doing("dropping"):

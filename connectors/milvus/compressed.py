@@ -269,16 +269,20 @@ def publish(collection: Collection, manifest: Manifest) -> None:
 
 
 def drop_compressed(collection: Collection) -> None:
-    """Drops a compressed collection and its model.
+    """Drops a compressed collection, its model and its aliases, without which a server drops none.
 
     Raises:
         FormatError: it was not made by compressae-index.
     """
+    stored = model_of(collection)
     if load_manifest(collection) is None:
         msg = f"collection {collection.name!r} was not made by compressae-index, so it is not dropped"
         raise FormatError(msg)
-    collection.drop()
-    model_of(collection).drop()
+    if collection.exists():  # or it was, by a call that was stopped
+        for alias in collection.aliases():
+            collection.drop_alias(alias)
+        collection.drop()
+    stored.drop()
 
 
 class Opened(NamedTuple):

@@ -174,7 +174,8 @@ class Copier:
         for page in pages:
             ids.append(key.array([row[key.name] for row in page]))
             digests.append(np.array([row[DIGEST_FIELD] or 0 for row in page], np.int64))
-        return Listed(np.concatenate(ids), np.concatenate(digests))
+        listed: Any = np.concatenate(ids)
+        return Listed(listed, np.concatenate(digests))
 
     def _filled_up(self, source: MilvusSource, partition: str, advance: Callable[[int], object]) -> Changes:
         """Writes the rows of a partition whose ids the copy lacks."""

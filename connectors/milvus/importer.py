@@ -1,8 +1,7 @@
-"""A compressed collection made of a dense one, and kept in step with it."""
+"""A compressed collection made of a dense one."""
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ import numpy as np
 from pymilvus import MilvusClient
 
 from compressae_index.arrays import IdArray
-from compressae_index.building.training import ModelSource
+from compressae_index.building.training import ModelSource, improved
 from compressae_index.checks import check_threads
 from compressae_index.coding.metric import Metric, row_norms
 from compressae_index.coding.model import CompresSAE, Encoder
@@ -45,14 +44,12 @@ from compressae_index.connectors.milvus.manifest import (
 )
 from compressae_index.connectors.milvus.source import MilvusSource, Page
 from compressae_index.errors import DimensionError, FormatError, InputError
-from compressae_index.progress import track
 from compressae_index.sources.centred import Centred, less
 from compressae_index.sources.sample import spread_sample
 
 if TYPE_CHECKING:
     from compressae_index.training import TrainConfig
 
-_log = logging.getLogger(__name__)
 SUFFIX = "_compressed"
 # Rows whose norms and mean stand for all, where these matter.
 POINTS = 65_536
@@ -83,17 +80,6 @@ class Imported(NamedTuple):
 
     compressed: MilvusIndex
     report: ImportReport
-
-
-class SyncReport(NamedTuple):
-    """Numbers of rows that a sync changed."""
-
-    added: int
-    changed: int
-    """Rows whose vector or fields were replaced under the same id."""
-    removed: int
-    vectors: int
-    """In the compressed collection now."""
 
 
 def from_milvus(
@@ -166,27 +152,19 @@ def from_milvus(
         BackendError: Milvus does not answer or refuses, or the stored rows are not those that were sent.
     """
     name = check_name(f"{collection}{SUFFIX}" if target is None else target)
-    options = _Options(algorithm, check_threads(num_threads), progress)
+    options = Options(algorithm, check_threads(num_threads), progress)
     client = reading_client(client, collection, token=token, db_name=db_name, timeout=timeout)
     check_types(client, dense, originals)
     source = MilvusSource(client, collection, vector_field=vector_field, filter=filter, timeout=timeout)
     metric = source.metric() if metric is None else metric
     bits = check_residual_bits(residual_bits) or None
-    settings = _Settings(k, n_latents, encoder, metric, dense, originals, bits)
+    settings = Settings(k, n_latents, encoder, metric, dense, originals, bits)
     given = CompresSAE.load(model) if isinstance(model, (str, os.PathLike)) else model
-    run = _Run(source, Collection(client, name, timeout), settings, given, config, options)
-    begun = _open(run)
-    trained, manifest = _train(run, begun)
-    backend = MilvusBackend(Opened(begun.collection, manifest, source.key), trained)
-    copier = Copier(source, backend, trained, options.threads)
-    resumed = _fill(run, begun, copier)
-    sample = _verify(run, begun, copier)
-    index = MilvusIndex.open(client, name, model=trained, timeout=timeout)
-    return Imported(index, _report(run, copier, index, resumed, sample))
+    return imported(Run(source, Collection(client, name, timeout), settings, given, config, options))
 
 
 @dataclass(frozen=True)
-class _Settings:
+class Settings:
     """Options that must be the same when an import goes on; None is the default."""
 
     k: int | None
@@ -214,7 +192,7 @@ class _Settings:
 
 
 @dataclass(frozen=True)
-class _Options:
+class Options:
     """Options that may differ when an import goes on."""
 
     algorithm: str | None
@@ -238,16 +216,20 @@ class _Clock:
 
 
 @dataclass(frozen=True)
-class _Run:
+class Run:
     """One call of `from_milvus`."""
 
     source: MilvusSource
     target: Collection
-    settings: _Settings
+    settings: Settings
     given: CompresSAE | None
     """The model; None to train one."""
     config: TrainConfig | None
-    options: _Options
+    options: Options
+    start: CompresSAE | None = None
+    """A model to train from, where none is given."""
+    replaces: str = ""
+    """The collection that the target is to replace."""
     clock: _Clock = field(default_factory=_Clock)
 
     def model_source(self) -> ModelSource:
@@ -265,11 +247,18 @@ class _Run:
             metric=self.settings.metric,
         )
 
-    @property
-    def origin(self) -> dict[str, str]:
-        """The entry `source` of the manifest."""
-        source = self.source
-        return {"collection": source.collection, "vector_field": source.field, "filter": source.filter}
+
+def imported(run: Run) -> Imported:
+    """Makes the compressed collection of a run, or what is missing of it; errors as for `from_milvus`."""
+    begun = _open(run)
+    trained, manifest = _train(run, begun)
+    backend = MilvusBackend(Opened(begun.collection, manifest, run.source.key), trained)
+    copier = Copier(run.source, backend, trained, run.options.threads)
+    resumed = _fill(run, begun, copier)
+    sample = _verify(run, begun, copier)
+    target = run.target
+    index = MilvusIndex.open(target.client, target.name, model=trained, timeout=target.timeout)
+    return Imported(index, _report(run, copier, index, resumed, sample))
 
 
 class _Begun(NamedTuple):
@@ -282,7 +271,7 @@ class _Begun(NamedTuple):
     is_finished: bool
 
 
-def _open(run: _Run) -> _Begun:
+def _open(run: Run) -> _Begun:
     """Checks the model, the target and the source, and drops an earlier copy that cannot be used any more.
 
     Raises:
@@ -300,10 +289,12 @@ def _open(run: _Run) -> _Begun:
             "choose another target, or drop it"
         )
         raise InputError(msg)
-    if manifest is not None and manifest.source != run.origin:
+    origin = run.source.origin
+    if manifest is not None and (manifest.source, manifest.replaces) != (origin, run.replaces):
         msg = (
             f"{target.name!r} was made, or begun, from {manifest.source or 'nothing'}, not from "
-            f"{run.origin}: choose another target, or drop {rows.name!r} and {model_of(target).name!r}"
+            f"{origin or run.source.collection}: choose another target, or drop {rows.name!r} and "
+            f"{model_of(target).name!r}"
         )
         raise FormatError(msg)
     outdated = manifest is not None and not is_finished and manifest.dim != run.source.dim
@@ -316,11 +307,11 @@ def _open(run: _Run) -> _Begun:
         if not len(run.source):
             msg = f"collection {run.source.collection!r} has no rows to import"
             raise InputError(msg)
-    _check_source(run.source)
+    check_source(run.source)
     return _Begun(rows, manifest, is_finished)
 
 
-def _check_model(run: _Run) -> None:
+def _check_model(run: Run) -> None:
     """Checks that the given model fits the source and the options.
 
     Raises:
@@ -334,7 +325,7 @@ def _check_model(run: _Run) -> None:
         raise DimensionError(msg)
 
 
-def _check_source(source: MilvusSource) -> None:
+def check_source(source: MilvusSource) -> None:
     """Checks that a compressed collection can hold the ids and fields of the source.
 
     Raises:
@@ -349,7 +340,7 @@ def _check_source(source: MilvusSource) -> None:
     Layout.copied(source.schema())
 
 
-def _train(run: _Run, begun: _Begun) -> tuple[CompresSAE, Manifest]:
+def _train(run: Run, begun: _Begun) -> tuple[CompresSAE, Manifest]:
     """The model, and the manifest of the compressed collection; those of an earlier run if there was one.
 
     Raises:
@@ -369,15 +360,21 @@ def _train(run: _Run, begun: _Begun) -> tuple[CompresSAE, Manifest]:
         dense=settings.dense,
         originals=settings.originals,
         residual_bits=settings.residual_bits or 0,
-        source=run.origin,
+        source=run.source.origin,
         longest=longest,
+        replaces=run.replaces,
     )
     return model, manifest
 
 
-def _modelled(run: _Run) -> tuple[CompresSAE, float | None]:
+def _modelled(run: Run) -> tuple[CompresSAE, float | None]:
     """The model, and the norm of the longest rows of a sample, from its center, where these matter."""
-    made, progress = run.model_source(), run.options.progress
+    progress = run.options.progress
+    if run.start is None:
+        made = run.model_source()
+    else:
+        k = run.start.nonzeros(run.settings.k, run.settings.encoder)
+        made = ModelSource(improved(run.start, run.source, k, progress=progress).model, None, k)
     if run.settings.metric != "l2":
         return made.model_for(run.source, run.settings.k, progress=progress).model, None
     sample = spread_sample(Centred(run.source, None), POINTS, np.random.default_rng(0))
@@ -386,13 +383,13 @@ def _modelled(run: _Run) -> tuple[CompresSAE, float | None]:
         return made.model_for(run.source, run.settings.k, progress=progress).model, None
     seen = Centred(run.source, points.center)
     model = made.without_center().model_for(seen, run.settings.k, progress=progress).model
-    if run.given is None:
+    if made.given is None:
         model = model.centred_at(points.center)
     longest = float(row_norms(less(sample, points.center)).max())
     return model, longest
 
 
-def _fill(run: _Run, begun: _Begun, copier: Copier) -> int:
+def _fill(run: Run, begun: _Begun, copier: Copier) -> int:
     """Makes the rows of the compressed collection; returns the number of those that were right already."""
     collection = begun.collection
     if begun.is_finished:
@@ -409,7 +406,7 @@ def _fill(run: _Run, begun: _Begun, copier: Copier) -> int:
     return resumed
 
 
-def _verify(run: _Run, begun: _Begun, copier: Copier) -> IdArray:
+def _verify(run: Run, begun: _Begun, copier: Copier) -> IdArray:
     """Checks a sample of the stored codes and renames the collection; returns the ids of the sample."""
     with run.clock("verify"):
         sample = copier.check()
@@ -418,9 +415,9 @@ def _verify(run: _Run, begun: _Begun, copier: Copier) -> IdArray:
     return sample
 
 
-def _report(run: _Run, copier: Copier, index: MilvusIndex, resumed: int, sample: IdArray) -> ImportReport:
+def _report(run: Run, copier: Copier, index: MilvusIndex, resumed: int, sample: IdArray) -> ImportReport:
     with run.clock("measure"):
-        recall = _measured(run.source, index, sample)
+        recall = _measured(run.source, index, sample) if run.source.is_searched else {}
     size = index.documents.nbytes
     return ImportReport(
         collection=run.target.name,
@@ -450,49 +447,3 @@ def _measured(source: MilvusSource, index: MilvusIndex, sample: IdArray) -> dict
         for k in ks:
             shared[k] += len(set(wanted[:k]) & set(given[:k]))
     return {k: count / (k * len(queries.ids)) for k, count in shared.items()}
-
-
-def sync(
-    index: MilvusIndex, *, compare: bool | None = None, num_threads: int | None = None, progress: bool = True
-) -> SyncReport:
-    """Takes over rows that were inserted into the source, replaced in it, or deleted from it.
-
-    The source is read page by page, partition by partition if there are several, and its rows are compared
-    with the digests that are kept with their codes; what differs is encoded and written. If it is stopped at
-    any point, run it again.
-
-    Args:
-        index: a collection that was made by `from_milvus`.
-        compare: whether to read the whole source; False to list and compare ids alone, which do not show
-            rows whose vector or fields were replaced. By default True where there are digests. Collections
-            that version 0.1 imported have none: with True, the whole source is encoded to compare it.
-        num_threads: threads to encode with; all by default.
-        progress: show a progress bar.
-
-    Returns:
-        Numbers of rows.
-
-    Raises:
-        InputError: the index was not imported, or its source is gone or has the id -1.
-        BackendError: Milvus does not answer or refuses. Run again, it goes on.
-    """
-    origin = index.manifest.source
-    if not origin:
-        msg = f"collection {index.collection!r} was not imported, so there is no source to sync with"
-        raise InputError(msg)
-    backend, threads = index.documents, check_threads(num_threads)
-    source = MilvusSource(
-        index.client,
-        origin["collection"],
-        vector_field=origin["vector_field"],
-        filter=origin["filter"],
-        timeout=backend.collection.timeout,
-    )
-    _check_source(source)
-    copier = Copier(source, backend, index.model, threads)
-    with track(len(source), "syncing", enabled=progress) as advance:
-        changes = copier.take_over(index.manifest.digests if compare is None else compare, advance)
-    if changes.added or changes.changed:
-        index.flush()
-    _log.info("synced %s: %s", index.collection, changes)
-    return SyncReport(changes.added, changes.changed, changes.removed, len(index))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -35,14 +36,41 @@ from compressae_index.connectors.milvus.fields import as_columns
 from compressae_index.connectors.milvus.manifest import Dense, Manifest, load_model
 from compressae_index.connectors.milvus.schema import names_of
 from compressae_index.connectors.milvus.scope import Scope
-from compressae_index.errors import DimensionError, InputError
+from compressae_index.errors import BackendError, CompressaeError, DimensionError, InputError
 from compressae_index.ids import as_id_array
 from compressae_index.search.index import Index
 from compressae_index.search.queries import SearchResult
 from compressae_index.sources import VectorSource, ids_of_rows, open_vectors
 
+if TYPE_CHECKING:
+    from compressae_index.connectors.milvus.recoding import RecodeReport
+
 # Columns by field name, or a data frame or table.
 Fields: TypeAlias = Mapping[str, Sequence[Any]] | Any
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def following(
+    method: Callable[Concatenate[Any, P], T],
+) -> Callable[Concatenate[Any, P], T]:
+    """A method that is called again if its alias has come to name another collection meanwhile.
+
+    Each call sees one collection and its model alone.
+    """
+
+    @wraps(method)
+    def followed(index: Any, /, *arguments: P.args, **options: P.kwargs) -> T:
+        try:
+            return method(index.now(), *arguments, **options)
+        except (BackendError, InputError) as error:
+            if not index.follow(unless=error):
+                raise
+        return method(index.now(), *arguments, **options)
+
+    return followed
 
 
 class MilvusResult(SearchResult):
@@ -56,17 +84,20 @@ class MilvusIndex(Index):
     """An index in a compressed collection: `open` or `create` one, or convert a dense one by `from_milvus`.
 
     "sparse" and "two_stage" do not find documents that share no term with a query. Ids are values of the
-    primary key. Only the model is cached, so a process sees what others write.
+    primary key. Only the model is cached, so a process sees what others write. An index that was opened by an
+    alias follows it to another collection, as `recode` makes one.
     """
 
     _documents: MilvusBackend
 
-    def __init__(self, backend: MilvusBackend, model: CompresSAE) -> None:
-        """Wraps a collection and the model of its codes; `open` finds both."""
+    def __init__(self, backend: MilvusBackend, model: CompresSAE, alias: str | None = None) -> None:
+        """Wraps a collection and the model of its codes; `open` finds both, also by an alias."""
         manifest = backend.manifest
         super().__init__(model, backend, encoder=manifest.encoder, metric=manifest.metric)
         self.client = backend.collection.client
         self.manifest = manifest
+        self.alias = alias
+        """The alias by which the index was opened; None for the collection's own name."""
 
     @property
     def documents(self) -> MilvusBackend:
@@ -105,9 +136,11 @@ class MilvusIndex(Index):
             BackendError: Milvus does not answer or refuses.
         """
         client = reading_client(client, collection, token=token, db_name=db_name, timeout=timeout)
-        opened = open_compressed(Collection(client, collection, timeout), originals=originals)
+        named = Collection(client, collection, timeout)
+        opened = open_compressed(named, originals=originals)
         loaded = load_model(opened.collection, opened.manifest, model)
-        return cls(MilvusBackend(opened, loaded, consistency_level=consistency_level), loaded)
+        backend = MilvusBackend(opened, loaded, consistency_level=consistency_level)
+        return cls(backend, loaded, None if opened.collection == named else collection)
 
     @classmethod
     def create(
@@ -179,6 +212,50 @@ class MilvusIndex(Index):
         create_compressed(new, model, manifest, layout, algorithm=algorithm)
         return cls.open(client, collection, model=model, consistency_level=consistency_level, timeout=timeout)
 
+    def now(self) -> MilvusIndex:
+        """This collection and its model, whatever the alias comes to name; it is not to be changed."""
+        moment = type(self).__new__(type(self))
+        vars(moment).update(vars(self).copy() | {"alias": None})  # at once: `follow` replaces all together
+        return moment
+
+    def follow(self, *, unless: Exception | None = None) -> bool:
+        """Turns to the collection that the alias names now; searches do so if theirs was dropped.
+
+        Args:
+            unless: an error to raise in place of one that this meets.
+
+        Returns:
+            Whether it is another one.
+
+        Raises:
+            BackendError: Milvus does not answer or refuses.
+            InputError: the alias names nothing any more.
+            FormatError: it names a collection that was not made by compressae-index.
+        """
+        backend, alias = self.documents, self.alias
+        if alias is None:
+            return False
+        try:
+            if backend.collection.named(alias).schema().collection == backend.collection.name:
+                return False
+            other = type(self).open(
+                self.client,
+                alias,
+                originals=backend.uses_originals,
+                consistency_level=backend.consistency_level,
+                timeout=backend.collection.timeout,
+            )
+        except CompressaeError as error:
+            raise (error if unless is None else unless) from None
+        self._become(other)
+        return True
+
+    def _become(self, other: Index) -> None:
+        # What is replaced must not be freed, which may run other threads, before all of it is.
+        replaced = vars(self).copy()
+        vars(self).update(vars(other))
+        del replaced
+
     def __repr__(self) -> str:
         # Without the number of vectors, which would take a request to the server.
         return (
@@ -198,8 +275,10 @@ class MilvusIndex(Index):
         """Name of the collection."""
         return self.documents.collection.name
 
+    @following
     def search(
         self,
+        /,
         queries: Any,
         k: int = 10,
         *,
@@ -333,6 +412,7 @@ class MilvusIndex(Index):
         num_threads: int | None,
         progress: bool,
     ) -> None:
+        self.follow()
         self._check_writable()
         vectors = open_vectors(embeddings, zeros=self.metric == "l2", may_be_empty=True)
         columns = {} if where["fields"] is None else as_columns(where["fields"])
@@ -380,7 +460,8 @@ class MilvusIndex(Index):
                 msg = f"collection {self.collection!r} needs a value of field {name!r}: pass fields="
                 raise InputError(msg)
 
-    def rows(self, ids: Any, fields: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    @following
+    def rows(self, /, ids: Any, fields: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """One row of fields for each of ids, in their order; all fields by default or for "*".
 
         Raises:
@@ -391,6 +472,69 @@ class MilvusIndex(Index):
         if len(array) and (array.dtype == object) != self.documents.are_strings:
             self.check_held(array)
         return self.documents.rows(array, names)
+
+    def remove(self, ids: Any) -> None:
+        """Removes vectors; errors as for `Index.remove`."""
+        self.follow()
+        super().remove(ids)
+
+    codes = following(Index.codes)
+    explain = following(Index.explain)
+    neighbours = following(Index.neighbours)
+    range_search = following(Index.range_search)
+    stats = following(Index.stats)
+
+    @following
+    def __len__(self) -> int:
+        return len(self.documents)
+
+    def recode(
+        self,
+        model: CompresSAE | None = None,
+        *,
+        alias: str | None = None,
+        into: str | None = None,
+        num_threads: int | None = None,
+        progress: bool = True,
+    ) -> RecodeReport:
+        """Codes all vectors anew by another model, in a new collection, and lets an alias name that.
+
+        The new collection has the same k, encoder, metric, fields and kinds of vectors. It is filled as by
+        `from_milvus`: from the source of the import if that is still there, else from what this collection
+        knows of its vectors, original ones or reconstructions. What changes there meanwhile is taken over
+        before the alias is moved, in one step. The old collection is dropped after that, with its model; its
+        other aliases move, too.
+
+        Searches by the alias go on, and see the old model and codes or the new ones. This index turns to the
+        new collection, as others do that were opened by the alias; one that was opened by the collection's
+        own name finds it gone. Where there is no source, let writers wait: what they write between the last
+        pass and the swap, the time of a few requests, is lost.
+
+        Stopped and run again with the same arguments, the recode goes on.
+
+        Args:
+            model: a trained model; by default one is trained from the present one, which needs torch.
+            alias: the name to search by; made if there is none. By default the one by which the index was
+                opened.
+            into: name of the new collection; by default that of the old one with the next number, items_2
+                after items.
+            num_threads: threads to encode with; all by default.
+            progress: show progress bars.
+
+        Raises:
+            InputError: no alias, or one that names another collection; a taken name; a model of another
+                dimension, with too few latents, or that does not fit the metric.
+            MissingExtraError: there is a model to train, and torch is not installed.
+            FormatError: a recode into this name was begun with another model.
+            BackendError: Milvus does not answer or refuses.
+        """
+        from compressae_index.connectors.milvus.recoding import recode
+
+        self.follow()
+        index: Any = self
+        new, report = recode(index, model, alias, into, num_threads, progress)
+        self._become(new)
+        return report
 
     def flush(self) -> None:
         """Seals written rows. Searches see them before, but Milvus Lite is much faster after."""

@@ -47,7 +47,7 @@ ORIGINALS: tuple[Originals, ...] = ("float16", "float32", "source")
 
 FORMAT_VERSION = 1
 # Entries that version 0.1 does not know.
-_NEW = ("originals", "residual_bits", "norms", "height", "digests")
+_NEW = ("originals", "residual_bits", "norms", "height", "digests", "replaces")
 _MODEL_SUFFIX = "_model"
 _LATENT = Key("latent")
 # Rows of a model in one request.
@@ -81,6 +81,8 @@ class Manifest:
     """What half the square of a norm is subtracted from."""
     digests: bool = False
     """Whether a digest of the row that it was imported from is kept with each row."""
+    replaces: str = ""
+    """The collection that was coded anew into this one, until that is dropped."""
 
     @property
     def own_originals(self) -> Dense | None:
@@ -100,6 +102,7 @@ class Manifest:
         residual_bits: int,
         source: dict[str, Any] | None = None,
         longest: float | None = None,
+        replaces: str = "",
     ) -> Manifest:
         """The manifest of a new collection.
 
@@ -136,7 +139,8 @@ class Manifest:
             residual_bits=check_residual_bits(residual_bits),
             norms=norms,
             height=height_of(longest) if norms else 0.0,
-            digests=bool(source),
+            digests=bool(source or replaces),
+            replaces=replaces,
         )
 
     @classmethod
@@ -172,6 +176,7 @@ class Manifest:
         check_bool(manifest.digests, "digests")
         persistence.entry(asdict(manifest), "fingerprint", str)
         persistence.entry(asdict(manifest), "source", dict)
+        persistence.entry(asdict(manifest), "replaces", str)
         return manifest
 
     def to_json(self) -> str:
@@ -286,6 +291,17 @@ def load_manifest(collection: Collection) -> Manifest | None:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         msg = f"the manifest in collection {stored.name!r} is damaged: {error}"
         raise FormatError(msg) from error
+
+
+def rewrite_manifest(collection: Collection, manifest: Manifest) -> None:
+    """Replaces the manifest of a compressed collection, in one step.
+
+    Raises:
+        BackendError: Milvus refused.
+    """
+    stored = model_of(collection)
+    rows = stored.query(["*"], where=f"{_LATENT.name} == 0", consistency_level="Strong", strict_float32=True)
+    stored.upsert([{**row, "manifest": manifest.to_json()} for row in rows])
 
 
 def load_model(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -53,6 +53,9 @@ class MilvusSource:
     The collection is loaded if it was not, and otherwise never changed.
     """
 
+    is_searched = True
+    """Whether Milvus can search these vectors themselves."""
+
     def __init__(
         self,
         client: MilvusClient,
@@ -82,16 +85,28 @@ class MilvusSource:
         self.filter = filter
         self.partition = partition
         self.field = _dense_field(schema, vector_field)
+        self._read = [self.field]
         self.key = schema.key()
         self.dim = schema.dim(self.field)
         self._kind = schema.kind(self.field)
         self._collection.check_partitions([partition] if partition else [])
         self._collection.load()
 
+    @classmethod
+    def again(cls, client: MilvusClient, origin: Mapping[str, str], timeout: float) -> MilvusSource:
+        """The source of an `origin`; errors as for a new one."""
+        field, expression = origin["vector_field"], origin["filter"]
+        return cls(client, origin["collection"], vector_field=field, filter=expression, timeout=timeout)
+
     @property
     def collection(self) -> str:
         """Name of the collection."""
         return self._collection.name
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """The rows, as the manifest of what is made of them says."""
+        return {"collection": self.collection, "vector_field": self.field, "filter": self.filter}
 
     def schema(self) -> Schema:
         """The fields that the collection has now.
@@ -163,7 +178,7 @@ class MilvusSource:
             f"{self.key.name} {sign} {literal(id_)}"
             for sign, id_ in ((">=", wanted.tolist()[0]), ("<=", wanted.tolist()[-1]))
         )
-        read = [self._page(page) for page in self._pages([self.field], only=both(low, high))]
+        read = [self._page(page) for page in self._pages(self._read, only=both(low, high))]
         ids = np.concatenate([page.ids for page in read]) if read else wanted[:0]
         vectors = np.concatenate([page.vectors for page in read]) if read else np.empty((0, self.dim))
         kept = np.isin(ids, wanted)
@@ -176,7 +191,7 @@ class MilvusSource:
 
     def stream(self, fields: Sequence[str] = (), after: int | str | None = None) -> Iterator[Page]:
         """All rows, page by page, with more fields; those after an id if it is given."""
-        return (self._page(page) for page in self._pages([self.field, *fields], after=after))
+        return (self._page(page) for page in self._pages([*self._read, *fields], after=after))
 
     def select(
         self, ids: IdArray, fields: Sequence[str] = (), *, consistency_level: ConsistencyLevel = "Strong"
@@ -186,7 +201,7 @@ class MilvusSource:
             found = self._collection.rows_of(
                 self.key,
                 ids[first : first + PAGE_ROWS],
-                [self.field, *fields],
+                [*self._read, *fields],
                 filter=self.filter,
                 partition=self.partition,
                 consistency_level=consistency_level,
