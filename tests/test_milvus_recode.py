@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from collections.abc import Iterator
@@ -17,7 +18,16 @@ from pymilvus import MilvusClient
 from compressae_index import CompresSAE, FormatError, InputError
 from compressae_index.arrays import FloatArray
 from compressae_index.cli import main
-from compressae_index.connectors.milvus import MilvusIndex, connect, from_milvus, importer, recoding, sync
+from compressae_index.connectors.milvus import (
+    AsyncMilvusIndex,
+    MilvusIndex,
+    MilvusResult,
+    connect,
+    from_milvus,
+    importer,
+    recoding,
+    sync,
+)
 from compressae_index.connectors.milvus.backend import MilvusBackend
 from compressae_index.connectors.milvus.collection import Collection
 
@@ -168,7 +178,16 @@ def test_a_recode_goes_on_after_a_stop(
     assert report[:5] == (alias, f"{collection}_compressed_2", index.collection, ROWS, ROWS)
     made_by(again, other, ids, vectors[:ROWS])
     assert not client.has_collection(index.collection)
-    assert again.recode(model, progress=False).collection == f"{collection}_compressed_3"
+
+    async def waiting() -> MilvusResult:
+        opened = await AsyncMilvusIndex.open(client._config.uri, alias)
+        report = await asyncio.to_thread(again.recode, model, progress=False)
+        assert report.collection == f"{collection}_compressed_3"
+        found = await opened.search(vectors[50:53], 5)
+        await opened.close()
+        return found
+
+    np.testing.assert_array_equal(asyncio.run(waiting()).scores, again.search(vectors[50:53], 5).scores)
     made_by(again, model, ids, vectors[:ROWS])
 
 

@@ -124,7 +124,7 @@ def milvus() -> None:
 
 @milvus.command("import")
 @connection_options
-@click.option("--collection", required=True, help="The dense collection; it is not changed.")
+@click.option("--collection", required=True, help="The dense collection; not changed unless --in-place.")
 @click.option("--target", help="Name of the compressed one.  [default: COLLECTION_compressed]")
 @click.option("--vector-field", help="The dense field.  [default: the only one]")
 @click.option("--filter", "expression", default="", help="Only rows that satisfy a Milvus expression.")
@@ -147,6 +147,11 @@ def milvus() -> None:
     default=0,
     show_default=True,
     help="Keep what codes leave out, in 1, 2, 3, 4 or 6 bits a dimension, to score the best by.",
+)
+@click.option(
+    "--in-place",
+    is_flag=True,
+    help="Write codes into the rows of COLLECTION itself; needs Milvus 2.6.18.",
 )
 @threads_option
 @json_option

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from compressae_index.connectors.milvus.client import TIMEOUT, ConsistencyLevel,
 from compressae_index.connectors.milvus.errors import secrets_of, translated
 from compressae_index.connectors.milvus.index import Fields, MilvusIndex, MilvusResult
 from compressae_index.connectors.milvus.scope import Scope
+from compressae_index.errors import BackendError, InputError
 from compressae_index.search.backend import QUERY_BLOCK
 from compressae_index.search.queries import Settings
 from compressae_index.search.stages import joined, terms_of
@@ -88,10 +90,23 @@ class AsyncMilvusIndex:
 
         Arguments, result and errors as for `MilvusIndex.search`.
         """
-        index, backend = self.index, self.index.documents
-        names = await asyncio.to_thread(index.checked_fields, output_fields)
-        held = await asyncio.to_thread(index.checked_partitions, partitions)
-        scope = Scope(filter, held, consistency_level)
+        scope = Scope(filter, partitions or (), consistency_level)
+        try:
+            return await self._search(queries, k, scope, output_fields, settings)
+        except (BackendError, InputError) as error:
+            if not await asyncio.to_thread(partial(self.index.follow, unless=error)):
+                raise
+        return await self._search(queries, k, scope, output_fields, settings)
+
+    async def _search(
+        self, queries: Any, k: int, scope: Scope, fields: Sequence[str] | None, settings: dict[str, Any]
+    ) -> MilvusResult:
+        """A search of the collection and its model as they are now."""
+        index = self.index.now()
+        backend = index.documents
+        names = await asyncio.to_thread(index.checked_fields, fields)
+        held = await asyncio.to_thread(index.checked_partitions, scope.partitions)
+        scope = replace(scope, partitions=held)
         chosen = Settings(filter=scope, **settings)
         check_choice(chosen.mode, "mode", MODES)
         asked = await asyncio.to_thread(index.asked, queries, k, chosen)

@@ -110,6 +110,8 @@ class MilvusBackend(SparseBackend):
         self.stores_vectors = bool(manifest.residual_bits or manifest.own_originals)
         """Whether `put` needs the vectors of codes."""
         self.consistency_level = check_choice(consistency_level, "consistency_level", CONSISTENCY_LEVELS)
+        self._documents = f"{DIGEST_FIELD} is not null" if manifest.in_place else ""
+        """The expression for rows that have a code; all rows if empty."""
         self.model = model
         self._originals = opened.originals
         self.uses_originals = self._originals is not None or manifest.originals is None
@@ -127,12 +129,12 @@ class MilvusBackend(SparseBackend):
         return ByResiduals(self._coded, self.residual_bits) if self.residual_bits else None
 
     def __len__(self) -> int:
-        return self.collection.count()
+        return self.collection.count(filter=self._documents)
 
     @property
     def ids(self) -> IdArray:
         """All ids, ascending; Milvus sends them page by page."""
-        return self.collection.ids(self.key)
+        return self.collection.ids(self.key, filter=self._documents)
 
     @property
     def nbytes(self) -> dict[str, int]:
@@ -148,7 +150,7 @@ class MilvusBackend(SparseBackend):
 
     def held(self, ids: IdArray) -> BoolArray:
         """Which of the ids are held."""
-        rows = self.collection.rows_of(self.key, ids, [])
+        rows = self.collection.rows_of(self.key, ids, [], filter=self._documents)
         return np.array([id_ in rows for id_ in ids.tolist()], dtype=bool)
 
     def check_ids(self, ids: IdArray) -> None:
@@ -181,6 +183,8 @@ class MilvusBackend(SparseBackend):
         partition: str = "",
     ) -> None:
         """Stores codes and other fields; they replace the rows of ids that are held.
+
+        Codes in place replace those of rows of the collection, whose other fields stay.
 
         Args:
             codes: folded codes, or codes with room for a residual if the collection has residual codes.
@@ -306,7 +310,10 @@ class MilvusBackend(SparseBackend):
         self, codes: SparseCodes, ids: IdArray, made: Mapping[str, Any], partition: str
     ) -> milvus_pb2.UpsertRequest:
         request = milvus_pb2.UpsertRequest(
-            collection_name=self.collection.name, partition_name=partition, num_rows=len(ids)
+            collection_name=self.collection.name,
+            partition_name=partition,
+            num_rows=len(ids),
+            partial_update=self.manifest.in_place,
         )
         key = request.fields_data.add(field_name=self.key.name)
         if self.are_strings:
@@ -349,7 +356,7 @@ class MilvusBackend(SparseBackend):
             of_rows = values.tolist() if name == DIGEST_FIELD else values
             for row, value in zip(rows, of_rows, strict=True):
                 row[name] = value
-        self.collection.upsert(rows, partition=partition)
+        self.collection.upsert(rows, partition=partition, only_given=self.manifest.in_place)
 
     def remove(self, ids: IdArray, *, partition: str = "") -> None:
         """Removes ids, from one partition or from all; unknown ones are ignored."""
@@ -391,7 +398,9 @@ class MilvusBackend(SparseBackend):
 
     def rows_held(self, ids: IdArray, fields: Sequence[str]) -> dict[int | str, dict[str, Any]]:
         """Fields by id, without ids that are not held: others may have removed them since a search."""
-        return self.collection.rows_of(self.key, ids, fields, consistency_level=self.consistency_level)
+        return self.collection.rows_of(
+            self.key, ids, fields, filter=self._documents, consistency_level=self.consistency_level
+        )
 
     def reconstructed(self, ids: IdArray, model: CompresSAE) -> FloatArray:
         """Reconstructions of ids with their residuals, (len(ids), d).
@@ -663,6 +672,11 @@ def _contents(hits: Any) -> Sequence[bytes]:
     for field in getattr(hits, "lazy_field_data", ()):
         if field.field_name == CODE_FIELD:
             contents: Sequence[bytes] = field.vectors.sparse_float_vector.contents
-            return contents[hits.start : hits.start + len(hits.ids)]
-    rows = [hit["entity"][CODE_FIELD] for hit in hits]
+            places = range(hits.start, hits.start + len(hits.ids))
+            if len(contents) >= len(field.valid_data):
+                return contents[places.start : places.stop]
+            # Without those that have lost their code since they were found.
+            at = np.cumsum(field.valid_data) - 1
+            return [contents[at[place]] if field.valid_data[place] else b"" for place in places]
+    rows = [hit["entity"][CODE_FIELD] or {} for hit in hits]
     return [np.array(sorted(row.items()), dtype=PAIR).tobytes() for row in rows]

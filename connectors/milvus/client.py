@@ -34,6 +34,8 @@ _CONNECT_SECONDS = 6.0
 
 _LITE = "milvus_lite-"
 _OLDEST_LITE = (3, 2, 2)
+# The first server that adds vector fields to collections.
+_ADDS_VECTORS = (2, 6, 18)
 # The schemes that are accepted, and any. One slash is enough: a path made of an address has lost the other.
 _SCHEME = re.compile(r"(https?|tcp|unix):/", re.IGNORECASE)
 _ANY_SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
@@ -219,5 +221,25 @@ def _reached(uri: str, token: str, db_name: str, timeout: float) -> tuple[Milvus
 
 def is_lite(client: MilvusClient) -> bool:
     """Whether the client is connected to Milvus Lite."""
+    return _version(client).startswith(_LITE)
+
+
+def check_adds_vectors(client: MilvusClient) -> None:
+    """Checks that this Milvus can add a vector field to a collection that exists.
+
+    Raises:
+        InputError: it is Milvus Lite, or too old.
+    """
+    version = _version(client)
+    numbers = _numbers(version)
+    if version.startswith(_LITE) or (numbers and numbers < _ADDS_VECTORS):
+        msg = (
+            f"this is {version}, which cannot add a vector field to a collection, as Milvus 2.6.18 or newer "
+            "can: leave in_place out, for a compressed collection beside the dense one"
+        )
+        raise InputError(msg)
+
+
+def _version(client: MilvusClient) -> str:
     with translated("asking for the version"):
-        return str(client.get_server_version()).startswith(_LITE)
+        return str(client.get_server_version())

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pymilvus import MilvusClient
+from pymilvus import DataType, MilvusClient
 from pymilvus.exceptions import MilvusException
 
 from compressae_index.arrays import IdArray
@@ -95,6 +95,18 @@ class Collection:
                     raise
                 shutil.rmtree(left, ignore_errors=True)
                 self.client.create_collection(self.name, **options)
+
+    def add_field(self, name: str, kind: DataType) -> None:
+        """Adds a field, which is null in all rows; a vector field needs Milvus 2.6.18."""
+        with self.doing(f"adding field {name!r} to"):
+            self.client.add_collection_field(self.name, name, kind, nullable=True, timeout=self.timeout)
+
+    def index(self, indexes: Any) -> None:
+        """Makes indexes from pymilvus's parameters, and loads the collection with them."""
+        with self.doing("indexing"):
+            self.client.create_index(self.name, indexes, timeout=self.timeout)
+        with self.doing("loading"):
+            self.client.load_collection(self.name, timeout=self.timeout)
 
     def load(self) -> None:
         """Loads the collection unless it is loaded; searching and reading need that."""
@@ -309,10 +321,18 @@ class Collection:
         pages = self.pages(key, [], filter=filter, partition=partition, page_rows=LISTED_ROWS)
         return key.array([row[key.name] for page in pages for row in page])
 
-    def upsert(self, rows: Sequence[Mapping[str, Any]], *, partition: str = "") -> None:
-        """Stores rows; they replace rows of the same ids."""
+    def upsert(
+        self, rows: Sequence[Mapping[str, Any]], *, partition: str = "", only_given: bool = False
+    ) -> None:
+        """Stores rows; they replace rows of the same ids, or the fields that are given of these."""
         with self.doing("writing to"):
-            self.client.upsert(self.name, rows, partition_name=partition or None, timeout=self.timeout)
+            self.client.upsert(
+                self.name,
+                rows,
+                partition_name=partition or None,
+                timeout=self.timeout,
+                partial_update=only_given,
+            )
 
     def remove(self, key: Key, ids: IdArray, *, partition: str = "") -> None:
         """Removes ids, from one partition or from all; unknown ones are ignored."""

@@ -4,6 +4,8 @@ items           primary key, `compressae_code` (sparse), maybe `compressae_dense
                 `compressae_original`, `compressae_digest` if it was imported, and any other fields
 items_model     the model and manifest; see `manifest`
 items_building  the collection itself while an import fills it; it is verified, then renamed in one step
+
+Codes in place are in `compressae_code` and `compressae_digest` of a dense collection itself: see `in_place`.
 """
 
 from __future__ import annotations
@@ -223,9 +225,7 @@ def create_rows(
     for field in (layout.primary, *layout.scalars):
         _add(schema, field)
     schema.add_field(CODE_FIELD, DataType.SPARSE_FLOAT_VECTOR)
-    indexes = collection.client.prepare_index_params()
-    tuning = {} if algorithm is None else {"inverted_index_algo": algorithm}
-    indexes.add_index(CODE_FIELD, index_type="SPARSE_INVERTED_INDEX", metric_type="IP", params=tuning)
+    indexes = index_of_codes(collection.client, algorithm)
     if manifest.dense:
         kind = DataType.FLOAT16_VECTOR if manifest.dense == "float16" else DataType.FLOAT_VECTOR
         schema.add_field(DENSE_FIELD, kind, dim=manifest.dim)
@@ -243,6 +243,14 @@ def create_rows(
     collection.create(schema, indexes)
 
 
+def index_of_codes(client: MilvusClient, algorithm: str | None) -> Any:
+    """Parameters of pymilvus for the index of the codes; the server chooses the algorithm for None."""
+    indexes = client.prepare_index_params()
+    tuning = {} if algorithm is None else {"inverted_index_algo": algorithm}
+    indexes.add_index(CODE_FIELD, index_type="SPARSE_INVERTED_INDEX", metric_type="IP", params=tuning)
+    return indexes
+
+
 def _add(schema: Any, field: FieldSchema) -> None:
     left_out = ("name", "type", "params", "auto_id", "is_function_output")
     options = {name: value for name, value in field.to_dict().items() if name not in left_out}
@@ -258,27 +266,34 @@ def is_whole(collection: Collection, manifest: Manifest) -> bool:
 
 
 def publish(collection: Collection, manifest: Manifest) -> None:
-    """Gives a built collection its name, in one step, and loads it.
+    """Gives a built collection its name, in one step, and loads it; of codes in place, their model.
 
     Raises:
         BackendError: the stored model is not the one that it was built with any more; or Milvus refused.
     """
-    if load_manifest(collection) != manifest:
+    building = building_of(collection)
+    if load_manifest(building if manifest.in_place else collection) != manifest:
         raise made_meanwhile(collection.name)
-    building_of(collection).rename(collection.name).load()
+    if manifest.in_place:
+        model_of(building).rename(model_of(collection).name)
+    else:
+        building.rename(collection.name).load()
 
 
 def drop_compressed(collection: Collection) -> None:
     """Drops a compressed collection, its model and its aliases, without which a server drops none.
 
+    Of codes in place, which are in a collection of the user's, it drops the model alone.
+
     Raises:
         FormatError: it was not made by compressae-index.
     """
     stored = model_of(collection)
-    if load_manifest(collection) is None:
+    manifest = load_manifest(collection)
+    if manifest is None:
         msg = f"collection {collection.name!r} was not made by compressae-index, so it is not dropped"
         raise FormatError(msg)
-    if collection.exists():  # or it was, by a call that was stopped
+    if not manifest.in_place and collection.exists():  # or it was, by a call that was stopped
         for alias in collection.aliases():
             collection.drop_alias(alias)
         collection.drop()
@@ -334,7 +349,8 @@ def _originals(opened: Opened) -> MilvusSource:
     client, timeout = collection.client, collection.timeout
     if manifest.own_originals:
         return MilvusSource(client, collection.name, vector_field=ORIGINAL_FIELD, timeout=timeout)
-    name, field = manifest.source["collection"], manifest.source["vector_field"]
+    name = collection.name if manifest.in_place else manifest.source["collection"]
+    field = manifest.source["vector_field"]
     try:
         source = MilvusSource(client, name, vector_field=field, timeout=timeout)
         if (source.dim, source.key.are_strings) != (manifest.dim, opened.key.are_strings):

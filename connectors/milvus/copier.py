@@ -148,8 +148,9 @@ class Copier:
             advance: called with numbers of rows.
         """
         total, parts = Changes(), self._parts()
-        # All removals come first: a row may have gone from one partition to another.
-        for name, source in parts:
+        # All removals come first: a row may have gone from one partition to another. Of one partition, those
+        # that read all rows find them on their way, without more lists of ids.
+        for name, source in parts if len(parts) > 1 or not compare else []:
             own = self._held(name)
             surplus = np.setdiff1d(own, source.ids if source is not None and len(own) else own[:0])
             self.backend.remove(surplus, partition=name)

@@ -32,6 +32,7 @@ from compressae_index.connectors.milvus.compressed import (
     publish,
 )
 from compressae_index.connectors.milvus.copier import Copier
+from compressae_index.connectors.milvus.in_place import Filler, check_in_place, has_codes
 from compressae_index.connectors.milvus.index import MilvusIndex
 from compressae_index.connectors.milvus.manifest import (
     Dense,
@@ -98,6 +99,7 @@ def from_milvus(
     dense: Dense | None = None,
     originals: Originals | None = None,
     residual_bits: int = 0,
+    in_place: bool = False,
     algorithm: str | None = None,
     token: str = "",
     db_name: str = "",
@@ -135,6 +137,9 @@ def from_milvus(
             which must stay then, and where rows are added by `sync` only; "float32" or "float16" for a
             field of copies, in float32 only on Milvus Lite; none by default.
         residual_bits: as for `CompressedIndex.build`, in a field of 4 / 3 of their bytes.
+        in_place: write codes into the rows of the dense collection itself, in two fields that are added to
+            it, and make no compressed one. The index has its name, and its vectors score the best documents
+            again. Needs Milvus 2.6.18; goes with none of target, filter, dense, originals and residual_bits.
         algorithm: inverted_index_algo of Milvus; the server's own choice by default.
         token: for a uri: "user:password" or an API key.
         db_name: for a uri: the database.
@@ -151,6 +156,11 @@ def from_milvus(
         FormatError: an import to this target was begun with other settings.
         BackendError: Milvus does not answer or refuses, or the stored rows are not those that were sent.
     """
+    if in_place:
+        if target or filter or dense or residual_bits or originals not in (None, "source"):
+            msg = "in_place goes with none of target, filter, dense, originals and residual_bits"
+            raise InputError(msg)
+        target, originals = collection, "source"
     name = check_name(f"{collection}{SUFFIX}" if target is None else target)
     options = Options(algorithm, check_threads(num_threads), progress)
     client = reading_client(client, collection, token=token, db_name=db_name, timeout=timeout)
@@ -158,7 +168,7 @@ def from_milvus(
     source = MilvusSource(client, collection, vector_field=vector_field, filter=filter, timeout=timeout)
     metric = source.metric() if metric is None else metric
     bits = check_residual_bits(residual_bits) or None
-    settings = Settings(k, n_latents, encoder, metric, dense, originals, bits)
+    settings = Settings(k, n_latents, encoder, metric, dense, originals, bits, in_place)
     given = CompresSAE.load(model) if isinstance(model, (str, os.PathLike)) else model
     return imported(Run(source, Collection(client, name, timeout), settings, given, config, options))
 
@@ -174,6 +184,7 @@ class Settings:
     dense: Dense | None
     originals: Originals | None
     residual_bits: int | None
+    in_place: bool = False
 
     def check_same(self, manifest: Manifest, target: str) -> None:
         """Compares options with those of the first run.
@@ -250,15 +261,20 @@ class Run:
 
 def imported(run: Run) -> Imported:
     """Makes the compressed collection of a run, or what is missing of it; errors as for `from_milvus`."""
-    begun = _open(run)
+    begun = (_open_in_place if run.settings.in_place else _open)(run)
     trained, manifest = _train(run, begun)
     backend = MilvusBackend(Opened(begun.collection, manifest, run.source.key), trained)
-    copier = Copier(run.source, backend, trained, run.options.threads)
+    copier = copier_of(run.source, backend, trained, run.options.threads)
     resumed = _fill(run, begun, copier)
     sample = _verify(run, begun, copier)
     target = run.target
     index = MilvusIndex.open(target.client, target.name, model=trained, timeout=target.timeout)
     return Imported(index, _report(run, copier, index, resumed, sample))
+
+
+def copier_of(source: MilvusSource, backend: MilvusBackend, model: CompresSAE, threads: int) -> Copier:
+    """What copies rows of the source, or writes codes into them."""
+    return (Filler if backend.manifest.in_place else Copier)(source, backend, model, threads)
 
 
 class _Begun(NamedTuple):
@@ -269,6 +285,8 @@ class _Begun(NamedTuple):
     manifest: Manifest | None
     """None if the import begins now."""
     is_finished: bool
+    holder: Collection
+    """Under whose name the model is."""
 
 
 def _open(run: Run) -> _Begun:
@@ -308,7 +326,36 @@ def _open(run: Run) -> _Begun:
             msg = f"collection {run.source.collection!r} has no rows to import"
             raise InputError(msg)
     check_source(run.source)
-    return _Begun(rows, manifest, is_finished)
+    return _Begun(rows, manifest, is_finished, target)
+
+
+def _open_in_place(run: Run) -> _Begun:
+    """Checks the model and the source, and drops a model that cannot be used any more.
+
+    Raises:
+        InputError: the model does not fit, or the source cannot hold codes.
+        FormatError: the source has codes of another field.
+    """
+    _check_model(run)
+    check_in_place(run.source)
+    target, building = run.target, building_of(run.target)
+    published = load_manifest(target)
+    manifest, holder = (load_manifest(building), building) if published is None else (published, target)
+    if manifest is not None and manifest.source != run.source.origin:
+        msg = (
+            f"{target.name!r} has codes of {manifest.source or 'other vectors'}: drop "
+            f"{model_of(holder).name!r} to have codes of {run.source.origin}"
+        )
+        raise FormatError(msg)
+    if manifest is not None and manifest.dim != run.source.dim:
+        model_of(holder).drop()
+        manifest, holder = None, building
+    with run.clock("list"):
+        if not len(run.source):
+            msg = f"collection {run.source.collection!r} has no rows to encode"
+            raise InputError(msg)
+    check_ids(run.source)
+    return _Begun(target, manifest, holder == target and has_codes(run.source), holder)
 
 
 def _check_model(run: Run) -> None:
@@ -331,13 +378,22 @@ def check_source(source: MilvusSource) -> None:
     Raises:
         InputError: the id -1, which marks a missing neighbour in results, or a name that is used here.
     """
+    check_ids(source)
+    Layout.copied(source.schema())
+
+
+def check_ids(source: MilvusSource) -> None:
+    """Checks that results can have the ids of the source.
+
+    Raises:
+        InputError: the id -1, which marks a missing neighbour.
+    """
     if not source.key.are_strings and (source.ids == -1).any():
         msg = (
             f"collection {source.collection!r} has the id -1, which marks a missing neighbour in results: "
             f"give this row another id, or leave it out by filter='{source.key.name} != -1'"
         )
         raise InputError(msg)
-    Layout.copied(source.schema())
 
 
 def _train(run: Run, begun: _Begun) -> tuple[CompresSAE, Manifest]:
@@ -349,7 +405,7 @@ def _train(run: Run, begun: _Begun) -> tuple[CompresSAE, Manifest]:
     settings = run.settings
     if begun.manifest is not None:
         settings.check_same(begun.manifest, run.target.name)
-        return load_model(run.target, begun.manifest, run.given), begun.manifest
+        return load_model(begun.holder, begun.manifest, run.given), begun.manifest
     with run.clock("train"):
         model, longest = _modelled(run)
     manifest = Manifest.of(
@@ -363,6 +419,7 @@ def _train(run: Run, begun: _Begun) -> tuple[CompresSAE, Manifest]:
         source=run.source.origin,
         longest=longest,
         replaces=run.replaces,
+        in_place=settings.in_place,
     )
     return model, manifest
 
@@ -394,10 +451,10 @@ def _fill(run: Run, begun: _Begun, copier: Copier) -> int:
     collection = begun.collection
     if begun.is_finished:
         collection.load()
-        return collection.count()
+        return len(copier.backend)
     if begun.manifest is None:
         copier.check_first()
-        save_model(run.target, copier.model, copier.backend.manifest)
+        save_model(begun.holder, copier.model, copier.backend.manifest)
     copier.create(run.target, run.options.algorithm)
     with run.clock("write"):
         resumed = copier.fill(run.options.progress)
@@ -410,7 +467,7 @@ def _verify(run: Run, begun: _Begun, copier: Copier) -> IdArray:
     """Checks a sample of the stored codes and renames the collection; returns the ids of the sample."""
     with run.clock("verify"):
         sample = copier.check()
-    if not begun.is_finished:
+    if not begun.is_finished and not (run.settings.in_place and begun.holder == run.target):
         publish(run.target, copier.backend.manifest)
     return sample
 

@@ -474,8 +474,15 @@ class MilvusIndex(Index):
         return self.documents.rows(array, names)
 
     def remove(self, ids: Any) -> None:
-        """Removes vectors; errors as for `Index.remove`."""
+        """Removes vectors; errors as for `Index.remove`.
+
+        Raises:
+            InputError: codes are in place, in rows of a collection of yours.
+        """
         self.follow()
+        if self.manifest.in_place:
+            msg = f"codes are in your own collection {self.collection!r}: delete its rows there"
+            raise InputError(msg)
         super().remove(ids)
 
     codes = following(Index.codes)
@@ -522,8 +529,8 @@ class MilvusIndex(Index):
             progress: show progress bars.
 
         Raises:
-            InputError: no alias, or one that names another collection; a taken name; a model of another
-                dimension, with too few latents, or that does not fit the metric.
+            InputError: codes are in place; no alias, or one that names another collection; a taken name; a
+                model of another dimension, with too few latents, or that does not fit the metric.
             MissingExtraError: there is a model to train, and torch is not installed.
             FormatError: a recode into this name was begun with another model.
             BackendError: Milvus does not answer or refuses.
@@ -531,6 +538,12 @@ class MilvusIndex(Index):
         from compressae_index.connectors.milvus.recoding import recode
 
         self.follow()
+        if self.manifest.in_place:
+            msg = (
+                f"codes are in your own collection {self.collection!r}, beside which there is no other: call "
+                "`drop`, which drops the model alone, and `from_milvus` in place with another model"
+            )
+            raise InputError(msg)
         index: Any = self
         new, report = recode(index, model, alias, into, num_threads, progress)
         self._become(new)
@@ -541,7 +554,7 @@ class MilvusIndex(Index):
         self.documents.collection.flush()
 
     def drop(self) -> None:
-        """Drops the collection and its model. Do not use the index afterwards."""
+        """Drops the collection and its model; of codes in place, the model alone. The index ends with it."""
         drop_compressed(self.documents.collection)
 
     def close(self) -> None:

@@ -47,7 +47,7 @@ ORIGINALS: tuple[Originals, ...] = ("float16", "float32", "source")
 
 FORMAT_VERSION = 1
 # Entries that version 0.1 does not know.
-_NEW = ("originals", "residual_bits", "norms", "height", "digests", "replaces")
+_NEW = ("originals", "residual_bits", "norms", "height", "digests", "replaces", "in_place")
 _MODEL_SUFFIX = "_model"
 _LATENT = Key("latent")
 # Rows of a model in one request.
@@ -83,6 +83,8 @@ class Manifest:
     """Whether a digest of the row that it was imported from is kept with each row."""
     replaces: str = ""
     """The collection that was coded anew into this one, until that is dropped."""
+    in_place: bool = False
+    """Whether codes are in the rows of the source itself."""
 
     @property
     def own_originals(self) -> Dense | None:
@@ -103,6 +105,7 @@ class Manifest:
         source: dict[str, Any] | None = None,
         longest: float | None = None,
         replaces: str = "",
+        in_place: bool = False,
     ) -> Manifest:
         """The manifest of a new collection.
 
@@ -141,6 +144,7 @@ class Manifest:
             height=height_of(longest) if norms else 0.0,
             digests=bool(source or replaces),
             replaces=replaces,
+            in_place=in_place,
         )
 
     @classmethod
@@ -177,6 +181,7 @@ class Manifest:
         persistence.entry(asdict(manifest), "fingerprint", str)
         persistence.entry(asdict(manifest), "source", dict)
         persistence.entry(asdict(manifest), "replaces", str)
+        check_bool(manifest.in_place, "in_place")
         return manifest
 
     def to_json(self) -> str:

@@ -99,6 +99,11 @@ class MilvusSource:
         return cls(client, origin["collection"], vector_field=field, filter=expression, timeout=timeout)
 
     @property
+    def client(self) -> MilvusClient:
+        """The client that reads it."""
+        return self._collection.client
+
+    @property
     def collection(self) -> str:
         """Name of the collection."""
         return self._collection.name
@@ -122,7 +127,7 @@ class MilvusSource:
         Raises:
             InputError: it is neither cosine, the inner product nor the Euclidean distance.
         """
-        client, timeout = self._collection.client, self._collection.timeout
+        client, timeout = self.client, self._collection.timeout
         with self._collection.doing("reading the index of"):
             index = client.describe_index(self.collection, self.field, timeout=timeout) or {}
         name = str(index.get("metric_type", "COSINE"))

@@ -6,8 +6,7 @@ import logging
 from typing import NamedTuple
 
 from compressae_index.checks import check_threads
-from compressae_index.connectors.milvus.copier import Copier
-from compressae_index.connectors.milvus.importer import check_source
+from compressae_index.connectors.milvus.importer import check_ids, check_source, copier_of
 from compressae_index.connectors.milvus.index import MilvusIndex
 from compressae_index.connectors.milvus.source import MilvusSource
 from compressae_index.errors import InputError
@@ -40,7 +39,8 @@ def sync(
         index: a collection that was made by `from_milvus`.
         compare: whether to read the whole source; False to list and compare ids alone, which do not show
             rows whose vector or fields were replaced. By default True where there are digests. Collections
-            that version 0.1 imported have none: with True, the whole source is encoded to compare it.
+            that version 0.1 imported have none: with True, the whole source is encoded to compare it. With
+            codes in place, the whole source is read in any case.
         num_threads: threads to encode with; all by default.
         progress: show a progress bar.
 
@@ -57,8 +57,8 @@ def sync(
         raise InputError(msg)
     backend, threads = index.documents, check_threads(num_threads)
     source = MilvusSource.again(index.client, index.manifest.source, backend.collection.timeout)
-    check_source(source)
-    copier = Copier(source, backend, index.model, threads)
+    (check_ids if index.manifest.in_place else check_source)(source)
+    copier = copier_of(source, backend, index.model, threads)
     with track(len(source), "syncing", enabled=progress) as advance:
         changes = copier.take_over(index.manifest.digests if compare is None else compare, advance)
     if changes.added or changes.changed:
