@@ -105,14 +105,14 @@ def newer(
     server.hidden = set()
 
 
-def fill(client: MilvusClient, vectors: FloatArray, *, auto_id: bool = False) -> None:
+def fill(client: MilvusClient, vectors: FloatArray, *, auto_id: bool = False, metric: str = "COSINE") -> None:
     schema = client.create_schema(auto_id=auto_id, enable_dynamic_field=True)
     schema.add_field("key", DataType.INT64, is_primary=True)
     schema.add_field("embedding", DataType.FLOAT_VECTOR, dim=vectors.shape[1])
     schema.add_field("compressae_code", DataType.SPARSE_FLOAT_VECTOR)
     schema.add_field("compressae_digest", DataType.INT64, nullable=True)
     params = client.prepare_index_params()
-    params.add_index("embedding", index_type="FLAT", metric_type="COSINE")
+    params.add_index("embedding", index_type="FLAT", metric_type=metric)
     client.create_collection("items", schema=schema, index_params=params)
     if not auto_id:
         client.create_partition("items", "more")
@@ -246,18 +246,39 @@ def test_an_import_goes_on_and_leaves_out_what_was_deleted(
     with pytest.raises(FormatError, match="was not made by compressae-index"):
         MilvusIndex.open(client, "items")
 
-    def delete_first(self: MilvusBackend, *arguments: Any, **options: Any) -> None:
+    def change_first(self: MilvusBackend, *arguments: Any, **options: Any) -> None:
         if not calls:
             calls.append(1)
             client.delete("items", ids=[ROWS - 1])
+            client.upsert("items", [{"key": 1, "embedding": vectors[200]}], partial_update=True)
         store(self, *arguments, **options)
 
     calls.clear()
-    monkeypatch.setattr(MilvusBackend, "put", delete_first)
+    monkeypatch.setattr(MilvusBackend, "put", change_first)
     index, report = from_milvus(client, "items", in_place=True, progress=False)
     assert (report.resumed, report.vectors) == (ROWS - 20, ROWS - 1)
-    check_codes(index, model, list(range(ROWS - 1)), vectors[: ROWS - 1])
+    rows = vectors[: ROWS - 1].copy()
+    rows[1] = vectors[200]
+    check_codes(index, model, list(range(ROWS - 1)), rows)
     assert from_milvus(client, "items", in_place=True, progress=False).report.resumed == ROWS - 1
+
+
+def test_euclidean_distances(
+    newer: tuple[MilvusClient, Newer], model: CompresSAE, vectors: FloatArray, queries: FloatArray
+) -> None:
+    client, server = newer
+    server.hidden = set()
+    client.drop_collection("items")
+    rows = vectors[:ROWS] * np.linspace(0.5, 2, ROWS, dtype=np.float32)[:, None]
+    fill(client, rows, metric="L2")
+    server.hidden = set(OWN)
+    centred = model.centred_at(rows.mean(axis=0))
+    index = from_milvus(client, "items", model=centred, in_place=True, progress=False).compressed
+    assert index.manifest.norms
+    found = index.search(queries[:4], 5, query_nnz=500, refine=ROWS)
+    exact = ((queries[:4, None].astype(np.float64) - rows[None]) ** 2).sum(axis=2)
+    assert found.ids.tolist() == np.argsort(exact, axis=1)[:, :5].tolist()
+    np.testing.assert_allclose(found.scores, np.sort(exact, axis=1)[:, :5], rtol=1e-4)
 
 
 def test_what_is_refused(newer: tuple[MilvusClient, Newer], model: CompresSAE, vectors: FloatArray) -> None:

@@ -174,7 +174,8 @@ def test_a_recode_goes_on_after_a_stop(
     stop_at(Collection, "drop", 1)
     again = MilvusIndex.open(client, alias)
     assert again.manifest.replaces == index.collection
-    report = again.recode(other, progress=False)
+    again = MilvusIndex.open(client, index.collection)  # still there
+    report = again.recode(other, alias=alias, progress=False)
     assert report[:5] == (alias, f"{collection}_compressed_2", index.collection, ROWS, ROWS)
     made_by(again, other, ids, vectors[:ROWS])
     assert not client.has_collection(index.collection)
@@ -209,12 +210,13 @@ def test_without_a_source(
         kept = kept | {"longest": 2.0, "originals": "float32"}
     index = MilvusIndex.create(client, f"{collection}_own", model, **kept)
     index.add(rows, ids, fields={"price": [float(row) for row in ids]})
-    known = index.documents.vectors(index.ids, model)
+    known, old = index.documents.vectors(index.ids, model), index.now()
     if model.center is not None:
         known = known + model.center
     report = index.recode(other, alias=name(), into=f"{collection}_new", progress=False)
     assert (report.source, report.recall) == (f"{collection}_own", {})
     assert (index.collection, index.manifest.source) == (f"{collection}_new", {})
+    assert index.manifest.height == old.manifest.height
     assert index.rows([7], ["price"]) == [{"id": 7, "price": 7.0}]
     fresh = MilvusIndex.create(client, f"{collection}_fresh", other, k=index.k, **kept)
     fresh.add(known, ids)

@@ -241,6 +241,8 @@ class Run:
     """A model to train from, where none is given."""
     replaces: str = ""
     """The collection that the target is to replace."""
+    longest: float = 0.0
+    """A norm that vectors may have, where norms are kept, besides those of the source."""
     clock: _Clock = field(default_factory=_Clock)
 
     def model_source(self) -> ModelSource:
@@ -442,7 +444,7 @@ def _modelled(run: Run) -> tuple[CompresSAE, float | None]:
     model = made.without_center().model_for(seen, run.settings.k, progress=progress).model
     if made.given is None:
         model = model.centred_at(points.center)
-    longest = float(row_norms(less(sample, points.center)).max())
+    longest = max(run.longest, float(row_norms(less(sample, points.center)).max()))
     return model, longest
 
 

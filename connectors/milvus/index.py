@@ -137,8 +137,15 @@ class MilvusIndex(Index):
         """
         client = reading_client(client, collection, token=token, db_name=db_name, timeout=timeout)
         named = Collection(client, collection, timeout)
-        opened = open_compressed(named, originals=originals)
-        loaded = load_model(opened.collection, opened.manifest, model)
+        try:
+            opened = open_compressed(named, originals=originals)
+            loaded = load_model(opened.collection, opened.manifest, model)
+        except CompressaeError:
+            if not (named.exists() and named.schema().collection != collection):
+                raise
+            # An alias may have left a collection that was dropped before its model was read.
+            opened = open_compressed(named, originals=originals)
+            loaded = load_model(opened.collection, opened.manifest, model)
         backend = MilvusBackend(opened, loaded, consistency_level=consistency_level)
         return cls(backend, loaded, None if opened.collection == named else collection)
 

@@ -7,6 +7,7 @@ items_codes     the collection it names; coded anew into items_codes_2, from whi
 from __future__ import annotations
 
 import logging
+import math
 import re
 from dataclasses import replace
 from typing import NamedTuple
@@ -23,7 +24,7 @@ from compressae_index.connectors.milvus.compressed import (
 from compressae_index.connectors.milvus.copier import Copier
 from compressae_index.connectors.milvus.importer import Imported, Options, Run, Settings, imported
 from compressae_index.connectors.milvus.index import MilvusIndex
-from compressae_index.connectors.milvus.manifest import model_of, rewrite_manifest
+from compressae_index.connectors.milvus.manifest import load_manifest, model_of, rewrite_manifest
 from compressae_index.connectors.milvus.source import MilvusSource
 from compressae_index.connectors.milvus.stored import StoredVectors
 from compressae_index.errors import DimensionError, FormatError, InputError
@@ -62,20 +63,20 @@ def recode(
     progress: bool,
 ) -> tuple[MilvusIndex, RecodeReport]:
     """Codes a collection anew; returns the index of the new one. See `MilvusIndex.recode`."""
-    options = Options(_algorithm(index), check_threads(num_threads), progress)
-    old = index.documents.collection
-    name = _checked_alias(old, index.alias if alias is None else alias)
-    before = index.manifest.replaces
-    if before:  # a call that was stopped after the swap
+    name = index.alias if alias is None else alias
+    index = _after_a_swap(index, name) or index
+    old, before = index.documents.collection, index.manifest.replaces
+    name = _checked_alias(old, name)
+    if before:
         _finish(old, before)
         if model is None or model.fingerprint == index.manifest.fingerprint:
-            done = MilvusIndex.open(index.client, name, model=index.model, timeout=old.timeout)
+            done = _opened(index, name, index.model)
             return done, RecodeReport(name, old.name, before, len(done), len(done), "", {}, {})
     target = old.named(check_name(_next_name(old.name) if into is None else into))
     if target.name in (old.name, name):
         msg = f"into={target.name!r} is the name that is searched: choose another one"
         raise InputError(msg)
-    run = _run(index, target, model, options)
+    run = _run(index, target, model, Options(_algorithm(index), check_threads(num_threads), progress))
     if is_new := not old.named(name).exists():
         old.create_alias(name)
     try:
@@ -90,23 +91,41 @@ def recode(
         target.take_alias(name)
     _log.info("%s is now %s, coded by the model %s", name, target.name, made.compressed.model.fingerprint)
     _finish(target, old.name)
-    report = made.report
-    new = MilvusIndex.open(
-        index.client,
-        name,
-        model=made.compressed.model,
-        consistency_level=index.documents.consistency_level,
-        timeout=old.timeout,
-    )
+    new = _opened(index, name, made.compressed.model)
     return new, RecodeReport(
         alias=name,
         collection=target.name,
         dropped=old.name,
         vectors=len(new),
-        resumed=report.resumed,
+        resumed=made.report.resumed,
         source=run.source.collection,
         seconds=run.clock.seconds,
-        recall=report.recall,
+        recall=made.report.recall,
+    )
+
+
+def _after_a_swap(index: MilvusIndex, alias: str | None) -> MilvusIndex | None:
+    """The collection that replaced this one, where the call that did so was stopped before the drop."""
+    old = index.documents.collection
+    if alias is None or not old.named(check_name(alias)).exists():
+        return None
+    named = old.named(alias).schema().collection
+    if named == old.name:
+        return None
+    manifest = load_manifest(old.named(named))
+    return _opened(index, alias) if manifest is not None and manifest.replaces == old.name else None
+
+
+def _opened(index: MilvusIndex, name: str, model: CompresSAE | None = None) -> MilvusIndex:
+    """The index by a name, opened as another one was."""
+    backend = index.documents
+    return MilvusIndex.open(
+        index.client,
+        name,
+        model=model,
+        originals=backend.uses_originals,
+        consistency_level=backend.consistency_level,
+        timeout=backend.collection.timeout,
     )
 
 
@@ -166,16 +185,18 @@ def _run(index: MilvusIndex, target: Collection, model: CompresSAE | None, optio
     if model is not None and model.dim != manifest.dim:
         msg = f"the model has dimension {model.dim}, collection {index.collection!r} {manifest.dim}"
         raise DimensionError(msg)
-    old = index.documents.collection
+    source = _source(index)
     return Run(
-        _source(index),
+        source,
         target,
         settings,
         model,
         None,
         options,
         start=index.model if model is None else None,
-        replaces=old.name,
+        replaces=index.collection,
+        # Without a source, somebody said which vectors to expect.
+        longest=0.0 if source.origin else math.sqrt(2 * manifest.height),
     )
 
 
