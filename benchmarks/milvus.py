@@ -67,19 +67,21 @@ print(json.dumps(report | {"mib_before": before / 1024, "mib_peak": peak / 1024}
 """
 
 
-# The same in the same order, each in a process of its own: what it does, seconds, and resident memory.
+# A sync, with the resident memory before it and its own peak.
 SYNC = """
 import json, resource, sys, time
 from compressae_index.connectors.milvus import MilvusIndex, sync
+def mib(entry):
+    lines = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    return int(lines[entry].split()[0]) / 1024
 index = MilvusIndex.open(sys.argv[1], "codes", timeout=600)
-usage = lambda: resource.getrusage(resource.RUSAGE_SELF)
-before, started = usage(), time.perf_counter()
+open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew
+before, user, started = mib("VmRSS"), resource.getrusage(resource.RUSAGE_SELF).ru_utime, time.perf_counter()
 report = sync(index, num_threads=1, progress=False)._asdict()
-after = usage()
-print(json.dumps(report | {
-    "seconds": time.perf_counter() - started, "user_seconds": after.ru_utime - before.ru_utime,
-    "mib_before": before.ru_maxrss / 1024, "mib_peak": after.ru_maxrss / 1024,
-}))
+seconds, user = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_utime - user
+print(json.dumps(
+    report | {"seconds": seconds, "user_seconds": user, "mib_before": before, "mib_peak": mib("VmHWM")}
+))
 """
 
 
@@ -255,12 +257,12 @@ def import_table(report: dict[str, Any], disk: dict[str, float], n: int) -> str:
 
 
 def sync_table(results: dict[str, Any]) -> str:
-    """A line for the import and for each sync."""
+    """A line for the import, without its training and measuring, and for each sync."""
     lines = []
     for name, each in results.items():
         seconds = each.get("seconds")
-        if name == "import":  # by phase
-            seconds = sum(each["seconds"].values()) - each["seconds"].get("train", 0.0)
+        if name == "import":
+            seconds = sum(each["seconds"][phase] for phase in ("list", "write", "flush", "verify"))
         counts = [each.get(part, "") for part in ("added", "changed", "removed")]
         lines.append(
             [name, *counts, f"{seconds:.1f}", f"{each['mib_before']:.0f}", f"{each['mib_peak']:.0f}"]
@@ -308,22 +310,18 @@ def main(source: str, rows: int, queries: int, preset: str, *, sync: bool) -> No
         client = connect(uri, timeout=TIMEOUT)
         _, filling = timed(partial(fill, client, data.vectors))
         if sync:
-            syncs = measured_syncs(client, uri, data.vectors, preset)
-            click.echo(sync_table(syncs))
-            write_report(
-                results_path(data.stem, "milvus_sync"),
-                1,
-                {"rows": len(data.vectors), "preset": preset},
-                syncs,
-            )
-            return
-        n, results = measured(client, uri, Path(folder), data, preset)
+            n, results = len(data.vectors), measured_syncs(client, uri, data.vectors, preset)
+        else:
+            n, results = measured(client, uri, Path(folder), data, preset)
 
-    click.echo(f"filling the dense collection: {filling:.1f} s; import by phase, one thread:")
-    click.echo(import_table(results["import"], results["disk"], n))
-    click.echo(search_table(results))
+    click.echo(f"filling the dense collection: {filling:.1f} s; one thread:")
+    if sync:
+        click.echo(sync_table(results))
+    else:
+        click.echo(import_table(results["import"], results["disk"], n))
+        click.echo(search_table(results))
     write_report(
-        results_path(data.stem, "milvus"),
+        results_path(data.stem, "milvus_sync" if sync else "milvus"),
         1,
         {"rows": n, "queries": len(data.queries), "preset": preset},
         results,

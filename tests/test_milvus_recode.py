@@ -192,7 +192,7 @@ def test_a_recode_goes_on_after_a_stop(
     made_by(again, model, ids, vectors[:ROWS])
 
 
-@pytest.mark.parametrize("kept", [{"originals": "float32"}, {"residual_bits": 4}, {"metric": "l2"}])
+@pytest.mark.parametrize("kept", [{"residual_bits": 4}, {"metric": "l2"}])
 def test_without_a_source(
     client: MilvusClient,
     collection: str,

@@ -377,6 +377,7 @@ def info(connection: Connection, collection: str, as_json: bool) -> None:
         "dense": manifest.dense or "none",
         "originals": manifest.originals or "none",
         "residual_bits": manifest.residual_bits,
+        "in_place": manifest.in_place,
         "source": manifest.source if as_json else manifest.source.get("collection", "none"),
     }
     index.close()
