@@ -225,7 +225,8 @@ def test_without_a_source(
     np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
     index.upsert(rows[:1], [99])
     index.remove([0])
-    assert len(index) == 40
+    assert index.recode(model, progress=False).collection == f"{collection}_new_2"
+    assert sorted(index.ids.tolist()) == [*range(1, 40), 99]
     index.drop()
 
 

@@ -9,6 +9,7 @@ import secrets
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
@@ -42,6 +43,7 @@ from compressae_index.connectors.milvus import (
     sync,
 )
 from compressae_index.connectors.milvus.backend import MilvusBackend
+from compressae_index.connectors.milvus.collection import Collection
 from compressae_index.connectors.milvus.compressed import Opened
 from compressae_index.connectors.milvus.manifest import Manifest
 from compressae_index.search.index import Index
@@ -422,6 +424,7 @@ def test_an_import_with_a_third_stage_goes_on(
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(MilvusBackend, "put", stop)
+        patched.setattr(Collection, "pages", partialmethod(Collection.pages, page_rows=1000))
         with pytest.raises(KeyboardInterrupt):
             from_milvus(client, collection, model=model, progress=False, **options)
     for other in ({"originals": "source"}, {"originals": None, "residual_bits": 3}):

@@ -20,8 +20,8 @@ from compressae_index.connectors.milvus.expressions import among, both, literal,
 from compressae_index.connectors.milvus.schema import Key, Schema, names_of
 from compressae_index.errors import BackendError, InputError
 
-# Rows a page of reads; of wide vectors, larger pages are slower.
-PAGE_ROWS = 1000
+# Rows a page of reads. Milvus Lite scans all rows for a page; these are still a few megabytes of vectors.
+PAGE_ROWS = 2000
 # Rows a page where only ids and numbers are read.
 LISTED_ROWS = 10_000
 
