@@ -50,6 +50,11 @@ class Changes(NamedTuple):
     changed: int = 0
     kept: int = 0
 
+    @property
+    def written(self) -> int:
+        """Those that were not right."""
+        return self.removed + self.added + self.changed
+
     def plus(self, other: Changes) -> Changes:
         """Both together."""
         return Changes(*(one + another for one, another in zip(self, other, strict=True)))
@@ -114,11 +119,13 @@ class Copier:
             check_codes(self.backend.to_wire(self._encoded(page).codes), page.ids)
             return
 
-    def fill(self, progress: bool) -> int:
+    def fill(self, progress: bool, *, settle: bool = True) -> int:
         """Makes the copy equal to the source; returns the number of rows that were right already.
 
-        Rows that change after they were read are found by another pass. After some passes, what still changes
-        is left to `sync`.
+        Args:
+            progress: show progress bars.
+            settle: pass over the source again until nothing has changed since it was read, a few times at
+                most; what changes still is left to `sync`.
 
         Raises:
             BackendError: it has other rows in the end, as something else writes to it.
@@ -130,7 +137,8 @@ class Copier:
                 changes = self.take_over(True, advance)
             resumed = resumed if number else changes.kept
             sent = changes.kept + changes.added + changes.changed
-            if (held := len(self.backend)) == sent and changes == Changes(kept=changes.kept):
+            held = len(self.backend)
+            if held == sent and not (settle and changes.written):
                 return resumed
         if held == sent:
             return resumed

@@ -243,6 +243,8 @@ class Run:
     """The collection that the target is to replace."""
     longest: float = 0.0
     """A norm that vectors may have, where norms are kept, besides those of the source."""
+    settle: bool = True
+    """Whether to take over what changes while the source is read."""
     clock: _Clock = field(default_factory=_Clock)
 
     def model_source(self) -> ModelSource:
@@ -459,7 +461,7 @@ def _fill(run: Run, begun: _Begun, copier: Copier) -> int:
         save_model(begun.holder, copier.model, copier.backend.manifest)
     copier.create(run.target, run.options.algorithm)
     with run.clock("write"):
-        resumed = copier.fill(run.options.progress)
+        resumed = copier.fill(run.options.progress, settle=run.settle)
     with run.clock("flush"):
         collection.flush()
     return resumed

@@ -197,6 +197,7 @@ def _run(index: MilvusIndex, target: Collection, model: CompresSAE | None, optio
         replaces=index.collection,
         # Without a source, somebody said which vectors to expect.
         longest=0.0 if source.origin else math.sqrt(2 * manifest.height),
+        settle=False,  # `_level` does that
     )
 
 
