@@ -67,7 +67,7 @@ def recode(
     index = _after_a_swap(index, name) or index
     old, before = index.documents.collection, index.manifest.replaces
     name = _checked_alias(old, name)
-    if before:
+    if before and old.named(name).exists():  # the alias has moved already
         _finish(old, before)
         if model is None or model.fingerprint == index.manifest.fingerprint:
             done = _opened(index, name, index.model)
