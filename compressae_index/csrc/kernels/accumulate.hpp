@@ -38,8 +38,9 @@ inline void fetch_next(const Postings& list, std::size_t at) {
 
 // Postings whose products are rounded side by side, then added one by one: their documents differ, so that no addition
 // waits for another. That goes by kMany, by kFew, and at last once more by kFew, products that were added before set
-// to 0: a loop over what is left would mispredict its end, and most lists are short in a window.
-constexpr std::size_t kMany = kInt16s < 16 ? 16 : kInt16s < 32 ? kInt16s : 2 * kInt16s;
+// to 0: a loop over what is left would mispredict its end, and most lists are short in a window. So a larger kMany, of
+// which AVX-512 could round the products at once, is slower: more is left.
+constexpr std::size_t kMany = 16;
 constexpr std::size_t kFew = 8;
 
 // A value moved up by 8 bits makes the one rounding multiplication that there is, (x * y + (1 << 14)) >> 15, ours:
@@ -49,7 +50,12 @@ struct Products {
   alignas(64) std::int16_t of[kMany];
 
   void many(const std::int8_t* values) {
-    for (std::size_t i = 0; i < kMany; i += kInt16s) store(of + i, multiply_rounded(upper_bytes(values + i), weight));
+    if constexpr (kInt16s <= kMany) {
+      for (std::size_t i = 0; i < kMany; i += kInt16s) store(of + i, multiply_rounded(upper_bytes(values + i), weight));
+    } else {
+      for (std::size_t i = 0; i < kMany; i += kFew)
+        store(of + i, multiply_rounded(upper_bytes(load<std::uint64_t>(values + i)), weight));
+    }
   }
 
   void few(const std::int8_t* values, std::size_t left_out) {
@@ -70,9 +76,9 @@ inline void accumulate_list(const Postings& list, std::int16_t* scores) {
   };
   std::size_t i = 0;
   for (; i + kMany <= list.count; i += kMany) {
-    for (std::size_t at = 0; at < kMany; at += 32) fetch_next(list, i + 32 + at);
+    fetch_next(list, i + 32);
     products.many(list.values + i);
-#pragma GCC unroll 64
+#pragma GCC unroll 16
     for (std::size_t j = 0; j < kMany; ++j) add(i, j);
   }
   if (i < list.count) fetch_next(list, i + 32);

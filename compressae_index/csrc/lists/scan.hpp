@@ -103,13 +103,34 @@ inline std::int16_t threshold_of(const std::int16_t* scores, std::size_t wanted,
 // Where the 16-bit scores of a window are added up and taken from. One serves after the other, in one thread.
 class WindowScan {
  public:
-  // Scores that the lists add up to in a window.
-  void add(const InvertedView& lists, std::size_t w, const std::vector<Term>& terms, float steps) {
-    postings_.clear();
+  // Of these lists windows are added from now on, times the terms' weights in steps.
+  void begin(const InvertedView& lists, const std::vector<Term>& terms, float steps) {
+    const std::size_t n_windows = lists.n_windows();
+    runs_.clear();
     for (const Term& term : terms) {
-      const ListWindow list = lists.window(term.latent, w);
-      const float weight = std::clamp(128.0f * steps * term.weight * list.scale, -32767.0f, 32767.0f);
-      postings_.push_back({list.ids, list.values, list.count, static_cast<std::int16_t>(std::lrintf(weight))});
+      const std::uint64_t start = lists.starts[term.latent];
+      runs_.push_back({lists.ids + start, lists.values + start, lists.offsets + term.latent * (n_windows + 1),
+                       lists.scales + term.latent * n_windows, 128.0f * steps * term.weight});
+    }
+    postings_.resize(runs_.size());
+  }
+
+  // Scores that the lists add up to in a window.
+  void add(std::size_t w) {
+    // Offsets and scales are read window after window in a row for each term, more rows than the hardware prefetcher
+    // can follow.
+    if (w % kAhead == 0) {
+      for (const Run& run : runs_) {
+        __builtin_prefetch(run.offsets + w + 2 * kAhead);
+        __builtin_prefetch(run.scales + w + 2 * kAhead);
+      }
+    }
+    for (std::size_t i = 0; i < runs_.size(); ++i) {
+      const Run& run = runs_[i];
+      const std::uint32_t first = run.offsets[w], last = run.offsets[w + 1];
+      const float weight = std::clamp(run.weight * from_half(run.scales[w]), -32767.0f, 32767.0f);
+      postings_[i] = {run.ids + first, run.values + first, last - first,
+                      static_cast<std::int16_t>(std::lrintf(weight))};
     }
     kernels().accumulate(postings_.data(), postings_.size(), scores_.data());
   }
@@ -138,7 +159,20 @@ class WindowScan {
   }
 
  private:
+  // A term's list from its first window on, and the weight of its values.
+  struct Run {
+    const std::uint16_t* ids;
+    const std::int8_t* values;
+    const std::uint32_t* offsets;
+    const std::uint16_t* scales;
+    float weight;
+  };
+
+  // Windows whose offsets are fetched ahead: half a line of memory.
+  static constexpr std::size_t kAhead = 8;
+
   std::vector<std::int16_t> scores_ = std::vector<std::int16_t>(kScores);
+  std::vector<Run> runs_;
   std::vector<Postings> postings_;
 };
 

@@ -62,8 +62,11 @@ class ListSearch {
     thread_local CandidateSelection selection;
     for (const Attempt& attempt : attempts(begin, end)) {
       selection.begin(candidates_, attempt.floor);
-      for (std::size_t i = begin; i < end; ++i)
+      for (std::size_t i = begin; i < end; ++i) {
+        const Part* part = windows_[i].part;
+        if (i == begin || part != windows_[i - 1].part) window_scan.begin(*part->inverted, terms_[q], scales_[q].steps);
         scan_window(q, windows_[i], i == begin ? attempt.first_wanted : 0, window_scan, selection);
+      }
       if (selection.best().size() >= candidates_) break;
     }
     const std::span<const Candidate> best = selection.best();
@@ -115,7 +118,7 @@ class ListSearch {
     Allowed allowed = window.part->allowed;
     if (!allowed.all()) allowed.bitmap += window.first() / 8;
     const Scale& scale = scales_[q];
-    scan.add(*window.part->inverted, window.number, terms_[q], scale.steps);
+    scan.add(window.number);
     if (scale.by_distance)
       scan.lengthen(window.part->forward->lengths(), window.first(), window.last(), scale.lengthening);
     // Nearly every document of the first window would enter, and most would leave again.
