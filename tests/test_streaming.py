@@ -27,6 +27,7 @@ from oracles import assert_same_codes
 
 from compressae_index import CompresSAE, CompressedIndex, FormatError, InputError, persistence
 from compressae_index.arrays import FloatArray
+from compressae_index.coding.chunks import encoded_chunks
 from compressae_index.coding.directory import CodeStore, encode_to_directory
 from compressae_index.sources import open_vectors
 
@@ -564,6 +565,28 @@ def test_a_failed_write_keeps_finished_shards(
     assert {file.name for file in (tmp_path / "codes").iterdir()} == names
     expected = model.fold(model.encode(vectors, 8, encoder="topk"))
     assert_same_codes(again(tmp_path / "codes", model, vectors)[0:4000], expected)
+
+
+def test_codes_from_a_center_are_known_again(
+    tmp_path: Path, uncentred_model: CompresSAE, vectors: FloatArray
+) -> None:
+    model = uncentred_model.centred_at(vectors[0])
+    options: dict[str, Any] = {"k": 8, "encoder": "topk", "shard_rows": SHARD}
+    first = encode_to_directory(model, vectors[:1200], tmp_path / "codes", **options)
+    before = times(first.path)
+    encode_to_directory(model, vectors[:1200], tmp_path / "codes", **options)  # a warning is an error
+    assert times(first.path) == before
+
+
+def test_codes_that_leave_room_for_residuals(tmp_path: Path, model: CompresSAE, vectors: FloatArray) -> None:
+    path = tmp_path / "codes"
+    store = encode_to_directory(model, vectors[:50], path, residual_bits=2, num_threads=1)
+    chunk = next(encoded_chunks(model, vectors[:50], model.k, "pursuit", 1, residual_bits=2))
+    assert_same_codes(store[0:50], chunk.codes)
+    with pytest.raises(FormatError, match="begun with residual_bits = 2, now it is 0"):
+        encode_to_directory(model, vectors[:50], path)
+    with pytest.raises(FormatError, match="leave room for residual codes"):
+        CompressedIndex.from_codes(store, model)
 
 
 def test_a_second_writer_is_refused(begun: Path, model: CompresSAE, vectors: FloatArray) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from compressae_index.arrays import FloatArray
 from compressae_index.checks import check_choice, check_int, check_threads, normalize_rows
@@ -13,6 +13,14 @@ from compressae_index.coding.model import ENCODERS, CompresSAE, Encoder
 from compressae_index.coding.residual import make_room
 from compressae_index.sources import CHUNK_ROWS, Vectors, checked_rows
 from compressae_index.sources.centred import Centred
+
+
+class Codes(Protocol):
+    """Codes to slice by rows."""
+
+    def __getitem__(self, rows: slice, /) -> SparseCodes:
+        """Codes of a slice of rows."""
+        ...
 
 
 class Encoded(NamedTuple):
@@ -37,11 +45,13 @@ def encoded_chunks(
     end: int | None = None,
     scale: RowScale | None = None,
     note: Callable[[memoryview], object] | None = None,
+    made: Codes | None = None,
 ) -> Iterator[Encoded]:
     """Rows begin .. end and their codes, at most CHUNK_ROWS at a time, times the rows' factors by `scale`.
 
     If the model has a center, they are those of rows less it. Codes are folded, or leave room for a residual
-    code of residual_bits a dimension. Calls `note` with the bytes of the rows before they are encoded.
+    code of residual_bits a dimension. Calls `note` with the bytes of the rows before they are encoded. Codes
+    of all rows that were `made` before, without factors, are taken as they are.
 
     Raises:
         InputError: bad rows, by their number in `vectors`.
@@ -50,21 +60,41 @@ def encoded_chunks(
     check_choice(encoder, "encoder", ENCODERS)
     threads = check_threads(num_threads)
     end = vectors.shape[0] if end is None else end
-    if model.center is not None or (scale is not None and scale.metric == "l2" and scale.keeps_norms):
-        vectors = Centred(vectors, model.center)
+    vectors = as_coded(model, vectors, scale)
     for first in range(begin, end, CHUNK_ROWS):
         rows = checked_rows(vectors, first, min(first + CHUNK_ROWS, end), dim=model.dim)
         if note is not None:
             note(rows.data)
         factors = None if scale is None else scale.of_rows(rows, first)
         unit = normalize_rows(rows)
-        codes = model.encode_unit(unit, k, encoder, threads, device)
-        if residual_bits:
-            targets = unit if model.mean is None else unit - model.mean
-            codes = make_room(model, codes, targets, encoder, residual_bits, threads)
+        if made is not None:
+            codes = made[first : first + len(rows)]
         else:
-            codes = model.fold(codes, num_threads=threads)
+            codes = _codes(model, unit, k, encoder, threads, residual_bits, device)
         if factors is None:
             yield Encoded(codes, unit)
         else:
             yield Encoded(codes.scaled(factors), unit * factors[:, None])
+
+
+def as_coded(model: CompresSAE, vectors: Vectors, scale: RowScale | None = None) -> Vectors:
+    """Vectors as the codes of a model see them: less its center, which any row may be equal to."""
+    if model.center is not None or (scale is not None and scale.metric == "l2" and scale.keeps_norms):
+        return Centred(vectors, model.center)
+    return vectors
+
+
+def _codes(
+    model: CompresSAE,
+    unit: FloatArray,
+    k: int,
+    encoder: Encoder,
+    threads: int,
+    residual_bits: int,
+    device: str,
+) -> SparseCodes:
+    codes = model.encode_unit(unit, k, encoder, threads, device)
+    if not residual_bits:
+        return model.fold(codes, num_threads=threads)
+    targets = unit if model.mean is None else unit - model.mean
+    return make_room(model, codes, targets, encoder, residual_bits, threads)

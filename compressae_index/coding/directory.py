@@ -27,15 +27,15 @@ import numpy as np
 
 from compressae_index import persistence
 from compressae_index.checks import as_path, check_choice, check_int, check_threads, check_vectors
-from compressae_index.coding.chunks import encoded_chunks
+from compressae_index.coding.chunks import as_coded, encoded_chunks
 from compressae_index.coding.codes import MAX_LATENTS, SparseCodes
 from compressae_index.coding.model import ENCODERS, MAX_DIM, CompresSAE, Encoder
+from compressae_index.coding.residual import check_residual_bits
 from compressae_index.errors import DimensionError, FormatError, InputError
 from compressae_index.npy import read_header
 from compressae_index.progress import track
 from compressae_index.sources import CHUNK_ROWS, Vectors, VectorSource, open_vectors
 from compressae_index.sources.base import Concatenated, bounds
-from compressae_index.sources.centred import Centred
 from compressae_index.sources.flat import FlatFile
 from compressae_index.storage import (
     FolderLock,
@@ -55,6 +55,8 @@ SHARD_ROWS = 262_144
 _KIND = "codes"
 _PARTS = {"latents": "<u2", "values": "<f4"}
 _ASIDE = ".writing-"
+# Settings that earlier versions did not have, with the values that they stand for.
+_FORMER = {"residual_bits": 0}
 # Hexadecimal digits of a digest; 0.1.0 wrote half as many, of the first and last 4 rows of a shard.
 _DIGEST_LENGTH = 64
 
@@ -75,6 +77,8 @@ class CodeStore:
         self.encoder: Encoder = meta["encoder"]
         self.fingerprint: str = meta["fingerprint"]
         """Fingerprint of the model that encoded."""
+        self.residual_bits: int = meta.get("residual_bits", 0)
+        """Bits a dimension of residual codes that the codes leave room for; 0 for none."""
         self.shard_rows: int = meta["shard_rows"]
         self._n: int = meta["n"]
         self._shards: list[Any] = manifest["shards"]
@@ -184,6 +188,7 @@ def encode_to_directory(
     k: int | None = None,
     encoder: Encoder = "pursuit",
     shard_rows: int | None = None,
+    residual_bits: int = 0,
     num_threads: int | None = None,
     device: str = "cpu",
     progress: bool = False,
@@ -201,6 +206,7 @@ def encode_to_directory(
         k: nonzeros a code; the model's own by default.
         encoder: "pursuit", or "topk" for the paper's single pass.
         shard_rows: rows a shard; by default 262,144, or as the directory was begun.
+        residual_bits: bits a dimension of residual codes that these codes leave room for; 0 for folded codes.
         num_threads: threads of the engine; all by default.
         device: as for `CompresSAE.encode`; codes of another device may differ in the last bits.
         progress: show progress bars.
@@ -228,6 +234,7 @@ def encode_to_directory(
         "k": model.nonzeros(k, check_choice(encoder, "encoder", ENCODERS)),
         "encoder": encoder,
         "shard_rows": None if shard_rows is None else check_int(shard_rows, "shard_rows", 1),
+        "residual_bits": check_residual_bits(residual_bits),
     }
     threads = check_threads(num_threads)
     with accessing(path, "written"):
@@ -236,8 +243,7 @@ def encode_to_directory(
             with _locked(path):
                 manifest = _begun(path, meta)
                 # Digests are of rows as they are encoded.
-                seen = opened if model.center is None else Centred(opened, model.center)
-                _keep_intact(path, manifest, seen, progress)
+                _keep_intact(path, manifest, as_coded(model, opened), progress)
                 _encode_missing(path, manifest, model, opened, threads, device, progress)
         finally:
             remove_empty(made)  # only if nothing was written
@@ -265,6 +271,7 @@ def _begun(path: Path, meta: dict[str, Any]) -> dict[str, Any]:
         return {"meta": meta, "shards": [None] * _n_shards(meta)}
     manifest = _read_manifest(path)
     before, shards = manifest["meta"], manifest["shards"]
+    before = before | {name: value for name, value in _FORMER.items() if name not in before}
     for name, value in meta.items():
         if value not in (before[name], None):
             msg = (
@@ -290,6 +297,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         check_int(meta["k"], "k", 1, meta["n_latents"], "n_latents")
         check_int(meta["shard_rows"], "shard_rows", 1)
         check_choice(meta["encoder"], "encoder", ENCODERS)
+        check_residual_bits(meta.get("residual_bits", 0))
         persistence.entry(meta, "fingerprint", str)
         if len(shards) != _n_shards(meta):
             msg = f"{len(shards)} shards for {meta['n']} rows"
@@ -364,6 +372,7 @@ def _encode_missing(
                 meta["k"],
                 meta["encoder"],
                 num_threads,
+                residual_bits=meta["residual_bits"],
                 device=device,
                 begin=rows.start,
                 end=rows.stop,
