@@ -22,8 +22,14 @@ from compressae_index.building.decision import decide
 from compressae_index.building.drift import DRIFT_ROWS, PROBE_ARRAYS, Drift, Probe, Tally, compared, drift_of
 from compressae_index.building.neighbourhoods import neighbourhoods
 from compressae_index.building.planning import Intent, Knobs, Plan, Shared
-from compressae_index.building.recoding import StoredVectors, check_recodes, recoded
-from compressae_index.building.training import ModelSource, Trained, improved
+from compressae_index.building.recoding import (
+    RecodableIndex,
+    Recoding,
+    StoredVectors,
+    emptied_for,
+    recoded,
+)
+from compressae_index.building.training import ModelSource
 from compressae_index.checks import (
     as_path,
     as_place,
@@ -51,7 +57,7 @@ from compressae_index.ids import Ids, as_id_array
 from compressae_index.processes import ForkSafeLock
 from compressae_index.progress import track
 from compressae_index.search.frontier import Frontier
-from compressae_index.search.index import Index, IndexStats, counted, of_one_moment
+from compressae_index.search.index import IndexStats, counted, of_one_moment
 from compressae_index.search.labels import Labels, labels_file, stored_labels
 from compressae_index.sources import (
     CHUNK_ROWS,
@@ -73,7 +79,7 @@ _log = logging.getLogger(__name__)
 ALWAYS_MAPPED = (as_path(FILE).stem,)
 
 
-class CompressedIndex(Index):
+class CompressedIndex(RecodableIndex):
     """Vectors stored as k signed (latent, value) pairs each, and searched from these codes.
 
     Similarity is cosine, for which neither vectors nor queries need unit norm, the inner product or the
@@ -82,6 +88,7 @@ class CompressedIndex(Index):
     index may be copied, pickled and sent to other processes; a mapped one is sent as the path of its files.
     """
 
+    KIND = "index"
     _documents: EmbeddedDocuments
 
     def __init__(
@@ -340,6 +347,9 @@ class CompressedIndex(Index):
                 f"the model given has {model.fingerprint}"
             )
             raise FormatError(msg)
+        if isinstance(store, CodeStore) and store.residual_bits:
+            msg = f"codes in {store.path} leave room for residual codes, which are not there: encode anew"
+            raise FormatError(msg)
         if store.n_latents != model.n_latents:
             msg = f"{store.path} says that its codes are over {store.n_latents} latents, of {model.n_latents}"
             raise FormatError(msg)
@@ -413,12 +423,6 @@ class CompressedIndex(Index):
         index = cls(first.model, encoder=first.encoder, metric=first.metric, documents=documents)
         index.labels = next((each.labels for each in indexes if each.labels is not None), None)
         return index
-
-    def now(self) -> CompressedIndex:
-        """What stays as this index is now, whatever changes meanwhile; it is not to be changed."""
-        moment = type(self).__new__(type(self))
-        vars(moment).update(vars(self).copy())  # at once: `recode` replaces attributes together
-        return moment
 
     def __copy__(self) -> CompressedIndex:
         copied = type(self).__new__(type(self))
@@ -615,81 +619,22 @@ class CompressedIndex(Index):
         They are the original ones where it keeps them, else reconstructions by codes and residual codes.
         """
         index = self.now()
-        return StoredVectors(index.documents, index.model)
+        documents, model = index.documents, index.model
+        return StoredVectors(documents, partial(documents.vectors_of, model=model), model)
 
-    def recode(
-        self, model: CompresSAE | None = None, *, num_threads: int | None = None, progress: bool = False
-    ) -> None:
-        """Codes all vectors anew by another model, in the same form: k, bits, postings, metric and ids.
-
-        The vectors are the original ones where the index keeps them, else what codes and residual codes say,
-        so that what these have lost stays lost: recall then gains next to nothing. They are read in pieces,
-        and the new codes are made beside the old ones. Searches go on meanwhile, and see the old model and
-        codes or the new ones; changes wait.
-        `drift` compares with the new codes from then on. `frontier` is measured again, by neighbours among
-        the stored vectors; codes alone tell too little of these, and it becomes None, as do `labels`. Removed
-        vectors are left out, as by `compact`. If anything fails, the index stays as it was.
-
-        Args:
-            model: a trained model; by default one is trained on `vectors`, from the present one, which needs
-                torch: `train(index.vectors, config, start=index.model)` takes settings.
-            num_threads: threads to work with; all by default.
-            progress: show progress bars.
-
-        Raises:
-            InputError: the model is of another dimension, has too few latents or does not fit the metric; the
-                index is empty.
-            MissingExtraError: there is a model to train, and torch is not installed.
-            StorageError: the file of the original vectors was changed.
-        """
-        threads = check_threads(num_threads)
-        with self._writer.lock:
-            documents, vectors = self.documents, self.vectors
-            if not len(documents):
-                msg = "there are no vectors to code anew"
-                raise InputError(msg)
-            if model is None:
-                trained = improved(self.model, vectors, self._k_of(documents), progress=progress)
-            else:
-                trained = Trained(check_recodes(model, documents, self.model, self.metric))
-            new = self._recoded(trained, vectors, threads, progress)
-            # What is replaced must not be freed, which may run other threads, before all of it is.
-            replaced = vars(self).copy()
-            vars(self).update(vars(new) | {"_writer": self._writer, "skipped": self.skipped})
-            del replaced
-            _log.info("coded %d vectors anew by the model %s", len(documents), self.model.fingerprint)
-
-    def _recoded(
-        self, trained: Trained, vectors: StoredVectors, threads: int, progress: bool
-    ) -> CompressedIndex:
-        """A new index of the vectors of this one."""
-        (model, held_out), documents, tally = trained, self.documents, Tally(trained.model)
-        made = recoded(
-            documents,
-            vectors,
-            model,
-            self.encoder,
-            self.metric,
-            threads,
-            tally.note,
-            progress=progress,
-        )
+    def _recoded(self, recoding: Recoding, *, progress: bool) -> CompressedIndex:
+        (model, held_out), tally = recoding.trained, Tally(recoding.model)
+        empty = emptied_for(self.documents, model)
+        made = recoded(self.documents, empty, recoding, tally.note, progress=progress)
         new = type(self)(model, encoder=self.encoder, metric=self.metric, documents=made)
-        new.probe = Probe.of(model, tally.seen, held_out, self._k_of(documents), self.encoder, threads)
-        if documents.refines and len(made) >= CALIBRATED_ROWS:
-            keep_norms = made.backend.keeps_norms
-            points = seen_again(vectors, model.center, self.metric, keep_norms=keep_norms)
-            new.frontier = calibrate(
-                new,
-                neighbourhoods(points.vectors, points.order, progress=progress),
-                made.all_ids.all(),
-                made.backend.list_lengths(),
-                target=None if self.frontier is None else self.frontier.target,
-                num_threads=threads,
-                progress=progress,
-            )
+        new.probe = Probe.of(model, tally.seen, held_out, self.k, self.encoder, recoding.num_threads)
+        lengths = made.backend.list_lengths()
+        new.frontier = recoding.frontier_of(new, self.frontier, lengths, progress=progress)
         model.release()
         return new
+
+    def _stays(self) -> dict[str, Any]:
+        return super()._stays() | {"skipped": self.skipped}
 
     def compact(self, *, num_threads: int | None = None) -> None:
         """Reclaims the memory of removed vectors."""
@@ -744,7 +689,7 @@ class CompressedIndex(Index):
             FormatError: something other than an index is at `path`.
             StorageError: the disk is full or refuses; what was there before is untouched.
         """
-        persistence.write(path, "index", **self.contents()._asdict())
+        persistence.write(path, self.KIND, **self.contents()._asdict())
         _log.info("saved %d vectors to %s", len(self.documents.all_ids), as_place(path))
 
     @of_one_moment
@@ -794,7 +739,7 @@ class CompressedIndex(Index):
         where = as_place(path)
         if is_folder_of_shards(where):
             return cls.merge(cls.load(each, mmap=mmap, originals=originals) for each in shard_paths(where))
-        stored = persistence.read(where, "index", mmap=mmap, always_mapped=ALWAYS_MAPPED)
+        stored = persistence.read(where, cls.KIND, mmap=mmap, always_mapped=ALWAYS_MAPPED)
         check_moved(stored.meta, originals)
         with persistence.reading(str(where)):
             index = cls.from_contents(

@@ -589,3 +589,18 @@ def test_an_incomplete_faiss_is_named() -> None:
 
 def test_builds_that_are_installed() -> None:
     assert library.installed_builds() == ["faiss-cpu"]
+
+
+def test_a_recoded_index_is_reconstructed_again(
+    model: CompresSAE, uncentred_model: CompresSAE, vectors: FloatArray, queries: FloatArray
+) -> None:
+    index = CompressedIndex.build(vectors[:300], model=model, originals="float32", progress=False)
+    store = DenseStore(index, storage="float32", device="cpu", progress=False)
+    index.recode(uncentred_model)
+    with pytest.raises(InputError, match=r"another model .*: call refresh\(\)"):
+        store.search(queries)
+    store.refresh()
+    expected = DenseStore(index, storage="float32", device="cpu", progress=False)
+    for mode in ("dense", "two_stage"):
+        found, wanted = (each.search(queries, 5, mode=mode) for each in (store, expected))
+        np.testing.assert_array_equal(found.scores, wanted.scores)

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import pickle
+import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
-from compressae_index import CompresSAE, CompressedIndex, FormatError, InputError, StorageError
+from compressae_index import (
+    CompresSAE,
+    CompressedIndex,
+    FormatError,
+    InputError,
+    StorageError,
+    TrainConfig,
+    train,
+)
 from compressae_index.arrays import FloatArray
 from compressae_index.checks import normalize_rows
+from compressae_index.cli import main
 from compressae_index.coding.metric import Metric
 from compressae_index.connectors.faiss import FaissIndex
+from compressae_index.connectors.faiss.inverted import InvertedFile
 from compressae_index.demo import DemoData
 from compressae_index.search.frontier import Frontier, Point
 from compressae_index.testing import assert_best
@@ -282,3 +294,101 @@ def test_damaged_residuals_are_refused(model: CompresSAE, vectors: FloatArray) -
     del arrays["forward_residuals"]
     with pytest.raises(InputError, match="lacks the array forward_residuals"):
         InvertedFile.from_stored(model, lambda _: documents.faiss_index, meta, arrays)
+
+
+@pytest.fixture(scope="module")
+def other(vectors: FloatArray) -> CompresSAE:
+    """Another model, without a mean, of another size."""
+    config = TrainConfig(k=12, n_latents=256, steps=0, refine_rounds=5, center=False)
+    return train(vectors[::2], config).model
+
+
+@pytest.mark.parametrize("kind", ["residuals", "residuals of aligned codes", "float16"])
+@pytest.mark.parametrize("metric", ["cosine", "inner_product", "l2"])
+def test_it_is_recoded_as_the_index_that_it_was_made_of(
+    uncentred_model: CompresSAE,
+    other: CompresSAE,
+    vectors: FloatArray,
+    queries: FloatArray,
+    kind: str,
+    metric: Metric,
+) -> None:
+    rows = vectors[:N] if metric == "cosine" else vectors[:N] * lengths(N) * np.float32(2.0**-9)
+    index = embedded(uncentred_model, rows, kind, metric)
+    filed = FaissIndex.from_index(index, progress=False)
+    gone = index.ids[5:9]
+    for each in (index, filed):
+        each.remove(gone)
+    np.testing.assert_allclose(filed.vectors[3:99], index.vectors[3:99], rtol=1e-5, atol=1e-6)
+    for each in (index, filed):
+        each.recode(other)
+    expected = FaissIndex.from_index(index, progress=False)
+    assert filed.model is other
+    assert filed.ids.tolist() == expected.ids.tolist()
+    for settings in ({"refine": 30}, {"refine": 0}, {"mode": "sparse"}):
+        found, wanted = (each.search(queries, 8, **settings) for each in (filed, expected))
+        np.testing.assert_array_equal(found.ids, wanted.ids)
+        np.testing.assert_allclose(found.scores, wanted.scores, rtol=1e-6)
+    filed.add(rows[:3], [1, 2, 3])
+    assert filed.search(rows[2], 2).ids.tolist() in ([[3, IDS[2]]], [[IDS[2], 3]])
+
+
+def test_codes_alone_are_recoded_from_a_map_to_an_output(
+    model: CompresSAE, vectors: FloatArray, queries: FloatArray, tmp_path: Path
+) -> None:
+    index = CompressedIndex.build(vectors[:N], IDS, model=model, k=16, progress=False)
+    filed = FaissIndex.from_index(index, tmp_path / "old", progress=False)
+    rows = np.asarray(filed.vectors[0:N])
+    np.testing.assert_allclose(rows, index.vectors[0:N], atol=1e-6)
+    better = train(filed.vectors, TrainConfig(k=16, steps=0, refine_rounds=3), start=model).model
+    better.save(tmp_path / "model")
+    arguments = ["recode", str(tmp_path / "old"), "-o", str(tmp_path / "new")]
+    done = CliRunner().invoke(main, [*arguments, "--model", str(tmp_path / "model")])
+    assert done.exit_code == 0, done.output
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["model", "new", "old"]
+    new, expected = FaissIndex.load(tmp_path / "new"), FaissIndex(better, k=16)
+    assert (filed.model.fingerprint, new.model.fingerprint) == (model.fingerprint, better.fingerprint)
+    expected.add(rows, IDS)
+    # The codec of the old index has fewer bits than that of a new FaissIndex.
+    found, wanted = (each.search(queries, 5, mode="sparse").scores for each in (new, expected))
+    np.testing.assert_allclose(found, wanted, atol=0.02)
+    filed.recode(better)
+    np.testing.assert_array_equal(filed.search(queries, 5).scores, new.search(queries, 5).scores)
+    filed.add(vectors[N : N + 1], [1])  # it is no longer mapped
+
+
+def test_searches_see_the_old_or_the_new(
+    uncentred_model: CompresSAE,
+    other: CompresSAE,
+    vectors: FloatArray,
+    queries: FloatArray,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    index = FaissIndex.from_index(embedded(uncentred_model, vectors, "float32"), progress=False)
+    index.recode(uncentred_model)  # with levels of values that it has each time
+    asked = queries[:3]
+    expected = [index.search(asked, 5, mode="sparse").scores]
+    with monkeypatch.context() as patched:
+        patched.setattr(InvertedFile, "put_packed", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            index.recode(other)
+    np.testing.assert_array_equal(index.search(asked, 5, mode="sparse").scores, expected[0])
+    index.recode(other)
+    expected.append(index.search(asked, 5, mode="sparse").scores)
+    assert not np.array_equal(*expected)
+    done, answers = threading.Event(), list[FloatArray]()
+
+    def search() -> None:
+        while not done.is_set():
+            answers.append(index.search(asked, 5, mode="sparse").scores)
+
+    threads = [threading.Thread(target=search) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for model in (uncentred_model, other) * 2:
+        index.recode(model)
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert len(answers) > 2
+    assert all(any(np.array_equal(each, one) for one in expected) for each in answers)

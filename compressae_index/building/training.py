@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from compressae_index.arrays import FloatArray
@@ -130,15 +131,19 @@ class ModelSource:
         return self.settings
 
 
-def improved(start: CompresSAE, vectors: Vectors, k: int, *, progress: bool) -> Trained:
+def improved(
+    start: CompresSAE, vectors: Vectors, k: int, *, checkpoint: Path | None = None, progress: bool
+) -> Trained:
     """A model trained on vectors from another one, for codes of k nonzeros.
 
     Raises:
+        InputError, FormatError, StorageError: as for the checkpoint of `train`.
         MissingExtraError: torch is not installed.
     """
     from compressae_index.training.run import continued, train
 
-    result = train(vectors, replace(continued(start), k=k), start=start, progress=progress)
+    config = replace(continued(start), k=k)
+    result = train(vectors, config, start=start, checkpoint=checkpoint, progress=progress)
     return Trained(result.model, result.held_out)
 
 

@@ -13,6 +13,7 @@ import click
 from click.core import ParameterSource
 
 from compressae_index.arrays import IdArray
+from compressae_index.building.recoding import RecodableIndex
 from compressae_index.checks import as_path
 from compressae_index.cli.indexes import load_index
 from compressae_index.cli.options import (
@@ -357,7 +358,7 @@ def _index_of_codes(
     )
 
 
-def save_or_keep(made: CompressedIndex | CompresSAE, output: Place) -> None:
+def save_or_keep(made: RecodableIndex | CompresSAE, output: Place) -> None:
     """Saves an index or a model; if that fails, to a temporary folder, as it took long to make.
 
     Raises:
@@ -373,11 +374,11 @@ def save_or_keep(made: CompressedIndex | CompresSAE, output: Place) -> None:
         raise StorageError(number, f"{error}; {kept}", str(output)) from error
 
 
-def _kept(made: CompressedIndex | CompresSAE, name: str) -> str | None:
+def _kept(made: RecodableIndex | CompresSAE, name: str) -> str | None:
     """Saves to a new temporary folder; returns what was kept and where, or None if nothing fit."""
     # The index may not fit where its model does, and the model took longest to make.
-    parts: list[CompressedIndex | CompresSAE] = (
-        [made, made.model] if isinstance(made, CompressedIndex) else [made]
+    parts: list[RecodableIndex | CompresSAE] = (
+        [made, made.model] if isinstance(made, RecodableIndex) else [made]
     )
     with suppress(OSError):
         folder = Path(tempfile.mkdtemp(prefix="compressae-index-"))

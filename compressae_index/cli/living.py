@@ -9,7 +9,7 @@ import click
 
 from compressae_index.building.drift import Drift
 from compressae_index.cli.data import save_or_keep
-from compressae_index.cli.indexes import moved
+from compressae_index.cli.indexes import load_index, moved
 from compressae_index.cli.options import (
     PATH,
     PLACE,
@@ -111,20 +111,24 @@ def recode(
 
     They are coded by another model: by --model, or one that is trained on them from the present one, which
     needs torch. They are the original vectors where INDEX has them, else what its codes and residual codes
-    say. INDEX stays as it is, unless --output names it.
+    say. INDEX stays as it is, unless --output names it. A stopped command goes on where it was when it is run
+    again: what is done is kept in <output>.recoding until the new index is saved.
 
     \b
     Example:
       compressae-index recode items.index -o recoded.index
     """  # noqa: D301
     check_folder(output, "indexes")
-    check_target(output, "index")
+    loaded = load_index(index, originals)
+    check_target(output, loaded.KIND)
     replaced = holds_something(output)
     trained = None if model is None else CompresSAE.load(model)
-    loaded = CompressedIndex.load(index, mmap=True, originals=moved(originals))
     started = time.perf_counter()
-    loaded.recode(trained, num_threads=threads, progress=True)
-    save_or_keep(loaded, output)
+    if isinstance(output, Path):
+        loaded.recode(trained, output=output, num_threads=threads, progress=True)
+    else:  # where nothing is kept of what is done
+        loaded.recode(trained, num_threads=threads, progress=True)
+        save_or_keep(loaded, output)
     print_result(
         {"index": str(output), "seconds": time.perf_counter() - started, **loaded.stats()._asdict()}, as_json
     )

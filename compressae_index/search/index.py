@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, Self, TypeVar
 
 import numpy as np
 
@@ -167,6 +167,11 @@ class Index:
     def now(self) -> Index:
         """What stays as this index is now: itself, where its model is never replaced."""
         return self
+
+    def _snapshot(self) -> Self:
+        moment = type(self).__new__(type(self))
+        vars(moment).update(vars(self).copy())  # at once: attributes are replaced together
+        return moment
 
     @property
     def documents(self) -> Documents:

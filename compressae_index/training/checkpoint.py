@@ -32,6 +32,10 @@ def check_place(path: Path) -> None:
     persistence.check_target(path, _KIND)
 
 
+class OtherRunError(InputError):
+    """A checkpoint belongs to a run of other settings or other rows."""
+
+
 class Checkpoint:
     """The state of a run on disk, replaced in one step."""
 
@@ -42,7 +46,7 @@ class Checkpoint:
         """The state saved last, or None.
 
         Raises:
-            InputError: it belongs to other settings or other rows.
+            OtherRunError: it belongs to other settings or other rows.
             FormatError: it is damaged, or something else is there.
         """
         check_place(self._path)
@@ -55,7 +59,7 @@ class Checkpoint:
             if theirs.get(name) != value:
                 what = "other rows" if name == "rows" else f"{name} = {theirs.get(name)}, not {value}"
                 msg = f"the checkpoint {self._path} was made with {what}; remove it or name another directory"
-                raise InputError(msg)
+                raise OtherRunError(msg)
         return stored
 
     @contextmanager

@@ -12,6 +12,7 @@ import numpy as np
 from compressae_index.arrays import FloatArray, IdArray
 from compressae_index.checks import check_choice, check_int, check_threads
 from compressae_index.coding.metric import Metric, RowScale, row_norms
+from compressae_index.coding.model import CompresSAE
 from compressae_index.connectors.faiss.flat import STORAGES, CpuFlat, Storage
 from compressae_index.connectors.faiss.gpu import LONGEST, SPREADS, GpuFlat, Spread
 from compressae_index.connectors.faiss.library import find_gpus
@@ -50,6 +51,8 @@ class _Held(NamedTuple):
     unit: float
     """The power of two that the vectors were divided by."""
     metric: Metric
+    model: CompresSAE
+    """That of the index whose vectors they are."""
 
     def can_scan(self, k: int, wanted: Any) -> bool:
         """Whether Faiss can find k neighbours under a filter (`wanted`, None for no filter)."""
@@ -185,10 +188,10 @@ class DenseStore(Index):
     candidates by the index's "sparse" and re-scores them by vectors read from Faiss; "sparse" is the index's
     own mode. None has a last stage, so searches take no `refine`.
 
-    Change the index through this object's `add`, `upsert` and `remove`. After a change made elsewhere,
-    searches raise InputError until you call `refresh`. Searches may run in several threads, also while
-    another thread removes, but not while one runs `add` or `upsert`. `num_threads` applies to the index;
-    Faiss takes its number of threads from OpenMP.
+    Change the index through this object's `add`, `upsert` and `remove`. After a change made elsewhere, and
+    after `recode` of the index, searches raise InputError until you call `refresh`. Searches may run in
+    several threads, also while another thread removes, but not while one runs `add` or `upsert`.
+    `num_threads` applies to the index; Faiss takes its number of threads from OpenMP.
 
     On a GPU, Faiss cannot filter and returns at most 2,048 neighbours. A "dense" search
     beyond that, or after `remove`, runs in the index's own "dense" mode. With asymmetric scoring, "dense"
@@ -279,7 +282,12 @@ class DenseStore(Index):
         with self._writer.lock:
             self._refresh(ids, progress=progress)
 
+    def now(self) -> DenseStore:
+        """What stays as this store is now, whatever changes meanwhile; it is not to be changed."""
+        return self._snapshot()
+
     def _refresh(self, ids: Any, *, progress: bool) -> None:
+        model = self.index.model
         held = self.index.ids if ids is None else as_id_array(ids)
         flat, unit = self._empty(), self._choose_unit(held)
         with track(len(held), "reconstructing", enabled=progress) as advance:
@@ -287,7 +295,7 @@ class DenseStore(Index):
                 flat.add(self._seen(part) / np.float32(unit))
                 advance(len(part))
         rows = Rows(Ids.from_user(held, len(held)) if len(held) else Ids(0, {}))
-        self._held = _Held(rows, flat, unit, self.metric)
+        vars(self).update(model=model, _held=_Held(rows, flat, unit, self.metric, model))
 
     def _seen(self, ids: IdArray) -> FloatArray:
         """Reconstructions of ids, from the model's center."""
@@ -403,6 +411,9 @@ class DenseStore(Index):
         """
         while True:
             held = self._held
+            if held.model is not self.index.model:
+                msg = "the index was coded anew by another model than the vectors in Faiss: call refresh()"
+                raise InputError(msg)
             known, stored = len(held.rows.all_ids), len(held.flat)
             # The length of another back end may take a request to a server.
             embedded = isinstance(self.index, CompressedIndex)

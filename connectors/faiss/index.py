@@ -5,6 +5,7 @@ from __future__ import annotations
 import copyreg
 import os
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from compressae_index import persistence
+from compressae_index.building.recoding import RecodableIndex, Recoding, StoredVectors
 from compressae_index.checks import as_path, as_place
-from compressae_index.coding.metric import Metric
+from compressae_index.coding.metric import Metric, RowScale
 from compressae_index.coding.model import CompresSAE, Encoder, check_is_model
 from compressae_index.connectors.faiss import lists
 from compressae_index.connectors.faiss.inverted import InvertedFile
@@ -26,15 +28,14 @@ from compressae_index.index import CompressedIndex
 from compressae_index.progress import track
 from compressae_index.remote import Place
 from compressae_index.search.frontier import Frontier
-from compressae_index.search.index import Index, IndexStats
+from compressae_index.search.index import IndexStats, counted, of_one_moment
 from compressae_index.search.labels import Labels, labels_file, stored_labels
 from compressae_index.sources import CHUNK_ROWS
 
-_KIND = "faiss index"
 _LISTS = "lists.faiss"
 
 
-class FaissIndex(Index):
+class FaissIndex(RecodableIndex):
     """An index with its codes in Faiss's inverted lists, one list a latent.
 
     The engine searches the lists in Faiss's memory. `faiss_index` is an ordinary Faiss index: you can write
@@ -44,6 +45,7 @@ class FaissIndex(Index):
     other.
     """
 
+    KIND = "faiss index"
     _documents: InvertedFile
 
     def __init__(
@@ -119,7 +121,8 @@ class FaissIndex(Index):
             StorageError: the disk is full or denies access; an index at `path` stays as it was.
         """
         if path is not None:
-            persistence.check_target(path, _KIND)
+            persistence.check_target(path, cls.KIND)
+        index = index.now()
         documents, held = index.documents, index.documents.backend
         rows, originals = documents.alive_rows(), held.originals
         if originals is not None and documents.alive is not None:
@@ -200,6 +203,27 @@ class FaissIndex(Index):
         """
         return self.documents.faiss_index
 
+    @property
+    def vectors(self) -> StoredVectors:
+        """The vectors as the index knows them, in the order of `ids`: a source for `train` and others.
+
+        They are the original ones where it keeps them, else reconstructions by codes and residual codes.
+        """
+        index = self.now()
+        return index.documents.stored_vectors(index.model)
+
+    def _recoded(self, recoding: Recoding, *, progress: bool) -> FaissIndex:
+        model, old, threads = recoding.model, self.documents, recoding.num_threads
+        scale = RowScale(self.metric, old.unit_of_rows, unit_rows=not recoding.scale.keeps_norms)
+        recoding = replace(recoding, scale=scale)
+        with track(len(self), recoding.label, enabled=progress) as advance:
+            made = old.recoded(model, counted(recoding.chunks(), advance), threads, progress=progress)
+        new = type(self)(model, encoder=self.encoder, metric=self.metric, documents=made)
+        new.frontier = recoding.frontier_of(new, self.frontier, made.list_lengths(), progress=progress)
+        model.release()
+        return new
+
+    @of_one_moment
     def stats(self) -> IndexStats:
         """The contents of the index, and their costs."""
         stats, kept = super().stats(), self.documents.originals
@@ -213,6 +237,12 @@ class FaissIndex(Index):
             InputError: the indexes differ in model, metric, k, residual codes, kind of ids or in whether they
                 have original vectors, or share an id. Nothing was added.
         """
+        other = other.now()
+        with self._writer.lock:
+            self._check_merges(other)
+            self.documents.take(other.documents)
+
+    def _check_merges(self, other: FaissIndex) -> None:
         mine = (self.model.fingerprint, self.metric, self.documents.k)
         theirs = (other.model.fingerprint, other.metric, other.documents.k)
         if mine != theirs:
@@ -224,12 +254,13 @@ class FaissIndex(Index):
         if (held := self.holds(ids)).any():
             msg = f"id {ids[held].tolist()[0]!r:.100} is in both indexes ({int(held.sum())} such ids)"
             raise InputError(msg)
-        self.documents.take(other.documents)
 
     def compact(self) -> None:
         """Reclaims the memory of removed vectors, and reads mapped lists into memory."""
-        self._documents = self._documents.compacted()
+        with self._writer.lock:
+            self._documents = self._documents.compacted()
 
+    @of_one_moment
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a directory in one step, with the lists in `lists.faiss`.
 
@@ -257,7 +288,7 @@ class FaissIndex(Index):
         if self.frontier is not None:
             meta["frontier"] = self.frontier.manifest()
         every: dict[str, Callable[[Path], object]] = {**files, **labels_file(self.labels)}
-        persistence.write(path, _KIND, meta, arrays=arrays, tensors=self.model.tensors(), files=every)
+        persistence.write(path, self.KIND, meta, arrays=arrays, tensors=self.model.tensors(), files=every)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, mmap: bool = False, originals: Any = None) -> FaissIndex:
@@ -283,7 +314,7 @@ class FaissIndex(Index):
 
     @classmethod
     def _load(cls, path: Place, mmap: bool, originals: Any) -> FaissIndex:
-        stored = persistence.read(path, _KIND, mmap=mmap, always_mapped=(as_path(FILE).stem,))
+        stored = persistence.read(path, cls.KIND, mmap=mmap, always_mapped=(as_path(FILE).stem,))
         check_moved(stored.meta, originals)
         with persistence.reading(str(path)):
             model = CompresSAE.from_stored(persistence.entry(stored.meta, "model", dict), stored.tensors)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy.typing as npt
 
 from compressae_index._engine import BorrowedLists, Refiner
 from compressae_index.arrays import Bitmap, FloatArray, Hits, IdArray, RowArray
+from compressae_index.building.recoding import StoredVectors
 from compressae_index.checks import check_int, check_threads
 from compressae_index.coding.chunks import Encoded
 from compressae_index.coding.codes import SparseCodes
@@ -273,9 +275,16 @@ class InvertedFile(SparseBackend):
         return self
 
     def _packed(
-        self, chunks: Iterable[Encoded], num_threads: int, spool: Spool | None = None
+        self,
+        chunks: Iterable[Encoded],
+        num_threads: int,
+        spool: Spool | None = None,
+        *,
+        in_unit: bool = False,
     ) -> tuple[Arrays, Codec]:
         """Packs codes and residuals, at least one row of them, and writes the rows to a spool.
+
+        Chunks that are `in_unit` were divided by the unit before.
 
         Returns:
             The codec's arrays, and the codec, which is fitted to the first codes if it was not fitted.
@@ -284,10 +293,10 @@ class InvertedFile(SparseBackend):
         codec, pieces = held.codec, list[Arrays]()
         has_unit = not self.keeps_norms or held.originals is not None or len(held.rows.all_ids) > 0
         for codes, rows in chunks:
-            if not has_unit:  # squares of norms must fit half precision
+            if not (has_unit or in_unit):  # squares of norms must fit half precision
                 norms = row_norms(rows) if rows is not None else self.model.norms(codes)
                 self._unit, has_unit = unit_from_center(norms, self.model.center_norm), True
-            if self._unit != 1:
+            if self._unit != 1 and not in_unit:
                 codes = codes.scaled(1 / self._unit)
                 rows = None if rows is None else rows / np.float32(self._unit)
             codec = codec.fitted(codes)
@@ -376,7 +385,13 @@ class InvertedFile(SparseBackend):
             StorageError: the file of the original vectors was changed.
         """
         held = self._held
-        rows = held.rows.rows_of(ids)
+        return self._vectors(held, model, held.rows.rows_of(ids))
+
+    def stored_vectors(self, model: CompresSAE) -> StoredVectors:
+        """The vectors of all documents as they are now."""
+        return StoredVectors(self._held.rows, partial(self._vectors, self._held, model), model)
+
+    def _vectors(self, held: _Held, model: CompresSAE, rows: RowArray) -> FloatArray:
         if held.originals is None:
             return self._reconstructed(held, rows, model)
         vectors = held.originals.vectors(rows)
@@ -583,6 +598,47 @@ class InvertedFile(SparseBackend):
             codes = self._unpacked(held.gathered(batch), held.codec)
             refined = isinstance(held.codec, WithResiduals)
             yield Encoded(codes, self._reconstructed(held, batch, self.model) if refined else None)
+
+    @property
+    def unit_of_rows(self) -> float:
+        """What codes are divided by before they are packed."""
+        return self._unit
+
+    def recoded(
+        self, model: CompresSAE, chunks: Iterable[Encoded], num_threads: int, *, progress: bool = False
+    ) -> InvertedFile:
+        """A copy in memory with codes of another model, in the same form, without removed rows.
+
+        Args:
+            model: the model of the new codes.
+            chunks: the vectors and codes of all documents, in `unit_of_rows`.
+            num_threads: threads of the engine.
+            progress: show a progress bar.
+
+        Raises:
+            InputError: a value is too large for half precision.
+        """
+        held = self._held
+        codec, _ = from_arrays(held.codec.manifest(), {})  # with levels of the new codes
+        new = InvertedFile(
+            model,
+            self.nonzeros,
+            codec=codec,
+            unit=self._unit,
+            string_ids=self.are_strings,
+            num_threads=self.num_threads,
+        )
+        packed, codec = new._packed(chunks, num_threads, in_unit=True)
+        originals = held.originals
+        if originals is not None and held.rows.alive is not None:
+            originals = originals.subset(held.rows.alive_rows())
+        new.put_packed(packed, codec, held.rows.live_ids.all(), originals, progress=progress)
+        return new
+
+    def list_lengths(self) -> npt.NDArray[np.int64]:
+        """Postings of each latent, (model.n_latents,)."""
+        with self._in_turn():
+            return lists.list_lengths(self._faiss)[: self.model.n_latents]
 
     def compacted(self) -> InvertedFile:
         """A copy in memory, without removed rows."""
