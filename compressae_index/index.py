@@ -738,7 +738,12 @@ class CompressedIndex(RecodableIndex):
         """
         where = as_place(path)
         if is_folder_of_shards(where):
-            return cls.merge(cls.load(each, mmap=mmap, originals=originals) for each in shard_paths(where))
+
+            def attempt() -> CompressedIndex:
+                shards = shard_paths(where)
+                return cls.merge(cls.load(each, mmap=mmap, originals=originals) for each in shards)
+
+            return persistence.unless_replaced(where, attempt)  # by `recode_shards`
         stored = persistence.read(where, cls.KIND, mmap=mmap, always_mapped=ALWAYS_MAPPED)
         check_moved(stored.meta, originals)
         with persistence.reading(str(where)):

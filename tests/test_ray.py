@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from oracles import assert_same, assert_same_codes
 from compressae_index import BatchEncoder, CompresSAE, CompressedIndex
 from compressae_index.arrays import FloatArray
 from compressae_index.cli import main
+from compressae_index.embedded.merging import shard_paths
 from compressae_index.errors import BackendError, FormatError, InputError, UnknownIdError
 
 ray: Any = pytest.importorskip("ray")
@@ -35,8 +37,9 @@ from compressae_index.connectors.ray import (  # noqa: E402
     build_shards,
     encode,
     export_milvus,
+    recode_shards,
 )
-from compressae_index.training import TrainConfig  # noqa: E402
+from compressae_index.training import TrainConfig, train  # noqa: E402
 
 ROWS = 2600
 
@@ -183,6 +186,74 @@ def test_shards_are_the_index_of_all_rows(
     for mode in ("dense", "two_stage"):
         expected = whole.search(queries, 10, mode=mode, candidates=2000)
         assert_same(loaded.search(queries, 10, mode=mode, candidates=2000), expected)
+
+
+@pytest.fixture(scope="module")
+def other(rows: FloatArray) -> CompresSAE:
+    """Another model for inner products."""
+    config = TrainConfig(k=12, n_latents=256, steps=0, refine_rounds=4, center=False)
+    return train(rows[:1000], config).model
+
+
+def test_shards_are_recoded_as_the_index_of_all_rows(
+    cluster: Path, shards: Path, other: CompresSAE, queries: FloatArray
+) -> None:
+    output, whole = cluster / "recoded", CompressedIndex.load(shards)
+    whole.recode(other)
+    first = recode_shards(shards, output, other, progress=False)
+    assert (first.rows, first.skipped, first.kept, len(first.pieces)) == (ROWS, 0, 0, 2)
+    loaded, sharded = CompressedIndex.load(output, mmap=True), ShardedIndex.load(output, cpus=0.1)
+    assert loaded.model.fingerprint == sharded.model.fingerprint == other.fingerprint
+    assert loaded.ids.tolist() == whole.ids.tolist()
+    assert_same_codes(loaded.codes(loaded.ids), whole.codes(whole.ids))
+    np.testing.assert_array_equal(loaded.vectors[0:ROWS], whole.vectors[0:ROWS])
+    for index in (loaded, sharded):
+        assert_same(index.search(queries, 10, mode="dense"), whole.search(queries, 10, mode="dense"))
+    before = contents(output)
+    Path(first.pieces[1], "manifest.json").write_text("damaged")
+    again = recode_shards(shards, output, other, progress=False)
+    assert (again.kept, contents(output)) == (1, before)
+    narrow = CompresSAE.of_dictionary(np.eye(24, dtype=np.float32), 4)
+    with pytest.raises(InputError, match="dimension 24"):
+        recode_shards(shards, cluster / "wrong", narrow, progress=False)
+
+
+def test_shards_are_recoded_in_place(
+    cluster: Path, shards: Path, like: CompressedIndex, queries: FloatArray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = cluster / "in-place"
+    shutil.copytree(shards, folder)
+    index = CompressedIndex.load(next((folder / "pieces").iterdir()))
+    index.remove(index.ids[5:50])
+    index.save(next((folder / "pieces").iterdir()))
+    before = CompressedIndex.load(folder, mmap=True)
+    expected = before.search(queries, 5)
+    done = CliRunner().invoke(main, ["ray", "recode", str(folder), "-o", str(folder), "--json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["rows"] == ROWS - 45
+    after = CompressedIndex.load(folder)
+    assert after.model.fingerprint != like.model.fingerprint
+    assert sorted(after.ids) == sorted(before.ids)
+    assert len(list((folder / "pieces").iterdir())) == len(list((folder / "records").iterdir())) == 2
+    assert_same(before.search(queries, 5), expected)  # what is mapped stays
+    # A reader that read the manifest just before it was replaced reads it again.
+    monkeypatch.setattr("compressae_index.index.shard_paths", replaced_once(folder, shards))
+    assert CompressedIndex.load(folder).model.fingerprint == like.model.fingerprint
+
+
+def replaced_once(folder: Path, by: Path) -> Any:
+    """`shard_paths`, after which the first time the folder is replaced by another one."""
+    calls = list[Path]()
+
+    def paths(of: Path) -> list[Any]:
+        found = shard_paths(of)
+        if not calls:
+            calls.append(of)
+            shutil.rmtree(folder)
+            shutil.copytree(by, folder)
+        return found
+
+    return paths
 
 
 def test_finished_pieces_stay_and_changed_rows_are_done_again(

@@ -42,7 +42,7 @@ from compressae_index.checks import as_path, as_place
 from compressae_index.cli import main
 from compressae_index.coding.directory import encode_to_directory
 from compressae_index.connectors.ray.output import Finished, output_at
-from compressae_index.connectors.ray.pieces import Job, Piece
+from compressae_index.connectors.ray.pieces import FileRows, Job, Piece
 from compressae_index.connectors.ray.work import Shards
 from compressae_index.errors import CompressaeError
 from compressae_index.persistence import kind_of, was_written
@@ -559,7 +559,7 @@ def test_shards_and_codes_in_a_store(
 def job_of(rows: FloatArray, index: CompressedIndex, output: str) -> tuple[Job, list[Piece]]:
     target = output_at(as_place(output))
     pieces = [Piece(number, first, first + 20, None) for number, first in enumerate(range(0, len(rows), 20))]
-    return Job(rows, "train", "error", Shards(index.empty_like()), target), pieces
+    return Job(FileRows(rows, "train", "error"), Shards(index.empty_like()), target), pieces
 
 
 def finished_on(job: Job, pieces: list[Piece]) -> list[Finished]:

@@ -104,7 +104,7 @@ def form_options(function: Callable[..., None]) -> Callable[..., None]:
 
 @click.group()
 def ray() -> None:
-    """Encode and build in pieces on Ray.
+    """Encode, build and recode in pieces on Ray.
 
     That is on this machine, or on the cluster that RAY_ADDRESS names. Every machine must be able to read
     EMBEDDINGS and to write to the output. A stopped command goes on where it was when it is run again. It
@@ -137,6 +137,31 @@ def build_on_ray(rows: Input, output: Place, form: dict[str, Any], as_json: bool
 
     check_folder(output, "shards")
     _print(lambda: build_shards(rows, output, **form), as_json)
+
+
+@ray.command("recode")
+@click.argument("shards", type=PLACE)
+@output_option
+@click.option(
+    "--model", type=PLACE, help="Directory that `train` wrote.  [default: train from the model of SHARDS]"
+)
+@json_option
+def recode_on_ray(shards: Place, output: Place, model: Place | None, as_json: bool) -> None:
+    """Code the vectors of SHARDS anew.
+
+    SHARDS is a folder that `ray build` wrote. All are coded by one other model, --model, or one that is
+    trained on vectors of all of them, and published at once: --output may be SHARDS, whose readers get the
+    old ones or the new ones. `compressae-index recode` makes one index of them instead.
+
+    \b
+    Example:
+      compressae-index ray recode items.shards -o recoded.shards
+    """  # noqa: D301
+    from compressae_index.connectors.ray import recode_shards
+
+    check_folder(output, "shards")
+    trained = None if model is None else CompresSAE.load(model)
+    _print(lambda: recode_shards(shards, output, trained), as_json)
 
 
 @ray.command("encode")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -13,8 +13,8 @@ from compressae_index.batches import VALUE_TYPES, ValueType
 from compressae_index.checks import as_place, check_choice, check_int
 from compressae_index.coding.model import ENCODERS, CompresSAE, Encoder, check_is_model
 from compressae_index.connectors.ray.library import absolute, raised, started
-from compressae_index.connectors.ray.output import Finished, output_at
-from compressae_index.connectors.ray.pieces import Job, Piece, Work
+from compressae_index.connectors.ray.output import Finished, Output, output_at
+from compressae_index.connectors.ray.pieces import FileRows, Job, Piece, Source, Work
 from compressae_index.connectors.ray.work import Codes, MilvusFiles, Shards
 from compressae_index.embedded.merging import PIECES
 from compressae_index.embedded.sizes import WINDOW
@@ -28,6 +28,8 @@ from compressae_index.sources.sample import spread_sample
 
 if TYPE_CHECKING:
     from compressae_index.connectors.milvus.manifest import Dense
+
+T = TypeVar("T")
 
 # Rows a piece, in whole windows of posting lists, so that merged shards have the lists of one index.
 PIECE_ROWS = 8 * WINDOW
@@ -229,23 +231,37 @@ def run(rows: Input, output: PathLike, kind: str, work: Callable[[], Work], *, p
     """
     target = output_at(as_place(output, "output").absolute())
     n, _ = rows.shape()
-    pieces = list(rows.pieces(n))
+    source = FileRows(rows.paths, rows.dataset, rows.on_bad_rows)
+    published = run_pieces(source, list(rows.pieces(n)), target, kind, work, progress=progress)
+    if not published.pieces:
+        msg = f"all {n} rows of the embeddings are zero or hold NaN or infinite values: none is left"
+        raise InputError(msg)
+    return published
+
+
+def run_pieces(
+    source: Source,
+    pieces: Sequence[Piece],
+    target: Output,
+    kind: str,
+    work: Callable[[], Work],
+    *,
+    progress: bool,
+) -> Published:
+    """Does some work on pieces of a source, and publishes what it wrote, unless that is nothing."""
     ray = started()
     with target.opened(kind):
-        job = Job(rows.paths, rows.dataset, rows.on_bad_rows, work(), target)
-        with track(n, "working on Ray", enabled=progress) as advance:
-            done = _finished(ray, job, pieces, advance)
-        skipped = sum(each.skipped for each in done)
-        written = [each for each in done if each.name is not None]
-        if not written:
-            msg = f"all {n} rows of the embeddings are zero or hold NaN or infinite values: none is left"
-            raise InputError(msg)
-        job.publish(written)
+        job = Job(source, work(), target)
+        with track(pieces[-1].end, "working on Ray", enabled=progress) as advance:
+            finished = _finished(ray, job, pieces, advance)
+        written = [each for each in finished if each.name is not None]
+        if written:
+            job.publish(written)
     return Published(
         target.path,
         [target.path / PIECES / str(each.name) for each in written],
         sum(each.rows for each in written),
-        skipped,
+        sum(each.skipped for each in finished),
         sum(not each.is_new for each in written),
     )
 
@@ -299,17 +315,30 @@ def _prototype(
             msg = f"embeddings have dimension {dim}, expected {like.model.dim}"
             raise DimensionError(msg)
         return like.empty_like()
-    ray = started()
     check_int(sample_rows, "sample_rows", 1)
     if progress:
         say(f"building an index of a sample of at most {sample_rows:,} rows, which all shards are like")
-    most = max((node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"]), default=1)
-    task = ray.remote(num_cpus=most, max_retries=RETRIES)(_built)
+    return on_a_node(_built, rows, sample_rows, build)
+
+
+def on_a_node(work: Callable[..., T], *arguments: Any) -> T:
+    """What a function returns that runs as one task, on the free processors of a node."""
+    ray = started()
+    task = ray.remote(num_cpus=_free(ray), max_retries=RETRIES)(work)
     try:
-        index: CompressedIndex = ray.get(task.remote(rows, sample_rows, build))
+        result: T = ray.get(task.remote(*arguments))
     except Exception as error:
         raise raised(error) from None
-    return index
+    return result
+
+
+def _free(ray: Any) -> int:
+    """Processors that some node has free: actors, as of a `ShardedIndex`, may hold others for good."""
+    nodes = [
+        node["Resources"]["CPU"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")
+    ]
+    free = ray.available_resources().get("CPU", 0) / max(len(nodes), 1)  # the freest has the mean at least
+    return max(int(min(free, max(nodes, default=1))), 1)
 
 
 def _built(rows: Input, sample_rows: int, build: dict[str, Any]) -> CompressedIndex:

@@ -59,21 +59,54 @@ class Piece(NamedTuple):
     """(end - first,) ids of its rows; None for their numbers in the source."""
 
 
+class Source(Protocol):
+    """Where the rows of pieces come from. It is pickled, and sent to every worker."""
+
+    def opened(self, piece: Piece, *, zeros: bool) -> tuple[Vectors, IdArray, int]:
+        """The rows of a piece, their ids, and how many bad ones were left out; `zeros` may be good.
+
+        Raises:
+            InputError: bad rows, with their file.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class FileRows:
+    """Rows of files.
+
+    Attributes:
+        paths: that every worker can open, as `open_vectors` takes them.
+        dataset: the data set or column of a file.
+        on_bad_rows: "error", or "skip".
+    """
+
+    paths: Any
+    dataset: str
+    on_bad_rows: BadRows
+
+    def opened(self, piece: Piece, *, zeros: bool) -> tuple[Vectors, IdArray, int]:
+        """The rows of a piece."""
+        vectors = open_vectors(self.paths, dataset=self.dataset)
+        run: Vectors = Run(vectors, piece.first, piece.end)
+        ids = np.arange(piece.first, piece.end) if piece.ids is None else piece.ids
+        if self.on_bad_rows == "error":
+            return run, ids, 0
+        good = GoodRows(run, zeros=zeros, may_be_empty=True)
+        return Run(good, 0, good.shape[0]), ids[good.kept], len(good.skipped)
+
+
 @dataclass(frozen=True)
 class Job:
     """Rows of a source, what to do with them, and where to.
 
     Attributes:
-        source: paths that every worker can open, as `open_vectors` takes them.
-        dataset: the data set or column of a file.
-        on_bad_rows: "error", or "skip".
+        source: the rows.
         work: what to do.
         output: where every worker can write to.
     """
 
-    source: Any
-    dataset: str
-    on_bad_rows: BadRows
+    source: Source
     work: Work
     output: Output
 
@@ -83,7 +116,7 @@ class Job:
         Raises:
             InputError: bad rows, with their file.
         """
-        vectors, ids, skipped = self._rows(piece)
+        vectors, ids, skipped = self.source.opened(piece, zeros=self.work.zeros)
         if not len(ids):
             return Finished(None, 0, skipped, is_new=False)
         work = self.work
@@ -93,15 +126,6 @@ class Job:
             return finished
         self.output.put(finished, lambda target: work.write(vectors, ids, target))
         return finished._replace(is_new=True)
-
-    def _rows(self, piece: Piece) -> tuple[Vectors, IdArray, int]:
-        opened = open_vectors(self.source, dataset=self.dataset)
-        run: Vectors = Run(opened, piece.first, piece.end)
-        ids = np.arange(piece.first, piece.end) if piece.ids is None else piece.ids
-        if self.on_bad_rows == "error":
-            return run, ids, 0
-        good = GoodRows(run, zeros=self.work.zeros, may_be_empty=True)
-        return Run(good, 0, good.shape[0]), ids[good.kept], len(good.skipped)
 
     def publish(self, pieces: list[Finished]) -> None:
         """Replaces the manifest by one of these pieces, and removes pieces that it does not name."""

@@ -19,6 +19,7 @@ from compressae_index.embedded.sizes import LISTED_PER_CODE, sparse_candidates
 from compressae_index.errors import BackendError, InputError, UnknownIdError
 from compressae_index.ids import Ids, Rows
 from compressae_index.processes import cached_property
+from compressae_index.remote import Place
 from compressae_index.search.index import Index
 from compressae_index.search.protocol import Filter
 from compressae_index.search.queries import MODES, Asked, Reads, SearchResult
@@ -54,7 +55,7 @@ class ShardedIndex(Index):
             BackendError: an actor cannot be started.
             MissingExtraError: ray is not installed.
         """
-        ray, paths = started(), _paths(shards)
+        ray, paths = started(), paths_of(shards)
         kind = ray.remote(num_cpus=cpus, max_restarts=RESTARTS, max_task_retries=RESTARTS)(Shard)
         actors = [kind.remote(path) for path in paths]
         try:
@@ -66,14 +67,15 @@ class ShardedIndex(Index):
         return cls(model, documents, encoder=form["encoder"], metric=form["metric"])
 
 
-def _paths(shards: Any) -> list[Any]:
+def paths_of(shards: Any) -> list[Place]:
+    """The saved indexes of a folder of shards, or those at given paths; as every worker finds them."""
     if isinstance(shards, (list, tuple)):
         paths = [absolute(each) for each in shards]
     else:
         folder = absolute(shards)
         paths = shard_paths(folder) if is_folder_of_shards(folder) else [folder]
     if not paths:
-        msg = "there are no shards to search"
+        msg = "no shards are given"
         raise InputError(msg)
     return paths
 
