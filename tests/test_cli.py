@@ -445,6 +445,26 @@ def test_info_of_a_faiss_index(model: CompresSAE) -> None:
 
 
 @needs_place
+def test_a_search_says_what_it_did(queries: FloatArray) -> None:
+    options = ("search", "i", "q.npy", "-k", 3, "--candidates", 50, "--query-nnz", 8)
+    index = CompressedIndex.load("i")
+    expected = index.search(queries[:6], 3, candidates=50, query_nnz=8, stats=True).stats
+    assert expected is not None
+    found = run_json(*options, "--stats")
+    assert found["stats"] | {"milliseconds": {}} == expected._asdict() | {"milliseconds": {}}
+    assert set(found["stats"]["milliseconds"]) == {"project", "find", "total"}
+    assert {name: found[name] for name in ("ids", "scores")} == run_json(*options)
+    told, plain = run(*options, "--stats"), run(*options)
+    assert told.stdout == plain.stdout
+    assert plain.stderr == ""
+    (line,) = told.stderr.splitlines()
+    counts = rf" {expected.candidates:,} candidates, .*, {expected.bytes_read:,} bytes read"
+    assert re.fullmatch(rf"6 queries: project [\d.]+ ms, find .* ms, total .* ms;{counts}", line)
+    assert run_json(*options, "--stats", "--explain")["stats"]["postings"] == expected.postings
+    assert run_json(*options, "--stats", "-o", "r.npz")["stats"]["postings"] == expected.postings
+
+
+@needs_place
 def test_search_and_eval_of_a_faiss_index(queries: FloatArray) -> None:
     filed = FaissIndex.from_index(CompressedIndex.load("i"), progress=False)
     filed.save("f")

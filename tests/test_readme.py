@@ -132,6 +132,7 @@ MADE = {
         *("texts-codes.model", "vectors.parquet", "codes.parquet", "codes-datasets.parquet"),
         *("datasets-cache", "texts.shard-0", "texts.shard-1"),
     },
+    "docs/living.md": {"recoded.index"},
     "docs/frameworks.md": {"notes.store", "documents.store", "notes.db", "notes.texts"},
     "docs/faiss.md": {"texts.faiss-index", "texts.faiss"},
     "docs/exports.md": {"texts.vsag", "texts.seismic"},

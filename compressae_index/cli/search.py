@@ -48,7 +48,7 @@ from compressae_index.measuring.page import as_page
 from compressae_index.measuring.plots import figure_class
 from compressae_index.remote import Place
 from compressae_index.search.index import Index
-from compressae_index.search.queries import Mode, SearchResult, check_candidates
+from compressae_index.search.queries import Mode, SearchResult, SearchStats, check_candidates
 from compressae_index.search.results import write_results, write_table
 from compressae_index.sources import BadRows, Vectors, open_vectors, read_ids, read_metadata
 from compressae_index.storage import written_aside
@@ -131,6 +131,9 @@ def metadata_options(function: F) -> F:
     "--explain", "explaining", is_flag=True, help=f"Show the {SHOWN} latents that matter most for each hit."
 )
 @gathered(metadata_options, Metadata, "metadata")
+@click.option(
+    "--stats", "counting", is_flag=True, help="Say what the search did: milliseconds and counts by stage."
+)
 @output_option
 @query_dataset_option
 @originals_option
@@ -147,6 +150,7 @@ def search(
     latents: Latents,
     explaining: bool,
     metadata: Metadata,
+    counting: bool,
     output: Path | None,
     query_dataset: str,
     originals: str | None,
@@ -166,6 +170,9 @@ def search(
 
     With --explain or --columns, a line is one document: the query's number, a tab, id:score, and the columns
     after tabs. Below it are latents with what they add to its score, and their names if `label` gave any.
+
+    With --stats, standard error has a line of what the search did for all queries together; with --json, it
+    is the entry "stats" of the object.
 
     \b
     Example:
@@ -190,6 +197,7 @@ def search(
         refine=refine,
         filter=latents.filter_of(loaded),
         num_threads=threads,
+        stats=counting,
         **searching._asdict(),
     )
     table = metadata.joined(found.to_arrow()) if names or _is_table(output) else None
@@ -198,9 +206,24 @@ def search(
     elif explaining or names:
         _show_hits(found, loaded if explaining else None, rows, names, table, as_json)
     elif as_json:
-        click.echo(json.dumps(neighbours(found.scores, found.ids)))
+        click.echo(json.dumps(neighbours(found.scores, found.ids) | _stats(found)))
     else:
         print_neighbours(found.scores, found.ids)
+    if found.stats is not None and not as_json:
+        click.echo(_in_a_line(found.stats), err=True)
+
+
+def _stats(found: SearchResult) -> dict[str, Any]:
+    """What a search did, as an entry of JSON, if that was asked for."""
+    return {} if found.stats is None else {"stats": found.stats._asdict()}
+
+
+def _in_a_line(stats: SearchStats) -> str:
+    spent = ", ".join(f"{stage} {value:.3f} ms" for stage, value in stats.milliseconds.items())
+    counts = [(stats.candidates, "candidates"), (stats.rescored, "re-scored"), (stats.refined, "refined")]
+    counts += [(stats.postings, "postings"), (stats.bytes_read, "bytes read")]
+    known = ", ".join(f"{count:,} {what}" for count, what in counts if count is not None)
+    return f"{stats.queries:,} queries: {spent}; {known}"
 
 
 def _check_results(output: Path, names: list[str], *, explaining: bool) -> None:
@@ -234,7 +257,7 @@ def _show_hits(
             for share in why:
                 click.echo(f"\t{share_line(share)}")
     if as_json:
-        print_json({"hits": hits})
+        print_json({"hits": hits} | _stats(found))
 
 
 def _refuse_useless(mode: Mode, searching: Searching) -> None:
@@ -258,7 +281,7 @@ def _write(found: SearchResult, output: Path, as_json: bool, table: Any = None) 
         else:
             write_table(aside, table)
     if as_json:
-        print_json({"results": str(output)})
+        print_json({"results": str(output)} | _stats(found))
     else:
         n, k = found.ids.shape
         click.echo(f"{n} x {k} results in {printable(str(output))}")
