@@ -54,7 +54,7 @@ class Unfinished:
             return improved(start, vectors, k, checkpoint=state, progress=progress)
         except (OtherRunError, FormatError) as error:
             warnings.warn(f"{error}; the training starts over", stacklevel=2)
-            shutil.rmtree(state)
+            shutil.rmtree(state, ignore_errors=True)
             return improved(start, vectors, k, checkpoint=state, progress=progress)
 
     def coded(
@@ -95,7 +95,7 @@ class Unfinished:
             return encode()
         except FormatError as error:  # beyond what it mends itself
             warnings.warn(f"{error}; coding starts over", stacklevel=2)
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)
             return encode()
 
 
@@ -115,10 +115,11 @@ def unfinished(output: Path) -> Iterator[Unfinished]:
         make_folders(folder)
         try:
             lock = FolderLock(folder)
-        except BlockingIOError:
-            msg = f"another process is recoding to {output}: wait for it, or use another output"
-            raise FormatError(msg) from None
+        except (BlockingIOError, FileNotFoundError):
+            raise _busy(output) from None
     with lock:
+        if not lock.folder_is_there():  # that process ended, and removed it
+            raise _busy(output)
         try:
             yield Unfinished(folder)
         except BaseException:
@@ -126,6 +127,10 @@ def unfinished(output: Path) -> Iterator[Unfinished]:
                 folder.rmdir()
             raise
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _busy(output: Path) -> FormatError:
+    return FormatError(f"another process is recoding to {output}: wait for it, or use another output")
 
 
 def _check_ours(folder: Path) -> None:

@@ -220,9 +220,14 @@ def _stats(found: SearchResult) -> dict[str, Any]:
 
 def _in_a_line(stats: SearchStats) -> str:
     spent = ", ".join(f"{stage} {value:.3f} ms" for stage, value in stats.milliseconds.items())
-    counts = [(stats.candidates, "candidates"), (stats.rescored, "re-scored"), (stats.refined, "refined")]
-    counts += [(stats.postings, "postings"), (stats.bytes_read, "bytes read")]
-    known = ", ".join(f"{count:,} {what}" for count, what in counts if count is not None)
+    counts = {
+        "candidates": stats.candidates,
+        "re-scored": stats.rescored,
+        "refined": stats.refined,
+        "postings": stats.postings,
+        "bytes read": stats.bytes_read,
+    }
+    known = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count is not None)
     return f"{stats.queries:,} queries: {spent}; {known}"
 
 
