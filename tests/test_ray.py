@@ -39,6 +39,7 @@ from compressae_index.connectors.ray import (  # noqa: E402
     export_milvus,
     recode_shards,
 )
+from compressae_index.connectors.ray.recoding import like_all  # noqa: E402
 from compressae_index.training import TrainConfig, train  # noqa: E402
 
 ROWS = 2600
@@ -234,11 +235,22 @@ def test_shards_are_recoded_in_place(
     after = CompressedIndex.load(folder)
     assert after.model.fingerprint != like.model.fingerprint
     assert sorted(after.ids) == sorted(before.ids)
+    assert {entry.name for entry in folder.iterdir()} == {"manifest.json", "pieces", "records"}
     assert len(list((folder / "pieces").iterdir())) == len(list((folder / "records").iterdir())) == 2
     assert_same(before.search(queries, 5), expected)  # what is mapped stays
     # A reader that read the manifest just before it was replaced reads it again.
     monkeypatch.setattr("compressae_index.index.shard_paths", replaced_once(folder, shards))
     assert CompressedIndex.load(folder).model.fingerprint == like.model.fingerprint
+
+
+def test_a_training_for_shards_is_not_done_twice(shards: Path, tmp_path: Path) -> None:
+    first = like_all(shard_paths(shards), None, 500, tmp_path)
+    state = tmp_path / "training" / "manifest.json"
+    before = state.read_bytes()
+    again = like_all(shard_paths(shards), None, 500, tmp_path)
+    assert state.read_bytes() == before  # no round was done
+    assert again.settings() == first.settings()
+    assert first.settings()["originals"] == {"dtype": "float16"}
 
 
 def replaced_once(folder: Path, by: Path) -> Any:

@@ -38,7 +38,7 @@ class Unfinished:
     """
 
     def __init__(self, folder: Path) -> None:
-        """In a folder that exists, and that this process has locked."""
+        """In a folder that exists, and that nobody else works in."""
         self._folder = folder
 
     def trained(self, start: CompresSAE, vectors: Vectors, k: int, *, progress: bool) -> Trained:
@@ -54,8 +54,12 @@ class Unfinished:
             return improved(start, vectors, k, checkpoint=state, progress=progress)
         except (OtherRunError, FormatError) as error:
             warnings.warn(f"{error}; the training starts over", stacklevel=2)
-            shutil.rmtree(state, ignore_errors=True)
+            self.remove_training()
             return improved(start, vectors, k, checkpoint=state, progress=progress)
+
+    def remove_training(self) -> None:
+        """Removes the state of the training."""
+        shutil.rmtree(self._folder / _TRAINING, ignore_errors=True)
 
     def coded(
         self,

@@ -17,6 +17,7 @@ from compressae_index.building.recoding import (
     recoded,
 )
 from compressae_index.building.training import improved
+from compressae_index.building.unfinished import Unfinished
 from compressae_index.checks import as_place, check_int, check_threads
 from compressae_index.coding.model import CompresSAE
 from compressae_index.connectors.ray.jobs import SAMPLE_ROWS, Published, on_a_node, run_pieces
@@ -57,7 +58,7 @@ def recode_shards(
             worker must be able to read them.
         output: as for `build_shards`; it may be `shards`.
         model: a trained model; by default one is trained on vectors of all shards, from their present one,
-            which needs torch. A stopped run trains again.
+            which needs torch. Its state is kept in the output until all is published, but not in a store.
         sample_rows: rows of the sample.
         progress: show a progress bar.
 
@@ -78,9 +79,13 @@ def recode_shards(
         if progress:
             what = "learning a dictionary" if model is None else "learning levels of values"
             say(f"{what} of the vectors of {len(paths)} shards")
-        return on_a_node(_like_all, paths, model, sample_rows)
+        return on_a_node(like_all, paths, model, sample_rows, kept)
 
-    return run_pieces(OfShards(paths), pieces, target, SHARDS, work, progress=progress)
+    kept = target.path if isinstance(target.path, Path) else None
+    published = run_pieces(OfShards(paths), pieces, target, SHARDS, work, progress=progress)
+    if kept is not None:
+        Unfinished(kept).remove_training()
+    return published
 
 
 def _pieces(paths: Sequence[Place]) -> list[Piece]:
@@ -159,15 +164,26 @@ class Recoded:
         new.save(target)
 
 
-def _like_all(paths: list[Place], model: CompresSAE | None, sample_rows: int) -> Recoded:
-    """What new shards are like, by a sample of the vectors of all."""
+def like_all(paths: list[Place], model: CompresSAE | None, sample_rows: int, kept: Path | None) -> Recoded:
+    """What new shards are like, by a sample of the vectors of all.
+
+    Args:
+        paths: of the shards.
+        model: the new model; None to train one.
+        sample_rows: rows of the sample.
+        kept: a folder for the state of a training, which goes on from there; None to keep none.
+
+    Raises:
+        InputError, FormatError, MissingExtraError: as for `recode_shards`.
+    """
     index = CompressedIndex.merge(paths)  # which checks that they are alike
     documents, old = index.documents, index.model
     if not len(documents):
         msg = "there are no vectors to code anew"
         raise InputError(msg)
     if model is None:
-        model = improved(old, index.vectors, index.k, progress=False).model
+        train = improved if kept is None else Unfinished(kept).trained
+        model = train(old, index.vectors, index.k, progress=False).model
     check_recodes(model, index)
     rows = documents.alive_rows()
     rows = rows[:: -(-len(rows) // sample_rows)]
