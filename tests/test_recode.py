@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from compressae_index import CompresSAE, CompressedIndex, DimensionError, InputError, TrainConfig, train
 from compressae_index.arrays import FloatArray
 from compressae_index.cli import main
+from compressae_index.connectors.faiss import FaissIndex
 from compressae_index.demo import DemoData
 from compressae_index.embedded.originals import Originals
 from compressae_index.errors import FormatError
@@ -120,6 +121,24 @@ def test_without_originals_it_codes_what_is_stored(
     expected = CompressedIndex.build(stored, model=other, k=16, residual_bits=4, progress=False)
     index.recode(other)
     alike(index, expected, queries)
+
+
+@pytest.mark.parametrize("residual_bits", [0, 2])
+def test_distances_of_unit_rows_are_coded_as_cosines(
+    model: CompresSAE, other: CompresSAE, vectors: FloatArray, residual_bits: int
+) -> None:
+    form: dict[str, Any] = {"k": 8, "residual_bits": residual_bits, "progress": False}
+    by_distance = CompressedIndex.build(vectors[:600], model=model, metric="l2", **form)
+    by_cosine = CompressedIndex.build(vectors[:600], model=model, **form)
+    in_faiss = FaissIndex.from_index(by_distance)
+    for index in (by_distance, by_cosine, in_faiss):
+        index.recode(other)
+    every: dict[str, Any] = {"candidates": 600, "query_nnz": other.n_latents}
+    expected = by_cosine.search(vectors[:5], 6, **every)
+    for index in (by_distance, in_faiss):
+        found = index.search(vectors[:5], 6, **every)
+        np.testing.assert_array_equal(found.ids, expected.ids)
+        np.testing.assert_allclose(found.scores, 2 - 2 * expected.scores, atol=1e-3)
 
 
 def test_searches_see_the_old_or_the_new(

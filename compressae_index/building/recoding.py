@@ -203,7 +203,7 @@ class Recoding:
             trained = improved(index.model, vectors, k, progress=progress)
         else:
             trained = stopped.trained(index.model, vectors, k, progress=progress)
-        scale = RowScale(index.metric, documents.unit, unit_rows=documents.n_latents == index.model.n_latents)
+        scale = scale_of_stored(index, documents.unit)
         made, bits = None, documents.residual_bits
         if stopped is not None:
             seen = vectors if trained.model.center is not None else as_coded(trained.model, vectors, scale)
@@ -258,6 +258,14 @@ class Recoding:
             num_threads=self.num_threads,
             progress=progress,
         )
+
+
+def scale_of_stored(index: Index, unit: float | None) -> RowScale:
+    """The scale of codes of the vectors that an index knows, in a unit of norms."""
+    if index.metric == "l2" and index.documents.n_latents == index.model.n_latents:
+        # No norms are kept, as rows were of unit norm; reconstructions are so only nearly.
+        return RowScale("cosine")
+    return RowScale(index.metric, unit)
 
 
 def check_recodes(model: CompresSAE, index: Index) -> None:

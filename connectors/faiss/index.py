@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from compressae_index import persistence
-from compressae_index.building.recoding import RecodableIndex, Recoding, StoredVectors
+from compressae_index.building.recoding import RecodableIndex, Recoding, StoredVectors, scale_of_stored
 from compressae_index.checks import as_path, as_place
-from compressae_index.coding.metric import Metric, RowScale
+from compressae_index.coding.metric import Metric
 from compressae_index.coding.model import CompresSAE, Encoder, check_is_model
 from compressae_index.connectors.faiss import lists
 from compressae_index.connectors.faiss.inverted import InvertedFile
@@ -214,8 +214,7 @@ class FaissIndex(RecodableIndex):
 
     def _recoded(self, recoding: Recoding, *, progress: bool) -> FaissIndex:
         model, old, threads = recoding.model, self.documents, recoding.num_threads
-        scale = RowScale(self.metric, old.unit_of_rows, unit_rows=not recoding.scale.keeps_norms)
-        recoding = replace(recoding, scale=scale)
+        recoding = replace(recoding, scale=scale_of_stored(self, old.unit_of_rows))
         with track(len(self), recoding.label, enabled=progress) as advance:
             made = old.recoded(model, counted(recoding.chunks(), advance), threads, progress=progress)
         new = type(self)(model, encoder=self.encoder, metric=self.metric, documents=made)
