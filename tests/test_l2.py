@@ -139,6 +139,14 @@ def test_codes_and_residuals_come_near_the_distances(
         assert np.abs(found.scores - truth[0]).mean() < 0.3 * truth[0].mean(), form
 
 
+@pytest.mark.parametrize("form", ["packed", "aligned", "residual"])
+def test_norms_are_those_of_rows(by_form: dict[str, CompressedIndex], points: FloatArray, form: str) -> None:
+    index = by_form[form]
+    seen = (points - center_of(index)).astype(np.float32)
+    halves = index.codes(np.arange(N)).values[:, -1]
+    np.testing.assert_allclose(halves, row_norms(seen) ** 2 / 2, rtol=5e-4)
+
+
 def test_originals_give_the_distances_of_faiss(kept: CompressedIndex, asked: FloatArray, truth: Any) -> None:
     found = kept.search(asked, 10, mode="dense", refine=N)
     np.testing.assert_allclose(found.scores, truth[0], rtol=1e-4, atol=2)

@@ -69,7 +69,7 @@ class WithResiduals(Beside):
         if dictionary is None or targets is None:
             msg = "residual codes are made of vectors, and these are not given"
             raise ValueError(msg)
-        arrays = self.inner.pack(codes, num_threads, dictionary)
+        arrays = self.inner.pack(codes, num_threads, dictionary, targets)
         stored = self.inner.unpack(arrays, codes.n_latents, codes.k, num_threads)
         rows = residual_rows(
             targets, stored.latents, stored.values, dictionary, self.residual_bits, num_threads
