@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +39,8 @@ SEED = 0
 
 MADE_ROWS = 20_000
 GAUSSIAN_DIM = 768
+# Of Gaussians that are searched by distance.
+GAUSSIAN_DIMS = (16, 64, 256, 1024)
 # Of made interactions. Popularity falls as rank^-POPULARITY within each cluster of items.
 FACTORS = 128
 # Of the randomised SVD: vectors beyond the factors, and products with the matrix and its transpose.
@@ -128,7 +131,7 @@ def load(
     Args:
         source: a name of `SHIPPED`; a name of `MADE`, which are seeded; a file in the ann-benchmarks layout
             (.hdf5 or .h5 with `train`, `test`, `neighbors`); or any other file of embeddings that
-            `sources.open_vectors` reads, whose last 2,000 rows are the queries.
+            `sources.open_vectors` reads, whose last 2,000 rows are the queries, by the first of `metrics`.
         rows: vectors to keep, the first ones; all by default, 20,000 of made ones.
         queries: the same for queries; made sets have 2,000.
         metrics: those that the caller can search by.
@@ -138,7 +141,7 @@ def load(
     """
     for name, count in (("rows", rows), ("queries", queries)):
         check_int(1 if count is None else count, name, 1)
-    data = _named(source, rows)
+    data = _named(source, rows, metrics[0])
     if data.metric not in metrics:
         msg = f"{source} is searched by {data.metric}; here it must be {' or '.join(metrics)}"
         raise InputError(msg)
@@ -146,7 +149,7 @@ def load(
     return data._replace(vectors=data.vectors[:rows], queries=data.queries[:queries], truth=truth)
 
 
-def _named(source: str, rows: int | None) -> DataSet:
+def _named(source: str, rows: int | None, metric: Metric) -> DataSet:
     if source in SHIPPED:
         return SHIPPED[source]()
     if source in MADE:
@@ -155,18 +158,21 @@ def _named(source: str, rows: int | None) -> DataSet:
     if not path.exists():
         msg = f"no file {source}, nor a data set of that name: {', '.join([*SHIPPED, *MADE])}"
         raise InputError(msg)
-    read = _from_hdf5 if path.suffix.lower() in (".hdf5", ".h5") else _from_file
-    return read(path, rows)
+    if path.suffix.lower() in (".hdf5", ".h5"):
+        return _from_hdf5(path, rows)
+    return _from_file(path, rows, metric)
 
 
-def _from_file(path: Path, rows: int | None) -> DataSet:
+def _from_file(path: Path, rows: int | None, metric: Metric) -> DataSet:
     everything = open_vectors(path)
     n = everything.shape[0] - QUERIES
     if n < 1:
         msg = f"{path} holds {everything.shape[0]} rows, and the last {QUERIES} are the queries"
         raise InputError(msg)
-    vectors = _rows(everything, 0, n if rows is None else min(n, rows), f"{path}: embeddings")
-    return DataSet(path.name, vectors, _rows(everything, n, n + QUERIES, f"{path}: queries"))
+    zeros = metric == "l2"
+    vectors = _rows(everything, 0, n if rows is None else min(n, rows), f"{path}: embeddings", zeros=zeros)
+    queries = _rows(everything, n, n + QUERIES, f"{path}: queries", zeros=zeros)
+    return DataSet(path.name, vectors, queries, metric=metric)
 
 
 def _rows(vectors: Vectors, begin: int, end: int, name: str, *, zeros: bool = False) -> FloatArray:
@@ -404,9 +410,20 @@ def _gaussians(name: str, n: int, power: float, offset: float) -> DataSet:
     return DataSet(name, rows[:n], rows[n:])
 
 
+def _gaussian_points(n: int, *, dim: int, decay: float) -> DataSet:
+    """Gaussians (n, dim) whose deviations fall as rank^-decay, by Euclidean distances."""
+    rows = np.random.default_rng(dim).standard_normal((n + QUERIES, dim), dtype=np.float32)
+    rows *= np.arange(1, dim + 1, dtype=np.float32) ** -np.float32(decay)
+    return DataSet(f"decaying-{dim}" if decay else f"gaussians-{dim}", rows[:n], rows[n:], metric="l2")
+
+
 MADE: dict[str, Callable[[int], DataSet]] = {
-    make.__name__: make
-    for make in (interactions, recommendations, anisotropic, uncentred, descriptors, keypoints)
+    **{
+        make.__name__: make
+        for make in (interactions, recommendations, anisotropic, uncentred, descriptors, keypoints)
+    },
+    **{f"gaussians-{dim}": partial(_gaussian_points, dim=dim, decay=0.0) for dim in GAUSSIAN_DIMS},
+    **{f"decaying-{dim}": partial(_gaussian_points, dim=dim, decay=0.5) for dim in GAUSSIAN_DIMS},
 }
 """Data sets that are made from SEED, by the number of vectors."""
 

@@ -188,6 +188,17 @@ def test_convert_to_ann_benchmarks(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_rows_of_a_file_are_searched_as_the_caller_can(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).standard_normal((data_sets.QUERIES + 300, 8)).astype(np.float32)
+    rows[0] = 0
+    np.save(tmp_path / "rows.npy", rows)
+    data = load(str(tmp_path / "rows.npy"), metrics=("l2",))
+    distances = np.linalg.norm(rows[None, :300].astype(np.float64) - rows[300:350, None], axis=2)
+    np.testing.assert_array_equal(data.neighbours(5)[:50], distances.argsort(axis=1)[:, :5])
+    with pytest.raises(click.ClickException):
+        load(str(tmp_path / "rows.npy"))
+
+
 def test_convert_to_rows(tmp_path: Path) -> None:
     make("convert", "anisotropic", tmp_path / "set.npy", "--rows", 300)
     data, expected = load(str(tmp_path / "set.npy")), load("anisotropic", rows=300)
