@@ -108,7 +108,7 @@ def test_large_dictionaries_are_pursued_in_rounds() -> None:
     atoms, rows = (normalize_rows(rng.standard_normal((n, 24), dtype=np.float32)) for n in (8192, 20))
     for n_latents, in_rounds in ((8192, True), (8191, False)):
         dictionary = Dictionary(atoms[:n_latents])
-        found, expected = (dictionary.pursue(rows, 4, SOLVE_EVERY, 1, each) for each in (None, in_rounds))
+        found, expected = (dictionary.pursue(rows, 8, SOLVE_EVERY, 1, each) for each in (None, in_rounds))
         for one, other in zip(found, expected, strict=True):
             np.testing.assert_array_equal(one, other)
 

@@ -363,17 +363,41 @@ void check_byte_dots(Trial& trial) {
   trial.expect(actual == expected, "byte_dots");
 }
 
-void check_byte_rows(Trial& trial) {
+// Against sums over rows that are not interleaved.
+void check_interleaved(Trial& trial) {
+  constexpr std::size_t kRows = InterleavedRows::kRows;
   Random& random = trial.random;
-  const std::size_t count = kBlock * (1 + random.below(6)), n_rows = random.below(9);
-  const auto bytes = random.integers<std::int8_t>(n_rows * count);
-  const auto weights = random.whole_floats(n_rows);
-  std::vector<const std::int8_t*> rows;
-  for (std::size_t r = 0; r < n_rows; ++r) rows.push_back(bytes.data() + r * count);
-  std::vector<float> expected = random.whole_floats(count), actual = expected;
-  trial.plain().add_byte_rows(rows.data(), weights.data(), n_rows, count, expected.data());
-  trial.tested().add_byte_rows(rows.data(), weights.data(), n_rows, count, actual.data());
-  trial.expect(actual == expected, "add_byte_rows");
+  const std::size_t count = kBlock * (1 + random.below(6)), n_fours = random.below(4);
+  const std::size_t depth = std::size_t{1} << random.below(5);
+  const auto bytes = random.integers<std::uint8_t>(n_fours * kRows * count);
+  const auto weights = random.integers<std::int8_t>(n_fours * kRows);
+  std::vector<std::uint8_t> expected(bytes.size()), actual(bytes.size());
+  for (std::size_t four = 0; four < n_fours; ++four) {
+    const std::uint8_t* rows[kRows];
+    for (std::size_t r = 0; r < kRows; ++r) rows[r] = bytes.data() + (four * kRows + r) * count;
+    trial.plain().interleave(rows, count, expected.data() + four * kRows * count);
+    trial.tested().interleave(rows, count, actual.data() + four * kRows * count);
+  }
+  trial.expect(actual == expected, "interleave");
+
+  std::vector<float> products = random.whole_floats(count);
+  for (float& product : products) product *= 0x1p-24f;
+  const InterleavedRows taken{expected.data(), weights.data(), n_fours, 0x1p-22f};
+  const std::size_t n_groups = (count / StrongestProduct::kLanes + depth - 1) / depth * StrongestProduct::kLanes;
+  std::vector<std::uint32_t> strongest(n_groups), found(n_groups, 0xffffffff);
+  trial.plain().strongest_left(products.data(), count, taken, depth, strongest.data());
+  trial.tested().strongest_left(products.data(), count, taken, depth, found.data());
+  trial.expect(found == strongest, "strongest_left");
+  bool holds = true;
+  for (std::size_t at = 0; at < n_groups; ++at) {
+    const std::size_t column = StrongestProduct::row(found[at], at, depth);
+    float left = products[column];
+    for (std::size_t r = 0; r < n_fours * kRows; ++r)
+      left += taken.step * static_cast<float>(
+                               weights[r] * (bytes[r * count + InterleavedRows::place(column)] - ProductRows::kAdded));
+    holds = holds && std::fabs(StrongestProduct::product(found[at]) - left) <= 0x1p-18f * std::fabs(left);
+  }
+  trial.expect(holds, "what is left of a product");
 }
 
 void check_floats(Trial& trial) {
@@ -420,7 +444,7 @@ int main() {
       check_products(trial);
       check_strongest(trial);
       check_byte_dots(trial);
-      check_byte_rows(trial);
+      check_interleaved(trial);
       check_floats(trial);
     }
     std::printf("%s: %zu rounds\n", target.name, kRounds);

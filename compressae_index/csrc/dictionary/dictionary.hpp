@@ -147,7 +147,7 @@ inline constexpr std::size_t kMaxDim = 65536;
 class Dictionary {
  public:
   // Vectors whose products are taken at a time: their products stay in the second-level cache.
-  static constexpr std::size_t kTile = 24;
+  static constexpr std::size_t kTile = 48;
 
   // atoms: (n_latents, dim) rows of unit norm, borrowed.
   Dictionary(const float* atoms, std::size_t n_latents, std::size_t dim)

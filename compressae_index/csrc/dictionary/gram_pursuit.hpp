@@ -1,27 +1,32 @@
 // Orthogonal matching pursuit against a dictionary of unit rows (Pati et al., 1993), with the Gram matrix
-// (Rubinstein et al., 2008): the residual is never formed, only its correlations with all atoms, in bytes. For small
-// dictionaries: the matrix takes n_latents^2 bytes, and each atom that is chosen reads a row of it.
+// (Rubinstein et al., 2008): the residual is never formed, only its correlations with all atoms, from the vector's
+// products with them and the rows of the matrix that the chosen atoms have, in bytes. For small dictionaries: the
+// matrix takes n_latents^2 bytes, and each atom that is chosen reads a row of it.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <vector>
 
+#include "base/huge.hpp"
 #include "base/thread_pool.hpp"
+#include "dictionary/candidates.hpp"
 #include "dictionary/dictionary.hpp"
 #include "dictionary/support.hpp"
 #include "kernels/dispatch.hpp"
 
 namespace compressae {
 
-// The products of all atoms with each other, rounded to bytes, the diagonal left out.
+// The products of all atoms with each other, rounded to bytes, the diagonal left out. Columns are in the order that
+// InterleavedRows::place says, and bytes have kAdded more.
 class GramBytes {
  public:
   GramBytes(const Dictionary& dictionary, std::size_t num_threads)
       : stride_(dictionary.stride()), bytes_(dictionary.n_latents() * stride_), scales_(dictionary.n_latents()) {
+    std::vector<std::size_t> places(stride_);
+    for (std::size_t i = 0; i < stride_; ++i) places[i] = InterleavedRows::place(i);
     constexpr std::size_t kTile = Dictionary::kTile;
     const std::size_t n = dictionary.n_latents();
     ThreadPool::instance().parallel_for((n + kTile - 1) / kTile, num_threads, [&](std::size_t task) {
@@ -32,24 +37,26 @@ class GramBytes {
         float* row = products.data() + (latent - first) * stride_;
         row[latent] = 0.0f;
         scales_[latent] = step_of(row, stride_);
-        round_to(row, stride_, scales_[latent],
-                 [&](std::size_t i, float byte) { bytes_[latent * stride_ + i] = static_cast<std::int8_t>(byte); });
+        std::uint8_t* bytes = bytes_.data() + latent * stride_;
+        round_to(row, stride_, scales_[latent], [&](std::size_t i, float byte) {
+          bytes[places[i]] = static_cast<std::uint8_t>(static_cast<std::int32_t>(byte) + ProductRows::kAdded);
+        });
       }
     });
   }
 
-  const std::int8_t* row(std::size_t latent) const { return bytes_.data() + latent * stride_; }
+  const std::uint8_t* row(std::size_t latent) const { return bytes_.data() + latent * stride_; }
   float scale(std::size_t latent) const { return scales_[latent]; }
 
  private:
   std::size_t stride_;
-  std::vector<std::int8_t> bytes_;
+  HugeVector<std::uint8_t> bytes_;
   std::vector<float> scales_;
 };
 
 class GramPursuit {
  public:
-  // The residual's correlations are computed anew when values are solved for, as Schedule says; in between each atom
+  // Values are solved for, and the residual's correlations are computed anew, as Schedule says; in between each atom
   // takes its correlation as its value (matching pursuit).
   GramPursuit(const Dictionary& dictionary, const GramBytes& gram, std::size_t k, std::size_t solve_every)
       : dictionary_(dictionary),
@@ -58,46 +65,79 @@ class GramPursuit {
         schedule_{k, solve_every},
         support_(k),
         scratch_(k),
-        residual_(dictionary.stride()) {}
+        depth_(Candidates::depth(dictionary.n_latents())),
+        strongest_(dictionary.bytes().n_groups(depth_)) {}
 
   // x: a vector of unit norm, and its products with the dictionary. Writes as Support::write does.
   void encode(const float* x, const float* products, std::uint16_t* latents, float* values) {
-    std::memcpy(residual_.data(), products, residual_.size() * sizeof(float));
     support_.clear();
     std::size_t next_solve = schedule_.solve_every;
     float negligible = 0.0f;
     for (;;) {
-      const std::size_t latent = kernel_.arg_max_abs(residual_.data(), residual_.size());
-      const float correlation = residual_[latent];
-      if (support_.size() == 0) negligible = Support::kNegligible * std::fabs(correlation);
-      const bool explained = std::fabs(correlation) <= negligible;
-      if (!explained) support_.choose(latent);
-      if (explained || support_.size() == std::min(next_solve, k_)) {
-        support_.solve(dictionary_, x, negligible, scratch_);
-        if (explained || support_.size() == k_ || support_.unusable().size() >= k_) break;
-        if (support_.size() >= next_solve) next_solve = schedule_.after(next_solve);
-        std::memcpy(residual_.data(), products, residual_.size() * sizeof(float));
-        subtract(0, support_.values());
-      } else {
-        subtract(support_.size() - 1, &correlation);
-      }
-      for (const std::size_t chosen : support_.latents()) residual_[chosen] = 0.0f;
-      for (const std::size_t skipped : support_.unusable()) residual_[skipped] = 0.0f;
+      correlate(products);
+      const bool chose = choose(std::min(next_solve, k_), negligible);
+      support_.solve(dictionary_, x, negligible, scratch_);
+      if (!chose || support_.size() == k_ || support_.unusable().size() >= k_) break;
+      if (support_.size() >= next_solve) next_solve = schedule_.after(next_solve);
     }
     support_.write(k_, latents, values, scratch_);
   }
 
  private:
-  // Takes the chosen atoms from `first` on, times their values, from the residual.
-  void subtract(std::size_t first, const float* values) {
-    rows_.clear();
-    weights_.clear();
-    for (std::size_t i = first; i < support_.size(); ++i) {
-      const std::size_t latent = support_.latents()[i];
-      rows_.push_back(gram_.row(latent));
-      weights_.push_back(-values[i - first] * gram_.scale(latent));
+  static constexpr std::size_t kRows = InterleavedRows::kRows;
+
+  // Finds the strongest correlations with what the values of the support leave of a vector with these products.
+  void correlate(const float* products) {
+    const std::size_t n = support_.size(), stride = dictionary_.stride(), n_fours = (n + kRows - 1) / kRows;
+    if (n == 0) interleaved_ = 0;
+    entries_.resize(std::max(entries_.size(), n_fours * kRows * stride));
+    for (std::size_t four = interleaved_ / kRows; four < n_fours; ++four) {
+      const std::uint8_t* rows[kRows];
+      for (std::size_t r = 0; r < kRows; ++r)
+        rows[r] = gram_.row(support_.latents()[std::min(four * kRows + r, n - 1)]);
+      kernel_.interleave(rows, stride, entries_.data() + four * kRows * stride);
     }
-    kernel_.add_byte_rows(rows_.data(), weights_.data(), weights_.size(), residual_.size(), residual_.data());
+    interleaved_ = n;
+    weights_.assign(n_fours * kRows, 0.0f);
+    for (std::size_t i = 0; i < n; ++i) weights_[i] = -support_.values()[i] * gram_.scale(support_.latents()[i]);
+    bytes_.resize(weights_.size());
+    const float step = step_of(weights_.data(), weights_.size());
+    round_to(weights_.data(), weights_.size(), step,
+             [this](std::size_t i, float byte) { bytes_[i] = static_cast<std::int8_t>(byte); });
+    kernel_.strongest_left(products, stride, {entries_.data(), bytes_.data(), n_fours, step}, depth_,
+                           strongest_.data());
+  }
+
+  // Chooses atoms until the support has `wanted`, or candidates explain no more. Returns whether it chose any.
+  bool choose(std::size_t wanted, float& negligible) {
+    candidates_.find(strongest_.data(), strongest_.size(), depth_, Candidates::wanted(wanted - support_.size()),
+                     {&support_.latents(), &support_.unusable()});
+    const std::size_t n = candidates_.size();
+    places_.resize(std::max(n, places_.size()));
+    for (std::size_t i = 0; i < n; ++i)
+      places_[i] = static_cast<std::uint32_t>(InterleavedRows::place(candidates_.latents()[i]));
+    bool chose = false;
+    while (support_.size() < wanted) {
+      const std::optional<Choice> choice = candidates_.choose(support_, negligible);
+      if (!choice) break;
+      chose = true;
+      if (support_.size() < wanted) take(*choice);
+    }
+    return chose;
+  }
+
+  // Takes a chosen atom times its value from the residual that candidates correlate with.
+  void take(const Choice& choice) {
+    const std::uint8_t* row = gram_.row(choice.latent);
+    const std::size_t n = candidates_.size();
+    const std::uint32_t* places = places_.data();
+    products_.resize(std::max(n, products_.size()));
+    // Gathered apart, so that the rest is done in vectors.
+    std::int32_t* products = products_.data();
+    for (std::size_t i = 0; i < n; ++i) products[i] = row[places[i]];
+    const float factor = choice.value * gram_.scale(choice.latent);
+    float* values = candidates_.values();
+    for (std::size_t i = 0; i < n; ++i) values[i] -= factor * static_cast<float>(products[i] - ProductRows::kAdded);
   }
 
   const Kernels& kernel_ = kernels();
@@ -107,9 +147,15 @@ class GramPursuit {
   Schedule schedule_;
   Support support_;
   Support::Scratch scratch_;
-  std::vector<float> residual_;  // correlations of the residual, padded with zeros to whole blocks
-  std::vector<float> weights_;
-  std::vector<const std::int8_t*> rows_;
+  std::size_t depth_;                     // atoms of a group
+  std::vector<std::uint32_t> strongest_;  // (groups), padded with zeros to whole blocks
+  Candidates candidates_;
+  std::vector<std::uint32_t> places_;  // of the candidates' columns in all rows
+  std::vector<std::uint8_t> entries_;  // the rows of the support's atoms, interleaved
+  std::size_t interleaved_ = 0;        // atoms whose rows are
+  std::vector<float> weights_;         // of these rows
+  std::vector<std::int8_t> bytes_;     // the same in bytes
+  std::vector<std::int32_t> products_;
 };
 
 }  // namespace compressae

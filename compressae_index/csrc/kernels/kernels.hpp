@@ -84,12 +84,30 @@ struct StrongestProduct {
   static constexpr std::size_t kLanes = 16;      // rows of a group are so many apart
   static constexpr std::size_t kMostDepth = 16;  // rows of a group
   static constexpr std::uint32_t kPlaces = 0x1e;
+  static constexpr unsigned kExponent = 24;  // where the float's exponent begins
 
   // Of entry `at` of strongest products that are of `depth` rows each.
   static std::size_t row(std::uint32_t entry, std::size_t at, std::size_t depth) {
     return (at / kLanes * depth + (kMostDepth - 1 - (entry & kPlaces) / 2)) * kLanes + at % kLanes;
   }
   static float product(std::uint32_t entry) { return __builtin_bit_cast(float, (entry & ~kPlaces) >> 1 | entry << 31); }
+};
+
+// Rows of bytes, kAdded more than their entries, four and four interleaved: those of rows 4 * f ... 4 * f + 3 in column
+// i begin at (f * count + i) * 4. What rows are before is in blocks of kBlock columns, each in the order of place().
+struct InterleavedRows {
+  static constexpr std::size_t kRows = 4;
+
+  // Of a column in its row: where interleaving registers of bytes leaves columns in order.
+  static constexpr std::size_t place(std::size_t column) {
+    const std::size_t i = column % kBlock;
+    return column - i + i / 4 % 4 * 16 + i / 16 * 4 + i % 4;
+  }
+
+  const std::uint8_t* entries;  // (n_fours, count, kRows)
+  const std::int8_t* weights;   // (n_fours, kRows)
+  std::size_t n_fours;
+  float step;  // of weights
 };
 
 // Some postings of a list, with at most one of a document, and the weight of their values.
@@ -146,17 +164,20 @@ struct Kernels {
   // products[q * stride + i] = <query q, row i> for the first n_rows rows; no sum of 32 bits may overflow.
   void (*multiply)(const ProductRows& rows, std::size_t n_rows, const ProductQueries& queries, float* products,
                    std::size_t stride);
-  // For each query (of one plane) the strongest product of each group of rows: groups of `depth` (at most
-  // kMostDepth) rows, kLanes apart, in each `depth` times kLanes. (n, stride) numbers as StrongestProduct says;
-  // products are below 1.5 in magnitude.
+  // For each query (of one plane) the strongest product of each group of rows: groups of `depth` (a power of
+  // two, at most kMostDepth) rows, kLanes apart, in each `depth` times kLanes. (n, stride) numbers as StrongestProduct
+  // says; products are below 1.5 in magnitude.
   void (*multiply_strongest)(const ProductRows& rows, std::size_t depth, const ProductQueries& queries,
                              std::uint32_t* strongest, std::size_t stride);
   // sums[i] = <rows[i], query>, unsigned and signed bytes; length is a multiple of kByteStep.
   void (*byte_dots)(const std::uint8_t* const* rows, std::size_t n_rows, const std::int8_t* query, std::size_t length,
                     std::int32_t* sums);
-  // y += the sum of weights[r] * rows[r], rows of bytes; count is a multiple of kBlock.
-  void (*add_byte_rows)(const std::int8_t* const* rows, const float* weights, std::size_t n_rows, std::size_t count,
-                        float* y);
+  // Interleaves kRows rows of `count` columns, whole blocks, as InterleavedRows says.
+  void (*interleave)(const std::uint8_t* const* rows, std::size_t count, std::uint8_t* entries);
+  // Of each group of `depth` columns, as multiply_strongest does of rows, the strongest of products[i] plus the rows'
+  // entries times their weights; count is whole blocks.
+  void (*strongest_left)(const float* products, std::size_t count, const InterleavedRows& taken, std::size_t depth,
+                         std::uint32_t* strongest);
   // sum of x[i] * y[i]
   float (*dot)(const float* x, const float* y, std::size_t count);
   // products[i * stride + j] = <rows[i], others[j]>

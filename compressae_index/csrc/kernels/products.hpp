@@ -11,13 +11,20 @@ namespace {
 
 namespace plain {
 
-inline void add_byte_rows(const std::int8_t* const* rows, const float* weights, std::size_t n_rows, std::size_t count,
-                          float* y) {
-  for (std::size_t begin = 0; begin < count; begin += kBlock)
-    for (std::size_t r = 0; r < n_rows; ++r) {
-#pragma omp simd
-      for (std::size_t i = 0; i < kBlock; ++i) y[begin + i] += weights[r] * static_cast<float>(rows[r][begin + i]);
-    }
+inline void interleave(const std::uint8_t* const* rows, std::size_t count, std::uint8_t* entries) {
+  for (std::size_t i = 0; i < count; ++i)
+    for (std::size_t r = 0; r < InterleavedRows::kRows; ++r)
+      entries[InterleavedRows::kRows * i + r] = rows[r][InterleavedRows::place(i)];
+}
+
+// sums[i] += the sum of weights times entries of a block's columns, the first of which is at `entries`; those of the
+// next four rows are `stride` bytes behind.
+inline void weighted_sums(const std::uint8_t* entries, std::size_t stride, const std::int8_t* weights,
+                          std::size_t n_fours, std::int32_t* sums) {
+  for (std::size_t f = 0; f < n_fours; ++f)
+    for (std::size_t i = 0; i < kBlock; ++i)
+      for (std::size_t r = 0; r < InterleavedRows::kRows; ++r)
+        sums[i] += entries[f * stride + InterleavedRows::kRows * i + r] * weights[InterleavedRows::kRows * f + r];
 }
 
 inline void byte_dots(const std::uint8_t* const* rows, std::size_t n_rows, const std::int8_t* query, std::size_t length,
@@ -52,34 +59,42 @@ void block_sums(const std::uint8_t* row, const std::int8_t* plane, std::size_t s
 
 #if defined(COMPRESSAE_PLAIN)
 
-using plain::add_byte_rows;
 using plain::block_sums;
 using plain::byte_dots;
+using plain::interleave;
+using plain::weighted_sums;
 
 #else
 
-// A block of y stays in registers while all rows pass by.
-void add_byte_rows(const std::int8_t* const* rows, const float* weights, std::size_t n_rows, std::size_t count,
-                   float* y) {
-  // Blocks between the one in use and the one to fetch: many rows at once are more streams than the hardware follows.
-  constexpr std::size_t kBlocksAhead = 4;
-  constexpr std::size_t kVectors = kBlock / kFloats;
-  // With shorter vectors a block takes so many instructions that another one for each row costs more than it saves.
-  constexpr bool kFetches = kVectors == 4;
-  for (std::size_t begin = 0; begin < count; begin += kBlock) {
-    Floats sums[kVectors];
-#pragma GCC unroll 8
-    for (std::size_t i = 0; i < kVectors; ++i) sums[i] = load<Floats>(y + begin + kFloats * i);
-    for (std::size_t r = 0; r < n_rows; ++r) {
-      const std::int8_t* row = rows[r] + begin;
-      if (kFetches) __builtin_prefetch(row + kBlocksAhead * kBlock);
-      const Floats weight = repeated(weights[r]);
-#pragma GCC unroll 8
-      for (std::size_t i = 0; i < kVectors; ++i) sums[i] = multiply_add(weight, floats_of(row + kFloats * i), sums[i]);
+void interleave(const std::uint8_t* const* rows, std::size_t count, std::uint8_t* entries) {
+  constexpr std::size_t kBytes = sizeof(Int32s);
+  for (std::size_t begin = 0; begin < count; begin += kBlock)
+    for (std::size_t at = 0; at < kBlock; at += kBytes) {
+      Int32s bytes[InterleavedRows::kRows];
+#pragma GCC unroll 4
+      for (std::size_t r = 0; r < InterleavedRows::kRows; ++r) bytes[r] = load<Int32s>(rows[r] + begin + at);
+      interleave_bytes(bytes);
+    // Of each 16 bytes, four columns are in each of these.
+#pragma GCC unroll 4
+      for (std::size_t v = 0; v < 4; ++v) store(entries + InterleavedRows::kRows * (begin + 16 * v + at / 4), bytes[v]);
     }
-#pragma GCC unroll 8
-    for (std::size_t i = 0; i < kVectors; ++i) store(y + begin + kFloats * i, sums[i]);
+}
+
+void weighted_sums(const std::uint8_t* entries, std::size_t stride, const std::int8_t* weights, std::size_t n_fours,
+                   std::int32_t* sums) {
+  constexpr std::size_t kVectors = kBlock / kInt32s;
+  Int32s lanes[kVectors];
+#pragma GCC unroll 16
+  for (std::size_t v = 0; v < kVectors; ++v) lanes[v] = load<Int32s>(sums + v * kInt32s);
+  for (std::size_t f = 0; f < n_fours; ++f) {
+    const Int32s four = repeated(load<std::int32_t>(weights + InterleavedRows::kRows * f));
+    const std::uint8_t* columns = entries + f * stride;
+#pragma GCC unroll 16
+    for (std::size_t v = 0; v < kVectors; ++v)
+      lanes[v] = add_step(lanes[v], load<Int32s>(columns + v * sizeof(Int32s)), four);
   }
+#pragma GCC unroll 16
+  for (std::size_t v = 0; v < kVectors; ++v) store(sums + v * kInt32s, lanes[v]);
 }
 
 // sums[p][i] = <plane p, row i> for the rows of a block, whose entries begin at `row`. Several vectors
@@ -139,26 +154,66 @@ void byte_dots(const std::uint8_t* const* rows, std::size_t n_rows, const std::i
 
 #endif
 
-// Takes products with `Rows` rows from first_row on, whose sums with bytes are given, for the strongest of their
-// groups.
-template <std::size_t Rows>
-void take_strongest(const std::int32_t* sums, const float* scales, std::int32_t added, float scale,
-                    std::size_t first_row, std::size_t depth, std::uint32_t* strongest) {
+// Takes `Rows` products, product(i) for the row first_row + i, for the strongest of their groups. `Run` vectors of rows
+// are of one group, so that its strongest stays in a register for them.
+template <std::size_t Rows, std::size_t Run, typename Product>
+void take_runs(const Product& product, std::size_t first_row, std::size_t depth, std::uint32_t* strongest) {
   constexpr std::size_t kLanes = StrongestProduct::kLanes;
   constexpr std::uint32_t kPlaces = StrongestProduct::kPlaces;
+  const auto shift = static_cast<unsigned>(__builtin_ctzll(depth));
 #pragma GCC unroll 4
-  for (std::size_t begin = 0; begin < Rows; begin += kLanes) {
-    const std::size_t row = (first_row + begin) / kLanes, place = row % depth;
-    std::uint32_t* group = strongest + row / depth * kLanes;
+  for (std::size_t begin = 0; begin < Rows; begin += Run * kLanes) {
+    const std::size_t row = (first_row + begin) / kLanes, place = row & (depth - 1);
+    std::uint32_t* group = strongest + (row >> shift) * kLanes;
     const auto after = static_cast<std::uint32_t>(2 * (StrongestProduct::kMostDepth - 1 - place));
     const std::uint32_t least = place == 0 ? 0 : 0xffffffff;  // what was there before does not count
 #pragma omp simd
     for (std::size_t i = 0; i < kLanes; ++i) {
-      const float product = static_cast<float>(sums[begin + i] - added) * scale * scales[begin + i];
-      const std::uint32_t bits = __builtin_bit_cast(std::uint32_t, product);
-      const std::uint32_t entry = ((bits << 1 | bits >> 31) & ~kPlaces) | after, before = group[i] & least;
-      group[i] = entry > before ? entry : before;
+      std::uint32_t best = group[i] & least;
+#pragma GCC unroll 4
+      for (std::size_t v = 0; v < Run; ++v) {
+        const std::uint32_t bits = __builtin_bit_cast(std::uint32_t, product(begin + v * kLanes + i));
+        const std::uint32_t entry = ((bits << 1 | bits >> 31) & ~kPlaces) | (after - static_cast<std::uint32_t>(2 * v));
+        best = entry > best ? entry : best;
+      }
+      group[i] = best;
     }
+  }
+}
+
+template <std::size_t Rows, typename Product>
+void take_strongest(const Product& product, std::size_t first_row, std::size_t depth, std::uint32_t* strongest) {
+  constexpr std::size_t kVectors = Rows / StrongestProduct::kLanes;
+  if (depth >= kVectors)
+    take_runs<Rows, kVectors>(product, first_row, depth, strongest);
+  else if (depth >= 2)
+    take_runs<Rows, 2>(product, first_row, depth, strongest);
+  else
+    take_runs<Rows, 1>(product, first_row, depth, strongest);
+}
+
+// The same for products with rows from first_row on, whose sums with bytes are given.
+template <std::size_t Rows>
+void take_strongest(const std::int32_t* sums, const float* scales, std::int32_t added, float scale,
+                    std::size_t first_row, std::size_t depth, std::uint32_t* strongest) {
+  const auto product = [=](std::size_t i) { return static_cast<float>(sums[i] - added) * scale * scales[i]; };
+  take_strongest<Rows>(product, first_row, depth, strongest);
+}
+
+void strongest_left(const float* products, std::size_t count, const InterleavedRows& taken, std::size_t depth,
+                    std::uint32_t* strongest) {
+  constexpr std::size_t kRows = InterleavedRows::kRows;
+  std::int32_t added = 0;
+  for (std::size_t r = 0; r < kRows * taken.n_fours; ++r) added += ProductRows::kAdded * taken.weights[r];
+  alignas(64) std::int32_t sums[kBlock];
+  for (std::size_t begin = 0; begin < count; begin += kBlock) {
+    for (std::int32_t& sum : sums) sum = -added;
+    weighted_sums(taken.entries + kRows * begin, kRows * count, taken.weights, taken.n_fours, sums);
+    const float* some = products + begin;
+    const float step = taken.step;
+    const std::int32_t* own = sums;
+    take_strongest<kBlock>([=](std::size_t i) { return some[i] + static_cast<float>(own[i]) * step; }, begin, depth,
+                           strongest);
   }
 }
 

@@ -48,6 +48,15 @@ inline void sums_of_four(const Int32s* x, std::int32_t* sums) {
   store(sums, _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1)));
 }
 
+inline void interleave_bytes(Int32s* x) {
+  const Raw two = _mm256_unpacklo_epi8(raw(x[0]), raw(x[1])), two_more = _mm256_unpackhi_epi8(raw(x[0]), raw(x[1]));
+  const Raw others = _mm256_unpacklo_epi8(raw(x[2]), raw(x[3])), more = _mm256_unpackhi_epi8(raw(x[2]), raw(x[3]));
+  x[0] = reinterpret_cast<Int32s>(_mm256_unpacklo_epi16(two, others));
+  x[1] = reinterpret_cast<Int32s>(_mm256_unpackhi_epi16(two, others));
+  x[2] = reinterpret_cast<Int32s>(_mm256_unpacklo_epi16(two_more, more));
+  x[3] = reinterpret_cast<Int32s>(_mm256_unpackhi_epi16(two_more, more));
+}
+
 inline Floats floats_of(const std::int8_t* bytes) {
   return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes))));
 }

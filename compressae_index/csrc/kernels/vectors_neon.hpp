@@ -59,6 +59,17 @@ inline void sums_of_four(const Int32s* x, std::int32_t* sums) {
   store(sums, vpaddq_s32(vpaddq_s32(x[0], x[1]), vpaddq_s32(x[2], x[3])));
 }
 
+inline void interleave_bytes(Int32s* x) {
+  const auto bytes = [x](std::size_t i) { return vreinterpretq_u8_s32(x[i]); };
+  const auto pairs = [](uint8x16_t two) { return vreinterpretq_u16_u8(two); };
+  const uint16x8_t two = pairs(vzip1q_u8(bytes(0), bytes(1))), two_more = pairs(vzip2q_u8(bytes(0), bytes(1)));
+  const uint16x8_t others = pairs(vzip1q_u8(bytes(2), bytes(3))), more = pairs(vzip2q_u8(bytes(2), bytes(3)));
+  x[0] = vreinterpretq_s32_u16(vzip1q_u16(two, others));
+  x[1] = vreinterpretq_s32_u16(vzip2q_u16(two, others));
+  x[2] = vreinterpretq_s32_u16(vzip1q_u16(two_more, more));
+  x[3] = vreinterpretq_s32_u16(vzip2q_u16(two_more, more));
+}
+
 inline Floats floats_of(const std::int8_t* bytes) {
   const int16x8_t wide = vmovl_s8(vld1_s8(bytes));
   return {vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide))), vcvtq_f32_s32(vmovl_high_s16(wide))};
