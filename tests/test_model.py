@@ -105,8 +105,8 @@ def test_pursuit_recovers_planted_codes() -> None:
 
 def test_large_dictionaries_are_pursued_in_rounds() -> None:
     rng = np.random.default_rng(8)
-    atoms, rows = (normalize_rows(rng.standard_normal((n, 24), dtype=np.float32)) for n in (8192, 20))
-    for n_latents, in_rounds in ((8192, True), (8191, False)):
+    atoms, rows = (normalize_rows(rng.standard_normal((n, 24), dtype=np.float32)) for n in (8193, 20))
+    for n_latents, in_rounds in ((8193, True), (8192, False)):
         dictionary = Dictionary(atoms[:n_latents])
         found, expected = (dictionary.pursue(rows, 8, SOLVE_EVERY, 1, each) for each in (None, in_rounds))
         for one, other in zip(found, expected, strict=True):

@@ -177,7 +177,7 @@ class CompresSAE:
     def release(self) -> None:
         """Gives up what only encoding and decoding need; they make it again.
 
-        That is the dictionary in float32 and in bytes, and products of up to 8,191 latents with each other.
+        That is the dictionary in float32 and in bytes, and products of up to 8,192 latents with each other.
         """
         for name in ("_atoms", "_dictionary"):
             vars(self).pop(name, None)

@@ -370,7 +370,7 @@ void check_interleaved(Trial& trial) {
   const std::size_t count = kBlock * (1 + random.below(6)), n_fours = random.below(4);
   const std::size_t depth = std::size_t{1} << random.below(5);
   const auto bytes = random.integers<std::uint8_t>(n_fours * kRows * count);
-  const auto weights = random.integers<std::int8_t>(n_fours * kRows);
+  const auto weights = random.integers<std::int8_t>(2 * n_fours * kRows);
   std::vector<std::uint8_t> expected(bytes.size()), actual(bytes.size());
   for (std::size_t four = 0; four < n_fours; ++four) {
     const std::uint8_t* rows[kRows];
@@ -391,11 +391,14 @@ void check_interleaved(Trial& trial) {
   bool holds = true;
   for (std::size_t at = 0; at < n_groups; ++at) {
     const std::size_t column = StrongestProduct::row(found[at], at, depth);
-    float left = products[column];
-    for (std::size_t r = 0; r < n_fours * kRows; ++r)
-      left += taken.step * static_cast<float>(
-                               weights[r] * (bytes[r * count + InterleavedRows::place(column)] - ProductRows::kAdded));
-    holds = holds && std::fabs(StrongestProduct::product(found[at]) - left) <= 0x1p-18f * std::fabs(left);
+    double left = products[column], most = std::fabs(left);
+    for (std::size_t r = 0; r < n_fours * kRows; ++r) {
+      const double entry = bytes[r * count + InterleavedRows::place(column)] - ProductRows::kAdded;
+      const double weight = taken.step * (weights[r] + weights[n_fours * kRows + r] / InterleavedRows::kFiner);
+      left += entry * weight;
+      most += std::fabs(entry * weight);
+    }
+    holds = holds && std::fabs(StrongestProduct::product(found[at]) - left) <= 0x1p-18 * most;
   }
   trial.expect(holds, "what is left of a product");
 }

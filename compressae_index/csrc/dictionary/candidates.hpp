@@ -9,6 +9,7 @@
 #include <optional>
 #include <vector>
 
+#include "dictionary/largest.hpp"
 #include "dictionary/support.hpp"
 #include "kernels/dispatch.hpp"
 
@@ -35,7 +36,8 @@ class Candidates {
     // The bits of positive floats are in the order of the floats.
     const auto* keys = reinterpret_cast<const float*>(strongest);
     positions_.resize(n_groups);
-    const float least = reached(keys, n_groups, wanted, StrongestProduct::kExponent);
+    const float largest = keys[kernel_.arg_max_abs(keys, n_groups)];
+    const float least = nearly_reached(keys, n_groups, wanted, largest, StrongestProduct::kExponent);
     const std::size_t found = kernel_.find_at_least(keys, n_groups, least, positions_.data());
     taken_.clear();
     latents_.resize(found);
@@ -79,36 +81,6 @@ class Candidates {
   float* values() { return values_.data(); }
 
  private:
-  // What `wanted` magnitudes reach, and hardly more: found downwards by halves, then by halving the last step. Their
-  // exponents begin at bit `exponent`.
-  float reached(const float* keys, std::size_t n, std::size_t wanted, unsigned exponent) const {
-    // Products that bytes leave of anything are far above 2^-60.
-    const std::uint32_t smallest = (127u - 60u) << exponent, half = 1u << exponent;
-    const auto above = [&](std::uint32_t key) {
-      return kernel_.count_at_least(keys, n, __builtin_bit_cast(float, key));
-    };
-    std::uint32_t high = __builtin_bit_cast(std::uint32_t, std::fabs(keys[kernel_.arg_max_abs(keys, n)])), low = high;
-    std::size_t found = 0;
-    while (found < wanted && low > smallest) {
-      high = low;
-      low = high - std::min(high - smallest, half);
-      found = above(low);
-    }
-    while (found > wanted + wanted / 4 && high - low > 1) {
-      const std::uint32_t middle = low + (high - low) / 2;
-      const std::size_t n_above = above(middle);
-      if (n_above < wanted) {
-        high = middle;
-      } else {
-        low = middle;
-        found = n_above;
-      }
-    }
-    return __builtin_bit_cast(float, std::max(low, smallest));
-  }
-
-  static constexpr unsigned kExponent = 23;  // of a float
-
   const Kernels& kernel_ = kernels();
   std::vector<std::uint32_t> positions_, latents_;
   std::vector<float> values_;       // zeros follow, up to a whole block

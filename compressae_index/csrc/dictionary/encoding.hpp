@@ -5,11 +5,13 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <numeric>
 #include <vector>
 
 #include "base/thread_pool.hpp"
 #include "dictionary/dictionary.hpp"
 #include "dictionary/gram_pursuit.hpp"
+#include "dictionary/largest.hpp"
 #include "dictionary/pursuit.hpp"
 #include "dictionary/rows.hpp"
 #include "kernels/dispatch.hpp"
@@ -49,9 +51,9 @@ struct CodeArrays {
   std::vector<float> values;           // (n, k)
 };
 
-// Smaller dictionaries are read as a Gram matrix, which is faster there: by a fifth at 4,096 latents with AMX, and by
-// more without. It is slower by a third at 8,192, and half as fast at 16,384.
-inline constexpr std::size_t kRoundsFrom = 8192;
+// Dictionaries up to here are read as a Gram matrix: at 8,192 latents that takes 67 MB and, where bytes are multiplied
+// by VNNI, half the time of rounds.
+inline constexpr std::size_t kMostWithGram = 8192;
 
 // Codes of unit vectors (n, dim) by pursuit with the Gram matrix.
 inline CodeArrays pursue(const Dictionary& dictionary, const GramBytes& gram, const float* vectors, std::size_t n,
@@ -87,18 +89,24 @@ inline CodeArrays pursue(const Dictionary& dictionary, const float* vectors, std
 }
 
 // The k largest absolute entries with their signs, sorted by latent; a tie goes to the lower latent.
-inline void top_k_abs(const float* x, std::size_t n_latents, std::size_t k, std::vector<std::uint16_t>& order,
+inline void top_k_abs(const float* x, std::size_t n_latents, std::size_t k, std::vector<std::uint32_t>& order,
                       std::uint16_t* latents, float* values) {
   order.resize(n_latents);
-  for (std::size_t j = 0; j < n_latents; ++j) order[j] = static_cast<std::uint16_t>(j);
+  const float least = nearly_reached(x, n_latents, k, largest_magnitude(x, n_latents));
+  std::size_t found = kernels().find_at_least(x, n_latents, least, order.data());
+  if (found < k) {
+    found = n_latents;
+    std::iota(order.begin(), order.end(), 0u);
+  }
   const auto kth = order.begin() + static_cast<std::ptrdiff_t>(k);
-  std::nth_element(order.begin(), kth - 1, order.end(), [x](std::uint16_t a, std::uint16_t b) {
-    const float left = std::fabs(x[a]), right = std::fabs(x[b]);
-    return left > right || (left == right && a < b);
-  });
+  std::nth_element(order.begin(), kth - 1, order.begin() + static_cast<std::ptrdiff_t>(found),
+                   [x](std::uint32_t a, std::uint32_t b) {
+                     const float left = std::fabs(x[a]), right = std::fabs(x[b]);
+                     return left > right || (left == right && a < b);
+                   });
   std::sort(order.begin(), kth);
   for (std::size_t i = 0; i < k; ++i) {
-    latents[i] = order[i];
+    latents[i] = static_cast<std::uint16_t>(order[i]);
     values[i] = x[order[i]];
   }
 }
@@ -108,7 +116,7 @@ inline CodeArrays top_k_codes(const float* activations, std::size_t n, std::size
                               std::size_t num_threads) {
   CodeArrays codes(n, k);
   for_each_run(n, kProjectedRows, num_threads, [&](std::size_t begin, std::size_t end) {
-    std::vector<std::uint16_t> order;
+    std::vector<std::uint32_t> order;
     for (std::size_t row = begin; row < end; ++row)
       top_k_abs(activations + row * n_latents, n_latents, k, order, codes.latents.data() + row * k,
                 codes.values.data() + row * k);

@@ -68,8 +68,8 @@ class GramPursuit {
         depth_(Candidates::depth(dictionary.n_latents())),
         strongest_(dictionary.bytes().n_groups(depth_)) {}
 
-  // x: a vector of unit norm, and its products with the dictionary. Writes as Support::write does.
-  void encode(const float* x, const float* products, std::uint16_t* latents, float* values) {
+  // x: a vector of unit norm, and its products with the dictionary, which are changed. Writes as Support::write does.
+  void encode(const float* x, float* products, std::uint16_t* latents, float* values) {
     support_.clear();
     std::size_t next_solve = schedule_.solve_every;
     float negligible = 0.0f;
@@ -87,23 +87,31 @@ class GramPursuit {
   static constexpr std::size_t kRows = InterleavedRows::kRows;
 
   // Finds the strongest correlations with what the values of the support leave of a vector with these products.
-  void correlate(const float* products) {
+  void correlate(float* products) {
     const std::size_t n = support_.size(), stride = dictionary_.stride(), n_fours = (n + kRows - 1) / kRows;
-    if (n == 0) interleaved_ = 0;
+    if (n == 0) own_.clear();
     entries_.resize(std::max(entries_.size(), n_fours * kRows * stride));
-    for (std::size_t four = interleaved_ / kRows; four < n_fours; ++four) {
+    for (std::size_t four = own_.size() / kRows; four < n_fours; ++four) {
       const std::uint8_t* rows[kRows];
       for (std::size_t r = 0; r < kRows; ++r)
         rows[r] = gram_.row(support_.latents()[std::min(four * kRows + r, n - 1)]);
       kernel_.interleave(rows, stride, entries_.data() + four * kRows * stride);
     }
-    interleaved_ = n;
+    // Rows lack the diagonal: unless the chosen atoms' own products lose their values here, they hide their groups.
+    for (std::size_t i = own_.size(); i < n; ++i) own_.push_back(products[support_.latents()[i]]);
+    for (std::size_t i = 0; i < n; ++i) products[support_.latents()[i]] = own_[i] - support_.values()[i];
     weights_.assign(n_fours * kRows, 0.0f);
     for (std::size_t i = 0; i < n; ++i) weights_[i] = -support_.values()[i] * gram_.scale(support_.latents()[i]);
-    bytes_.resize(weights_.size());
-    const float step = step_of(weights_.data(), weights_.size());
-    round_to(weights_.data(), weights_.size(), step,
-             [this](std::size_t i, float byte) { bytes_[i] = static_cast<std::int8_t>(byte); });
+    bytes_.resize(2 * weights_.size());
+    const float step = step_of(weights_.data(), weights_.size()), finer = step / InterleavedRows::kFiner;
+    float* rest = weights_.data();
+    round_to(rest, weights_.size(), step, [step, rest, bytes = bytes_.data()](std::size_t i, float byte) {
+      bytes[i] = static_cast<std::int8_t>(byte);
+      rest[i] -= byte * step;
+    });
+    round_to(rest, weights_.size(), finer, [bytes = bytes_.data() + weights_.size()](std::size_t i, float byte) {
+      bytes[i] = static_cast<std::int8_t>(byte);
+    });
     kernel_.strongest_left(products, stride, {entries_.data(), bytes_.data(), n_fours, step}, depth_,
                            strongest_.data());
   }
@@ -152,9 +160,9 @@ class GramPursuit {
   Candidates candidates_;
   std::vector<std::uint32_t> places_;  // of the candidates' columns in all rows
   std::vector<std::uint8_t> entries_;  // the rows of the support's atoms, interleaved
-  std::size_t interleaved_ = 0;        // atoms whose rows are
-  std::vector<float> weights_;         // of these rows
-  std::vector<std::int8_t> bytes_;     // the same in bytes
+  std::vector<float> own_;             // of the vector's products, those with atoms whose rows are
+  std::vector<float> weights_;         // of their rows
+  std::vector<std::int8_t> bytes_;     // the same in bytes, twice
   std::vector<std::int32_t> products_;
 };
 

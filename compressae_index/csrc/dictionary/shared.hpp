@@ -24,7 +24,7 @@ class SharedDictionary {
   CodeArrays pursue(const float* vectors, std::size_t n, std::size_t k, std::size_t solve_every,
                     std::size_t num_threads, std::optional<bool> in_rounds) {
     const Dictionary& rounded = dictionary();
-    if (in_rounds.value_or(n_latents_ >= kRoundsFrom || k <= solve_every))
+    if (in_rounds.value_or(n_latents_ > kMostWithGram || k <= solve_every))
       return compressae::pursue(rounded, vectors, n, k, solve_every, num_threads);
     const GramBytes& gram = made(gram_, [&] { return new GramBytes(rounded, num_threads); });
     return compressae::pursue(rounded, gram, vectors, n, k, solve_every, num_threads);

@@ -97,6 +97,7 @@ struct StrongestProduct {
 // i begin at (f * count + i) * 4. What rows are before is in blocks of kBlock columns, each in the order of place().
 struct InterleavedRows {
   static constexpr std::size_t kRows = 4;
+  static constexpr float kFiner = 128.0f;
 
   // Of a column in its row: where interleaving registers of bytes leaves columns in order.
   static constexpr std::size_t place(std::size_t column) {
@@ -105,9 +106,10 @@ struct InterleavedRows {
   }
 
   const std::uint8_t* entries;  // (n_fours, count, kRows)
-  const std::int8_t* weights;   // (n_fours, kRows)
+  // (2, n_fours, kRows): weights in steps, and what that leaves of them in steps that are kFiner times as fine.
+  const std::int8_t* weights;
   std::size_t n_fours;
-  float step;  // of weights
+  float step;
 };
 
 // Some postings of a list, with at most one of a document, and the weight of their values.

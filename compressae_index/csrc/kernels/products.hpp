@@ -17,14 +17,18 @@ inline void interleave(const std::uint8_t* const* rows, std::size_t count, std::
       entries[InterleavedRows::kRows * i + r] = rows[r][InterleavedRows::place(i)];
 }
 
-// sums[i] += the sum of weights times entries of a block's columns, the first of which is at `entries`; those of the
-// next four rows are `stride` bytes behind.
+// sums[p][i] = the sum of weights of plane p times entries of a block's columns, the first of which is at `entries`;
+// those of the next four rows are `stride` bytes behind.
 inline void weighted_sums(const std::uint8_t* entries, std::size_t stride, const std::int8_t* weights,
-                          std::size_t n_fours, std::int32_t* sums) {
-  for (std::size_t f = 0; f < n_fours; ++f)
-    for (std::size_t i = 0; i < kBlock; ++i)
-      for (std::size_t r = 0; r < InterleavedRows::kRows; ++r)
-        sums[i] += entries[f * stride + InterleavedRows::kRows * i + r] * weights[InterleavedRows::kRows * f + r];
+                          std::size_t n_fours, std::int32_t (*sums)[kBlock]) {
+  constexpr std::size_t kRows = InterleavedRows::kRows;
+  for (std::size_t p = 0; p < 2; ++p)
+    for (std::size_t i = 0; i < kBlock; ++i) {
+      sums[p][i] = 0;
+      for (std::size_t f = 0; f < n_fours; ++f)
+        for (std::size_t r = 0; r < kRows; ++r)
+          sums[p][i] += entries[f * stride + kRows * i + r] * weights[(p * n_fours + f) * kRows + r];
+    }
 }
 
 inline void byte_dots(const std::uint8_t* const* rows, std::size_t n_rows, const std::int8_t* query, std::size_t length,
@@ -81,20 +85,27 @@ void interleave(const std::uint8_t* const* rows, std::size_t count, std::uint8_t
 }
 
 void weighted_sums(const std::uint8_t* entries, std::size_t stride, const std::int8_t* weights, std::size_t n_fours,
-                   std::int32_t* sums) {
-  constexpr std::size_t kVectors = kBlock / kInt32s;
-  Int32s lanes[kVectors];
-#pragma GCC unroll 16
-  for (std::size_t v = 0; v < kVectors; ++v) lanes[v] = load<Int32s>(sums + v * kInt32s);
-  for (std::size_t f = 0; f < n_fours; ++f) {
-    const Int32s four = repeated(load<std::int32_t>(weights + InterleavedRows::kRows * f));
-    const std::uint8_t* columns = entries + f * stride;
-#pragma GCC unroll 16
-    for (std::size_t v = 0; v < kVectors; ++v)
-      lanes[v] = add_step(lanes[v], load<Int32s>(columns + v * sizeof(Int32s)), four);
+                   std::int32_t (*sums)[kBlock]) {
+  constexpr std::size_t kRows = InterleavedRows::kRows;
+  // As many as both planes have registers for.
+  constexpr std::size_t kVectors = 4;
+  for (std::size_t first = 0; first < kBlock; first += kVectors * kInt32s) {
+    Int32s lanes[2][kVectors] = {};
+    for (std::size_t f = 0; f < n_fours; ++f) {
+      const Int32s whole = repeated(load<std::int32_t>(weights + kRows * f));
+      const Int32s rest = repeated(load<std::int32_t>(weights + kRows * (n_fours + f)));
+#pragma GCC unroll 4
+      for (std::size_t v = 0; v < kVectors; ++v) {
+        const auto four = load<Int32s>(entries + f * stride + kRows * (first + v * kInt32s));
+        lanes[0][v] = add_step(lanes[0][v], four, whole);
+        lanes[1][v] = add_step(lanes[1][v], four, rest);
+      }
+    }
+#pragma GCC unroll 2
+    for (std::size_t p = 0; p < 2; ++p)
+#pragma GCC unroll 4
+      for (std::size_t v = 0; v < kVectors; ++v) store(sums[p] + first + v * kInt32s, lanes[p][v]);
   }
-#pragma GCC unroll 16
-  for (std::size_t v = 0; v < kVectors; ++v) store(sums + v * kInt32s, lanes[v]);
 }
 
 // sums[p][i] = <plane p, row i> for the rows of a block, whose entries begin at `row`. Several vectors
@@ -203,17 +214,22 @@ void take_strongest(const std::int32_t* sums, const float* scales, std::int32_t 
 void strongest_left(const float* products, std::size_t count, const InterleavedRows& taken, std::size_t depth,
                     std::uint32_t* strongest) {
   constexpr std::size_t kRows = InterleavedRows::kRows;
-  std::int32_t added = 0;
-  for (std::size_t r = 0; r < kRows * taken.n_fours; ++r) added += ProductRows::kAdded * taken.weights[r];
-  alignas(64) std::int32_t sums[kBlock];
+  const std::size_t n_rows = kRows * taken.n_fours;
+  const float step = taken.step, finer = taken.step / InterleavedRows::kFiner;
+  alignas(64) std::int32_t sums[2][kBlock];
+  std::int32_t added = 0, more_added = 0;
+  for (std::size_t r = 0; r < n_rows; ++r) {
+    added += ProductRows::kAdded * taken.weights[r];
+    more_added += ProductRows::kAdded * taken.weights[n_rows + r];
+  }
   for (std::size_t begin = 0; begin < count; begin += kBlock) {
-    for (std::int32_t& sum : sums) sum = -added;
     weighted_sums(taken.entries + kRows * begin, kRows * count, taken.weights, taken.n_fours, sums);
     const float* some = products + begin;
-    const float step = taken.step;
-    const std::int32_t* own = sums;
-    take_strongest<kBlock>([=](std::size_t i) { return some[i] + static_cast<float>(own[i]) * step; }, begin, depth,
-                           strongest);
+    const std::int32_t *whole = sums[0], *rest = sums[1];
+    const auto left = [=](std::size_t i) {
+      return some[i] + (static_cast<float>(whole[i] - added) * step + static_cast<float>(rest[i] - more_added) * finer);
+    };
+    take_strongest<kBlock>(left, begin, depth, strongest);
   }
 }
 
