@@ -19,12 +19,11 @@ class SharedDictionary {
   SharedDictionary(const float* atoms, std::size_t n_latents, std::size_t dim)
       : atoms_(atoms), n_latents_(n_latents), dim_(dim) {}
 
-  // As in encoding.hpp. in_rounds: whether to take no Gram matrix; if it is not said, by the size of the dictionary,
-  // and none for a single round, which hardly reads it.
+  // As in encoding.hpp. in_rounds: whether to take no Gram matrix; by the size of the dictionary if it is not said.
   CodeArrays pursue(const float* vectors, std::size_t n, std::size_t k, std::size_t solve_every,
                     std::size_t num_threads, std::optional<bool> in_rounds) {
     const Dictionary& rounded = dictionary();
-    if (in_rounds.value_or(n_latents_ > kMostWithGram || k <= solve_every))
+    if (in_rounds.value_or(n_latents_ > kMostWithGram))
       return compressae::pursue(rounded, vectors, n, k, solve_every, num_threads);
     const GramBytes& gram = made(gram_, [&] { return new GramBytes(rounded, num_threads); });
     return compressae::pursue(rounded, gram, vectors, n, k, solve_every, num_threads);
