@@ -142,7 +142,7 @@ def test_distances_over_shards(
         np.testing.assert_allclose(a.scores, b.scores, rtol=1e-4, atol=1e-4)
         assert (a.ids == b.ids).mean() > 0.95
     exact = np.square(2 * queries[:8, None] - rows[None]).sum(axis=2)
-    found = sharded.search(queries[:8] * 2, 6, mode="dense", refine=200)
+    found = sharded.search(queries[:8] * 2, 6, mode="dense", refine=1000)
     estimated = np.sort(exact, axis=1)[:, :6]
     np.testing.assert_allclose(found.scores, estimated, rtol=2e-3 if "originals" in kept else 0.3)
     with pytest.raises(InputError, match='metric="l2" needs longest'):
