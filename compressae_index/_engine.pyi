@@ -150,10 +150,12 @@ class InvertedLists:
         | None,
         num_threads: int,
         codes: Forward | None = None,
+        damped: bool = False,
     ) -> tuple[NDArray[numpy.float32], NDArray[numpy.int64]]:
         """
         Best documents by the query_nnz largest entries of each projection, summed up in 16 bits:
-        (scores, rows), (n_queries, top). Codes add the norms that they keep.
+        (scores, rows), (n_queries, top). Codes add the norms that they keep. Where damped, each product with a value
+        s loses DAMPING s^2, and sums gain UNSEEN before norms are.
         """
 
     def validate(self, fewest: int, most: int, num_threads: int) -> None:
@@ -428,6 +430,10 @@ class Originals(Refiner):
 
 LISTED_PER_CODE: int = 256
 
+DAMPING: float = 0.20000000298023224
+
+UNSEEN: float = 0.18000000715255737
+
 def search(
     parts: Sequence[tuple[InvertedLists, Forward]],
     stage_one: Annotated[
@@ -450,10 +456,12 @@ def search(
     ]
     | None = None,
     refine: int = 0,
+    damped: bool = False,
 ) -> tuple[NDArray[numpy.float32], NDArray[numpy.int64]]:
     """
     Best documents of parts, (lists, codes) each: (scores, rows), (n_queries, top). With projections stage_one,
     the best candidates by the posting lists of their query_nnz largest entries are scored by their codes: with
     the projections stage_two, or with those entries alone. With stage_two alone every document is. With a
-    refiner, it scores the best `refine` by their codes again, by queries (n_queries, dim).
+    refiner, it scores the best `refine` by their codes again, by queries (n_queries, dim). Candidates are the
+    best by sums; where damped, each product with a value s loses DAMPING s^2, and sums gain UNSEEN.
     """

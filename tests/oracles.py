@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compressae_index import CompressedIndex, SparseCodes
-from compressae_index._engine import InvertedLists
+from compressae_index._engine import DAMPING, InvertedLists
 from compressae_index.arrays import FloatArray
 from compressae_index.coding.metric import Metric
 from compressae_index.embedded.sizes import WINDOW
@@ -21,6 +21,7 @@ from compressae_index.testing import (
     mean_of,
     query_codes,
     query_terms,
+    strongest_entries,
 )
 
 
@@ -62,6 +63,13 @@ def list_rounding(
     terms = np.abs(query_terms(index, queries, query_nnz, scoring))
     rounding: Float64 = terms @ (step / 2 * (codes != 0)).T + 1e-5
     return rounding
+
+
+def damped_sums(u: FloatArray, query_nnz: int, values: Float64) -> Float64:
+    """What ranks candidates, (n_queries, n), of values (n, n_latents): sums less a share of squares."""
+    terms = strongest_entries(u, query_nnz)
+    sums: Float64 = terms @ values.T - DAMPING * (terms != 0) @ np.square(values).T
+    return sums
 
 
 def reconstructed_scores(

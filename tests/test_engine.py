@@ -13,10 +13,11 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import bitmap, stored_in_lists
+from oracles import bitmap, damped_sums, stored_in_lists
 
 from compressae_index import CompressedIndex, SparseCodes
 from compressae_index._engine import (
+    DAMPING,
     AlignedCodes,
     Dictionary,
     InvertedLists,
@@ -40,11 +41,11 @@ def random_codes(n: int, n_latents: int, k: int, seed: int) -> SparseCodes:
     return SparseCodes(np.sort(latents, axis=1).astype(np.uint16), values, n_latents)
 
 
-def steps(u: FloatArray, query_nnz: int, lists: InvertedLists) -> Float64:
+def steps(u: FloatArray, query_nnz: int, lists: InvertedLists, *, damped: bool = False) -> Float64:
     """16-bit steps of a score of each query, (n_queries, 1), as scan.hpp derives them."""
-    cut = strongest_entries(u, query_nnz)
-    bound = np.linalg.norm(cut, axis=1) * lists.arrays()["largest_norm"][0]
-    largest = 32000 - (cut != 0).sum(axis=1)
+    cut, norm = strongest_entries(u, query_nnz), lists.arrays()["largest_norm"][0]
+    bound = np.linalg.norm(cut, axis=1) * norm + damped * DAMPING * norm**2
+    largest = 32000 - (1 + damped) * (cut != 0).sum(axis=1)
     result: Float64 = np.divide(largest, bound, out=np.ones(len(u)), where=bound > 0)[:, None]
     return result
 
@@ -98,6 +99,10 @@ def test_every_search_equals_brute_force(
     # A product is rounded by half a step, and its weight by half of 1 / 128 of one.
     off = float((min(codes.k, query_nnz) / steps(u, query_nnz, lists)).max())
     assert_best_rows(lists.search(u, query_nnz, top, marks, 1), exact, top, allowed, off)
+    exact = damped_sums(u, query_nnz, stored_in_lists(lists, n_latents))
+    off = float((2 * min(codes.k, query_nnz) / steps(u, query_nnz, lists, damped=True)).max())
+    found = lists.search(u, query_nnz, top, marks, 1, damped=True)
+    assert_best_rows(found, exact, top, allowed, off)
 
     codec = codec.fitted(codes)
     arrays = codec.pack(codes)
@@ -168,15 +173,18 @@ def test_candidates_do_not_depend_on_the_order_of_documents(order: str, top: int
         assert_best_rows((scores, rows), exact, top, None, float((16 / steps(u, 64, lists)).max()))
 
 
-def test_candidates_of_two_stages_are_those_of_the_lists(built: CompressedIndex, queries: FloatArray) -> None:
+@pytest.mark.parametrize("damped", [False, True])
+def test_candidates_of_two_stages_are_those_of_the_lists(
+    built: CompressedIndex, queries: FloatArray, *, damped: bool
+) -> None:
     real = built.codes(built.ids)
     lists = InvertedLists.build(real.latents, real.values, real.n_latents, 2)
     forward = AlignedCodes(Aligned().pack(real), real.n_latents)
     u = built.model.project(queries)
-    _, chosen = lists.search(u, 20, 150, None, 1)
+    _, chosen = lists.search(u, 20, 150, None, 1, damped=damped)
     expected = forward.rescore(u, chosen, 40, 1)
     for num_threads in (1, 2):
-        hits = search([(lists, forward)], u, u, 20, 150, 40, None, num_threads)
+        hits = search([(lists, forward)], u, u, 20, 150, 40, None, num_threads, damped=damped)
         np.testing.assert_array_equal(hits[1], expected[1])
         np.testing.assert_array_equal(hits[0], expected[0])
 

@@ -26,7 +26,7 @@ from compressae_index import (
 from compressae_index.arrays import FloatArray
 from compressae_index.cli import main
 from compressae_index.coding.lengths import from_bits, half_squares, to_bits
-from compressae_index.coding.metric import are_unit, row_norms
+from compressae_index.coding.metric import Metric, are_unit, row_norms
 from compressae_index.connectors.faiss import FaissIndex, from_faiss, to_faiss
 from compressae_index.embedded.codecs.lengths import NORMS
 from compressae_index.measuring.evaluation import evaluate
@@ -164,6 +164,21 @@ def test_a_first_stage_without_norms_would_miss_neighbours(
     found = kept.search(asked, 10, **settings)
     monkeypatch.setattr("compressae_index.search.queries.LISTED_SHARE", 0.0)
     assert overlap(found.ids, truth[1]) > overlap(kept.search(asked, 10, **settings).ids, truth[1]) + 0.1
+
+
+@pytest.mark.parametrize("metric", ["l2"])
+def test_the_first_stage_estimates_what_it_does_not_read(metric: Metric) -> None:
+    """A near document most of whose latents are not read comes before a far one all of which is read."""
+    dim = 32
+    atoms = np.eye(dim, dtype=np.float32)
+    model = CompresSAE(atoms, np.zeros(dim, np.float32), atoms, dim)
+    near = np.full(dim, 0.176, np.float32)
+    near[0] = 0.2
+    far = 1.001 * atoms[0]
+    index = CompressedIndex.build(np.stack([far, near]), metric=metric, model=model, progress=False)
+    found = index.search(near[None], 1, candidates=1, query_nnz=1)
+    assert found.ids.tolist() == [[0 if metric == "inner_product" else 1]]
+    assert index.search(near[None], 1, mode="sparse", query_nnz=1).ids.tolist() == [[0]]
 
 
 def test_originals_of_all_kinds_give_the_same(

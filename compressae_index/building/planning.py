@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import scipy.sparse as sp
 
+from compressae_index._engine import DAMPING, UNSEEN
 from compressae_index.arrays import BoolArray, FloatArray
 from compressae_index.building.neighbourhoods import Neighbourhoods
 from compressae_index.checks import check_int, check_number, check_threads
@@ -538,14 +540,25 @@ class Trial:
             self._of_background[listed] = model.fold(codes, num_threads=self.threads)
         background = self._of_background[listed]
         threshold = threshold_for(background, postings)
-        others = _listed(background, threshold).to_csr() @ terms.T
-        folded = model.fold(self._codes(k), num_threads=self.threads)
-        found = self._scores(_listed(folded, threshold), terms)[:, :top]
+        others = self._by_lists(_listed(background, threshold).to_csr(), terms)
+        folded = _listed(model.fold(self._codes(k), num_threads=self.threads), threshold).to_csr()
+        width = near.width
+        found = np.stack(
+            [self._by_lists(folded[i * width : i * width + top], u[None])[:, 0] for i, u in enumerate(terms)]
+        )
         scores = near.in_metric(found, near.norms[:, :top], LISTED_SHARE)
         background_scores = near.in_metric(others.T, near.background_norms[None, :], LISTED_SHARE).T
         higher = background_scores[None, :, :] > scores.T[:, None, :]
         share = min(FOUND_CANDIDATES / near.n, 1.0)
         return float((higher.mean(axis=1) <= share).mean())
+
+    def _by_lists(self, listed: sp.csr_array, terms: FloatArray) -> FloatArray:
+        """Sums of the first stage over what lists hold of codes, (n, h), by terms (q, h): (n, q)."""
+        sums: FloatArray = listed @ terms.T
+        if self.near.lengths is None:
+            return sums
+        read: FloatArray = listed.multiply(listed) @ (terms != 0).T.astype(np.float32)
+        return sums - np.float32(DAMPING) * read + np.float32(UNSEEN)
 
     def _scores(self, codes: SparseCodes, projections: FloatArray) -> FloatArray:
         """Sums of each query's projections over the codes of its neighbourhood, (q, w)."""

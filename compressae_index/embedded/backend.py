@@ -316,10 +316,12 @@ class EmbeddedBackend:
         allowed: Bitmap | None,
         num_threads: int,
         refinement: Refinement | None = None,
+        *,
+        damped: bool = False,
     ) -> Hits:
         """Finds candidates in posting lists for stage_one, scores them by stage_two, refines the best."""
         return self._search(
-            stage_one, stage_two, query_nnz, candidates, top, allowed, num_threads, refinement
+            stage_one, stage_two, query_nnz, candidates, top, allowed, num_threads, refinement, damped=damped
         )
 
     def _search(
@@ -332,6 +334,8 @@ class EmbeddedBackend:
         allowed: Bitmap | None,
         num_threads: int,
         refinement: Refinement | None = None,
+        *,
+        damped: bool = False,
     ) -> Hits:
         refining = (None, None, 0) if refinement is None else (self.refiner, *refinement)
         if refinement is not None and self.originals is not None:
@@ -346,6 +350,7 @@ class EmbeddedBackend:
             allowed,
             num_threads,
             *refining,
+            damped=damped,
         )
 
     @property
@@ -363,11 +368,18 @@ class EmbeddedBackend:
         return self._of(self.codec, parts, self.originals)
 
     def listed(
-        self, projections: FloatArray, query_nnz: int, top: int, allowed: Bitmap | None, num_threads: int
+        self,
+        projections: FloatArray,
+        query_nnz: int,
+        top: int,
+        allowed: Bitmap | None,
+        num_threads: int,
+        *,
+        damped: bool,
     ) -> Hits:
         """Stage one alone, of documents in one part: the best rows and their scores, in 16-bit steps."""
         part = self._parts[0]
-        return part.inverted.search(projections, query_nnz, top, allowed, num_threads, part.forward)
+        return part.inverted.search(projections, query_nnz, top, allowed, num_threads, part.forward, damped)
 
     def scored(self, projections: FloatArray, rows: RowArray, num_threads: int) -> Hits:
         """Stage two alone, of one part: rows (n_queries, c) by their codes, best first; -1: none."""

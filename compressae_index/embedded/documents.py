@@ -165,7 +165,9 @@ class EmbeddedDocuments(Rows):
         if k == 0:
             return self._nothing(asked)
         stages, refinement = (asked.stage_one, asked.stage_two), self._refinement(asked)
-        hits = self.backend.two_stage(*stages, nnz, candidates, k, allowed, asked.num_threads, refinement)
+        hits = self.backend.two_stage(
+            *stages, nnz, candidates, k, allowed, asked.num_threads, refinement, damped=asked.is_damped
+        )
         return self._found(asked, hits, refined=refinement is not None)
 
     def _refinement(self, asked: Asked) -> Refinement | None:

@@ -281,6 +281,15 @@ class Asked:
         return None if self.distances is None else self.distances.weights
 
     @property
+    def is_damped(self) -> bool:
+        """Whether the engine finds candidates by sums less a share of the squares of values.
+
+        Sums by unread latents are then estimated, not left out. Sums that are answers stay what they are, and
+        so do those over values that hold norms.
+        """
+        return self.mode == "two_stage" and self.distances is not None
+
+    @property
     def mean_scores(self) -> FloatArray | None:
         """(n_queries, 1) the share of the model's mean in every score; None for zero."""
         return self._projections[2]

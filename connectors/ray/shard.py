@@ -76,7 +76,9 @@ class Shard:
         top = min(top, n_allowed)
         if not top:
             return _nothing(len(rows))
-        return self._stepped[1].listed(asked.stage_one, query_nnz, top, allowed, asked.num_threads)
+        return self._stepped[1].listed(
+            asked.stage_one, query_nnz, top, allowed, asked.num_threads, damped=asked.is_damped
+        )
 
     def scan(
         self, rows: FloatArray, settings: Settings, query_nnz: int | None, top: int, wanted: Any

@@ -83,7 +83,11 @@ void check_accumulate(Trial& trial) {
     ids.push_back(random.some_of(kDocuments, count));
     values.push_back(random.integers<std::int8_t>(count));
     const auto weight = static_cast<std::int16_t>(static_cast<int>(random.below(65535)) - 32767);
-    lists.push_back({ids.back().data(), values.back().data(), count, random.one_in(4) ? std::int16_t{-32767} : weight});
+    const auto damping = static_cast<std::int16_t>(random.one_in(2) ? 0 : random.below(16000));
+    const auto most = random.one_in(4) ? std::int16_t{-32767} : weight;
+    // Of sound files, weights that are damped stay within 16 bits.
+    const auto held = static_cast<std::int16_t>(damping == 0 ? most : most / 2);
+    lists.push_back({ids.back().data(), values.back().data(), count, held, damping});
   }
   auto expected = random.integers<std::int16_t>(kDocuments);
   auto actual = expected;  // of any size, as in a damaged file: sums wrap around
@@ -99,10 +103,10 @@ void check_lengthen(Trial& trial) {
   std::vector<std::uint16_t> norms(count);
   for (std::uint16_t& norm : norms) norm = static_cast<std::uint16_t>((13 + random.below(6)) << 11);
   auto expected = random.integers<std::int16_t>(count), actual = expected;
-  const Lengthening by{0.25f, -static_cast<float>(random.below(64)), static_cast<float>(random.below(9))};
+  const Lengthening by{0.25f, -static_cast<float>(random.below(64)), 4.0f, static_cast<float>(random.below(9))};
   for (std::size_t i = 0; i < count; ++i) {
     const float norm = length_of(norms[i]);
-    const float steps = (by.score * expected[i] + by.length * norm) * norm + by.offset;
+    const float steps = (by.score * expected[i] + by.length * norm + by.shift) * norm + by.offset;
     expected[i] = static_cast<std::int16_t>(std::clamp(steps, -Lengthening::kMost, Lengthening::kMost));
   }
   trial.tested().lengthen(norms.data(), count, by, actual.data());

@@ -71,7 +71,7 @@ InvertedLists::InvertedLists(Arrays arrays, std::size_t n_documents, std::size_t
 }
 
 Hits InvertedLists::search(const Input<float, 2>& projections, std::size_t query_nnz, std::size_t top,
-                           const Bitmap& bitmap, std::size_t num_threads, const ForwardPart* codes) const {
+                           const Bitmap& bitmap, std::size_t num_threads, const ForwardPart* codes, bool damped) const {
   std::size_t n_entries = lists_.n_latents;
   if (codes != nullptr) {
     require_equal(codes->n_documents(), n_documents(), "documents of the codes");
@@ -83,7 +83,7 @@ Hits InvertedLists::search(const Input<float, 2>& projections, std::size_t query
   const Scope scope = scope_of({{&lists_, codes == nullptr ? nullptr : &codes->codes(), n_documents(), 0}}, n_entries,
                                bits_of(bitmap, n_documents()));
   return searched(projections.shape(0), top, [&](const Results& results) {
-    search_lists(scope, projections.data(), projections.shape(0), query_nnz, num_threads, results);
+    search_lists(scope, projections.data(), projections.shape(0), query_nnz, num_threads, damped, results);
   });
 }
 
@@ -165,9 +165,11 @@ void bind_lists(nb::module_& m) {
       .def_static("concatenate", &InvertedLists::concatenate, "ranges"_a,
                   "Windows [first, last) of lists, (lists, first, last) each, one after the other.")
       .def("search", &InvertedLists::search, "projections"_a.noconvert(), "query_nnz"_a, "top"_a,
-           "allowed"_a.noconvert().none(), "num_threads"_a, "codes"_a.none() = nb::none(),
+           "allowed"_a.noconvert().none(), "num_threads"_a, "codes"_a.none() = nb::none(), "damped"_a = false,
            "Best documents by the query_nnz largest entries of each projection, summed up in 16 bits:\n"
-           "(scores, rows), (n_queries, top). Codes add the norms that they keep.")
+           "(scores, rows), (n_queries, top). Codes add the norms that they keep. Where damped, each product with a "
+           "value\n"
+           "s loses DAMPING s^2, and sums gain UNSEEN before norms are.")
       .def("validate", &InvertedLists::validate, "fewest"_a, "most"_a, "num_threads"_a,
            "Raises ValueError where lists are not of ascending documents, or hold fewer or more postings than so many\n"
            "of each, or norms of documents are larger than the largest.")

@@ -25,7 +25,7 @@ class InvertedLists {
   InvertedLists(Arrays arrays, std::size_t n_documents, std::size_t n_latents);
 
   Hits search(const Input<float, 2>& projections, std::size_t query_nnz, std::size_t top, const Bitmap& bitmap,
-              std::size_t num_threads, const ForwardPart* codes) const;
+              std::size_t num_threads, const ForwardPart* codes, bool damped) const;
   // Throws where they are not of ascending documents, or hold fewer or more postings than so many of each.
   void validate(std::size_t fewest, std::size_t most, std::size_t num_threads) const;
   Output<std::int64_t> list_lengths() const;

@@ -22,7 +22,7 @@ Hits search(const std::vector<std::pair<const InvertedLists*, const ForwardPart*
             const std::optional<Input<float, 2>>& stage_one, const std::optional<Input<float, 2>>& stage_two,
             std::size_t query_nnz, std::size_t candidates, std::size_t top, const Bitmap& bitmap,
             std::size_t num_threads, const RefinerPart* refiner, const std::optional<Input<float, 2>>& queries,
-            std::size_t refine) {
+            std::size_t refine, bool damped) {
   require(!pairs.empty(), "there are no parts to search");
   require(stage_one || stage_two, "there are no projections");
   require(query_nnz >= 1, "query_nnz is 0, expected at least 1");
@@ -57,7 +57,7 @@ Hits search(const std::vector<std::pair<const InvertedLists*, const ForwardPart*
       search_dense(scope, stage_two->data(), n_queries, num_threads, results);
     else
       search_two_stage(scope, stage_one->data(), stage_two ? stage_two->data() : nullptr, n_queries, query_nnz,
-                       candidates, num_threads, results);
+                       candidates, num_threads, damped, results);
   });
 }
 
@@ -65,13 +65,16 @@ Hits search(const std::vector<std::pair<const InvertedLists*, const ForwardPart*
 
 void bind_search(nb::module_& m) {
   m.attr("LISTED_PER_CODE") = kListedPerCode;
+  m.attr("DAMPING") = kDamping;
+  m.attr("UNSEEN") = kUnseen;
   m.def("search", &search, "parts"_a, "stage_one"_a.noconvert().none(), "stage_two"_a.noconvert().none(), "query_nnz"_a,
         "candidates"_a, "top"_a, "allowed"_a.noconvert().none(), "num_threads"_a, "refiner"_a.none() = nb::none(),
-        "queries"_a.noconvert().none() = nb::none(), "refine"_a = 0,
+        "queries"_a.noconvert().none() = nb::none(), "refine"_a = 0, "damped"_a = false,
         "Best documents of parts, (lists, codes) each: (scores, rows), (n_queries, top). With projections stage_one,\n"
         "the best candidates by the posting lists of their query_nnz largest entries are scored by their codes: with\n"
         "the projections stage_two, or with those entries alone. With stage_two alone every document is. With a\n"
-        "refiner, it scores the best `refine` by their codes again, by queries (n_queries, dim).");
+        "refiner, it scores the best `refine` by their codes again, by queries (n_queries, dim). Candidates are the\n"
+        "best by sums; where damped, each product with a value s loses DAMPING s^2, and sums gain UNSEEN.");
 }
 
 }  // namespace compressae::bindings

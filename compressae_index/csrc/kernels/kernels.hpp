@@ -112,26 +112,29 @@ struct InterleavedRows {
   float step;
 };
 
-// Some postings of a list, with at most one of a document, and the weight of their values.
+// Some postings of a list, with at most one of a document, the weight of their values, and what each step of a value
+// takes off it, in 1 / 128.
 struct Postings {
   const std::uint16_t* ids;
   const std::int8_t* values;
   std::size_t count;
   std::int16_t weight;
+  std::int16_t damping = 0;
 };
 
 // Where scores of directions are to become scores by distance.
 struct Lengthening {
   static constexpr float kMost = 32000.0f;
 
-  float score = 0.0f, length = 0.0f, offset = 0.0f;
+  float score = 0.0f, length = 0.0f, shift = 0.0f, offset = 0.0f;
 };
 
 struct Kernels {
-  // scores[i] becomes (score * scores[i] + length * x) * x + offset without its fraction, for the norm x of norms[i],
-  // and at most kMost in magnitude.
+  // scores[i] becomes (score * scores[i] + length * x + shift) * x + offset without its fraction, for the norm x of
+  // norms[i], and at most kMost in magnitude.
   void (*lengthen)(const std::uint16_t* norms, std::size_t count, const Lengthening& by, std::int16_t* scores);
-  // scores[ids[i]] += values[i] * weight / 128, rounded, for the postings of each list.
+  // scores[ids[i]] += values[i] * (weight - values[i] * damping / 128) / 128, both rounded, for the postings of each
+  // list.
   void (*accumulate)(const Postings* lists, std::size_t n_lists, std::int16_t* scores);
   // largest[i] becomes the largest of scores[i], scores[i + n_groups], ...; both counts are multiples of kGroup, and
   // count one of n_groups.

@@ -29,8 +29,8 @@ inline Int16s upper_bytes(const std::int8_t* bytes) {
   return reinterpret_cast<Int16s>(_mm256_slli_epi16(_mm256_cvtepi8_epi16(load<__m128i>(bytes)), 8));
 }
 
-inline Int16s multiply_rounded(Int16s x, std::int16_t y) {
-  return reinterpret_cast<Int16s>(_mm256_mulhrs_epi16(raw(x), raw(repeated(y))));
+inline Int16s multiply_rounded(Int16s x, Int16s y) {
+  return reinterpret_cast<Int16s>(_mm256_mulhrs_epi16(raw(x), raw(y)));
 }
 
 inline Int32s add_pair_products(Int32s sums, Int16s x, Int16s y) {

@@ -49,7 +49,7 @@ inline Int16s upper_bytes(const std::int8_t* bytes) { return vshll_n_s8(vld1_s8(
 inline Int16s upper_bytes(std::uint64_t eight_bytes) { return vshll_n_s8(vcreate_s8(eight_bytes), 8); }
 
 // NEON doubles, rounds and takes the upper half: (2 * x * y + (1 << 15)) >> 16.
-inline Int16s multiply_rounded(Int16s x, std::int16_t y) { return vqrdmulhq_n_s16(x, y); }
+inline Int16s multiply_rounded(Int16s x, Int16s y) { return vqrdmulhq_s16(x, y); }
 
 inline Int32s add_pair_products(Int32s sums, Int16s x, Int16s y) {
   return sums + vpaddq_s32(vmull_s16(vget_low_s16(x), vget_low_s16(y)), vmull_high_s16(x, y));

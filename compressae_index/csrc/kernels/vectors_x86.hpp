@@ -34,8 +34,8 @@ inline EightInt16s upper_bytes(std::uint64_t eight_bytes) {
   return reinterpret_cast<EightInt16s>(_mm_slli_epi16(widened, 8));
 }
 
-inline EightInt16s multiply_rounded(EightInt16s x, std::int16_t y) {
-  return reinterpret_cast<EightInt16s>(_mm_mulhrs_epi16(reinterpret_cast<__m128i>(x), _mm_set1_epi16(y)));
+inline EightInt16s multiply_rounded(EightInt16s x, EightInt16s y) {
+  return reinterpret_cast<EightInt16s>(_mm_mulhrs_epi16(reinterpret_cast<__m128i>(x), reinterpret_cast<__m128i>(y)));
 }
 
 inline float sum_of(Floats8 x) {

@@ -26,16 +26,19 @@ inline double bound_of(const std::vector<Term>& terms, float largest_norm) {
   return std::sqrt(squares) * largest_norm;
 }
 
-inline float steps_of(const std::vector<Term>& terms, float largest_norm) {
-  const double bound = bound_of(terms, largest_norm);
-  // Each term's product is rounded by half a step, and a weight by half of 1 / 128 of one.
-  const double largest = 32000.0 - static_cast<double>(std::min<std::size_t>(terms.size(), 16384));
+inline float steps_of(const std::vector<Term>& terms, float largest_norm, float damping) {
+  const double bound = bound_of(terms, largest_norm) + static_cast<double>(damping) * largest_norm * largest_norm;
+  // Each term's product is rounded by half a step, and a weight by half of 1 / 128 of one; so are products with a
+  // damping, and this.
+  const std::size_t roundings = damping > 0.0f ? 2 * terms.size() : terms.size();
+  const double largest = 32000.0 - static_cast<double>(std::min<std::size_t>(roundings, 16384));
   return bound > 0.0 ? static_cast<float>(largest / bound) : 1.0f;
 }
 
 // What 16-bit scores of a query stand for.
 struct Scale {
   float steps;                // of sums over lists
+  float damping = 0.0f;       // of values, in their own units
   bool by_distance = false;   // whether these are lengthened
   Lengthening lengthening{};  // then it gives other steps
   float final_steps = 1.0f, middle = 0.0f;
@@ -47,15 +50,27 @@ struct Scale {
   }
 };
 
+// Where documents are candidates, a product of the query's projection u and a value s counts as u s - kDamping s^2. By
+// u s alone, a far document whose strong latents the query reads comes before a near one whose latents it does not.
+// Over the latents that are not read, the product of a near document with the query is about the square of what the
+// document has there: |x|^2 less the sum of s^2 over those that are read. A share of it does best. That of |x|^2 is the
+// same for all directions, and is added as kUnseen where norms decide, too; a document's norm is then taken for the
+// query's. Figures by an emulation in floats, of codes with 8 postings and queries of 128 latents: 1,000 candidates of
+// a million texts held .952 of the true ten, and .941 without; 300 held .909 and .892. By distance, with .25 and .23
+// for the two, 1,000 of 50,000 held .91 among descriptors of images and .88 among words, and .83 and .87 without; in
+// isotropic Gaussians of 64 dimensions they held .01 less.
+inline constexpr float kDamping = 0.2f, kUnseen = 0.18f;
+
 // Where lists hold directions, and norms are kept beside codes: a document of norm x scores (sum + weight * x / 2) * x.
 // A sum is about a cosine, far below the bound of Cauchy and Schwarz where terms are many. Steps are such that
 // documents of all sums up to kMostCosine are told apart, and down to those of no negative sum and a common norm, and
 // twice as far below. Others count as the highest or the lowest.
 inline Scale scale_by_distance(const std::vector<Term>& terms, float largest_norm, const Lengths::Range& norms,
-                               float weight) {
+                               float weight, bool damped) {
   constexpr double kDepth = 3.0, kMostCosine = 1.5;
-  const float steps = steps_of(terms, largest_norm);
-  const double bound = std::min(bound_of(terms, largest_norm), kMostCosine);
+  const float damping = damped ? kDamping : 0.0f, shift = damped ? kUnseen : 0.0f;
+  const float steps = steps_of(terms, largest_norm, damping);
+  const double bound = std::min(bound_of(terms, largest_norm) + static_cast<double>(shift), kMostCosine);
   const double half = 0.5 * static_cast<double>(weight);
   const auto highest_of = [&](double x) { return (bound + half * x) * x; };
   const double peak = half < 0.0 ? -bound / (2.0 * half) : static_cast<double>(norms.largest);
@@ -64,9 +79,10 @@ inline Scale scale_by_distance(const std::vector<Term>& terms, float largest_nor
   const double range = std::max(kDepth * (high - common), 1e-30);
   const double middle = high - range / 2.0, final_steps = 2.0 * static_cast<double>(Lengthening::kMost) / range;
   return {steps,
+          damping,
           true,
           {static_cast<float>(final_steps / steps), static_cast<float>(final_steps * half),
-           static_cast<float>(-middle * final_steps)},
+           static_cast<float>(final_steps * shift), static_cast<float>(-middle * final_steps)},
           static_cast<float>(final_steps),
           static_cast<float>(middle),
           0.0f,
@@ -75,9 +91,13 @@ inline Scale scale_by_distance(const std::vector<Term>& terms, float largest_nor
 
 // The same where no norms are kept, or all are the same, so that sums have the order of scores.
 inline Scale scale_by_sums(const std::vector<Term>& terms, float largest_norm, const Lengths::Range& norms,
-                           float weight) {
-  Scale scale{steps_of(terms, largest_norm)};
-  if (norms.largest > 0.0f) scale.shift = 0.5f * weight * norms.largest, scale.norm = norms.largest;
+                           float weight, bool damped) {
+  const float damping = damped ? kDamping : 0.0f;
+  Scale scale{steps_of(terms, largest_norm, damping), damping};
+  if (norms.largest > 0.0f) {
+    scale.shift = 0.5f * weight * norms.largest + (damped ? kUnseen : 0.0f);
+    scale.norm = norms.largest;
+  }
   return scale;
 }
 
@@ -103,14 +123,15 @@ inline std::int16_t threshold_of(const std::int16_t* scores, std::size_t wanted,
 // Where the 16-bit scores of a window are added up and taken from. One serves after the other, in one thread.
 class WindowScan {
  public:
-  // Of these lists windows are added from now on, times the terms' weights in steps.
-  void begin(const InvertedView& lists, const std::vector<Term>& terms, float steps) {
+  // Of these lists windows are added from now on, times the terms' weights in steps, and damped.
+  void begin(const InvertedView& lists, const std::vector<Term>& terms, const Scale& scale) {
+    const float step = 128.0f * scale.steps;
     const std::size_t n_windows = lists.n_windows();
     runs_.clear();
     for (const Term& term : terms) {
       const std::uint64_t start = lists.starts[term.latent];
       runs_.push_back({lists.ids + start, lists.values + start, lists.offsets + term.latent * (n_windows + 1),
-                       lists.scales + term.latent * n_windows, 128.0f * steps * term.weight});
+                       lists.scales + term.latent * n_windows, step * term.weight, 128.0f * step * scale.damping});
     }
     postings_.resize(runs_.size());
   }
@@ -128,9 +149,9 @@ class WindowScan {
     for (std::size_t i = 0; i < runs_.size(); ++i) {
       const Run& run = runs_[i];
       const std::uint32_t first = run.offsets[w], last = run.offsets[w + 1];
-      const float weight = std::clamp(run.weight * from_half(run.scales[w]), -32767.0f, 32767.0f);
-      postings_[i] = {run.ids + first, run.values + first, last - first,
-                      static_cast<std::int16_t>(std::lrintf(weight))};
+      const float scale = from_half(run.scales[w]);
+      postings_[i] = {run.ids + first, run.values + first, last - first, in_16_bits(run.weight * scale),
+                      in_16_bits(run.damping * scale * scale)};
     }
     kernels().accumulate(postings_.data(), postings_.size(), scores_.data());
   }
@@ -159,13 +180,17 @@ class WindowScan {
   }
 
  private:
-  // A term's list from its first window on, and the weight of its values.
+  static std::int16_t in_16_bits(float x) {
+    return static_cast<std::int16_t>(std::lrintf(std::clamp(x, -32767.0f, 32767.0f)));
+  }
+
+  // A term's list from its first window on, the weight of its values, and their damping.
   struct Run {
     const std::uint16_t* ids;
     const std::int8_t* values;
     const std::uint32_t* offsets;
     const std::uint16_t* scales;
-    float weight;
+    float weight, damping;
   };
 
   // Windows whose offsets are fetched ahead: half a line of memory.

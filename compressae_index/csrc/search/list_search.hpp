@@ -23,8 +23,9 @@ namespace compressae {
 // The scans of a batch of queries, and their hits so far.
 class ListSearch {
  public:
+  // damped: whether documents are candidates by what is read of them (kDamping); else they are the best by sums.
   ListSearch(const Scope& scope, const float* projections, std::size_t n_queries, std::size_t query_nnz,
-             std::size_t candidates, std::size_t num_threads)
+             std::size_t candidates, std::size_t num_threads, bool damped)
       : scope_(scope),
         windows_(scope.windows()),
         n_latents_(scope.parts.empty() ? 0 : scope.parts.front().inverted->n_latents),
@@ -42,8 +43,8 @@ class ListSearch {
       const float* projection = projections + q * scope.n_entries;
       terms_[q] = largest_terms(projection, n_latents_, query_nnz);
       const float weight = scope.n_entries > n_latents_ ? projection[n_latents_] : 0.0f;
-      scales_[q] = norms.differ() ? scale_by_distance(terms_[q], largest_norm, norms, weight)
-                                  : scale_by_sums(terms_[q], largest_norm, norms, weight);
+      scales_[q] = norms.differ() ? scale_by_distance(terms_[q], largest_norm, norms, weight, damped)
+                                  : scale_by_sums(terms_[q], largest_norm, norms, weight, damped);
     });
     by_distance_ = norms.differ();
   }
@@ -64,7 +65,7 @@ class ListSearch {
       selection.begin(candidates_, attempt.floor);
       for (std::size_t i = begin; i < end; ++i) {
         const Part* part = windows_[i].part;
-        if (i == begin || part != windows_[i - 1].part) window_scan.begin(*part->inverted, terms_[q], scales_[q].steps);
+        if (i == begin || part != windows_[i - 1].part) window_scan.begin(*part->inverted, terms_[q], scales_[q]);
         scan_window(q, windows_[i], i == begin ? attempt.first_wanted : 0, window_scan, selection);
       }
       if (selection.best().size() >= candidates_) break;

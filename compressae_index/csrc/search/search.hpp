@@ -107,10 +107,10 @@ inline void search_dense(const Scope& scope, const float* projections, std::size
   search_all(scope, project, n_queries, num_threads, results);
 }
 
-// The best by the posting lists alone; scores are off by the rounding to 16-bit steps.
+// The best by the posting lists alone, damped or not; scores are off by the rounding to 16-bit steps.
 inline void search_lists(const Scope& scope, const float* projections, std::size_t n_queries, std::size_t query_nnz,
-                         std::size_t num_threads, const Results& results) {
-  ListSearch lists(scope, projections, n_queries, query_nnz, results.top, num_threads);
+                         std::size_t num_threads, bool damped, const Results& results) {
+  ListSearch lists(scope, projections, n_queries, query_nnz, results.top, num_threads, damped);
   const auto scan = [&](std::size_t q, std::size_t begin, std::size_t end) { lists.scan(q, begin, end); };
   const auto finish = [&](std::size_t q) {
     const Scale& scale = lists.scale(q);
@@ -136,13 +136,13 @@ inline void rescore_rows(const std::vector<Part>& parts, const float* u, const s
 // Documents for each one whose code is read out of order in the time that their posting lists take.
 inline constexpr std::size_t kListedPerCode = 256;
 
-// Takes the best `candidates` by the posting lists of the query's query_nnz largest terms in stage_one, and scores
-// them by their codes: with the projections of stage_two, or where there are none, with those terms alone. Where few
-// documents are allowed, all of them are candidates.
+// Takes the best `candidates` by the posting lists of the query's query_nnz largest terms in stage_one, damped or not,
+// and scores them by their codes: with the projections of stage_two, or where there are none, with those terms alone.
+// Where few documents are allowed, all of them are candidates.
 inline void search_two_stage(const Scope& scope, const float* stage_one, const float* stage_two, std::size_t n_queries,
-                             std::size_t query_nnz, std::size_t candidates, std::size_t num_threads,
+                             std::size_t query_nnz, std::size_t candidates, std::size_t num_threads, bool damped,
                              const Results& results) {
-  ListSearch lists(scope, stage_one, n_queries, query_nnz, candidates, num_threads);
+  ListSearch lists(scope, stage_one, n_queries, query_nnz, candidates, num_threads, damped);
   const auto project = [&](std::size_t q, PaddedProjection& padded) {
     return stage_two != nullptr
                ? padded.whole(stage_two + q * scope.n_entries, scope.n_entries)
