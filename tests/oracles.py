@@ -65,7 +65,7 @@ def list_rounding(
     return rounding
 
 
-def damped_sums(u: FloatArray, query_nnz: int, values: Float64) -> Float64:
+def damped_sums(u: npt.NDArray[Any], query_nnz: int, values: Float64) -> Float64:
     """What ranks candidates, (n_queries, n), of values (n, n_latents): sums less a share of squares."""
     terms = strongest_entries(u, query_nnz)
     sums: Float64 = terms @ values.T - DAMPING * (terms != 0) @ np.square(values).T

@@ -16,6 +16,7 @@ from compressae_index.coding.directory import CodeStore
 from compressae_index.connectors.faiss import FaissIndex
 from compressae_index.embedded.thinning import strongest
 from compressae_index.persistence import FORMAT_VERSION
+from compressae_index.search.queries import Asked
 
 GOLDEN = Path(__file__).parent / "golden"
 INDEXES = ("packed", "aligned", "strings", "inner-product", "empty")
@@ -34,6 +35,12 @@ def assert_answers(index: CompressedIndex, answers: Mapping[str, Any], name: str
         np.testing.assert_allclose(scores, answers[f"{name}.{mode}.scores"], rtol=0, atol=1e-6)
         expected = answers[f"{name}.{mode}.ids"]
         np.testing.assert_array_equal(ids.astype(expected.dtype), expected)
+
+
+@pytest.fixture(autouse=True)
+def by_plain_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Candidates are the best by plain sums, as in the release of format 1."""
+    monkeypatch.setattr(Asked, "is_damped", False)
 
 
 @pytest.fixture(scope="module", params=range(1, FORMAT_VERSION + 1), ids="format-{}".format)

@@ -166,7 +166,7 @@ def test_a_first_stage_without_norms_would_miss_neighbours(
     assert overlap(found.ids, truth[1]) > overlap(kept.search(asked, 10, **settings).ids, truth[1]) + 0.1
 
 
-@pytest.mark.parametrize("metric", ["l2"])
+@pytest.mark.parametrize("metric", ["l2", "cosine", "inner_product"])
 def test_the_first_stage_estimates_what_it_does_not_read(metric: Metric) -> None:
     """A near document most of whose latents are not read comes before a far one all of which is read."""
     dim = 32

@@ -42,6 +42,8 @@ class Neighbourhoods:
     """Rows of the source."""
     lengths: FloatArray | None = None
     """(q,) the norms of the queries, where the metric is that of distances; None for others."""
+    is_damped: bool = True
+    """Whether the first stage counts values less a share of their squares: not for inner products."""
 
     def in_metric(self, cosines: FloatArray, norms: FloatArray, share: float = 1.0) -> FloatArray:
         """Scores in the order of the metric, (q, c), of cosines with the queries and of norms (q or 1, c).
@@ -96,7 +98,7 @@ def neighbourhoods(vectors: Vectors, metric: Metric, *, progress: bool = False) 
             chunk = checked_rows(vectors, begin, begin + CHUNK_ROWS, dim=dim)
             found.add(begin, chunk, metric)
             advance(len(chunk))
-    return found.sorted()
+    return replace(found.sorted(), is_damped=metric != "inner_product")
 
 
 def _chosen(n: int) -> RowArray:

@@ -555,7 +555,7 @@ class Trial:
     def _by_lists(self, listed: sp.csr_array, terms: FloatArray) -> FloatArray:
         """Sums of the first stage over what lists hold of codes, (n, h), by terms (q, h): (n, q)."""
         sums: FloatArray = listed @ terms.T
-        if self.near.lengths is None:
+        if not self.near.is_damped:
             return sums
         read: FloatArray = listed.multiply(listed) @ (terms != 0).T.astype(np.float32)
         return sums - np.float32(DAMPING) * read + np.float32(UNSEEN)

@@ -337,7 +337,7 @@ class EmbeddedBackend:
         *,
         damped: bool = False,
     ) -> Hits:
-        refining = (None, None, 0) if refinement is None else (self.refiner, *refinement)
+        refiner, queries, refine = (None, None, 0) if refinement is None else (self.refiner, *refinement)
         if refinement is not None and self.originals is not None:
             self.originals.check()
         return search(
@@ -349,8 +349,10 @@ class EmbeddedBackend:
             top,
             allowed,
             num_threads,
-            *refining,
-            damped=damped,
+            refiner,
+            queries,
+            refine,
+            damped,
         )
 
     @property

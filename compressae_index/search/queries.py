@@ -287,7 +287,7 @@ class Asked:
         Sums by unread latents are then estimated, not left out. Sums that are answers stay what they are, and
         so do those over values that hold norms.
         """
-        return self.mode == "two_stage" and self.distances is not None
+        return self.mode == "two_stage" and (self.factors is None or self.distances is not None)
 
     @property
     def mean_scores(self) -> FloatArray | None:
