@@ -65,10 +65,20 @@ def list_rounding(
     return rounding
 
 
+def leaves_some(u: npt.NDArray[Any], query_nnz: int) -> Mask:
+    """Whether more entries of a query are not 0 than are read, (n_queries, 1)."""
+    left: Mask = ((u != 0).sum(axis=1) > query_nnz)[:, None]
+    return left
+
+
 def damped_sums(u: npt.NDArray[Any], query_nnz: int, values: Float64) -> Float64:
-    """What ranks candidates, (n_queries, n), of values (n, n_latents): sums less a share of squares."""
+    """What ranks candidates, (n_queries, n), of values (n, n_latents): sums less a share of squares.
+
+    Of a query all of which is read, they are plain sums.
+    """
     terms = strongest_entries(u, query_nnz)
-    sums: Float64 = terms @ values.T - DAMPING * (terms != 0) @ np.square(values).T
+    read = (terms != 0) & leaves_some(u, query_nnz)
+    sums: Float64 = terms @ values.T - DAMPING * read @ np.square(values).T
     return sums
 
 

@@ -54,7 +54,7 @@ def test_two_stage_rescores_what_damped_sums_find(
 ) -> None:
     every = built.search(queries, 40, candidates=40, query_nnz=12, scoring=scoring)
     # The posting lists round, so that their last few may be others than the exact ones.
-    sums = damped_sums(query_terms(built, queries, 12, scoring), 12, dense_codes(built))
+    sums = damped_sums(query_terms(built, queries, None, scoring), 12, dense_codes(built))
     exact = built.ids[np.argsort(-sums, axis=1, kind="stable")[:, :60]]
     assert overlap(every.ids, exact[:, :40]) > 39 / 40
     assert all(np.isin(found, wanted).all() for found, wanted in zip(every.ids, exact, strict=True))

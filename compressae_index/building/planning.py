@@ -534,17 +534,22 @@ class Trial:
         near, model = self.near, self.model
         top, query_nnz = min(NEIGHBOURS, near.width), min(FOUND_BY_LATENTS, model.n_latents)
         terms = strongest_terms(self.projections, query_nnz).to_dense()
+        # Where all of a query is read, nothing is estimated.
+        damped = near.is_damped & (np.count_nonzero(self.projections, axis=1) > query_nnz)
         listed = min(k, LISTED_NONZEROS)
         if listed not in self._of_background:
             codes = model.encode_unit(near.background, listed, self.encoder, self.threads)
             self._of_background[listed] = model.fold(codes, num_threads=self.threads)
         background = self._of_background[listed]
         threshold = threshold_for(background, postings)
-        others = self._by_lists(_listed(background, threshold).to_csr(), terms)
+        others = self._by_lists(_listed(background, threshold).to_csr(), terms, damped)
         folded = _listed(model.fold(self._codes(k), num_threads=self.threads), threshold).to_csr()
         width = near.width
         found = np.stack(
-            [self._by_lists(folded[i * width : i * width + top], u[None])[:, 0] for i, u in enumerate(terms)]
+            [
+                self._by_lists(folded[i * width : i * width + top], terms[[i]], damped[[i]])[:, 0]
+                for i in range(len(terms))
+            ]
         )
         scores = near.in_metric(found, near.norms[:, :top], LISTED_SHARE)
         background_scores = near.in_metric(others.T, near.background_norms[None, :], LISTED_SHARE).T
@@ -552,13 +557,16 @@ class Trial:
         share = min(FOUND_CANDIDATES / near.n, 1.0)
         return float((higher.mean(axis=1) <= share).mean())
 
-    def _by_lists(self, listed: sp.csr_array, terms: FloatArray) -> FloatArray:
-        """Sums of the first stage over what lists hold of codes, (n, h), by terms (q, h): (n, q)."""
+    @staticmethod
+    def _by_lists(listed: sp.csr_array, terms: FloatArray, damped: BoolArray) -> FloatArray:
+        """Sums of the first stage over what lists hold of codes, (n, h), by terms (q, h): (n, q).
+
+        They are those of candidates for the queries that are damped, (q,).
+        """
         sums: FloatArray = listed @ terms.T
-        if not self.near.is_damped:
-            return sums
-        read: FloatArray = listed.multiply(listed) @ (terms != 0).T.astype(np.float32)
-        return sums - np.float32(DAMPING) * read + np.float32(UNSEEN)
+        read = ((terms != 0) & damped[:, None]).astype(np.float32)
+        squares: FloatArray = listed.multiply(listed) @ read.T
+        return sums - np.float32(DAMPING) * squares + np.float32(UNSEEN) * damped
 
     def _scores(self, codes: SparseCodes, projections: FloatArray) -> FloatArray:
         """Sums of each query's projections over the codes of its neighbourhood, (q, w)."""

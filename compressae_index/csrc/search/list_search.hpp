@@ -43,8 +43,11 @@ class ListSearch {
       const float* projection = projections + q * scope.n_entries;
       terms_[q] = largest_terms(projection, n_latents_, query_nnz);
       const float weight = scope.n_entries > n_latents_ ? projection[n_latents_] : 0.0f;
-      scales_[q] = norms.differ() ? scale_by_distance(terms_[q], largest_norm, norms, weight, damped)
-                                  : scale_by_sums(terms_[q], largest_norm, norms, weight, damped);
+      // Sums that lack nothing of the query need no estimate.
+      const auto zeros = static_cast<std::size_t>(std::count(projection, projection + n_latents_, 0.0f));
+      const bool is_damped = damped && terms_[q].size() + zeros < n_latents_;
+      scales_[q] = norms.differ() ? scale_by_distance(terms_[q], largest_norm, norms, weight, is_damped)
+                                  : scale_by_sums(terms_[q], largest_norm, norms, weight, is_damped);
     });
     by_distance_ = norms.differ();
   }
