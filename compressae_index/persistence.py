@@ -286,8 +286,10 @@ def check_target(path: str | os.PathLike[str], kind: str) -> None:
     with accessing(path, "read"):
         if isinstance(path, RemotePath) and _replaced_by(path, kind) is not None:
             return
+        # Whether it exists is asked first: another first write may make the folder meanwhile.
+        exists = path.exists()
         is_folder = path.is_dir()
-        foreign = not is_folder and path.exists()
+        foreign = exists and not is_folder
         # Without a manifest: empty, or holds a first write that was killed or is under way. Listed before, as
         # that write may end meanwhile.
         names = [entry.name for entry in path.iterdir()] if is_folder else []

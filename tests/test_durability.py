@@ -751,6 +751,24 @@ def test_writers_in_threads(kit: Kit, tmp_path: Path) -> None:
     assert_nothing_stray(path)
 
 
+def test_a_folder_that_another_first_write_makes_meanwhile(
+    kit: Kit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, is_dir = tmp_path / "a", Path.is_dir
+
+    def is_dir_until_made(self: Path) -> bool:
+        found = is_dir(self)
+        if self == path:
+            os.makedirs(path, exist_ok=True)  # noqa: PTH103 - mkdir would ask is_dir again
+        return found
+
+    monkeypatch.setattr(persistence, "check_writable", lambda _path: None)
+    monkeypatch.setattr(Path, "is_dir", is_dir_until_made)
+    persistence.check_target(path, "model")
+    kit.save("model", path)
+    assert kit.load("model", path) == 0
+
+
 def test_a_living_writer_keeps_its_data(kit: Kit, tmp_path: Path) -> None:
     """A lock says that its writer lives: without one, a folder that no manifest names is left over."""
     path = tmp_path / "a"
