@@ -759,7 +759,7 @@ def test_a_folder_that_another_first_write_makes_meanwhile(
     def is_dir_until_made(self: Path) -> bool:
         found = is_dir(self)
         if self == path:
-            os.makedirs(path, exist_ok=True)  # noqa: PTH103 - mkdir would ask is_dir again
+            os.makedirs(path, exist_ok=True)  # mkdir would ask is_dir again
         return found
 
     monkeypatch.setattr(persistence, "check_writable", lambda _path: None)
