@@ -378,6 +378,10 @@ def test_units_do_not_matter(
         a, b = index.search(asked * np.float32(factor), 5, mode=mode), whole.search(asked, 5, mode=mode)
         np.testing.assert_array_equal(a.ids, b.ids)
         np.testing.assert_array_equal(a.scores, b.scores * np.float32(factor**2))
+    ids = [[1, 2, 3]] * len(asked)
+    given, wanted = index.rescore(asked * np.float32(factor), ids, 3), whole.rescore(asked, ids, 3)
+    np.testing.assert_array_equal(given.ids, wanted.ids)
+    np.testing.assert_allclose(given.scores, wanted.scores * factor**2, rtol=1e-5)
 
 
 def test_bad_arguments(points: FloatArray, whole: CompressedIndex, model: CompresSAE, tmp_path: Path) -> None:

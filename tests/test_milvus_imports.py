@@ -171,6 +171,31 @@ def test_distances_are_taken_from_the_source(
     assert again.report.resumed == 150
 
 
+@pytest.mark.parametrize("factor", [2.0**-30, 2.0**20])
+def test_distances_of_any_size(
+    client: MilvusClient,
+    uncentred_model: CompresSAE,
+    vectors: FloatArray,
+    queries: FloatArray,
+    factor: float,
+) -> None:
+    collection = name()
+    rows = vectors[:150] * np.linspace(1, 3, 150, dtype=np.float32)[:, None] * np.float32(factor)
+    fill(client, collection, rows, metric="L2")
+    model = uncentred_model.centred_at(rows.mean(axis=0))
+    index = from_milvus(client, collection, model=model, originals=None, progress=False).compressed
+    own = CompressedIndex.build(rows, model=model, metric="l2", forward="aligned", progress=False)
+    asked = queries[:5] * np.float32(factor)
+    for found, expected in (
+        (index.search(asked, 5, query_nnz=512, candidates=150), own.search(asked, 5, mode="dense")),
+        (index.rescore(asked, [[0, 10, 20]] * 5, 3), own.rescore(asked, [[0, 1, 2]] * 5, 3)),
+    ):
+        assert (found.ids // 10 == expected.ids).mean() > 0.9  # scales are in half precision there
+        np.testing.assert_allclose(found.scores, expected.scores, rtol=5e-3)
+    why = index.explain(asked[0], 10)
+    assert why.score == pytest.approx(own.rescore(asked[:1], [[1]], 1).scores[0, 0], rel=5e-3)
+
+
 def test_distances_from_unit_rows_are_found_by_cosines(client: MilvusClient, vectors: FloatArray) -> None:
     from compressae_index import TrainConfig
 

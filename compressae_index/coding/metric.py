@@ -19,7 +19,8 @@ METRICS: tuple[Metric, ...] = ("cosine", "inner_product", "l2")
 # scale is in half precision: above the range it could overflow; below, it loses digits, and norms would be
 # off by 1 % and more with the aligned codec.
 SMALLEST_NORM, LARGEST_NORM = 2.0**-10, 2.0**12
-
+# The range where norms are in float32 throughout: sums, and squares of them, stay within float32 as well.
+_SMALLEST_FLOAT, _LARGEST_FLOAT = 2.0**-40, 2.0**40
 
 # Rows whose norms are no farther from 1 are taken for unit rows, of which Euclidean distances need no norms.
 UNIT_WITHIN = 1e-3
@@ -30,7 +31,8 @@ SMALLEST_UNIT, LARGEST_UNIT = 2.0**-150, 2.0**127
 
 _CALLED: dict[str, str] = {"inner_product": "inner products", "l2": "Euclidean distances"}
 # Queries as near to the center, in units of norms, are taken for this far: they are divided by their lengths.
-_NEXT_TO_NOTHING = 2.0**-20
+# Rows that are not at the center are farther, also where the unit is 1 whatever their norms.
+_NEXT_TO_NOTHING = 2.0**-60
 # Of rows nearer to the center, in norms of that, there are only rounding errors left; `sources.centred` makes
 # rows at the center this long.
 _ROUNDING, _NOTHING = 2.0**-20, 2.0**-49
@@ -46,11 +48,18 @@ class RowScale:
     """
 
     def __init__(
-        self, metric: Metric, unit: float | None = None, *, unit_rows: bool = False, around: float = 0.0
+        self,
+        metric: Metric,
+        unit: float | None = None,
+        *,
+        unit_rows: bool = False,
+        around: float = 0.0,
+        in_float32: bool = False,
     ) -> None:
         """From a metric, the unit if it is already fixed, and for "l2" whether all rows are of unit norm.
 
         `around` is the norm of the center that rows are seen from: the unit where all first rows are there.
+        Norms that are kept `in_float32` have a wide range, others that of half precision.
 
         Raises:
             InputError: an unknown metric, or an impossible unit.
@@ -60,10 +69,18 @@ class RowScale:
         unit = None if unit is None else check_unit(unit)
         self.unit = unit if self.keeps_norms else 1.0
         self._around = around
+        self._in_float32 = in_float32
+        self._range = (_SMALLEST_FLOAT, _LARGEST_FLOAT) if in_float32 else (SMALLEST_NORM, LARGEST_NORM)
 
     def copy(self) -> RowScale:
         """A copy, whose unit can be fixed without changing this one."""
-        return RowScale(self.metric, self.unit, unit_rows=not self.keeps_norms, around=self._around)
+        return RowScale(
+            self.metric,
+            self.unit,
+            unit_rows=not self.keeps_norms,
+            around=self._around,
+            in_float32=self._in_float32,
+        )
 
     def of_rows(self, rows: FloatArray, first_row: int = 0) -> FloatArray | None:
         """Factors of the codes of checked rows (n, d): (n,) float32, or None for 1.
@@ -89,7 +106,7 @@ class RowScale:
             self.unit = unit_of(norms) if self.metric != "l2" else unit_from_center(norms, self._around)
         # Leave half of float32's range to sums over codes.
         largest = float(np.finfo(np.float32).max) / 2
-        low, high = SMALLEST_NORM * self.unit, min(LARGEST_NORM * self.unit, largest)
+        low, high = self._range[0] * self.unit, min(self._range[1] * self.unit, largest)
         if self.metric == "l2":
             low, high = 0.0, min(high, LONGEST)  # a short row is next to the center, whatever its direction
         bad = np.flatnonzero((norms < low) | (norms > high))
@@ -112,7 +129,7 @@ class RowScale:
             return None
         factors = row_norms(queries) * (self.unit or 1.0)
         # Leave half of float32's range to the norms of the rows.
-        far = np.flatnonzero(factors * LARGEST_NORM > np.finfo(np.float32).max / 2)
+        far = np.flatnonzero(factors * self._range[1] > np.finfo(np.float32).max / 2)
         if far.size:
             msg = f"queries row {far[0]} is so long that its inner products exceed float32"
             raise InputError(msg)
@@ -125,7 +142,7 @@ class RowScale:
             InputError: distances would exceed float32.
         """
         norms, unit = row_norms(queries), self.unit or 1.0
-        longest = norms + (min(LARGEST_NORM * unit, LONGEST) if self.keeps_norms else 1.0)
+        longest = norms + (min(self._range[1] * unit, LONGEST) if self.keeps_norms else 1.0)
         far = np.flatnonzero(longest**2 > np.finfo(np.float32).max / 2)
         if far.size:
             msg = f"queries row {far[0]} is so long that its distances exceed float32"

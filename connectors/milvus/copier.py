@@ -13,7 +13,6 @@ import numpy.typing as npt
 from compressae_index.arrays import BoolArray, IdArray, RowArray
 from compressae_index.coding.chunks import Encoded, encoded_chunks
 from compressae_index.coding.codes import SparseCodes
-from compressae_index.coding.metric import RowScale
 from compressae_index.coding.model import CompresSAE
 from compressae_index.connectors.milvus.backend import REQUEST_ROWS, MilvusBackend, check_codes
 from compressae_index.connectors.milvus.collection import LISTED_ROWS, Collection
@@ -296,7 +295,7 @@ class Copier:
                 manifest.k,
                 manifest.encoder,
                 self._threads,
-                scale=RowScale(manifest.metric, 1.0, unit_rows=not manifest.norms),
+                scale=manifest.scale(),
                 residual_bits=manifest.residual_bits,
             )
             if manifest.norms:

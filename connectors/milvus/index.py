@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from pymilvus import FieldSchema, MilvusClient
 
-from compressae_index.coding.metric import Metric
+from compressae_index.coding.metric import Metric, RowScale
 from compressae_index.coding.model import CompresSAE, Encoder
 from compressae_index.connectors.milvus.backend import MilvusBackend
 from compressae_index.connectors.milvus.client import (
@@ -39,6 +39,7 @@ from compressae_index.connectors.milvus.scope import Scope
 from compressae_index.errors import BackendError, CompressaeError, DimensionError, InputError
 from compressae_index.ids import as_id_array
 from compressae_index.search.index import Index
+from compressae_index.search.protocol import Documents
 from compressae_index.search.queries import SearchResult
 from compressae_index.sources import VectorSource, ids_of_rows, open_vectors
 
@@ -103,6 +104,9 @@ class MilvusIndex(Index):
     def documents(self) -> MilvusBackend:
         """The back end, which holds the collection."""
         return self._documents
+
+    def _scale_of(self, documents: Documents, unit: float | None) -> RowScale:  # noqa: ARG002
+        return self.manifest.scale()
 
     @classmethod
     def open(

@@ -26,7 +26,7 @@ from compressae_index import persistence
 from compressae_index.checks import check_bool, check_choice, check_int, check_number
 from compressae_index.coding.codes import MAX_LATENTS
 from compressae_index.coding.lengths import check_room_for_norms
-from compressae_index.coding.metric import METRICS, Metric
+from compressae_index.coding.metric import METRICS, Metric, RowScale
 from compressae_index.coding.model import (
     ENCODERS,
     MAX_DIM,
@@ -90,6 +90,11 @@ class Manifest:
     def own_originals(self) -> Dense | None:
         """Type of the field of original vectors, if the collection has one."""
         return None if self.originals == "source" else self.originals
+
+    def scale(self) -> RowScale:
+        """The scale of its codes: norms are as they come, in float32 unless a field has half precision."""
+        in_half = self.residual_bits or "float16" in (self.dense, self.originals)
+        return RowScale(self.metric, 1.0, unit_rows=not self.norms, in_float32=not in_half)
 
     @classmethod
     def of(
