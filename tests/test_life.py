@@ -22,5 +22,5 @@ def test_some_days_of_a_shop() -> None:
         lost[day.recoded].append(day.fresh_recall - day.recall)
         assert day.bytes < 1.5 * day.fresh_bytes
     assert max(lost[True]) < 0.02
-    # With other seeds, a day before the recode loses up to 0.07, and two of them 0.05 on average.
-    assert np.mean(lost[False]) < 0.06
+    # With other seeds, a day before the recode loses up to 0.07, and two of them 0.047 on average.
+    assert np.mean(lost[False]) < 0.05

@@ -24,6 +24,7 @@ from compressae_index.connectors.ray.jobs import SAMPLE_ROWS, Published, on_a_no
 from compressae_index.connectors.ray.output import output_at
 from compressae_index.connectors.ray.pieces import Piece
 from compressae_index.connectors.ray.sharded import paths_of
+from compressae_index.connectors.ray.work import Shards
 from compressae_index.embedded.merging import SHARDS
 from compressae_index.errors import InputError
 from compressae_index.ids import Ids, Rows
@@ -131,28 +132,18 @@ class OfShards:
 
 
 @dataclass(frozen=True)
-class Recoded:
+class Recoded(Shards):
     """Shards, coded anew.
 
     Attributes:
-        empty: the index without vectors that new shards are like.
         originals: the form of their original vectors; None for none.
     """
 
-    empty: CompressedIndex
     originals: dict[str, Any] | None
-    kind = SHARDS
-    stem = "shard"
-    suffix = ""
-
-    @property
-    def zeros(self) -> bool:
-        """Whether rows of zeros are points like others."""
-        return self.empty.documents.backend.keeps_norms
 
     def settings(self) -> dict[str, Any]:
         """Model, metric, encoder, and how documents are stored."""
-        return self.empty.form | {"originals": self.originals}
+        return super().settings() | {"originals": self.originals}
 
     def write(self, vectors: Vectors, ids: IdArray, target: Path) -> None:  # noqa: ARG002
         """Saves a shard's vectors in new codes; they are an `OfShard`."""
