@@ -203,6 +203,8 @@ def test_arguments_that_are_no_model(vectors: FloatArray) -> None:
         for call in (FaissIndex, partial(dictionary_ivf, vectors[:20])):
             with pytest.raises(InputError, match="model must be a CompresSAE, got"):
                 call(wrong)
+        with pytest.raises(InputError, match="index must be a CompressedIndex, got"):
+            FaissIndex.from_index(wrong)
 
 
 def test_inner_products_of_long_vectors(

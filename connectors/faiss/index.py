@@ -116,10 +116,13 @@ class FaissIndex(RecodableIndex):
             progress: show a progress bar.
 
         Raises:
-            InputError: a value is too large for half precision.
+            InputError: it is no CompressedIndex, or a value is too large for half precision.
             FormatError: `path` exists and is not a Faiss index of this package.
             StorageError: the disk is full or denies access; an index at `path` stays as it was.
         """
+        if not isinstance(index, CompressedIndex):
+            msg = f"index must be a CompressedIndex, got {type(index).__name__}"
+            raise InputError(msg)
         if path is not None:
             persistence.check_target(path, cls.KIND)
         index = index.now()
