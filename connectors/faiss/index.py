@@ -120,8 +120,9 @@ class FaissIndex(RecodableIndex):
             FormatError: `path` exists and is not a Faiss index of this package.
             StorageError: the disk is full or denies access; an index at `path` stays as it was.
         """
-        if not isinstance(index, CompressedIndex):
-            msg = f"index must be a CompressedIndex, got {type(index).__name__}"
+        given: object = index
+        if not isinstance(given, CompressedIndex):
+            msg = f"index must be a CompressedIndex, got {type(given).__name__}"
             raise InputError(msg)
         if path is not None:
             persistence.check_target(path, cls.KIND)
