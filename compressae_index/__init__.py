@@ -36,8 +36,9 @@ from compressae_index.errors import (
     UnknownIdError,
 )
 from compressae_index.index import CompressedIndex
+from compressae_index.search.explaining import Explanation
 from compressae_index.search.index import Index, IndexStats
-from compressae_index.search.queries import Explanation, SearchResult
+from compressae_index.search.queries import SearchResult
 
 if TYPE_CHECKING:
     from compressae_index.training import TrainConfig, TrainResult, train

@@ -714,7 +714,12 @@ class CompressedIndex(RecodableIndex):
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], *, mmap: bool = False, originals: Any = None
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        mmap: bool = False,
+        originals: Any = None,
+        progress: bool = False,
     ) -> CompressedIndex:
         """Reads what `save` wrote, and checks all of it; of a folder of shards, gives the index of all.
 
@@ -727,6 +732,7 @@ class CompressedIndex(RecodableIndex):
             originals: the path or array of the original vectors that the index refers to, if they are no
                 longer where they were; False to go on without original vectors, also without those that the
                 index keeps.
+            progress: show a progress bar.
 
         Raises:
             FormatError: the directory is missing, foreign, truncated, tampered with or of a newer format;
@@ -741,10 +747,15 @@ class CompressedIndex(RecodableIndex):
 
             def attempt() -> CompressedIndex:
                 shards = shard_paths(where)
-                return cls.merge(cls.load(each, mmap=mmap, originals=originals) for each in shards)
+                with track(len(shards), "loading", enabled=progress, unit="shards") as advance:
+                    loaded = []
+                    for each in shards:
+                        loaded.append(cls.load(each, mmap=mmap, originals=originals))
+                        advance(1)
+                return cls.merge(loaded)
 
             return persistence.unless_replaced(where, attempt)  # by `recode_shards`
-        stored = persistence.read(where, cls.KIND, mmap=mmap, always_mapped=ALWAYS_MAPPED)
+        stored = persistence.read(where, cls.KIND, mmap=mmap, always_mapped=ALWAYS_MAPPED, progress=progress)
         check_moved(stored.meta, originals)
         with persistence.reading(str(where)):
             index = cls.from_contents(

@@ -44,6 +44,7 @@ import numpy.typing as npt
 from compressae_index.checks import as_place, check_int
 from compressae_index.errors import CompressaeError, FormatError, InputError, NewerFormatError
 from compressae_index.npy import read_header
+from compressae_index.progress import track
 from compressae_index.remote import Place, RemotePath
 from compressae_index.storage import (
     TemporaryFolder,
@@ -378,7 +379,12 @@ def data_files(path: Path, kind: str) -> list[str]:
 
 
 def read(
-    path: str | os.PathLike[str], kind: str, *, mmap: bool = False, always_mapped: Collection[str] = ()
+    path: str | os.PathLike[str],
+    kind: str,
+    *,
+    mmap: bool = False,
+    always_mapped: Collection[str] = (),
+    progress: bool = False,
 ) -> Stored:
     """Reads a directory of the given kind and checks all of it.
 
@@ -388,6 +394,7 @@ def read(
         mmap: map the arrays instead of reading them into memory. Checksums are still verified, by reading
             the files once; the pages stay in the system's cache.
         always_mapped: names of arrays to map in any case.
+        progress: show a progress bar.
 
     Raises:
         FormatError: with the file that is missing, truncated, foreign, tampered with or a link.
@@ -395,7 +402,7 @@ def read(
         StorageError: there is no permission to read it.
     """
     where = as_place(path)
-    return unless_replaced(where, lambda: _read(where, kind, mmap, always_mapped))
+    return unless_replaced(where, lambda: _read(where, kind, mmap, always_mapped, progress))
 
 
 def unless_replaced(path: Place, attempt: Callable[[], T]) -> T:
@@ -423,7 +430,7 @@ def _content(file: Place) -> bytes:
         return handle.read()
 
 
-def _read(path: Place, kind: str, mmap: bool, always_mapped: Collection[str]) -> Stored:
+def _read(path: Place, kind: str, mmap: bool, always_mapped: Collection[str], progress: bool) -> Stored:
     manifest = read_manifest(path, kind)
     arrays: dict[str, npt.NDArray[Any]] = {}
     tensors: dict[str, npt.NDArray[Any]] = {}
@@ -436,9 +443,11 @@ def _read(path: Place, kind: str, mmap: bool, always_mapped: Collection[str]) ->
         folder = _at_hand(data, manifest["files"], copy)
         # Open all files before reading any, so that a writer can remove them meanwhile.
         handles = {name: opened.enter_context(open_file(folder / _bare(name))) for name in manifest["files"]}
+        size = sum(os.fstat(handle.fileno()).st_size for handle in handles.values())
+        advance = opened.enter_context(track(size, "loading", enabled=progress, unit="B"))
         for name, handle in handles.items():
             file = data / name
-            _verify(handle, file, manifest["files"][name])
+            _verify(handle, file, manifest["files"][name], advance)
             if name == _TENSOR_FILE:
                 from safetensors.numpy import load
 
@@ -559,9 +568,13 @@ def describe(file: Path) -> dict[str, Any]:
         return _described(handle)
 
 
-def _described(handle: BufferedReader) -> dict[str, Any]:
-    size = os.fstat(handle.fileno()).st_size
-    return {"bytes": size, "sha256": hashlib.file_digest(handle, "sha256").hexdigest()}
+def _described(handle: BufferedReader, advance: Callable[[int], object] | None = None) -> dict[str, Any]:
+    size, digest, block = os.fstat(handle.fileno()).st_size, hashlib.sha256(), memoryview(bytearray(1 << 20))
+    while count := handle.readinto(block):
+        digest.update(block[:count])
+        if advance is not None:
+            advance(count)
+    return {"bytes": size, "sha256": digest.hexdigest()}
 
 
 def verify(file: Path, expected: Mapping[str, Any]) -> None:
@@ -574,13 +587,18 @@ def verify(file: Path, expected: Mapping[str, Any]) -> None:
         _verify(handle, file, expected)
 
 
-def _verify(handle: BufferedReader, file: Place, expected: Mapping[str, Any]) -> None:
-    """Like `verify`, for an open file; seeks back to its start."""
+def _verify(
+    handle: BufferedReader,
+    file: Place,
+    expected: Mapping[str, Any],
+    advance: Callable[[int], object] | None = None,
+) -> None:
+    """Like `verify`, for an open file, whose steps are counted; seeks back to its start."""
     size = os.fstat(handle.fileno()).st_size
     if size != expected["bytes"]:
         msg = f"{file} holds {size} bytes, its manifest says {expected['bytes']}"
         raise FormatError(msg)
-    if _described(handle)["sha256"] != expected["sha256"]:
+    if _described(handle, advance)["sha256"] != expected["sha256"]:
         msg = f"{file} does not match its checksum"
         raise FormatError(msg)
     handle.seek(0)

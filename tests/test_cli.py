@@ -1047,7 +1047,8 @@ def test_eval_says_what_it_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("compressae_index.measuring.index_report.SAID_ABOVE", 0)
     monkeypatch.setattr("compressae_index.progress.FIRST_LINE", 0)
     done = run("eval", "i", "e.npy", "q.npy")
-    first, second, *more = done.stderr.splitlines()
+    loading, first, second, *more = done.stderr.splitlines()
+    assert re.match(r"loading: [\d,]+ of [\d,]+ B, 0 s, about \d+ s left", loading)
     assert first == "2 rows of the embeddings are not in the index and are left out"
     assert re.fullmatch(
         r"exact search of 6 queries among 298 vectors, then 10 settings of the index: about \d+ s", second

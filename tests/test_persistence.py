@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -62,6 +63,23 @@ def test_round_trip(
     assert_same_index(loaded, index, queries)
     loaded.save(tmp_path / "again")
     assert_same_index(CompressedIndex.load(tmp_path / "again"), index, queries)
+
+
+def test_loading_shows_its_progress(
+    index: CompressedIndex,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("compressae_index.progress.FIRST_LINE", 0)
+    index.save(tmp_path / "index")
+    CompressedIndex.load(tmp_path / "index")
+    assert capsys.readouterr().err == ""
+    CompressedIndex.load(tmp_path / "index", progress=True)
+    said = re.search(r"loading: ([\d,]+) of ([\d,]+) B", capsys.readouterr().err)
+    assert said
+    size = sum(file.stat().st_size for file in data_of(tmp_path / "index").iterdir())
+    assert 0 < int(said[1].replace(",", "")) < int(said[2].replace(",", "")) == size
 
 
 @pytest.fixture

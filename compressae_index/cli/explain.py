@@ -27,8 +27,8 @@ from compressae_index.index import CompressedIndex
 from compressae_index.measuring.evaluation import aligned
 from compressae_index.persistence import check_target
 from compressae_index.remote import Place
+from compressae_index.search.explaining import Explanation
 from compressae_index.search.index import Index
-from compressae_index.search.queries import Explanation
 from compressae_index.search.sides import SIGNS, Sign, side
 from compressae_index.sources import open_vectors, read_texts
 from compressae_index.terminal import printable

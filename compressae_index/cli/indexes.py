@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 def load_index(path: Place, originals: str | None = None) -> CompressedIndex | FaissIndex:
     """Maps the index at a path: a `CompressedIndex` or a `FaissIndex`, by the kind in its manifest.
 
+    A progress bar shows while its files are checked, which takes seconds for gigabytes.
+
     Args:
         path: the directory.
         originals: the value of `--originals`.
@@ -30,8 +32,8 @@ def load_index(path: Place, originals: str | None = None) -> CompressedIndex | F
     if kind_of(path) == "faiss index":
         from compressae_index.connectors.faiss import FaissIndex
 
-        return FaissIndex.load(path, mmap=True, originals=moved(originals))
-    return CompressedIndex.load(path, mmap=True, originals=moved(originals))
+        return FaissIndex.load(path, mmap=True, originals=moved(originals), progress=True)
+    return CompressedIndex.load(path, mmap=True, originals=moved(originals), progress=True)
 
 
 def moved(originals: str | None) -> Any:

@@ -67,7 +67,7 @@ def drift(
     if plot is not None:
         check_file(plot, ".png", "pictures")
         figure_class()  # fails before the work if matplotlib is missing
-    loaded = CompressedIndex.load(index, mmap=True, originals=moved(originals))
+    loaded = CompressedIndex.load(index, mmap=True, originals=moved(originals), progress=True)
     new = None
     if vectors is not None:
         zeros = loaded.documents.backend.keeps_norms

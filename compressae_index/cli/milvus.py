@@ -415,7 +415,7 @@ def export_parquet(
     """  # noqa: D301
     from compressae_index.connectors.milvus import export_parquet as export
 
-    loaded = CompressedIndex.load(index, mmap=True)
+    loaded = CompressedIndex.load(index, mmap=True, progress=True)
     written = export(
         loaded,
         output,

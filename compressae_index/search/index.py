@@ -16,12 +16,11 @@ from compressae_index.checks import (
     check_number,
     check_threads,
     check_vectors,
-    normalize_rows,
 )
 from compressae_index.coding.chunks import Encoded, encoded_chunks
 from compressae_index.coding.codes import SparseCodes
 from compressae_index.coding.lengths import without_lengths
-from compressae_index.coding.metric import METRICS, Metric, RowScale, row_norms, upright
+from compressae_index.coding.metric import METRICS, Metric, RowScale, upright
 from compressae_index.coding.model import (
     ENCODERS,
     CompresSAE,
@@ -34,6 +33,7 @@ from compressae_index.errors import DimensionError, InputError, UnknownIdError
 from compressae_index.ids import Ids, as_id_array
 from compressae_index.processes import ForkSafeLock
 from compressae_index.progress import track
+from compressae_index.search.explaining import Explanation, explanation
 from compressae_index.search.frontier import Frontier
 from compressae_index.search.labels import (
     STRONGEST,
@@ -55,7 +55,6 @@ from compressae_index.search.queries import (
     Asked,
     Clock,
     Coder,
-    Explanation,
     Scoring,
     SearchResult,
     SearchStats,
@@ -63,7 +62,6 @@ from compressae_index.search.queries import (
     check_candidates,
     check_k,
     check_refine,
-    explained,
 )
 from compressae_index.search.ranges import RangeResult, check_radius, within
 from compressae_index.search.rescoring import check_found, rescored
@@ -713,25 +711,13 @@ class Index:
             UnknownIdError: the id is not in the index.
             InputError: not one query of the index's dimension.
         """
-        why = self._explained(query, id)
-        return why._replace(names=names_of(self.labels, why.latents.tolist(), why.values.tolist()))
-
-    def _explained(self, query: Any, id: int | str) -> Explanation:  # noqa: A002
         rows = self._queries(query, may_be_empty=False)
         if len(rows) != 1:
             msg = f"explain takes one query, got {len(rows)}"
             raise DimensionError(msg)
-        if self.metric == "l2":
-            return self._explained_distance(rows, id)
-        projection, factors = self.model.project(rows), RowScale(self.metric, 1.0).of_queries(rows)
-        if factors is not None:
-            projection *= factors
-        code, mean_scores, documents = self.codes([id]), self.model.mean_scores(rows), self.documents
-        if not (documents.refines or documents.residual_bits):
-            return explained(projection[0], code, mean_scores)
-        vector = documents.vectors(as_id_array([id]), self.model)[0]
-        factor = (documents.unit or 1.0) * (1.0 if factors is None else float(factors[0, 0]))
-        return explained(projection[0], code, mean_scores, factor * float(normalize_rows(rows)[0] @ vector))
+        code = self.codes([id])
+        why = explanation(self.documents, self.model, self.metric, rows, as_id_array([id]), code)
+        return why._replace(names=names_of(self.labels, why.latents.tolist(), why.values.tolist()))
 
     def label_latents(
         self, texts: Any, *, latents: Any = None, name: Namer | None = None, progress: bool = False
@@ -830,28 +816,6 @@ class Index:
     def _checked_latents(self, latents: Iterable[Any]) -> list[int]:
         last = self.model.n_latents - 1
         return [check_int(latent, "latent", 0, last, "n_latents - 1") for latent in latents]
-
-    def _explained_distance(self, query: FloatArray, id: int | str) -> Explanation:  # noqa: A002
-        """`explain` of one checked query, for squared distances."""
-        documents, model = self.documents, self.model
-        code = self.codes([id])
-        keeps_norms = code.n_latents > model.n_latents
-        rows = less(query, model.center)
-        square, length = float(np.square(rows.astype(np.float64)).sum()), row_norms(rows)[0]
-        projection, mean_scores = model.seen(rows, check_threads(1))
-        projection *= np.float32(-2 * length)
-        if mean_scores is not None:
-            mean_scores = mean_scores * np.float32(-2 * length)
-        bias = square + (2 * float(code.values[0, -1]) if keeps_norms else 1.0)
-        code, score = without_lengths(code, model.n_latents), None
-        if documents.refines or documents.residual_bits:
-            vector = documents.vectors(as_id_array([id]), model)[0].astype(np.float64)
-            vector = vector * (documents.unit or 1.0)
-            if keeps_norms and not documents.residual_bits:
-                score = float(np.square(rows[0] - vector).sum())
-            else:
-                score = bias - 2 * float(rows[0].astype(np.float64) @ vector)
-        return explained(projection[0], code, mean_scores, score, bias)
 
     @of_one_moment
     def stats(self) -> IndexStats:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from compressae_index.arrays import BoolArray, FloatArray, IdArray
 from compressae_index.checks import check_int, normalize_rows
@@ -134,33 +133,6 @@ class SearchResult(_Neighbours):
         query, rank = np.nonzero(found)
         ids = pa.array(self.ids[found], pa.string() if self.ids.dtype == object else pa.int64())
         return pa.table({"query": query, "rank": rank, "id": ids, "score": self.scores[found]})
-
-
-class Explanation(NamedTuple):
-    """How the parts of a document's code add up to its `dense` score, largest contribution first."""
-
-    score: float
-    """The score by the last stage: cosine, inner product or squared distance of the query and the document's
-    reconstruction, or its original vector."""
-    latents: npt.NDArray[np.int64]
-    """(k,) the document's latents."""
-    contributions: FloatArray
-    """(k,) projection[latent] * value; with `mean`, `residual` and `bias`, they add up to the score. With
-    metric "l2" they are below 0 where they bring the document nearer."""
-    projections: FloatArray
-    """(k,) the query's projection on each latent; of the normalised query for cosine."""
-    values: FloatArray
-    """(k,) the document's folded values."""
-    mean: float = 0.0
-    """The share of the model's mean in the score, which is the same for every document."""
-    residual: float = 0.0
-    """The share of the document's residual code, or of what its original vector adds to its code."""
-    bias: float = 0.0
-    """With metric "l2": the squared norms of query and document, from the model's center, from which nearness
-    of directions takes away."""
-    names: tuple[str, ...] = ()
-    """(k,) names of the latents with the signs of their values, "" for none; empty for an index without
-    `labels`."""
 
 
 class Settings(NamedTuple):
@@ -394,32 +366,3 @@ def check_k(k: Any, n_documents: int, n_queries: int) -> int:
         )
         raise InputError(msg)
     return number
-
-
-def explained(
-    projection: FloatArray,
-    code: SparseCodes,
-    mean_scores: FloatArray | None,
-    score: float | None = None,
-    bias: float = 0.0,
-) -> Explanation:
-    """How one code adds up to its score.
-
-    Args:
-        projection: (n_latents,) of the query.
-        code: one code.
-        mean_scores: (1, 1) what the model's mean adds.
-        score: the score of the last stage, of which the code, the mean and the bias leave the rest to the
-            residual.
-        bias: what the norms of query and document add.
-    """
-    latents, values = code.latents[0].astype(np.int64), code.values[0]
-    of_latents = projection[latents]
-    contributions = of_latents * values
-    order = np.argsort(-np.abs(contributions), kind="stable")
-    mean = 0.0 if mean_scores is None else float(mean_scores[0, 0])
-    by_code = float(contributions.sum(dtype=np.float64)) + mean + bias
-    parts = latents[order], contributions[order], of_latents[order], values[order]
-    if score is None:
-        return Explanation(by_code, *parts, mean, bias=bias)
-    return Explanation(score, *parts, mean, score - by_code, bias)

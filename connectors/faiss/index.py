@@ -294,7 +294,14 @@ class FaissIndex(RecodableIndex):
         persistence.write(path, self.KIND, meta, arrays=arrays, tensors=self.model.tensors(), files=every)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, mmap: bool = False, originals: Any = None) -> FaissIndex:
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        mmap: bool = False,
+        originals: Any = None,
+        progress: bool = False,
+    ) -> FaissIndex:
         """Loads a saved index, and checks all of its contents.
 
         Args:
@@ -303,6 +310,7 @@ class FaissIndex(RecodableIndex):
                 Original vectors are always mapped.
             originals: as for `CompressedIndex.load`: the path or array of the original vectors that the index
                 refers to, if they were moved; False to go on without original vectors.
+            progress: show a progress bar.
 
         Raises:
             FormatError: the directory is missing, not a Faiss index, damaged or of a newer format; or the
@@ -313,11 +321,12 @@ class FaissIndex(RecodableIndex):
         """
         where = as_place(path)
         # Faiss opens its file by name, and a writer may have replaced it by then.
-        return persistence.unless_replaced(where, lambda: cls._load(where, mmap, originals))
+        return persistence.unless_replaced(where, lambda: cls._load(where, mmap, originals, progress))
 
     @classmethod
-    def _load(cls, path: Place, mmap: bool, originals: Any) -> FaissIndex:
-        stored = persistence.read(path, cls.KIND, mmap=mmap, always_mapped=(as_path(FILE).stem,))
+    def _load(cls, path: Place, mmap: bool, originals: Any, progress: bool) -> FaissIndex:
+        mapped = (as_path(FILE).stem,)
+        stored = persistence.read(path, cls.KIND, mmap=mmap, always_mapped=mapped, progress=progress)
         check_moved(stored.meta, originals)
         with persistence.reading(str(path)):
             model = CompresSAE.from_stored(persistence.entry(stored.meta, "model", dict), stored.tensors)
