@@ -1,13 +1,14 @@
-"""Headers of .npy files, checked against the file's size."""
+"""Headers of .npy files: read and checked against the file's size, or written before the rows."""
 
 from __future__ import annotations
 
 import math
 import os
 from io import BufferedReader
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from compressae_index.errors import FormatError
 from compressae_index.remote import Place
@@ -51,6 +52,13 @@ def read_header(handle: BufferedReader, file: Place) -> NpyHeader:
         msg = f"{file} holds {size} bytes, its header says {expected}: shape {shape}, dtype {dtype}"
         raise FormatError(msg)
     return NpyHeader(shape, dtype, fortran_order, offset)
+
+
+def write_header(handle: IO[bytes], shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:
+    """Writes the header of an array in C order, whose entries the caller writes next, some at a time."""
+    descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
+    header = {"descr": descr, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(handle, header)
 
 
 def _parsed(handle: BufferedReader, file: Place) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

@@ -32,7 +32,7 @@ from compressae_index.coding.codes import MAX_LATENTS, SparseCodes
 from compressae_index.coding.model import ENCODERS, MAX_DIM, CompresSAE, Encoder
 from compressae_index.coding.residual import check_residual_bits
 from compressae_index.errors import DimensionError, FormatError, InputError
-from compressae_index.npy import read_header
+from compressae_index.npy import read_header, write_header
 from compressae_index.progress import track
 from compressae_index.sources import CHUNK_ROWS, Vectors, VectorSource, open_vectors
 from compressae_index.sources.base import Concatenated, bounds
@@ -411,8 +411,7 @@ def _write_shard(
     try:
         with new_file(asides["latents"]) as latents, new_file(asides["values"]) as values:
             for file, dtype in zip((latents, values), _PARTS.values(), strict=True):
-                header = {"descr": dtype, "fortran_order": False, "shape": (n_rows, k)}
-                np.lib.format.write_array_header_1_0(file, header)
+                write_header(file, (n_rows, k), dtype)
             for codes in chunks:
                 latents.write(np.ascontiguousarray(codes.latents, dtype=_PARTS["latents"]).data)
                 values.write(np.ascontiguousarray(codes.values, dtype=_PARTS["values"]).data)

@@ -20,7 +20,7 @@ from compressae_index.arrays import BoolArray, FloatArray, RowArray
 from compressae_index.checks import as_path, check_choice, check_int, normalize_rows
 from compressae_index.coding.metric import LARGEST_NORM, Metric
 from compressae_index.errors import DimensionError, FormatError, InputError, StorageError
-from compressae_index.npy import read_header
+from compressae_index.npy import read_header, write_header
 from compressae_index.persistence import entry
 from compressae_index.processes import cached_property
 from compressae_index.sources import CHUNK_ROWS, Vectors, checked_rows
@@ -366,9 +366,8 @@ class Originals:
     def write(self, path: Path) -> None:
         """Writes the index's own vectors as a .npy file, in the order of their documents."""
         own = self._own_places
-        header = {"descr": self.dtype.str, "fortran_order": False, "shape": (len(own), self.dim)}
         with new_file(path) as file:
-            np.lib.format.write_array_header_1_0(file, header)
+            write_header(file, (len(own), self.dim), self.dtype)
             for first in range(0, len(own), CHUNK_ROWS):
                 rows = self._taken(own[first : first + CHUNK_ROWS], self.dtype)
                 file.write(rows.tobytes())

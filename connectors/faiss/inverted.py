@@ -30,6 +30,7 @@ from compressae_index.embedded.codecs.residual import RESIDUAL_ROWS
 from compressae_index.embedded.originals import FILE, PLACES, Originals, Score, Spool
 from compressae_index.errors import DimensionError, FormatError, InputError
 from compressae_index.ids import STORED_ROWS, Ids, Rows, stored_rows
+from compressae_index.npy import write_header
 from compressae_index.persistence import entry, release_pages
 from compressae_index.processes import ForkSafeLock
 from compressae_index.progress import track
@@ -826,9 +827,7 @@ def _write_rows(path: Path, n: int, pieces: Iterable[npt.NDArray[Any]]) -> None:
     with path.open("wb") as file:
         for piece in pieces:
             if not file.tell():
-                descr = np.lib.format.dtype_to_descr(piece.dtype)
-                header = {"descr": descr, "fortran_order": False, "shape": (n, *piece.shape[1:])}
-                np.lib.format.write_array_header_1_0(file, header)
+                write_header(file, (n, *piece.shape[1:]), piece.dtype)
             file.write(piece.data)
 
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from compressae_index.connectors.stores.store import Batch, Shape, Store
 from compressae_index.errors import InputError
+from compressae_index.npy import write_header
 
 # Documents that SINDI scores at a time.
 _WINDOW = 50_000
@@ -77,8 +78,7 @@ class _Array:
     def __init__(self, path: Path, n: int, dtype: Any) -> None:
         self._dtype = np.dtype(dtype)
         self._file = path.open("wb")
-        header = {"descr": self._dtype.str, "fortran_order": False, "shape": (n,)}
-        np.lib.format.write_array_header_1_0(self._file, header)
+        write_header(self._file, (n,), self._dtype)
 
     def add(self, entries: npt.NDArray[Any]) -> None:
         """Appends entries."""
