@@ -65,20 +65,17 @@ def list_rounding(
     return rounding
 
 
-def leaves_some(u: npt.NDArray[Any], query_nnz: int) -> Mask:
-    """Whether more entries of a query are not 0 than are read, (n_queries, 1)."""
-    left: Mask = ((u != 0).sum(axis=1) > query_nnz)[:, None]
-    return left
+def damping_of(u: npt.NDArray[Any], query_nnz: int) -> Float64:
+    """The share of squares that candidates lose, (n_queries, 1), by what is not read of a query."""
+    read = np.square(strongest_entries(u, query_nnz)).sum(axis=1, keepdims=True)
+    unread = 1 - read / np.square(u.astype(np.float64)).sum(axis=1, keepdims=True)
+    return np.where(unread > 1e-3, DAMPING * unread, 0.0)
 
 
 def damped_sums(u: npt.NDArray[Any], query_nnz: int, values: Float64) -> Float64:
-    """What ranks candidates, (n_queries, n), of values (n, n_latents): sums less a share of squares.
-
-    Of a query all of which is read, they are plain sums.
-    """
+    """What ranks candidates, (n_queries, n), of values (n, n_latents): sums less a share of squares."""
     terms = strongest_entries(u, query_nnz)
-    read = (terms != 0) & leaves_some(u, query_nnz)
-    sums: Float64 = terms @ values.T - DAMPING * read @ np.square(values).T
+    sums: Float64 = terms @ values.T - damping_of(u, query_nnz) * (terms != 0) @ np.square(values).T
     return sums
 
 

@@ -13,11 +13,10 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import bitmap, damped_sums, leaves_some, stored_in_lists
+from oracles import bitmap, damped_sums, damping_of, stored_in_lists
 
 from compressae_index import CompressedIndex, SparseCodes
 from compressae_index._engine import (
-    DAMPING,
     AlignedCodes,
     Dictionary,
     InvertedLists,
@@ -44,9 +43,9 @@ def random_codes(n: int, n_latents: int, k: int, seed: int) -> SparseCodes:
 def steps(u: FloatArray, query_nnz: int, lists: InvertedLists, *, damped: bool = False) -> Float64:
     """16-bit steps of a score of each query, (n_queries, 1), as scan.hpp derives them."""
     cut, norm = strongest_entries(u, query_nnz), lists.arrays()["largest_norm"][0]
-    is_damped = (damped & leaves_some(u, query_nnz))[:, 0]
-    bound = np.linalg.norm(cut, axis=1) * norm + is_damped * DAMPING * norm**2
-    largest = 32000 - (1 + is_damped) * (cut != 0).sum(axis=1)
+    damping = damped * damping_of(u, query_nnz)[:, 0]
+    bound = np.linalg.norm(cut, axis=1) * norm + damping * norm**2
+    largest = 32000 - (1 + (damping > 0)) * (cut != 0).sum(axis=1)
     result: Float64 = np.divide(largest, bound, out=np.ones(len(u)), where=bound > 0)[:, None]
     return result
 

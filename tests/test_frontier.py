@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from oracles import assert_same
 
 from compressae_index import CompresSAE, CompressedIndex, InputError
 from compressae_index.arrays import FloatArray
@@ -16,6 +17,7 @@ from compressae_index.coding.metric import Metric
 from compressae_index.demo import DemoData
 from compressae_index.measuring.exact import exact_neighbours
 from compressae_index.search.frontier import LOSS, Frontier, Point
+from compressae_index.search.queries import Settings
 from compressae_index.search.recall import recall
 
 
@@ -100,6 +102,46 @@ def test_what_a_caller_says_wins(index: CompressedIndex, queries: FloatArray) ->
     some = index.search(queries, 10, target_recall=point.recall, candidates=20)
     again = without.search(queries, 10, candidates=20, query_nnz=point.query_nnz, refine=point.refine)
     np.testing.assert_array_equal(some.ids, again.ids)
+
+
+@pytest.mark.parametrize(("advantage", "damped_to"), [(-1.0, 0), (1.0, None)])
+def test_damping_is_for_where_it_helps(
+    model: CompresSAE,
+    vectors: FloatArray,
+    queries: FloatArray,
+    monkeypatch: pytest.MonkeyPatch,
+    advantage: float,
+    damped_to: int | None,
+) -> None:
+    monkeypatch.setattr("compressae_index.index.CALIBRATED_ROWS", 1000)
+    monkeypatch.setattr("compressae_index.building.calibration.CLEARLY_MORE", advantage)
+    built = CompressedIndex.build(vectors[:1500], model=model, k=16, postings=4, progress=False)
+    assert built.frontier is not None
+    assert built.frontier.damped_to == damped_to
+    settings = Settings(candidates=60, query_nnz=32, damped=damped_to is None)
+    expected = built.documents.answer(built.asked(queries, 60, settings))
+    assert_same(built.search(queries, 60, candidates=60, query_nnz=32), expected)
+    other = built.documents.answer(built.asked(queries, 60, settings._replace(damped=not settings.damped)))
+    assert (other.ids != expected.ids).any()
+    # The points were measured in the same way.
+    near = neighbourhoods(vectors[:1500], "cosine")
+    point = built.frontier.points[0]
+    found = built.search(near.queries, 11, candidates=point.candidates, query_nnz=point.query_nnz)
+    others = [ids[ids != own][:10] for ids, own in zip(found.ids, near.rows, strict=True)]
+    assert recall(np.array(others), near.nearest[:, :10], 10) == pytest.approx(point.recall, abs=1e-4)
+
+
+def test_damping_stops_where_it_loses(index: CompressedIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    frontier = Frontier.of([Point(300, 64, 50, 0.8, 10)], damped_to=64)
+    monkeypatch.setattr(index, "frontier", frontier)
+    asked = [index._settled(Settings(query_nnz=nnz), 10, index.documents).damped for nnz in (None, 64, 65)]
+    assert asked == [True, True, False]
+    assert index._settled(Settings(), 1000, index.documents).damped is False  # by 203 latents
+    assert Frontier.from_stored(frontier.manifest()) == frontier
+    older = {name: value for name, value in frontier.manifest().items() if name != "damped_to"}
+    assert Frontier.from_stored(older).damped_to is None
+    with pytest.raises(InputError, match="damped_to must be at least 0, got -1"):
+        Frontier.from_stored(frontier.manifest() | {"damped_to": -1})
 
 
 def test_where_there_is_no_frontier(index: CompressedIndex, queries: FloatArray) -> None:

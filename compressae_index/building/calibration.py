@@ -13,6 +13,7 @@ from compressae_index.checks import check_threads
 from compressae_index.progress import track
 from compressae_index.search.frontier import NEIGHBOURS, Frontier, Point
 from compressae_index.search.index import Index
+from compressae_index.search.queries import Settings
 from compressae_index.search.stages import strongest_terms
 
 # Fewer rows are searched as fast with the settings that all indexes have.
@@ -21,6 +22,8 @@ CALIBRATED_ROWS = 8192
 QUERY_NNZ = (32, 64, 128, 256, 512)
 CANDIDATES = (300, 1000, 3000, 10_000)
 REFINE = (20, 50, 100, 200)
+# Stage one estimates what it does not read, unless so many candidates hold that much more without.
+DAMPED_CANDIDATES, CLEARLY_MORE = 1000, 0.005
 # Nanoseconds of a posting, of a code and of a vector of the last stage, from profiles on one machine: only
 # their proportions matter.
 POSTING_COST, CODE_COST, REFINE_COST = 0.9, 41.0, 150.0
@@ -47,26 +50,19 @@ def calibrate(
         num_threads: threads to search with.
         progress: show a progress bar.
     """
-    top = min(NEIGHBOURS, near.width)
-    measure = _Measure(index, near, ids, top, num_threads)
-    postings = _postings_read(index, near.queries, np.asarray(lengths))
-    most = min(REFINE[-1], len(index)) if index.documents.refines else 0
+    measure = _Measure(index, near, ids, np.asarray(lengths), num_threads)
+    settings = list(_settings(index, measure.top))
     points: list[Point] = []
-    settings = list(_settings(index, top))
     with track(len(settings), "calibrating", enabled=progress, unit="settings") as advance:
         for nnz, candidates in settings:
-            points.append(measure.point(candidates, nnz, min(most, candidates), postings[nnz]))
+            points.append(measure.point(candidates, nnz, min(measure.most_refined, candidates)))
             advance(1)
-        if most:
+        if measure.most_refined:
             for point in Frontier.of(points).points:
                 for refine in REFINE[:-1]:
-                    if top <= refine < point.refine:
-                        points.append(
-                            measure.point(
-                                point.candidates, point.query_nnz, refine, postings[point.query_nnz]
-                            )
-                        )
-    return Frontier.of(points, target)
+                    if measure.top <= refine < point.refine:
+                        points.append(measure.point(point.candidates, point.query_nnz, refine))
+    return Frontier.of(points, target, measure.damped_to)
 
 
 def _settings(index: Index, top: int) -> Iterator[tuple[int, int]]:
@@ -89,26 +85,48 @@ def _postings_read(index: Index, queries: FloatArray, lengths: Any) -> dict[int,
 class _Measure:
     """Recall of settings."""
 
-    def __init__(self, index: Index, near: Neighbourhoods, ids: IdArray, top: int, num_threads: int) -> None:
-        self.index, self.queries, self.top, self.threads = index, near.points, top, num_threads
+    def __init__(
+        self, index: Index, near: Neighbourhoods, ids: IdArray, lengths: Any, num_threads: int
+    ) -> None:
+        self.index, self.queries, self.threads = index, near.points, num_threads
         if index.model.center is not None:
             self.queries = self.queries + index.model.center
+        self.top = min(NEIGHBOURS, near.width)
+        self.most_refined = min(REFINE[-1], len(index)) if index.documents.refines else 0
         self.own = ids[near.rows][:, None]
-        self.truth = ids[near.nearest[:, :top]]
+        self.truth = ids[near.nearest[:, : self.top]]
+        self.postings = _postings_read(index, near.queries, lengths)
+        self.damped_to = self._damped_to()
 
-    def point(self, candidates: int, query_nnz: int, refine: int, postings: float) -> Point:
+    def _damped_to(self) -> int | None:
+        """See `Frontier`."""
+        most = 0
+        for nnz in sorted(self.postings):
+            candidates = min(DAMPED_CANDIDATES, len(self.index))
+            settings = candidates, nnz, min(self.most_refined, candidates)
+            if self._recall(*settings, damped=False) > self._recall(*settings, damped=True) + CLEARLY_MORE:
+                return most
+            most = nnz
+        return None
+
+    def point(self, candidates: int, query_nnz: int, refine: int) -> Point:
+        """Recall and cost of settings."""
+        damped = self.damped_to is None or query_nnz <= self.damped_to
+        recall = self._recall(candidates, query_nnz, refine, damped=damped)
+        cost = POSTING_COST * self.postings[query_nnz] + CODE_COST * candidates + REFINE_COST * refine
+        return Point(candidates, query_nnz, refine, round(recall, 4), round(cost))
+
+    def _recall(self, candidates: int, query_nnz: int, refine: int, *, damped: bool) -> float:
         """Searches with these settings, leaving each query's own row out."""
-        k = min(self.top + 1, len(self.index))
-        result = self.index.search(
-            self.queries,
-            k,
+        index, k = self.index, min(self.top + 1, len(self.index))
+        settings = Settings(
             candidates=max(candidates, k),
             query_nnz=query_nnz,
             refine=max(refine, k) if refine else 0,
             num_threads=self.threads,
+            damped=damped,
         )
-        others = np.where(result.ids == self.own, np.inf, np.arange(k)).argsort(axis=1, kind="stable")
-        found = np.take_along_axis(result.ids, others[:, : self.top], axis=1)
-        recall = float((found[:, :, None] == self.truth[:, None, :]).any(axis=1).mean())
-        cost = POSTING_COST * postings + CODE_COST * candidates + REFINE_COST * refine
-        return Point(candidates, query_nnz, refine, round(recall, 4), round(cost))
+        ids = index.documents.answer(index.asked(self.queries, k, settings)).ids
+        others = np.where(ids == self.own, np.inf, np.arange(k)).argsort(axis=1, kind="stable")
+        found = np.take_along_axis(ids, others[:, : self.top], axis=1)
+        return float((found[:, :, None] == self.truth[:, None, :]).any(axis=1).mean())

@@ -534,20 +534,21 @@ class Trial:
         near, model = self.near, self.model
         top, query_nnz = min(NEIGHBOURS, near.width), min(FOUND_BY_LATENTS, model.n_latents)
         terms = strongest_terms(self.projections, query_nnz).to_dense()
-        # Where all of a query is read, nothing is estimated.
-        damped = near.is_damped & (np.count_nonzero(self.projections, axis=1) > query_nnz)
+        squares = np.square(self.projections).sum(axis=1)
+        unread = 1 - np.square(terms).sum(axis=1) / np.maximum(squares, np.finfo(np.float32).tiny)
+        damping = np.float32(DAMPING * near.is_damped) * np.maximum(unread, 0)
         listed = min(k, LISTED_NONZEROS)
         if listed not in self._of_background:
             codes = model.encode_unit(near.background, listed, self.encoder, self.threads)
             self._of_background[listed] = model.fold(codes, num_threads=self.threads)
         background = self._of_background[listed]
         threshold = threshold_for(background, postings)
-        others = self._by_lists(_listed(background, threshold).to_csr(), terms, damped)
+        others = self._by_lists(_listed(background, threshold).to_csr(), terms, damping)
         folded = _listed(model.fold(self._codes(k), num_threads=self.threads), threshold).to_csr()
         width = near.width
         found = np.stack(
             [
-                self._by_lists(folded[i * width : i * width + top], terms[[i]], damped[[i]])[:, 0]
+                self._by_lists(folded[i * width : i * width + top], terms[[i]], damping[[i]])[:, 0]
                 for i in range(len(terms))
             ]
         )
@@ -558,15 +559,14 @@ class Trial:
         return float((higher.mean(axis=1) <= share).mean())
 
     @staticmethod
-    def _by_lists(listed: sp.csr_array, terms: FloatArray, damped: BoolArray) -> FloatArray:
+    def _by_lists(listed: sp.csr_array, terms: FloatArray, damping: FloatArray) -> FloatArray:
         """Sums of the first stage over what lists hold of codes, (n, h), by terms (q, h): (n, q).
 
-        They are those of candidates for the queries that are damped, (q,).
+        They are those of candidates, which lose the share `damping`, (q,), of squares.
         """
         sums: FloatArray = listed @ terms.T
-        read = ((terms != 0) & damped[:, None]).astype(np.float32)
-        squares: FloatArray = listed.multiply(listed) @ read.T
-        return sums - np.float32(DAMPING) * squares + np.float32(UNSEEN) * damped
+        lost: FloatArray = listed.multiply(listed) @ ((terms != 0) * damping[:, None]).T
+        return sums - lost + np.float32(UNSEEN) * damping
 
     def _scores(self, codes: SparseCodes, projections: FloatArray) -> FloatArray:
         """Sums of each query's projections over the codes of its neighbourhood, (q, w)."""

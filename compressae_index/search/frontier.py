@@ -57,15 +57,20 @@ class Frontier(NamedTuple):
     points: tuple[Point, ...]
     target: float | None = None
     """The recall that the index was built for, if its builder said one."""
+    damped_to: int | None = None
+    """The most latents of a query for which stage one finds more neighbours if it estimates what the others
+    would add; None where it does for any number."""
 
     @classmethod
-    def of(cls, measured: Iterable[Point], target: float | None = None) -> Frontier:
+    def of(
+        cls, measured: Iterable[Point], target: float | None = None, damped_to: int | None = None
+    ) -> Frontier:
         """The points that no other point beats."""
         best: list[Point] = []
         for point in sorted(measured, key=lambda each: (each.cost, -each.recall)):
             if not best or point.recall > best[-1].recall:
                 best.append(point)
-        return cls(tuple(best), target)
+        return cls(tuple(best), target, damped_to)
 
     @property
     def default(self) -> Point:
@@ -95,9 +100,13 @@ class Frontier(NamedTuple):
     def _cheapest(self, recall: float) -> Point:
         return next(point for point in self.points if point.recall >= recall)
 
+    def is_damped(self, query_nnz: int) -> bool:
+        """Whether stage one estimates what latents that are not read would add, if it reads so many."""
+        return self.damped_to is None or query_nnz <= self.damped_to
+
     def manifest(self) -> dict[str, Any]:
-        """The points and the target, to store."""
-        return {"points": [point._asdict() for point in self.points], "target": self.target}
+        """What there is, to store."""
+        return self._asdict() | {"points": [point._asdict() for point in self.points]}
 
     @classmethod
     def from_stored(cls, stored: Mapping[str, Any]) -> Frontier:
@@ -117,8 +126,12 @@ class Frontier(NamedTuple):
             )
             for each in entry(stored, "points", list)
         ]
-        target = stored["target"]
         if not points:
             msg = "a frontier without points"
             raise InputError(msg)
-        return cls.of(points, None if target is None else float(check_number(target, "target")))
+        target, damped_to = stored["target"], stored.get("damped_to")
+        return cls.of(
+            points,
+            None if target is None else float(check_number(target, "target")),
+            None if damped_to is None else check_int(damped_to, "damped_to", 0),
+        )

@@ -325,10 +325,14 @@ class Index:
         point = self.frontier.default if target_recall is None else self.frontier.reaching(target_recall)
         point = point.for_neighbours(k)
         can_refine = documents.refines and point.refine > 0
+        query_nnz = point.query_nnz
+        if settings.query_nnz is not None:
+            query_nnz = check_int(settings.query_nnz, "query_nnz", 1)
         return settings._replace(  # once, as this is part of every search
             candidates=point.candidates if settings.candidates is None else settings.candidates,
-            query_nnz=point.query_nnz if settings.query_nnz is None else settings.query_nnz,
+            query_nnz=query_nnz,
             refine=point.refine if settings.refine is None and can_refine else settings.refine,
+            damped=self.frontier.is_damped(query_nnz),
         )
 
     def asked(self, queries: Any, k: int, settings: Settings, documents: Documents | None = None) -> Asked:

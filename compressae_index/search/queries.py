@@ -145,6 +145,9 @@ class Settings(NamedTuple):
     refine: int | None = None
     filter: Any = None
     num_threads: int | None = None
+    damped: bool = True
+    """Whether "two_stage" estimates what latents that are not read would add, where that can be; see
+    `Frontier.damped_to`."""
 
 
 class Coder(NamedTuple):
@@ -259,7 +262,8 @@ class Asked:
         Sums by unread latents are then estimated, not left out. Sums that are answers stay what they are, and
         so do those over values that hold norms.
         """
-        return self.mode == "two_stage" and (self.factors is None or self.distances is not None)
+        sums_estimate = self.factors is None or self.distances is not None
+        return self.mode == "two_stage" and self.settings.damped and sums_estimate
 
     @property
     def mean_scores(self) -> FloatArray | None:

@@ -74,7 +74,8 @@ void bind_search(nb::module_& m) {
         "the best candidates by the posting lists of their query_nnz largest entries are scored by their codes: with\n"
         "the projections stage_two, or with those entries alone. With stage_two alone every document is. With a\n"
         "refiner, it scores the best `refine` by their codes again, by queries (n_queries, dim). Candidates are the\n"
-        "best by sums; where damped, each product with a value s loses DAMPING s^2, and sums gain UNSEEN.");
+        "best by sums; where damped, each product with a value s loses d s^2, and sums gain UNSEEN d; d is DAMPING\n"
+        "times the share of the squares of stage_one that is not read.");
 }
 
 }  // namespace compressae::bindings

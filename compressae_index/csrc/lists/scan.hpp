@@ -50,24 +50,31 @@ struct Scale {
   }
 };
 
-// Where documents are candidates, a product of the query's projection u and a value s counts as u s - kDamping s^2. By
+// Where documents are candidates, a product of the query's projection u and a value s counts as u s - damping * s^2. By
 // u s alone, a far document whose strong latents the query reads comes before a near one whose latents it does not.
 // Over the latents that are not read, the product of a near document with the query is about the square of what the
-// document has there: |x|^2 less the sum of s^2 over those that are read. A share of it does best. That of |x|^2 is the
-// same for all directions, and is added as kUnseen where norms decide, too; a document's norm is then taken for the
-// query's. Of codes with 8 postings and queries of 128 latents, 1,000 candidates of a million texts held .952 of the
-// true ten, and .941 without. By distance they held more of keypoints, word vectors and Gaussians, too; of descriptors
-// of images they held .80 and .79, but with 256 latents .82 and .87 (docs/how-it-works.md).
-inline constexpr float kDamping = 0.2f, kUnseen = 0.18f;
+// document has there: |x|^2 less the sum of s^2 over those that are read. A share of it does best, and less the more is
+// read: kDamping times the share of the squares of u that is not. That of |x|^2, which hardly anything but codes leaves
+// out, is the same for all directions, and is added where norms decide, too; a document's norm is then taken for the
+// query's. What that gains, and where it loses, is in docs/how-it-works.md.
+inline constexpr float kDamping = 0.2f, kUnseen = 0.9f;
+
+// The damping of a query (n_latents) of which these terms are read; 0 where they are all but a thousandth.
+inline float damping_of(const std::vector<Term>& terms, const float* projection, std::size_t n_latents) {
+  float read = 0.0f;
+  for (const Term& term : terms) read += term.weight * term.weight;
+  const float unread = 1.0f - read / kernels().dot(projection, projection, n_latents);
+  return unread > 1e-3f ? kDamping * unread : 0.0f;
+}
 
 // Where lists hold directions, and norms are kept beside codes: a document of norm x scores (sum + weight * x / 2) * x.
 // A sum is about a cosine, far below the bound of Cauchy and Schwarz where terms are many. Steps are such that
 // documents of all sums up to kMostCosine are told apart, and down to those of no negative sum and a common norm, and
 // twice as far below. Others count as the highest or the lowest.
 inline Scale scale_by_distance(const std::vector<Term>& terms, float largest_norm, const Lengths::Range& norms,
-                               float weight, bool damped) {
+                               float weight, float damping) {
   constexpr double kDepth = 3.0, kMostCosine = 1.5;
-  const float damping = damped ? kDamping : 0.0f, shift = damped ? kUnseen : 0.0f;
+  const float shift = kUnseen * damping;
   const float steps = steps_of(terms, largest_norm, damping);
   const double bound = std::min(bound_of(terms, largest_norm) + static_cast<double>(shift), kMostCosine);
   const double half = 0.5 * static_cast<double>(weight);
@@ -90,11 +97,10 @@ inline Scale scale_by_distance(const std::vector<Term>& terms, float largest_nor
 
 // The same where no norms are kept, or all are the same, so that sums have the order of scores.
 inline Scale scale_by_sums(const std::vector<Term>& terms, float largest_norm, const Lengths::Range& norms,
-                           float weight, bool damped) {
-  const float damping = damped ? kDamping : 0.0f;
+                           float weight, float damping) {
   Scale scale{steps_of(terms, largest_norm, damping), damping};
   if (norms.largest > 0.0f) {
-    scale.shift = 0.5f * weight * norms.largest + (damped ? kUnseen : 0.0f);
+    scale.shift = 0.5f * weight * norms.largest + kUnseen * damping;
     scale.norm = norms.largest;
   }
   return scale;

@@ -23,7 +23,7 @@ namespace compressae {
 // The scans of a batch of queries, and their hits so far.
 class ListSearch {
  public:
-  // damped: whether documents are candidates by what is read of them (kDamping); else they are the best by sums.
+  // damped: whether documents are candidates by what is read of them (damping_of); else they are the best by sums.
   ListSearch(const Scope& scope, const float* projections, std::size_t n_queries, std::size_t query_nnz,
              std::size_t candidates, std::size_t num_threads, bool damped)
       : scope_(scope),
@@ -43,11 +43,9 @@ class ListSearch {
       const float* projection = projections + q * scope.n_entries;
       terms_[q] = largest_terms(projection, n_latents_, query_nnz);
       const float weight = scope.n_entries > n_latents_ ? projection[n_latents_] : 0.0f;
-      // Sums that lack nothing of the query need no estimate.
-      const auto zeros = static_cast<std::size_t>(std::count(projection, projection + n_latents_, 0.0f));
-      const bool is_damped = damped && terms_[q].size() + zeros < n_latents_;
-      scales_[q] = norms.differ() ? scale_by_distance(terms_[q], largest_norm, norms, weight, is_damped)
-                                  : scale_by_sums(terms_[q], largest_norm, norms, weight, is_damped);
+      const float damping = damped ? damping_of(terms_[q], projection, n_latents_) : 0.0f;
+      scales_[q] = norms.differ() ? scale_by_distance(terms_[q], largest_norm, norms, weight, damping)
+                                  : scale_by_sums(terms_[q], largest_norm, norms, weight, damping);
     });
     by_distance_ = norms.differ();
   }
