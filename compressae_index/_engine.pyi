@@ -154,8 +154,8 @@ class InvertedLists:
     ) -> tuple[NDArray[numpy.float32], NDArray[numpy.int64]]:
         """
         Best documents by the query_nnz largest entries of each projection, summed up in 16 bits:
-        (scores, rows), (n_queries, top). Codes add the norms that they keep. Where damped, each product with a value
-        s loses DAMPING s^2, and sums gain UNSEEN before norms are.
+        (scores, rows), (n_queries, top). Codes add the norms that they keep. Where damped, sums are those of
+        candidates, as `search` says.
         """
 
     def validate(self, fewest: int, most: int, num_threads: int) -> None:
@@ -432,7 +432,7 @@ LISTED_PER_CODE: int = 256
 
 DAMPING: float = 0.20000000298023224
 
-UNSEEN: float = 0.18000000715255737
+UNSEEN: float = 0.8999999761581421
 
 def search(
     parts: Sequence[tuple[InvertedLists, Forward]],
@@ -463,5 +463,6 @@ def search(
     the best candidates by the posting lists of their query_nnz largest entries are scored by their codes: with
     the projections stage_two, or with those entries alone. With stage_two alone every document is. With a
     refiner, it scores the best `refine` by their codes again, by queries (n_queries, dim). Candidates are the
-    best by sums; where damped, each product with a value s loses DAMPING s^2, and sums gain UNSEEN.
+    best by sums; where damped, each product with a value s loses d s^2, and sums gain UNSEEN d; d is DAMPING
+    times the share of the squares of stage_one that is not read.
     """

@@ -167,9 +167,8 @@ void bind_lists(nb::module_& m) {
       .def("search", &InvertedLists::search, "projections"_a.noconvert(), "query_nnz"_a, "top"_a,
            "allowed"_a.noconvert().none(), "num_threads"_a, "codes"_a.none() = nb::none(), "damped"_a = false,
            "Best documents by the query_nnz largest entries of each projection, summed up in 16 bits:\n"
-           "(scores, rows), (n_queries, top). Codes add the norms that they keep. Where damped, each product with a "
-           "value\n"
-           "s loses DAMPING s^2, and sums gain UNSEEN before norms are.")
+           "(scores, rows), (n_queries, top). Codes add the norms that they keep. Where damped, sums are those of\n"
+           "candidates, as `search` says.")
       .def("validate", &InvertedLists::validate, "fewest"_a, "most"_a, "num_threads"_a,
            "Raises ValueError where lists are not of ascending documents, or hold fewer or more postings than so many\n"
            "of each, or norms of documents are larger than the largest.")
