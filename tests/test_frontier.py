@@ -13,6 +13,7 @@ from compressae_index import CompresSAE, CompressedIndex, InputError
 from compressae_index.arrays import FloatArray
 from compressae_index.building.neighbourhoods import neighbourhoods
 from compressae_index.checks import normalize_rows
+from compressae_index.coding.codes import MAX_LATENTS
 from compressae_index.coding.metric import Metric
 from compressae_index.demo import DemoData
 from compressae_index.measuring.exact import exact_neighbours
@@ -104,21 +105,21 @@ def test_what_a_caller_says_wins(index: CompressedIndex, queries: FloatArray) ->
     np.testing.assert_array_equal(some.ids, again.ids)
 
 
-@pytest.mark.parametrize(("advantage", "damped_to"), [(-1.0, 0), (1.0, None)])
+@pytest.mark.parametrize(("advantage", "damped_to"), [(-1.0, 0), (1.0, MAX_LATENTS)])
 def test_damping_is_for_where_it_helps(
     model: CompresSAE,
     vectors: FloatArray,
     queries: FloatArray,
     monkeypatch: pytest.MonkeyPatch,
     advantage: float,
-    damped_to: int | None,
+    damped_to: int,
 ) -> None:
     monkeypatch.setattr("compressae_index.index.CALIBRATED_ROWS", 1000)
     monkeypatch.setattr("compressae_index.building.calibration.CLEARLY_MORE", advantage)
     built = CompressedIndex.build(vectors[:1500], model=model, k=16, postings=4, progress=False)
     assert built.frontier is not None
     assert built.frontier.damped_to == damped_to
-    settings = Settings(candidates=60, query_nnz=32, damped=damped_to is None)
+    settings = Settings(candidates=60, query_nnz=32, damped=damped_to > 0)
     expected = built.documents.answer(built.asked(queries, 60, settings))
     assert_same(built.search(queries, 60, candidates=60, query_nnz=32), expected)
     other = built.documents.answer(built.asked(queries, 60, settings._replace(damped=not settings.damped)))
@@ -139,7 +140,7 @@ def test_damping_stops_where_it_loses(index: CompressedIndex, monkeypatch: pytes
     assert index._settled(Settings(), 1000, index.documents).damped is False  # by 203 latents
     assert Frontier.from_stored(frontier.manifest()) == frontier
     older = {name: value for name, value in frontier.manifest().items() if name != "damped_to"}
-    assert Frontier.from_stored(older).damped_to is None
+    assert Frontier.from_stored(older).damped_to == MAX_LATENTS
     with pytest.raises(InputError, match="damped_to must be at least 0, got -1"):
         Frontier.from_stored(frontier.manifest() | {"damped_to": -1})
 

@@ -10,6 +10,7 @@ import numpy as np
 from compressae_index.arrays import FloatArray, IdArray
 from compressae_index.building.neighbourhoods import Neighbourhoods
 from compressae_index.checks import check_threads
+from compressae_index.coding.codes import MAX_LATENTS
 from compressae_index.progress import track
 from compressae_index.search.frontier import NEIGHBOURS, Frontier, Point
 from compressae_index.search.index import Index
@@ -98,7 +99,7 @@ class _Measure:
         self.postings = _postings_read(index, near.queries, lengths)
         self.damped_to = self._damped_to()
 
-    def _damped_to(self) -> int | None:
+    def _damped_to(self) -> int:
         """See `Frontier`."""
         most = 0
         for nnz in sorted(self.postings):
@@ -107,12 +108,11 @@ class _Measure:
             if self._recall(*settings, damped=False) > self._recall(*settings, damped=True) + CLEARLY_MORE:
                 return most
             most = nnz
-        return None
+        return MAX_LATENTS
 
     def point(self, candidates: int, query_nnz: int, refine: int) -> Point:
         """Recall and cost of settings."""
-        damped = self.damped_to is None or query_nnz <= self.damped_to
-        recall = self._recall(candidates, query_nnz, refine, damped=damped)
+        recall = self._recall(candidates, query_nnz, refine, damped=query_nnz <= self.damped_to)
         cost = POSTING_COST * self.postings[query_nnz] + CODE_COST * candidates + REFINE_COST * refine
         return Point(candidates, query_nnz, refine, round(recall, 4), round(cost))
 

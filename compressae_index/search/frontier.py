@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from compressae_index.checks import check_int, check_number
+from compressae_index.coding.codes import MAX_LATENTS
 from compressae_index.errors import InputError
 from compressae_index.persistence import entry
 from compressae_index.search.queries import REFINE_PER_K
@@ -57,13 +58,13 @@ class Frontier(NamedTuple):
     points: tuple[Point, ...]
     target: float | None = None
     """The recall that the index was built for, if its builder said one."""
-    damped_to: int | None = None
-    """The most latents of a query for which stage one finds more neighbours if it estimates what the others
-    would add; None where it does for any number."""
+    damped_to: int = MAX_LATENTS
+    """The most latents of a query with which stage one estimates what the others would add: with more, it
+    clearly finds more neighbours without."""
 
     @classmethod
     def of(
-        cls, measured: Iterable[Point], target: float | None = None, damped_to: int | None = None
+        cls, measured: Iterable[Point], target: float | None = None, damped_to: int = MAX_LATENTS
     ) -> Frontier:
         """The points that no other point beats."""
         best: list[Point] = []
@@ -100,10 +101,6 @@ class Frontier(NamedTuple):
     def _cheapest(self, recall: float) -> Point:
         return next(point for point in self.points if point.recall >= recall)
 
-    def is_damped(self, query_nnz: int) -> bool:
-        """Whether stage one estimates what latents that are not read would add, if it reads so many."""
-        return self.damped_to is None or query_nnz <= self.damped_to
-
     def manifest(self) -> dict[str, Any]:
         """What there is, to store."""
         return self._asdict() | {"points": [point._asdict() for point in self.points]}
@@ -129,9 +126,9 @@ class Frontier(NamedTuple):
         if not points:
             msg = "a frontier without points"
             raise InputError(msg)
-        target, damped_to = stored["target"], stored.get("damped_to")
+        target = stored["target"]
         return cls.of(
             points,
             None if target is None else float(check_number(target, "target")),
-            None if damped_to is None else check_int(damped_to, "damped_to", 0),
+            check_int(stored.get("damped_to", MAX_LATENTS), "damped_to", 0),
         )

@@ -332,7 +332,7 @@ class Index:
             candidates=point.candidates if settings.candidates is None else settings.candidates,
             query_nnz=query_nnz,
             refine=point.refine if settings.refine is None and can_refine else settings.refine,
-            damped=self.frontier.is_damped(query_nnz),
+            damped=query_nnz <= self.frontier.damped_to,
         )
 
     def asked(self, queries: Any, k: int, settings: Settings, documents: Documents | None = None) -> Asked:

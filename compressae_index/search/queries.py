@@ -262,8 +262,8 @@ class Asked:
         Sums by unread latents are then estimated, not left out. Sums that are answers stay what they are, and
         so do those over values that hold norms.
         """
-        sums_estimate = self.factors is None or self.distances is not None
-        return self.mode == "two_stage" and self.settings.damped and sums_estimate
+        of_directions = self.factors is None or self.distances is not None
+        return self.mode == "two_stage" and self.settings.damped and of_directions
 
     @property
     def mean_scores(self) -> FloatArray | None:

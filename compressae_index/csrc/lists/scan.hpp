@@ -54,9 +54,9 @@ struct Scale {
 // u s alone, a far document whose strong latents the query reads comes before a near one whose latents it does not.
 // Over the latents that are not read, the product of a near document with the query is about the square of what the
 // document has there: |x|^2 less the sum of s^2 over those that are read. A share of it does best, and less the more is
-// read: kDamping times the share of the squares of u that is not. That of |x|^2, which hardly anything but codes leaves
-// out, is the same for all directions, and is added where norms decide, too; a document's norm is then taken for the
-// query's. What that gains, and where it loses, is in docs/how-it-works.md.
+// read: kDamping times the share of the squares of u that is not. |x|^2 is the same for all directions; where norms
+// decide, too, kUnseen times that share of it is added, and a document's norm is taken for the query's. What that
+// gains, and where it loses, is in docs/how-it-works.md.
 inline constexpr float kDamping = 0.2f, kUnseen = 0.9f;
 
 // The damping of a query (n_latents) of which these terms are read; 0 where they are all but a thousandth.
