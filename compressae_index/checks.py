@@ -85,6 +85,8 @@ def as_floats(
     if dim is not None and array.shape[1] != dim:
         msg = f"{name} have dimension {array.shape[1]}, expected {dim}"
         raise DimensionError(msg)
+    if array.dtype == np.float32 and array.flags.c_contiguous and array.flags.aligned:
+        return array
     with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is reported so
         return np.require(array, np.float32, ["C", "A"])
 

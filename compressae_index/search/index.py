@@ -328,10 +328,14 @@ class Index:
         query_nnz = point.query_nnz
         if settings.query_nnz is not None:
             query_nnz = check_int(settings.query_nnz, "query_nnz", 1)
-        return settings._replace(  # once, as this is part of every search
+        return Settings(
+            settings.mode,
             candidates=point.candidates if settings.candidates is None else settings.candidates,
             query_nnz=query_nnz,
+            scoring=settings.scoring,
             refine=point.refine if settings.refine is None and can_refine else settings.refine,
+            filter=settings.filter,
+            num_threads=settings.num_threads,
             damped=query_nnz <= self.frontier.damped_to,
         )
 
@@ -352,12 +356,14 @@ class Index:
         )
         threads = check_threads(settings.num_threads)
         rows, coder = self._queries(queries), Coder(self.model, self.encoder, self._k_of(documents))
-        factors, distances, given, scale = None, None, None, self._scale_of(documents, documents.unit or 1.0)
-        if self.metric == "l2":
-            given, rows = rows, less(rows, self.model.center)
-            distances = scale.distances_of(rows)
-        else:
-            factors = scale.of_queries(rows)
+        factors, distances, given = None, None, None
+        if self.metric != "cosine":
+            scale = self._scale_of(documents, documents.unit or 1.0)
+            if self.metric == "l2":
+                given, rows = rows, less(rows, self.model.center)
+                distances = scale.distances_of(rows)
+            else:
+                factors = scale.of_queries(rows)
         return Asked(rows, factors, k, candidates, refine, threads, settings, coder, distances, given)
 
     def _queries(self, queries: Any, *, may_be_empty: bool = True) -> FloatArray:
