@@ -427,6 +427,29 @@ void check_floats(Trial& trial) {
     for (std::size_t i = 0; i < width; ++i) expected_sums[i] += weights[r] * addends[r * stride + i];
   trial.tested().add_rows(addends.data(), stride, weights.data(), n_rows, width, sums.data());
   trial.expect(sums == expected_sums, "add_rows");
+
+  const auto numbers = random.some_of(n_rows, n_rows > 0 ? random.below(n_rows + 1) : 0);
+  std::vector<float> expected_row(count), row(count);
+  for (std::size_t r = 0; r < numbers.size(); ++r)
+    for (std::size_t i = 0; i < count; ++i) expected_row[i] += weights[r] * x[numbers[r] * count + i];
+  trial.tested().combine(x.data(), count, numbers.data(), weights.data(), numbers.size(), row.data());
+  trial.expect(row == expected_row, "combine");
+}
+
+void check_round_to_levels(Trial& trial) {
+  Random& random = trial.random;
+  RoundingLevels levels{-8.0f, 1 + random.below(63), {}, {}};
+  for (std::size_t i = 0; i < levels.n_bounds; ++i) levels.bounds[i] = static_cast<float>(i) / 4 - 8.0f;
+  for (std::size_t i = 0; i < levels.n_bounds; ++i) levels.rises[i] = static_cast<float>(1 + random.below(3));
+  const std::vector<float> x = random.whole_floats(kLanes * random.below(10));
+  std::vector<float> expected(x.size()), actual(x.size());
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    expected[i] = levels.lowest;
+    for (std::size_t l = 0; l < levels.n_bounds; ++l)
+      if (x[i] * 0.75f > levels.bounds[l]) expected[i] += levels.rises[l];
+  }
+  trial.tested().round_to_levels(x.data(), x.size(), 0.75f, levels, actual.data());
+  trial.expect(actual == expected, "round_to_levels");
 }
 
 }  // namespace
@@ -453,6 +476,7 @@ int main() {
       check_byte_dots(trial);
       check_interleaved(trial);
       check_floats(trial);
+      check_round_to_levels(trial);
     }
     std::printf("%s: %zu rounds\n", target.name, kRounds);
   }

@@ -17,12 +17,8 @@ inline std::vector<float> code_norms(const std::uint16_t* latents, const float* 
   std::vector<float> norms(n);
   for_each_row(n, num_threads, [&](std::size_t row) {
     thread_local std::vector<float> sum;
-    sum.assign(dim, 0.0f);
-    for (std::size_t i = row * k; i < (row + 1) * k; ++i) {
-      const float* atom = dictionary + latents[i] * dim;
-      const float value = values[i];
-      for (std::size_t d = 0; d < dim; ++d) sum[d] += value * atom[d];
-    }
+    sum.resize(dim);
+    kernels().combine(dictionary, dim, latents + row * k, values + row * k, k, sum.data());
     norms[row] = std::sqrt(kernels().dot(sum.data(), sum.data(), dim));
   });
   return norms;

@@ -65,6 +65,16 @@ class ResidualRows {
       layout_.levels[half + i] = static_cast<std::uint8_t>(ProductRows::kAdded + levels.positive[i]);
       layout_.levels[half - 1 - i] = static_cast<std::uint8_t>(ProductRows::kAdded - levels.positive[i]);
     }
+    levels_.lowest = static_cast<float>(layout_.levels[0] - ProductRows::kAdded);
+    levels_.n_bounds = 2 * half - 1;
+    for (std::size_t i = 0; i < levels_.n_bounds; ++i) {
+      const float low = layout_.levels[i], high = layout_.levels[i + 1];
+      levels_.bounds[i] = (low + high) / 2 - static_cast<float>(ProductRows::kAdded);
+      levels_.rises[i] = high - low;
+    }
+    numbers_ = levels_;
+    numbers_.lowest = 0.0f;
+    std::fill_n(numbers_.rises, numbers_.n_bounds, 1.0f);
     unit_ = levels.unit / std::sqrt(static_cast<float>(dim));
   }
 
@@ -120,37 +130,33 @@ class ResidualRows {
     plane[byte] = static_cast<std::uint8_t>(plane[byte] | (field & ((std::size_t{1} << width) - 1)) << bit);
   }
 
-  // Levels next to residual / step, and how well they fit.
+  // How well the levels next to residual / step fit.
   struct Fit {
+    float step = 0.0f;
     double squares = 0.0, along_residual = 0.0, along_sum = 0.0;
   };
+  // residual and levels: with room for whole kLanes.
   Fit fit(const float* residual, const float* sum, float step, float* levels) const;
+
+  std::size_t padded() const { return (dim_ + kLanes - 1) / kLanes * kLanes; }
 
   std::size_t dim_;
   ResidualLayout layout_{};
+  RoundingLevels levels_{}, numbers_{};  // levels less ProductRows::kAdded, and their numbers
   float unit_;
 };
 
 inline ResidualRows::Fit ResidualRows::fit(const float* residual, const float* sum, float step, float* levels) const {
-  const float inverse = 1.0f / step;
-  const std::size_t last = n_levels() - 1;
-  for (std::size_t i = 0; i < dim_; ++i) levels[i] = layout_.levels[0];
-  for (std::size_t l = 0; l < last; ++l) {
-    // Adds up the steps from level to level that lie below the entry.
-    const float low = layout_.levels[l], high = layout_.levels[l + 1];
-    const float bound = (low + high) / 2 - static_cast<float>(ProductRows::kAdded), rise = high - low;
-    for (std::size_t i = 0; i < dim_; ++i) levels[i] += residual[i] * inverse > bound ? rise : 0.0f;
-  }
-  for (std::size_t i = 0; i < dim_; ++i) levels[i] -= static_cast<float>(ProductRows::kAdded);
   const Kernels& kernel = kernels();
-  return {kernel.dot(levels, levels, dim_), kernel.dot(levels, residual, dim_), kernel.dot(levels, sum, dim_)};
+  kernel.round_to_levels(residual, padded(), 1.0f / step, levels_, levels);
+  return {step, kernel.dot(levels, levels, dim_), kernel.dot(levels, residual, dim_), kernel.dot(levels, sum, dim_)};
 }
 
 inline void ResidualRows::encode(const float* target, const float* sum, std::uint8_t* row) const {
   // Steps to try, relative to that of the levels: a row's entries are not quite normal.
   constexpr float kSteps[] = {0.88f, 0.94f, 1.0f, 1.06f, 1.12f};
-  thread_local std::vector<float> residual, levels, best_levels;
-  residual.resize(dim_), levels.resize(dim_), best_levels.resize(dim_);
+  thread_local std::vector<float> residual, levels;
+  residual.resize(padded()), levels.resize(padded());
   for (std::size_t i = 0; i < dim_; ++i) residual[i] = target[i] - sum[i];
   const Kernels& kernel = kernels();
   const float norm = std::sqrt(kernel.dot(residual.data(), residual.data(), dim_));
@@ -162,7 +168,6 @@ inline void ResidualRows::encode(const float* target, const float* sum, std::uin
     const double share = fit.along_residual * fit.along_residual / fit.squares;  // of the squared norm
     if (share <= best_share) continue;
     best = fit, best_share = share;
-    best_levels.swap(levels);
   }
   // |sum + factor * levels| = |target|, next to the factor of least squares: the larger root, if there is one.
   const double least_squares = best.along_residual / best.squares;
@@ -172,10 +177,9 @@ inline void ResidualRows::encode(const float* target, const float* sum, std::uin
   factor = std::clamp(factor, 0.8 * least_squares, 1.25 * least_squares);
   const std::uint16_t scale = to_half(static_cast<float>(factor / unit_));
   std::memcpy(row, &scale, sizeof scale);
+  kernel.round_to_levels(residual.data(), padded(), 1.0f / best.step, numbers_, levels.data());
   for (std::size_t i = 0; i < dim_; ++i) {
-    const auto level = static_cast<std::uint8_t>(static_cast<int>(best_levels[i]) + ProductRows::kAdded);
-    const auto number =
-        static_cast<std::size_t>(std::lower_bound(layout_.levels, layout_.levels + n_levels(), level) - layout_.levels);
+    const auto number = static_cast<std::size_t>(levels[i]);
     put(row + layout_.high_start, layout_.high_bits, i, number >> layout_.low_bits);
     if (layout_.low_bits != 0) put(row + layout_.low_start, layout_.low_bits, i, number);
   }
@@ -190,12 +194,8 @@ inline HugeVector<std::uint8_t> encode_residuals(const ResidualRows& form, const
   const std::size_t dim = form.dim();
   for_each_row(n, num_threads, [&](std::size_t r) {
     thread_local std::vector<float> sum;
-    sum.assign(dim, 0.0f);
-    for (std::size_t i = r * k; i < (r + 1) * k; ++i) {
-      const float* atom = dictionary + latents[i] * dim;
-      const float value = values[i];
-      for (std::size_t d = 0; d < dim; ++d) sum[d] += value * atom[d];
-    }
+    sum.resize(dim);
+    kernels().combine(dictionary, dim, latents + r * k, values + r * k, k, sum.data());
     form.encode(targets + r * dim, sum.data(), rows.data() + r * form.row_bytes());
   });
   return rows;

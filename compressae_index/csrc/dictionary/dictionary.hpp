@@ -146,8 +146,9 @@ inline constexpr std::size_t kMaxDim = 65536;
 // What pursuit reads of a dictionary: its rows in float32, and rounded to bytes in two orders.
 class Dictionary {
  public:
-  // Vectors whose products are taken at a time: their products stay in the second-level cache.
-  static constexpr std::size_t kTile = 48;
+  // Vectors whose products are taken at a time: as many as tiles of AMX take, and their products stay in the
+  // second-level cache.
+  static constexpr std::size_t kTile = 32;
 
   // atoms: (n_latents, dim) rows of unit norm, borrowed.
   Dictionary(const float* atoms, std::size_t n_latents, std::size_t dim)

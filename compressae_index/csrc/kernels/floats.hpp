@@ -27,6 +27,75 @@ void add_rows(const float* rows, std::size_t stride, const float* weights, std::
   }
 }
 
+// Of kLanes * Vectors columns from `begin` on; sums stay in registers.
+template <std::size_t Vectors>
+void combine_columns(const float* rows, std::size_t count, std::size_t begin, const std::uint16_t* numbers,
+                     const float* weights, std::size_t n_rows, float* y) {
+  float sums[Vectors][kLanes] = {};
+  for (std::size_t r = 0; r < n_rows; ++r) {
+    const float* row = rows + numbers[r] * count + begin;
+#pragma GCC unroll 4
+    for (std::size_t v = 0; v < Vectors; ++v) {
+#pragma omp simd
+      for (std::size_t i = 0; i < kLanes; ++i) sums[v][i] += weights[r] * row[v * kLanes + i];
+    }
+  }
+#pragma GCC unroll 4
+  for (std::size_t v = 0; v < Vectors; ++v) __builtin_memcpy(y + begin + v * kLanes, sums[v], sizeof sums[v]);
+}
+
+void combine(const float* rows, std::size_t count, const std::uint16_t* numbers, const float* weights,
+             std::size_t n_rows, float* y) {
+  std::size_t begin = 0;
+  for (; begin + 4 * kLanes <= count; begin += 4 * kLanes)
+    combine_columns<4>(rows, count, begin, numbers, weights, n_rows, y);
+  for (; begin + kLanes <= count; begin += kLanes) combine_columns<1>(rows, count, begin, numbers, weights, n_rows, y);
+  for (; begin < count; ++begin) {
+    float sum = 0.0f;
+    for (std::size_t r = 0; r < n_rows; ++r) sum += weights[r] * rows[numbers[r] * count + begin];
+    y[begin] = sum;
+  }
+}
+
+#if defined(__AVX2__)
+
+// Of `Vectors` vectors; they and their sums stay in registers while bounds pass by.
+template <std::size_t Vectors>
+void round_vectors(const float* x, float factor, const RoundingLevels& levels, float* rounded) {
+  Floats scaled[Vectors], sums[Vectors];
+#pragma GCC unroll 4
+  for (std::size_t v = 0; v < Vectors; ++v) {
+    scaled[v] = load<Floats>(x + v * kFloats) * factor;
+    sums[v] = repeated(levels.lowest);
+  }
+  for (std::size_t l = 0; l < levels.n_bounds; ++l) {
+    const Floats bound = repeated(levels.bounds[l]), rise = repeated(levels.rises[l]);
+#pragma GCC unroll 4
+    for (std::size_t v = 0; v < Vectors; ++v) sums[v] += scaled[v] > bound ? rise : Floats{};
+  }
+#pragma GCC unroll 4
+  for (std::size_t v = 0; v < Vectors; ++v) store(rounded + v * kFloats, sums[v]);
+}
+
+void round_to_levels(const float* x, std::size_t count, float factor, const RoundingLevels& levels, float* rounded) {
+  std::size_t begin = 0;
+  for (; begin + 4 * kFloats <= count; begin += 4 * kFloats)
+    round_vectors<4>(x + begin, factor, levels, rounded + begin);
+  for (; begin < count; begin += kFloats) round_vectors<1>(x + begin, factor, levels, rounded + begin);
+}
+
+#else
+
+void round_to_levels(const float* x, std::size_t count, float factor, const RoundingLevels& levels, float* rounded) {
+  for (std::size_t i = 0; i < count; ++i) rounded[i] = levels.lowest;
+  for (std::size_t l = 0; l < levels.n_bounds; ++l) {
+#pragma omp simd
+    for (std::size_t i = 0; i < count; ++i) rounded[i] += x[i] * factor > levels.bounds[l] ? levels.rises[l] : 0.0f;
+  }
+}
+
+#endif
+
 namespace plain {
 
 inline float dot(const float* x, const float* y, std::size_t count) {

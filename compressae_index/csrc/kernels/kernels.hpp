@@ -129,6 +129,13 @@ struct Lengthening {
   float score = 0.0f, length = 0.0f, shift = 0.0f, offset = 0.0f;
 };
 
+// Levels that floats are rounded to: the lowest, and how much higher the next one is above each bound.
+struct RoundingLevels {
+  float lowest;
+  std::size_t n_bounds;
+  float bounds[63], rises[63];
+};
+
 struct Kernels {
   // scores[i] becomes (score * scores[i] + length * x + shift) * x + offset without its fraction, for the norm x of
   // norms[i], and at most kMost in magnitude.
@@ -191,6 +198,12 @@ struct Kernels {
   // y += the sum of weights[r] * rows[r * stride ...]; count is a multiple of kLanes.
   void (*add_rows)(const float* rows, std::size_t stride, const float* weights, std::size_t n_rows, std::size_t count,
                    float* y);
+  // y becomes the sum of weights[r] * rows[numbers[r] * count ...]: a code's reconstruction.
+  void (*combine)(const float* rows, std::size_t count, const std::uint16_t* numbers, const float* weights,
+                  std::size_t n_rows, float* y);
+  // rounded[i] becomes the level of x[i] * factor; count is a multiple of kLanes.
+  void (*round_to_levels)(const float* x, std::size_t count, float factor, const RoundingLevels& levels,
+                          float* rounded);
 };
 
 extern const Kernels kernels_plain;

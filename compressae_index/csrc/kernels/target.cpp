@@ -35,6 +35,8 @@ extern const Kernels COMPRESSAE_KERNELS{
     .dot = dot,
     .dots = dots,
     .add_rows = add_rows,
+    .combine = combine,
+    .round_to_levels = round_to_levels,
 };
 
 }  // namespace compressae
