@@ -1,4 +1,4 @@
-"""Progress on standard error: bars with the time left on a terminal, else lines."""
+"""Progress on standard error, bars with the time left on a terminal, else lines; and what phases took."""
 
 from __future__ import annotations
 
@@ -36,6 +36,22 @@ def track(total: int, label: str, *, enabled: bool, unit: str = "rows") -> Itera
         disable=None,  # hidden if standard error is not a terminal
     ) as bar:
         yield bar.update
+
+
+class Clock:
+    """Seconds by phase."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        """Adds the time of what is inside to a phase."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - started
 
 
 def say(line: str) -> None:

@@ -97,6 +97,7 @@ class _Measure:
         self.own = ids[near.rows][:, None]
         self.truth = ids[near.nearest[:, : self.top]]
         self.postings = _postings_read(index, near.queries, lengths)
+        self._recalls: dict[Settings, float] = {}
         self.damped_to = self._damped_to()
 
     def _damped_to(self) -> int:
@@ -117,8 +118,8 @@ class _Measure:
         return Point(candidates, query_nnz, refine, round(recall, 4), round(cost))
 
     def _recall(self, candidates: int, query_nnz: int, refine: int, *, damped: bool) -> float:
-        """Searches with these settings, leaving each query's own row out."""
-        index, k = self.index, min(self.top + 1, len(self.index))
+        """That of a search with these settings, which leaves each query's own row out."""
+        k = min(self.top + 1, len(self.index))
         settings = Settings(
             candidates=max(candidates, k),
             query_nnz=query_nnz,
@@ -126,6 +127,12 @@ class _Measure:
             num_threads=self.threads,
             damped=damped,
         )
+        if settings not in self._recalls:
+            self._recalls[settings] = self._measured(k, settings)
+        return self._recalls[settings]
+
+    def _measured(self, k: int, settings: Settings) -> float:
+        index = self.index
         ids = index.documents.answer(index.asked(self.queries, k, settings)).ids
         others = np.where(ids == self.own, np.inf, np.arange(k)).argsort(axis=1, kind="stable")
         found = np.take_along_axis(ids, others[:, : self.top], axis=1)

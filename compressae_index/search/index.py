@@ -32,7 +32,7 @@ from compressae_index.coding.model import (
 from compressae_index.errors import DimensionError, InputError, UnknownIdError
 from compressae_index.ids import Ids, as_id_array
 from compressae_index.processes import ForkSafeLock
-from compressae_index.progress import track
+from compressae_index.progress import Clock, track
 from compressae_index.search.explaining import Explanation, explanation
 from compressae_index.search.frontier import Frontier
 from compressae_index.search.labels import (
@@ -53,7 +53,6 @@ from compressae_index.search.queries import (
     REFINED_MODES,
     SCORINGS,
     Asked,
-    Clock,
     Coder,
     Scoring,
     SearchResult,
@@ -882,7 +881,7 @@ def _measured(documents: Documents, asked: Asked) -> SearchResult:
         candidates = min(asked.k, n)
     result = SearchStats(
         queries=len(asked),
-        milliseconds=clock.milliseconds,
+        milliseconds={stage: 1000 * seconds for stage, seconds in clock.seconds.items()},
         candidates=candidates * len(asked),
         rescored=candidates * len(asked),
         refined=min(asked.refine, candidates) * len(asked),

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
@@ -17,6 +15,7 @@ from compressae_index.coding.metric import Distances
 from compressae_index.coding.model import CompresSAE, Encoder
 from compressae_index.errors import InputError, MissingExtraError
 from compressae_index.processes import cached_property
+from compressae_index.progress import Clock
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -157,23 +156,6 @@ class Coder(NamedTuple):
     encoder: Encoder
     k: int
     """Nonzeros a code."""
-
-
-class Clock:
-    """Milliseconds by stage."""
-
-    def __init__(self) -> None:
-        self.milliseconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        """Adds the time of what is inside to a stage."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            spent = 1000 * (time.perf_counter() - started)
-            self.milliseconds[stage] = self.milliseconds.get(stage, 0.0) + spent
 
 
 @dataclass(eq=False)  # neither frozen nor compared: a search makes one, and waits for it

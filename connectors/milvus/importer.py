@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -45,6 +42,7 @@ from compressae_index.connectors.milvus.manifest import (
 )
 from compressae_index.connectors.milvus.source import MilvusSource, Page
 from compressae_index.errors import DimensionError, FormatError, InputError
+from compressae_index.progress import Clock
 from compressae_index.sources.centred import Centred, less
 from compressae_index.sources.sample import spread_sample
 
@@ -211,21 +209,6 @@ class Options:
     progress: bool
 
 
-class _Clock:
-    """Seconds by phase."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - started
-
-
 @dataclass(frozen=True)
 class Run:
     """One call of `from_milvus`."""
@@ -245,7 +228,7 @@ class Run:
     """A norm that vectors may have, where norms are kept, besides those of the source."""
     settle: bool = True
     """Whether to take over what changes while the source is read."""
-    clock: _Clock = field(default_factory=_Clock)
+    clock: Clock = field(default_factory=Clock)
 
     def model_source(self) -> ModelSource:
         """The given model, or the settings to train one.
