@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import shutil
 import time
 from types import SimpleNamespace
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from compressae_index.arrays import FloatArray
     from compressae_index.connectors.milvus import MilvusIndex
 
+
+# A variable of the environment: the path of `model`, for a process that a test starts.
+MODEL_OF_TEST = "COMPRESSAE_TEST_MODEL"
 
 # A failed assertion in these files shows its values, as one in a test does.
 pytest.register_assert_rewrite("compressae_index.testing", "folders", "oracles")
@@ -55,6 +59,8 @@ def queries(demo_data: DemoData) -> FloatArray:
 @pytest.fixture(scope="session")
 def model(vectors: FloatArray) -> CompresSAE:
     """A briefly trained model of 512 latents, 16 nonzeros."""
+    if MODEL_OF_TEST in os.environ:
+        return CompresSAE.load(os.environ[MODEL_OF_TEST])
     from compressae_index.training import TrainConfig, train
 
     return train(vectors, TrainConfig(k=16, n_latents=512, steps=30, batch_size=256)).model

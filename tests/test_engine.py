@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from conftest import MODEL_OF_TEST
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import bitmap, damped_sums, damping_of, stored_in_lists
@@ -266,21 +267,34 @@ def test_documents_in_no_list_fill_up_by_row(n: int, top: int) -> None:
 
 
 @pytest.mark.parametrize("path", ["amx", "avx512vbmi", "avx512", "avx2", "neon", "plain"])
-def test_every_instruction_set(path: str) -> None:
-    """Runs the searches and pursuit again in a process that is forced to one instruction set."""
-    environment = {**os.environ, "COMPRESSAE_SIMD": path}
-    probe = "from compressae_index._engine import simd; print(simd())"
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", probe], env=environment, capture_output=True, text=True, check=False
-    )
+def test_every_instruction_set(path: str, refined: CompressedIndex, tmp_path: Path) -> None:
+    """Runs the searches and pursuit again in a process that is forced to one instruction set.
+
+    It loads what this process saved: models and indexes are the same on every processor.
+    """
+    refined.model.save(tmp_path / "model")
+    refined.save(tmp_path / "index")
+    environment = {**os.environ, "COMPRESSAE_SIMD": path, MODEL_OF_TEST: str(tmp_path / "model")}
+    command = [sys.executable, "-P", "-c", PROBE, str(tmp_path / "index")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if "this processor supports" in done.stderr:
         pytest.skip(f"this processor has no {path}")
-    assert done.stdout.strip() == path, done.stderr
+    found = refined.search(refined.reconstruct(refined.ids[:20]), 1).ids.ravel()
+    assert done.stdout.split() == [path, *map(str, found)], done.stderr
     tests = [f"{Path(__file__).parent / file}::{name}" for file, name in ENGINE_TESTS]
     command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
+
+PROBE = """
+import sys
+from compressae_index import CompressedIndex
+from compressae_index._engine import simd
+print(simd())
+index = CompressedIndex.load(sys.argv[1])
+print(*index.search(index.reconstruct(index.ids[:20]), 1).ids.ravel())
+"""
 
 ENGINE_TESTS = (
     ("test_model.py", "test_pursuit_recovers_planted_codes"),
@@ -295,6 +309,7 @@ ENGINE_TESTS = (
     ("test_packing.py", "test_zeros_stay_zeros"),
     ("test_packing.py", "test_damaged_rows_never_leave_the_buffers"),
     ("test_packing.py", "test_a_row_without_k_latents_scores_zero"),
+    ("test_residuals.py", "test_each_entry_gets_the_nearest_level"),
 )
 
 

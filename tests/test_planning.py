@@ -248,6 +248,7 @@ def test_a_target_recall_is_reached_with_few_bytes(model: CompresSAE, vectors: F
     assert plans[0].bytes_per_vector < plans[1].bytes_per_vector
 
 
+@pytest.mark.usefixtures("few_queries")
 def test_a_target_recall_out_of_reach(model: CompresSAE, vectors: FloatArray) -> None:
     with pytest.raises(InputError, match=r"target_recall = 0.9999 is out of reach: ") as error:
         CompressedIndex.build(vectors[:600], model=model, target_recall=0.9999, progress=False)
