@@ -156,6 +156,24 @@ def test_real_codes_over_several_windows(built: CompressedIndex, queries: FloatA
             np.testing.assert_array_equal(many[1], one[1])
 
 
+@pytest.mark.parametrize("damped", [False, True])
+def test_threads_share_the_windows_of_one_query(*, damped: bool) -> None:
+    """Of 17 windows, two threads take some each; of fewer, a thread takes all."""
+    rng, n = np.random.default_rng(6), 16 * WINDOW + 900
+    latents = np.sort(rng.integers(0, 20, (n, 2)), axis=1).astype(np.uint16) * 2
+    latents[:, 1] += 1
+    values = rng.standard_normal((n, 2)).astype(np.float32)
+    lists = InvertedLists.build(latents, values, 40, 2)
+    u = rng.standard_normal((1, 40)).astype(np.float32)
+    for top in (10, 3000):
+        scores, rows = lists.search(u, 25, top, None, 1, damped=damped)
+        assert (rows[0, :10] // WINDOW).max() > 8
+        for num_threads in (2, 5):
+            shared = lists.search(u, 25, top, None, num_threads, damped=damped)
+            np.testing.assert_array_equal(shared[1], rows)
+            np.testing.assert_array_equal(shared[0], scores)
+
+
 @pytest.mark.parametrize("order", ["best first", "best last", "hardly any above zero", "as they come"])
 @pytest.mark.parametrize("top", [100, 3000])
 def test_candidates_do_not_depend_on_the_order_of_documents(order: str, top: int) -> None:

@@ -48,14 +48,18 @@ class PaddedProjection {
   std::size_t used_ = 0;
 };
 
+// Windows that a thread scans by posting lists, at least, where several share a query. To wake one up takes as long as
+// some windows, and each selects all candidates: among 4 windows, two threads were slower than one.
+inline constexpr std::size_t kListedShare = 8;
+
 // Runs scan(query, begin, end) over runs of windows, then finish(query), for each query: whole queries are shared out
-// where there are enough of them, else the windows of each.
+// where there are enough of them, else the windows of each, `least` to a thread.
 template <typename Scan, typename Finish>
-void for_each_query(std::size_t n_queries, std::size_t n_windows, std::size_t num_threads, const Scan& scan,
-                    const Finish& finish) {
+void for_each_query(std::size_t n_queries, std::size_t n_windows, std::size_t least, std::size_t num_threads,
+                    const Scan& scan, const Finish& finish) {
   ThreadPool& pool = ThreadPool::instance();
   const std::size_t shares = std::clamp<std::size_t>(num_threads / std::max<std::size_t>(n_queries, 1), 1,
-                                                     std::max<std::size_t>(n_windows, 1));
+                                                     std::max<std::size_t>(n_windows / least, 1));
   if (shares == 1) {
     pool.parallel_for(n_queries, num_threads, [&](std::size_t q) {
       scan(q, std::size_t{0}, n_windows);
@@ -95,7 +99,7 @@ void search_all(const Scope& scope, const Project& project, std::size_t n_querie
     scope.refinement.write(q, best, results);
     found[q].clear();
   };
-  for_each_query(n_queries, windows.size(), num_threads, scan, finish);
+  for_each_query(n_queries, windows.size(), 1, num_threads, scan, finish);
 }
 
 // The same by whole projections.
@@ -118,7 +122,7 @@ inline void search_lists(const Scope& scope, const float* projections, std::size
     for (const Candidate& candidate : lists.candidates(q)) best.push(scale.score_of(candidate.score), candidate.row);
     results.write(q, best);
   };
-  for_each_query(n_queries, lists.n_windows(), num_threads, scan, finish);
+  for_each_query(n_queries, lists.n_windows(), kListedShare, num_threads, scan, finish);
 }
 
 // Offers rows, ascending, by their whole codes.
@@ -161,7 +165,7 @@ inline void search_two_stage(const Scope& scope, const float* stage_one, const f
     rescore_rows(scope.parts, project(q, padded), rows, best);
     scope.refinement.write(q, best, results);
   };
-  for_each_query(n_queries, lists.n_windows(), num_threads, scan, finish);
+  for_each_query(n_queries, lists.n_windows(), kListedShare, num_threads, scan, finish);
 }
 
 // Scores the candidate rows of each query, (n_queries, width), by their whole codes; they must be distinct. A negative
