@@ -630,7 +630,7 @@ def test_engines_run_the_code_of_the_page(
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=600,  # Ray starts slowly on a busy machine
         cwd=tmp_path,  # which workers put first in sys.path
         # Ray leaves a token in the home folder.
         env=os.environ | {"HOME": str(tmp_path), "PYSPARK_PYTHON": sys.executable, "PYTHONSAFEPATH": "1"},

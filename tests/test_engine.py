@@ -300,9 +300,11 @@ def test_every_instruction_set(path: str, refined: CompressedIndex, tmp_path: Pa
     found = refined.search(refined.reconstruct(refined.ids[:20]), 1).ids.ravel()
     assert done.stdout.split() == [path, *map(str, found)], done.stderr
     tests = [f"{Path(__file__).parent / file}::{name}" for file, name in ENGINE_TESTS]
-    command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout
+    environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # others than this one are slow to load
+    command = [sys.executable, "-P", "-m", "pytest", "-q", *tests]
+    plugins = ["-p", "pytest_asyncio.plugin", "-p", "no:cacheprovider"]
+    done = subprocess.run([*command, *plugins], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 PROBE = """

@@ -164,6 +164,7 @@ def few_queries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("compressae_index.building.planning.RANKED", 20)
 
 
+@pytest.mark.usefixtures("few_queries")
 def test_a_small_budget_takes_nonzeros_in_place_of_few_residual_bits(
     model: CompresSAE, vectors: FloatArray, demo_data: DemoData
 ) -> None:
