@@ -101,10 +101,7 @@ class Frontier(NamedTuple):
         return self._cheapest(float(target_recall))
 
     def _cheapest(self, recall: float) -> Point:
-        for point in self.points:  # no generator, as this is part of every search
-            if point.recall >= recall:
-                return point
-        return self.points[-1]
+        return next(point for point in self.points if point.recall >= recall)
 
     def manifest(self) -> dict[str, Any]:
         """What there is, to store."""

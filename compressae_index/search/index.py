@@ -327,14 +327,10 @@ class Index:
         query_nnz = point.query_nnz
         if settings.query_nnz is not None:
             query_nnz = check_int(settings.query_nnz, "query_nnz", 1)
-        return Settings(
-            settings.mode,
+        return settings._replace(  # once, as this is part of every search
             candidates=point.candidates if settings.candidates is None else settings.candidates,
             query_nnz=query_nnz,
-            scoring=settings.scoring,
             refine=point.refine if settings.refine is None and can_refine else settings.refine,
-            filter=settings.filter,
-            num_threads=settings.num_threads,
             damped=query_nnz <= self.frontier.damped_to,
         )
 
