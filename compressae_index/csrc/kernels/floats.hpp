@@ -116,6 +116,12 @@ float dot(const float* x, const float* y, std::size_t count) {
   return sum_of(multiply_add(load_first(x + i, count - i), load_first(y + i, count - i), sums));
 }
 
+#else
+using plain::dot;
+#endif
+
+#if defined(__AVX2__)
+
 // Each load serves several products, and the sums do not wait for each other.
 template <std::size_t Rows, std::size_t Others>
 void tile_dots(const float* const* rows, const float* const* others, std::size_t count, float* products,
@@ -141,18 +147,19 @@ void tile_dots(const float* const* rows, const float* const* others, std::size_t
     for (std::size_t j = 0; j < Others; ++j) products[i * stride + j] = sum_of(sums[i][j]);
 }
 
-#else
-using plain::dot;
 #endif
 
 void dots(const float* const* rows, std::size_t n_rows, const float* const* others, std::size_t n_others,
           std::size_t count, float* products, std::size_t stride) {
   std::size_t i = 0;
-#if defined(__AVX512BW__)
-  for (; i + 4 <= n_rows; i += 4) {
+#if defined(__AVX2__)
+  // As many sums as there are registers for.
+  constexpr std::size_t kRows = sizeof(Floats) == 64 ? 4 : 2;
+  for (; i + kRows <= n_rows; i += kRows) {
     std::size_t j = 0;
-    for (; j + 4 <= n_others; j += 4) tile_dots<4, 4>(rows + i, others + j, count, products + i * stride + j, stride);
-    for (; j < n_others; ++j) tile_dots<4, 1>(rows + i, others + j, count, products + i * stride + j, stride);
+    for (; j + 4 <= n_others; j += 4)
+      tile_dots<kRows, 4>(rows + i, others + j, count, products + i * stride + j, stride);
+    for (; j < n_others; ++j) tile_dots<kRows, 1>(rows + i, others + j, count, products + i * stride + j, stride);
   }
 #endif
   for (; i < n_rows; ++i)

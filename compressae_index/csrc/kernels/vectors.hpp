@@ -24,8 +24,7 @@
 //   add_pair_products(sums, x, y)          sums[i] + x[2 * i] * y[2 * i] + x[2 * i + 1] * y[2 * i + 1]
 //   sums_of_four(x, sums)                  the sums of the lanes of x[0] ... x[3], of Int32s
 //   interleave_bytes(x)                    of each 16 bytes of x[0] ... x[3], the first of all four, then the second of
-//   all
-//                                          ...: the first four columns in x[0], the next in x[1] ...
+//                                          all ...: the first four columns in x[0], the next in x[1] ...
 //   floats_of(bytes)                       signed bytes as floats
 //   multiply_add(x, y, sums)               x * y + sums, rounded once
 //   add_by_eights(x, y, sums)              the same for one group of 8 lanes after the other, in Floats8
@@ -35,7 +34,7 @@
 //   widened(numbers)                       uint16 as Uint32s (not in AVX-512, which loads part of a vector)
 //   gather(table, index)                   table[index] of each lane
 //   keep_first(x, n)                       zeros in all lanes but the first n
-//   load_first(from, n)                    the first n, and zeros; reads no more (AVX-512 alone)
+//   load_first(from, n)                    the first n, and zeros; reads no more (not in NEON)
 //
 // Arrays of vectors stay in registers where loops over them are unrolled before anything else (#pragma GCC unroll);
 // copied or zeroed as a whole, they are in memory.

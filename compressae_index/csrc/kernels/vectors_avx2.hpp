@@ -74,10 +74,13 @@ inline Uint32s shift_left(Uint32s x, std::size_t n) { return x << static_cast<st
 
 inline Floats gather(const float* table, Uint32s index) { return _mm256_i32gather_ps(table, raw(index), 4); }
 
-inline Floats keep_first(Floats x, std::size_t n) {
-  const Raw kept = _mm256_cmpgt_epi32(raw(repeated(static_cast<std::int32_t>(n))), raw(zero_upwards()));
-  return _mm256_and_ps(x, _mm256_castsi256_ps(kept));
+// The first n lanes, all bits of them.
+inline Raw first_lanes(std::size_t n) {
+  return _mm256_cmpgt_epi32(raw(repeated(static_cast<std::int32_t>(n))), raw(zero_upwards()));
 }
+
+inline Floats keep_first(Floats x, std::size_t n) { return _mm256_and_ps(x, _mm256_castsi256_ps(first_lanes(n))); }
+inline Floats load_first(const float* from, std::size_t n) { return _mm256_maskload_ps(from, first_lanes(n)); }
 
 }  // namespace
 }  // namespace compressae
