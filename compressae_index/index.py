@@ -58,7 +58,7 @@ from compressae_index.processes import ForkSafeLock
 from compressae_index.progress import track
 from compressae_index.search.frontier import Frontier
 from compressae_index.search.index import IndexStats, counted, of_one_moment
-from compressae_index.search.labels import Labels, labels_file, stored_labels
+from compressae_index.search.labels import labels_file, stored_labels
 from compressae_index.sources import (
     CHUNK_ROWS,
     BadRows,
@@ -269,12 +269,11 @@ class CompressedIndex(RecodableIndex):
         if backend.originals is None:
             index._documents = index.documents.with_originals(kept)
         if near is not None and n >= CALIBRATED_ROWS:
-            lengths = index.documents.backend.list_lengths()
             index.frontier = calibrate(
                 index,
                 near,
                 row_ids.all(),
-                lengths,
+                index._list_lengths(),
                 target=target_recall,
                 num_threads=threads,
                 progress=progress,
@@ -398,7 +397,7 @@ class CompressedIndex(RecodableIndex):
         change joins them, so that merging paths takes little memory. Where a shard ends within a window of
         32,768 vectors, the rounding of its posting lists may differ until then, and with it the last of the
         candidates. Marks of removal stay, too. The result has the first `labels` among those of the shards,
-        and neither `frontier`, which is measured among all vectors, nor `probe`.
+        and neither `frontier`, which `calibrate` measures among all vectors, nor `probe`.
 
         Args:
             shards: indexes, or paths of saved ones, at least one.
@@ -436,21 +435,22 @@ class CompressedIndex(RecodableIndex):
         """Pickles arrays, or the path of mapped ones, where the same files must then be found."""
         documents = self.documents
         if self._mapped is not None and self._mapped[0] is documents.backend:
-            return type(self)._mapped_again, (self._mapped[1], documents.alive, self.plan, self.labels)
+            kept = {"plan": self.plan, "frontier": self.frontier, "_labels": self.labels}
+            return type(self)._mapped_again, (self._mapped[1], documents.alive, kept)
         return copyreg.__newobj__, (type(self),), vars(self) | {"_mapped": None}  # type: ignore[attr-defined]
 
     @classmethod
     def _mapped_again(
-        cls, mapped: persistence.Mapped, alive: BoolArray | None, plan: Plan | None, labels: Labels | None
+        cls, mapped: persistence.Mapped, alive: BoolArray | None, kept: Mapping[str, Any]
     ) -> CompressedIndex:
-        """Maps the files of a pickled index again.
+        """Maps the files of a pickled index again, and takes other attributes from the pickle.
 
         Raises:
             FormatError: its files are gone, damaged, or others.
         """
         index = cls.load(mapped.path, mmap=True)
         mapped.check(index._mapped and index._mapped[1])
-        index.plan, index.labels = plan, labels
+        vars(index).update(kept)
         held = index.documents
         index._documents = EmbeddedDocuments(held.backend, held.all_ids, alive, held.unit)
         return index
@@ -628,10 +628,12 @@ class CompressedIndex(RecodableIndex):
         made = recoded(self.documents, empty, recoding, tally.note, progress=progress)
         new = type(self)(model, encoder=self.encoder, metric=self.metric, documents=made)
         new.probe = Probe.of(model, tally.seen, held_out, self.k, self.encoder, recoding.num_threads)
-        lengths = made.backend.list_lengths()
-        new.frontier = recoding.frontier_of(new, self.frontier, lengths, progress=progress)
+        new.frontier = recoding.frontier_of(new, self.frontier, progress=progress)
         model.release()
         return new
+
+    def _list_lengths(self) -> Any:
+        return self.documents.backend.list_lengths()
 
     def _stays(self) -> dict[str, Any]:
         return super()._stays() | {"skipped": self.skipped}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from compressae_index.arrays import FloatArray
 from compressae_index.building.neighbourhoods import neighbourhoods
 from compressae_index.checks import normalize_rows
 from compressae_index.coding.codes import MAX_LATENTS
+from compressae_index.coding.directory import encode_to_directory
 from compressae_index.coding.metric import Metric
 from compressae_index.demo import DemoData
+from compressae_index.errors import DimensionError
 from compressae_index.measuring.exact import exact_neighbours
 from compressae_index.search.frontier import LOSS, Frontier, Point
 from compressae_index.search.queries import Settings
@@ -156,6 +159,84 @@ def test_where_there_is_no_frontier(index: CompressedIndex, queries: FloatArray)
 def test_a_frontier_is_saved(index: CompressedIndex, tmp_path: Path) -> None:
     index.save(tmp_path / "index")
     assert CompressedIndex.load(tmp_path / "index").frontier == index.frontier
+
+
+@pytest.fixture
+def few_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compressae_index.index.CALIBRATED_ROWS", 1000)
+    monkeypatch.setattr("compressae_index.building.recoding.CALIBRATED_ROWS", 1000)
+
+
+@pytest.mark.usefixtures("few_suffice")
+@pytest.mark.parametrize("metric", ["cosine", "inner_product", "l2"])
+def test_calibrating_measures_what_building_does(
+    uncentred_model: CompresSAE, vectors: FloatArray, metric: Metric
+) -> None:
+    rows = vectors[:1500] * np.linspace(0.5, 2, 1500, dtype=np.float32)[:, None]
+    built = CompressedIndex.build(
+        rows, model=uncentred_model, k=8, metric=metric, originals="float32", progress=False
+    )
+    measured = built.frontier
+    assert measured is not None
+    targeted = Frontier(measured.points, 0.9, measured.damped_to)
+    for given in (None, rows):
+        built.frontier = Frontier((Point(50, 8, 20, 0.5, 1.0),), target=0.9)
+        built.calibrate(given)
+        assert built.frontier == targeted
+    built.recode(uncentred_model)  # the same codes, but for the rounding of norms
+    recoded = built.frontier
+    assert recoded is not None
+    assert recoded.target == targeted.target
+    assert recoded.default.recall == pytest.approx(targeted.default.recall, abs=0.01)
+
+
+@pytest.mark.usefixtures("few_suffice")
+def test_merged_shards_are_calibrated(index: CompressedIndex, vectors: FloatArray, tmp_path: Path) -> None:
+    paths = []
+    for first in range(0, 2000, 500):
+        shard = index.empty_like()
+        shard.add(vectors[first : first + 500], ids=np.arange(first, first + 500) + 10_000)
+        paths.append(tmp_path / f"shard-{first}")
+        shard.save(paths[-1])
+    merged = CompressedIndex.merge(paths)
+    with pytest.raises(InputError, match="target_recall needs the settings that"):
+        merged.search(vectors[:3], target_recall=0.5)
+    merged.remove(np.arange(10_100, 10_200))
+    merged.calibrate()
+    near, frontier = neighbourhoods(merged.vectors, "cosine"), merged.frontier
+    assert frontier is not None
+    for point in (frontier.points[0], frontier.default):
+        settings: Any = {name: getattr(point, name) for name in ("candidates", "query_nnz", "refine")}
+        found = merged.search(near.queries, 11, **settings).ids
+        others = [ids[ids != own][:10] for ids, own in zip(found, merged.ids[near.rows], strict=True)]
+        truth = merged.ids[near.nearest[:, :10]]
+        assert recall(np.array(others), truth, 10) == pytest.approx(point.recall, abs=1e-4)
+    merged.save(tmp_path / "merged")
+    mapped = CompressedIndex.load(tmp_path / "merged", mmap=True)
+    assert mapped.frontier == frontier
+    mapped.frontier = Frontier(frontier.points[:1])
+    assert pickle.loads(pickle.dumps(mapped)).frontier == mapped.frontier
+
+
+@pytest.mark.usefixtures("few_suffice")
+def test_codes_are_calibrated_by_their_vectors(
+    model: CompresSAE, vectors: FloatArray, tmp_path: Path
+) -> None:
+    rows = vectors[:1200]
+    codes = encode_to_directory(model, rows, tmp_path / "codes", k=8)
+    held = CompressedIndex.from_codes(codes, model, progress=False)
+    with pytest.raises(InputError, match="codes alone, which tell too little"):
+        held.calibrate()
+    with pytest.raises(InputError, match="vectors has 1199 rows, the index 1200"):
+        held.calibrate(rows[:-1])
+    with pytest.raises(DimensionError, match="vectors has dimension 5, the index"):
+        held.calibrate(rows[:, :5])
+    held.calibrate(rows)
+    built = CompressedIndex.build(rows, model=model, k=8, progress=False)
+    assert held.frontier == built.frontier
+    held.remove(np.arange(300))
+    with pytest.raises(InputError, match="at least 1,000 vectors, and the index has 900"):
+        held.calibrate(rows[300:])
 
 
 @pytest.mark.parametrize("metric", ["cosine", "inner_product"])

@@ -1,4 +1,4 @@
-"""Measures which settings of a search reach which recall, on a new index."""
+"""Measures which settings of a search reach which recall."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def calibrate(
     """The frontier of an index's settings.
 
     Args:
-        index: the index of all rows that `near` was taken from.
+        index: the index of all rows that `near` was taken from, which keeps documents in this process.
         near: queries, and their true neighbours.
         ids: (n,) the ids of these rows.
         lengths: (n_latents,) lengths of the posting lists.

@@ -31,7 +31,8 @@ from compressae_index.progress import track
 from compressae_index.remote import RemotePath
 from compressae_index.search.frontier import Frontier
 from compressae_index.search.index import Index, counted
-from compressae_index.sources.base import bounds
+from compressae_index.sources import VectorSource, open_vectors
+from compressae_index.sources.base import Vectors, bounds
 
 _log = logging.getLogger(__name__)
 
@@ -93,6 +94,47 @@ class RecodableIndex(Index):
     def _recoded(self, recoding: Recoding, *, progress: bool) -> Self:
         """A new index of the vectors of this one."""
         raise NotImplementedError
+
+    def _list_lengths(self) -> Any:
+        """(n_latents,) lengths of the posting lists."""
+        raise NotImplementedError
+
+    def calibrate(
+        self,
+        vectors: VectorSource | None = None,
+        *,
+        num_threads: int | None = None,
+        progress: bool = False,
+    ) -> None:
+        """Measures the settings of a search and the recall they reach, as `build` does: a new `frontier`.
+
+        For an index that `build` did not make as it is now: one of shards or of codes, or that has grown.
+        The vectors are read once. Searches go on meanwhile; changes wait.
+
+        Args:
+            vectors: (n, d) floating point, as for `build`: those of the index in the order of `ids`. By
+                default the stored ones, where it keeps original vectors or residual codes.
+            num_threads: threads to search with; all by default.
+            progress: show progress bars.
+
+        Raises:
+            InputError: the index has fewer than 8,192 vectors, which are searched as fast with the settings
+                that all indexes have; the vectors are others than those of the index, or bad; none are given,
+                and codes alone tell too little of them.
+            StorageError: the file of the original vectors was changed.
+        """
+        threads = check_threads(num_threads)
+        with self._writer.lock:
+            index = self.now()
+            if len(index) < CALIBRATED_ROWS:
+                msg = (
+                    f"settings are measured of at least {CALIBRATED_ROWS:,} vectors, and the index has "
+                    f"{len(index):,}: it needs none of its own"
+                )
+                raise InputError(msg)
+            self.frontier = _measured(
+                index, _vectors_of(index, vectors), self.frontier, threads, progress=progress
+            )
 
     def recode(
         self,
@@ -238,31 +280,65 @@ class Recoding:
             made=self.made,
         )
 
-    def frontier_of(
-        self, new: Index, old: Frontier | None, lengths: Any, *, progress: bool
-    ) -> Frontier | None:
+    def frontier_of(self, new: RecodableIndex, old: Frontier | None, *, progress: bool) -> Frontier | None:
         """Settings of a search and their recall, of the new index and with the target of the old one.
 
-        None where the vectors tell too little of their neighbours, or are few. `lengths` are those of the
-        posting lists, (n_latents,).
+        None where the vectors tell too little of their neighbours, or are few.
         """
         if not new.documents.refines or len(new) < CALIBRATED_ROWS:
             return None
-        points = seen_again(self.vectors, self.model.center, new.metric, keep_norms=self.scale.keeps_norms)
-        return calibrate(
-            new,
-            neighbourhoods(points.vectors, points.order, progress=progress),
-            new.ids,
-            lengths,
-            target=None if old is None else old.target,
-            num_threads=self.num_threads,
-            progress=progress,
-        )
+        return _measured(new, self.vectors, old, self.num_threads, progress=progress)
+
+
+def _vectors_of(index: RecodableIndex, vectors: VectorSource | None) -> Vectors:
+    """The vectors of an index: those that are given, or the stored ones.
+
+    Raises:
+        InputError: they are not as many as those of the index, or of another dimension; or none are given,
+            and the index keeps codes alone.
+    """
+    if vectors is None:
+        if not index.documents.refines:
+            msg = (
+                "this index keeps codes alone, which tell too little of what is near: give the vectors in "
+                "the order of `ids`"
+            )
+            raise InputError(msg)
+        return index.vectors
+    opened = open_vectors(vectors, zeros=_keeps_norms(index))
+    if opened.shape[0] != len(index):
+        msg = f"vectors has {opened.shape[0]} rows, the index {len(index)}: give all, in the order of `ids`"
+        raise InputError(msg)
+    if opened.shape[1] != index.model.dim:
+        msg = f"vectors has dimension {opened.shape[1]}, the index {index.model.dim}"
+        raise DimensionError(msg)
+    return opened
+
+
+def _measured(
+    index: RecodableIndex, vectors: Vectors, old: Frontier | None, num_threads: int, *, progress: bool
+) -> Frontier:
+    """The frontier of an index by its vectors, in the order of `ids`, with the target of an older one."""
+    points = seen_again(vectors, index.model.center, index.metric, keep_norms=_keeps_norms(index))
+    return calibrate(
+        index,
+        neighbourhoods(points.vectors, points.order, progress=progress),
+        index.ids,
+        index._list_lengths(),
+        target=None if old is None else old.target,
+        num_threads=num_threads,
+        progress=progress,
+    )
+
+
+def _keeps_norms(index: Index) -> bool:
+    """Whether norms are kept beside codes, for distances of rows that are not of unit norm."""
+    return index.documents.n_latents > index.model.n_latents
 
 
 def scale_of_stored(index: Index, unit: float | None) -> RowScale:
     """The scale of codes of the vectors that an index knows, in a unit of norms."""
-    if index.metric == "l2" and index.documents.n_latents == index.model.n_latents:
+    if index.metric == "l2" and not _keeps_norms(index):
         # No norms are kept, as rows were of unit norm; reconstructions are so only nearly.
         return RowScale("cosine")
     return RowScale(index.metric, unit)

@@ -13,6 +13,7 @@ import click
 from click.core import ParameterSource
 
 from compressae_index.arrays import IdArray
+from compressae_index.building.calibration import CALIBRATED_ROWS
 from compressae_index.building.recoding import RecodableIndex
 from compressae_index.checks import as_path
 from compressae_index.cli.indexes import load_index
@@ -305,7 +306,8 @@ def build(
 def merge(shards: tuple[Place, ...], output: Place, as_json: bool) -> None:
     """Make one index of SHARDS.
 
-    They are indexes that were made alike, as `ray build` makes them, or a folder of such shards.
+    They are indexes that were made alike, as `ray build` makes them, or a folder of such shards. If they
+    keep residual codes or original vectors, settings of a search are measured, as `build` does.
 
     \b
     Example:
@@ -315,8 +317,10 @@ def merge(shards: tuple[Place, ...], output: Place, as_json: bool) -> None:
     check_target(output, "index")
     replaced = holds_something(output)
     index = CompressedIndex.merge(shards)
+    if index.documents.refines and len(index) >= CALIBRATED_ROWS:
+        index.calibrate(progress=True)
     save_or_keep(index, output)
-    print_result({"index": str(output), **index.stats()._asdict()}, as_json)
+    print_result({"index": str(output), **index.stats()._asdict()} | _default_search(index), as_json)
     if replaced:
         say_replaced(output)
 

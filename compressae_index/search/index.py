@@ -157,7 +157,7 @@ class Index:
         check_latents(model, self.metric, documents.n_latents)
         self._documents = documents
         self.frontier: Frontier | None = None
-        """Settings of "two_stage" and the recall they reach, as `build` measured them; None if it did not."""
+        """Settings of "two_stage" and the recall they reach, if `build` or `calibrate` measured them."""
         self._labels: Labels | None = None
         self._writer = ForkSafeLock()
 
@@ -253,7 +253,7 @@ class Index:
                 residual codes or original vectors, the best `refine` get their scores from these. `modes`
                 has those of this index.
             target_recall: for "two_stage": the recall@10 to reach at the least cost, by the settings that
-                `build` measured (`frontier`). It holds for queries that are like the rows of the index. Those
+                were measured (`frontier`). It holds for queries that are like the rows of the index. Those
                 of candidates, query_nnz and refine that are given stay as they are.
             candidates: documents that stage one hands to stage two, at least k. By default those of the
                 frontier's default point, or 10 k if that is more; without a frontier, 1,000, or k if that is
@@ -316,8 +316,8 @@ class Index:
             raise InputError(msg)
         if self.frontier is None:
             msg = (
-                "target_recall needs the settings that CompressedIndex.build measures of at least 8,192 "
-                "vectors, and this index has none: give candidates, query_nnz and refine"
+                "target_recall needs the settings that CompressedIndex.build, or calibrate, measures of at "
+                "least 8,192 vectors, and this index has none: give candidates, query_nnz and refine"
             )
             raise InputError(msg)
         k = check_int(k, "k", 1, MAX_K)

@@ -29,7 +29,7 @@ from compressae_index.progress import track
 from compressae_index.remote import Place
 from compressae_index.search.frontier import Frontier
 from compressae_index.search.index import IndexStats, counted, of_one_moment
-from compressae_index.search.labels import Labels, labels_file, stored_labels
+from compressae_index.search.labels import labels_file, stored_labels
 from compressae_index.sources import CHUNK_ROWS
 
 _LISTS = "lists.faiss"
@@ -81,14 +81,15 @@ class FaissIndex(RecodableIndex):
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles packed rows and ids, or the path of a mapped index, as `CompressedIndex` does."""
         if self._mapped is not None and self._mapped[0] is self.documents:
-            return type(self)._mapped_again, (self._mapped[1], self.documents.alive, self.labels)
+            kept = {"frontier": self.frontier, "_labels": self.labels}
+            return type(self)._mapped_again, (self._mapped[1], self.documents.alive, kept)
         return copyreg.__newobj__, (type(self),), vars(self) | {"_mapped": None}  # type: ignore[attr-defined]
 
     @classmethod
     def _mapped_again(
-        cls, mapped: persistence.Mapped, alive: npt.NDArray[np.bool_] | None, labels: Labels | None
+        cls, mapped: persistence.Mapped, alive: npt.NDArray[np.bool_] | None, kept: Mapping[str, Any]
     ) -> FaissIndex:
-        """Maps the files of a pickled index again.
+        """Maps the files of a pickled index again, and takes other attributes from the pickle.
 
         Raises:
             FormatError: the files are gone, damaged or were replaced.
@@ -96,7 +97,7 @@ class FaissIndex(RecodableIndex):
         index = cls.load(mapped.path, mmap=True)
         mapped.check(index._mapped and index._mapped[1])
         index.documents.mark(alive)
-        index.labels = labels
+        vars(index).update(kept)
         return index
 
     @classmethod
@@ -222,9 +223,12 @@ class FaissIndex(RecodableIndex):
         with track(len(self), recoding.label, enabled=progress) as advance:
             made = old.recoded(model, counted(recoding.chunks(), advance), threads, progress=progress)
         new = type(self)(model, encoder=self.encoder, metric=self.metric, documents=made)
-        new.frontier = recoding.frontier_of(new, self.frontier, made.list_lengths(), progress=progress)
+        new.frontier = recoding.frontier_of(new, self.frontier, progress=progress)
         model.release()
         return new
+
+    def _list_lengths(self) -> Any:
+        return self.documents.list_lengths()
 
     @of_one_moment
     def stats(self) -> IndexStats:
