@@ -140,12 +140,13 @@ def test_a_budget_is_kept_and_recall_is_as_expected(
     total = stats.bytes_per_vector["total"] - codebook
     assert plan.bytes_per_vector - 0.02 < total < plan.bytes_per_vector + 1e-6  # ties leave lists together
     assert (stats.k, stats.postings) == (plan.k, plan.postings)
-    queries = demo_data.queries[:300]
+    queries = demo_data.queries
     truth = exact_neighbours(vectors, queries, 10)
     found = recall(index.search(queries, 10, candidates=3000, query_nnz=256).ids, truth, 10)
-    assert found == pytest.approx(plan.recall, abs=0.03)
+    # Plans are made by 67 rows, whose mean recall has a standard error of 0.03.
+    assert found == pytest.approx(plan.recall, abs=0.08)
     dense = recall(index.search(queries, 10, mode="dense").ids, truth, 10)
-    assert dense == pytest.approx(plan.dense_recall, abs=0.03)
+    assert dense == pytest.approx(plan.dense_recall, abs=0.08)
 
 
 def test_a_plain_build_is_good(vectors: FloatArray, demo_data: DemoData) -> None:
@@ -164,7 +165,6 @@ def few_queries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("compressae_index.building.planning.RANKED", 20)
 
 
-@pytest.mark.usefixtures("few_queries")
 def test_a_small_budget_takes_nonzeros_in_place_of_few_residual_bits(
     model: CompresSAE, vectors: FloatArray, demo_data: DemoData
 ) -> None:
