@@ -24,6 +24,8 @@ Written by `python benchmarks/run.py report` from the raw results in the folders
 MAIN = "wordnet-minilm"
 # The one of the first table of README.md.
 LARGE = "million"
+# The same, on an older processor.
+OLDER = "million-avx2"
 AT = 100
 PLANNED = (10**8, 10**9)
 

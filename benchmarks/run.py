@@ -243,6 +243,11 @@ def report_command() -> None:
             "frontier",
             report.frontier(RESULTS, report.MAIN, "../benchmarks/results", whole=True),
         ),
+        (
+            "docs/benchmarks.md",
+            "frontier-avx2",
+            report.frontier(RESULTS, report.OLDER, "../benchmarks/results", whole=True),
+        ),
     ):
         (root / page).write_text(summaries.replaced((root / page).read_text(), name, tables))
 

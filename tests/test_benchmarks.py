@@ -14,7 +14,7 @@ from dense_contestants import Form, LeftOut, cosine, forms
 from memory import serving_bytes
 from paper import nearest_codes
 from quality import COSTS, bench_of, joined, lines_of
-from report import LARGE, MAIN, details, frontier, summary
+from report import LARGE, MAIN, OLDER, details, frontier, summary
 from scale import projected
 from stores import FaissStore
 from summaries import best_that_fit, equal_bytes, growth, improving, replaced
@@ -173,6 +173,11 @@ def test_readme_and_docs_show_the_raw_results() -> None:
         ("docs/benchmarks.md", "benchmarks", details(results)),
         ("README.md", "frontier", frontier(results, LARGE, "benchmarks/results")),
         ("docs/benchmarks.md", "frontier", frontier(results, MAIN, "../benchmarks/results", whole=True)),
+        (
+            "docs/benchmarks.md",
+            "frontier-avx2",
+            frontier(results, OLDER, "../benchmarks/results", whole=True),
+        ),
     ):
         text = (BENCHMARKS.parent / page).read_text()
         assert replaced(text, name, tables) == text
