@@ -433,6 +433,17 @@ def test_actors_answer_as_the_merged_index(
                 assert found.lost == ()
 
 
+def test_actors_take_the_settings_of_the_merged_index(
+    sharded: ShardedIndex, shards: Path, queries: FloatArray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compressae_index.building.recoding.CALIBRATED_ROWS", ROWS)
+    merged = CompressedIndex.load(shards)
+    merged.calibrate()
+    monkeypatch.setattr(sharded, "frontier", merged.frontier)
+    found, expected = (index.search(queries, 10, target_recall=0.6) for index in (sharded, merged))
+    assert_same(found, expected)
+
+
 def test_actors_say_who_holds_a_latent(sharded: ShardedIndex, shards: Path) -> None:
     merged = CompressedIndex.load(shards)
     latent = int(merged.codes(merged.ids[:1]).latents[0, 0])
