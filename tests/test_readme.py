@@ -145,9 +145,12 @@ MADE = {
 
 @pytest.fixture(scope="module")
 def session(demo_data: DemoData, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder in which the README's Python ran, with few of the texts."""
+    """A folder in which the README's Python ran, with few of the texts and queries."""
     few = DemoData(
-        demo_data.embeddings[:600], demo_data.queries, demo_data.texts[:600], demo_data.query_texts
+        demo_data.embeddings[:600],
+        demo_data.queries[:200],
+        demo_data.texts[:600],
+        demo_data.query_texts[:200],
     )
     folder = tmp_path_factory.mktemp("session")
     with pytest.MonkeyPatch.context() as patched:
