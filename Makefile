@@ -23,9 +23,10 @@ demo: .venv/installed
 	$(BIN)/compressae-index demo --output demo-output
 
 # Two files at a time, in the order of their names: long ones of few tests would come last. PYTHONSAFEPATH is -P for the
-# workers, too; threads of OpenMP that wait must not spin, as they would take the processor from the other file.
+# workers, too. Numpy multiplies by one thread, and threads of OpenMP that wait do not spin: they would take the processor
+# from the other file.
 test: .venv/installed
-	PYTHONSAFEPATH=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	PYTHONSAFEPATH=1 OMP_WAIT_POLICY=passive OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # A warning is an error: a link that leads nowhere, a page that cannot be read.
 docs: .venv/installed
