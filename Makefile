@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 comma = ,
 
-.PHONY: demo test docs screenshots lint types check stub native neon sanitize sanitize-thread fuzz clean
+.PHONY: demo test slow docs screenshots lint types check stub native neon sanitize sanitize-thread fuzz clean
 
 # Installed again whenever a source is newer. -P keeps the sources from hiding the installed package.
 SOURCES := pyproject.toml constraints.txt README.md $(shell find compressae_index connectors -name '*.py' -o -name '*.?pp' -o -name 'CMakeLists.txt' -o -name '*.pyi' -o -name '*.html')
@@ -25,8 +25,14 @@ demo: .venv/installed
 # Two files at a time, in the order of their names: long ones of few tests would come last. PYTHONSAFEPATH is -P for the
 # workers, too. Numpy multiplies by one thread, and threads of OpenMP that wait do not spin: they would take the processor
 # from the other file.
+tests = PYTHONSAFEPATH=1 OMP_WAIT_POLICY=passive OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 \
+  --dist loadfile --no-loadscope-reorder
 test: .venv/installed
-	PYTHONSAFEPATH=1 OMP_WAIT_POLICY=passive OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(tests) -m "not slow"
+
+# The rest of the tests: jobs on Ray, the site, memory of large builds.
+slow: .venv/installed
+	$(tests) -m slow
 
 # A warning is an error: a link that leads nowhere, a page that cannot be read.
 docs: .venv/installed
@@ -44,7 +50,7 @@ lint: .venv/installed
 types: .venv/installed
 	$(BIN)/mypy
 
-check: test lint types
+check: test slow lint types
 
 # The committed picture of the engine for type checkers; a test compares it with the built module.
 # Made from a folder without sources, which stubgen would import instead of the built package.

@@ -125,6 +125,7 @@ def test_the_configuration_is_what_the_framework_reads(framework: str, metric: s
     assert len(definitions(384, framework, metric)) >= 6
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("repositories")
 @pytest.mark.parametrize(("framework", "metric"), [EVERY[0], EVERY[3]])
 def test_every_setting_on_real_vectors(

@@ -607,6 +607,7 @@ ray.data.DataContext.get_current().enable_progress_bars = False
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["ray", "daft", "pyspark"])
 def test_engines_run_the_code_of_the_page(
     model: CompresSAE, rows: FloatArray, folded: SparseCodes, tmp_path: Path, engine: str

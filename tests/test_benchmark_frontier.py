@@ -16,6 +16,7 @@ from compressae_index.checks import normalize_rows
 from compressae_index.demo import DemoData
 from compressae_index.measuring.exact import exact_neighbours
 
+pytestmark = pytest.mark.slow
 FEW = frontier.Effort(queries=3, rounds=2)
 OURS, MISSING, FLAT, GRAPH = "ours, k=8 + originals", "missing", "flat, float16", "Faiss HNSW, SQ8"
 NAMES = (OURS, MISSING, FLAT, GRAPH)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
+pytestmark = pytest.mark.slow
 SMALL = ("--rows", "1200", "--n-latents", "128", "--steps", "8")
 
 

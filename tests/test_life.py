@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 
 import numpy as np
+import pytest
 
 from compressae_index import TrainConfig
 
 
+@pytest.mark.slow
 def test_some_days_of_a_shop() -> None:
     life = importlib.import_module("life")
     first, second = life.shipped()

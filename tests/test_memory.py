@@ -104,6 +104,7 @@ def run_python(code: str, *arguments: object, keeps_freed: bool = False) -> tupl
 MIB = 2**20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", get_args(CodecName))
 def test_building_takes_what_stats_says_and_at_most_twice_that_on_the_way(
     tmp_path: Path, model: CompresSAE, vectors: FloatArray, form: CodecName
@@ -153,6 +154,7 @@ def test_a_mapped_index_takes_what_searches_touch(stored: Path) -> None:
     assert searched < 0.4 * parts["total"]
 
 
+@pytest.mark.slow
 def test_lists_of_faiss_are_built_on_disk_in_the_memory_of_a_batch(
     tmp_path: Path, model: CompresSAE, vectors: FloatArray
 ) -> None:

@@ -42,6 +42,7 @@ from compressae_index.connectors.ray import (  # noqa: E402
 from compressae_index.connectors.ray.recoding import like_all  # noqa: E402
 from compressae_index.training import TrainConfig, train  # noqa: E402
 
+pytestmark = pytest.mark.slow
 ROWS = 2600
 
 

@@ -14,6 +14,7 @@ import pytest
 
 pytest.importorskip("sphinx")
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 CONNECTORS = ("faiss", "milvus", "ray")
 

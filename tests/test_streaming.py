@@ -714,6 +714,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 @pytest.mark.parametrize("kind", ["file", "shards", "map", "iterator", "parquet"])
 def test_memory_does_not_grow_with_n(tmp_path: Path, large: Path, kind: str) -> None:

@@ -140,6 +140,7 @@ def dead_latents(model: CompresSAE, vectors: FloatArray) -> int:
     return model.n_latents - len(np.unique(model.encode(vectors, encoder="topk").latents))
 
 
+@pytest.mark.slow
 def test_a_dictionary_from_the_data_stays_alive(demo_data: DemoData) -> None:
     dead = {
         start: dead_latents(
@@ -157,6 +158,7 @@ def test_a_dictionary_from_the_data_stays_alive(demo_data: DemoData) -> None:
     assert dead["random"] > 50
 
 
+@pytest.mark.slow
 def test_no_latent_is_dead_after_refinement(demo_data: DemoData) -> None:
     model = train(demo_data.embeddings, TrainConfig(refine_rounds=20, steps=0)).model
     codes = model.encode(demo_data.embeddings)
