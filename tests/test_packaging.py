@@ -98,6 +98,7 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
         return {name.name.partition("/")[2]: opened.extractfile(name).read() for name in members}  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_the_sdist_is_the_checkout(sdist: dict[str, bytes]) -> None:
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
     if listed.returncode:
@@ -109,6 +110,7 @@ def test_the_sdist_is_the_checkout(sdist: dict[str, bytes]) -> None:
     assert not any(name.startswith(("build/", ".venv/", "dist/", "demo-output/")) for name in sdist)
 
 
+@pytest.mark.slow
 def test_links_of_the_readme_work_where_it_is_alone(sdist: dict[str, bytes]) -> None:
     told = sdist["PKG-INFO"].decode()
     headers, _, text = told.partition("\n\n")

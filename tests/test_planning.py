@@ -194,6 +194,7 @@ def test_a_larger_budget_expects_more(model: CompresSAE, vectors: FloatArray) ->
     assert recalls == sorted(recalls)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_queries")
 def test_a_budget_chooses_the_number_of_latents_and_counts_the_dictionary(
     vectors: FloatArray, demo_data: DemoData
@@ -218,6 +219,7 @@ def test_a_budget_chooses_the_number_of_latents_and_counts_the_dictionary(
         CompressedIndex.build(rows, n_latents=1000, bytes_per_vector=96, progress=False)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_queries")
 def test_short_rounds_leave_enough_rows_to_start_large_dictionaries_from(vectors: FloatArray) -> None:
     config = TrainConfig(refine_rounds=2, steps=0, round_rows=8, k=4)
