@@ -117,12 +117,13 @@ class CompresSAEModule(nn.Module):
     def train_step(
         self, optimizer: torch.optim.Optimizer, x: torch.Tensor, fired: torch.Tensor | None = None
     ) -> Losses:
-        """One optimiser step, after which decoder rows have unit norm again."""
+        """One optimiser step, after which the rows of a decoder that learns have unit norm again."""
         losses = self.losses(x, fired)
         optimizer.zero_grad()
         losses.total.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        self.normalize_decoder()
+        if self.decoder_w.requires_grad:
+            self.normalize_decoder()
         return losses
 
     @torch.no_grad()
