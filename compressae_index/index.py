@@ -681,17 +681,19 @@ class CompressedIndex(RecodableIndex):
         )
 
     @of_one_moment
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], *, progress: bool = False) -> None:
         """Writes a directory, in one step: a crash leaves what was there before, or all of this index.
 
-        The path may be an address in a store, such as s3://bucket/items.index: the files are then made in the
-        temporary folder (TMPDIR), and uploaded.
+        Args:
+            path: the directory, or its address in a store, such as s3://bucket/items.index: the files are
+                then made in the temporary folder (TMPDIR), and uploaded.
+            progress: show a progress bar.
 
         Raises:
             FormatError: something other than an index is at `path`.
             StorageError: the disk is full or refuses; what was there before is untouched.
         """
-        persistence.write(path, self.KIND, **self.contents()._asdict())
+        persistence.write(path, self.KIND, **self.contents()._asdict(), progress=progress)
         _log.info("saved %d vectors to %s", len(self.documents.all_ids), as_place(path))
 
     @of_one_moment
@@ -711,7 +713,7 @@ class CompressedIndex(RecodableIndex):
             meta["probe"] = probe.manifest()
             arrays |= probe.to_arrays()
         kept = documents.backend.originals
-        files = labels_file(self.labels) | ({} if kept is None else {FILE: kept.write})
+        files = labels_file(self.labels) | ({} if kept is None else {FILE: kept.file()})
         return persistence.Contents(meta, arrays, self.model.tensors(), files)
 
     @classmethod

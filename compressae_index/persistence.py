@@ -89,6 +89,15 @@ class Stored(NamedTuple):
     """What holds copies of `files` from a store; they go with it."""
 
 
+class NewFile(NamedTuple):
+    """A file that `write` makes beside those of arrays and tensors."""
+
+    write: Callable[[Path, Callable[[int], object]], object]
+    """Writes it to a path, and calls the function with the bytes of each step."""
+    nbytes: int
+    """Its size, or about that: the sum of these steps."""
+
+
 class Contents(NamedTuple):
     """What `write` takes beside the path and the kind."""
 
@@ -98,8 +107,14 @@ class Contents(NamedTuple):
     """Arrays by name."""
     tensors: Mapping[str, npt.NDArray[Any]]
     """The model's parameters by name."""
-    files: Mapping[str, Callable[[Path], object]]
-    """Other files by name, each with a function that writes it to a path."""
+    files: Mapping[str, NewFile]
+    """Other files by name."""
+
+    @property
+    def nbytes(self) -> int:
+        """About the size of all files."""
+        arrays = [*self.arrays.values(), *self.tensors.values()]
+        return sum(array.nbytes for array in arrays) + sum(file.nbytes for file in self.files.values())
 
 
 class Mapped(NamedTuple):
@@ -134,7 +149,8 @@ def write(
     *,
     arrays: Mapping[str, npt.NDArray[Any]] | None = None,
     tensors: Mapping[str, npt.NDArray[Any]],
-    files: Mapping[str, Callable[[Path], object]] | None = None,
+    files: Mapping[str, NewFile] | None = None,
+    progress: bool = False,
 ) -> None:
     """Writes a directory of the given kind, replacing an older one of this kind.
 
@@ -144,7 +160,8 @@ def write(
         meta: the caller's own entry of the manifest.
         arrays: arrays by name.
         tensors: the model's parameters by name.
-        files: other files by name, each with a function that writes it to a path.
+        files: other files by name.
+        progress: show a progress bar.
 
     Raises:
         FormatError: another kind is at `path`, or something that this package did not write.
@@ -152,27 +169,23 @@ def write(
     """
     place = as_place(path)
     check_target(place, kind)
-    if isinstance(place, RemotePath):
-        _write_remotely(place, kind, meta, arrays or {}, tensors, files or {})
-    else:
-        _write_here(place, kind, meta, arrays or {}, tensors, files or {})
+    contents = Contents(dict(meta), arrays or {}, tensors, files or {})
+    # Written, read for checksums, and uploaded.
+    steps = 3 if isinstance(place, RemotePath) else 2
+    with track(steps * contents.nbytes, "saving", enabled=progress, unit="B") as advance:
+        if isinstance(place, RemotePath):
+            _write_remotely(place, kind, contents, advance)
+        else:
+            _write_here(place, kind, contents, advance)
 
 
-def _write_here(
-    path: Path,
-    kind: str,
-    meta: Mapping[str, Any],
-    arrays: Mapping[str, npt.NDArray[Any]],
-    tensors: Mapping[str, npt.NDArray[Any]],
-    files: Mapping[str, Callable[[Path], object]],
-) -> None:
+def _write_here(path: Path, kind: str, contents: Contents, advance: Callable[[int], object]) -> None:
     with accessing(path, "written"):
         with _new_data(path) as folder:
-            _write_files(folder, arrays, tensors, files)
-            described = {file.name: describe(file) for file in sorted(folder.iterdir())}
+            described = _written(folder, contents, advance)
             sync_folder(folder)
             sync_folder(path)  # the folder's name must be on disk before a manifest names it
-            content = {"meta": dict(meta), "data": folder.name, "files": described}
+            content = {"meta": contents.meta, "data": folder.name, "files": described}
             previous = write_manifest(path, kind, content, aside=folder / _MANIFEST)
         if previous is not None:
             # Nobody writes to a folder that a manifest named, so no lock is needed.
@@ -182,21 +195,15 @@ def _write_here(
 
 
 def _write_remotely(
-    path: RemotePath,
-    kind: str,
-    meta: Mapping[str, Any],
-    arrays: Mapping[str, npt.NDArray[Any]],
-    tensors: Mapping[str, npt.NDArray[Any]],
-    files: Mapping[str, Callable[[Path], object]],
+    path: RemotePath, kind: str, contents: Contents, advance: Callable[[int], object]
 ) -> None:
     made = TemporaryFolder()
     try:
         with accessing(made.path, "written"):
-            _write_files(made.path, arrays, tensors, files)
-            described = {file.name: describe(file) for file in sorted(made.path.iterdir())}
+            described = _written(made.path, contents, advance)
         with accessing(path, "written"):
-            data = _upload(path, made.path)
-            content = {"meta": dict(meta), "data": data.name, "files": described}
+            data = _upload(path, made.path, advance)
+            content = {"meta": contents.meta, "data": data.name, "files": described}
             # If this fails, the store may have the manifest, or get it later: the data must stay.
             previous = put_manifest(path, kind, content)
     finally:
@@ -206,13 +213,14 @@ def _write_remotely(
             (path / previous).remove()
 
 
-def _upload(path: RemotePath, folder: Path) -> RemotePath:
+def _upload(path: RemotePath, folder: Path, advance: Callable[[int], object]) -> RemotePath:
     """Copies files to a new data folder in a store; if that fails, what was written is removed."""
     while (data := path / f"{_PREFIX}{secrets.token_hex(4)}").exists():
         pass
     try:
         for file in sorted(folder.iterdir()):
             (data / file.name).upload(file)
+            advance(file.stat().st_size)
     except BaseException:
         with suppress(OSError):
             data.remove()
@@ -538,34 +546,30 @@ def reading(what: str) -> Iterator[None]:
         raise FormatError(msg) from error
 
 
-def _write_files(
-    folder: Path,
-    arrays: Mapping[str, npt.NDArray[Any]],
-    tensors: Mapping[str, npt.NDArray[Any]],
-    files: Mapping[str, Callable[[Path], object]],
-) -> None:
-    """Writes and syncs files in a folder; the caller syncs the folder."""
+def _written(folder: Path, contents: Contents, advance: Callable[[int], object]) -> dict[str, Any]:
+    """Writes and syncs files in a folder, which the caller syncs; returns their entries in a manifest."""
     from safetensors.numpy import save
 
-    for name, write_file in files.items():
-        write_file(folder / name)
+    for name, file in contents.files.items():
+        file.write(folder / name, advance)
         with (folder / name).open("rb+") as handle:
             os.fsync(handle.fileno())
     with new_file(folder / _TENSOR_FILE) as handle:
-        handle.write(save(dict(tensors)))
+        advance(handle.write(save(dict(contents.tensors))))
         sync(handle)
-    for name, array in arrays.items():
+    for name, array in contents.arrays.items():
         with new_file(folder / f"{name}.npy") as handle:
             # If numpy wrote to the file itself, an error would give the bytes written, but not the reason.
-            target: Any = SimpleNamespace(write=handle.write)
+            target: Any = SimpleNamespace(write=lambda data, handle=handle: advance(handle.write(data)))
             np.save(target, array, allow_pickle=False)
             sync(handle)
+    return {file.name: describe(file, advance) for file in sorted(folder.iterdir())}
 
 
-def describe(file: Path) -> dict[str, Any]:
-    """A file's entry in a manifest: its size and checksum."""
+def describe(file: Path, advance: Callable[[int], object] | None = None) -> dict[str, Any]:
+    """A file's entry in a manifest: its size and checksum; its steps are counted."""
     with file.open("rb") as handle:
-        return _described(handle)
+        return _described(handle, advance)
 
 
 def _described(handle: BufferedReader, advance: Callable[[int], object] | None = None) -> dict[str, Any]:

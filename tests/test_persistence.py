@@ -8,7 +8,8 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from oracles import assert_same
 
 from compressae_index import CompresSAE, CompressedIndex, FormatError, NewerFormatError, persistence
 from compressae_index.arrays import FloatArray
+from compressae_index.connectors.faiss import FaissIndex
 from compressae_index.persistence import _manifest_checksum, describe
 from compressae_index.search.queries import MODES
 
@@ -63,6 +65,30 @@ def test_round_trip(
     assert_same_index(loaded, index, queries)
     loaded.save(tmp_path / "again")
     assert_same_index(CompressedIndex.load(tmp_path / "again"), index, queries)
+
+
+@pytest.mark.parametrize("kind", ["embedded", "faiss"])
+def test_saving_counts_all_bytes(
+    kind: str, model: CompresSAE, vectors: FloatArray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index: Any = CompressedIndex.build(vectors[:3000], model=model, k=8, originals="float16", progress=False)
+    index.labels = {"3+": "kidney"}
+    if kind == "faiss":
+        index = FaissIndex.from_index(index, progress=False)
+    totals, done = list[int](), list[int]()
+
+    @contextmanager
+    def counting(total: int, label: str, *, enabled: bool, unit: str) -> Iterator[Callable[[int], object]]:
+        assert (label, enabled, unit) == ("saving", True, "B")
+        totals.append(total)
+        yield done.append
+
+    monkeypatch.setattr(persistence, "track", counting)
+    index.save(tmp_path / "index", progress=True)
+    # All is written, and read once for checksums; of files' headers only what is written counts beforehand.
+    size = sum(file.stat().st_size for file in data_of(tmp_path / "index").iterdir())
+    assert 0.99 * 2 * size < totals[0] <= 2 * size
+    assert 0.99 * totals[0] < sum(done) <= 2 * size
 
 
 def test_loading_shows_its_progress(

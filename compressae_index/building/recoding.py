@@ -87,7 +87,7 @@ class RecodableIndex(Index):
         """
         raise NotImplementedError
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], *, progress: bool = False) -> None:
         """Writes a directory, in one step."""
         raise NotImplementedError
 
@@ -184,7 +184,7 @@ class RecodableIndex(Index):
             with kept as stopped:
                 new = self._recoded(Recoding.of(self, model, threads, stopped, progress), progress=progress)
                 if target is not None:
-                    new.save(target)
+                    new.save(target, progress=progress)
             # What is replaced must not be freed, which may run other threads, before all of it is.
             replaced = vars(self).copy()
             vars(self).update(vars(new) | self._stays())

@@ -369,7 +369,10 @@ def save_or_keep(made: RecodableIndex | CompresSAE, output: Place) -> None:
         FormatError, StorageError: saving failed; the message says what was kept, and where.
     """
     try:
-        made.save(output)
+        if isinstance(made, RecodableIndex):
+            made.save(output, progress=True)
+        else:
+            made.save(output)
     except (FormatError, OSError) as error:
         kept = _kept(made, output.name)
         if kept is None:

@@ -220,6 +220,6 @@ def label(
             msg = f"{len(keys)} ids for {len(read)} texts"
             raise click.UsageError(msg)
     made = loaded.label_latents(read if named is None else dict(zip(keys, read, strict=True)))
-    loaded.save(output)
+    loaded.save(output, progress=True)
     content = {"index": str(output), "named": len(made), "latents": loaded.model.n_latents}
     print_result(content | ({"labels": made} if as_json else {}), as_json)

@@ -85,7 +85,7 @@ def _run(path: Path, say: Say) -> DemoResult:
     built = CompressedIndex.build(data.embeddings)
     seconds["train and build"] = time.perf_counter() - started
     started = time.perf_counter()
-    built.save(path)
+    built.save(path, progress=True)
     index = CompressedIndex.load(path, mmap=True)
     seconds["save and load"] = time.perf_counter() - started
     stats = index.stats()

@@ -6,7 +6,7 @@ import hashlib
 import mmap
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from compressae_index.checks import as_path, check_choice, check_int, normalize_
 from compressae_index.coding.metric import LARGEST_NORM, Metric
 from compressae_index.errors import DimensionError, FormatError, InputError, StorageError
 from compressae_index.npy import read_header, write_header
-from compressae_index.persistence import entry
+from compressae_index.persistence import NewFile, entry
 from compressae_index.processes import cached_property
 from compressae_index.sources import CHUNK_ROWS, Vectors, checked_rows
 from compressae_index.storage import accessing, new_file, open_file, sync
@@ -363,14 +363,18 @@ class Originals:
             own |= inside & (each.reference is None)
         return np.flatnonzero(own)
 
-    def write(self, path: Path) -> None:
+    def file(self) -> NewFile:
+        """The .npy file of the index's own vectors, as `persistence.write` takes it."""
+        return NewFile(self.write, len(self._own_places) * self.dim * self.dtype.itemsize)
+
+    def write(self, path: Path, advance: Callable[[int], object] = lambda _: None) -> None:
         """Writes the index's own vectors as a .npy file, in the order of their documents."""
         own = self._own_places
         with new_file(path) as file:
             write_header(file, (len(own), self.dim), self.dtype)
             for first in range(0, len(own), CHUNK_ROWS):
                 rows = self._taken(own[first : first + CHUNK_ROWS], self.dtype)
-                file.write(rows.tobytes())
+                advance(file.write(rows.tobytes()))
             sync(file)
 
     @classmethod

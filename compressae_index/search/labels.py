@@ -13,6 +13,7 @@ import numpy as np
 from compressae_index.arrays import FloatArray, IdArray, RowArray
 from compressae_index.conversion import as_list, is_missing
 from compressae_index.errors import DimensionError, InputError
+from compressae_index.persistence import NewFile
 from compressae_index.progress import track
 from compressae_index.search.sides import SIGNS, Strongest, side
 from compressae_index.search.terms import typical, vocabulary
@@ -54,13 +55,13 @@ def check_labels(labels: Any, n_latents: int) -> Labels:
     return dict(labels)
 
 
-def labels_file(labels: Labels | None) -> dict[str, Callable[[Path], object]]:
-    """The file of an index that holds names, with what writes it, as `persistence.write` takes them."""
+def labels_file(labels: Labels | None) -> dict[str, NewFile]:
+    """The file of an index that holds names, as `persistence.write` takes it."""
     if labels is None:
         return {}
     ordered = dict(sorted(labels.items(), key=lambda item: (int(item[0][:-1]), item[0])))
-    text = json.dumps(ordered, indent=0, ensure_ascii=False)
-    return {FILE: lambda path: path.write_text(text, encoding="utf-8", errors="replace")}
+    text = json.dumps(ordered, indent=0, ensure_ascii=False).encode(errors="replace")
+    return {FILE: NewFile(lambda path, advance: advance(path.write_bytes(text)), len(text))}
 
 
 def stored_labels(files: Mapping[str, Path], n_latents: int) -> Labels | None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copyreg
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from compressae_index.embedded.originals import FILE, check_moved, score_of
 from compressae_index.errors import FormatError, InputError
 from compressae_index.ids import Ids
 from compressae_index.index import CompressedIndex
+from compressae_index.persistence import NewFile
 from compressae_index.progress import track
 from compressae_index.remote import Place
 from compressae_index.search.frontier import Frontier
@@ -268,34 +268,46 @@ class FaissIndex(RecodableIndex):
             self._documents = self._documents.compacted()
 
     @of_one_moment
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], *, progress: bool = False) -> None:
         """Writes a directory in one step, with the lists in `lists.faiss`.
 
         Faiss can read that file, but not search it; see `faiss_index`.
+
+        Args:
+            path: the directory, or its address in a store, as for `CompressedIndex.save`.
+            progress: show a progress bar.
 
         Raises:
             FormatError: `path` exists and is not a Faiss index of this package.
             StorageError: the disk is full or denies access; an index at `path` stays as it was.
         """
-        files: dict[str, Callable[[Path], None]] = {
-            _LISTS: lambda file: lists.write_lists(self.faiss_index, file)
-        }
-        files |= self.documents.originals_file()
-        self._save_parts(path, self.documents.manifest(), self.documents.to_arrays(), files)
+        files = {_LISTS: lists.lists_file(self.faiss_index)} | self.documents.originals_file()
+        self._save_parts(
+            path, self.documents.manifest(), self.documents.to_arrays(), files, progress=progress
+        )
 
     def _save_parts(
         self,
         path: str | os.PathLike[str],
         held: Mapping[str, Any],
         arrays: Mapping[str, npt.NDArray[Any]],
-        files: Mapping[str, Callable[[Path], None]],
+        files: Mapping[str, NewFile],
+        *,
+        progress: bool = False,
     ) -> None:
-        """Writes the directory: the manifest, arrays held in memory, and files by their writers."""
+        """Writes the directory: the manifest, arrays held in memory, and files."""
         meta = {"encoder": self.encoder, "metric": self.metric, "model": self.model.manifest(), **held}
         if self.frontier is not None:
             meta["frontier"] = self.frontier.manifest()
-        every: dict[str, Callable[[Path], object]] = {**files, **labels_file(self.labels)}
-        persistence.write(path, self.KIND, meta, arrays=arrays, tensors=self.model.tensors(), files=every)
+        persistence.write(
+            path,
+            self.KIND,
+            meta,
+            arrays=arrays,
+            tensors=self.model.tensors(),
+            files={**files, **labels_file(self.labels)},
+            progress=progress,
+        )
 
     @classmethod
     def load(

@@ -31,7 +31,7 @@ from compressae_index.embedded.originals import FILE, PLACES, Originals, Score, 
 from compressae_index.errors import DimensionError, FormatError, InputError
 from compressae_index.ids import STORED_ROWS, Ids, Rows, stored_rows
 from compressae_index.npy import write_header
-from compressae_index.persistence import entry, release_pages
+from compressae_index.persistence import NewFile, entry, release_pages
 from compressae_index.processes import ForkSafeLock
 from compressae_index.progress import track
 from compressae_index.search.backend import SparseBackend
@@ -675,14 +675,14 @@ class InvertedFile(SparseBackend):
     def _places(self) -> dict[str, npt.NDArray[Any]]:
         return {} if self.originals is None else self.originals.to_arrays()
 
-    def originals_file(self) -> dict[str, Callable[[Path], None]]:
-        """The writer of the original vectors, by the name of their file; none if there are none to write."""
-        return {} if self.originals is None else {FILE: self.originals.write}
+    def originals_file(self) -> dict[str, NewFile]:
+        """The file of the original vectors; none if there are none to write."""
+        return {} if self.originals is None else {FILE: self.originals.file()}
 
     def without_holding(
         self, ids: Ids, parts: Callable[[], Iterable[Arrays]], lists_name: str
-    ) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]], dict[str, Callable[[Path], None]]]:
-        """The manifest, arrays and file writers to save documents that do not fit in memory.
+    ) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]], dict[str, NewFile]]:
+        """The manifest, arrays and files to save documents that do not fit in memory.
 
         Args:
             ids: the ids of all documents, whose original vectors this back end keeps.
@@ -691,14 +691,14 @@ class InvertedFile(SparseBackend):
             lists_name: the file name of the lists.
 
         Returns:
-            The same as `manifest` and `to_arrays`, except that writers make the files of packed rows. Call
-            the writers in order, in one folder; they raise InputError as `put` does.
+            The same as `manifest` and `to_arrays`, except that packed rows are in files. Write these in
+            order, to one folder; that raises InputError as `put` does. It counts no bytes, as `parts` does.
         """
         n, codec = len(ids), self._held.codec
         names = codec.array_names if n else ()
 
-        def write_rows(name: str) -> Callable[[Path], None]:
-            return lambda path: _write_rows(path, n, (packed[name] for packed in parts()))
+        def rows_file(name: str) -> NewFile:
+            return NewFile(lambda path, _: _write_rows(path, n, (packed[name] for packed in parts())), 0)
 
         def codes(folder: Path) -> Iterator[SparseCodes]:
             mapped = {name: np.load(folder / f"{PREFIX}{name}.npy", mmap_mode="r") for name in names}
@@ -706,10 +706,11 @@ class InvertedFile(SparseBackend):
                 yield self._for_lists(codec.cut(mapped, slice(first, first + CHUNK_ROWS)), codec)
                 release_pages(mapped)
 
-        def write_lists(path: Path) -> None:
+        def write_lists(path: Path, _: Callable[[int], object]) -> None:
             lists.write_codes(path, self.n_latents, lambda: codes(path.parent))
 
-        files = {f"{PREFIX}{name}.npy": write_rows(name) for name in names} | {lists_name: write_lists}
+        files = {f"{PREFIX}{name}.npy": rows_file(name) for name in names}
+        files[lists_name] = NewFile(write_lists, 0)
         arrays = ids.to_arrays() | codec.to_arrays({}) | self._places()
         return self.manifest() | {"n": n}, arrays, files | self.originals_file()
 

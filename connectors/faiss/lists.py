@@ -21,6 +21,7 @@ from compressae_index.checks import check_threads
 from compressae_index.coding.codes import MAX_LATENTS, SparseCodes
 from compressae_index.connectors.faiss.library import faiss
 from compressae_index.errors import FormatError, InstallationError
+from compressae_index.persistence import NewFile
 from compressae_index.storage import accessing
 
 ROW_BYTES = 8
@@ -189,6 +190,17 @@ def read_codes(index: Any) -> SparseCodes:
     except ValueError as error:
         msg = f"posting lists are no valid codes: {error}"
         raise FormatError(msg) from error
+
+
+def lists_file(index: Any) -> NewFile:
+    """The file of an index with all its postings, as `persistence.write` takes it."""
+    nbytes = POSTING_BYTES * int(list_lengths(index).sum())
+
+    def write(path: Path, advance: Callable[[int], object]) -> None:
+        write_lists(index, path)
+        advance(nbytes)
+
+    return NewFile(write, nbytes)
 
 
 def write_lists(index: Any, path: Path) -> None:

@@ -32,6 +32,7 @@ from compressae_index.connectors.texts.records import (
 from compressae_index.embedded.originals import check_moved
 from compressae_index.errors import DimensionError, FormatError, InputError, MissingExtraError, UnknownIdError
 from compressae_index.index import ALWAYS_MAPPED, CompressedIndex
+from compressae_index.persistence import NewFile
 from compressae_index.processes import ForkSafeLock
 from compressae_index.remote import Place as Where
 from compressae_index.search.index import Index
@@ -480,10 +481,10 @@ class TextStore:
             if isinstance(index, CompressedIndex):
                 contents = index.contents()
             meta = {"is_exact": is_exact, "index": contents.meta if held or index is None else _ELSEWHERE}
-            files = {**contents.files, _FILE: self._write_records}
+            files = {**contents.files, _FILE: NewFile(self._write_records, 0)}
             persistence.write(path, _KIND, **contents._replace(meta=meta, files=files)._asdict())
 
-    def _write_records(self, file: Path) -> None:
+    def _write_records(self, file: Path, _: Callable[[int], object]) -> None:
         with self._access.lock:
             self._records.write(file)
 
