@@ -272,7 +272,7 @@ class CompressedIndex(RecodableIndex):
             index.frontier = calibrate(
                 index,
                 near,
-                row_ids.all(),
+                row_ids,
                 index._list_lengths(),
                 target=target_recall,
                 num_threads=threads,

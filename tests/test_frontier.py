@@ -12,6 +12,7 @@ from oracles import assert_same
 
 from compressae_index import CompresSAE, CompressedIndex, InputError
 from compressae_index.arrays import FloatArray
+from compressae_index.building.calibration import CLEAR
 from compressae_index.building.neighbourhoods import neighbourhoods
 from compressae_index.checks import normalize_rows
 from compressae_index.coding.codes import MAX_LATENTS
@@ -188,6 +189,28 @@ def test_calibrating_measures_what_building_does(
     assert recoded is not None
     assert recoded.target == targeted.target
     assert recoded.default.recall == pytest.approx(targeted.default.recall, abs=0.01)
+
+
+def all_settings(measure: Any, advance: Any) -> list[Point]:  # noqa: ARG001
+    return [measure.point(n, nnz) for n in measure.candidates for nnz in measure.query_nnz]
+
+
+@pytest.mark.usefixtures("few_suffice")
+@pytest.mark.parametrize("kept", [{"originals": "float16"}, {"residual_bits": 2}, {}], ids=str)
+def test_few_settings_come_near_the_best_of_all(
+    model: CompresSAE, vectors: FloatArray, monkeypatch: pytest.MonkeyPatch, kept: dict[str, Any]
+) -> None:
+    index = CompressedIndex.build(vectors, model=model, k=8, postings=4, progress=False, **kept)
+    climbed = index.frontier
+    assert climbed is not None
+    monkeypatch.setattr("compressae_index.building.calibration._climbed", all_settings)
+    index.calibrate(vectors)
+    assert index.frontier is not None
+    highest = climbed.points[-1].recall
+    assert highest >= index.frontier.points[-1].recall - 2 * CLEAR
+    for point in index.frontier.points:
+        reached = climbed.reaching(min(point.recall - 2 * CLEAR, highest))
+        assert reached.cost <= 1.4 * point.cost
 
 
 @pytest.mark.usefixtures("few_suffice")

@@ -323,7 +323,7 @@ def _measured(
     return calibrate(
         index,
         neighbourhoods(points.vectors, points.order, progress=progress),
-        index.ids,
+        Ids.from_user(index.ids, len(index)),
         index._list_lengths(),
         target=None if old is None else old.target,
         num_threads=num_threads,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from compressae_index.checks import check_int, check_number
@@ -101,7 +103,7 @@ class Frontier(NamedTuple):
         return self._cheapest(float(target_recall))
 
     def _cheapest(self, recall: float) -> Point:
-        return next(point for point in self.points if point.recall >= recall)
+        return self.points[bisect_left(self.points, recall, key=attrgetter("recall"))]
 
     def manifest(self) -> dict[str, Any]:
         """What there is, to store."""
