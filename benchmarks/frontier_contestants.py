@@ -59,7 +59,7 @@ FINE_PROBES = (8, 16, 32, 64, 128, 256)
 # With an id of 8 bytes, 128.
 FINE_BYTES = 120
 # A rival that takes longer to build, by the processor time of each thread, is left out.
-MOST_SECONDS = 600
+MOST_SECONDS = 900
 ADDED = 50_000
 
 Tuned: TypeAlias = Iterator[tuple[str, Store]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -92,8 +92,11 @@ def contestants_table(report: dict[str, Any]) -> str:
     )
 
 
-def times_table(report: dict[str, Any], at: int) -> str:
-    """Milliseconds of the fastest setting that reaches a recall, in bold where nothing smaller is as fast."""
+def times_table(report: dict[str, Any], at: int, shown: Collection[str] = ()) -> str:
+    """Milliseconds of the fastest setting that reaches a recall, in bold where nothing smaller is as fast.
+
+    Of those shown, by default all; what is not shown counts, too.
+    """
     by_family = fronts(report, at)
     columns = [f"{level:.2f}" for level in LEVELS]
     header = [f"ms at recall@{at} of", "bytes/vector", "on disk", *columns, "highest"]
@@ -109,6 +112,7 @@ def times_table(report: dict[str, Any], at: int) -> str:
                 _highest(lines),
             ]
             for family, lines in by_family.items()
+            if not shown or family in shown
         ],
     )
 

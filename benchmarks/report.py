@@ -20,11 +20,16 @@ HEAD = """# Results
 
 Written by `python benchmarks/run.py report` from the raw results in the folders here: do not edit.
 [benchmarks/README.md](../README.md) says how they are measured."""
-# The data set whose tables README.md and docs/benchmarks.md show.
+# The data set whose tables at equal bytes README.md and docs/benchmarks.md show.
 MAIN = "wordnet-minilm"
-# The one of the first table of README.md.
+# The one of the first table of README.md, and what that shows of it.
 LARGE = "million"
-# The same, on an older processor.
+SHOWN = (
+    *("ours, k=8 + originals", "ours, k=16 + originals", "ours, 128 bytes", "ours, 200 bytes"),
+    *("turbovec, 4 bits", "Faiss IVF-PQ + SQ8", "ScaNN, int8", "usearch, int8", "SVS Vamana, float16"),
+    "hnswlib",
+)
+# The same vectors, on an older processor.
 OLDER = "million-avx2"
 AT = 100
 PLANNED = (10**8, 10**9)
@@ -75,17 +80,33 @@ def _facts(report: dict[str, Any]) -> str:
     )
 
 
+def parts(results: Path) -> list[tuple[str, str, str]]:
+    """What pages show of the results: the page, the name of the part, its text."""
+    way = "benchmarks/results"
+    return [
+        ("README.md", "benchmarks", summary(results)),
+        ("README.md", "frontier", frontier(results, LARGE, way)),
+        ("docs/benchmarks.md", "benchmarks", details(results)),
+        *(
+            ("docs/benchmarks.md", f"frontier-{data}", frontier(results, data, f"../{way}", whole=True))
+            for data in (MAIN, LARGE, OLDER)
+        ),
+    ]
+
+
 def frontier(results: Path, data: str, way: str, *, whole: bool = False) -> str:
     """The part on time and memory at a recall of a data set, for a page from which `way` leads to results.
 
-    The whole table has recall@100 beside recall@10, bytes of models, and seconds to build.
+    The whole table has all indexes, recall@100 beside recall@10, bytes of models, and seconds to build.
     """
     folder = results / f"frontier-{data}"
     reports = summaries.raw(folder, "frontier.json")
     if not reports:
         return "No run is kept yet."
     plot = f"![time against recall and memory]({way}/{folder.name}/frontier-10.png)"
-    table = frontier_pages.both_table(reports[0]) if whole else frontier_pages.times_table(reports[0], 10)
+    table = frontier_pages.times_table(reports[0], 10, SHOWN)
+    if whole:
+        table = frontier_pages.both_table(reports[0])
     return f"{_facts(reports[0])}\n\n{table}\n\n{plot}"
 
 

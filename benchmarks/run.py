@@ -234,22 +234,8 @@ def report_command() -> None:
     sections = [report.section(folder) for folder in sorted(RESULTS.iterdir()) if report.is_kept(folder)]
     (RESULTS / "README.md").write_text("\n\n".join([report.HEAD, *sections]) + "\n")
     root = Path(__file__).parents[1]
-    for page, name, tables in (
-        ("README.md", "benchmarks", report.summary(RESULTS)),
-        ("docs/benchmarks.md", "benchmarks", report.details(RESULTS)),
-        ("README.md", "frontier", report.frontier(RESULTS, report.LARGE, "benchmarks/results")),
-        (
-            "docs/benchmarks.md",
-            "frontier",
-            report.frontier(RESULTS, report.MAIN, "../benchmarks/results", whole=True),
-        ),
-        (
-            "docs/benchmarks.md",
-            "frontier-avx2",
-            report.frontier(RESULTS, report.OLDER, "../benchmarks/results", whole=True),
-        ),
-    ):
-        (root / page).write_text(summaries.replaced((root / page).read_text(), name, tables))
+    for page, name, text in report.parts(RESULTS):
+        (root / page).write_text(summaries.replaced((root / page).read_text(), name, text))
 
 
 if __name__ == "__main__":

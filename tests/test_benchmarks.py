@@ -14,7 +14,7 @@ from dense_contestants import Form, LeftOut, cosine, forms
 from memory import serving_bytes
 from paper import nearest_codes
 from quality import COSTS, bench_of, joined, lines_of
-from report import LARGE, MAIN, OLDER, details, frontier, summary
+from report import parts
 from scale import projected
 from stores import FaissStore
 from summaries import best_that_fit, equal_bytes, growth, improving, replaced
@@ -168,19 +168,9 @@ def test_memory_of_serving_is_that_of_the_codes() -> None:
 
 def test_readme_and_docs_show_the_raw_results() -> None:
     results = BENCHMARKS / "results"
-    for page, name, tables in (
-        ("README.md", "benchmarks", summary(results)),
-        ("docs/benchmarks.md", "benchmarks", details(results)),
-        ("README.md", "frontier", frontier(results, LARGE, "benchmarks/results")),
-        ("docs/benchmarks.md", "frontier", frontier(results, MAIN, "../benchmarks/results", whole=True)),
-        (
-            "docs/benchmarks.md",
-            "frontier-avx2",
-            frontier(results, OLDER, "../benchmarks/results", whole=True),
-        ),
-    ):
+    for page, name, part in parts(results):
         text = (BENCHMARKS.parent / page).read_text()
-        assert replaced(text, name, tables) == text
+        assert replaced(text, name, part) == text
     for path in results.glob("*/*.json"):
         assert {"date", "versions", "processor", "threads", "load_average"} <= set(
             json.loads(path.read_text())["environment"]

@@ -147,8 +147,8 @@ class _Measure:
         # what it makes of fewer.
         ordered = self._refined(*settings)
         by_codes = self._found(*settings, ordered.shape[1], refine=0)
-        n = len(self.ids)
-        queries = n * np.arange(len(ordered))[:, None]  # tells the rows of one query from those of others
+        # Tell the rows of one query from those of others, and -1, too.
+        queries = (len(self.ids) + 1) * np.arange(len(ordered))[:, None]
         return [
             self._point(*settings[:2], refine, self._recall(np.where(taken, ordered, -1)))
             for refine in REFINE
