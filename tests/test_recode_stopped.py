@@ -213,7 +213,7 @@ def test_what_is_not_ours_is_left_alone(
         index.recode(other, output=tmp_path / "model")
     with unfinished.unfinished(tmp_path / "busy"), pytest.raises(FormatError, match="another process"):
         index.recode(other, output=tmp_path / "busy")
-    monkeypatch.setattr(CompressedIndex, "save", lambda *_: 1 / 0)
+    monkeypatch.setattr(CompressedIndex, "save", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         index.recode(other, output=tmp_path / "full")
     assert index.model.fingerprint == before
