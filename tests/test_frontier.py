@@ -12,7 +12,7 @@ from oracles import assert_same
 
 from compressae_index import CompresSAE, CompressedIndex, InputError
 from compressae_index.arrays import FloatArray
-from compressae_index.building.calibration import CLEAR
+from compressae_index.building.calibration import CLEAR, _clear
 from compressae_index.building.neighbourhoods import neighbourhoods
 from compressae_index.checks import normalize_rows
 from compressae_index.coding.codes import MAX_LATENTS
@@ -189,6 +189,14 @@ def test_calibrating_measures_what_building_does(
     assert recoded is not None
     assert recoded.target == targeted.target
     assert recoded.default.recall == pytest.approx(targeted.default.recall, abs=0.01)
+
+
+def test_chance_adds_no_settings_but_the_best_is_kept() -> None:
+    points = [
+        Point(n, 64, 50, recall, n) for n, recall in ((10, 0.9), (20, 0.9005), (30, 0.95), (40, 0.9505))
+    ]
+    assert _clear(tuple(points)) == [points[0], points[2], points[3]]
+    assert _clear(tuple(points[:1])) == points[:1]
 
 
 def all_settings(measure: Any, advance: Any) -> list[Point]:  # noqa: ARG001

@@ -85,7 +85,7 @@ def test_saving_counts_all_bytes(
 
     monkeypatch.setattr(persistence, "track", counting)
     index.save(tmp_path / "index", progress=True)
-    # All is written, and read once for checksums; of files' headers only what is written counts beforehand.
+    # All is written, and read once for checksums. The total lacks the headers of files.
     size = sum(file.stat().st_size for file in data_of(tmp_path / "index").iterdir())
     assert 0.99 * 2 * size < totals[0] <= 2 * size
     assert 0.99 * totals[0] < sum(done) <= 2 * size

@@ -25,8 +25,8 @@ CANDIDATES = (100, 170, 300, 550, 1000, 1700, 3000, 5500, 10_000)
 REFINE = (20, 50, 100, 200)
 # Less recall than this is chance, and no reason for settings that cost more.
 CLEAR = 0.001
-# Stage one estimates what it does not read, unless so many candidates hold that much more without; of these
-# latents of a query.
+# Stage one estimates what it does not read, unless so many candidates hold that much more without. Both are
+# tried with these latents of a query.
 DAMPED_CANDIDATES, CLEARLY_MORE = 1000, 0.005
 DAMPED_NNZ = (32, 64, 128, 256, 512)
 # Nanoseconds of a posting, of a code, and of a document of the last stage, by its original vector or its
@@ -96,10 +96,10 @@ def _gain(point: Point, other: Point) -> float:
 
 
 def _clear(points: tuple[Point, ...]) -> list[Point]:
-    """Those of a frontier that gain more than chance on the one before."""
+    """Those of a frontier that gain more than chance on the one before, and the best of all."""
     clear = list(points[:1])
     for point in points[1:]:
-        if point.recall >= clear[-1].recall + CLEAR:
+        if point is points[-1] or point.recall >= clear[-1].recall + CLEAR:
             clear.append(point)
     return clear
 
