@@ -61,10 +61,12 @@ class Projection:
         mean: Annotated[NDArray[numpy.float32], dict(shape=(None,), order="C", device="cpu", writable=False)]
         | None,
         num_threads: int,
+        rough: bool,
     ) -> tuple[NDArray[numpy.float32], NDArray[numpy.float32] | None]:
         """
         Products of the directions of vectors (n, dim) with all atoms, (n, n_latents), and with a mean (dim), if
-        any, (n, 1). Atoms that are multiples of bytes take one an entry, others two.
+        any, (n, 1). Atoms that are multiples of bytes take one an entry, others two. Rough products are those of
+        vectors rounded to bytes: off by about a hundredth of 1 / sqrt(dim).
         """
 
     def entries(self) -> NDArray[numpy.int8]:

@@ -384,16 +384,21 @@ def test_projections_equal_products(n: int, n_latents: int, dim: int, kind: str,
     unit[1:] /= np.linalg.norm(unit[1:], axis=1, keepdims=True)
     norms = np.linalg.norm(atoms.astype(np.float64), axis=1)
     exact = unit @ atoms.T.astype(np.float64)
-    got, of_mean = Projection(atoms).project(vectors, mean, 2)
+    got, of_mean = Projection(atoms).project(vectors, mean, 2, False)
     # Entries of rows that are not of bytes are off by half of 1 / 254 of 1 / 127 of the largest.
     step = 0 if kind == "bytes" else np.abs(atoms).max(axis=1) / 127 / 254
     assert got.shape == (n, n_latents)
     assert (np.abs(got - exact) <= 0.51 * np.sqrt(dim) * step + 1e-6 * norms).all()
     assert of_mean is not None
     np.testing.assert_allclose(of_mean, unit @ mean[:, None], atol=1e-6 * float(np.linalg.norm(mean)))
-    alone, nothing = Projection(atoms).project(vectors[-1:], None, 1)
+    alone, nothing = Projection(atoms).project(vectors[-1:], None, 1, False)
     np.testing.assert_array_equal(alone, got[-1:])
     assert nothing is None
+    # Rough ones are off by half of 1 / 127 of the vector's and of the atom's largest.
+    rough, _ = Projection(atoms).project(vectors, mean, 2, True)
+    steps = np.abs(unit).max(axis=1, keepdims=True) / 127, np.abs(atoms).max(axis=1) / 127
+    limit = 0.51 * np.sqrt(dim) * (steps[0] * norms + steps[1] * (1 + np.sqrt(dim) * steps[0]))
+    assert (np.abs(rough - exact) <= limit + 1e-6 * norms).all()
 
 
 def test_corrupt_posting_lists_are_refused_or_harmless() -> None:
@@ -457,7 +462,7 @@ def test_wrong_arguments_are_refused() -> None:
     nine = np.ones((8, 9), dtype=np.float32)
     for refused in (
         lambda: Dictionary(nine).pursue(u, 2, 1, 1),
-        lambda: Projection(nine).project(u, None, 1),
+        lambda: Projection(nine).project(u, None, 1, True),
     ):
         with pytest.raises(ValueError, match="columns of vectors is 8, expected 9"):
             refused()

@@ -242,6 +242,16 @@ def test_a_rounded_dictionary_is_kept_as_bytes(
         np.testing.assert_array_equal(again.decoder_w, exact.decoder_w)
 
 
+def test_rough_products_are_those_of_rounded_queries(queries: FloatArray) -> None:
+    wide = np.random.default_rng(2).standard_normal((700, queries.shape[1])).astype(np.float32)
+    exact = CompresSAE.of_dictionary(normalize_rows(wide), 8)
+    for model in (exact, exact.rounded()):
+        precise, rough = (model.seen(queries, 1, rough=rough)[0] for rough in (False, True))
+        error = (rough - precise) * np.sqrt(queries.shape[1])
+        assert 1e-4 < np.sqrt(np.square(error).mean()) < 0.02
+        np.testing.assert_array_equal(model.seen(queries[:1], 1, rough=True)[0], rough[:1])
+
+
 def test_an_index_that_serves_keeps_nothing_of_encoding(
     vectors: FloatArray, queries: FloatArray, tmp_path: Path
 ) -> None:

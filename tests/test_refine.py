@@ -38,7 +38,7 @@ from compressae_index.checks import normalize_rows
 from compressae_index.coding.metric import Metric, row_norms
 from compressae_index.connectors.faiss import FaissIndex
 from compressae_index.embedded.originals import Originals
-from compressae_index.testing import Float64, sampled_model
+from compressae_index.testing import Float64, sampled_model, term_scores
 
 DIM = 40
 METRICS: tuple[Metric, ...] = ("cosine", "inner_product")
@@ -182,6 +182,21 @@ def test_only_the_best_by_codes_are_refined(rows: FloatArray, asked: FloatArray,
     assert (again.ids != by_codes.ids).any()
     best = index.search(asked, 5, mode="dense", refine=30)
     np.testing.assert_array_equal(best.ids, again.ids[:, :5])
+
+
+def test_codes_choose_what_is_refined_and_score_the_rest(
+    rows: FloatArray, asked: FloatArray, build: Any
+) -> None:
+    index = build(rows, originals="float16")
+    settings: dict[str, Any] = {"candidates": 1000, "query_nnz": 256}
+    by_codes = index.search(asked, 100, refine=0, **settings)
+    refined = index.search(asked, 100, refine=100, **settings)
+    # Where codes choose documents and score none, queries are rounded to bytes.
+    shared = [len({*a} & {*b}) for a, b in zip(by_codes.ids.tolist(), refined.ids.tolist(), strict=True)]
+    assert np.mean(shared) >= 97
+    exact = term_scores(index, asked)
+    expected = np.take_along_axis(exact, np.searchsorted(index.ids, by_codes.ids), axis=1)
+    np.testing.assert_allclose(by_codes.scores, expected, rtol=0, atol=2e-6)
 
 
 def test_filters_hold_in_the_last_stage(rows: FloatArray, asked: FloatArray, build: Any) -> None:

@@ -116,6 +116,7 @@ class _Measure:
         self.candidates = sorted({min(max(candidates, self.top), n) for candidates in CANDIDATES})
         self.query_nnz = sorted({min(nnz, n_latents) for nnz in QUERY_NNZ})
         self._refine_cost = RESIDUAL_COST if index.documents.residual_bits else ORIGINAL_COST
+        self._by_originals = index.documents.refines and not index.documents.residual_bits
         self.own = near.rows[:, None]
         self.truth = near.nearest[:, : self.top]
         projections, _ = index.model.seen(near.queries, check_threads(None))
@@ -182,7 +183,9 @@ class _Measure:
             num_threads=self.threads,
             damped=damped,
         )
-        ids = index.documents.answer(index.asked(self.queries, k, settings)).ids
+        asked = index.asked(self.queries, k, settings)
+        asked.is_rough = self._by_originals  # also to find, without them, what they would score
+        ids = index.documents.answer(asked).ids
         return self.ids.find(ids.ravel()).reshape(ids.shape)
 
     def _recall(self, found: RowArray) -> float:

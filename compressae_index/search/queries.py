@@ -184,6 +184,8 @@ class Asked:
     """(n_queries, d) the queries as they were given; None where `rows` are these."""
     clock: Clock | None = None
     """Measures the stages, if they are to be measured."""
+    is_rough: bool = False
+    """Whether projections only choose documents, whose scores come from their original vectors."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -293,12 +295,12 @@ class Asked:
     def _projections(self) -> tuple[FloatArray, FloatArray, FloatArray | None]:
         model = self.coder.model
         if self.settings.scoring == "asymmetric":
-            projected, mean_scores = model.seen(self.rows, self.num_threads)
+            projected, mean_scores = model.seen(self.rows, self.num_threads, rough=self.is_rough)
             return projected, projected, mean_scores
         terms = self._codes.to_dense()
         if self.mode == "sparse":
             return terms, terms, None
-        return terms, *model.seen(self.vectors, self.num_threads)
+        return terms, *model.seen(self.vectors, self.num_threads, rough=self.is_rough)
 
 
 def check_candidates(candidates: int | None, k: int) -> int:

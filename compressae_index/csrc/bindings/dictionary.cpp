@@ -36,12 +36,13 @@ class ProjectionBinding {
 
   std::pair<Output<float>, std::optional<Output<float>>> project(const Input<float, 2>& vectors,
                                                                  const std::optional<Input<float, 1>>& mean,
-                                                                 std::size_t num_threads) const {
+                                                                 std::size_t num_threads, bool rough) const {
     require_equal(vectors.shape(1), projection_.dim(), "columns of vectors");
     if (mean) require_equal(mean->shape(0), projection_.dim(), "length of mean");
     const std::size_t n = vectors.shape(0);
     Projections projections = without_gil([&] {
-      return compressae::project(projection_, vectors.data(), n, mean ? mean->data() : nullptr, num_threads);
+      const Planes planes = rough ? Planes::kRounded : Planes::kWhole;
+      return compressae::project(projection_, vectors.data(), n, mean ? mean->data() : nullptr, planes, num_threads);
     });
     std::optional<Output<float>> on_mean;
     if (mean) on_mean = bindings::to_numpy(std::move(projections.on_mean), {n, 1});
@@ -95,9 +96,10 @@ void bind_dictionary(nb::module_& m) {
   nb::class_<ProjectionBinding>(m, "Projection", "Products with atoms (n_latents, dim) of unit norm, kept as bytes.")
       .def(nb::init<const Input<float, 2>&>(), "atoms"_a.noconvert())
       .def("project", &ProjectionBinding::project, "vectors"_a.noconvert(), "mean"_a.noconvert().none(),
-           "num_threads"_a,
+           "num_threads"_a, "rough"_a,
            "Products of the directions of vectors (n, dim) with all atoms, (n, n_latents), and with a mean (dim), if\n"
-           "any, (n, 1). Atoms that are multiples of bytes take one an entry, others two.")
+           "any, (n, 1). Atoms that are multiples of bytes take one an entry, others two. Rough products are those of\n"
+           "vectors rounded to bytes: off by about a hundredth of 1 / sqrt(dim).")
       .def("entries", &ProjectionBinding::entries, "The atoms (n_latents, dim) rounded to bytes, the largest to 127.")
       .def_prop_ro("nbytes", &ProjectionBinding::nbytes);
   nb::class_<DictionaryBinding>(m, "Dictionary", "A dictionary (n_latents, dim) of unit rows, which is borrowed.")

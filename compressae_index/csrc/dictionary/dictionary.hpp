@@ -220,11 +220,11 @@ class Projection {
   std::size_t dim() const { return bytes_.dim(); }
   std::size_t nbytes() const { return bytes_.nbytes() + (rest_ ? rest_->nbytes() : 0); }
 
-  // Products of n vectors (n, dim): (n, n_rows).
-  void multiply(const float* vectors, std::size_t n, float* products) const {
-    const RoundedVectors rounded = bytes_.rounded(vectors, n, Planes::kWhole);
+  // Products of n vectors (n, dim): (n, n_rows). Of vectors that are rounded they are off as Dictionary::products are.
+  void multiply(const float* vectors, std::size_t n, Planes planes, float* products) const {
+    const RoundedVectors rounded = bytes_.rounded(vectors, n, planes);
     bytes_.multiply(rounded, n_rows_, products);
-    if (!rest_) return;
+    if (!rest_ || planes == Planes::kRounded) return;
     std::vector<float> lost(n * n_rows_);
     rest_->multiply(rounded, n_rows_, lost.data());
     for (std::size_t i = 0; i < lost.size(); ++i) products[i] += lost[i];

@@ -28,7 +28,7 @@ struct Projections {
 
 // Products of the directions of vectors (n, dim) with all atoms, and with a mean (dim), unless that is null.
 inline Projections project(const Projection& projection, const float* vectors, std::size_t n, const float* mean,
-                           std::size_t num_threads) {
+                           Planes planes, std::size_t num_threads) {
   const std::size_t n_latents = projection.n_rows(), dim = projection.dim();
   Projections all{std::vector<float>(n * n_latents), std::vector<float>(mean != nullptr ? n : 0)};
   for_each_run(n, kProjectedRows, num_threads, [&](std::size_t begin, std::size_t end) {
@@ -38,7 +38,7 @@ inline Projections project(const Projection& projection, const float* vectors, s
       write_direction(vectors + row * dim, dim, direction);
       if (mean != nullptr) all.on_mean[row] = kernels().dot(direction, mean, dim);
     }
-    projection.multiply(unit.data(), end - begin, all.on_atoms.data() + begin * n_latents);
+    projection.multiply(unit.data(), end - begin, planes, all.on_atoms.data() + begin * n_latents);
   });
   return all;
 }
