@@ -65,47 +65,71 @@ struct Found {
   std::size_t count;
 };
 
-// Adds the hits among 32 scores, of documents from `at` on: bit i of `above` says whether score i exceeds the
-// threshold.
-inline void add_hits(const std::int16_t* scores, std::uint32_t above, std::size_t at, const Asked& asked,
-                     Found& found) {
-  if (above == 0 || at >= asked.end) return;
-  for (std::uint32_t bits = above & asked.bits(at); bits != 0; bits &= bits - 1) {
-    const auto i = static_cast<std::size_t>(__builtin_ctz(bits));
-    found.positions[found.count] = static_cast<std::uint16_t>(at + i);
-    found.scores[found.count++] = scores[i];
-  }
-}
+// Groups whose largest scores are compared before hits are taken from them and they are set to 0, all in the
+// first-level cache: a branch for each could not be foreseen.
+constexpr std::size_t kMostGroups = 64;
 
 namespace plain {
 
-// Takes the group of scores that begins at document `at`, and leaves zeros.
-inline void take_group(std::int16_t* scores, std::int16_t threshold, std::size_t at, const Asked& asked, Found& found) {
-  alignas(64) std::int16_t group[kGroup];
-  std::int16_t largest = scores[at];
+// Bit g: whether one of the scores of group g exceeds the threshold.
+inline std::uint64_t groups_above(const std::int16_t* scores, std::size_t n_groups, std::int16_t threshold) {
+  std::uint64_t groups = 0;
+  for (std::size_t g = 0; g < n_groups; ++g) {
+    const std::int16_t* group = scores + g * kGroup;
+    std::int16_t largest = group[0];
 #pragma omp simd reduction(max : largest)
-  for (std::size_t i = 0; i < kGroup; ++i) largest = scores[at + i] > largest ? scores[at + i] : largest;
-  __builtin_memcpy(group, scores + at, sizeof group);
-  __builtin_memset(scores + at, 0, sizeof group);
-  if (largest <= threshold) return;
-  for (std::size_t first = 0; first < kGroup; first += 32) {
-    std::int16_t n_above = 0;
-#pragma omp simd reduction(+ : n_above)
-    for (std::size_t i = 0; i < 32; ++i) n_above = static_cast<std::int16_t>(n_above + (group[first + i] > threshold));
-    if (n_above == 0) continue;
-    std::uint32_t above = 0;
-    for (std::size_t i = 0; i < 32; ++i) above |= static_cast<std::uint32_t>(group[first + i] > threshold) << i;
-    add_hits(group + first, above, at + first, asked, found);
+    for (std::size_t i = 0; i < kGroup; ++i) largest = group[i] > largest ? group[i] : largest;
+    groups |= static_cast<std::uint64_t>(largest > threshold) << g;
   }
+  return groups;
+}
+
+// Bit i: whether score i of 32 exceeds the threshold.
+inline std::uint32_t scores_above(const std::int16_t* scores, std::int16_t threshold) {
+  std::uint32_t above = 0;
+  for (std::size_t i = 0; i < 32; ++i) above |= static_cast<std::uint32_t>(scores[i] > threshold) << i;
+  return above;
+}
+
+inline void clear_groups(std::int16_t* scores, std::size_t n_groups) {
+  __builtin_memset(scores, 0, n_groups * kGroup * sizeof *scores);
 }
 
 }  // namespace plain
 
 #if defined(COMPRESSAE_PLAIN)
-using plain::take_group;
+using plain::clear_groups;
+using plain::groups_above;
+using plain::scores_above;
 #else
 
-constexpr std::size_t kGroupVectors = kGroup / kInt16s;
+inline std::uint64_t groups_above(const std::int16_t* scores, std::size_t n_groups, std::int16_t threshold) {
+  std::uint64_t groups = 0;
+  for (std::size_t g = 0; g < n_groups; ++g) {
+    const std::int16_t* group = scores + g * kGroup;
+    Int16s largest = load<Int16s>(group);
+#pragma GCC unroll 8
+    for (std::size_t i = kInt16s; i < kGroup; i += kInt16s) largest = larger(largest, load<Int16s>(group + i));
+    groups |= static_cast<std::uint64_t>(any_above(largest, threshold)) << g;
+  }
+  return groups;
+}
+
+inline std::uint32_t scores_above(const std::int16_t* scores, std::int16_t threshold) {
+  Int16s all[32 / kInt16s];
+#pragma GCC unroll 4
+  for (std::size_t i = 0; i < 32 / kInt16s; ++i) all[i] = load<Int16s>(scores + kInt16s * i);
+  return bits_above(all, threshold);
+}
+
+inline void clear_groups(std::int16_t* scores, std::size_t n_groups) {
+  for (std::int16_t* end = scores + n_groups * kGroup; scores != end; scores += kGroup) {
+#pragma GCC unroll 8
+    for (std::size_t i = 0; i < kGroup; i += kInt16s) store(scores + i, Int16s{});
+  }
+}
+
+#endif
 
 #if defined(__AVX512VBMI2__)
 
@@ -113,43 +137,23 @@ alignas(64) constexpr std::int16_t kPositions[32] = {0,  1,  2,  3,  4,  5,  6, 
                                                      16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31};
 
 // Compress and store: the lanes that a mask names move together, and whole vectors are stored, of which the next store
-// covers the rest (hence kHitSlack). No branch for each 32: which of them hold the hits cannot be foreseen.
-inline void add_hits(const Int16s* group, std::int16_t threshold, std::size_t at, const Asked& asked, Found& found) {
-  const bool all_asked = asked.allowed == nullptr && at + kGroup <= asked.end;
-  for (std::size_t i = 0; i < kGroupVectors; ++i, at += 32) {
-    std::uint32_t bits = bits_above(group + i, threshold);
-    if (!all_asked) bits &= at < asked.end ? asked.bits(at) : 0;
-    const Int16s positions = load<Int16s>(kPositions) + repeated(static_cast<std::int16_t>(at));
-    store(found.positions + found.count, _mm512_maskz_compress_epi16(bits, raw(positions)));
-    store(found.scores + found.count, _mm512_maskz_compress_epi16(bits, raw(group[i])));
-    found.count += static_cast<std::size_t>(__builtin_popcount(bits));
-  }
+// covers the rest (hence kHitSlack).
+inline void add_hits(const std::int16_t* scores, std::uint32_t hits, std::size_t at, Found& found) {
+  const Int16s positions = load<Int16s>(kPositions) + repeated(static_cast<std::int16_t>(at));
+  store(found.positions + found.count, _mm512_maskz_compress_epi16(hits, raw(positions)));
+  store(found.scores + found.count, _mm512_maskz_compress_epi16(hits, raw(load<Int16s>(scores))));
+  found.count += static_cast<std::size_t>(__builtin_popcount(hits));
 }
 
 #else
 
-inline void add_hits(const Int16s* group, std::int16_t threshold, std::size_t at, const Asked& asked, Found& found) {
-  alignas(64) std::int16_t scores[kGroup];
-#pragma GCC unroll 16
-  for (std::size_t i = 0; i < kGroupVectors; ++i) store(scores + kInt16s * i, group[i]);
-#pragma GCC unroll 4
-  for (std::size_t first = 0; first < kGroup; first += 32)
-    add_hits(scores + first, bits_above(group + first / kInt16s, threshold), at + first, asked, found);
-}
-
-#endif
-
-inline void take_group(std::int16_t* scores, std::int16_t threshold, std::size_t at, const Asked& asked, Found& found) {
-  Int16s group[kGroupVectors];
-#pragma GCC unroll 16
-  for (std::size_t i = 0; i < kGroupVectors; ++i) {
-    group[i] = load<Int16s>(scores + at + kInt16s * i);
-    store(scores + at + kInt16s * i, Int16s{});
+// Adds those of 32 documents from `at` on whose bit is set.
+inline void add_hits(const std::int16_t* scores, std::uint32_t hits, std::size_t at, Found& found) {
+  for (; hits != 0; hits &= hits - 1) {
+    const auto i = static_cast<std::size_t>(__builtin_ctz(hits));
+    found.positions[found.count] = static_cast<std::uint16_t>(at + i);
+    found.scores[found.count++] = scores[i];
   }
-  Int16s largest = group[0];
-#pragma GCC unroll 16
-  for (std::size_t i = 1; i < kGroupVectors; ++i) largest = larger(largest, group[i]);
-  if (any_above(largest, threshold)) add_hits(group, threshold, at, asked, found);
 }
 
 #endif
@@ -158,9 +162,22 @@ std::size_t harvest(std::int16_t* scores, std::size_t& begin, std::size_t end, s
                     const std::uint8_t* allowed, std::uint16_t* positions, std::int16_t* hits) {
   const Asked asked{end, allowed};
   Found found{positions, hits, 0};
-  std::size_t at = begin;
-  for (; at < end && found.count + kGroup <= kHits; at += kGroup) take_group(scores, threshold, at, asked, found);
-  begin = at;
+  for (bool is_full = false; begin < end && !is_full;) {
+    const std::size_t n_left = (end - begin + kGroup - 1) / kGroup;
+    std::size_t n_groups = n_left < kMostGroups ? n_left : kMostGroups;
+    for (std::uint64_t groups = groups_above(scores + begin, n_groups, threshold); groups != 0; groups &= groups - 1) {
+      const auto group = static_cast<std::size_t>(__builtin_ctzll(groups));
+      if ((is_full = found.count + kGroup > kHits)) {
+        n_groups = group;
+        break;
+      }
+      const std::size_t first = begin + group * kGroup;
+      for (std::size_t at = first; at < first + kGroup && at < end; at += 32)
+        add_hits(scores + at, scores_above(scores + at, threshold) & asked.bits(at), at, found);
+    }
+    clear_groups(scores + begin, n_groups);
+    begin += n_groups * kGroup;
+  }
   return found.count;
 }
 

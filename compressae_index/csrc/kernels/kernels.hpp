@@ -13,8 +13,8 @@ inline constexpr std::size_t kMaxLatents = 65536;
 // Floats that rows of products are padded to.
 inline constexpr std::size_t kBlock = 64;
 
-// Scores that harvest takes at a time, and hits that its buffers hold, where it may write 32 more that are none.
-inline constexpr std::size_t kGroup = 128, kHits = 512, kHitSlack = 32;
+// Scores that are compared at a time, and hits that harvest's buffers hold, where it may write 32 more that are none.
+inline constexpr std::size_t kGroup = 64, kHits = 512, kHitSlack = 32;
 
 // Bytes that byte_dots takes at a time.
 inline constexpr std::size_t kByteStep = 64;
