@@ -233,14 +233,15 @@ def test_plain_faiss_refines_what_a_quantiser_finds(
     exact = unit.astype(np.float64) @ known.T
     best = ids[np.argsort(-exact, axis=1)[:, :10]]
     scores, found = read.search(unit, 10)
-    assert overlap(found, best) > 0.995
+    refined = overlap(found, best)
+    assert refined > 0.995
     rows = (found - 7) // 3 if named else found
     np.testing.assert_allclose(scores, np.take_along_axis(exact, rows, axis=1), atol=1e-3)
     alone = to_faiss(index, "SQ4", progress=False)
     library: Any = faiss  # whose stubs lack keyword arguments of parameters
     unrefined = read.search(unit, 10, params=library.IndexRefineSearchParameters(k_factor=1))
     for some in (unrefined, alone.search(unit, 10)):
-        assert 0.6 < overlap(some[1], best) < 0.96
+        assert 0.6 < overlap(some[1], best) < refined - 0.03
     np.testing.assert_allclose(read.reconstruct(int(ids[5])), known[5], atol=1e-3)
     np.testing.assert_allclose(FaissVectors(read)[0:1500], known, atol=1e-3)
 

@@ -83,7 +83,11 @@ class DictionaryLearner:
 
     def encode(self, rows: FloatArray, nonzeros: int) -> SparseCodes:
         """Pursuit codes of unit rows, by the current dictionary."""
-        codes = Dictionary(self.dictionary).pursue(rows, nonzeros, SOLVE_EVERY, self.num_threads)
+        # The products of all atoms with each other, made for these rows alone, cost as much as those of twice
+        # as many rows with all atoms. Pursuit in rounds takes the latter anew for every SOLVE_EVERY nonzeros.
+        n_again = len(rows) * ((nonzeros - 1) // SOLVE_EVERY)
+        in_rounds = True if n_again < 2 * len(self.dictionary) else None
+        codes = Dictionary(self.dictionary).pursue(rows, nonzeros, SOLVE_EVERY, self.num_threads, in_rounds)
         return SparseCodes(*codes, len(self.dictionary))
 
     def error(self, rows: FloatArray) -> float:
