@@ -66,7 +66,7 @@ class Projection:
         """
         Products of the directions of vectors (n, dim) with all atoms, (n, n_latents), and with a mean (dim), if
         any, (n, 1). Atoms that are multiples of bytes take one an entry, others two. Rough products are those of
-        vectors rounded to bytes: off by about a hundredth of 1 / sqrt(dim).
+        vectors rounded to bytes, unless these have spikes: off by about a hundredth of 1 / sqrt(dim).
         """
 
     def entries(self) -> NDArray[numpy.int8]:

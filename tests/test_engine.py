@@ -399,6 +399,11 @@ def test_projections_equal_products(n: int, n_latents: int, dim: int, kind: str,
     steps = np.abs(unit).max(axis=1, keepdims=True) / 127, np.abs(atoms).max(axis=1) / 127
     limit = 0.51 * np.sqrt(dim) * (steps[0] * norms + steps[1] * (1 + np.sqrt(dim) * steps[0]))
     assert (np.abs(rough - exact) <= limit + 1e-6 * norms).all()
+    # Next to one large entry, bytes would tell others hardly apart.
+    vectors[1:, dim // 2] = 3
+    precise, rough = (Projection(atoms).project(vectors, None, 2, each)[0] for each in (False, True))
+    spiked = 3 * np.sqrt(dim) > 6.1 * np.linalg.norm(vectors, axis=1)
+    np.testing.assert_array_equal(rough[spiked], precise[spiked])
 
 
 def test_corrupt_posting_lists_are_refused_or_harmless() -> None:

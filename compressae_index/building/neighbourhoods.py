@@ -124,10 +124,13 @@ class _Nearest:
     def add(self, begin: int, chunk: FloatArray, metric: Metric) -> None:
         """Takes rows from number `begin` on."""
         unit = normalize_rows(chunk)
-        norms = np.ones(len(chunk), np.float32) if metric == "cosine" else row_norms(chunk).astype(np.float32)
+        scores = self.queries @ unit.T
+        norms = np.ones(len(chunk), np.float32)
+        if metric != "cosine":
+            norms = row_norms(chunk).astype(np.float32)
+            scores = _in_metric(scores, norms, self.lengths)
         step = -(-self.n // BACKGROUND)
         self.background.append((unit[-begin % step :: step], norms[-begin % step :: step]))
-        scores = _in_metric(self.queries @ unit.T, norms, self.lengths)
         own = (self.rows >= begin) & (self.rows < begin + len(chunk))
         scores[np.flatnonzero(own), self.rows[own] - begin] = -np.inf
         for i, of_query in enumerate(scores):

@@ -356,6 +356,7 @@ class CompresSAE:
 
         Rough products, of queries rounded to bytes, take a third of the multiplications. They are off by
         about a hundredth of 1 / sqrt(dim): good enough to choose documents, not for scores that are answers.
+        Queries with an entry of more than 6 / sqrt(dim) of their norm are not rounded.
         """
         return self._projection.project(queries, self.mean, num_threads, rough)
 

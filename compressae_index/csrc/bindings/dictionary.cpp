@@ -99,7 +99,7 @@ void bind_dictionary(nb::module_& m) {
            "num_threads"_a, "rough"_a,
            "Products of the directions of vectors (n, dim) with all atoms, (n, n_latents), and with a mean (dim), if\n"
            "any, (n, 1). Atoms that are multiples of bytes take one an entry, others two. Rough products are those of\n"
-           "vectors rounded to bytes: off by about a hundredth of 1 / sqrt(dim).")
+           "vectors rounded to bytes, unless these have spikes: off by about a hundredth of 1 / sqrt(dim).")
       .def("entries", &ProjectionBinding::entries, "The atoms (n_latents, dim) rounded to bytes, the largest to 127.")
       .def_prop_ro("nbytes", &ProjectionBinding::nbytes);
   nb::class_<DictionaryBinding>(m, "Dictionary", "A dictionary (n_latents, dim) of unit rows, which is borrowed.")

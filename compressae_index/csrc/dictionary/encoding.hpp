@@ -26,7 +26,11 @@ struct Projections {
   std::vector<float> on_mean;   // (n), or none
 };
 
-// Products of the directions of vectors (n, dim) with all atoms, and with a mean (dim), unless that is null.
+// Bytes are too coarse for the rest of a vector whose largest entry is so many times the root mean square.
+inline constexpr float kSpike = 6.0f;
+
+// Products of the directions of vectors (n, dim) with all atoms, and with a mean (dim), unless that is null. Where
+// vectors are to be rounded, those with spikes are not.
 inline Projections project(const Projection& projection, const float* vectors, std::size_t n, const float* mean,
                            Planes planes, std::size_t num_threads) {
   const std::size_t n_latents = projection.n_rows(), dim = projection.dim();
@@ -38,7 +42,14 @@ inline Projections project(const Projection& projection, const float* vectors, s
       write_direction(vectors + row * dim, dim, direction);
       if (mean != nullptr) all.on_mean[row] = kernels().dot(direction, mean, dim);
     }
-    projection.multiply(unit.data(), end - begin, planes, all.on_atoms.data() + begin * n_latents);
+    float* on_atoms = all.on_atoms.data() + begin * n_latents;
+    projection.multiply(unit.data(), end - begin, planes, on_atoms);
+    const float most = kSpike / std::sqrt(static_cast<float>(dim));
+    for (std::size_t i = 0; planes == Planes::kRounded && i < end - begin; ++i) {
+      const float* direction = unit.data() + i * dim;
+      if (largest_magnitude(direction, dim) > most)
+        projection.multiply(direction, 1, Planes::kWhole, on_atoms + i * n_latents);
+    }
   });
   return all;
 }
