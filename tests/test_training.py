@@ -214,6 +214,14 @@ class InterruptionError(Exception):
     """Raised by a test to stop training."""
 
 
+def test_a_round_reads_as_many_rows_as_there_are_latents() -> None:
+    default, given = TrainConfig(), TrainConfig(round_rows=100)
+    assert [default.rows_a_round(n_latents) for n_latents in (256, 8192, 32_768)] == [8192, 8192, 32_768]
+    assert given.rows_a_round(32_768) == 100
+    with pytest.raises(InputError, match="round_rows"):
+        TrainConfig(round_rows=0)
+
+
 @pytest.mark.parametrize("saves", [3, 10, 14, 20])
 def test_a_resumed_run_ends_bit_for_bit_as_an_unbroken_one(
     saves: int, vectors: FloatArray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -59,7 +59,7 @@ def weighed(
     brief = source.brief(ROUNDS)
     largest = 2 * brief.sizes(vectors, encoder, budget.training_k)[1]
     # As many as the rounds read, and enough to start the largest dictionary from.
-    rows = unit_sample(vectors, max(ROUNDS * source.rows_a_round, 2 * largest), np.random.default_rng(0))
+    rows = unit_sample(vectors, max(ROUNDS * source.brief_rows, 2 * largest), np.random.default_rng(0))
 
     def briefly_trained(n_latents: int) -> Trial:
         sized = brief.with_latents(n_latents)

@@ -114,14 +114,15 @@ class ModelSource:
         return Trained(result.model, result.held_out)
 
     def brief(self, rounds: int) -> ModelSource:
-        """The same, trained for so many rounds, and its dictionary alone."""
+        """The same, trained for so many rounds of `brief_rows`, and its dictionary alone."""
         rounds = min(rounds, self._settings.refine_rounds)
-        return replace(self, settings=replace(self._settings, refine_rounds=rounds, steps=0))
+        brief = replace(self._settings, refine_rounds=rounds, steps=0, round_rows=self.brief_rows)
+        return replace(self, settings=brief)
 
     @property
-    def rows_a_round(self) -> int:
-        """Rows that a round of training reads."""
-        return self._settings.round_rows
+    def brief_rows(self) -> int:
+        """Rows that a round of a brief training reads, as many for all sizes."""
+        return self._settings.rows_a_round(0)
 
     @property
     def _settings(self) -> TrainConfig:

@@ -16,6 +16,7 @@ DEFAULT_K, DEFAULT_LATENTS = 32, 4096
 LATENTS_PER_ROOT = 8
 # The loss also uses codes of this many times k nonzeros.
 LATENTS_PER_NONZERO = 4
+ROUND_ROWS = 8192
 # The range that torch takes.
 MAX_SEED = 2**64 - 1
 
@@ -55,8 +56,9 @@ class TrainConfig:
     paper subtracts none."""
     refine_rounds: int = PRESETS["default"]["refine_rounds"]
     """Rounds of dictionary learning from pursuit codes."""
-    round_rows: int = 8192
-    """Rows a round."""
+    round_rows: int | None = None
+    """Rows a round. By default 8,192, or as many as there are latents if these are more: by fewer, a large
+    dictionary learns less, and some of its latents are in many times as many codes as others."""
     steps: int = PRESETS["default"]["steps"]
     """Optimiser steps by the paper's loss."""
     batch_size: int = 1024
@@ -85,7 +87,9 @@ class TrainConfig:
         if self.n_latents is not None:
             checked["n_latents"] = check_int(self.n_latents, "n_latents", 1, MAX_LATENTS)
             check_multi_k(checked.get("k", 1), checked["n_latents"])
-        for name in ("batch_size", "max_rows", "round_rows", "patience"):
+        if self.round_rows is not None:
+            checked["round_rows"] = check_int(self.round_rows, "round_rows", 1)
+        for name in ("batch_size", "max_rows", "patience"):
             checked[name] = check_int(getattr(self, name), name, 1)
         for name in ("refine_rounds", "steps", "validation_rows"):
             checked[name] = check_int(getattr(self, name), name, 0)
@@ -125,6 +129,10 @@ class TrainConfig:
                 msg = f"{name} is {value!r}, but config has {name} = {own}: name it once"
                 raise InputError(msg)
         return replace(self, **given)
+
+    def rows_a_round(self, n_latents: int) -> int:
+        """Rows of a round that so many latents learn from."""
+        return max(ROUND_ROWS, n_latents) if self.round_rows is None else self.round_rows
 
     def sizes(self, n: int, dim: int, wanted: int | None = None) -> tuple[int, int]:
         """K and n_latents for n vectors of dim dimensions.

@@ -331,7 +331,7 @@ class _Run:
                     {name: saved_like(saved.arrays, name, own) for name, own in learner.state().items()}
                 )
         done = total if saved is not None and saved.meta["stage"] == "steps" else learner.round
-        batches = _Batches(self.rows, config.round_rows, (config.seed, 3))
+        batches = _Batches(self.rows, config.rows_a_round(self.n_latents), (config.seed, 3))
         with track(total, "learning the dictionary", enabled=self.progress, unit="rounds") as advance:
             advance(done)
             for number in range(done, total):
@@ -461,6 +461,7 @@ class _Run:
         digest = hashlib.sha256(self.rows.tobytes()).hexdigest()[:32]
         start = {} if self.start is None else {"start": self.start.fingerprint}
         sizes = {"k": self.k, "n_latents": self.n_latents}
+        sizes["round_rows"] = self.config.rows_a_round(self.n_latents)
         return {**asdict(self.config), **sizes, "rows": digest, **start}
 
     def _save(self, stage: str, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
