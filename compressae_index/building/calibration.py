@@ -182,10 +182,9 @@ class _Measure:
             refine=max(refine, k) if refine else 0,
             num_threads=self.threads,
             damped=damped,
+            rough=self._by_originals,  # also to find, without them, what they would score
         )
-        asked = index.asked(self.queries, k, settings)
-        asked.is_rough = self._by_originals  # also to find, without them, what they would score
-        ids = index.documents.answer(asked).ids
+        ids = index.documents.answer(index.asked(self.queries, k, settings)).ids
         return self.ids.find(ids.ravel()).reshape(ids.shape)
 
     def _recall(self, found: RowArray) -> float:

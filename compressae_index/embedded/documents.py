@@ -114,8 +114,7 @@ class EmbeddedDocuments(Rows):
         Raises:
             InputError: a filter with the wrong length, unknown ids, or integers that may be meant as a mask.
         """
-        by_originals = asked.refine > 0 and self.backend.originals is not None
-        asked.is_rough = asked.is_rough or (by_originals and asked.mode == "two_stage")
+        asked.let_be_rough(by_originals=self.backend.originals is not None)
         return ranked(self.stages(asked.settings.mode).run(asked), asked.k, are_strings=self.are_strings)
 
     def reads(self, asked: Asked) -> Reads:

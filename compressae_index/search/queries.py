@@ -147,6 +147,8 @@ class Settings(NamedTuple):
     damped: bool = True
     """Whether "two_stage" estimates what latents that are not read would add, where that can be; see
     `Frontier.damped_to`."""
+    rough: bool = False
+    """Whether projections are those of rounded queries; see `Asked.let_be_rough`."""
 
 
 class Coder(NamedTuple):
@@ -184,8 +186,6 @@ class Asked:
     """(n_queries, d) the queries as they were given; None where `rows` are these."""
     clock: Clock | None = None
     """Measures the stages, if they are to be measured."""
-    is_rough: bool = False
-    """Whether projections only choose documents, whose scores come from their original vectors."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -203,6 +203,11 @@ class Asked:
             distances = None if self.distances is None else self.distances.rows(rows)
             given = None if self.given is None else self.given[rows]
             yield replace(self, rows=self.rows[rows], factors=factors, distances=distances, given=given)
+
+    def let_be_rough(self, *, by_originals: bool) -> None:
+        """Has queries projected roughly where that only chooses documents, which originals score."""
+        if by_originals and self.refine and self.mode == "two_stage":
+            self.settings = self.settings._replace(rough=True)
 
     def by_terms(self, k: int) -> Asked:
         """The same for stage one alone, which finds the k best by the terms of each query."""
@@ -295,12 +300,12 @@ class Asked:
     def _projections(self) -> tuple[FloatArray, FloatArray, FloatArray | None]:
         model = self.coder.model
         if self.settings.scoring == "asymmetric":
-            projected, mean_scores = model.seen(self.rows, self.num_threads, rough=self.is_rough)
+            projected, mean_scores = model.seen(self.rows, self.num_threads, rough=self.settings.rough)
             return projected, projected, mean_scores
         terms = self._codes.to_dense()
         if self.mode == "sparse":
             return terms, terms, None
-        return terms, *model.seen(self.vectors, self.num_threads, rough=self.is_rough)
+        return terms, *model.seen(self.vectors, self.num_threads, rough=self.settings.rough)
 
 
 def check_candidates(candidates: int | None, k: int) -> int:

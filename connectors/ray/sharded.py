@@ -181,6 +181,7 @@ class ShardedDocuments:
         lost: set[int] = set()
         wanted, n_allowed = self._wanted(asked.settings.filter)
         found = _Hits.none(len(asked))
+        asked.let_be_rough(by_originals=self.about[0].by_originals)
         if len(asked) and n_allowed:
             found = _Stages(self, asked, wanted, n_allowed, lost).run()
         ids = self._names(found, lost)
