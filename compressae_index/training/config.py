@@ -48,7 +48,7 @@ class TrainConfig:
     n_latents: int | None = None
     """Size of the dictionary. By default 4,096, less for fewer than 8,192 rows, and above 524,288 rows the
     power of two next to 8 sqrt(n): 8,192 for a million. With twice as many, codes of as many bytes find more
-    neighbours, but training and encoding take twice as long."""
+    neighbours, but training and encoding take twice as long, and training four times above 8,192."""
     initialization: str = "data"
     """"data": dictionary rows are training vectors, less their mean; "random": as in the paper's code."""
     center: bool = True

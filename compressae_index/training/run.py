@@ -460,8 +460,8 @@ class _Run:
         """Settings and rows, which a checkpoint must share with this run."""
         digest = hashlib.sha256(self.rows.tobytes()).hexdigest()[:32]
         start = {} if self.start is None else {"start": self.start.fingerprint}
-        sizes = {"k": self.k, "n_latents": self.n_latents}
-        sizes["round_rows"] = self.config.rows_a_round(self.n_latents)
+        round_rows = self.config.rows_a_round(self.n_latents)
+        sizes = {"k": self.k, "n_latents": self.n_latents, "round_rows": round_rows}
         return {**asdict(self.config), **sizes, "rows": digest, **start}
 
     def _save(self, stage: str, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
