@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
 
 try:
     from compressae_index import _engine as _engine
@@ -39,9 +38,7 @@ from compressae_index.index import CompressedIndex
 from compressae_index.search.explaining import Explanation
 from compressae_index.search.index import Index, IndexStats
 from compressae_index.search.queries import SearchResult
-
-if TYPE_CHECKING:
-    from compressae_index.training import TrainConfig, TrainResult, train
+from compressae_index.training import TrainConfig, TrainResult, train
 
 __all__ = [
     "BackendError",
@@ -72,16 +69,6 @@ __all__ = [
 __version__ = version("compressae-index")
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # silent, unless a program wants to hear it
-
-
-def __getattr__(name: str) -> Any:
-    """Training is imported, with torch, when it is first asked for."""
-    if name in ("TrainConfig", "TrainResult", "train"):
-        from compressae_index import training
-
-        return getattr(training, name)
-    msg = f"module {__name__!r} has no attribute {name!r}"
-    raise AttributeError(msg)
 
 
 def __dir__() -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -68,9 +68,7 @@ from compressae_index.sources import (
     open_vectors,
 )
 from compressae_index.sources.paths import PathLike
-
-if TYPE_CHECKING:
-    from compressae_index.training import TrainConfig
+from compressae_index.training import TrainConfig
 
 _log = logging.getLogger(__name__)
 
@@ -154,7 +152,7 @@ class CompressedIndex(RecodableIndex):
                 dimensions.
             n_latents: size of the dictionary. By default 4,096, less for fewer than 8,192 rows; above 524,288
                 rows it grows with their root, to 8,192 for a million. A budget chooses it.
-            model: a trained model to use as it is. Needs no torch.
+            model: a trained model to use as it is.
             encoder: how vectors become codes: "pursuit" (best), or "topk" (the paper's single pass).
             metric: what scores are. "cosine": of the query and the reconstructed row; norms are dropped.
                 "inner_product": of the query and the reconstruction, which has the norm of the row, in the
@@ -200,7 +198,7 @@ class CompressedIndex(RecodableIndex):
         Raises:
             InputError: an argument is of another type or out of range, a model is of another dimension, ids
                 repeat, all before any training; bad rows, or a kept norm out of range.
-            MissingExtraError: there is a model to train and torch is not installed.
+            MissingExtraError: there is an encoder to train, and torch is not installed.
         """
         check_choice(encoder, "encoder", ENCODERS)
         check_choice(metric, "metric", METRICS)

@@ -127,7 +127,7 @@ class CompresSAEVectorStore(VectorStore):  # type: ignore[misc]
         Raises:
             InputError: numbers that differ, ids that repeat, metadata that are not JSON, or bad embeddings.
                 Nothing was added.
-            MissingExtraError: an index must be built, and torch is not installed. Nothing was embedded.
+            MissingExtraError: an encoder must be trained, and torch is not installed. Nothing was embedded.
         """
         if isinstance(texts, str):
             msg = "texts must be a list of strings, got one string"

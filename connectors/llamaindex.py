@@ -74,7 +74,7 @@ class CompresSAEVectorStore(BasePydanticVectorStore):  # type: ignore[misc]
 
         Raises:
             InputError: ids that repeat, metadata that are not JSON, or bad embeddings. Nothing was added.
-            MissingExtraError: an index must be built, and torch is not installed. Nothing was added.
+            MissingExtraError: an encoder must be trained, and torch is not installed. Nothing was added.
         """
         self._store.write([_record(node) for node in nodes], [node.get_embedding() for node in nodes])
         return [node.node_id for node in nodes]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import scipy.sparse as sp
@@ -13,15 +13,13 @@ from compressae_index.checks import bad_rows, check_choice, check_threads
 from compressae_index.coding.model import ENCODERS, CompresSAE, Encoder
 from compressae_index.errors import InputError, MissingExtraError
 from compressae_index.sources import open_vectors
+from compressae_index.training import TrainConfig
 
 try:
     from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
     from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 except ImportError as error:
     raise MissingExtraError("scikit-learn", "sklearn", "the transformer for scikit-learn") from error
-
-if TYPE_CHECKING:
-    from compressae_index.training import TrainConfig
 
 
 class CompresSAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
@@ -53,7 +51,7 @@ class CompresSAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             k: nonzeros a code; by default the model's, or 32, less for fewer than 256 rows or 32 dimensions.
             encoder: "pursuit", or "topk" for the paper's single pass.
             config: settings of training, and its seed; k and n_latents may be named there or here.
-            model: a trained model to use as it is. Needs no torch.
+            model: a trained model to use as it is.
             num_threads: threads to encode with; all by default.
         """
         self.n_latents = n_latents
@@ -73,7 +71,7 @@ class CompresSAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         Raises:
             InputError: a setting is out of range or does not fit the rows, or all rows are zeros.
             ValueError: the rows hold NaN or infinite values, are sparse, or are no numbers.
-            MissingExtraError: there is a model to train, and torch is not installed.
+            MissingExtraError: there is an encoder to train, and torch is not installed.
         """
         check_choice(self.encoder, "encoder", ENCODERS)
         check_threads(self.num_threads)
@@ -92,7 +90,10 @@ class CompresSAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             raise InputError(msg)
         vectors = open_vectors(rows)
         k, _ = source.sizes(vectors, self.encoder)
-        self.model_, self._k = source.model_for(vectors, None, progress=False).model, k
+        self.model_, self._k = (
+            source.model_for(vectors, None, num_threads=self.num_threads, progress=False).model,
+            k,
+        )
         return self
 
     def transform(self, X: Any) -> sp.csr_array:  # noqa: N803

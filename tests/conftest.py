@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import sys
 import time
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -92,6 +93,17 @@ def refined(model: CompresSAE, demo_data: DemoData) -> CompressedIndex:
     """An index of 5,000 embeddings with residual codes. Not to be changed."""
     rows = demo_data.embeddings[:5000]
     return CompressedIndex.build(rows, model=model, residual_bits=2, progress=False)
+
+
+@pytest.fixture
+def without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if torch were not installed, for what trains."""
+    from compressae_index import training
+
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for name in ("module", "steps"):
+        monkeypatch.delitem(sys.modules, f"{training.__name__}.{name}", raising=False)
+        monkeypatch.delattr(training, name, raising=False)
 
 
 @pytest.fixture(scope="session")

@@ -142,7 +142,7 @@ def test_another_kind_is_refused_before_work(
         raise AssertionError
 
     monkeypatch.setattr("compressae_index.building.training.ModelSource.model_for", work)
-    monkeypatch.setattr("compressae_index.training.run._Run.fit", work)
+    monkeypatch.setattr("compressae_index.training.run._fitted", work)
     monkeypatch.setattr(CompressedIndex, "build", work)
     for arguments, message in (
         ("train e.npy -o i", "i holds: index; expected: model, or nothing"),

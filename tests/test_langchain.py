@@ -197,10 +197,9 @@ def test_save_and_load(known: Known, demo_data: DemoData, tmp_path: Path) -> Non
     assert made.get_by_ids(["3"]) == made.similarity_search(texts[3]) == []
 
 
-def test_what_is_refused_is_not_embedded(
-    known: Known, demo_data: DemoData, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made, before = CompresSAEVectorStore(known, build_at=3), known.embedded
+@pytest.mark.usefixtures("without_torch")
+def test_what_is_refused_is_not_embedded(known: Known, demo_data: DemoData) -> None:
+    made, before = CompresSAEVectorStore(known, build_at=3, build={"encoder": "topk"}), known.embedded
     for arguments, message in (
         (("abc",), "got one string"),
         ((demo_data.texts[:2], [{}]), "1 metadatas for 2 texts"),
@@ -209,7 +208,6 @@ def test_what_is_refused_is_not_embedded(
             made.add_texts(*arguments)
     with pytest.raises(InputError, match="3 ids for 2 texts"):
         made.add_texts(demo_data.texts[:2], ids=["a", "b", "c"])
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(MissingExtraError, match="torch"):
         made.add_texts(demo_data.texts[:3])
     assert known.embedded == before

@@ -95,7 +95,8 @@ def test_torch_is_imported_where_it_is_needed() -> None:
     others = [
         f"{PACKAGE}.connectors.{name}" for name in ("checkpoints", "faiss.gpu", "sentence_transformers")
     ]
-    expected = (f"{PACKAGE}.training", f"{PACKAGE}.coding.torch_", *others)
+    training = [f"{PACKAGE}.training.{name}" for name in ("module", "steps")]
+    expected = (*training, f"{PACKAGE}.coding.torch_", *others)
     assert {name for name in with_torch if name.startswith(expected)} == with_torch > set()
 
 

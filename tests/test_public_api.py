@@ -48,3 +48,33 @@ print(json.dumps(sorted(sys.modules)))
     loaded = set(json.loads(run_python(code, str(tmp_path / "index"))))
     assert not loaded & {"torch", "faiss", "pymilvus", "h5py", "pyarrow", "matplotlib"}
     assert not loaded & {"langchain_core", "llama_index", "haystack"}
+
+
+def test_training_a_dictionary_needs_no_torch() -> None:
+    code = """
+import sys
+sys.modules["torch"] = None
+import numpy as np
+from compressae_index import CompressedIndex, MissingExtraError, TrainConfig, train
+from compressae_index.demo import load_data
+
+rows = load_data().embeddings[:1200]
+index = CompressedIndex.build(rows, k=8, config=TrainConfig.preset("fast", steps=0), progress=False)
+index.recode(progress=False)
+assert (index.search(rows, 1, mode="dense").ids[:, 0] == np.arange(len(rows))).mean() > 0.95
+for attempt in (
+    lambda: train(rows),
+    lambda: CompressedIndex.build(rows, encoder="topk"),
+    lambda: CompressedIndex.build(rows, config=TrainConfig(k=8)),
+):
+    try:
+        attempt()
+    except MissingExtraError as error:
+        print(error)
+"""
+    said = run_python(code).splitlines()
+    assert len(said) == 3
+    assert set(said) == {
+        "training an encoder (steps = 0 learns a dictionary alone) needs torch, which is not installed; "
+        "run: pip install 'compressae-index[train]'"
+    }

@@ -105,15 +105,15 @@ def test_inner_products_of_few_vectors(vectors: FloatArray, queries: FloatArray)
     assert [hit.score for hit in hits] == pytest.approx(np.sort(products)[::-1][:5], abs=1e-3)
 
 
-def test_without_torch_nothing_begins(vectors: FloatArray, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = filled(vectors[:10], build_at=12)
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+@pytest.mark.usefixtures("without_torch")
+def test_without_torch_no_encoder_is_begun(vectors: FloatArray) -> None:
+    store = filled(vectors[:10], build_at=12, build={"encoder": "topk"})
     store.check_room(["id 3", "id 10"])
     for attempt in (
         lambda: store.check_room(["id 10", "id 11"]),
         lambda: store.write([record(10), record(11)], vectors[10:12]),
     ):
-        with pytest.raises(MissingExtraError, match=r"unless build_at is None, needs torch"):
+        with pytest.raises(MissingExtraError, match=r"training an encoder .* needs torch"):
             attempt()
     assert len(store) == 10
 

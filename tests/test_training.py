@@ -31,8 +31,9 @@ from compressae_index.coding.torch_pursuit import pursue_on
 from compressae_index.demo import DemoData
 from compressae_index.measuring.exact import exact_neighbours
 from compressae_index.search.recall import recall
-from compressae_index.training import CompresSAEModule, TrainResult
+from compressae_index.training import TrainResult
 from compressae_index.training.checkpoint import Checkpoint
+from compressae_index.training.module import CompresSAEModule
 from compressae_index.training.run import _hold_out
 
 Float64 = npt.NDArray[np.float64]

@@ -44,18 +44,22 @@ def decide(
         near: the neighbourhoods of some of them; None only without a budget.
         encoder: how vectors become codes.
         by_originals: whether original vectors score the best documents again.
-        num_threads: threads to encode and search with.
+        num_threads: threads to train, encode and search with.
         progress: show progress bars.
     """
     knobs, budget = intent.knobs, intent.budget
     if budget is None or near is None:
-        return Decided(source.model_for(vectors, knobs.k, progress=progress), knobs, None)
+        return Decided(
+            source.model_for(vectors, knobs.k, num_threads=num_threads, progress=progress), knobs, None
+        )
     trial_of = partial(
         Trial, near=near, shared=shared, encoder=encoder, num_threads=num_threads, by_originals=by_originals
     )
     if intent.weighs_latents:
-        source, k = weighed(source, vectors, budget, shared, encoder, trial_of, progress=progress)
+        source, k = weighed(
+            source, vectors, budget, shared, encoder, trial_of, num_threads=num_threads, progress=progress
+        )
         knobs = knobs.with_nonzeros(k)
-    trained = source.model_for(vectors, knobs.k, progress=progress)
+    trained = source.model_for(vectors, knobs.k, num_threads=num_threads, progress=progress)
     plan = choose(trial_of(trained.model), budget, progress=progress)
     return Decided(trained, knobs.of_plan(plan), plan)

@@ -22,6 +22,7 @@ from compressae_index.embedded.codecs.lengths import NORM_BYTES
 from compressae_index.embedded.sizes import dictionary_bytes
 from compressae_index.sources import VectorSource, open_vectors
 from compressae_index.sources.sample import unit_sample
+from compressae_index.training import TrainConfig
 
 SAMPLE_ROWS = 49_152
 TIMED_ROWS = 4096
@@ -73,16 +74,13 @@ def estimate(
         residual_bits: bits a dimension of residual codes.
         bytes_per_vector: a budget, in place of these four.
         target_recall: a recall@10 to reach, in place of these four.
-        num_threads: threads to encode with; all by default.
+        num_threads: threads to train and encode with; all by default.
         progress: show progress bars.
 
     Raises:
         InputError: before any training, a setting of another type or out of range, or a budget too small for
             any code; bad rows.
-        MissingExtraError: torch is not installed.
     """
-    from compressae_index.training import TrainConfig
-
     knobs = Knobs.checked("packed", k, value_bits, postings, residual_bits, originals=False)
     budget = knobs.budget(bytes_per_vector, target_recall)
     threads = check_threads(num_threads)
@@ -102,12 +100,16 @@ def estimate(
     near = neighbourhoods(vectors, order, progress=progress)
     trial_of = partial(Trial, near=near, shared=shared, encoder="pursuit", num_threads=threads)
     if budget is not None and weighs_latents:
-        source, k = weighed(source, vectors, budget, shared, "pursuit", trial_of, progress=progress)
+        source, k = weighed(
+            source, vectors, budget, shared, "pursuit", trial_of, num_threads=threads, progress=progress
+        )
         knobs = knobs.with_nonzeros(k)
     _, latents = source.sizes(vectors, "pursuit", knobs.k)
     sample = unit_sample(vectors, max(SAMPLE_ROWS, 2 * latents), np.random.default_rng(config.seed))
     started = time.perf_counter()
-    model = source.with_latents(latents).model_for(sample, knobs.k, progress=progress).model
+    model = (
+        source.with_latents(latents).model_for(sample, knobs.k, num_threads=threads, progress=progress).model
+    )
     train_seconds = (time.perf_counter() - started) * TrainConfig().refine_rounds / config.refine_rounds
     trial = trial_of(model)
     plan = trial.of_knobs(knobs) if budget is None else choose(trial, budget, progress=progress)

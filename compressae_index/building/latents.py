@@ -40,6 +40,7 @@ def weighed(
     encoder: Encoder,
     trial_of: Callable[[CompresSAE], Trial],
     *,
+    num_threads: int,
     progress: bool,
 ) -> tuple[ModelSource, int]:
     """The same source, for as many latents as find the most neighbours within the budget, and its nonzeros.
@@ -54,6 +55,7 @@ def weighed(
         shared: what vectors share.
         encoder: how vectors become codes.
         trial_of: measures the plans of a model.
+        num_threads: threads to train with.
         progress: show progress bars.
     """
     brief = source.brief(ROUNDS)
@@ -64,7 +66,7 @@ def weighed(
     def briefly_trained(n_latents: int) -> Trial:
         sized = brief.with_latents(n_latents)
         k, _ = sized.sizes(vectors, encoder, budget.training_k)
-        return trial_of(sized.model_for(rows, k, progress=progress).model)
+        return trial_of(sized.model_for(rows, k, num_threads=num_threads, progress=progress).model)
 
     first = _first(largest // 2, shared, budget.bytes_per_vector or BUDGETS[0])
     trial = briefly_trained(first)

@@ -155,8 +155,8 @@ class RecodableIndex(Index):
         vectors are left out, as by `compact`. If anything fails, the index stays as it was.
 
         Args:
-            model: a trained model; by default one is trained on `vectors`, from the present one, which needs
-                torch: `train(index.vectors, config, start=index.model)` takes settings.
+            model: a trained model; by default one is trained on `vectors`, from the present one:
+                `train(index.vectors, config, start=index.model)` takes settings.
             output: a path or address to save the new index to before this one becomes it. On a local disk,
                 what is trained and coded so far is kept beside it, in <output>.recoding, until then: of the
                 same vectors and model, `recode` to this output goes on where a stopped one was.
@@ -167,7 +167,6 @@ class RecodableIndex(Index):
             InputError: the model is of another dimension, has too few latents or does not fit the metric; the
                 index is empty.
             FormatError: something else is at `output`, or another process is recoding to it.
-            MissingExtraError: there is a model to train, and torch is not installed.
             StorageError: the file of the original vectors was changed; the disk is full or refuses.
         """
         threads = check_threads(num_threads)
@@ -242,9 +241,9 @@ class Recoding:
         if model is not None:
             trained = Trained(model)
         elif stopped is None:
-            trained = improved(index.model, vectors, k, progress=progress)
+            trained = improved(index.model, vectors, k, num_threads=num_threads, progress=progress)
         else:
-            trained = stopped.trained(index.model, vectors, k, progress=progress)
+            trained = stopped.trained(index.model, vectors, k, num_threads=num_threads, progress=progress)
         scale = scale_of_stored(index, documents.unit)
         made, bits = None, documents.residual_bits
         if stopped is not None:

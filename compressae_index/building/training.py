@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from compressae_index.arrays import FloatArray
 from compressae_index.checks import check_int
@@ -12,9 +12,8 @@ from compressae_index.coding.metric import Metric
 from compressae_index.coding.model import CompresSAE, Encoder, check_is_model, check_model
 from compressae_index.errors import DimensionError, InputError
 from compressae_index.sources import Vectors
-
-if TYPE_CHECKING:
-    from compressae_index.training import TrainConfig
+from compressae_index.training import TrainConfig, train
+from compressae_index.training.run import check_can_train, checked_config, continued
 
 
 class Trained(NamedTuple):
@@ -51,7 +50,7 @@ class ModelSource:
         Raises:
             InputError: out of range, a model that does not fit the metric, settings of training next to a
                 model, or a `config` that has another k or n_latents.
-            MissingExtraError: there is a model to train, and torch is not installed.
+            MissingExtraError: there is an encoder to train, and torch is not installed.
         """
         if model is None:
             return cls(None, training_settings(k, n_latents, config, metric, encoder), k)
@@ -104,13 +103,14 @@ class ModelSource:
             raise DimensionError(msg)
         return self.given.nonzeros(self.k, encoder), self.given.n_latents
 
-    def model_for(self, vectors: Vectors, k: int | None, *, progress: bool) -> Trained:
+    def model_for(
+        self, vectors: Vectors, k: int | None, *, num_threads: int | None, progress: bool
+    ) -> Trained:
         """The model that is given, or one trained on the vectors, for codes of k nonzeros if given."""
         if self.given is not None:
             return Trained(self.given)
-        from compressae_index.training import train
-
-        result = train(vectors, self._settings.with_codes(k, None), progress=progress)
+        settings = self._settings.with_codes(k, None)
+        result = train(vectors, settings, num_threads=num_threads, progress=progress)
         return Trained(result.model, result.held_out)
 
     def brief(self, rounds: int) -> ModelSource:
@@ -133,18 +133,23 @@ class ModelSource:
 
 
 def improved(
-    start: CompresSAE, vectors: Vectors, k: int, *, checkpoint: Path | None = None, progress: bool
+    start: CompresSAE,
+    vectors: Vectors,
+    k: int,
+    *,
+    checkpoint: Path | None = None,
+    num_threads: int,
+    progress: bool,
 ) -> Trained:
     """A model trained on vectors from another one, for codes of k nonzeros.
 
     Raises:
         InputError, FormatError, StorageError: as for the checkpoint of `train`.
-        MissingExtraError: torch is not installed.
     """
-    from compressae_index.training.run import continued, train
-
     config = replace(continued(start), k=k)
-    result = train(vectors, config, start=start, checkpoint=checkpoint, progress=progress)
+    result = train(
+        vectors, config, start=start, checkpoint=checkpoint, num_threads=num_threads, progress=progress
+    )
     return Trained(result.model, result.held_out)
 
 
@@ -157,13 +162,12 @@ def training_settings(
 
     Raises:
         InputError: out of range, or `config` has another k or n_latents.
-        MissingExtraError: torch is not installed.
+        MissingExtraError: there is an encoder to train, and torch is not installed.
     """
-    from compressae_index.training.run import checked_config
-
     settings = checked_config(config).with_codes(k, n_latents)
     if config is None and encoder == "pursuit":
         settings = replace(settings, steps=0)
+    check_can_train(settings)
     # Of rows whose distances count, the mean is subtracted before (`coding.points`), or that of directions
     # is if they are of unit norm.
     return replace(settings, center=False) if metric == "inner_product" else settings

@@ -18,6 +18,7 @@ from compressae_index.embedded.sizes import RUN_ROWS
 from compressae_index.errors import FormatError
 from compressae_index.sources import Vectors
 from compressae_index.storage import FolderLock, accessing, check_writable, make_folders
+from compressae_index.training.checkpoint import OtherRunError
 
 # Rows a piece of the codes: the most coding that a stop can cost.
 PIECE_ROWS = RUN_ROWS
@@ -41,21 +42,17 @@ class Unfinished:
         """In a folder that exists, and that nobody else works in."""
         self._folder = folder
 
-    def trained(self, start: CompresSAE, vectors: Vectors, k: int, *, progress: bool) -> Trained:
-        """A model trained on vectors (n, d) from another one, by a training that goes on after a stop.
-
-        Raises:
-            MissingExtraError: torch is not installed.
-        """
-        from compressae_index.training.checkpoint import OtherRunError
-
+    def trained(
+        self, start: CompresSAE, vectors: Vectors, k: int, *, num_threads: int, progress: bool
+    ) -> Trained:
+        """A model trained on vectors (n, d) from another one, by a training that goes on after a stop."""
         state = self._folder / _TRAINING
         try:
-            return improved(start, vectors, k, checkpoint=state, progress=progress)
+            return improved(start, vectors, k, checkpoint=state, num_threads=num_threads, progress=progress)
         except (OtherRunError, FormatError) as error:
             warnings.warn(f"{error}; the training starts over", stacklevel=2)
             self.remove_training()
-            return improved(start, vectors, k, checkpoint=state, progress=progress)
+            return improved(start, vectors, k, checkpoint=state, num_threads=num_threads, progress=progress)
 
     def remove_training(self) -> None:
         """Removes the state of the training."""

@@ -7,7 +7,7 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from click.core import ParameterSource
@@ -56,10 +56,9 @@ from compressae_index.search.frontier import Point
 from compressae_index.search.index import Index
 from compressae_index.sources import BadRows, Vectors, open_vectors, read_ids
 from compressae_index.storage import accessing, written_aside
-
-if TYPE_CHECKING:
-    from compressae_index.training import TrainConfig
-    from compressae_index.training.config import Preset
+from compressae_index.training import TrainConfig
+from compressae_index.training import train as train_model
+from compressae_index.training.config import Preset
 
 
 @click.command()
@@ -91,14 +90,13 @@ def train(
 
     EMBEDDINGS is a .npy, .fvecs, .bvecs, .hdf5 or .parquet file, or a folder of such files. `encode` and
     `build` take the model by --model. --metric is that of the index: for l2 the model keeps the mean of the
-    vectors, from which norms are kept. Training needs torch: pip install 'compressae-index[train]'.
+    vectors, from which norms are kept. With --steps 0 only the dictionary is learned, which is enough for
+    pursuit; the encoder needs torch: pip install 'compressae-index[train]'.
 
     \b
     Example:
       compressae-index train embeddings.npy -o items.model --k 32
     """  # noqa: D301
-    from compressae_index.training import train as train_model
-
     check_folder(output, "models")
     check_target(output, "model")
     replaced = holds_something(output)
@@ -127,10 +125,13 @@ def train(
 
 def train_config(preset: Preset, steps: int | None, seed: int) -> TrainConfig:
     """The training settings of the command line."""
-    from compressae_index.training import TrainConfig
-
     config = TrainConfig.preset(preset, seed=seed)
     return config if steps is None else replace(config, steps=steps)
+
+
+def build_config(preset: Preset, steps: int | None, seed: int, encoder: Encoder) -> TrainConfig:
+    """The same for codes that are made at once: pursuit has no use for a trained encoder."""
+    return train_config(preset, 0 if steps is None and encoder == "pursuit" else steps, seed)
 
 
 @click.command()
@@ -285,7 +286,9 @@ def build(
             model=trained,
             encoder=encoder,
             metric=metric,
-            config=None if trained is not None else _build_config(training, encoder),
+            config=None
+            if trained is not None
+            else build_config(training.preset, training.steps, training.seed, encoder),
             originals=originals if originals is None or originals in PRECISIONS else as_path(originals),
             num_threads=threads,
             **storage._asdict(),
@@ -338,12 +341,6 @@ def _default_search(index: Index) -> dict[str, Any]:
         return {}
     point = index.frontier.default._asdict()
     return {"default_search": {name: point[name] for name in ("candidates", "query_nnz", "refine", "recall")}}
-
-
-def _build_config(training: Training, encoder: Encoder) -> TrainConfig:
-    """Training settings as `CompressedIndex.build` has them: pursuit has no use for a trained encoder."""
-    steps = 0 if training.steps is None and encoder == "pursuit" else training.steps
-    return train_config(training.preset, steps, training.seed)
 
 
 def _index_of_codes(

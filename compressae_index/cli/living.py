@@ -109,10 +109,10 @@ def recode(
 ) -> None:
     """Code the vectors of INDEX anew.
 
-    They are coded by another model: by --model, or one that is trained on them from the present one, which
-    needs torch. They are the original vectors where INDEX has them, else what its codes and residual codes
-    say. INDEX stays as it is, unless --output names it. A stopped command goes on where it was when it is run
-    again: what is done is kept in <output>.recoding until the new index is saved.
+    They are coded by another model: by --model, or one that is trained on them from the present one. They
+    are the original vectors where INDEX has them, else what its codes and residual codes say. INDEX stays as
+    it is, unless --output names it. A stopped command goes on where it was when it is run again: what is done
+    is kept in <output>.recoding until the new index is saved.
 
     \b
     Example:

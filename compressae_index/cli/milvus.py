@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from compressae_index.cli.data import TRAINING, refuse, train_config
+from compressae_index.cli.data import TRAINING, build_config, refuse
 from compressae_index.cli.options import (
     PATH,
     PLACE,
@@ -35,10 +35,10 @@ from compressae_index.remote import Place
 from compressae_index.search.queries import Scoring
 from compressae_index.sources import open_vectors
 from compressae_index.terminal import printable, quoted
+from compressae_index.training.config import Preset
 
 if TYPE_CHECKING:
     from compressae_index.connectors.milvus import MilvusIndex
-    from compressae_index.training.config import Preset
 
 dense_option = click.option(
     "--dense",
@@ -188,7 +188,7 @@ def import_(
         collection,
         filter=expression,
         model=model,
-        config=None if model is not None else train_config(preset, steps, seed),
+        config=None if model is not None else build_config(preset, steps, seed, options["encoder"]),
         num_threads=threads,
         **connection.options,
         **options,

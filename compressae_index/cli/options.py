@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import click
 
@@ -19,9 +19,7 @@ from compressae_index.search.queries import MODES, SCORINGS, Scoring
 from compressae_index.sources import BAD_ROWS
 from compressae_index.storage import accessing, check_writable
 from compressae_index.terminal import printable, redacted
-
-if TYPE_CHECKING:
-    from compressae_index.training.config import Preset
+from compressae_index.training.config import Preset
 
 # Suffixes of data and model files: an output folder with one of them is a mistake.
 FILE_SUFFIXES = frozenset(

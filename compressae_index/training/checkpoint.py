@@ -9,13 +9,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from compressae_index import persistence
 from compressae_index.errors import InputError
 from compressae_index.persistence import Stored
 from compressae_index.storage import check_writable
-from compressae_index.training.module import CompresSAEModule
 
 _KIND = "checkpoint"
 
@@ -89,55 +87,3 @@ def saved_like(arrays: Mapping[str, npt.NDArray[Any]], name: str, own: npt.NDArr
         msg = f"{name} must be finite {own.dtype} {own.shape}, got {array.dtype} {array.shape}"
         raise InputError(msg)
     return array
-
-
-class ModuleState:
-    """Parameters, Adam's moments and the schedule as arrays."""
-
-    def __init__(
-        self,
-        module: CompresSAEModule,
-        optimizer: torch.optim.Adam,
-        schedule: torch.optim.lr_scheduler.LambdaLR,
-    ) -> None:
-        self._module, self._optimizer, self._schedule = module, optimizer, schedule
-
-    def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """The state by name."""
-        arrays: dict[str, npt.NDArray[Any]] = dict(self._module.arrays())
-        for number, moments in self._optimizer.state_dict()["state"].items():
-            arrays |= {f"adam.{number}.{name}": value.cpu().numpy() for name, value in moments.items()}
-        return arrays | {"schedule": np.array(self._schedule.last_epoch)}
-
-    def restore(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Restores the state from `arrays`.
-
-        Raises:
-            InputError: an array is not one of this state.
-            KeyError: one is missing.
-        """
-        own = self._module.arrays()
-        self._module.load_state_dict(
-            {name: torch.from_numpy(saved_like(arrays, name, array)) for name, array in own.items()}
-        )
-        state = self._optimizer.state_dict()
-        for number, parameter in enumerate(self._optimizer.param_groups[0]["params"]):
-            like = np.zeros(tuple(parameter.shape), np.float32)
-            moments = {"step": np.zeros((), np.float32), "exp_avg": like, "exp_avg_sq": like}
-            state["state"][number] = {
-                name: torch.from_numpy(saved_like(arrays, f"adam.{number}.{name}", array))
-                for name, array in moments.items()
-            }
-        self._optimizer.load_state_dict(state)
-        # The rate depends only on the step; stepping the schedule would warn, as Adam has not stepped yet.
-        schedule = self._schedule.state_dict()
-        step = int(saved_like(arrays, "schedule", np.array(0)))
-        rates = [
-            base * factor(step)
-            for base, factor in zip(schedule["base_lrs"], self._schedule.lr_lambdas, strict=True)
-        ]
-        self._schedule.load_state_dict(
-            {**schedule, "last_epoch": step, "_last_lr": rates, "_step_count": step + 1}
-        )
-        for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate

@@ -9,7 +9,7 @@ nonzeros at first spread the atoms over the data, as k-means does; starting at k
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +20,12 @@ from compressae_index.checks import normalize_rows
 from compressae_index.coding.codes import SparseCodes
 from compressae_index.coding.model import SOLVE_EVERY
 from compressae_index.errors import TrainingError
+from compressae_index.progress import track
+from compressae_index.training.course import Batches, Course, Round, is_check
 
 FIRST_NONZEROS = 4
+# From this norm on, the mean of the unit rows becomes an atom.
+LARGE_MEAN = 0.3
 # Learning with more nonzeros gains little, and slows rounds down.
 MOST_NONZEROS = 64
 FIRST_STEP, LAST_STEP = 1.0, 0.1
@@ -32,15 +36,54 @@ DAMPING = 0.05
 REVIVE_EVERY, REVIVE_UNTIL = 5, 0.8
 
 
-class Round(NamedTuple):
-    """One round of dictionary learning."""
+def first_atoms(course: Course) -> FloatArray:
+    """The dictionary to start from, (n_latents, d) of unit norm: training rows, less their mean, or random.
 
-    nonzeros: int
-    """Nonzeros a code in this round."""
-    error: float
-    """Squared error of the batch over its squared norm, before the round's step."""
-    revived: int
-    """Unused atoms that were set to badly reconstructed rows."""
+    With fewer rows than latents, the last latents have random directions.
+    """
+    config, rows = course.config, course.rows
+    rng = np.random.default_rng([config.seed, 5])
+    atoms = normalize_rows(rng.standard_normal((course.n_latents, rows.shape[1]), dtype=np.float32))
+    if config.initialization == "random":
+        return atoms
+    order = np.random.default_rng([config.seed, 2]).permutation(len(rows))
+    chosen, mean = rows[order[: course.n_latents]], rows.mean(axis=0)
+    centred = chosen - mean
+    # A row that equals the mean has no direction of its own; it keeps a random one.
+    own = np.flatnonzero(np.abs(centred).max(axis=1) > 1e-12)
+    atoms[own] = normalize_rows(centred[own])
+    # If the mean is long, rows share its direction, which no row minus the mean has.
+    if np.linalg.norm(mean) > LARGE_MEAN:
+        atoms[:1] = normalize_rows(mean[None])
+    return atoms
+
+
+def learned(course: Course, atoms: FloatArray, num_threads: int) -> FloatArray:
+    """The dictionary (n_latents, d) after all rounds from `atoms`, the best by the held-out rows.
+
+    Raises:
+        FormatError: the checkpoint is damaged.
+        TrainingError: the dictionary diverged.
+    """
+    config, total = course.config, course.config.refine_rounds
+    learner = DictionaryLearner(atoms.copy(), k=course.k, rounds=total, num_threads=num_threads)
+    if course.is_past("refine"):  # the steps have saved the dictionary, too
+        return atoms
+    if (saved := course.saved("refine", learner.state())) is not None:
+        learner.restore(saved)
+    batches = Batches(course.rows, config.rows_a_round(course.n_latents), (config.seed, 3))
+    with track(total, "learning the dictionary", enabled=course.progress, unit="rounds") as advance:
+        advance(learner.round)
+        for number in range(learner.round, total):
+            course.rounds.append(learner.learn(batches[number]))
+            advance(1)
+            if is_check(number + 1, total):
+                # Held-out rows are measured at full k, which only the last rounds use.
+                if learner.at_full_k and len(course.held_out):
+                    weights = {"dictionary": learner.dictionary}
+                    course.look("refine", number + 1, learner.error(course.held_out), weights)
+                course.save("refine", learner.state())
+    return course.best.get("dictionary", learner.dictionary)
 
 
 class DictionaryLearner:

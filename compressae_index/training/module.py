@@ -16,8 +16,6 @@ from compressae_index.training.config import check_multi_k
 
 # Weight of the loss at 4k nonzeros, as in the released code of the paper.
 LOSS_4K_WEIGHT = 1 / 8
-# From this norm on, the mean of the unit rows becomes an atom.
-LARGE_MEAN = 0.3
 
 
 class Losses(NamedTuple):
@@ -53,22 +51,6 @@ class CompresSAEModule(nn.Module):
             nn.init.kaiming_uniform_(torch.empty(n_latents, dim), generator=generator)
         )
         self.normalize_decoder()
-
-    def initialize_from(self, rows: torch.Tensor, mean: torch.Tensor) -> None:
-        """Sets the dictionary to training vectors (n, dim) minus the mean, and the encoder to its transpose.
-
-        With fewer vectors than latents, the last latents keep their random directions.
-        """
-        atoms = self.decoder_w.data.clone()
-        centred = functional.normalize(rows - mean, dim=-1)
-        # A row that equals the mean has no direction of its own; it keeps a random one.
-        atoms[: len(rows)] = torch.where(
-            centred.norm(dim=-1, keepdim=True) > 0.5, centred, atoms[: len(rows)]
-        )
-        # If the mean is long, rows share its direction, which no row minus the mean has.
-        if mean.norm() > LARGE_MEAN:
-            atoms[0] = functional.normalize(mean, dim=-1)
-        self.set_dictionary(atoms)
 
     def set_dictionary(self, atoms: torch.Tensor) -> None:
         """Sets the decoder to unit rows (n_latents, dim), and the encoder to their transpose."""
@@ -166,6 +148,6 @@ class CompresSAEModule(nn.Module):
         """The parameters by name, as copies."""
         return {name: value.detach().cpu().numpy().copy() for name, value in self.state_dict().items()}
 
-    def to_model(self, mean: FloatArray | None = None) -> CompresSAE:
-        """The parameters as plain arrays, with the mean that was subtracted from the training rows."""
-        return CompresSAE.from_state_dict(self.state_dict(), self.k, mean)
+    def to_model(self) -> CompresSAE:
+        """The parameters as plain arrays."""
+        return CompresSAE.from_state_dict(self.state_dict(), self.k)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from pymilvus import MilvusClient
@@ -45,9 +45,7 @@ from compressae_index.errors import DimensionError, FormatError, InputError
 from compressae_index.progress import Clock
 from compressae_index.sources.centred import Centred, less
 from compressae_index.sources.sample import spread_sample
-
-if TYPE_CHECKING:
-    from compressae_index.training import TrainConfig
+from compressae_index.training import TrainConfig
 
 SUFFIX = "_compressed"
 # Rows whose norms and mean stand for all, where these matter.
@@ -122,7 +120,7 @@ def from_milvus(
         target: name of the compressed one; by default the source's with "_compressed" appended.
         vector_field: the dense field; needed if there are several.
         filter: a Milvus expression; only rows that satisfy it.
-        model: a trained model or its directory; by default one is trained on the vectors, which needs torch.
+        model: a trained model or its directory; by default one is trained on the vectors.
         k: nonzeros a code; the model's, or 32, by default.
         n_latents: as for `CompressedIndex.build`.
         encoder: as for `CompressedIndex.build`.
@@ -235,7 +233,7 @@ class Run:
 
         Raises:
             InputError: the model does not fit the options, or the settings are out of range.
-            MissingExtraError: there is a model to train, and torch is not installed.
+            MissingExtraError: there is an encoder to train, and torch is not installed.
         """
         return ModelSource.checked(
             self.given,
@@ -413,20 +411,24 @@ def _train(run: Run, begun: _Begun) -> tuple[CompresSAE, Manifest]:
 
 def _modelled(run: Run) -> tuple[CompresSAE, float | None]:
     """The model, and the norm of the longest rows of a sample, from its center, where these matter."""
-    progress = run.options.progress
+    progress, threads = run.options.progress, run.options.threads
     if run.start is None:
         made = run.model_source()
     else:
         k = run.start.nonzeros(run.settings.k, run.settings.encoder)
-        made = ModelSource(improved(run.start, run.source, k, progress=progress).model, None, k)
+        made = ModelSource(
+            improved(run.start, run.source, k, num_threads=threads, progress=progress).model, None, k
+        )
     if run.settings.metric != "l2":
-        return made.model_for(run.source, run.settings.k, progress=progress).model, None
+        return made.model_for(run.source, run.settings.k, num_threads=threads, progress=progress).model, None
     sample = spread_sample(Centred(run.source, None), POINTS, np.random.default_rng(0))
     points = points_of(sample, "l2", made.given, centers=made.centers, progress=False)
     if not points.keep_norms:
-        return made.model_for(run.source, run.settings.k, progress=progress).model, None
+        return made.model_for(run.source, run.settings.k, num_threads=threads, progress=progress).model, None
     seen = Centred(run.source, points.center)
-    model = made.without_center().model_for(seen, run.settings.k, progress=progress).model
+    model = (
+        made.without_center().model_for(seen, run.settings.k, num_threads=threads, progress=progress).model
+    )
     if made.given is None:
         model = model.centred_at(points.center)
     longest = max(run.longest, float(row_norms(less(sample, points.center)).max()))

@@ -531,7 +531,7 @@ class MilvusIndex(Index):
         Stopped and run again with the same arguments, the recode goes on.
 
         Args:
-            model: a trained model; by default one is trained from the present one, which needs torch.
+            model: a trained model; by default one is trained from the present one.
             alias: the name to search by; made if there is none. By default the one by which the index was
                 opened.
             into: name of the new collection; by default that of the old one with the next number, items_2
@@ -542,7 +542,6 @@ class MilvusIndex(Index):
         Raises:
             InputError: codes are in place; no alias, or one that names another collection; a taken name; a
                 model of another dimension, with too few latents, or that does not fit the metric.
-            MissingExtraError: there is a model to train, and torch is not installed.
             FormatError: a recode into this name was begun with another model.
             BackendError: Milvus does not answer or refuses.
         """

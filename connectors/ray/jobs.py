@@ -25,6 +25,7 @@ from compressae_index.remote import Place
 from compressae_index.sources import BAD_ROWS, BadRows, open_vectors, read_ids
 from compressae_index.sources.paths import PathLike, names_files
 from compressae_index.sources.sample import spread_sample
+from compressae_index.training.config import latents_for
 
 if TYPE_CHECKING:
     from compressae_index.connectors.milvus.manifest import Dense
@@ -356,8 +357,6 @@ def _built(rows: Input, sample_rows: int, build: dict[str, Any]) -> CompressedIn
         "bytes_per_vector",
         "target_recall",
     }:
-        from compressae_index.training.config import latents_for
-
         settings["n_latents"] = min(latents_for(n), len(sample) // 2)
     index = CompressedIndex.build(sample, progress=False, **settings)
     return index.empty_like()

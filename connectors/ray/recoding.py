@@ -59,7 +59,7 @@ def recode_shards(
             worker must be able to read them.
         output: as for `build_shards`; it may be `shards`.
         model: a trained model; by default one is trained on vectors of all shards, from their present one,
-            which needs torch. Its state is kept in the output until all is published, but not in a store.
+            whose state is kept in the output until all is published, but not in a store.
         sample_rows: rows of the sample.
         progress: show a progress bar.
 
@@ -69,7 +69,7 @@ def recode_shards(
             writing there.
         StorageError: the disk is full or refuses.
         BackendError: as for `build_shards`.
-        MissingExtraError: ray is not installed, or torch, where there is a model to train.
+        MissingExtraError: ray is not installed.
     """
     target = output_at(as_place(output, "output").absolute())
     paths = paths_of(shards)
@@ -165,7 +165,7 @@ def like_all(paths: list[Place], model: CompresSAE | None, sample_rows: int, kep
         kept: a folder for the state of a training, which goes on from there; None to keep none.
 
     Raises:
-        InputError, FormatError, MissingExtraError: as for `recode_shards`.
+        InputError, FormatError: as for `recode_shards`.
     """
     index = CompressedIndex.merge(paths)  # which checks that they are alike
     documents, old = index.documents, index.model
@@ -174,7 +174,7 @@ def like_all(paths: list[Place], model: CompresSAE | None, sample_rows: int, kep
         raise InputError(msg)
     if model is None:
         train = improved if kept is None else Unfinished(kept).trained
-        model = train(old, index.vectors, index.k, progress=False).model
+        model = train(old, index.vectors, index.k, num_threads=check_threads(None), progress=False).model
     check_recodes(model, index)
     rows = documents.alive_rows()
     rows = rows[:: -(-len(rows) // sample_rows)]

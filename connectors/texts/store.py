@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ import numpy.typing as npt
 
 from compressae_index import persistence
 from compressae_index.arrays import FloatArray, IdArray
+from compressae_index.building.training import training_settings
 from compressae_index.checks import as_place, check_int, check_number, check_vectors, normalize_rows
 from compressae_index.coding.metric import Metric
 from compressae_index.coding.model import CompresSAE
@@ -30,7 +30,7 @@ from compressae_index.connectors.texts.records import (
     check_text,
 )
 from compressae_index.embedded.originals import check_moved
-from compressae_index.errors import DimensionError, FormatError, InputError, MissingExtraError, UnknownIdError
+from compressae_index.errors import DimensionError, FormatError, InputError, UnknownIdError
 from compressae_index.index import ALWAYS_MAPPED, CompressedIndex
 from compressae_index.persistence import NewFile
 from compressae_index.processes import ForkSafeLock
@@ -193,7 +193,7 @@ class TextStore:
         """Checks early that vectors of these ids can be stored, for callers that embed texts first.
 
         Raises:
-            MissingExtraError: an index must then be built, and torch is not installed.
+            MissingExtraError: an encoder must then be trained, and torch is not installed.
         """
         with self._access.lock:
             index, is_exact = self._state.index, self._state.is_exact
@@ -216,7 +216,7 @@ class TextStore:
         Raises:
             InputError: ids repeat, are no strings or of a kind that the index does not take, metadata are not
                 JSON, bad vectors, or vectors of another dimension. Nothing was changed.
-            MissingExtraError: an index must be built, and torch is not installed. Nothing was changed.
+            MissingExtraError: an encoder must be trained, and torch is not installed. Nothing was changed.
             StorageError: the disk is full or refuses. Nothing was changed.
         """
         if len(records) != len(vectors):
@@ -274,7 +274,7 @@ class TextStore:
 
         Raises:
             InputError: there is no vector, or an index already.
-            MissingExtraError: torch is not installed.
+            MissingExtraError: there is an encoder to train, and torch is not installed.
         """
         with self._writer.lock:
             index, is_exact = self._state.index, self._state.is_exact
@@ -579,8 +579,16 @@ def _built(index: Index, options: Mapping[str, Any]) -> CompressedIndex:
 
 
 def _check_trainable(options: Mapping[str, Any]) -> None:
-    if options.get("model") is None and importlib.util.find_spec("torch") is None:
-        raise MissingExtraError("torch", "train", "an index of as many vectors, unless build_at is None,")
+    """Checks that there is torch, if arguments of `CompressedIndex.build` ask for an encoder.
+
+    Raises:
+        InputError: settings of training are out of range.
+        MissingExtraError: torch is not installed.
+    """
+    if options.get("model") is None:
+        k, n_latents, config = (options.get(name) for name in ("k", "n_latents", "config"))
+        metric, encoder = options.get("metric", "cosine"), options.get("encoder", "pursuit")
+        training_settings(k, n_latents, config, metric, encoder)
 
 
 def _reclaim(index: CompressedIndex) -> None:
