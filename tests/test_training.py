@@ -211,9 +211,9 @@ def test_the_encoder_learns_while_the_refined_decoder_stays(vectors: FloatArray)
     np.testing.assert_allclose(refined.model.rounded().decoder_w, refined.model.decoder_w, atol=1e-7)
 
 
-def test_a_round_reads_as_many_rows_as_there_are_latents() -> None:
+def test_a_round_reads_half_as_many_rows_as_there_are_latents() -> None:
     default, given = TrainConfig(), TrainConfig(round_rows=100)
-    assert [default.rows_a_round(n_latents) for n_latents in (256, 8192, 32_768)] == [8192, 8192, 32_768]
+    assert [default.rows_a_round(n_latents) for n_latents in (256, 8192, 32_768)] == [8192, 8192, 16_384]
     assert given.rows_a_round(32_768) == 100
     with pytest.raises(InputError, match="round_rows"):
         TrainConfig(round_rows=0)

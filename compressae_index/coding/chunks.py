@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple, Protocol
 
 from compressae_index.arrays import FloatArray
@@ -51,7 +53,8 @@ def encoded_chunks(
 
     If the model has a center, they are those of rows less it. Codes are folded, or leave room for a residual
     code of residual_bits a dimension. Calls `note` with the bytes of the rows before they are encoded. Codes
-    of all rows that were `made` before, without factors, are taken as they are.
+    of all rows that were `made` before, without factors, are taken as they are. With several threads, a chunk
+    is read and encoded while the one before is used.
 
     Raises:
         InputError: bad rows, by their number in `vectors`.
@@ -61,20 +64,63 @@ def encoded_chunks(
     threads = check_threads(num_threads)
     end = vectors.shape[0] if end is None else end
     vectors = as_coded(model, vectors, scale)
-    for first in range(begin, end, CHUNK_ROWS):
-        rows = checked_rows(vectors, first, min(first + CHUNK_ROWS, end), dim=model.dim)
-        if note is not None:
-            note(rows.data)
-        factors = None if scale is None else scale.of_rows(rows, first)
-        unit = normalize_rows(rows)
+
+    def encoded(unit: FloatArray, first: int, factors: FloatArray | None) -> Encoded:
         if made is not None:
-            codes = made[first : first + len(rows)]
+            codes = made[first : first + len(unit)]
         else:
             codes = _codes(model, unit, k, encoder, threads, residual_bits, device)
         if factors is None:
-            yield Encoded(codes, unit)
-        else:
-            yield Encoded(codes.scaled(factors), unit * factors[:, None])
+            return Encoded(codes, unit)
+        return Encoded(codes.scaled(factors), unit * factors[:, None])
+
+    def jobs() -> Iterator[Callable[[], Encoded]]:
+        for first in range(begin, end, CHUNK_ROWS):
+            rows = checked_rows(vectors, first, min(first + CHUNK_ROWS, end), dim=model.dim)
+            if note is not None:
+                note(rows.data)
+            factors = None if scale is None else scale.of_rows(rows, first)
+            yield partial(encoded, normalize_rows(rows), first, factors)
+
+    has_next = end - begin > CHUNK_ROWS
+    yield from _ahead(jobs()) if has_next and threads > 1 else (job() for job in jobs())
+
+
+def _ahead(jobs: Iterator[Callable[[], Encoded]]) -> Iterator[Encoded]:
+    """What jobs make, each in a thread while what the one before made is used."""
+    before: _AtWork | None = None
+    for job in jobs:
+        made = None if before is None else before.result()
+        before = _AtWork(job)
+        if made is not None:
+            yield made
+    if before is not None:
+        yield before.result()
+
+
+class _AtWork(threading.Thread):
+    """A job in a thread that no end of the process waits for, unlike those of an executor."""
+
+    def __init__(self, job: Callable[[], Encoded]) -> None:
+        super().__init__(daemon=True)
+        self._job = job
+        self._made: Encoded | None = None
+        self._error: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._made = self._job()
+        except BaseException as error:
+            self._error = error
+
+    def result(self) -> Encoded:
+        """What the job makes, once it is done, or its error."""
+        self.join()
+        if self._error is not None:
+            raise self._error
+        assert self._made is not None
+        return self._made
 
 
 def as_coded(model: CompresSAE, vectors: Vectors, scale: RowScale | None = None) -> Vectors:

@@ -298,7 +298,9 @@ class CompresSAE:
             return codes.scaled(np.float32(1) / norms)
         lengths = norms.astype(np.float64)
         # Cosines of m and s W_dec, times |m|; float32 lacks the digits for rows that are nearly the same.
-        along = np.einsum("nk,nk->n", codes.values, (self.decoder_w @ self.mean)[codes.latents]) / lengths
+        # Not by BLAS, whose threads go on spinning after so short a product, where the engine's are to work.
+        on_mean = np.einsum("hd,d->h", self.decoder_w, self.mean)
+        along = np.einsum("nk,nk->n", codes.values, on_mean[codes.latents]) / lengths
         lacking = 1 - np.square(self.mean.astype(np.float64)).sum()
         factors = (np.sqrt(along**2 + lacking) - along) / lengths
         # The part that such a code leaves out may point inward, and would take it across the sphere.

@@ -125,12 +125,16 @@ class DictionaryLearner:
         return Round(nonzeros, error, revived)
 
     def encode(self, rows: FloatArray, nonzeros: int) -> SparseCodes:
-        """Pursuit codes of unit rows, by the current dictionary."""
+        """Pursuit codes of unit rows, by the current dictionary.
+
+        Their values are solved for twice: atoms learn as much from these codes as from those of an index.
+        """
+        solve_every = max(SOLVE_EVERY, nonzeros // 2)
         # The products of all atoms with each other, made for these rows alone, cost as much as those of twice
-        # as many rows with all atoms. Pursuit in rounds takes the latter anew for every SOLVE_EVERY nonzeros.
-        n_again = len(rows) * ((nonzeros - 1) // SOLVE_EVERY)
+        # as many rows with all atoms. Pursuit in rounds takes the latter anew for every solve_every nonzeros.
+        n_again = len(rows) * ((nonzeros - 1) // solve_every)
         in_rounds = True if n_again < 2 * len(self.dictionary) else None
-        codes = Dictionary(self.dictionary).pursue(rows, nonzeros, SOLVE_EVERY, self.num_threads, in_rounds)
+        codes = Dictionary(self.dictionary).pursue(rows, nonzeros, solve_every, self.num_threads, in_rounds)
         return SparseCodes(*codes, len(self.dictionary))
 
     def error(self, rows: FloatArray) -> float:

@@ -195,13 +195,20 @@ def _mean_of(rows: FloatArray) -> FloatArray:
 
 
 def _hold_out(rows: FloatArray, config: TrainConfig, n_latents: int) -> tuple[FloatArray, FloatArray]:
-    """Rows to train on and rows to check on; no row is held out if the dictionary needs all of them."""
+    """Rows to train on and rows to check on; no row is held out if the dictionary needs all of them.
+
+    `rows` are put in another order.
+    """
     n = min(config.validation_rows, len(rows) // 10)
     if len(rows) - n < 2 * n_latents:
         n = 0
-    held = np.zeros(len(rows), dtype=bool)
-    held[np.random.default_rng([config.seed, 1]).permutation(len(rows))[:n]] = True
-    return rows[~held], rows[held]
+    held = np.sort(np.random.default_rng([config.seed, 1]).permutation(len(rows))[:n])
+    held_out = rows[held]
+    # The last rows take the places of those held out: the others need no copy.
+    kept = len(rows) - n
+    inside = held[held < kept]
+    rows[inside] = np.delete(rows[kept:], held[len(inside) :] - kept, axis=0)
+    return rows[:kept], held_out
 
 
 def _check_alive(model: CompresSAE, rows: FloatArray) -> None:
