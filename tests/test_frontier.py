@@ -12,7 +12,7 @@ from oracles import assert_same
 
 from compressae_index import CompresSAE, CompressedIndex, InputError
 from compressae_index.arrays import FloatArray
-from compressae_index.building.calibration import CLEAR, _clear
+from compressae_index.building.calibration import CLEAR, CLEARLY_MORE, _clear
 from compressae_index.building.neighbourhoods import neighbourhoods
 from compressae_index.checks import normalize_rows
 from compressae_index.coding.codes import MAX_LATENTS
@@ -220,7 +220,8 @@ def test_few_settings_come_near_the_best_of_all(
     highest = climbed.points[-1].recall
     assert highest >= index.frontier.points[-1].recall - 2 * CLEAR
     for point in index.frontier.points:
-        reached = climbed.reaching(min(point.recall - 2 * CLEAR, highest))
+        # Of codes alone, all settings lie within 0.02, and steps of less than this are nearly chance.
+        reached = climbed.reaching(min(point.recall - CLEARLY_MORE, highest))
         assert reached.cost <= 1.4 * point.cost
 
 

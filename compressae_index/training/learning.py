@@ -29,9 +29,9 @@ LARGE_MEAN = 0.3
 # Learning with more nonzeros gains little, and slows rounds down.
 MOST_NONZEROS = 64
 FIRST_STEP, LAST_STEP = 1.0, 0.1
-MOMENTUM = 0.8
+MOMENTUM = 0.5
 # Share of the mean use that is added to every atom's: keeps atoms with few rows from jumping to them.
-DAMPING = 0.05
+DAMPING = 0.005
 # Unused atoms are revived every so many rounds, and not after this share of the rounds.
 REVIVE_EVERY, REVIVE_UNTIL = 5, 0.8
 
