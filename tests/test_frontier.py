@@ -222,7 +222,7 @@ def test_few_settings_come_near_the_best_of_all(
     for point in index.frontier.points:
         # Of codes alone, all settings lie within 0.02, and steps of less than this are nearly chance.
         reached = climbed.reaching(min(point.recall - CLEARLY_MORE, highest))
-        assert reached.cost <= 1.4 * point.cost
+        assert reached.cost <= 1.5 * point.cost
 
 
 @pytest.mark.usefixtures("few_suffice")
