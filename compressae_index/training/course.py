@@ -109,9 +109,10 @@ class Course:
             with self._checkpoint.reading():
                 self._take(saved)
 
-    def is_past(self, stage: Stage) -> bool:
-        """Whether the checkpoint was saved in a later stage."""
-        return stage == "refine" and self._stage == "steps"
+    @property
+    def at_steps(self) -> bool:
+        """Whether the checkpoint was saved by steps, which keep the dictionary that rounds learned."""
+        return self._stage == "steps"
 
     def saved(self, stage: Stage, like: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]] | None:
         """The state that a stage saved, of the shapes and dtypes of `like`; None if there is none.
