@@ -1,4 +1,4 @@
-"""Searches by an installed wheel, with no more than its own dependencies: python tests/smoke.py."""
+"""Builds and searches by an installed wheel, with its own dependencies alone: python tests/smoke.py."""
 
 from __future__ import annotations
 
@@ -7,19 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
-from compressae_index import CompresSAE, CompressedIndex
-from compressae_index.checks import normalize_rows
+from compressae_index import CompressedIndex
 from compressae_index.demo import load_data
 from compressae_index.measuring.exact import exact_neighbours
 
 
 def main() -> None:
-    """Builds an index over rows as dictionary, saves and loads it, and compares it with exact search."""
+    """Builds an index, saves and loads it, and compares it with exact search."""
     data = load_data()
     rows, queries = data.embeddings[:2000], data.queries[:100]
-    dictionary = normalize_rows(data.embeddings[2000:3024])
-    model = CompresSAE(dictionary.T.copy(), np.zeros(len(dictionary), np.float32), dictionary, k=16)
-    index = CompressedIndex.build(rows, model=model, k=16, residual_bits=4, progress=False)
+    index = CompressedIndex.build(rows, k=16, residual_bits=4, progress=False)
     with tempfile.TemporaryDirectory() as folder:
         index.save(Path(folder) / "index")
         index = CompressedIndex.load(Path(folder) / "index")
