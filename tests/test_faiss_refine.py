@@ -83,15 +83,13 @@ def assert_alike(index: FaissIndex, expected: CompressedIndex, queries: FloatArr
     np.testing.assert_allclose(index.reconstruct(ids), expected.reconstruct(ids), rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(known(index, ids), known(expected, ids), rtol=1e-6, atol=1e-6)
     mask = np.isin(index.ids, ids[::3])
-    # Next to original vectors an index rounds queries for its codes, and may re-score others at the margin.
-    depths = (4 * N,) * 2 if expected.documents.residual_bits == 0 else (20, 15)
-    for settings in ({"refine": depths[0]}, {"refine": 0}, {"refine": depths[1], "scoring": "symmetric"}):
+    for settings in ({"refine": 20}, {"refine": 0}, {}, {"refine": 15, "scoring": "symmetric"}):
         found, wanted = (one.search(queries, 10, candidates=4 * N, **settings) for one in (index, expected))
         np.testing.assert_allclose(found.scores, wanted.scores, rtol=2e-6, atol=2e-6)
         assert (found.ids == wanted.ids).mean() > 0.98
     for allowed in (ids[::3], mask):
-        found = index.search(queries, 10, candidates=4 * N, refine=depths[0], filter=allowed)
-        wanted = expected.search(queries, 10, candidates=4 * N, refine=depths[0], filter=ids[::3])
+        found = index.search(queries, 10, candidates=4 * N, filter=allowed)
+        wanted = expected.search(queries, 10, candidates=4 * N, filter=ids[::3])
         np.testing.assert_allclose(found.scores, wanted.scores, rtol=2e-6, atol=2e-6)
     why: list[Any] = [one.explain(queries[0], ids[5]) for one in (index, expected)]
     for got, given in zip(*why, strict=True):

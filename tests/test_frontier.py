@@ -12,7 +12,7 @@ from oracles import assert_same
 
 from compressae_index import CompresSAE, CompressedIndex, InputError
 from compressae_index.arrays import FloatArray
-from compressae_index.building.calibration import CLEAR, CLEARLY_MORE, _clear
+from compressae_index.building.calibration import CLEAR, _clear
 from compressae_index.building.neighbourhoods import neighbourhoods
 from compressae_index.checks import normalize_rows
 from compressae_index.coding.codes import MAX_LATENTS
@@ -183,10 +183,10 @@ def test_calibrating_measures_what_building_does(
     built.frontier = Frontier((Point(50, 8, 20, 0.5, 1.0),), target=0.9)
     built.calibrate(rows)
     assert built.frontier == targeted
-    built.calibrate()  # by directions and norms apart, whose products have other last bits
-    assert [point[:3] for point in built.frontier.points] == [point[:3] for point in measured.points]
-    for point, expected in zip(built.frontier.points, measured.points, strict=True):
-        assert point.recall == pytest.approx(expected.recall, abs=0.002)
+    built.calibrate()
+    of_stored = built.frontier
+    built.calibrate(built.vectors)  # which have other last bits than the rows: directions and norms are apart
+    assert of_stored == built.frontier
     built.recode(uncentred_model)  # the same codes, but for the rounding of norms
     recoded = built.frontier
     assert recoded is not None
@@ -220,9 +220,8 @@ def test_few_settings_come_near_the_best_of_all(
     highest = climbed.points[-1].recall
     assert highest >= index.frontier.points[-1].recall - 2 * CLEAR
     for point in index.frontier.points:
-        # Of codes alone, all settings lie within 0.02, and steps of less than this are nearly chance.
-        reached = climbed.reaching(min(point.recall - CLEARLY_MORE, highest))
-        assert reached.cost <= 1.5 * point.cost
+        reached = climbed.reaching(min(point.recall - 2 * CLEAR, highest))
+        assert reached.cost <= 1.4 * point.cost
 
 
 @pytest.mark.usefixtures("few_suffice")

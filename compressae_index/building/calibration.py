@@ -73,7 +73,7 @@ def _climbed(measure: _Measure, advance: Callable[[int], object]) -> list[Point]
     """Points on the way from the fewest candidates and latents to the most, and beside it, refined fully.
 
     Each step takes more of that which gains more recall for its cost: of all settings, those that others do
-    not beat are near this way.
+    not beat are near this way. A few more latents may gain nothing by chance, so still more are tried, too.
     """
     candidates, query_nnz = measure.candidates, measure.query_nnz
     i, j, here = 0, 0, measure.point(candidates[0], query_nnz[0])
@@ -81,7 +81,7 @@ def _climbed(measure: _Measure, advance: Callable[[int], object]) -> list[Point]
     while here.recall < 1 and (i + 1 < len(candidates) or j + 1 < len(query_nnz)):
         following = {
             (more, latents): measure.point(candidates[more], query_nnz[latents])
-            for more, latents in ((i + 1, j), (i, j + 1))
+            for more, latents in ((i + 1, j), (i, j + 1), (i, j + 2))
             if more < len(candidates) and latents < len(query_nnz)
         }
         points += following.values()

@@ -35,7 +35,7 @@ from compressae_index.persistence import NewFile, entry, release_pages
 from compressae_index.processes import ForkSafeLock
 from compressae_index.progress import track
 from compressae_index.search.backend import SparseBackend
-from compressae_index.search.queries import Asked
+from compressae_index.search.queries import Asked, SearchResult
 from compressae_index.search.stages import ByTerms, Candidates, Found, Refined, Stages, terms_of
 from compressae_index.sources import CHUNK_ROWS
 
@@ -443,6 +443,11 @@ class InvertedFile(SparseBackend):
             FormatError: the lists are damaged.
         """
         return self.found(terms, n, filter)[0]
+
+    def answer(self, asked: Asked) -> SearchResult:
+        """The best documents of each query, rounded where an embedded index would round it."""
+        asked.let_be_rough(by_originals=self.originals is not None)
+        return super().answer(asked)
 
     def stages(self, mode: str) -> Stages:
         """The stages of a mode. All see the same documents, even if another thread changes them."""
