@@ -229,6 +229,15 @@ def test_a_model_is_trained_where_none_is_given(client: MilvusClient, dense: str
     index.drop()
 
 
+def test_the_encoder_is_trained_for_codes_that_it_makes(client: MilvusClient, dense: str) -> None:
+    for encoder in ("topk", "pursuit"):
+        target = name()
+        made = from_milvus(client, dense, target=target, k=8, n_latents=64, encoder=encoder, progress=False)
+        model = made.compressed.model
+        assert np.array_equal(model.encoder_w, model.decoder_w.T) == (encoder == "pursuit")
+        made.compressed.drop()
+
+
 KILLED = """
 import os, signal, sys
 from compressae_index import CompresSAE

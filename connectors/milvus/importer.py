@@ -241,6 +241,7 @@ class Run:
             n_latents=self.settings.n_latents,
             config=self.config,
             metric=self.settings.metric,
+            encoder=self.settings.encoder,
         )
 
 
