@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from compressae_index import CompresSAE, CompressedIndex, InputError, SparseCodes, TrainConfig
 from compressae_index._engine import pack_rows
 from compressae_index.arrays import FloatArray
+from compressae_index.building import training
 from compressae_index.building.estimation import estimate
 from compressae_index.building.neighbourhoods import Neighbourhoods, neighbourhoods
 from compressae_index.building.planning import RANKED
@@ -21,6 +23,7 @@ from compressae_index.embedded.sizes import list_overhead
 from compressae_index.embedded.thinning import above_threshold, strongest, thinned, threshold_for
 from compressae_index.measuring.exact import exact_neighbours
 from compressae_index.search.recall import recall
+from compressae_index.training import TrainResult, train
 
 
 def test_bytes_of_a_row_are_the_engines() -> None:
@@ -305,3 +308,32 @@ def test_an_estimate_is_what_a_build_gives(vectors: FloatArray) -> None:
     assert result.train_seconds > 0
     planned = estimate(vectors[:2000], n_latents=128, bytes_per_vector=48)
     assert planned.plan.bytes_per_vector <= 48
+
+
+@pytest.mark.parametrize(
+    ("options", "rounds"),
+    [
+        ({"k": 8}, 128),
+        ({"bytes_per_vector": 60, "n_latents": None}, 128),
+        ({"k": 8, "n_latents": 32}, 64),
+        ({"k": 8, "residual_bits": 2}, 64),
+        ({"originals": "float16"}, 64),
+        ({}, 64),
+        ({"k": 8, "config": TrainConfig(steps=0, refine_rounds=5)}, 5),
+    ],
+    ids=str,
+)
+def test_many_latents_learn_longer_where_codes_alone_give_scores(
+    options: dict[str, Any], rounds: int, vectors: FloatArray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "MODEST_LATENTS", 32)
+    asked: list[int] = []
+
+    def briefly(rows: FloatArray, config: TrainConfig, **how: Any) -> TrainResult:
+        asked.append(config.refine_rounds)
+        return train(rows, replace(config, refine_rounds=2), **how)
+
+    monkeypatch.setattr(training, "train", briefly)
+    index = CompressedIndex.build(vectors[:2000], progress=False, **{"n_latents": 128, **options})
+    assert asked[-1] == rounds
+    assert (index.model.n_latents > 32) == (options.get("n_latents") != 32)

@@ -49,6 +49,8 @@ def decide(
     """
     knobs, budget = intent.knobs, intent.budget
     if budget is None or near is None:
+        if not by_originals and not knobs.residual_bits:
+            source = source.for_codes_alone(source.sizes(vectors, encoder, knobs.k)[1])
         return Decided(
             source.model_for(vectors, knobs.k, num_threads=num_threads, progress=progress), knobs, None
         )

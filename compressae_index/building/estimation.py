@@ -12,7 +12,7 @@ from compressae_index.arrays import FloatArray
 from compressae_index.building.latents import weighed
 from compressae_index.building.neighbourhoods import neighbourhoods
 from compressae_index.building.planning import Intent, Knobs, Plan, Shared, Trial, choose
-from compressae_index.building.training import ModelSource, training_settings
+from compressae_index.building.training import ModelSource, rounds_for_codes, training_settings
 from compressae_index.checks import check_choice, check_threads
 from compressae_index.coding.lengths import check_room_for_norms
 from compressae_index.coding.metric import METRICS, Metric
@@ -110,9 +110,11 @@ def estimate(
     model = (
         source.with_latents(latents).model_for(sample, knobs.k, num_threads=threads, progress=progress).model
     )
-    train_seconds = (time.perf_counter() - started) * TrainConfig().refine_rounds / config.refine_rounds
+    round_seconds = (time.perf_counter() - started) / config.refine_rounds
     trial = trial_of(model)
     plan = trial.of_knobs(knobs) if budget is None else choose(trial, budget, progress=progress)
+    rounds = TrainConfig().refine_rounds if plan.residual_bits else rounds_for_codes(latents)
+    train_seconds = round_seconds * rounds
     return _extrapolated(model, plan, n, train_seconds, _seconds_a_row(model, plan.k, sample, threads))
 
 

@@ -79,6 +79,8 @@ def weighed(
     most = min(largest, len(rows) // 2)
     best = _climbed(first, worth(trial), lambda n_latents: worth(briefly_trained(n_latents)), most)
     source = source.with_latents(best)
+    if plan is not None and not plan.residual_bits and not trial.by_originals:
+        source = source.for_codes_alone(best)
     return source, source.sizes(vectors, encoder, budget.training_k)[0]
 
 

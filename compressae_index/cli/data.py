@@ -129,8 +129,13 @@ def train_config(preset: Preset, steps: int | None, seed: int) -> TrainConfig:
     return config if steps is None else replace(config, steps=steps)
 
 
-def build_config(preset: Preset, steps: int | None, seed: int, encoder: Encoder) -> TrainConfig:
-    """The same for codes that are made at once: pursuit has no use for a trained encoder."""
+def build_config(preset: Preset, steps: int | None, seed: int, encoder: Encoder) -> TrainConfig | None:
+    """The same for codes that are made at once: pursuit has no use for a trained encoder.
+
+    None where nothing is said, so that a build chooses as without a `config`.
+    """
+    if (preset, steps, seed) == ("default", None, 0):
+        return None
     return train_config(preset, 0 if steps is None and encoder == "pursuit" else steps, seed)
 
 
