@@ -21,6 +21,7 @@ from oracles import assert_same
 from compressae_index import CompresSAE, CompressedIndex, FormatError, NewerFormatError, persistence
 from compressae_index.arrays import FloatArray
 from compressae_index.connectors.faiss import FaissIndex
+from compressae_index.connectors.texts import Record, TextStore
 from compressae_index.persistence import _manifest_checksum, describe
 from compressae_index.search.queries import MODES
 
@@ -67,7 +68,7 @@ def test_round_trip(
     assert_same_index(CompressedIndex.load(tmp_path / "again"), index, queries)
 
 
-@pytest.mark.parametrize("kind", ["embedded", "faiss"])
+@pytest.mark.parametrize("kind", ["embedded", "faiss", "texts"])
 def test_saving_counts_all_bytes(
     kind: str, model: CompresSAE, vectors: FloatArray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -75,6 +76,11 @@ def test_saving_counts_all_bytes(
     index.labels = {"3+": "kidney"}
     if kind == "faiss":
         index = FaissIndex.from_index(index, progress=False)
+    if kind == "texts":
+        filled = TextStore()
+        filled.write([Record(f"id {n}", f"text {n}", {}) for n in range(3000)], vectors[:3000])
+        filled.save(tmp_path / "filled")
+        index = TextStore.load(tmp_path / "filled")  # whose database has no unused pages
     totals, done = list[int](), list[int]()
 
     @contextmanager
@@ -91,17 +97,20 @@ def test_saving_counts_all_bytes(
     assert 0.99 * totals[0] < sum(done) <= 2 * size
 
 
+@pytest.mark.parametrize("kind", ["embedded", "texts"])
 def test_loading_shows_its_progress(
+    kind: str,
     index: CompressedIndex,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("compressae_index.progress.FIRST_LINE", 0)
-    index.save(tmp_path / "index")
-    CompressedIndex.load(tmp_path / "index")
+    saved = TextStore.of(index, ["text"] * len(index)) if kind == "texts" else index
+    saved.save(tmp_path / "index")
+    type(saved).load(tmp_path / "index")
     assert capsys.readouterr().err == ""
-    CompressedIndex.load(tmp_path / "index", progress=True)
+    type(saved).load(tmp_path / "index", progress=True)
     said = re.search(r"loading: ([\d,]+) of ([\d,]+) B", capsys.readouterr().err)
     assert said
     size = sum(file.stat().st_size for file in data_of(tmp_path / "index").iterdir())

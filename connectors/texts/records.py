@@ -108,6 +108,15 @@ class Records:
             (count,) = database.execute("SELECT count(*) FROM documents").fetchone()
         return int(count)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the database."""
+        with self._reading() as database:
+            (size,) = database.execute(
+                "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size"
+            ).fetchone()
+        return int(size)
+
     def next_key(self) -> int:
         """A key above all others."""
         with self._reading() as database:

@@ -462,7 +462,7 @@ class TextStore:
         self._state = state
         self._filtered.clear()
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], *, progress: bool = False) -> None:
         """Writes index and texts to one directory in one step: a crash leaves what was there, or all of this.
 
         Of an index that is not a `CompressedIndex`, and is kept elsewhere, such as in Milvus, the directory
@@ -470,6 +470,7 @@ class TextStore:
 
         Args:
             path: the directory, or its address in a store, such as s3://bucket/items.
+            progress: show a progress bar.
 
         Raises:
             FormatError: something other than a store of texts is at `path`.
@@ -481,12 +482,15 @@ class TextStore:
             if isinstance(index, CompressedIndex):
                 contents = index.contents()
             meta = {"is_exact": is_exact, "index": contents.meta if held or index is None else _ELSEWHERE}
-            files = {**contents.files, _FILE: NewFile(self._write_records, 0)}
-            persistence.write(path, _KIND, **contents._replace(meta=meta, files=files)._asdict())
+            with self._access.lock:
+                texts = NewFile(self._write_records, self._records.nbytes)
+            contents = contents._replace(meta=meta, files={**contents.files, _FILE: texts})
+            persistence.write(path, _KIND, **contents._asdict(), progress=progress)
 
-    def _write_records(self, file: Path, _: Callable[[int], object]) -> None:
+    def _write_records(self, file: Path, advance: Callable[[int], object]) -> None:
         with self._access.lock:
             self._records.write(file)
+            advance(self._records.nbytes)
 
     @classmethod
     def load(
@@ -499,6 +503,7 @@ class TextStore:
         build_at: int | None = BUILD_AT,
         build: Mapping[str, Any] | None = None,
         search: Mapping[str, Any] | None = None,
+        progress: bool = False,
     ) -> TextStore:
         """Reads what `save` wrote, and checks all of it.
 
@@ -513,6 +518,7 @@ class TextStore:
             build_at: as for `TextStore`.
             build: as for `TextStore`.
             search: as for `TextStore`.
+            progress: show a progress bar.
 
         Raises:
             FormatError: the directory is missing, foreign or damaged, or the index holds other documents.
@@ -521,16 +527,20 @@ class TextStore:
         """
         where = as_place(path)
         # SQLite opens its file by name, and a writer may have replaced it by then.
-        state, records = persistence.unless_replaced(where, lambda: _read(where, index, mmap, originals))
+        state, records = persistence.unless_replaced(
+            where, lambda: _read(where, index, mmap, originals, progress)
+        )
         _check_same(where, state.index, records)
         store = cls.__new__(cls)
         store._set_up(state, records, build_at, build, search)
         return store
 
 
-def _read(where: Where, index: Index | None, mmap: bool, originals: Any) -> tuple[State, Records]:
+def _read(
+    where: Where, index: Index | None, mmap: bool, originals: Any, progress: bool
+) -> tuple[State, Records]:
     """The contents of a directory, with the index that belongs to it if that is elsewhere."""
-    stored = persistence.read(where, _KIND, mmap=mmap, always_mapped=ALWAYS_MAPPED)
+    stored = persistence.read(where, _KIND, mmap=mmap, always_mapped=ALWAYS_MAPPED, progress=progress)
     meta = stored.meta.get("index")
     check_moved(meta if isinstance(meta, dict) else {}, originals)
     if (meta == _ELSEWHERE) != (index is not None):
