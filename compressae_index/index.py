@@ -141,7 +141,7 @@ class CompressedIndex(RecodableIndex):
 
         Without any of k, model, value_bits, postings, residual_bits and a budget, the budget is 200 bytes a
         vector, or an eighth of float32 if that is more; with originals, codes are of 16 nonzeros, about 57
-        bytes. Of at least 8,192 vectors, `frontier` then says which settings of a search reach which recall.
+        bytes. Of at least 2,048 vectors, `frontier` then says which settings of a search reach which recall.
 
         Args:
             embeddings: (n, d) floating point: an array, a table or column of vectors, a memory map, file,

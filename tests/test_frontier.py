@@ -67,6 +67,21 @@ def test_more_neighbours_take_more_candidates_and_latents(
     assert many > few - 0.02
 
 
+def test_an_index_that_grows_is_searched_for_more(model: CompresSAE, demo_data: DemoData) -> None:
+    point, measured = Point(300, 64, 20, 0.9, 10), Frontier.of([Point(300, 64, 20, 0.9, 10)], n_rows=1000)
+    assert measured.grown(point, 4000) == (600, 64, 40, 0.9, 10)
+    for unknown, n_rows in ((measured, 900), (Frontier.of([point]), 4000)):
+        assert unknown.grown(point, n_rows) == point
+    rows, queries = demo_data.embeddings, demo_data.queries[:300]
+    index = CompressedIndex.build(rows[:2500], model=model, k=16, originals="float16", progress=False)
+    index.add(rows[2500:], np.arange(2500, len(rows)))
+    frontier, truth = index.frontier, exact_neighbours(rows, queries, 10)
+    assert frontier is not None
+    found = recall(index.search(queries, 10).ids, truth, 10)
+    index.frontier = frontier._replace(n_rows=0)
+    assert found > frontier.default.recall - 0.04 > recall(index.search(queries, 10).ids, truth, 10)
+
+
 def test_bad_targets() -> None:
     frontier = Frontier.of([Point(300, 64, 50, 0.8, 10)])
     with pytest.raises(InputError, match=r"target_recall must be between 0 and 1, got 1\.5"):
@@ -179,7 +194,7 @@ def test_calibrating_measures_what_building_does(
     )
     measured = built.frontier
     assert measured is not None
-    targeted = Frontier(measured.points, 0.9, measured.damped_to)
+    targeted = measured._replace(target=0.9)
     built.frontier = Frontier((Point(50, 8, 20, 0.5, 1.0),), target=0.9)
     built.calibrate(rows)
     assert built.frontier == targeted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -66,7 +67,9 @@ def test_two_stage_rescores_what_damped_sums_find(
     # Fewer candidates than results are refused; by default there are enough.
     with pytest.raises(InputError, match="candidates must be at least k = 40, got 39"):
         built.search(queries, 40, candidates=39, query_nnz=12, scoring=scoring)
-    deep = built.search(queries, 1200, query_nnz=12, scoring=scoring)
+    unmeasured = copy.copy(built)
+    unmeasured.frontier = None
+    deep = unmeasured.search(queries, 1200, query_nnz=12, scoring=scoring)
     assert_same(built.search(queries, 1200, candidates=1200, query_nnz=12, scoring=scoring), deep)
 
 

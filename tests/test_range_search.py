@@ -81,8 +81,8 @@ def test_two_stage_gives_nearly_all(built: CompressedIndex, queries: FloatArray)
     true = set(zip(np.repeat(range(50), np.diff(dense.lims)), dense.ids.tolist(), strict=True))
     assert given <= true
     assert len(given) > 0.97 * len(true)
-    limited = built.range_search(queries, radius, candidates=100)
-    assert_is_top_of(limited, built.search(queries, 100, candidates=100), radius)
+    limited = built.range_search(queries, radius, candidates=100, query_nnz=64)
+    assert_is_top_of(limited, built.search(queries, 100, candidates=100, query_nnz=64), radius)
 
 
 def test_sparse_compares_sums_over_terms(built: CompressedIndex, queries: FloatArray) -> None:

