@@ -20,6 +20,7 @@ from compressae_index.coding.directory import encode_to_directory
 from compressae_index.coding.metric import Metric
 from compressae_index.demo import DemoData
 from compressae_index.errors import DimensionError
+from compressae_index.measuring.evaluation import evaluate_frontier
 from compressae_index.measuring.exact import exact_neighbours
 from compressae_index.search.frontier import LOSS, Frontier, Point
 from compressae_index.search.queries import Settings
@@ -78,6 +79,8 @@ def test_an_index_that_grows_is_searched_for_more(model: CompresSAE, demo_data: 
     frontier, truth = index.frontier, exact_neighbours(rows, queries, 10)
     assert frontier is not None
     found = recall(index.search(queries, 10).ids, truth, 10)
+    measured_again = [point for point, _ in evaluate_frontier(index, queries, truth)]
+    assert measured_again == [frontier.grown(each, len(rows)) for each in frontier.points]
     index.frontier = frontier._replace(n_rows=0)
     assert found > frontier.default.recall - 0.04 > recall(index.search(queries, 10).ids, truth, 10)
 

@@ -155,7 +155,7 @@ def sweep(
 def evaluate_frontier(
     index: Index, queries: FloatArray, truth: npt.NDArray[Any], *, progress: bool = False
 ) -> list[Reached]:
-    """Measures the settings of an index's frontier by recall@10; none without a frontier.
+    """Measures an index's frontier, with its settings of today, by recall@10; nothing without a frontier.
 
     Args:
         index: as for `evaluate`.
@@ -167,7 +167,8 @@ def evaluate_frontier(
         UnknownIdError: the truth holds ids that the index does not.
     """
     check_held(index, truth)
-    points = () if index.frontier is None else index.frontier.points
+    frontier = index.frontier
+    points = [] if frontier is None else [frontier.grown(each, len(index)) for each in frontier.points]
     k = min(NEIGHBOURS, len(index))
     reached = []
     with track(len(points), "frontier", enabled=progress, unit="settings") as advance:
