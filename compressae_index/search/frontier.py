@@ -66,7 +66,7 @@ class Frontier(NamedTuple):
     """The most latents of a query with which stage one estimates what the others would add: with more, it
     clearly finds more neighbours without."""
     n_rows: int = 0
-    """Rows of the index that was measured; 0 if that was not kept, as by version 0.1.0."""
+    """Rows of the index that was measured; 0 if they are not known."""
 
     @classmethod
     def of(
