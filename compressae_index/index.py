@@ -17,7 +17,7 @@ import numpy.typing as npt
 from compressae_index import persistence
 from compressae_index._engine import simd
 from compressae_index.arrays import BoolArray, IdArray
-from compressae_index.building.calibration import CALIBRATED_ROWS, calibrate
+from compressae_index.building.calibration import calibrate
 from compressae_index.building.decision import decide
 from compressae_index.building.drift import DRIFT_ROWS, PROBE_ARRAYS, Drift, Probe, Tally, compared, drift_of
 from compressae_index.building.neighbourhoods import neighbourhoods
@@ -56,7 +56,7 @@ from compressae_index.errors import FormatError, InputError
 from compressae_index.ids import Ids, as_id_array
 from compressae_index.processes import ForkSafeLock
 from compressae_index.progress import track
-from compressae_index.search.frontier import Frontier
+from compressae_index.search.frontier import CALIBRATED_ROWS, Frontier
 from compressae_index.search.index import IndexStats, counted, of_one_moment
 from compressae_index.search.labels import labels_file, stored_labels
 from compressae_index.sources import (

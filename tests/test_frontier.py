@@ -29,10 +29,8 @@ from compressae_index.search.recall import recall
 
 @pytest.fixture(scope="module")
 def index(model: CompresSAE, vectors: FloatArray) -> CompressedIndex:
-    """With a frontier, which an index of so few vectors would not get."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("compressae_index.index.CALIBRATED_ROWS", 1000)
-        return CompressedIndex.build(vectors, model=model, k=16, originals="float16", progress=False)
+    """With a frontier."""
+    return CompressedIndex.build(vectors, model=model, k=16, originals="float16", progress=False)
 
 
 def test_the_frontier_leaves_out_what_another_point_beats() -> None:

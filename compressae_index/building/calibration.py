@@ -17,8 +17,6 @@ from compressae_index.search.frontier import NEIGHBOURS, Frontier, Point
 from compressae_index.search.index import Index
 from compressae_index.search.queries import Settings
 
-# Of fewer rows, half or more are candidates by the settings that all indexes have.
-CALIBRATED_ROWS = 2048
 # Settings to measure.
 QUERY_NNZ = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 CANDIDATES = (100, 170, 300, 550, 1000, 1700, 3000, 5500, 10_000)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from compressae_index.arrays import FloatArray, RowArray
-from compressae_index.building.calibration import CALIBRATED_ROWS, calibrate
+from compressae_index.building.calibration import calibrate
 from compressae_index.building.neighbourhoods import neighbourhoods
 from compressae_index.building.training import Trained, improved
 from compressae_index.building.unfinished import Unfinished, unfinished
@@ -29,7 +29,7 @@ from compressae_index.ids import Ids, Rows
 from compressae_index.persistence import check_target
 from compressae_index.progress import track
 from compressae_index.remote import RemotePath
-from compressae_index.search.frontier import Frontier
+from compressae_index.search.frontier import CALIBRATED_ROWS, Frontier
 from compressae_index.search.index import Index, counted
 from compressae_index.sources import VectorSource, open_vectors
 from compressae_index.sources.base import Vectors, bounds

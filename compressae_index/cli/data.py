@@ -13,7 +13,6 @@ import click
 from click.core import ParameterSource
 
 from compressae_index.arrays import IdArray
-from compressae_index.building.calibration import CALIBRATED_ROWS
 from compressae_index.building.recoding import RecodableIndex
 from compressae_index.checks import as_path
 from compressae_index.cli.indexes import load_index
@@ -52,7 +51,7 @@ from compressae_index.measuring.evaluation import aligned, settings_text
 from compressae_index.persistence import check_target, kind_of
 from compressae_index.progress import track
 from compressae_index.remote import Place
-from compressae_index.search.frontier import Point
+from compressae_index.search.frontier import CALIBRATED_ROWS, Point
 from compressae_index.search.index import Index
 from compressae_index.sources import BadRows, Vectors, open_vectors, read_ids
 from compressae_index.storage import accessing, written_aside

@@ -64,7 +64,7 @@ class Reached(NamedTuple):
     """Settings of an index's frontier, on given queries."""
 
     point: Point
-    """With the recall@10 that was measured when the index was built."""
+    """As searches take it by now, with the recall@10 that was measured when the index was built."""
     measurement: Measurement
 
     def as_dict(self) -> dict[str, Any]:

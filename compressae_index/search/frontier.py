@@ -14,6 +14,8 @@ from compressae_index.errors import InputError
 from compressae_index.persistence import entry
 from compressae_index.search.queries import REFINE_PER_K
 
+# Of fewer rows, half or more are candidates by the settings that all indexes have: none are measured.
+CALIBRATED_ROWS = 2048
 # Neighbours that recall is measured of.
 NEIGHBOURS = 10
 # The default point may lose so much recall against the best one.

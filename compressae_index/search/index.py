@@ -34,7 +34,7 @@ from compressae_index.ids import Ids, as_id_array
 from compressae_index.processes import ForkSafeLock
 from compressae_index.progress import Clock, track
 from compressae_index.search.explaining import Explanation, explanation
-from compressae_index.search.frontier import Frontier
+from compressae_index.search.frontier import CALIBRATED_ROWS, Frontier
 from compressae_index.search.labels import (
     STRONGEST,
     Labels,
@@ -318,7 +318,8 @@ class Index:
         if self.frontier is None:
             msg = (
                 "target_recall needs the settings that CompressedIndex.build, or calibrate, measures of at "
-                "least 2,048 vectors, and this index has none: give candidates, query_nnz and refine"
+                f"least {CALIBRATED_ROWS:,} vectors, and this index has none: give candidates, query_nnz and "
+                "refine"
             )
             raise InputError(msg)
         k = check_int(k, "k", 1, MAX_K)
