@@ -34,6 +34,12 @@ class Random {
     return values;
   }
 
+  // The smallest or the largest.
+  template <typename T>
+  T extreme() {
+    return one_in(2) ? std::numeric_limits<T>::min() : std::numeric_limits<T>::max();
+  }
+
   // From -8 to 8.
   std::vector<float> whole_floats(std::size_t n) {
     std::vector<float> values(n);
@@ -241,13 +247,13 @@ void check_residual_dots(Trial& trial) {
       // Any levels, or those of the largest sums.
       const bool is_extreme = random.one_in(4);
       const auto levels = random.integers<std::uint8_t>(64);
-      const std::uint8_t extreme = random.one_in(2) ? 0 : 255;
+      const auto extreme = random.extreme<std::uint8_t>();
       for (std::size_t i = 0; i < 64; ++i) layout.levels[i] = is_extreme ? extreme : levels[i];
       const std::size_t n_rows = 1 + random.below(6);
       const auto rows = random.integers<std::uint8_t>(n_rows * layout.row_bytes + kSlack);
       std::vector<std::int8_t> query((dim + kQueryDims - 1) / kQueryDims * kQueryDims);
       const auto entries = random.integers<std::int8_t>(dim);
-      const std::int8_t most = random.one_in(2) ? std::int8_t{127} : std::int8_t{-128};
+      const auto most = random.extreme<std::int8_t>();
       for (std::size_t i = 0; i < dim; ++i) query[i] = is_extreme ? most : entries[i];
       std::vector<std::int32_t> expected(n_rows), actual(n_rows);
       trial.plain().residual_dots(layout, rows.data(), n_rows, query.data(), expected.data());
@@ -291,24 +297,35 @@ void check_widen(Trial& trial) {
   trial.expect(actual == expected, "widen");
 }
 
+std::vector<std::int32_t> surpluses(const Kernels& kernels, const std::vector<std::int8_t>& queries,
+                                    std::size_t length) {
+  std::vector<std::int32_t> surpluses(queries.size() / length);
+  for (std::size_t q = 0; q < surpluses.size(); ++q)
+    surpluses[q] = kernels.surplus(queries.data() + q * length, length);
+  return surpluses;
+}
+
 void check_products(Trial& trial) {
   Random& random = trial.random;
   const std::size_t n_blocks = 1 + random.below(3), steps = 1 + random.below(30), length = ProductRows::kStep * steps;
   const std::size_t n_queries = random.below(random.one_in(2) ? 9 : 80), n_planes = random.one_in(2) ? 1 : 3;
   const std::size_t n_rows = kBlock * (n_blocks - 1) + 1 + random.below(kBlock);
-  const auto entries = random.integers<std::uint8_t>(n_blocks * kBlock * length);
+  auto entries = random.integers<std::uint8_t>(n_blocks * kBlock * length);
   std::vector<float> scales(n_blocks * kBlock);  // powers of two keep products exact
   for (float& scale : scales) scale = random.one_in(2) ? 0.25f : -2.0f;
   auto query_entries = random.integers<std::int8_t>(n_queries * n_planes * length);
-  if (random.one_in(4)) std::fill(query_entries.begin(), query_entries.end(), std::int8_t{-128});
+  if (random.one_in(2)) std::fill(query_entries.begin(), query_entries.end(), random.extreme<std::int8_t>());
+  if (random.one_in(2)) std::fill(entries.begin(), entries.end(), random.extreme<std::uint8_t>());
   const std::vector<float> query_scales(n_queries * n_planes, 0.5f);
-  std::vector<std::int32_t> sums(n_queries * n_planes);
-  for (std::size_t i = 0; i < query_entries.size(); ++i) sums[i / length] += query_entries[i];
   const ProductRows rows{entries.data(), scales.data(), n_blocks, steps};
-  const ProductQueries queries{query_entries.data(), query_scales.data(), sums.data(), n_queries, n_planes};
   std::vector<float> expected = random.whole_floats(n_queries * n_rows), actual = expected;
-  trial.plain().multiply(rows, n_rows, queries, expected.data(), n_rows);
-  trial.tested().multiply(rows, n_rows, queries, actual.data(), n_rows);
+  const auto multiply = [&](const Kernels& kernels, float* products) {
+    const auto own = surpluses(kernels, query_entries, length);
+    kernels.multiply(rows, n_rows, {query_entries.data(), query_scales.data(), own.data(), n_queries, n_planes},
+                     products, n_rows);
+  };
+  multiply(trial.plain(), expected.data());
+  multiply(trial.tested(), actual.data());
   trial.expect(actual == expected, "multiply");
 }
 
@@ -324,13 +341,14 @@ void check_strongest(Trial& trial) {
   for (float& scale : scales) scale = random.one_in(9) ? 0.0f : random.one_in(2) ? 0x1p-24f : -0x1p-26f;
   const auto query_entries = random.integers<std::int8_t>(n_queries * length);
   const std::vector<float> query_scales(n_queries, 0.5f);
-  std::vector<std::int32_t> sums(n_queries);
-  for (std::size_t i = 0; i < query_entries.size(); ++i) sums[i / length] += query_entries[i];
+  const auto plain_surpluses = surpluses(trial.plain(), query_entries, length);
+  const auto own_surpluses = surpluses(trial.tested(), query_entries, length);
   const ProductRows rows{entries.data(), scales.data(), n_blocks, steps};
-  const ProductQueries queries{query_entries.data(), query_scales.data(), sums.data(), n_queries, 1};
+  const ProductQueries queries{query_entries.data(), query_scales.data(), plain_surpluses.data(), n_queries, 1};
+  const ProductQueries own{query_entries.data(), query_scales.data(), own_surpluses.data(), n_queries, 1};
   std::vector<std::uint32_t> expected(n_queries * stride), actual(n_queries * stride, 0xffffffff);
   trial.plain().multiply_strongest(rows, depth, queries, expected.data(), stride);
-  trial.tested().multiply_strongest(rows, depth, queries, actual.data(), stride);
+  trial.tested().multiply_strongest(rows, depth, own, actual.data(), stride);
   trial.expect(actual == expected, "multiply_strongest");
 
   std::vector<float> products(n_queries * n_rows);
@@ -356,14 +374,16 @@ void check_byte_dots(Trial& trial) {
   auto bytes = random.integers<std::uint8_t>(n_rows * length);
   auto query = random.integers<std::int8_t>(length);
   if (random.one_in(4)) {
-    std::fill(bytes.begin(), bytes.end(), std::uint8_t{255});
-    std::fill(query.begin(), query.end(), std::int8_t{-128});
+    std::fill(bytes.begin(), bytes.end(), random.extreme<std::uint8_t>());
+    std::fill(query.begin(), query.end(), random.extreme<std::int8_t>());
   }
   std::vector<const std::uint8_t*> rows;
   for (std::size_t r = 0; r < n_rows; ++r) rows.push_back(bytes.data() + r * length);
   std::vector<std::int32_t> expected(n_rows), actual(n_rows);
-  trial.plain().byte_dots(rows.data(), n_rows, query.data(), length, expected.data());
-  trial.tested().byte_dots(rows.data(), n_rows, query.data(), length, actual.data());
+  for (std::size_t r = 0; r < n_rows; ++r)
+    for (std::size_t i = 0; i < length; ++i) expected[r] += (rows[r][i] - ProductRows::kAdded) * query[i];
+  const std::int32_t surplus = trial.tested().surplus(query.data(), length);
+  trial.tested().byte_dots(rows.data(), n_rows, query.data(), length, surplus, actual.data());
   trial.expect(actual == expected, "byte_dots");
 }
 

@@ -7,7 +7,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
-#include <numeric>
 #include <optional>
 #include <vector>
 
@@ -37,9 +36,9 @@ enum class Planes : std::size_t { kRounded = 1, kWhole = 3 };
 struct RoundedVectors {
   std::size_t n;
   std::size_t n_planes;
-  std::vector<std::int8_t> entries;  // (n, n_planes, padded columns)
-  std::vector<float> scales;         // (n, n_planes)
-  std::vector<std::int32_t> sums;    // (n, n_planes)
+  std::vector<std::int8_t> entries;     // (n, n_planes, padded columns)
+  std::vector<float> scales;            // (n, n_planes)
+  std::vector<std::int32_t> surpluses;  // (n, n_planes)
 };
 
 // Rows as the kernels take products with them.
@@ -90,7 +89,7 @@ class RoundedRows {
         plane[i] = static_cast<std::int8_t>(entry);
         rest[i] -= entry * step;
       });
-      all.sums[p] = std::accumulate(plane, plane + dim_, std::int32_t{0});
+      all.surpluses[p] = kernels().surplus(plane, dim_);
     }
     return all;
   }
@@ -127,7 +126,7 @@ class RoundedRows {
   }
 
   static ProductQueries queries(const RoundedVectors& vectors) {
-    return {vectors.entries.data(), vectors.scales.data(), vectors.sums.data(), vectors.n, vectors.n_planes};
+    return {vectors.entries.data(), vectors.scales.data(), vectors.surpluses.data(), vectors.n, vectors.n_planes};
   }
 
   // Of a row's first entry.
@@ -158,11 +157,12 @@ class Dictionary {
         bytes_(atoms, n_latents, dim),
         length_((dim + kByteStep - 1) / kByteStep * kByteStep),
         rows_(n_latents * length_, std::uint8_t{ProductRows::kAdded}),
-        sums_(n_latents) {
+        surpluses_(n_latents) {
+    std::vector<std::int8_t> bytes(length_);
     for (std::size_t latent = 0; latent < n_latents; ++latent) {
-      std::uint8_t* row = rows_.data() + latent * length_;
-      bytes_.copy_row(latent, row);
-      for (std::size_t i = 0; i < dim; ++i) sums_[latent] += row[i] - ProductRows::kAdded;
+      bytes_.copy_row(latent, rows_.data() + latent * length_);
+      copy_bytes(latent, bytes.data());
+      surpluses_[latent] = kernels().surplus(bytes.data(), length_);
     }
   }
 
@@ -179,13 +179,13 @@ class Dictionary {
     bytes_.multiply(bytes_.rounded(vectors, n, Planes::kRounded), stride(), products);
   }
 
-  // Row `latent` in bytes, kAdded more than its entries, and in signed bytes, whose sum is returned: (length).
+  // Row `latent` in bytes, kAdded more than its entries, and in signed bytes, whose surplus is returned: (length).
   const std::uint8_t* row(std::size_t latent) const { return rows_.data() + latent * length_; }
   std::int32_t copy_bytes(std::size_t latent, std::int8_t* bytes) const {
     const std::uint8_t* own = row(latent);
     const std::size_t length = length_;
     for (std::size_t i = 0; i < length; ++i) bytes[i] = static_cast<std::int8_t>(own[i] ^ ProductRows::kAdded);
-    return sums_[latent];
+    return surpluses_[latent];
   }
 
   std::size_t length() const { return length_; }
@@ -195,9 +195,9 @@ class Dictionary {
   std::size_t n_latents_;
   std::size_t dim_;
   RoundedRows bytes_;
-  std::size_t length_;              // dim, padded to whole kByteStep
-  HugeVector<std::uint8_t> rows_;   // (n_latents, length), as bytes_ has them, but row by row
-  std::vector<std::int32_t> sums_;  // (n_latents) of the bytes
+  std::size_t length_;                   // dim, padded to whole kByteStep
+  HugeVector<std::uint8_t> rows_;        // (n_latents, length), as bytes_ has them, but row by row
+  std::vector<std::int32_t> surpluses_;  // (n_latents)
 };
 
 // Products with rows of unit norm that rounding hardly shows in. It keeps bytes alone, not the rows.

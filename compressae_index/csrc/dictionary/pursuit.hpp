@@ -98,25 +98,24 @@ class Pursuit {
 
   // Takes a chosen atom times its value from the residual that candidates correlate with.
   void take(const Choice& choice) {
-    const std::int32_t sum = dictionary_.copy_bytes(choice.latent, atom_.data());
-    add_products(-choice.value * dictionary_.bytes().scales()[choice.latent], sum);
+    const std::int32_t surplus = dictionary_.copy_bytes(choice.latent, atom_.data());
+    add_products(-choice.value * dictionary_.bytes().scales()[choice.latent], surplus);
   }
 
-  // Adds to the candidates' correlations their products with atom_, bytes that add up to `sum`, times `factor`.
-  void add_products(float factor, std::int32_t sum) {
+  // Adds to the candidates' correlations their products with atom_, times `factor`.
+  void add_products(float factor, std::int32_t surplus) {
     const std::size_t n = candidates_.size();
     rows_.resize(std::max(n, rows_.size()));
     sums_.resize(rows_.size());
     scales_.resize(rows_.size());
     const std::uint32_t* latents = candidates_.latents().data();
     for (std::size_t i = 0; i < n; ++i) rows_[i] = dictionary_.row(latents[i]);
-    kernel_.byte_dots(rows_.data(), n, atom_.data(), dictionary_.length(), sums_.data());
-    const std::int32_t added = ProductRows::kAdded * sum;
+    kernel_.byte_dots(rows_.data(), n, atom_.data(), dictionary_.length(), surplus, sums_.data());
     const std::int32_t* sums = sums_.data();
     // Gathered apart, so that the rest is done in vectors.
     float *factors = scales_.data(), *values = candidates_.values();
     for (std::size_t i = 0; i < n; ++i) factors[i] = dictionary_.bytes().scales()[latents[i]];
-    for (std::size_t i = 0; i < n; ++i) values[i] += factor * factors[i] * static_cast<float>(sums[i] - added);
+    for (std::size_t i = 0; i < n; ++i) values[i] += factor * factors[i] * static_cast<float>(sums[i]);
   }
 
   void write_residual(const Support& support, const float* x, float* residual) const {

@@ -71,9 +71,9 @@ struct ProductRows {
 
 // The other side of such products: each query is the sum of n_planes vectors of bytes.
 struct ProductQueries {
-  const std::int8_t* entries;  // (n, n_planes, kStep * steps)
-  const float* scales;         // (n, n_planes)
-  const std::int32_t* sums;    // (n, n_planes) of the entries
+  const std::int8_t* entries;     // (n, n_planes, kStep * steps)
+  const float* scales;            // (n, n_planes)
+  const std::int32_t* surpluses;  // (n, n_planes) of the entries
   std::size_t n;
   std::size_t n_planes;  // 1 or 3
 };
@@ -181,9 +181,11 @@ struct Kernels {
   // says; products are below 1.5 in magnitude.
   void (*multiply_strongest)(const ProductRows& rows, std::size_t depth, const ProductQueries& queries,
                              std::uint32_t* strongest, std::size_t stride);
-  // sums[i] = <rows[i], query>, unsigned and signed bytes; length is a multiple of kByteStep.
+  // What products of bytes, kAdded more than entries, with this query exceed those of the entries by.
+  std::int32_t (*surplus)(const std::int8_t* query, std::size_t count);
+  // sums[i] = <entries of rows[i], query>, whose surplus is given; length is a multiple of kByteStep.
   void (*byte_dots)(const std::uint8_t* const* rows, std::size_t n_rows, const std::int8_t* query, std::size_t length,
-                    std::int32_t* sums);
+                    std::int32_t surplus, std::int32_t* sums);
   // Interleaves kRows rows of `count` columns, whole blocks, as InterleavedRows says.
   void (*interleave)(const std::uint8_t* const* rows, std::size_t count, std::uint8_t* entries);
   // Of each group of `depth` columns, as multiply_strongest does of rows, the strongest of products[i] plus the rows'

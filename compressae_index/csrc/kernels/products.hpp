@@ -17,8 +17,8 @@ inline void interleave(const std::uint8_t* const* rows, std::size_t count, std::
       entries[InterleavedRows::kRows * i + r] = rows[r][InterleavedRows::place(i)];
 }
 
-// sums[p][i] = the sum of weights of plane p times entries of a block's columns, the first of which is at `entries`;
-// those of the next four rows are `stride` bytes behind.
+// sums[p][i] = the sum of weights of plane p times entries of a block's columns, the first of which is at `entries`,
+// and their surplus; those of the next four rows are `stride` bytes behind.
 inline void weighted_sums(const std::uint8_t* entries, std::size_t stride, const std::int8_t* weights,
                           std::size_t n_fours, std::int32_t (*sums)[kBlock]) {
   constexpr std::size_t kRows = InterleavedRows::kRows;
@@ -32,16 +32,16 @@ inline void weighted_sums(const std::uint8_t* entries, std::size_t stride, const
 }
 
 inline void byte_dots(const std::uint8_t* const* rows, std::size_t n_rows, const std::int8_t* query, std::size_t length,
-                      std::int32_t* sums) {
+                      std::int32_t surplus, std::int32_t* sums) {
   for (std::size_t r = 0; r < n_rows; ++r) {
     std::int32_t sum = 0;
 #pragma omp simd reduction(+ : sum)
     for (std::size_t i = 0; i < length; ++i) sum += rows[r][i] * query[i];
-    sums[r] = sum;
+    sums[r] = sum - surplus;
   }
 }
 
-// sums[p][i] = <plane p, row i> for the rows of a block, whose entries begin at `row`.
+// sums[p][i] = <plane p, row i> and the plane's surplus, for the rows of a block, whose entries begin at `row`.
 template <std::size_t Planes>
 void block_sums(const std::uint8_t* row, const std::int8_t* plane, std::size_t steps, std::int32_t (*sums)[kBlock]) {
   constexpr std::size_t kStep = ProductRows::kStep;
@@ -68,7 +68,14 @@ using plain::byte_dots;
 using plain::interleave;
 using plain::weighted_sums;
 
+constexpr std::size_t kPlanes = 6;
+
 #else
+
+// Planes of queries and vectors of rows whose products are summed up together: the sums fit in registers next to the
+// operands. There are 32 with AVX-512, 16 with AVX2; NEON's 32 are short.
+constexpr std::size_t kPlanes = kInt32s == 8 ? 2 : 6;
+constexpr std::size_t kVectors = kInt32s == 4 ? 2 : 4;
 
 void interleave(const std::uint8_t* const* rows, std::size_t count, std::uint8_t* entries) {
   constexpr std::size_t kBytes = sizeof(Int32s);
@@ -87,8 +94,6 @@ void interleave(const std::uint8_t* const* rows, std::size_t count, std::uint8_t
 void weighted_sums(const std::uint8_t* entries, std::size_t stride, const std::int8_t* weights, std::size_t n_fours,
                    std::int32_t (*sums)[kBlock]) {
   constexpr std::size_t kRows = InterleavedRows::kRows;
-  // As many as both planes have registers for.
-  constexpr std::size_t kVectors = 4;
   for (std::size_t first = 0; first < kBlock; first += kVectors * kInt32s) {
     Int32s lanes[2][kVectors] = {};
     for (std::size_t f = 0; f < n_fours; ++f) {
@@ -108,15 +113,12 @@ void weighted_sums(const std::uint8_t* entries, std::size_t stride, const std::i
   }
 }
 
-// sums[p][i] = <plane p, row i> for the rows of a block, whose entries begin at `row`. Several vectors
-// of rows, and all planes: each load serves several products.
+// Several vectors of rows, and all planes: each load serves several products.
 template <std::size_t Planes>
 void block_sums(const std::uint8_t* row, const std::int8_t* plane, std::size_t steps, std::int32_t (*sums)[kBlock]) {
   constexpr std::size_t kStep = ProductRows::kStep;
   // Bytes between the entries in use and those to fetch: rows are read at several places at once.
   constexpr std::size_t kRowsAhead = 512;
-  // As many as fit in registers next to the operands: there are 32 with AVX-512, 16 with AVX2; NEON's 32 are short.
-  constexpr std::size_t kVectors = kInt32s == 16 ? 4 : 2;
   for (std::size_t first = 0; first < kBlock; first += kVectors * kInt32s) {
     Int32s lanes[Planes][kVectors] = {};
     for (std::size_t step = 0; step < steps; ++step) {
@@ -145,7 +147,7 @@ void block_sums(const std::uint8_t* row, const std::int8_t* plane, std::size_t s
 
 // Four rows at a time: each load of the query serves all, and their sums wait for each other no more.
 void byte_dots(const std::uint8_t* const* rows, std::size_t n_rows, const std::int8_t* query, std::size_t length,
-               std::int32_t* sums) {
+               std::int32_t surplus, std::int32_t* sums) {
   constexpr std::size_t kRows = 4;
   for (std::size_t r = 0; r < n_rows; r += kRows) {
     const std::size_t count = n_rows - r < kRows ? n_rows - r : kRows;
@@ -159,7 +161,7 @@ void byte_dots(const std::uint8_t* const* rows, std::size_t n_rows, const std::i
     }
     std::int32_t four[kRows];
     sums_of_four(lanes, four);
-    for (std::size_t i = 0; i < count; ++i) sums[r + i] = four[i];
+    for (std::size_t i = 0; i < count; ++i) sums[r + i] = four[i] - surplus;
   }
 }
 
@@ -205,9 +207,9 @@ void take_strongest(const Product& product, std::size_t first_row, std::size_t d
 
 // The same for products with rows from first_row on, whose sums with bytes are given.
 template <std::size_t Rows>
-void take_strongest(const std::int32_t* sums, const float* scales, std::int32_t added, float scale,
+void take_strongest(const std::int32_t* sums, const float* scales, std::int32_t surplus, float scale,
                     std::size_t first_row, std::size_t depth, std::uint32_t* strongest) {
-  const auto product = [=](std::size_t i) { return static_cast<float>(sums[i] - added) * scale * scales[i]; };
+  const auto product = [=](std::size_t i) { return static_cast<float>(sums[i] - surplus) * scale * scales[i]; };
   take_strongest<Rows>(product, first_row, depth, strongest);
 }
 
@@ -217,11 +219,7 @@ void strongest_left(const float* products, std::size_t count, const InterleavedR
   const std::size_t n_rows = kRows * taken.n_fours;
   const float step = taken.step, finer = taken.step / InterleavedRows::kFiner;
   alignas(64) std::int32_t sums[2][kBlock];
-  std::int32_t added = 0, more_added = 0;
-  for (std::size_t r = 0; r < n_rows; ++r) {
-    added += ProductRows::kAdded * taken.weights[r];
-    more_added += ProductRows::kAdded * taken.weights[n_rows + r];
-  }
+  const std::int32_t added = surplus(taken.weights, n_rows), more_added = surplus(taken.weights + n_rows, n_rows);
   for (std::size_t begin = 0; begin < count; begin += kBlock) {
     weighted_sums(taken.entries + kRows * begin, kRows * count, taken.weights, taken.n_fours, sums);
     const float* some = products + begin;
@@ -240,7 +238,7 @@ void strongest_in_block(const ProductRows& rows, std::size_t block, std::size_t 
   alignas(64) std::int32_t sums[Queries][kBlock];
   block_sums<Queries>(rows.entries + block * kBlock * length, queries.entries + first * length, rows.steps, sums);
   for (std::size_t q = 0; q < Queries; ++q)
-    take_strongest<kBlock>(sums[q], rows.scales + block * kBlock, ProductRows::kAdded * queries.sums[first + q],
+    take_strongest<kBlock>(sums[q], rows.scales + block * kBlock, queries.surpluses[first + q],
                            queries.scales[first + q], block * kBlock, depth, strongest + (first + q) * stride);
 }
 
@@ -255,14 +253,12 @@ void multiply_block(const ProductRows& rows, std::size_t block, std::size_t n_ro
   for (std::size_t q = 0; q < Queries; ++q) {
     float* columns = products + (first + q) * stride + block * kBlock;
     const float* scales = queries.scales + (first + q) * Planes;
-    const std::int32_t* query_sums = queries.sums + (first + q) * Planes;
+    const std::int32_t* surpluses = queries.surpluses + (first + q) * Planes;
 #pragma omp simd
     for (std::size_t i = 0; i < n_rows; ++i) {
       float product = 0.0f;
-      // Rows hold round(entry / scale) + kAdded, as the fastest instruction takes one side unsigned:
-      // sum of (row - kAdded) * query = sum of row * query - kAdded * sum of query.
       for (std::size_t p = 0; p < Planes; ++p)
-        product += static_cast<float>(sums[q * Planes + p][i] - ProductRows::kAdded * query_sums[p]) * scales[p];
+        product += static_cast<float>(sums[q * Planes + p][i] - surpluses[p]) * scales[p];
       columns[i] = product * rows.scales[block * kBlock + i];
     }
   }
@@ -272,7 +268,7 @@ void multiply_block(const ProductRows& rows, std::size_t block, std::size_t n_ro
 template <std::size_t Planes>
 void multiply_all(const ProductRows& rows, std::size_t n_rows, const ProductQueries& queries, float* products,
                   std::size_t stride) {
-  constexpr std::size_t kTile = 6 / Planes;
+  constexpr std::size_t kTile = kPlanes < Planes ? 1 : kPlanes / Planes;
   for (std::size_t block = 0; block < rows.n_blocks; ++block) {
     const std::size_t left = n_rows - block * kBlock, count = left < kBlock ? left : kBlock;
     std::size_t q = 0;
@@ -329,11 +325,11 @@ std::size_t multiply_tiles(const ProductRows& rows, std::size_t n_rows, const Pr
                            std::size_t stride) {
   return for_tiles(rows, n_rows, queries, [&](std::size_t q, std::size_t begin, const std::int32_t* sums) {
     const std::size_t count = n_rows - begin < kTileRows ? n_rows - begin : kTileRows;
-    const std::int32_t added = ProductRows::kAdded * queries.sums[q];
+    const std::int32_t surplus = queries.surpluses[q];
     float* to = products + q * stride + begin;
 #pragma GCC unroll 2
     for (std::size_t i = 0; i < kTileRows; i += kFloats) {
-      const Floats whole = _mm512_cvtepi32_ps(raw(load<Int32s>(sums + i) - added));
+      const Floats whole = _mm512_cvtepi32_ps(raw(load<Int32s>(sums + i) - surplus));
       const Floats product = whole * repeated(queries.scales[q]) * load<Floats>(rows.scales + begin + i);
       if (i < count) _mm512_mask_storeu_ps(to + i, first_lanes(count - i), product);
     }
@@ -344,8 +340,8 @@ std::size_t strongest_in_tiles(const ProductRows& rows, std::size_t depth, const
                                std::uint32_t* strongest, std::size_t stride) {
   const std::size_t n_rows = rows.n_blocks * kBlock;
   return for_tiles(rows, n_rows, queries, [&](std::size_t q, std::size_t begin, const std::int32_t* sums) {
-    take_strongest<kTileRows>(sums, rows.scales + begin, ProductRows::kAdded * queries.sums[q], queries.scales[q],
-                              begin, depth, strongest + q * stride);
+    take_strongest<kTileRows>(sums, rows.scales + begin, queries.surpluses[q], queries.scales[q], begin, depth,
+                              strongest + q * stride);
   });
 }
 
@@ -364,7 +360,7 @@ inline std::size_t strongest_in_tiles(const ProductRows&, std::size_t, const Pro
 // The queries from number `first` on.
 inline ProductQueries queries_from(const ProductQueries& queries, std::size_t first, std::size_t steps) {
   const std::size_t planes = first * queries.n_planes;
-  return {queries.entries + planes * ProductRows::kStep * steps, queries.scales + planes, queries.sums + planes,
+  return {queries.entries + planes * ProductRows::kStep * steps, queries.scales + planes, queries.surpluses + planes,
           queries.n - first, queries.n_planes};
 }
 
@@ -380,7 +376,7 @@ void multiply(const ProductRows& rows, std::size_t n_rows, const ProductQueries&
 
 void multiply_strongest(const ProductRows& rows, std::size_t depth, const ProductQueries& queries,
                         std::uint32_t* strongest, std::size_t stride) {
-  constexpr std::size_t kTile = 6;
+  constexpr std::size_t kTile = kPlanes;
   const std::size_t done = strongest_in_tiles(rows, depth, queries, strongest, stride);
   for (std::size_t block = 0; block < rows.n_blocks; ++block) {
     std::size_t q = done;

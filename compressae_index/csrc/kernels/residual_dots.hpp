@@ -167,27 +167,9 @@ inline Bytes looked_up_of_64(const std::uint8_t* table, Bytes numbers) {
   return vqtbl4q_u8(vld1q_u8_x4(table), numbers);
 }
 
+inline Int32s as_lanes(Bytes x) { return vreinterpretq_s32_u8(x); }
+
 inline std::int32_t sum_of(Int32s x) { return vaddvq_s32(x); }
-
-#endif
-
-#if defined(COMPRESSAE_NEON)
-
-// NEON multiplies signed bytes.
-inline Int32s add_levels(Int32s sums, Bytes levels, const std::int8_t* query) {
-  const int8x16_t rows = vreinterpretq_s8_u8(vsubq_u8(levels, vdupq_n_u8(ProductRows::kAdded)));
-  const int8x16_t entries = vld1q_s8(query);
-  sums = vpadalq_s16(sums, vmull_s8(vget_low_s8(rows), vget_low_s8(entries)));
-  return vpadalq_s16(sums, vmull_high_s8(rows, entries));
-}
-constexpr bool kLevelsAreAdded = false;
-
-#else
-
-inline Int32s add_levels(Int32s sums, Bytes levels, const std::int8_t* query) {
-  return add_step(sums, as_lanes(levels), load<Int32s>(query));
-}
-constexpr bool kLevelsAreAdded = true;
 
 #endif
 
@@ -200,7 +182,7 @@ std::int32_t residual_dot(const ResidualLayout& layout, const std::uint8_t* row,
     Bytes numbers = fields<High>(high + 2 * High * g);
     if constexpr (Low != 0) numbers = above(numbers, fields<Low>(low + 2 * Low * g), Low);
     const Bytes levels = High + Low > 4 ? looked_up_of_64(layout.levels, numbers) : looked_up(layout.levels, numbers);
-    sums = add_levels(sums, levels, query + ResidualLayout::kGroupDims * g);
+    sums = add_step(sums, as_lanes(levels), load<Int32s>(query + ResidualLayout::kGroupDims * g));
   }
   return sum_of(sums);
 }
@@ -208,11 +190,7 @@ std::int32_t residual_dot(const ResidualLayout& layout, const std::uint8_t* row,
 template <std::size_t High, std::size_t Low>
 void residual_dots_of(const ResidualLayout& layout, const std::uint8_t* rows, std::size_t n_rows,
                       const std::int8_t* query, std::int32_t* sums) {
-  // Levels are unsigned where processors multiply so: sum of (level + kAdded) * query - kAdded * sum of query.
-  std::int32_t added = 0;
-  if (kLevelsAreAdded)
-    for (std::size_t i = 0; i < layout.n_groups * ResidualLayout::kGroupDims; ++i)
-      added += ProductRows::kAdded * query[i];
+  const std::int32_t added = surplus(query, layout.n_groups * ResidualLayout::kGroupDims);
   for (std::size_t r = 0; r < n_rows; ++r)
     sums[r] = residual_dot<High, Low>(layout, rows + r * layout.row_bytes, query) - added;
 }

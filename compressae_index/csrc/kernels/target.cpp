@@ -29,6 +29,7 @@ extern const Kernels COMPRESSAE_KERNELS{
     .widen = widen,
     .multiply = multiply,
     .multiply_strongest = multiply_strongest,
+    .surplus = surplus,
     .byte_dots = byte_dots,
     .interleave = interleave,
     .strongest_left = strongest_left,

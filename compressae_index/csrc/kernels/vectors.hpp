@@ -21,7 +21,6 @@
 //   bits_above(x, threshold)               of 32 numbers in x[0], x[1], ...: bit i says whether number i exceeds it
 //   upper_bytes(bytes)                     signed bytes as the upper halves of 16 bits: byte << 8
 //   multiply_rounded(x, y)                 (x * y + (1 << 14)) >> 15, unless both are the smallest number
-//   add_pair_products(sums, x, y)          sums[i] + x[2 * i] * y[2 * i] + x[2 * i + 1] * y[2 * i + 1]
 //   sums_of_four(x, sums)                  the sums of the lanes of x[0] ... x[3], of Int32s
 //   interleave_bytes(x)                    of each 16 bytes of x[0] ... x[3], the first of all four, then the second of
 //                                          all ...: the first four columns in x[0], the next in x[1] ...

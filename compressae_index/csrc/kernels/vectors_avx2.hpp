@@ -33,10 +33,6 @@ inline Int16s multiply_rounded(Int16s x, Int16s y) {
   return reinterpret_cast<Int16s>(_mm256_mulhrs_epi16(raw(x), raw(y)));
 }
 
-inline Int32s add_pair_products(Int32s sums, Int16s x, Int16s y) {
-  return sums + reinterpret_cast<Int32s>(_mm256_madd_epi16(raw(x), raw(y)));
-}
-
 // Transposed while it is added: four sums at the price of one and a half.
 inline void sums_of_four(const Int32s* x, std::int32_t* sums) {
   const auto pairs = [](Raw a, Raw b) {

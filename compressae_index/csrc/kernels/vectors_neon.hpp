@@ -51,10 +51,6 @@ inline Int16s upper_bytes(std::uint64_t eight_bytes) { return vshll_n_s8(vcreate
 // NEON doubles, rounds and takes the upper half: (2 * x * y + (1 << 15)) >> 16.
 inline Int16s multiply_rounded(Int16s x, Int16s y) { return vqrdmulhq_s16(x, y); }
 
-inline Int32s add_pair_products(Int32s sums, Int16s x, Int16s y) {
-  return sums + vpaddq_s32(vmull_s16(vget_low_s16(x), vget_low_s16(y)), vmull_high_s16(x, y));
-}
-
 inline void sums_of_four(const Int32s* x, std::int32_t* sums) {
   store(sums, vpaddq_s32(vpaddq_s32(x[0], x[1]), vpaddq_s32(x[2], x[3])));
 }
