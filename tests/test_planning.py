@@ -18,7 +18,8 @@ from compressae_index.building.neighbourhoods import Neighbourhoods, neighbourho
 from compressae_index.building.planning import RANKED
 from compressae_index.demo import DemoData
 from compressae_index.embedded.backend import EmbeddedBackend
-from compressae_index.embedded.codecs import Packed
+from compressae_index.embedded.codecs import Packed, packed
+from compressae_index.embedded.codecs.levels import usual_levels
 from compressae_index.embedded.sizes import list_overhead
 from compressae_index.embedded.thinning import above_threshold, strongest, thinned, threshold_for
 from compressae_index.measuring.exact import exact_neighbours
@@ -141,8 +142,11 @@ def recall_of_rows(index: CompressedIndex, near: Neighbourhoods, **options: Any)
 
 @pytest.mark.parametrize("budget", [40, 100, 200])
 def test_a_budget_is_kept_and_recall_is_as_expected(
-    budget: int, model: CompresSAE, vectors: FloatArray
+    budget: int, model: CompresSAE, vectors: FloatArray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Levels that are learned of the rows of a plan are not quite those of all rows, which changes the order
+    # of neighbours that are equally near.
+    monkeypatch.setattr(packed, "learn_levels", lambda _, value_bits: usual_levels(value_bits))
     index = CompressedIndex.build(vectors, model=model, bytes_per_vector=budget, progress=False)
     plan, stats = index.plan, index.stats()
     assert plan is not None
@@ -158,7 +162,7 @@ def test_a_budget_is_kept_and_recall_is_as_expected(
         recall_of_rows(index, near, candidates=3000, query_nnz=256),
         recall_of_rows(index, near, mode="dense"),
     )
-    assert ours == pytest.approx((plan.recall, plan.dense_recall), abs=0.01)
+    assert ours == pytest.approx((plan.recall, plan.dense_recall), abs=0.002)
 
 
 def test_a_plain_build_is_good(vectors: FloatArray, demo_data: DemoData) -> None:

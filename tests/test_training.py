@@ -211,10 +211,11 @@ def test_the_encoder_learns_while_the_refined_decoder_stays(vectors: FloatArray)
     np.testing.assert_allclose(refined.model.rounded().decoder_w, refined.model.decoder_w, atol=1e-7)
 
 
-def test_a_round_reads_half_as_many_rows_as_there_are_latents() -> None:
+def test_a_round_reads_a_share_of_the_rows_up_to_half_as_many_as_there_are_latents() -> None:
     default, given = TrainConfig(), TrainConfig(round_rows=100)
-    assert [default.rows_a_round(n_latents) for n_latents in (256, 8192, 32_768)] == [8192, 8192, 16_384]
-    assert given.rows_a_round(32_768) == 100
+    sizes = ((256, 10**6), (8192, 10**6), (32_768, 10**6), (32_768, 40_000), (4096, 20_000), (2, 3))
+    assert [default.rows_a_round(*each) for each in sizes] == [8192, 8192, 16_384, 10_000, 5000, 1]
+    assert given.rows_a_round(32_768, 10**6) == 100
     with pytest.raises(InputError, match="round_rows"):
         TrainConfig(round_rows=0)
 
@@ -227,7 +228,9 @@ class InterruptionError(Exception):
 def test_a_resumed_run_ends_bit_for_bit_as_an_unbroken_one(
     saves: int, vectors: FloatArray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = TrainConfig(k=4, n_latents=128, refine_rounds=10, steps=20, round_rows=512, batch_size=128)
+    config = TrainConfig(
+        k=4, n_latents=128, refine_rounds=10, steps=20, round_rows=512, batch_size=128, patience=20
+    )
     save, left = Checkpoint.save, [saves]
 
     def save_and_stop(self: Checkpoint, *arguments: Any) -> None:

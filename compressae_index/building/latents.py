@@ -58,10 +58,10 @@ def weighed(
         num_threads: threads to train with.
         progress: show progress bars.
     """
-    brief = source.brief(ROUNDS)
+    brief, n_read = source.brief(ROUNDS, vectors.shape[0])
     largest = 2 * brief.sizes(vectors, encoder, budget.training_k)[1]
     # As many as the rounds read, and enough to start the largest dictionary from.
-    rows = unit_sample(vectors, max(ROUNDS * source.brief_rows, 2 * largest), np.random.default_rng(0))
+    rows = unit_sample(vectors, max(n_read, 2 * largest), np.random.default_rng(0))
 
     def briefly_trained(n_latents: int) -> Trial:
         sized = brief.with_latents(n_latents)

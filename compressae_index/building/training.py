@@ -127,16 +127,14 @@ class ModelSource:
         result = train(vectors, settings, num_threads=num_threads, progress=progress)
         return Trained(result.model, result.held_out)
 
-    def brief(self, rounds: int) -> ModelSource:
-        """The same, trained for so many rounds of `brief_rows`, and its dictionary alone."""
-        rounds = min(rounds, self._settings.refine_rounds)
-        brief = replace(self._settings, refine_rounds=rounds, steps=0, round_rows=self.brief_rows)
-        return replace(self, settings=brief)
+    def brief(self, rounds: int, n: int) -> tuple[ModelSource, int]:
+        """The same, trained for so many rounds and its dictionary alone, and the rows of n that these read.
 
-    @property
-    def brief_rows(self) -> int:
-        """Rows that a round of a brief training reads, as many for all sizes."""
-        return self._settings.rows_a_round(0)
+        A round reads as many for all sizes.
+        """
+        rounds, rows = min(rounds, self._settings.refine_rounds), self._settings.rows_a_round(0, n)
+        brief = replace(self._settings, refine_rounds=rounds, steps=0, round_rows=rows)
+        return replace(self, settings=brief), rounds * rows
 
     @property
     def _settings(self) -> TrainConfig:

@@ -16,7 +16,8 @@ DEFAULT_K, DEFAULT_LATENTS = 32, 4096
 LATENTS_PER_ROOT = 8
 # The loss also uses codes of this many times k nonzeros.
 LATENTS_PER_NONZERO = 4
-ROUND_ROWS = 8192
+# Rounds of more rows take longer, and those of a larger share of all rows learn less.
+ROUND_ROWS, ROUND_SHARE = 8192, 0.25
 # The range that torch takes.
 MAX_SEED = 2**64 - 1
 
@@ -57,8 +58,9 @@ class TrainConfig:
     """Rounds of dictionary learning from pursuit codes. `build` without a `config` takes 128 for more than
     4,096 latents whose codes alone give the scores."""
     round_rows: int | None = None
-    """Rows a round. By default 8,192, or half as many as there are latents if that is more: by fewer, a large
-    dictionary learns less, and some of its latents are in many times as many codes as others."""
+    """Rows a round. By default a quarter of the rows to train on, but no more than 8,192 or half as many as
+    there are latents, whichever is more: by fewer, a large dictionary learns less, and some of its latents
+    are in many times as many codes as others."""
     steps: int = PRESETS["default"]["steps"]
     """Optimiser steps by the paper's loss."""
     batch_size: int = 1024
@@ -130,9 +132,11 @@ class TrainConfig:
                 raise InputError(msg)
         return replace(self, **given)
 
-    def rows_a_round(self, n_latents: int) -> int:
-        """Rows of a round that so many latents learn from."""
-        return max(ROUND_ROWS, n_latents // 2) if self.round_rows is None else self.round_rows
+    def rows_a_round(self, n_latents: int, n: int) -> int:
+        """Rows of a round that so many latents learn from, of n to train on."""
+        if self.round_rows is not None:
+            return self.round_rows
+        return max(min(int(ROUND_SHARE * n), max(ROUND_ROWS, n_latents // 2)), 1)
 
     def sizes(self, n: int, dim: int, wanted: int | None = None) -> tuple[int, int]:
         """K and n_latents for n vectors of dim dimensions.

@@ -196,7 +196,7 @@ class Course:
         """Settings and rows, which a checkpoint must share with this run."""
         digest = hashlib.sha256(self.rows.tobytes()).hexdigest()[:32]
         improved = {} if start is None else {"start": start.fingerprint}
-        round_rows = self.config.rows_a_round(self.n_latents)
+        round_rows = self.config.rows_a_round(self.n_latents, len(self.rows))
         sizes = {"k": self.k, "n_latents": self.n_latents, "round_rows": round_rows}
         return {**asdict(self.config), **sizes, "rows": digest, **improved}
 

@@ -71,7 +71,7 @@ def learned(course: Course, atoms: FloatArray, num_threads: int) -> FloatArray:
     learner = DictionaryLearner(atoms.copy(), k=course.k, rounds=total, num_threads=num_threads)
     if (saved := course.saved("refine", learner.state())) is not None:
         learner.restore(saved)
-    batches = Batches(course.rows, config.rows_a_round(course.n_latents), (config.seed, 3))
+    batches = Batches(course.rows, config.rows_a_round(course.n_latents, len(course.rows)), (config.seed, 3))
     with track(total, "learning the dictionary", enabled=course.progress, unit="rounds") as advance:
         advance(learner.round)
         for number in range(learner.round, total):
