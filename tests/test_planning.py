@@ -181,6 +181,7 @@ def few_queries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("compressae_index.building.planning.RANKED", 20)
 
 
+@pytest.mark.slow
 def test_a_small_budget_takes_nonzeros_in_place_of_few_residual_bits(
     model: CompresSAE, vectors: FloatArray, demo_data: DemoData
 ) -> None:
@@ -256,6 +257,7 @@ def test_a_target_recall_weighs_the_number_of_latents(vectors: FloatArray) -> No
     assert index.model.n_latents < 256
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_queries")
 def test_a_target_recall_is_reached_with_few_bytes(model: CompresSAE, vectors: FloatArray) -> None:
     plans = []
