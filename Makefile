@@ -30,7 +30,7 @@ tests = PYTHONSAFEPATH=1 OMP_WAIT_POLICY=passive OPENBLAS_NUM_THREADS=1 $(BIN)/p
 test: .venv/installed
 	$(tests) -m "not slow"
 
-# The rest of the tests: jobs on Ray, the site, memory of large builds, long trainings.
+# The rest of the tests: jobs on Ray, the site, memory of large builds, long trainings and plans.
 slow: .venv/installed
 	$(tests) -m slow
 
