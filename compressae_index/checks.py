@@ -53,12 +53,28 @@ def check_vectors(
         DimensionError: the array is not (n, d), or d is not `dim`.
         InputError: not a real floating dtype, no rows, NaN, infinite values or zero rows.
     """
-    raw = as_array(vectors, name)
-    array = as_floats(raw, dim=dim, name=name, may_be_empty=may_be_empty, integers=integers)
+    raw: npt.NDArray[Any] = vectors
+    array: FloatArray = vectors
+    if not _are_floats(vectors, dim):
+        raw = as_array(vectors, name)
+        array = as_floats(raw, dim=dim, name=name, may_be_empty=may_be_empty, integers=integers)
     bad = bad_rows(array, zeros=zeros)
     if bad.size:
         raise InputError(complaint(raw, array, bad, name, first_row)[1])
     return array
+
+
+def _are_floats(vectors: Any, dim: int | None) -> bool:
+    """Whether `as_floats` would give rows (n, dim) as they are: at once, as this is part of every search."""
+    return (
+        type(vectors) is np.ndarray
+        and vectors.dtype == np.float32
+        and vectors.ndim == 2
+        and vectors.shape[1] == dim
+        and vectors.shape[0] > 0
+        and vectors.flags.c_contiguous
+        and vectors.flags.aligned
+    )
 
 
 def as_floats(
@@ -171,6 +187,8 @@ def check_int(value: Any, name: str, low: int, high: int | None = None, high_nam
     Raises:
         InputError: with the value and the bound it breaks.
     """
+    if type(value) is int and low <= value and (high is None or value <= high):
+        return value  # at once, as this is part of every search
     try:
         number = operator.index(value)
     except TypeError:

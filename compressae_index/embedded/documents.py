@@ -196,7 +196,7 @@ class EmbeddedDocuments(Rows):
     def _found(self, asked: Asked, hits: Hits, *, refined: bool = False) -> Found:
         """The documents of the engine's hits."""
         scores, rows = self._in_metric(asked, hits[0], refined=refined), hits[1]
-        if asked.may_tie and scores is not hits[0]:
+        if scores is not hits[0] and asked.may_tie:
             # With something added, different sums may round to the same score.
             scores, rows = in_order(scores, rows)
         return Found(scores, self.all_ids.of(rows), rows, ordered=True)

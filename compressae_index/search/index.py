@@ -181,7 +181,7 @@ class Index:
         return self._k_of(self.documents)
 
     def _k_of(self, documents: Documents) -> int:
-        return documents.k - (documents.n_latents > self.model.n_latents)
+        return Coder(self.model, self.encoder, documents).k
 
     def _scale_of(self, documents: Documents, unit: float | None) -> RowScale:
         """The scale of the codes of documents."""
@@ -322,19 +322,17 @@ class Index:
                 "refine"
             )
             raise InputError(msg)
-        k = check_int(k, "k", 1, MAX_K)
-        point = self.frontier.default if target_recall is None else self.frontier.reaching(target_recall)
-        point = self.frontier.grown(point, len(documents)).for_neighbours(k)
-        can_refine = documents.refines and point.refine > 0
-        query_nnz = point.query_nnz
-        if settings.query_nnz is not None:
-            query_nnz = check_int(settings.query_nnz, "query_nnz", 1)
-        return settings._replace(  # once, as this is part of every search
-            candidates=point.candidates if settings.candidates is None else settings.candidates,
-            query_nnz=query_nnz,
-            refine=point.refine if settings.refine is None and can_refine else settings.refine,
-            damped=query_nnz <= self.frontier.damped_to,
-        )
+        candidates, query_nnz, refine = settings.candidates, settings.query_nnz, settings.refine
+        if target_recall is not None or candidates is None or query_nnz is None or refine is None:
+            k = check_int(k, "k", 1, MAX_K)
+            point = self.frontier.default if target_recall is None else self.frontier.reaching(target_recall)
+            point = self.frontier.grown(point, len(documents)).for_neighbours(k)
+            candidates = point.candidates if candidates is None else candidates
+            query_nnz = point.query_nnz if query_nnz is None else query_nnz
+            if refine is None and documents.refines and point.refine > 0:
+                refine = point.refine
+        damped = check_int(query_nnz, "query_nnz", 1) <= self.frontier.damped_to
+        return settings._replace(candidates=candidates, query_nnz=query_nnz, refine=refine, damped=damped)
 
     def asked(self, queries: Any, k: int, settings: Settings, documents: Documents | None = None) -> Asked:
         """Checked queries as `Documents.answer` takes them; errors as for `search`."""
@@ -352,7 +350,7 @@ class Index:
             settings.refine, k, can_refine=documents.refines and settings.mode in REFINED_MODES
         )
         threads = check_threads(settings.num_threads)
-        rows, coder = self._queries(queries), Coder(self.model, self.encoder, self._k_of(documents))
+        rows, coder = self._queries(queries), Coder(self.model, self.encoder, documents)
         factors, distances, given = None, None, None
         if self.metric != "cosine":
             scale = self._scale_of(documents, documents.unit or 1.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
@@ -151,13 +151,32 @@ class Settings(NamedTuple):
     """Whether projections are those of rounded queries; see `Asked.let_be_rough`."""
 
 
+class CodeShape(Protocol):
+    """The shape of codes."""
+
+    @property
+    def k(self) -> int:
+        """Nonzeros a code, and one more where norms are kept."""
+        ...
+
+    @property
+    def n_latents(self) -> int:
+        """Size of the dictionary, and one more where norms are kept."""
+        ...
+
+
 class Coder(NamedTuple):
     """The model and settings that an index encodes with."""
 
     model: CompresSAE
     encoder: Encoder
-    k: int
-    """Nonzeros a code."""
+    documents: CodeShape
+    """What holds the codes."""
+
+    @property
+    def k(self) -> int:
+        """Nonzeros a code, without that of norms."""
+        return self.documents.k - (self.documents.n_latents > self.model.n_latents)
 
 
 @dataclass(eq=False)  # neither frozen nor compared: a search makes one, and waits for it
@@ -232,12 +251,12 @@ class Asked:
 
         With `weights`, the last column is LISTED_SHARE of these: it belongs to the norms beside the codes.
         """
-        return self._extended[0]
+        return self._projections[0]
 
     @property
     def stage_two(self) -> FloatArray:
         """(n_queries, n_latents) projections that score whole codes, with a column of `weights`, if any."""
-        return self._extended[1]
+        return self._projections[1]
 
     @property
     def weights(self) -> FloatArray | None:
@@ -282,14 +301,6 @@ class Asked:
         return sums if factors is None else sums * factors
 
     @cached_property
-    def _extended(self) -> tuple[FloatArray, FloatArray]:
-        one, two, _ = self._projections
-        if (weights := self.weights) is None:
-            return one, two
-        listed = np.concatenate([one, np.float32(LISTED_SHARE) * weights], axis=1)
-        return listed, np.concatenate([two, weights], axis=1)
-
-    @cached_property
     def _codes(self) -> SparseCodes:
         """Folded codes of the queries."""
         coder, threads = self.coder, self.num_threads
@@ -298,6 +309,15 @@ class Asked:
 
     @cached_property
     def _projections(self) -> tuple[FloatArray, FloatArray, FloatArray | None]:
+        """`stage_one`, `stage_two` and `mean_scores`."""
+        one, two, mean_scores = self._projected()
+        if (weights := self.weights) is None:
+            return one, two, mean_scores
+        listed = np.concatenate([one, np.float32(LISTED_SHARE) * weights], axis=1)
+        return listed, np.concatenate([two, weights], axis=1), mean_scores
+
+    def _projected(self) -> tuple[FloatArray, FloatArray, FloatArray | None]:
+        """The same without columns of weights."""
         model = self.coder.model
         if self.settings.scoring == "asymmetric":
             projected, mean_scores = model.seen(self.rows, self.num_threads, rough=self.settings.rough)

@@ -14,7 +14,7 @@ from compressae_index.arrays import BoolArray, FloatArray, Hits, IdArray, RowArr
 from compressae_index.coding.codes import SparseCodes
 from compressae_index.coding.lengths import with_lengths
 from compressae_index.errors import UnknownIdError
-from compressae_index.search.queries import QUERY_NNZ, Asked, SearchResult
+from compressae_index.search.queries import QUERY_NNZ, Asked, CodeShape, SearchResult
 
 # How often to fetch codes of candidates, which others may remove or replace meanwhile.
 ATTEMPTS = 10
@@ -99,18 +99,8 @@ class Candidates(NamedTuple):
     """(n_queries, c) positions in the order of `Documents.ids`; None where ids ascend."""
 
 
-class Coded(Protocol):
+class Coded(CodeShape, Protocol):
     """The part of `Documents` that gives codes by id."""
-
-    @property
-    def k(self) -> int:
-        """Nonzeros a code."""
-        ...
-
-    @property
-    def n_latents(self) -> int:
-        """Size of the dictionary."""
-        ...
 
     @property
     def are_strings(self) -> bool:

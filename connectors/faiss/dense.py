@@ -397,7 +397,7 @@ class DenseStore(Index):
             stays = (settings.mode, settings.scoring) == ("dense", "asymmetric")
             if stays and seen.store.can_scan(k, settings.filter):
                 rows = _checked_tensor(queries, self.model.dim)
-                threads, coder = check_threads(settings.num_threads), Coder(self.model, self.encoder, seen.k)
+                threads, coder = check_threads(settings.num_threads), Coder(self.model, self.encoder, seen)
                 candidates = check_candidates(settings.candidates, k)
                 refine = check_refine(settings.refine, k, can_refine=False)
                 return Asked(rows, None, k, candidates, refine, threads, settings, coder)
