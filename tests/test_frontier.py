@@ -185,7 +185,7 @@ def few_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("few_suffice")
-@pytest.mark.parametrize("metric", ["cosine", "inner_product", "l2"])
+@pytest.mark.parametrize("metric", ["cosine", pytest.param("inner_product", marks=pytest.mark.slow), "l2"])
 def test_calibrating_measures_what_building_does(
     uncentred_model: CompresSAE, vectors: FloatArray, metric: Metric
 ) -> None:
@@ -222,6 +222,7 @@ def all_settings(measure: Any, advance: Any) -> list[Point]:  # noqa: ARG001
     return [measure.point(n, nnz) for n in measure.candidates for nnz in measure.query_nnz]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_suffice")
 @pytest.mark.parametrize("kept", [{"originals": "float16"}, {"residual_bits": 2}, {}], ids=str)
 def test_few_settings_come_near_the_best_of_all(

@@ -703,6 +703,7 @@ class Refined(IndexContract):
         assert np.linalg.norm(index.reconstruct([5000])) == pytest.approx(5, rel=2e-2)
 
 
+@pytest.mark.slow
 class TestMilvusLiteWithOriginals(Refined):
     options: ClassVar = {"originals": "float32"}
 

@@ -72,13 +72,13 @@ def test_round_trip(
 def test_saving_counts_all_bytes(
     kind: str, model: CompresSAE, vectors: FloatArray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    index: Any = CompressedIndex.build(vectors[:3000], model=model, k=8, originals="float16", progress=False)
+    index: Any = CompressedIndex.build(vectors[:2000], model=model, k=8, originals="float16", progress=False)
     index.labels = {"3+": "kidney"}
     if kind == "faiss":
         index = FaissIndex.from_index(index, progress=False)
     if kind == "texts":
         filled = TextStore()
-        filled.write([Record(f"id {n}", f"text {n}", {}) for n in range(3000)], vectors[:3000])
+        filled.write([Record(f"id {n}", f"text {n}", {}) for n in range(2000)], vectors[:2000])
         filled.save(tmp_path / "filled")
         index = TextStore.load(tmp_path / "filled")  # whose database has no unused pages
     totals, done = list[int](), list[int]()

@@ -140,7 +140,7 @@ def recall_of_rows(index: CompressedIndex, near: Neighbourhoods, **options: Any)
     return recall(others, near.nearest[:, :10], 10)
 
 
-@pytest.mark.parametrize("budget", [40, 100, 200])
+@pytest.mark.parametrize("budget", [40, pytest.param(100, marks=pytest.mark.slow), 200])
 def test_a_budget_is_kept_and_recall_is_as_expected(
     budget: int, model: CompresSAE, vectors: FloatArray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,6 +200,7 @@ def test_a_small_budget_takes_nonzeros_in_place_of_few_residual_bits(
     assert ours > theirs
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_queries")
 def test_a_larger_budget_expects_more(model: CompresSAE, vectors: FloatArray) -> None:
     plans = [
@@ -269,6 +270,7 @@ def test_a_target_recall_is_reached_with_few_bytes(model: CompresSAE, vectors: F
     assert plans[0].bytes_per_vector < plans[1].bytes_per_vector
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_queries")
 def test_a_target_recall_out_of_reach(model: CompresSAE, vectors: FloatArray) -> None:
     with pytest.raises(InputError, match=r"target_recall = 0.9999 is out of reach: ") as error:
@@ -316,6 +318,7 @@ def test_an_estimate_is_what_a_build_gives(vectors: FloatArray) -> None:
     assert planned.plan.bytes_per_vector <= 48
 
 
+@pytest.mark.usefixtures("few_queries")
 @pytest.mark.parametrize(
     ("options", "rounds"),
     [
@@ -340,6 +343,6 @@ def test_many_latents_learn_longer_where_codes_alone_give_scores(
         return train(rows, replace(config, refine_rounds=2), **how)
 
     monkeypatch.setattr(training, "train", briefly)
-    index = CompressedIndex.build(vectors[:2000], progress=False, **{"n_latents": 128, **options})
+    index = CompressedIndex.build(vectors[:1000], progress=False, **{"n_latents": 128, **options})
     assert asked[-1] == rounds
     assert (index.model.n_latents > 32) == (options.get("n_latents") != 32)

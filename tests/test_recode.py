@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def test_distances(vectors: FloatArray, queries: FloatArray, originals: Any) -> 
     np.testing.assert_allclose(known, rows if originals else index.reconstruct(index.ids), atol=2e-3)
     with pytest.raises(InputError, match="another center"):
         index.recode(index.model.centred_at(None))
-    better = train(index.vectors, start=index.model).model
+    better = train(index.vectors, replace(config, refine_rounds=8), start=index.model).model
     np.testing.assert_array_equal(better.center, index.model.center)
     expected = CompressedIndex.build(known, model=better, **form)
     index.recode(better)

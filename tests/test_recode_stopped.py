@@ -104,6 +104,7 @@ def bytes_of(path: Path) -> dict[str, object]:
     return files | {"manifest.json": {**manifest, "data": "", "checksum": ""}}
 
 
+@pytest.mark.slow
 def test_killed_at_any_stage_it_goes_on_to_the_same_bytes(saved: Path, tmp_path: Path) -> None:
     plan = ("killed:round 6", "killed:rows 200", "killed:index", "killed:never", "whole:never")
     assert run(saved, tmp_path, *plan) == ["-9", "-9", "-9", "0", "0"]

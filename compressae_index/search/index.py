@@ -61,6 +61,7 @@ from compressae_index.search.queries import (
     check_candidates,
     check_k,
     check_refine,
+    nonzeros,
 )
 from compressae_index.search.ranges import RangeResult, check_radius, within
 from compressae_index.search.rescoring import check_found, rescored
@@ -181,7 +182,7 @@ class Index:
         return self._k_of(self.documents)
 
     def _k_of(self, documents: Documents) -> int:
-        return Coder(self.model, self.encoder, documents).k
+        return nonzeros(documents, self.model)
 
     def _scale_of(self, documents: Documents, unit: float | None) -> RowScale:
         """The scale of the codes of documents."""

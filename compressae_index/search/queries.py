@@ -165,6 +165,11 @@ class CodeShape(Protocol):
         ...
 
 
+def nonzeros(codes: CodeShape, model: CompresSAE) -> int:
+    """Nonzeros a code of a model, without that of norms."""
+    return codes.k - (codes.n_latents > model.n_latents)
+
+
 class Coder(NamedTuple):
     """The model and settings that an index encodes with."""
 
@@ -175,8 +180,8 @@ class Coder(NamedTuple):
 
     @property
     def k(self) -> int:
-        """Nonzeros a code, without that of norms."""
-        return self.documents.k - (self.documents.n_latents > self.model.n_latents)
+        """Nonzeros a code."""
+        return nonzeros(self.documents, self.model)
 
 
 @dataclass(eq=False)  # neither frozen nor compared: a search makes one, and waits for it
