@@ -33,7 +33,8 @@ tests = PYTHONSAFEPATH=1 OMP_WAIT_POLICY=passive OPENBLAS_NUM_THREADS=1 $(BIN)/p
 test: .venv/installed
 	$(tests) -m "not slow"
 
-# The rest of the tests: jobs on Ray, the site, memory of large builds, long trainings and plans.
+# The rest of the tests: jobs on Ray, the site, memory of large builds, long trainings and plans, and some contracts in
+# Milvus.
 slow: .venv/installed
 	$(tests) -m slow
 
