@@ -117,8 +117,9 @@ void weighted_sums(const std::uint8_t* entries, std::size_t stride, const std::i
 template <std::size_t Planes>
 void block_sums(const std::uint8_t* row, const std::int8_t* plane, std::size_t steps, std::int32_t (*sums)[kBlock]) {
   constexpr std::size_t kStep = ProductRows::kStep;
-  // Bytes between the entries in use and those to fetch: rows are read at several places at once.
-  constexpr std::size_t kRowsAhead = 512;
+  // Fetched are the entries that are in use next time: rows are read at several places at once, each of which ends
+  // before the hardware has followed it for long.
+  const std::size_t ahead = kVectors * kInt32s * kStep * steps;
   for (std::size_t first = 0; first < kBlock; first += kVectors * kInt32s) {
     Int32s lanes[Planes][kVectors] = {};
     for (std::size_t step = 0; step < steps; ++step) {
@@ -127,7 +128,7 @@ void block_sums(const std::uint8_t* row, const std::int8_t* plane, std::size_t s
       for (std::size_t v = 0; v < kVectors; ++v) {
         const std::size_t i = first + v * kInt32s;
         const std::uint8_t* entries = row + ((i / 16 * steps + step) * 16 + i % 16) * kStep;
-        __builtin_prefetch(entries + kRowsAhead);
+        __builtin_prefetch(entries + ahead);
         rows[v] = load<Int32s>(entries);
       }
 #pragma GCC unroll 8
