@@ -128,7 +128,7 @@ else:
         def __get__(self, instance: object | None, owner: type) -> cached_property[T] | T:
             if instance is None:
                 return self
-            value: T = vars(instance).setdefault(self._name, self._make(instance))
+            value: T = instance.__dict__.setdefault(self._name, self._make(instance))
             return value
 
 

@@ -333,7 +333,7 @@ class Index:
             if refine is None and documents.refines and point.refine > 0:
                 refine = point.refine
         damped = check_int(query_nnz, "query_nnz", 1) <= self.frontier.damped_to
-        return settings._replace(candidates=candidates, query_nnz=query_nnz, refine=refine, damped=damped)
+        return settings.settled(candidates, query_nnz, refine, damped=damped)
 
     def asked(self, queries: Any, k: int, settings: Settings, documents: Documents | None = None) -> Asked:
         """Checked queries as `Documents.answer` takes them; errors as for `search`."""
