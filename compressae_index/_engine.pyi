@@ -61,16 +61,36 @@ class Projection:
         mean: Annotated[NDArray[numpy.float32], dict(shape=(None,), order="C", device="cpu", writable=False)]
         | None,
         num_threads: int,
-        rough: bool,
     ) -> tuple[NDArray[numpy.float32], NDArray[numpy.float32] | None]:
         """
         Products of the directions of vectors (n, dim) with all atoms, (n, n_latents), and with a mean (dim), if
-        any, (n, 1). Atoms that are multiples of bytes take one an entry, others two. Rough products are those of
-        vectors rounded to bytes, unless these have spikes: off by about a hundredth of 1 / sqrt(dim).
+        any, (n, 1). Atoms that are multiples of bytes take one an entry, others two.
         """
 
     def entries(self) -> NDArray[numpy.int8]:
         """The atoms (n_latents, dim) rounded to bytes, the largest to 127."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+class RoughProjection:
+    """The same to choose documents by, beside a projection."""
+
+    def __init__(self, exact: Projection) -> None: ...
+    def project(
+        self,
+        vectors: Annotated[
+            NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)
+        ],
+        mean: Annotated[NDArray[numpy.float32], dict(shape=(None,), order="C", device="cpu", writable=False)]
+        | None,
+        num_threads: int,
+    ) -> tuple[NDArray[numpy.float32], NDArray[numpy.float32] | None]:
+        """
+        Products of vectors rounded to bytes, unless these have spikes, with atoms in bytes: off by about a
+        hundredth of 1 / sqrt(dim). With more than 2 MiB of atoms without peaks, these are read to half a byte:
+        off by about an eighth.
+        """
 
     @property
     def nbytes(self) -> int: ...

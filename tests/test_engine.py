@@ -22,11 +22,13 @@ from compressae_index._engine import (
     Dictionary,
     InvertedLists,
     Projection,
+    RoughProjection,
     search,
     simd,
     top_k_codes,
 )
 from compressae_index.arrays import FloatArray
+from compressae_index.checks import normalize_rows
 from compressae_index.coding.chunks import Encoded
 from compressae_index.embedded.backend import EmbeddedBackend
 from compressae_index.embedded.codecs import Aligned, Codec, Packed
@@ -324,6 +326,7 @@ ENGINE_TESTS = (
     ("test_engine.py", "test_every_search_equals_brute_force"),
     ("test_engine.py", "test_ties_go_to_the_lower_row"),
     ("test_engine.py", "test_projections_equal_products"),
+    ("test_engine.py", "test_rough_projections_on_many_atoms_read_half_of_their_bytes"),
     ("test_engine.py", "test_top_k_codes"),
     ("test_packing.py", "test_scores_of_every_shape"),
     ("test_packing.py", "test_rows_end_within_a_file"),
@@ -386,26 +389,54 @@ def test_projections_equal_products(n: int, n_latents: int, dim: int, kind: str,
     unit[1:] /= np.linalg.norm(unit[1:], axis=1, keepdims=True)
     norms = np.linalg.norm(atoms.astype(np.float64), axis=1)
     exact = unit @ atoms.T.astype(np.float64)
-    got, of_mean = Projection(atoms).project(vectors, mean, 2, False)
+    projection = Projection(atoms)
+    got, of_mean = projection.project(vectors, mean, 2)
     # Entries of rows that are not of bytes are off by half of 1 / 254 of 1 / 127 of the largest.
     step = 0 if kind == "bytes" else np.abs(atoms).max(axis=1) / 127 / 254
     assert got.shape == (n, n_latents)
     assert (np.abs(got - exact) <= 0.51 * np.sqrt(dim) * step + 1e-6 * norms).all()
     assert of_mean is not None
     np.testing.assert_allclose(of_mean, unit @ mean[:, None], atol=1e-6 * float(np.linalg.norm(mean)))
-    alone, nothing = Projection(atoms).project(vectors[-1:], None, 1, False)
+    alone, nothing = projection.project(vectors[-1:], None, 1)
     np.testing.assert_array_equal(alone, got[-1:])
     assert nothing is None
     # Rough ones are off by half of 1 / 127 of the vector's and of the atom's largest.
-    rough, _ = Projection(atoms).project(vectors, mean, 2, True)
+    rough, _ = RoughProjection(projection).project(vectors, mean, 2)
     steps = np.abs(unit).max(axis=1, keepdims=True) / 127, np.abs(atoms).max(axis=1) / 127
     limit = 0.51 * np.sqrt(dim) * (steps[0] * norms + steps[1] * (1 + np.sqrt(dim) * steps[0]))
     assert (np.abs(rough - exact) <= limit + 1e-6 * norms).all()
     # Next to one large entry, bytes would tell others hardly apart.
     vectors[1:, dim // 2] = 3
-    precise, rough = (Projection(atoms).project(vectors, None, 2, each)[0] for each in (False, True))
+    precise, rough = (each.project(vectors, None, 2)[0] for each in (projection, RoughProjection(projection)))
     spiked = 3 * np.sqrt(dim) > 6.1 * np.linalg.norm(vectors, axis=1)
     np.testing.assert_array_equal(rough[spiked], precise[spiked])
+
+
+@pytest.mark.parametrize("dim", [380, 768])
+def test_rough_projections_on_many_atoms_read_half_of_their_bytes(dim: int) -> None:
+    rng = np.random.default_rng(4)
+    n, few = 2**21 // dim + 7, 100
+    atoms, vectors = (normalize_rows(rng.standard_normal((rows, dim)).astype(np.float32)) for rows in (n, 50))
+    projection = Projection(atoms)
+    assert RoughProjection(Projection(atoms[: n - 8])).nbytes == 0
+    large = RoughProjection(projection)
+    assert large.nbytes == -(-n // 64) * 64 * (-(-dim // 8) * 8) // 2
+    found, _ = large.project(vectors, None, 2)
+    # The middle of the bytes whose upper half is the same, in steps of the atom, by the rounded vector.
+    bytes_ = projection.entries().astype(np.int64) + 128
+    halves = ((bytes_ >> 4 << 4) + 8 - 128) * (np.abs(atoms).max(axis=1, keepdims=True) / 127)
+    steps = np.abs(vectors).max(axis=1, keepdims=True) / 127
+    np.testing.assert_allclose(found, np.rint(vectors / steps) * steps @ halves.T, atol=2e-3 / np.sqrt(dim))
+    error = np.sqrt(dim) * (found - vectors.astype(np.float64) @ atoms.T)
+    assert 0.05 < np.sqrt(np.square(error).mean()) < 0.16
+    np.testing.assert_array_equal(large.project(vectors[:1], None, 1)[0], found[:1])
+    # Where most atoms have peaks, half a byte would tell their other entries hardly apart.
+    atoms[:, 3] = 0.5
+    peaked, alone = (RoughProjection(Projection(normalize_rows(some))) for some in (atoms, atoms[:few]))
+    assert peaked.nbytes == 0
+    np.testing.assert_array_equal(
+        peaked.project(vectors, None, 2)[0][:, :few], alone.project(vectors, None, 2)[0]
+    )
 
 
 def test_corrupt_posting_lists_are_refused_or_harmless() -> None:
@@ -469,7 +500,7 @@ def test_wrong_arguments_are_refused() -> None:
     nine = np.ones((8, 9), dtype=np.float32)
     for refused in (
         lambda: Dictionary(nine).pursue(u, 2, 1, 1),
-        lambda: Projection(nine).project(u, None, 1, True),
+        lambda: RoughProjection(Projection(nine)).project(u, None, 1),
     ):
         with pytest.raises(ValueError, match="columns of vectors is 8, expected 9"):
             refused()

@@ -329,6 +329,37 @@ void check_products(Trial& trial) {
   trial.expect(actual == expected, "multiply");
 }
 
+// Against products with bytes that have the middle in place of their lower halves.
+void check_upper_products(Trial& trial) {
+  constexpr std::size_t kRun = 16 * ProductRows::kStep;
+  Random& random = trial.random;
+  const std::size_t n_blocks = 1 + random.below(3), steps = 2 + 2 * random.below(15),
+                    length = ProductRows::kStep * steps;
+  const std::size_t n_queries = random.below(9), n_rows = kBlock * (n_blocks - 1) + 1 + random.below(kBlock);
+  auto entries = random.integers<std::uint8_t>(n_blocks * kBlock * length);
+  if (random.one_in(2)) std::fill(entries.begin(), entries.end(), random.extreme<std::uint8_t>());
+  std::vector<std::uint8_t> upper(entries.size() / 2);
+  for (std::size_t i = 0; i < upper.size(); ++i) {
+    const std::uint8_t* even = entries.data() + i / kRun * 2 * kRun + i % kRun;
+    upper[i] = static_cast<std::uint8_t>(even[0] >> 4 | (even[kRun] & 0xf0));
+  }
+  for (std::uint8_t& entry : entries) entry = static_cast<std::uint8_t>((entry & 0xf0) | UpperRows::kMiddle);
+  const std::vector<float> scales(n_blocks * kBlock, 0.25f), query_scales(n_queries, 0.5f);
+  auto query_entries = random.integers<std::int8_t>(n_queries * length);
+  if (random.one_in(2)) std::fill(query_entries.begin(), query_entries.end(), random.extreme<std::int8_t>());
+  const auto plain = surpluses(trial.plain(), query_entries, length);
+  const auto own = surpluses(trial.tested(), query_entries, length);
+  const ProductQueries of_plain{query_entries.data(), query_scales.data(), plain.data(), n_queries, 1};
+  const ProductQueries of_tested{query_entries.data(), query_scales.data(), own.data(), n_queries, 1};
+  const UpperRows rows{upper.data(), scales.data(), n_blocks, steps};
+  std::vector<float> expected(n_queries * n_rows), by_plain = random.whole_floats(expected.size()), actual = by_plain;
+  trial.plain().multiply({entries.data(), scales.data(), n_blocks, steps}, n_rows, of_plain, expected.data(), n_rows);
+  trial.plain().multiply_upper(rows, n_rows, of_plain, by_plain.data(), n_rows);
+  trial.tested().multiply_upper(rows, n_rows, of_tested, actual.data(), n_rows);
+  trial.expect(by_plain == expected, "multiply_upper by plain loops");
+  trial.expect(actual == expected, "multiply_upper");
+}
+
 // By products of all queries with all rows.
 void check_strongest(Trial& trial) {
   constexpr std::size_t kLanes = StrongestProduct::kLanes;
@@ -492,6 +523,7 @@ int main() {
       check_residual_rows(trial);
       check_widen(trial);
       check_products(trial);
+      check_upper_products(trial);
       check_strongest(trial);
       check_byte_dots(trial);
       check_interleaved(trial);

@@ -29,33 +29,53 @@ void require_atoms(const Input<float, 2>& atoms) {
           "atoms have " + std::to_string(dim) + " dimensions, expected 1 to " + std::to_string(kMaxDim));
 }
 
+// Projections of vectors (n, dim), rough ones where that is not null, as arrays.
+std::pair<Output<float>, std::optional<Output<float>>> projected(const Projection& exact, const RoughProjection* rough,
+                                                                 const Input<float, 2>& vectors,
+                                                                 const std::optional<Input<float, 1>>& mean,
+                                                                 std::size_t num_threads) {
+  require_equal(vectors.shape(1), exact.dim(), "columns of vectors");
+  if (mean) require_equal(mean->shape(0), exact.dim(), "length of mean");
+  const std::size_t n = vectors.shape(0);
+  Projections projections =
+      without_gil([&] { return project(exact, rough, vectors.data(), n, mean ? mean->data() : nullptr, num_threads); });
+  std::optional<Output<float>> on_mean;
+  if (mean) on_mean = bindings::to_numpy(std::move(projections.on_mean), {n, 1});
+  return {bindings::to_numpy(std::move(projections.on_atoms), {n, exact.n_rows()}), on_mean};
+}
+
 class ProjectionBinding {
  public:
   explicit ProjectionBinding(const Input<float, 2>& atoms)
       : projection_((require_atoms(atoms), atoms.data()), atoms.shape(0), atoms.shape(1)) {}
 
-  std::pair<Output<float>, std::optional<Output<float>>> project(const Input<float, 2>& vectors,
-                                                                 const std::optional<Input<float, 1>>& mean,
-                                                                 std::size_t num_threads, bool rough) const {
-    require_equal(vectors.shape(1), projection_.dim(), "columns of vectors");
-    if (mean) require_equal(mean->shape(0), projection_.dim(), "length of mean");
-    const std::size_t n = vectors.shape(0);
-    Projections projections = without_gil([&] {
-      const Planes planes = rough ? Planes::kRounded : Planes::kWhole;
-      return compressae::project(projection_, vectors.data(), n, mean ? mean->data() : nullptr, planes, num_threads);
-    });
-    std::optional<Output<float>> on_mean;
-    if (mean) on_mean = bindings::to_numpy(std::move(projections.on_mean), {n, 1});
-    return {bindings::to_numpy(std::move(projections.on_atoms), {n, projection_.n_rows()}), on_mean};
+  auto project(const Input<float, 2>& vectors, const std::optional<Input<float, 1>>& mean,
+               std::size_t num_threads) const {
+    return projected(projection_, nullptr, vectors, mean, num_threads);
   }
 
   Output<std::int8_t> entries() const {
     return bindings::to_numpy(projection_.entries(), {projection_.n_rows(), projection_.dim()});
   }
+  const Projection& exact() const { return projection_; }
   std::size_t nbytes() const { return projection_.nbytes(); }
 
  private:
   Projection projection_;
+};
+
+class RoughProjectionBinding {
+ public:
+  explicit RoughProjectionBinding(const ProjectionBinding& exact) : projection_(exact.exact()) {}
+
+  auto project(const Input<float, 2>& vectors, const std::optional<Input<float, 1>>& mean,
+               std::size_t num_threads) const {
+    return projected(projection_.exact(), &projection_, vectors, mean, num_threads);
+  }
+  std::size_t nbytes() const { return projection_.nbytes(); }
+
+ private:
+  RoughProjection projection_;
 };
 
 class DictionaryBinding {
@@ -96,12 +116,19 @@ void bind_dictionary(nb::module_& m) {
   nb::class_<ProjectionBinding>(m, "Projection", "Products with atoms (n_latents, dim) of unit norm, kept as bytes.")
       .def(nb::init<const Input<float, 2>&>(), "atoms"_a.noconvert())
       .def("project", &ProjectionBinding::project, "vectors"_a.noconvert(), "mean"_a.noconvert().none(),
-           "num_threads"_a, "rough"_a,
+           "num_threads"_a,
            "Products of the directions of vectors (n, dim) with all atoms, (n, n_latents), and with a mean (dim), if\n"
-           "any, (n, 1). Atoms that are multiples of bytes take one an entry, others two. Rough products are those of\n"
-           "vectors rounded to bytes, unless these have spikes: off by about a hundredth of 1 / sqrt(dim).")
+           "any, (n, 1). Atoms that are multiples of bytes take one an entry, others two.")
       .def("entries", &ProjectionBinding::entries, "The atoms (n_latents, dim) rounded to bytes, the largest to 127.")
       .def_prop_ro("nbytes", &ProjectionBinding::nbytes);
+  nb::class_<RoughProjectionBinding>(m, "RoughProjection", "The same to choose documents by, beside a projection.")
+      .def(nb::init<const ProjectionBinding&>(), "exact"_a, nb::keep_alive<1, 2>())
+      .def("project", &RoughProjectionBinding::project, "vectors"_a.noconvert(), "mean"_a.noconvert().none(),
+           "num_threads"_a,
+           "Products of vectors rounded to bytes, unless these have spikes, with atoms in bytes: off by about a\n"
+           "hundredth of 1 / sqrt(dim). With more than 2 MiB of atoms without peaks, these are read to half a byte:\n"
+           "off by about an eighth.")
+      .def_prop_ro("nbytes", &RoughProjectionBinding::nbytes);
   nb::class_<DictionaryBinding>(m, "Dictionary", "A dictionary (n_latents, dim) of unit rows, which is borrowed.")
       .def(nb::init<Input<float, 2>>(), "atoms"_a.noconvert())
       .def("pursue", &DictionaryBinding::pursue, "vectors"_a.noconvert(), "k"_a, "solve_every"_a, "num_threads"_a,

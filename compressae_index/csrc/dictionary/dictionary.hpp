@@ -47,7 +47,7 @@ class RoundedRows {
   // rows: (n, dim).
   RoundedRows(const float* rows, std::size_t n, std::size_t dim)
       : dim_(dim),
-        steps_((dim + kStep - 1) / kStep),
+        steps_((dim + 2 * kStep - 1) / (2 * kStep) * 2),
         n_blocks_((n + kBlock - 1) / kBlock),
         entries_(n_blocks_ * kBlock * kStep * steps_, std::uint8_t{ProductRows::kAdded}),
         scales_(n_blocks_ * kBlock) {
@@ -115,6 +115,31 @@ class RoundedRows {
   // Products with the first n_rows rows: (n, n_rows).
   void multiply(const RoundedVectors& vectors, std::size_t n_rows, float* products) const {
     kernels().multiply(from(0, n_rows), n_rows, queries(vectors), products, n_rows);
+  }
+
+  // The upper halves of bytes: those of two steps in one.
+  HugeVector<std::uint8_t> upper() const {
+    constexpr std::size_t kRun = 16 * kStep;
+    HugeVector<std::uint8_t> halves(entries_.size() / 2);
+    for (std::size_t i = 0; i < halves.size(); ++i) {
+      const std::uint8_t* even = entries_.data() + i / kRun * 2 * kRun + i % kRun;
+      halves[i] = static_cast<std::uint8_t>(even[0] >> 4 | (even[kRun] & 0xf0));
+    }
+    return halves;
+  }
+
+  // Products of rounded vectors with the upper halves.
+  void multiply_upper(const HugeVector<std::uint8_t>& upper, const RoundedVectors& vectors, std::size_t n_rows,
+                      float* products) const {
+    const UpperRows rows{upper.data(), scales_.data(), (n_rows + kBlock - 1) / kBlock, steps_};
+    kernels().multiply_upper(rows, n_rows, queries(vectors), products, n_rows);
+  }
+
+  // The root of the mean square of the steps of n rows.
+  double step(std::size_t n) const {
+    double squares = 0.0;
+    for (std::size_t r = 0; r < n; ++r) squares += static_cast<double>(scales_[r]) * scales_[r];
+    return std::sqrt(squares / static_cast<double>(n));
   }
 
  private:
@@ -220,11 +245,11 @@ class Projection {
   std::size_t dim() const { return bytes_.dim(); }
   std::size_t nbytes() const { return bytes_.nbytes() + (rest_ ? rest_->nbytes() : 0); }
 
-  // Products of n vectors (n, dim): (n, n_rows). Of vectors that are rounded they are off as Dictionary::products are.
-  void multiply(const float* vectors, std::size_t n, Planes planes, float* products) const {
-    const RoundedVectors rounded = bytes_.rounded(vectors, n, planes);
+  // Products of n vectors (n, dim): (n, n_rows).
+  void multiply(const float* vectors, std::size_t n, float* products) const {
+    const RoundedVectors rounded = bytes_.rounded(vectors, n, Planes::kWhole);
     bytes_.multiply(rounded, n_rows_, products);
-    if (!rest_ || planes == Planes::kRounded) return;
+    if (!rest_) return;
     std::vector<float> lost(n * n_rows_);
     rest_->multiply(rounded, n_rows_, lost.data());
     for (std::size_t i = 0; i < lost.size(); ++i) products[i] += lost[i];
@@ -232,6 +257,8 @@ class Projection {
 
   // The rows (n, dim) rounded to bytes, the largest of each to 127.
   std::vector<std::int8_t> entries() const { return bytes_.entries(n_rows_); }
+
+  const RoundedRows& bytes() const { return bytes_; }
 
  private:
   // A row minus its rounding to bytes, in float32.
@@ -242,6 +269,41 @@ class Projection {
   std::size_t n_rows_;
   RoundedRows bytes_;
   std::optional<RoundedRows> rest_;  // the error of rounding to bytes, if there is any
+};
+
+// The same of vectors rounded to bytes, to choose documents by. Of rows that leave the nearer caches to other work, the
+// upper halves of bytes are kept besides, if these tell entries apart: they are read in half the time.
+class RoughProjection {
+ public:
+  // exact: borrowed.
+  explicit RoughProjection(const Projection& exact) : exact_(exact) {
+    const std::size_t n = exact.n_rows(), dim = exact.dim();
+    const double peak = 127.0 * exact.bytes().step(n) * std::sqrt(static_cast<double>(dim));
+    if (n * dim > kNear && peak <= kMostPeak) upper_ = exact.bytes().upper();
+  }
+
+  const Projection& exact() const { return exact_; }
+  std::size_t nbytes() const { return upper_.size(); }
+
+  // Products of n vectors (n, dim): (n, n_rows). They are off as Dictionary::products are, or with the upper halves of
+  // rows of unit norm by about their peak over 28 sqrt(dim).
+  void multiply(const float* vectors, std::size_t n, float* products) const {
+    const RoundedVectors rounded = exact_.bytes().rounded(vectors, n, Planes::kRounded);
+    if (upper_.empty())
+      exact_.bytes().multiply(rounded, exact_.n_rows(), products);
+    else
+      exact_.bytes().multiply_upper(upper_, rounded, exact_.n_rows(), products);
+  }
+
+ private:
+  // Bytes of rows that a search leaves in the second-level cache, or nearly.
+  static constexpr std::size_t kNear = std::size_t{1} << 21;
+  // The largest entry of a row of unit norm times sqrt(dim), about 3 where entries have a normal distribution. With
+  // 3.5, recall@10 of a million vectors was the same within 0.0005.
+  static constexpr double kMostPeak = 5.0;
+
+  const Projection& exact_;
+  HugeVector<std::uint8_t> upper_;
 };
 
 }  // namespace compressae

@@ -29,11 +29,11 @@ struct Projections {
 // Bytes are too coarse for the rest of a vector whose largest entry is so many times the root mean square.
 inline constexpr float kSpike = 6.0f;
 
-// Products of the directions of vectors (n, dim) with all atoms, and with a mean (dim), unless that is null. Where
-// vectors are to be rounded, those with spikes are not.
-inline Projections project(const Projection& projection, const float* vectors, std::size_t n, const float* mean,
-                           Planes planes, std::size_t num_threads) {
-  const std::size_t n_latents = projection.n_rows(), dim = projection.dim();
+// Products of the directions of vectors (n, dim) with all atoms, and with a mean (dim), unless that is null. With
+// `rough`, they are rough but for those of vectors with spikes.
+inline Projections project(const Projection& exact, const RoughProjection* rough, const float* vectors, std::size_t n,
+                           const float* mean, std::size_t num_threads) {
+  const std::size_t n_latents = exact.n_rows(), dim = exact.dim();
   Projections all{std::vector<float>(n * n_latents), std::vector<float>(mean != nullptr ? n : 0)};
   for_each_run(n, kProjectedRows, num_threads, [&](std::size_t begin, std::size_t end) {
     std::vector<float> unit((end - begin) * dim);
@@ -43,12 +43,15 @@ inline Projections project(const Projection& projection, const float* vectors, s
       if (mean != nullptr) all.on_mean[row] = kernels().dot(direction, mean, dim);
     }
     float* on_atoms = all.on_atoms.data() + begin * n_latents;
-    projection.multiply(unit.data(), end - begin, planes, on_atoms);
+    if (rough == nullptr) {
+      exact.multiply(unit.data(), end - begin, on_atoms);
+      return;
+    }
+    rough->multiply(unit.data(), end - begin, on_atoms);
     const float most = kSpike / std::sqrt(static_cast<float>(dim));
-    for (std::size_t i = 0; planes == Planes::kRounded && i < end - begin; ++i) {
+    for (std::size_t i = 0; i < end - begin; ++i) {
       const float* direction = unit.data() + i * dim;
-      if (largest_magnitude(direction, dim) > most)
-        projection.multiply(direction, 1, Planes::kWhole, on_atoms + i * n_latents);
+      if (largest_magnitude(direction, dim) > most) exact.multiply(direction, 1, on_atoms + i * n_latents);
     }
   });
   return all;

@@ -69,6 +69,18 @@ struct ProductRows {
   std::size_t steps;            // of kStep columns
 };
 
+// The upper halves of the bytes of such rows: products with them read half as much.
+struct UpperRows {
+  static constexpr std::uint8_t kMiddle = 8;  // what the lower halves count as
+
+  // (n_blocks * 4, steps / 2, 16, kStep): of an even step in the lower bits, of the odd one behind it in the upper
+  // ones.
+  const std::uint8_t* entries;
+  const float* scales;  // (n_blocks * kBlock)
+  std::size_t n_blocks;
+  std::size_t steps;  // even
+};
+
 // The other side of such products: each query is the sum of n_planes vectors of bytes.
 struct ProductQueries {
   const std::int8_t* entries;     // (n, n_planes, kStep * steps)
@@ -176,6 +188,9 @@ struct Kernels {
   // products[q * stride + i] = <query q, row i> for the first n_rows rows; no sum of 32 bits may overflow.
   void (*multiply)(const ProductRows& rows, std::size_t n_rows, const ProductQueries& queries, float* products,
                    std::size_t stride);
+  // The same with the upper halves of rows, and of queries of one plane.
+  void (*multiply_upper)(const UpperRows& rows, std::size_t n_rows, const ProductQueries& queries, float* products,
+                         std::size_t stride);
   // For each query (of one plane) the strongest product of each group of rows: groups of `depth` (a power of
   // two, at most kMostDepth) rows, kLanes apart, in each `depth` times kLanes. (n, stride) numbers as StrongestProduct
   // says; products are below 1.5 in magnitude.

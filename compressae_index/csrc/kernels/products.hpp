@@ -59,6 +59,22 @@ void block_sums(const std::uint8_t* row, const std::int8_t* plane, std::size_t s
     }
 }
 
+// The same of the upper halves of rows.
+template <std::size_t Planes>
+void upper_sums(const std::uint8_t* row, const std::int8_t* plane, std::size_t steps, std::int32_t (*sums)[kBlock]) {
+  constexpr std::size_t kStep = ProductRows::kStep;
+  for (std::size_t p = 0; p < Planes; ++p)
+    for (std::size_t i = 0; i < kBlock; ++i) {
+      sums[p][i] = 0;
+      for (std::size_t step = 0; step < steps; ++step)
+        for (std::size_t e = 0; e < kStep; ++e) {
+          const std::uint8_t two = row[((i / 16 * steps + step) / 2 * 16 + i % 16) * kStep + e];
+          const std::int32_t upper = step % 2 == 0 ? (two & 15) << 4 : two & 0xf0;
+          sums[p][i] += (upper | UpperRows::kMiddle) * plane[(p * steps + step) * kStep + e];
+        }
+    }
+}
+
 }  // namespace plain
 
 #if defined(COMPRESSAE_PLAIN)
@@ -66,6 +82,7 @@ void block_sums(const std::uint8_t* row, const std::int8_t* plane, std::size_t s
 using plain::block_sums;
 using plain::byte_dots;
 using plain::interleave;
+using plain::upper_sums;
 using plain::weighted_sums;
 
 constexpr std::size_t kPlanes = 6;
@@ -139,6 +156,43 @@ void block_sums(const std::uint8_t* row, const std::int8_t* plane, std::size_t s
       }
     }
     // One by one: copied as a whole, the sums would be in memory from the start.
+#pragma GCC unroll 8
+    for (std::size_t p = 0; p < Planes; ++p)
+#pragma GCC unroll 4
+      for (std::size_t v = 0; v < kVectors; ++v) store(sums[p] + first + v * kInt32s, lanes[p][v]);
+  }
+}
+
+// The same of the upper halves of rows: each load serves two steps.
+template <std::size_t Planes>
+void upper_sums(const std::uint8_t* row, const std::int8_t* plane, std::size_t steps, std::int32_t (*sums)[kBlock]) {
+  constexpr std::size_t kStep = ProductRows::kStep;
+  constexpr auto kUpper = static_cast<std::int32_t>(0xf0f0f0f0);
+  constexpr std::int32_t kMiddles = UpperRows::kMiddle * 0x01010101;
+  const std::size_t ahead = kVectors * kInt32s * kStep * steps / 2;
+  for (std::size_t first = 0; first < kBlock; first += kVectors * kInt32s) {
+    Int32s lanes[Planes][kVectors] = {};
+    for (std::size_t pair = 0; pair < steps / 2; ++pair) {
+      Int32s rows[2][kVectors];
+#pragma GCC unroll 4
+      for (std::size_t v = 0; v < kVectors; ++v) {
+        const std::size_t i = first + v * kInt32s;
+        const std::uint8_t* entries = row + ((i / 16 * (steps / 2) + pair) * 16 + i % 16) * kStep;
+        __builtin_prefetch(entries + ahead);
+        const auto two = load<Int32s>(entries);
+        rows[0][v] = ((two << 4) & kUpper) | kMiddles;
+        rows[1][v] = (two & kUpper) | kMiddles;
+      }
+#pragma GCC unroll 8
+      for (std::size_t p = 0; p < Planes; ++p)
+#pragma GCC unroll 2
+        for (std::size_t odd = 0; odd < 2; ++odd) {
+          const auto entries = load<std::int32_t>(plane + (p * steps + 2 * pair + odd) * kStep);
+#pragma GCC unroll 4
+          for (std::size_t v = 0; v < kVectors; ++v)
+            lanes[p][v] = add_step(lanes[p][v], rows[odd][v], repeated(entries));
+        }
+    }
 #pragma GCC unroll 8
     for (std::size_t p = 0; p < Planes; ++p)
 #pragma GCC unroll 4
@@ -243,14 +297,23 @@ void strongest_in_block(const ProductRows& rows, std::size_t block, std::size_t 
                            queries.scales[first + q], block * kBlock, depth, strongest + (first + q) * stride);
 }
 
+template <std::size_t Planes>
+void sums_of_block(const ProductRows& rows, std::size_t block, const std::int8_t* plane, std::int32_t (*sums)[kBlock]) {
+  block_sums<Planes>(rows.entries + block * kBlock * ProductRows::kStep * rows.steps, plane, rows.steps, sums);
+}
+
+template <std::size_t Planes>
+void sums_of_block(const UpperRows& rows, std::size_t block, const std::int8_t* plane, std::int32_t (*sums)[kBlock]) {
+  upper_sums<Planes>(rows.entries + block * kBlock * ProductRows::kStep * rows.steps / 2, plane, rows.steps, sums);
+}
+
 // Products of `Queries` queries from `first` on with the first n_rows rows of a block.
-template <std::size_t Planes, std::size_t Queries>
-void multiply_block(const ProductRows& rows, std::size_t block, std::size_t n_rows, const ProductQueries& queries,
+template <std::size_t Planes, std::size_t Queries, typename Rows>
+void multiply_block(const Rows& rows, std::size_t block, std::size_t n_rows, const ProductQueries& queries,
                     std::size_t first, float* products, std::size_t stride) {
   const std::size_t length = ProductRows::kStep * rows.steps;
   alignas(64) std::int32_t sums[Queries * Planes][kBlock];
-  block_sums<Queries * Planes>(rows.entries + block * kBlock * length, queries.entries + first * Planes * length,
-                               rows.steps, sums);
+  sums_of_block<Queries * Planes>(rows, block, queries.entries + first * Planes * length, sums);
   for (std::size_t q = 0; q < Queries; ++q) {
     float* columns = products + (first + q) * stride + block * kBlock;
     const float* scales = queries.scales + (first + q) * Planes;
@@ -266,8 +329,8 @@ void multiply_block(const ProductRows& rows, std::size_t block, std::size_t n_ro
 }
 
 // A block of rows stays in the first-level cache while all queries pass by.
-template <std::size_t Planes>
-void multiply_all(const ProductRows& rows, std::size_t n_rows, const ProductQueries& queries, float* products,
+template <std::size_t Planes, typename Rows>
+void multiply_all(const Rows& rows, std::size_t n_rows, const ProductQueries& queries, float* products,
                   std::size_t stride) {
   constexpr std::size_t kTile = kPlanes < Planes ? 1 : kPlanes / Planes;
   for (std::size_t block = 0; block < rows.n_blocks; ++block) {
@@ -373,6 +436,11 @@ void multiply(const ProductRows& rows, std::size_t n_rows, const ProductQueries&
     multiply_all<1>(rows, n_rows, left, products + done * stride, stride);
   else
     multiply_all<3>(rows, n_rows, left, products + done * stride, stride);
+}
+
+void multiply_upper(const UpperRows& rows, std::size_t n_rows, const ProductQueries& queries, float* products,
+                    std::size_t stride) {
+  multiply_all<1>(rows, n_rows, queries, products, stride);
 }
 
 void multiply_strongest(const ProductRows& rows, std::size_t depth, const ProductQueries& queries,

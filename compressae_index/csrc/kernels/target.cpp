@@ -28,6 +28,7 @@ extern const Kernels COMPRESSAE_KERNELS{
     .residual_dots = residual_dots,
     .widen = widen,
     .multiply = multiply,
+    .multiply_upper = multiply_upper,
     .multiply_strongest = multiply_strongest,
     .surplus = surplus,
     .byte_dots = byte_dots,
