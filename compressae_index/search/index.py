@@ -86,7 +86,8 @@ class IndexStats(NamedTuple):
     bytes_per_vector: dict[str, float]
     """Resident bytes a vector by part and in total; those of a server are computed, or missing."""
     model_bytes: int
-    """Resident for searches: a byte an entry of the dictionary; encoding takes more."""
+    """Resident for searches: a byte an entry of the dictionary, and half a byte more of one above 2 MiB once
+    searches end with original vectors; encoding takes more."""
     postings: int
     """Nonzeros of a code that the posting lists keep, on average."""
     bytes_by_mode: dict[str, float]
