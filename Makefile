@@ -7,8 +7,9 @@ comma = ,
 
 .PHONY: demo test slow docs screenshots lint types check stub native neon sanitize sanitize-thread fuzz clean
 
-# Byte code is made of the modules that are imported, when they first are: of all modules it takes a third of the time.
-install = $(BIN)/pip install --quiet --no-compile --constraint constraints.txt
+# With byte code, as an environment may forbid that imports write it (PYTHONDONTWRITEBYTECODE): each of the processes
+# that tests start would compile all it imports.
+install = $(BIN)/pip install --quiet --constraint constraints.txt
 
 # Installed again whenever a source is newer. -P keeps the sources from hiding the installed package.
 SOURCES := pyproject.toml constraints.txt README.md $(shell find compressae_index connectors -name '*.py' -o -name '*.?pp' -o -name 'CMakeLists.txt' -o -name '*.pyi' -o -name '*.html')
