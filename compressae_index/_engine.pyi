@@ -42,6 +42,8 @@ def directions(
 
 MAX_DIM: int = 65536
 
+NEAR_BYTES: int = 2097152
+
 MAX_LATENTS: int = 65536
 
 class Projection:

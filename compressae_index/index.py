@@ -220,7 +220,7 @@ class CompressedIndex(RecodableIndex):
             check_room_for_norms(source.sizes(vectors, encoder)[1])
             source = source.without_center()
         norm_bytes = NORM_BYTES if points.keep_norms else 0
-        shared = Shared(n, dim, row_ids.nbytes / n, counts_dictionary=model is None, norm_bytes=norm_bytes)
+        shared = Shared(n, dim, row_ids.nbytes / n, model is None, norm_bytes, kept is not None)
         intent = Intent.of(
             knobs,
             budget,

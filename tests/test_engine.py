@@ -32,7 +32,7 @@ from compressae_index.checks import normalize_rows
 from compressae_index.coding.chunks import Encoded
 from compressae_index.embedded.backend import EmbeddedBackend
 from compressae_index.embedded.codecs import Aligned, Codec, Packed
-from compressae_index.embedded.sizes import WINDOW
+from compressae_index.embedded.sizes import WINDOW, dictionary_bytes
 from compressae_index.testing import Float64, Mask, assert_best, strongest_entries
 
 
@@ -421,6 +421,9 @@ def test_rough_projections_on_many_atoms_read_half_of_their_bytes(dim: int) -> N
     assert RoughProjection(Projection(atoms[: n - 8])).nbytes == 0
     large = RoughProjection(projection)
     assert large.nbytes == -(-n // 64) * 64 * (-(-dim // 8) * 8) // 2
+    counted = dictionary_bytes(n, dim, by_originals=True) - dictionary_bytes(n, dim)
+    assert large.nbytes == pytest.approx(counted, rel=0.02)
+    assert dictionary_bytes(n - 8, dim, by_originals=True) == dictionary_bytes(n - 8, dim)
     found, _ = large.project(vectors, None, 2)
     # The middle of the bytes whose upper half is the same, in steps of the atom, by the rounded vector.
     bytes_ = projection.entries().astype(np.int64) + 128

@@ -255,11 +255,15 @@ class Shared(NamedTuple):
     """Whether a dictionary is trained for these vectors alone; one that is given serves others, too."""
     norm_bytes: int = 0
     """Bytes of a norm, where these are kept beside codes."""
+    by_originals: bool = False
+    """Whether original vectors give the scores."""
 
     def overhead(self, n_latents: int) -> float:
         """Bytes a vector that no other setting changes: offsets of posting lists, ids, norms, dictionary."""
-        dictionary = dictionary_bytes(n_latents, self.dim) / self.n if self.counts_dictionary else 0.0
-        return list_overhead(n_latents, self.n) + self.id_bytes + self.norm_bytes + dictionary
+        vector = list_overhead(n_latents, self.n) + self.id_bytes + self.norm_bytes
+        if not self.counts_dictionary:
+            return vector
+        return vector + dictionary_bytes(n_latents, self.dim, by_originals=self.by_originals) / self.n
 
 
 class Intent(NamedTuple):

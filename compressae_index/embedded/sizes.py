@@ -31,6 +31,11 @@ def list_overhead(n_latents: int, n: int) -> float:
     return ((n_latents + 1) * 8 + n_latents * (4 * (windows + 1) + 2 * windows) + 4) / n
 
 
-def dictionary_bytes(n_latents: int, dim: int) -> int:
-    """Bytes of a dictionary as searches need it: a byte an entry, and a float32 scale a latent."""
-    return n_latents * (dim + 4)
+def dictionary_bytes(n_latents: int, dim: int, *, by_originals: bool = False) -> int:
+    """Bytes of a dictionary as searches need it: a byte an entry, and a float32 scale a latent.
+
+    Half a byte an entry more of a large one where original vectors give the scores: see `CompresSAE.seen`.
+    """
+    entries = n_latents * dim
+    halves = entries // 2 if by_originals and entries > _engine.NEAR_BYTES else 0
+    return entries + 4 * n_latents + halves

@@ -112,6 +112,7 @@ Codes top_k_codes(const Input<float, 2>& activations, std::size_t k, std::size_t
 
 void bind_dictionary(nb::module_& m) {
   m.attr("MAX_DIM") = kMaxDim;
+  m.attr("NEAR_BYTES") = RoughProjection::kNear;
   m.attr("MAX_LATENTS") = kMaxLatents;
   nb::class_<ProjectionBinding>(m, "Projection", "Products with atoms (n_latents, dim) of unit norm, kept as bytes.")
       .def(nb::init<const Input<float, 2>&>(), "atoms"_a.noconvert())
